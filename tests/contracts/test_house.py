@@ -1,0 +1,87 @@
+"""The house rules: small files, small functions, the same rooms in every layer folder, no machine's paths."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PYTHON_FOLDERS = ("l4spec", "planners", "tests", "examples", "benchmarks")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 50
+
+LARGER_FOR_A_REASON: dict[str, str] = {}
+"""`path.py` or `path.py:function` → why it may exceed its budget. An entry that is no longer needed fails."""
+
+MACHINE_PATH = re.compile(r"(?<![\w.~*-])/(?:work|opt|root|home|Users)/[\w.-]+|\.\./shared/")
+"""An absolute path into somebody's machine. URLs do not match: there a host name comes before the slash."""
+
+
+def python_files() -> list[Path]:
+    """Every Python file of the project, in a stable order."""
+    return sorted(path for folder in PYTHON_FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+
+def over_budget() -> Iterator[tuple[str, int]]:
+    """(place, lines) of every file and function above its budget, decorators and docstring included."""
+    for path in python_files():
+        name = path.relative_to(ROOT).as_posix()
+        source = path.read_text(encoding="utf-8")
+        if (num_lines := len(source.splitlines())) > MAX_FILE_LINES:
+            yield name, num_lines
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                if (num_lines := (node.end_lineno or first) - first + 1) > MAX_FUNCTION_LINES:
+                    yield f"{name}:{node.name}", num_lines
+
+
+def tracked_files() -> list[Path]:
+    """What is committed, or about to be; everything but hidden folders where the project is no git checkout."""
+    if (ROOT / ".git").exists():
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
+    visible = [
+        path for path in ROOT.rglob("*") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+    ]
+    return [path for path in visible if path.is_file() and path.suffix != ".pyc"]
+
+
+def test_files_and_functions_keep_their_budget_or_give_a_reason() -> None:
+    found = dict(over_budget())
+    without_reason = {place: lines for place, lines in found.items() if place not in LARGER_FOR_A_REASON}
+    assert not without_reason, f"more than {MAX_FILE_LINES} lines a file or {MAX_FUNCTION_LINES} a function"
+
+
+def test_every_excuse_for_a_larger_file_is_still_needed() -> None:
+    assert set(LARGER_FOR_A_REASON) <= dict(over_budget()).keys()
+    assert all(len(reason) > len("because") for reason in LARGER_FOR_A_REASON.values())
+
+
+def test_the_budget_is_checked_on_real_files() -> None:
+    names = {path.relative_to(ROOT).as_posix() for path in python_files()}
+    assert {"l4spec/errors.py", "tests/contracts/test_house.py"} <= names
+
+
+def test_every_layer_kind_has_the_same_rooms() -> None:
+    kinds = sorted(init.parent for init in (ROOT / "l4spec" / "layers").glob("*/__init__.py"))
+    rooms = {"__init__.py", "spec.py", "cost.py"} | ({"module.py"} if (ROOT / "l4spec" / "runtime").is_dir() else set())
+    missing = {kind.name: sorted(rooms - {file.name for file in kind.iterdir()}) for kind in kinds}
+    assert len(kinds) >= 10
+    assert not {name: files for name, files in missing.items() if files}
+
+
+def test_no_committed_text_names_a_machine_path() -> None:
+    found = []
+    for path in tracked_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
+    assert not found
+
+
+def test_every_package_says_that_it_is_typed() -> None:
+    assert all((ROOT / package / "py.typed").is_file() for package in ("l4spec", "planners"))

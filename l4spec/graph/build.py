@@ -1,0 +1,156 @@
+"""Stage 4: from a resolved model to its layer graph, with shapes checked across every edge."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import networkx as nx
+
+from l4spec.errors import Problem, SpecError
+from l4spec.graph.layer_graph import LayerGraph, LayerNode, Scope, Stream, TensorType
+from l4spec.layers import declaration_of
+from l4spec.layers.add.spec import AddSpec
+from l4spec.layers.base import LayerSpec, Width
+from l4spec.layers.declaration import Shape
+from l4spec.layers.merge.spec import MergeSpec
+from l4spec.spec.resolve import NamedPart, ResolvedBlock, ResolvedModel, ResolvedStack, ResolvedText, ResolvedVision
+
+if TYPE_CHECKING:
+    Dag = nx.MultiDiGraph[str]
+
+_LEADING_DIMS: dict[Stream, tuple[str, str]] = {
+    "text": ("batch", "tokens"),
+    "patch": ("tiles", "patches"),
+    "image": ("tiles", "image_tokens"),
+}
+
+
+def build_graph(model: ResolvedModel) -> LayerGraph:
+    """Lay the model out as a DAG: vision tower, adapter and projector into the text stream, blocks, norm, head.
+
+    Raises SpecError when the shapes at the two ends of an edge differ.
+    """
+    builder = _Builder(model.text.dtype)
+    image = _vision(builder, model.vision, model.text) if model.vision else None
+    _text(builder, model.text, image)
+    return LayerGraph(model, tuple(builder.nodes), builder.dag)
+
+
+@dataclass(slots=True)
+class _Builder:
+    """Adds nodes and checked edges; `scope` and `stream` are those of the next node."""
+
+    dtype: str
+    dag: "Dag" = field(default_factory=lambda: nx.MultiDiGraph())
+    nodes: list[LayerNode] = field(default_factory=list)
+    scope: Scope = "text"
+    stream: Stream = "text"
+
+    def add(
+        self, path: str, spec: LayerSpec, width: Width, *inputs: LayerNode, label: str = "", layer: int | None = None
+    ) -> LayerNode:
+        node = LayerNode(
+            id=f"{self.scope}.{path}",
+            scope=self.scope,
+            stream=self.stream,
+            role=path.rsplit(".", 1)[-1],
+            label=label or str(spec.kind),
+            layer=layer,
+            spec=spec,
+            width=width,
+            declaration=declaration_of(spec, width),
+        )
+        self.dag.add_node(node.id, node=node)
+        self.nodes.append(node)
+        for port, source in enumerate(inputs):
+            self._connect(source, node, port)
+        return node
+
+    def _connect(self, source: LayerNode, target: LayerNode, port: int) -> None:
+        given, wanted = source.declaration.output, target.declaration.inputs[port]
+        if len(given) != len(wanted) or given[-1] != wanted[-1]:
+            message = f"gives a tensor {_show(given)}, but {target.id} takes {_show(wanted)}"
+            raise SpecError([Problem(message, path=source.id, hint="make the widths equal")])
+        shape: Shape = (*_LEADING_DIMS[source.stream], given[-1])
+        tensor = TensorType(f"{source.id}.output", shape, self.dtype)
+        self.dag.add_edge(source.id, target.id, port=port, tensor=tensor)
+
+
+def _show(shape: Shape) -> str:
+    return f"[{', '.join(str(dim) for dim in shape)}]"
+
+
+def _text(builder: _Builder, text: ResolvedText, image: LayerNode | None) -> None:
+    builder.scope = builder.stream = "text"
+    width = text.stack.width
+    stream = builder.add("embedding", text.embedding, width)
+    if image is not None:
+        stream = builder.add("merge", MergeSpec(kind="merge"), width, stream, image)
+    if text.position is not None:
+        stream = builder.add("position", text.position, width, stream)
+    stream = _blocks(builder, text.stack, stream)
+    if text.final_norm:
+        stream = builder.add("norm", text.stack.norm, width, stream)
+    builder.add("head", text.head, width, stream)
+
+
+def _vision(builder: _Builder, vision: ResolvedVision, text: ResolvedText) -> LayerNode:
+    builder.scope, builder.stream = "vision", "patch"
+    width = vision.stack.width
+    stream = builder.add("patch_embedding", vision.patch_embedding, width)
+    if vision.position is not None:
+        stream = builder.add("position", vision.position, width, stream)
+    if vision.pre_layernorm:
+        stream = builder.add("pre_norm", vision.stack.norm, width, stream)
+    stream = _blocks(builder, vision.stack, stream)
+    if vision.post_layernorm:
+        stream = builder.add("post_norm", vision.stack.norm, width, stream)
+    builder.stream = "image"
+    stream = builder.add("adapter", vision.adapter, width, stream)
+    return builder.add(
+        "projector", vision.projector, Width(vision.adapter.output_size, text.stack.width.max_seq_len), stream
+    )
+
+
+def _blocks(builder: _Builder, stack: ResolvedStack, stream: LayerNode) -> LayerNode:
+    for block in stack.blocks:
+        stream = (
+            _parallel(builder, stack, block, stream)
+            if block.form == "parallel"
+            else _serial(builder, stack, block, stream)
+        )
+    return stream
+
+
+def _serial(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
+    for role, part in (("attention", block.attention), ("ffn", block.ffn)):
+        if part is not None:
+            stream = _sublayer(builder, stack, block, role, part, stream)
+    return stream
+
+
+def _sublayer(
+    builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, role: str, part: NamedPart, stream: LayerNode
+) -> LayerNode:
+    """pre_norm: x + f(norm(x)); sandwich: x + norm(f(norm(x))); post_norm: norm(x + f(x))."""
+    width, prefix, residual = stack.width, f"layers.{block.index}.{role}", stream
+    if block.form != "post_norm":
+        stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
+    stream = builder.add(prefix, part.spec, width, stream, label=part.name, layer=block.index)
+    if block.form == "sandwich":
+        stream = builder.add(f"{prefix}_post_norm", stack.norm, width, stream, layer=block.index)
+    stream = builder.add(f"{prefix}_add", AddSpec(kind="add"), width, residual, stream, layer=block.index)
+    if block.form == "post_norm":
+        stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
+    return stream
+
+
+def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
+    """x + attention(norm(x)) + ffn(norm(x)), one norm for both."""
+    assert block.attention is not None and block.ffn is not None
+    width, prefix = stack.width, f"layers.{block.index}"
+    normed = builder.add(f"{prefix}.norm", stack.norm, width, stream, layer=block.index)
+    branches = [
+        builder.add(f"{prefix}.{role}", part.spec, width, normed, label=part.name, layer=block.index)
+        for role, part in (("attention", block.attention), ("ffn", block.ffn))
+    ]
+    return builder.add(f"{prefix}.add", AddSpec(kind="add", num_inputs=3), width, stream, *branches, layer=block.index)

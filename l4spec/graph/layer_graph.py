@@ -1,0 +1,116 @@
+"""Stage 4's type: `LayerGraph`, a read-only DAG of layers with tensor names, shapes and dtypes on its edges."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import networkx as nx
+
+from l4spec.layers.base import LayerSpec, Width
+from l4spec.layers.declaration import Declaration, Parameter, Part, Shape
+from l4spec.spec.resolve import ResolvedModel
+
+Scope = Literal["text", "vision"]
+Stream = Literal["text", "patch", "image"]
+"""What a node's tokens are: text tokens, patches of a tile inside the tower, or image tokens on their way to the text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNode:
+    """One layer instance. Equal layers share one `declaration`.
+
+    `id` is the prefix of its tensors' names (`text.layers.0.attention`), `role` its place in the block (`attention`,
+    `ffn_norm`, `head` …), `label` the name its author gave the part, `layer` the block's index from 0.
+    """
+
+    id: str
+    scope: Scope
+    stream: Stream
+    role: str
+    label: str
+    layer: int | None
+    spec: LayerSpec
+    width: Width
+    declaration: Declaration
+
+    @property
+    def kind(self) -> str:
+        return str(self.spec.kind)
+
+    def part_of(self, parameter: Parameter) -> Part:
+        """The part that a parameter counts for: everything in a vision tower and its adapter is `vision`."""
+        return "vision" if self.scope == "vision" and parameter.part != "projector" else parameter.part
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """What flows along an edge: its name, symbolic shape and number format."""
+
+    name: str
+    shape: Shape
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """All nodes that are the same layer in the same place of their block: one declaration and a count."""
+
+    nodes: tuple[LayerNode, ...]
+
+    @property
+    def first(self) -> LayerNode:
+        return self.nodes[0]
+
+    @property
+    def count(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def declaration(self) -> Declaration:
+        return self.first.declaration
+
+
+class LayerGraph:
+    """A read-only DAG of layer nodes, in topological order, for one resolved model."""
+
+    def __init__(self, model: ResolvedModel, nodes: tuple[LayerNode, ...], dag: "nx.MultiDiGraph[str]") -> None:
+        self.model = model
+        self.nodes = nodes
+        self.dag = nx.freeze(dag)
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @cached_property
+    def by_id(self) -> dict[str, LayerNode]:
+        """Every node by its id."""
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """Nodes gathered by (scope, role, label, declaration), in order of first appearance: what planning iterates."""
+        gathered: dict[tuple[str, str, str, int], list[LayerNode]] = {}
+        for node in self.nodes:
+            gathered.setdefault((node.scope, node.role, node.label, id(node.declaration)), []).append(node)
+        return tuple(LayerGroup(tuple(nodes)) for nodes in gathered.values())
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Blocks of the language model."""
+        return len(self.model.text.stack.blocks)
+
+    def inputs_of(self, node_id: str) -> tuple[str, ...]:
+        """Ids of the nodes that feed this one, in the order of its ports."""
+        edges = sorted(self.dag.in_edges(node_id, data="port"), key=lambda edge: int(edge[2]))
+        return tuple(source for source, _, _ in edges)
+
+    def parameters(self) -> Iterator[tuple[LayerNode, Parameter]]:
+        """Every tensor of every node; its full name is `{node.id}.{parameter.name}`."""
+        for node in self.nodes:
+            for parameter in node.declaration.parameters:
+                yield node, parameter
+
+    def __repr__(self) -> str:
+        return f"LayerGraph({self.name!r}, {len(self.nodes)} nodes, {self.num_layers} layers)"

@@ -1,0 +1,75 @@
+"""All layer kinds: the ones of this package, listed, and those that other packages register.
+
+A package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`.
+"""
+
+from functools import lru_cache
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+from l4spec.layers.add import KIND as _add
+from l4spec.layers.embedding import KIND as _embedding
+from l4spec.layers.geglu import KIND as _geglu
+from l4spec.layers.gqa import KIND as _gqa
+from l4spec.layers.layernorm import KIND as _layernorm
+from l4spec.layers.learned_position import KIND as _learned_position
+from l4spec.layers.linear import KIND as _linear
+from l4spec.layers.lm_head import KIND as _lm_head
+from l4spec.layers.merge import KIND as _merge
+from l4spec.layers.mla import KIND as _mla
+from l4spec.layers.mlp import KIND as _mlp
+from l4spec.layers.moe import KIND as _moe
+from l4spec.layers.patch_embedding import KIND as _patch_embedding
+from l4spec.layers.pixel_shuffle_mlp import KIND as _pixel_shuffle_mlp
+from l4spec.layers.rmsnorm import KIND as _rmsnorm
+from l4spec.layers.swiglu import KIND as _swiglu
+from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
+from l4spec.layers.declaration import Declaration
+
+_OWN = (
+    _add,
+    _embedding,
+    _geglu,
+    _gqa,
+    _layernorm,
+    _learned_position,
+    _linear,
+    _lm_head,
+    _merge,
+    _mla,
+    _mlp,
+    _moe,
+    _patch_embedding,
+    _pixel_shuffle_mlp,
+    _rmsnorm,
+    _swiglu,
+)
+ENTRY_POINT_GROUP = "l4spec.layers"
+
+
+def _all_kinds() -> dict[str, LayerKind]:
+    kinds = {kind.name: kind for kind in _OWN}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        kind = entry_point.load()
+        if not isinstance(kind, LayerKind) or kind.name in kinds:
+            raise TypeError(f"entry point {entry_point.value} must name a LayerKind of a new kind, found {kind!r}")
+        kinds[kind.name] = kind
+    return kinds
+
+
+KINDS = MappingProxyType(_all_kinds())
+"""Every known layer kind by its name."""
+
+
+def specs_for(slot: Slot) -> tuple[type[LayerSpec], ...]:
+    """The schemas that an author may choose from for a slot."""
+    return tuple(kind.spec for kind in KINDS.values() if kind.slot == slot)
+
+
+@lru_cache(maxsize=4096)
+def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
+    """The declaration of a layer; equal layers share one object."""
+    declare: Any = KINDS[spec.kind].declare
+    result: Declaration = declare(spec, width)
+    return result

@@ -1,0 +1,63 @@
+"""What every layer kind is made of: a strict schema, a declaration function and the place of its torch module."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from l4spec.layers.declaration import Declaration
+
+Slot = Literal["embedding", "norm", "attention", "ffn", "head", "vision", "wiring"]
+"""Where in a model a kind may stand; an author chooses kinds for `norm`, `attention` and `ffn`."""
+
+
+class Spec(BaseModel):
+    """Base of everything an author writes: strict types, frozen, unknown keys refused, no NaN or infinity."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LayerSpec(Spec):
+    """Base of a layer kind's schema; `kind` names the kind."""
+
+    kind: Any
+
+
+LARGEST = 2**40
+"""Upper bound of any size in a spec: larger ones are mistakes, and products of a few of them still fit an integer."""
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+AsTuple = BeforeValidator(_as_tuple)
+"""YAML has lists, frozen specs have tuples."""
+
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """What a layer is told about its surroundings: the width of the stream it reads and writes, and the longest sequence."""
+
+    hidden_size: int
+    max_seq_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKind:
+    """One room of the house: schema, declaration, and `module:Class` of the torch module, imported only when built."""
+
+    spec: type[LayerSpec]
+    declare: Callable[[Any, Width], Declaration]
+    module: str
+    slot: Slot
+
+    @property
+    def name(self) -> str:
+        """The word that stands after `kind:` in YAML."""
+        return str(get_args(self.spec.model_fields["kind"].annotation)[0])

@@ -1,0 +1,261 @@
+"""What a layer kind declares about itself: parameters, operations, cache and buffers, in elements, without torch.
+
+Planner and runtime both read these declarations, so that a number in a plan and a tensor in a run cannot come from
+two sources. Everything here is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+Part = Literal[
+    "embedding",
+    "attention",
+    "router",
+    "routed_experts",
+    "shared_expert",
+    "dense_ffn",
+    "norm",
+    "position",
+    "head",
+    "vision",
+    "projector",
+]
+"""What a parameter belongs to when a model is summed up by part; all of a vision tower and its adapter is `vision`."""
+
+Role = Literal["linear", "expert", "router", "norm", "bias", "embedding", "head", "other"]
+"""What a parameter is to a quantizer: only `linear` and `expert` weights (and `head`, `router` when named) pack."""
+
+Phase = Literal["prefill", "decode", "train"]
+Shape = tuple[str | int, ...]
+"""A symbolic tensor shape: `("batch", "tokens", 5120)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """One dimension of a tensor with its logical axis.
+
+    `units` is the number of equal indivisible pieces along it (40 heads in a projection 5120 wide): a parallel layout
+    may only cut between them. By default every element is a piece of its own.
+    """
+
+    axis: str
+    size: int
+    units: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.units:
+            object.__setattr__(self, "units", self.size)
+        assert self.units == 0 or self.size % self.units == 0, (
+            f"{self.axis}: {self.units} pieces do not divide {self.size}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A named tensor that a module of this kind holds, with a logical axis for each dimension.
+
+    `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
+    along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
+    is held and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
+    """
+
+    name: str
+    dims: tuple[Dim, ...]
+    part: Part
+    role: Role
+    input_dim: int | None = None
+    num_active: int | None = None
+    tied_to: str | None = None
+    buffer: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(dim.size for dim in self.dims)
+
+    @property
+    def numel(self) -> int:
+        """Number of parameters; 0 for a buffer and for a tensor that is tied to another one and stored there."""
+        return 0 if self.tied_to or self.buffer else prod(self.shape)
+
+    @property
+    def num_stored(self) -> int:
+        """Elements that lie in memory for this tensor: buffers count, tied tensors do not."""
+        return 0 if self.tied_to else prod(self.shape)
+
+    @property
+    def num_active_elements(self) -> int:
+        """Elements that one token's forward pass uses: `numel` except for routed experts."""
+        if self.num_active is None:
+            return self.numel
+        assert self.dims[0].axis == "experts"
+        return self.numel // self.dims[0].size * self.num_active
+
+
+def linear(
+    name: str, out: Dim, into: Dim, part: Part, *, bias: bool = False, role: Role = "linear"
+) -> tuple[Parameter, ...]:
+    """The parameters of `y = x W^T (+ b)`: `{name}.weight` [out, in] and, with `bias`, `{name}.bias` [out]."""
+    weight = Parameter(f"{name}.weight", (out, into), part, role, input_dim=1)
+    return (weight, Parameter(f"{name}.bias", (out,), part, "bias")) if bias else (weight,)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one forward pass does: `num_sequences` sequences, each with `num_queries` new tokens after `num_cached`.
+
+    `num_logits` is the number of positions per sequence whose logits are computed (None: all new tokens).
+    """
+
+    num_sequences: int
+    num_queries: int
+    num_cached: int = 0
+    phase: Phase = "prefill"
+    num_logits: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """New tokens over all sequences."""
+        return self.num_sequences * self.num_queries
+
+    @property
+    def num_logit_rows(self) -> int:
+        """Rows of the logits matrix over all sequences."""
+        return self.num_sequences * (self.num_queries if self.num_logits is None else self.num_logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """`rows` vectors through `weight`: rows * in * out multiply-adds, 2 FLOPs each.
+
+    For a routed expert tensor, `rows` counts (token, expert) pairs and one pair uses one expert's slice.
+    """
+
+    name: str
+    rows: int
+    weight: Parameter
+
+    @property
+    def flops(self) -> int:
+        shape = (
+            self.weight.shape[1:]
+            if self.weight.dims[0].axis == "experts" and len(self.weight.dims) == 3
+            else self.weight.shape
+        )
+        return 2 * self.rows * prod(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPairs:
+    """Scores and weighted values over `pairs` attended (query, key) pairs for each of `num_heads` heads.
+
+    2 FLOPs per multiply-add; softmax, mask and scale are left out, as is usual.
+    """
+
+    name: str
+    pairs: int
+    num_heads: int
+    qk_dim: int
+    v_dim: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.pairs * self.num_heads * (self.qk_dim + self.v_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise:
+    """Element-wise work or a gather on `elements` elements: memory traffic, no FLOPs by convention."""
+
+    name: str
+    elements: int
+    reads: int = 1
+    writes: int = 1
+
+    @property
+    def flops(self) -> int:
+        return 0
+
+
+Operation = Matmul | AttentionPairs | Elementwise
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The law by which a cache grows with the context: everything, or at most `size` tokens of a chunk or a window."""
+
+    kind: Literal["full", "chunk", "window"]
+    size: int | None = None
+
+    def num_kept(self, context: int) -> int:
+        """Tokens held in memory for a context of `context` tokens."""
+        return context if self.size is None else min(context, self.size)
+
+    def num_read(self, context: int) -> int:
+        """Tokens read by the decode step whose own token is the last of `context` tokens."""
+        if self.kind == "chunk":
+            assert self.size is not None
+            return (context - 1) % self.size + 1 if context else 0
+        return self.num_kept(context)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One tensor kept per token for later queries (`key`, `value`, `latent`), with its growth law."""
+
+    name: str
+    dims: tuple[Dim, ...]
+    bound: Bound
+
+    @property
+    def elements_per_token(self) -> int:
+        return prod(dim.size for dim in self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype (fp32 logits)."""
+
+    name: str
+    rows: int
+    dims: tuple[Dim, ...]
+    bytes_per_element: int | None = None
+
+    @property
+    def elements(self) -> int:
+        return self.rows * prod(dim.size for dim in self.dims)
+
+
+def _no_buffers(work: Work) -> tuple[Buffer, ...]:
+    return ()
+
+
+@dataclass(frozen=True, eq=False)
+class Declaration:
+    """A layer of one kind and one size. Compared by identity: layers that share a declaration are the same layer.
+
+    `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
+    what autograd keeps for the backward pass.
+    """
+
+    parameters: tuple[Parameter, ...]
+    operations: Callable[[Work], tuple[Operation, ...]]
+    inputs: tuple[Shape, ...]
+    output: Shape
+    cache: tuple[CacheEntry, ...] = ()
+    live: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
+    saved: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
+    num_parameters: int = field(init=False)
+    num_active_parameters: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = [parameter.name for parameter in self.parameters]
+        assert len(set(names)) == len(names), f"parameter names repeat: {names}"
+        object.__setattr__(self, "num_parameters", sum(p.numel for p in self.parameters))
+        object.__setattr__(self, "num_active_parameters", sum(p.num_active_elements for p in self.parameters))
+
+
+def tokens_of(width: int) -> Shape:
+    """The shape of a stream of token vectors of this width."""
+    return ("batch", "tokens", width)

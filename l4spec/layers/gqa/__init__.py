@@ -1,0 +1,7 @@
+"""The room of grouped-query attention."""
+
+from l4spec.layers.base import LayerKind
+from l4spec.layers.gqa.cost import declare
+from l4spec.layers.gqa.spec import GQASpec
+
+KIND = LayerKind(spec=GQASpec, declare=declare, module="l4spec.layers.gqa.module:GQA", slot="attention")

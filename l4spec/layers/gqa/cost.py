@@ -1,0 +1,82 @@
+"""What grouped-query attention costs."""
+
+from l4spec.layers.base import Width
+from l4spec.layers.declaration import (
+    AttentionPairs,
+    Buffer,
+    CacheEntry,
+    Declaration,
+    Dim,
+    Elementwise,
+    Matmul,
+    Operation,
+    Parameter,
+    Work,
+    linear,
+    tokens_of,
+)
+from l4spec.layers.gqa.spec import GQASpec, RMSQKNorm
+from l4spec.layers.masks import attended_pairs, cache_bound
+
+
+def declare(spec: GQASpec, width: Width) -> Declaration:
+    """Projections q, k, v, o; exact attended pairs of the mask; a key and a value cache by the mask's law.
+
+    Weights are [out, in]. Softmax, rotation, norms and soft-cap count no FLOPs by convention.
+    """
+    hidden = Dim("hidden", width.hidden_size)
+    heads = Dim("heads", spec.num_heads * spec.head_dim, spec.num_heads)
+    kv_heads = Dim("kv_heads", spec.num_kv_heads * spec.head_dim, spec.num_kv_heads)
+    q = linear("q_proj", heads, hidden, "attention", bias=spec.qkv_bias)
+    k = linear("k_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
+    v = linear("v_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
+    o = linear("o_proj", hidden, heads, "attention", bias=spec.output_bias)
+
+    def operations(work: Work) -> tuple[Operation, ...]:
+        pairs = work.num_sequences * attended_pairs(spec.mask, work.num_queries, work.num_cached)
+        return (
+            Matmul("q_proj", work.num_tokens, q[0]),  # x @ W_q.T
+            Matmul("k_proj", work.num_tokens, k[0]),  # x @ W_k.T
+            Matmul("v_proj", work.num_tokens, v[0]),  # x @ W_v.T
+            Elementwise(
+                "rotate_normalise", work.num_tokens * (heads.size + kv_heads.size)
+            ),  # rope, qk norm, temperature
+            AttentionPairs("attend", pairs, spec.num_heads, spec.head_dim, spec.head_dim),  # softmax(q k.T) v
+            Matmul("o_proj", work.num_tokens, o[0]),  # y @ W_o.T
+        )
+
+    def live(work: Work) -> tuple[Buffer, ...]:
+        rows = work.num_tokens
+        return (
+            Buffer("normed_input", rows, (hidden,)),
+            Buffer("query", rows, (heads,)),
+            Buffer("key", rows, (kv_heads,)),
+            Buffer("value", rows, (kv_heads,)),
+            Buffer("attended", rows, (heads,)),
+        )
+
+    def saved(work: Work) -> tuple[Buffer, ...]:
+        return (
+            *live(work),
+            Buffer("log_sum_exp", work.num_tokens, (Dim("heads", spec.num_heads),), bytes_per_element=4),
+        )
+
+    bound = cache_bound(spec.mask)
+    cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (kv_heads,), bound)) if bound else ()
+    stream = tokens_of(width.hidden_size)
+    return Declaration(
+        (*q, *k, *v, *o, *_qk_norms(spec)),
+        operations,
+        inputs=(stream,),
+        output=stream,
+        cache=cache,
+        live=live,
+        saved=saved,
+    )
+
+
+def _qk_norms(spec: GQASpec) -> tuple[Parameter, ...]:
+    if not isinstance(spec.qk_norm, RMSQKNorm):
+        return ()
+    head_dim = Dim("head_dim", spec.head_dim)
+    return tuple(Parameter(f"{name}.weight", (head_dim,), "attention", "norm") for name in ("q_norm", "k_norm"))

@@ -1,0 +1,77 @@
+"""Schema of grouped-query attention; MHA and MQA are its ends."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from l4spec.layers.base import LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.masks import Mask
+from l4spec.layers.positions import Position, Rope, Rope2d
+
+
+class L2Norm(Spec):
+    """Weightless RMS of each query and key head after the rotation, in fp32 (Llama 4 Scout)."""
+
+    kind: Literal["l2"]
+    eps: PositiveFloat = 1e-5
+    """Added to the mean square."""
+
+
+class RMSQKNorm(Spec):
+    """RMSNorm with a weight over head_dim on each query and key head, before the rotation (Qwen3)."""
+
+    kind: Literal["rmsnorm"]
+    eps: PositiveFloat = 1e-6
+    """Added to the mean square."""
+
+
+QKNorm = Annotated[L2Norm | RMSQKNorm, Field(discriminator="kind")]
+
+
+class Temperature(Spec):
+    """Query scale log(floor((position + 1) / floor_scale) + 1) * attn_scale + 1, position from 0 (Llama 4 NoPE layers)."""
+
+    floor_scale: PositiveFloat
+    """Tokens after which the scale takes its next step."""
+    attn_scale: PositiveFloat
+    """Height of the logarithm."""
+
+
+class GQASpec(LayerSpec):
+    """Grouped-query attention (arXiv:2305.13245): `num_heads` query heads share `num_kv_heads` key/value heads."""
+
+    kind: Literal["gqa"]
+    num_heads: Size
+    """Query heads."""
+    num_kv_heads: Size
+    """Key/value heads: equal to num_heads for MHA, 1 for MQA."""
+    head_dim: Size
+    """Width of a head."""
+    mask: Mask
+    """Which keys a query sees."""
+    position: Position
+    """How positions enter queries and keys."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    output_bias: bool = False
+    """Bias on the output projection."""
+    qk_norm: QKNorm | None = None
+    """Norm of each query and key head."""
+    temperature: Temperature | None = None
+    """Growth of the query scale with the position."""
+    logit_softcap: PositiveFloat | None = None
+    """Attention scores become cap * tanh(score / cap) (Gemma 2)."""
+    scale: PositiveFloat | None = None
+    """Factor on the scores; head_dim ** -0.5 when left out."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if isinstance(self.position, Rope):
+            rotary_dim = self.position.rotary_dim or self.head_dim
+            if rotary_dim > self.head_dim or rotary_dim % 2:
+                raise ValueError(f"the rotated part ({rotary_dim}) must be even and at most head_dim ({self.head_dim})")
+        if isinstance(self.position, Rope2d) and self.head_dim % 4:
+            raise ValueError(f"2-D rope needs head_dim divisible by 4, found {self.head_dim}")
+        return self

@@ -1,0 +1,15 @@
+"""Schema of a single linear layer, as the projector between vision and text."""
+
+from typing import Literal
+
+from l4spec.layers.base import LayerSpec, Size
+
+
+class LinearSpec(LayerSpec):
+    """One linear layer from the stream's width to `output_size`."""
+
+    kind: Literal["linear"]
+    output_size: Size
+    """Width of the output."""
+    bias: bool = False
+    """Whether a bias is added."""

@@ -1,0 +1,7 @@
+"""The room of multi-head latent attention."""
+
+from l4spec.layers.base import LayerKind
+from l4spec.layers.mla.cost import declare
+from l4spec.layers.mla.spec import MLASpec
+
+KIND = LayerKind(spec=MLASpec, declare=declare, module="l4spec.layers.mla.module:MLA", slot="attention")

@@ -1,0 +1,45 @@
+"""Schema of multi-head latent attention."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from l4spec.layers.base import LayerSpec, PositiveFloat, Size
+from l4spec.layers.masks import Mask
+from l4spec.layers.positions import Position, Rope, Rope2d
+
+
+class MLASpec(LayerSpec):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from a cached low-rank latent."""
+
+    kind: Literal["mla"]
+    num_heads: Size
+    """Heads; every head has keys and values of its own, computed from the latent."""
+    q_lora_rank: Size | None
+    """Rank of the query's low-rank projection; null for a full one."""
+    kv_lora_rank: Size
+    """Width of the latent that is cached."""
+    qk_nope_head_dim: Size
+    """Part of a query/key head without rotation."""
+    qk_rope_head_dim: Size
+    """Rotated part of a query/key head; its key part is shared by all heads and cached."""
+    v_head_dim: Size
+    """Width of a value head."""
+    mask: Mask
+    """Which keys a query sees."""
+    position: Position
+    """Rotation of the rope part."""
+    norm_eps: PositiveFloat
+    """eps of the RMSNorms on the latents."""
+    bias: bool = False
+    """Biases on the two down-projections and the output projection."""
+
+    @model_validator(mode="after")
+    def _rope_even(self) -> Self:
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim must be even, found {self.qk_rope_head_dim}")
+        if isinstance(self.position, Rope2d):
+            raise ValueError("mla takes position rope or none, not rope_2d")
+        if isinstance(self.position, Rope) and self.position.rotary_dim not in (None, self.qk_rope_head_dim):
+            raise ValueError("mla rotates qk_rope_head_dim elements: leave position.rotary_dim out")
+        return self

@@ -1,0 +1,17 @@
+"""Schema of the plain two-layer feed-forward network."""
+
+from typing import Literal
+
+from l4spec.layers.base import LayerSpec, Size
+
+
+class MLPSpec(LayerSpec):
+    """Feed-forward layer GELU(x W_up) W_down, as in GPT-2 and vision transformers."""
+
+    kind: Literal["mlp"]
+    intermediate_size: Size
+    """Width between the two projections."""
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
+    """Exact GELU, its tanh approximation, or ReLU."""
+    bias: bool = True
+    """Biases on both projections."""

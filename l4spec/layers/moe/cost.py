@@ -1,0 +1,85 @@
+"""What a mixture of experts costs: all experts in memory, a few in compute."""
+
+from l4spec.layers.base import Width
+from l4spec.layers.declaration import (
+    Buffer,
+    Declaration,
+    Dim,
+    Elementwise,
+    Matmul,
+    Operation,
+    Parameter,
+    Work,
+    linear,
+    tokens_of,
+)
+from l4spec.layers.gated import gated_live, gated_operations, gated_parameters, gated_saved
+from l4spec.layers.moe.spec import MoESpec
+
+
+def declare(spec: MoESpec, width: Width) -> Declaration:
+    """Router [experts, hidden]; experts' gate_proj, up_proj [experts, ffn, hidden] and down_proj [experts, hidden, ffn].
+
+    A token's FLOPs are those of its `num_experts_per_token` experts, the shared ones and the router; with a capacity,
+    the bound that no token is dropped. Choosing and scattering tokens counts no FLOPs by convention.
+    """
+    hidden = Dim("hidden", width.hidden_size)
+    expert_ffn, shared_ffn = Dim("expert_ffn", spec.intermediate_size), Dim("ffn", max(spec.shared_size, 1))
+    router = _router(spec, hidden)
+    experts = _experts(spec, hidden, expert_ffn)
+    shared = gated_parameters("shared_expert.", shared_ffn, hidden, "shared_expert") if spec.num_shared_experts else ()
+    shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
+
+    def operations(work: Work) -> tuple[Operation, ...]:
+        rows = work.num_tokens * spec.num_experts_per_token
+        return (
+            Matmul("router", work.num_tokens, router[0]),  # x @ W_router.T
+            Elementwise("dispatch", rows * hidden.size),  # tokens sorted by expert
+            *gated_operations(rows, experts, expert_ffn.size),
+            Elementwise("combine", rows * hidden.size),  # rows summed by token
+            *(gated_operations(work.num_tokens, shared, shared_ffn.size) if shared else ()),
+            *(Matmul("shared_expert_gate", work.num_tokens, gate) for gate in shared_gate),  # sigmoid(x w)
+        )
+
+    def live(work: Work) -> tuple[Buffer, ...]:
+        rows = work.num_tokens * spec.num_experts_per_token
+        output = Buffer("combined", work.num_tokens, (hidden,))
+        return (*gated_live(rows, expert_ffn, hidden), output, Buffer("expert_output", rows, (hidden,)))
+
+    def saved(work: Work) -> tuple[Buffer, ...]:
+        rows = work.num_tokens * spec.num_experts_per_token
+        of_shared = gated_saved(work.num_tokens, shared_ffn, hidden) if shared else ()
+        logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
+        return (*gated_saved(rows, expert_ffn, hidden), *of_shared, logits)
+
+    stream = tokens_of(width.hidden_size)
+    parameters = (*router, *experts, *shared, *shared_gate)
+    return Declaration(parameters, operations, inputs=(stream,), output=stream, live=live, saved=saved)
+
+
+def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:
+    # the router is held whole by every rank, so its axis is not the one that expert parallelism cuts
+    choices = Dim("router", spec.num_experts)
+    weight = linear("router", choices, hidden, "router", role="router")
+    bias = Parameter("router.correction_bias", (choices,), "router", "bias", buffer=True)
+    return (*weight, bias) if spec.router.correction_bias else weight
+
+
+def _experts(spec: MoESpec, hidden: Dim, ffn: Dim) -> tuple[Parameter, ...]:
+    experts = Dim("experts", spec.num_experts)
+
+    def stack(name: str, out: Dim, into: Dim) -> Parameter:
+        return Parameter(
+            f"experts.{name}",
+            (experts, out, into),
+            "routed_experts",
+            "expert",
+            input_dim=2,
+            num_active=spec.num_experts_per_token,
+        )
+
+    return (stack("gate_proj", ffn, hidden), stack("up_proj", ffn, hidden), stack("down_proj", hidden, ffn))
+
+
+def _shared_gate(hidden: Dim) -> tuple[Parameter, ...]:
+    return linear("shared_expert_gate", Dim("gate", 1), hidden, "shared_expert", role="router")

@@ -1,0 +1,22 @@
+"""What a patch embedding costs."""
+
+from l4spec.layers.base import Width
+from l4spec.layers.declaration import Declaration, Dim, Matmul, Operation, Parameter, Work, linear, tokens_of
+from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
+
+
+def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:
+    """A projection [hidden, channels * patch^2] over grid^2 patches a tile, and a class token [hidden].
+
+    Here a sequence is a tile: `work.num_sequences` tiles are embedded.
+    """
+    hidden = Dim("hidden", width.hidden_size)
+    pixels = Dim("pixels", spec.num_channels * spec.patch_size**2)
+    weight = linear("proj", hidden, pixels, "vision", bias=spec.bias)
+    class_token = (Parameter("class_token", (hidden,), "vision", "other"),) if spec.class_token != "none" else ()
+
+    def operations(work: Work) -> tuple[Operation, ...]:
+        return (Matmul("proj", work.num_sequences * spec.grid**2, weight[0]),)  # patches @ W.T
+
+    image = ("tiles", spec.num_channels, spec.image_size, spec.image_size)
+    return Declaration((*weight, *class_token), operations, inputs=(image,), output=tokens_of(width.hidden_size))

@@ -1,0 +1,96 @@
+"""How attention knows positions: rotary embeddings with their scaling laws, 2-D rotary for images, or nothing."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from l4spec.layers.base import PositiveFloat, Size, Spec
+
+
+class LinearScaling(Spec):
+    """Position interpolation: every frequency divided by `factor` (arXiv:2306.15595)."""
+
+    kind: Literal["linear"]
+    factor: PositiveFloat
+    """How many times longer the context becomes."""
+
+
+class Llama3Scaling(Spec):
+    """Llama 3's scaling: low frequencies divided by `factor`, high ones kept, a smooth band between (Llama 3.1 release).
+
+    With `low_freq_factor == high_freq_factor` there is no band, as in Llama 4 Scout.
+    """
+
+    kind: Literal["llama3"]
+    factor: PositiveFloat
+    """Divisor of the frequencies whose wavelength is long."""
+    low_freq_factor: PositiveFloat
+    """Wavelengths above original_max_seq_len / low_freq_factor are divided."""
+    high_freq_factor: PositiveFloat
+    """Wavelengths below original_max_seq_len / high_freq_factor are kept."""
+    original_max_seq_len: Size
+    """Context length of pre-training, in tokens."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low_freq_factor > self.high_freq_factor:
+            raise ValueError("low_freq_factor must not exceed high_freq_factor")
+        return self
+
+
+class YarnScaling(Spec):
+    """YaRN: interpolation by parts with an attention temperature (arXiv:2309.00071)."""
+
+    kind: Literal["yarn"]
+    factor: PositiveFloat
+    """How many times longer the context becomes."""
+    original_max_seq_len: Size
+    """Context length of pre-training, in tokens."""
+    beta_fast: PositiveFloat = 32.0
+    """Rotations above which a frequency is kept."""
+    beta_slow: PositiveFloat = 1.0
+    """Rotations below which a frequency is divided."""
+    mscale: PositiveFloat | None = None
+    """Numerator of the attention factor (DeepSeek)."""
+    mscale_all_dim: PositiveFloat | None = None
+    """Denominator of the attention factor, and the scale of the logits in MLA (DeepSeek)."""
+
+
+RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling, Field(discriminator="kind")]
+
+
+class Rope(Spec):
+    """Rotary position embedding on queries and keys (arXiv:2104.09864)."""
+
+    kind: Literal["rope"]
+    theta: PositiveFloat
+    """Base of the frequencies: theta ** (-2 i / rotary_dim)."""
+    rotary_dim: Size | None = None
+    """Rotated leading part of each head; the whole head when left out."""
+    layout: Literal["interleaved", "half"] = "half"
+    """Which elements form a pair: (2i, 2i+1) as in Llama 4, or (i, i + rotary_dim/2) as in Hugging Face's Llama."""
+    scaling: RopeScaling | None = None
+    """How frequencies change for contexts longer than in pre-training."""
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.rotary_dim is not None and self.rotary_dim % 2:
+            raise ValueError(f"rotary_dim must be even, found {self.rotary_dim}")
+        return self
+
+
+class Rope2d(Spec):
+    """Rotary embedding over the patch grid: half of each head's frequencies turn with x + 1, half with y + 1."""
+
+    kind: Literal["rope_2d"]
+    theta: PositiveFloat
+    """Base of the frequencies of each half."""
+
+
+class NoPosition(Spec):
+    """No position information in this layer (NoPE)."""
+
+    kind: Literal["none"]
+
+
+Position = Annotated[Rope | Rope2d | NoPosition, Field(discriminator="kind")]

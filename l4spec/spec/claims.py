@@ -1,0 +1,56 @@
+"""What people say about a model, with its source, for `l4spec verify` to hold against the plan."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l4spec.layers.base import Count, Size, Spec
+
+Quantity = Literal[
+    "total_params",
+    "active_params",
+    "active_params_without_embedding",
+    "vision_params",
+    "num_layers",
+    "num_experts",
+    "weight_bytes",
+    "kv_cache_bytes",
+    "kv_cache_bytes_per_token",
+    "kv_cache_bytes_per_layer",
+    "flops_per_token",
+    "tokens_per_tile",
+    "fits",
+    "max_context",
+]
+
+
+class Claim(Spec):
+    """One published statement; `value` in base units (parameters, bytes, FLOPs, tokens), true or false for `fits`."""
+
+    quantity: Quantity
+    """What is claimed."""
+    value: bool | int | Annotated[float, Field(ge=0)]
+    """The claimed value."""
+    source: Annotated[str, Field(min_length=1)]
+    """Who says so."""
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Relative difference up to which the claim holds; published figures are rounded."""
+    on: str | None = None
+    """GPUs that the claim is about, as `1xH100-80GB`."""
+    quantization: str | None = None
+    """Scheme that the claim is about; bf16 when left out."""
+    context: Count | None = None
+    """Context in tokens that the claim is about."""
+    batch: Size | None = None
+    """Sequences at a time that the claim is about; 1 when left out."""
+    kv_dtype: str | None = None
+    """Number format of the cache; bf16 when left out."""
+    engine: str | None = None
+    """Engine whose cache policy the claim assumes."""
+    tp: Size | None = None
+    """Tensor-parallel degree that the claim assumes."""
+    note: str | None = None
+    """What else to know."""
+
+
+__all__ = ["Claim", "Quantity"]

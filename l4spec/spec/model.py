@@ -1,0 +1,229 @@
+"""Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from l4spec.errors import nearest
+from l4spec.layers import specs_for
+from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.linear.spec import LinearSpec
+from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.spec.claims import Claim
+
+if TYPE_CHECKING:
+    NormSpec = AttentionSpec = FFNSpec = PartSpec = LayerSpec
+else:
+    NormSpec = Annotated[Union[specs_for("norm")], Field(discriminator="kind")]
+    AttentionSpec = Annotated[Union[specs_for("attention")], Field(discriminator="kind")]
+    FFNSpec = Annotated[Union[specs_for("ffn")], Field(discriminator="kind")]
+    PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
+
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
+PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
+
+
+class BlockSpec(Spec):
+    """One transformer block, or `repeat` equal ones in a row: attention, then feed-forward, on a residual stream."""
+
+    attention: PartName | None = None
+    """Name of an attention part; null for none."""
+    ffn: PartName | None = None
+    """Name of a feed-forward part; null for none."""
+    form: Form = "pre_norm"
+    """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))). parallel: x + attention(norm(x)) + ffn(norm(x))."""
+    repeat: Size = 1
+    """How many such blocks follow each other."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if self.attention is None and self.ffn is None:
+            raise ValueError("a block needs attention, ffn or both")
+        if self.form == "parallel" and (self.attention is None or self.ffn is None):
+            raise ValueError("a parallel block needs both attention and ffn")
+        return self
+
+
+class GroupSpec(Spec):
+    """A pattern of blocks, repeated."""
+
+    blocks: Annotated[tuple[BlockSpec, ...], AsTuple, Field(min_length=1)]
+    """The pattern."""
+    repeat: Size = 1
+    """How many times the pattern is laid."""
+
+
+def _group_or_block(value: Any) -> str:
+    return "group" if isinstance(value, GroupSpec) or (isinstance(value, dict) and "blocks" in value) else "block"
+
+
+Layers = Annotated[
+    tuple[
+        Annotated[
+            Annotated[GroupSpec, Tag("group")] | Annotated[BlockSpec, Tag("block")], Discriminator(_group_or_block)
+        ],
+        ...,
+    ],
+    AsTuple,
+    Field(min_length=1),
+]
+MAX_LAYERS = 10_000
+
+
+class StackSpec(Spec):
+    """A stack of blocks on one residual stream: named parts and the pattern in which they are laid."""
+
+    hidden_size: Size
+    """Width of the residual stream."""
+    norm: NormSpec
+    """Norm of every block, and the last one of the stack."""
+    parts: Annotated[dict[PartName, PartSpec], Field(min_length=1)]
+    """Layers by name, for `layers` to refer to."""
+    layers: Layers
+    """The blocks from input to output."""
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> Self:
+        slots = {"attention": specs_for("attention"), "ffn": specs_for("ffn")}
+        for block in self.written_blocks():
+            for slot, kinds in slots.items():
+                name = getattr(block, slot)
+                fitting = [part for part, spec in self.parts.items() if isinstance(spec, kinds)]
+                if name is not None and name not in fitting:
+                    what = "an unknown part" if name not in self.parts else f"a part of kind {self.parts[name].kind}"
+                    raise ValueError(
+                        f"layers: {slot}: {name!r} is {what}; {nearest(name, fitting) or 'none is defined'}"
+                    )
+        if self.num_layers > MAX_LAYERS:
+            raise ValueError(f"layers: {self.num_layers} blocks are more than {MAX_LAYERS}")
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Number of blocks after all repeats."""
+        return sum(_num_blocks(item) for item in self.layers)
+
+    def written_blocks(self) -> tuple[BlockSpec, ...]:
+        """The blocks as written, groups opened but nothing repeated."""
+        return tuple(
+            block for item in self.layers for block in (item.blocks if isinstance(item, GroupSpec) else (item,))
+        )
+
+
+def _num_blocks(item: GroupSpec | BlockSpec) -> int:
+    return item.repeat * sum(block.repeat for block in item.blocks) if isinstance(item, GroupSpec) else item.repeat
+
+
+class TextSpec(StackSpec):
+    """The language model."""
+
+    vocab_size: Size
+    """Entries of the vocabulary, special tokens included."""
+    max_seq_len: Size
+    """Longest sequence that the model was made for, in tokens. Never silently used as the planned context."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Number format of the published weights."""
+    tie_embeddings: bool = False
+    """Whether the head uses the embedding table."""
+    embedding_scale: PositiveFloat | None = None
+    """Factor on every embedding vector (Gemma: sqrt(hidden_size))."""
+    learned_positions: bool = False
+    """Whether a learned vector per position is added to the embeddings (GPT-2)."""
+    final_norm: bool = True
+    """A norm between the last block and the head."""
+    head_bias: bool = False
+    """A bias per logit."""
+    logit_softcap: PositiveFloat | None = None
+    """Logits become cap * tanh(logit / cap) (Gemma 2)."""
+
+
+class TowerSpec(StackSpec):
+    """A vision transformer."""
+
+    class_token: Literal["first", "last", "none"] = "none"
+    """Where a learned class token joins the patches; it is dropped behind the tower."""
+    learned_positions: bool = False
+    """Whether a learned vector per patch (and class token) is added."""
+    patch_bias: bool = False
+    """Bias of the patch projection."""
+    pre_layernorm: bool = False
+    """A norm before the first block."""
+    post_layernorm: bool = True
+    """A norm behind the last block."""
+
+
+class VisionSpec(Spec):
+    """Early-fusion vision: a tower over image tiles, an adapter, and a projector into the text stream."""
+
+    image_size: Size
+    """Height and width of a tile in pixels."""
+    patch_size: Size
+    """Height and width of a patch in pixels."""
+    num_channels: Size = 3
+    """Colour channels."""
+    max_tiles: Size = 1
+    """Most tiles that an image is cut into."""
+    global_tile: bool = False
+    """Whether an image of several tiles is also seen whole, as one more tile."""
+    tower: TowerSpec
+    """The vision transformer."""
+    adapter: PixelShuffleMLPSpec
+    """What folds and narrows patches."""
+    projector: LinearSpec
+    """Linear layer into the text stream."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_tokens_per_tile(self) -> int:
+        """Tokens that a tile takes in the text."""
+        return (self.grid // self.adapter.fold) ** 2
+
+    @model_validator(mode="after")
+    def _tiles_fit(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        if self.grid % self.adapter.fold:
+            raise ValueError(
+                f"the grid of {self.grid} patches does not fold by {self.adapter.fold} (pixel_shuffle_ratio)"
+            )
+        return self
+
+
+class ModelSpec(Spec):
+    """A model as its author wrote it."""
+
+    l4spec: Literal[1]
+    """Version of the spec language."""
+    name: Name
+    """Name of the model."""
+    extends: str | None = None
+    """Shipped name or path of the spec that this one changes."""
+    description: str | None = None
+    """One line for people."""
+    sources: Annotated[tuple[str, ...], AsTuple] = ()
+    """Where the numbers come from."""
+    text: TextSpec
+    """The language model."""
+    vision: VisionSpec | None = None
+    """Early-fusion vision, if any."""
+    estimated: Annotated[tuple[str, ...], AsTuple] = ()
+    """Paths of fields that nobody has published; every report marks what rests on them."""
+    claims: Annotated[tuple[Claim, ...], AsTuple] = ()
+    """What people say about the model, for `l4spec verify`."""
+
+    @model_validator(mode="after")
+    def _projector_meets_text(self) -> Self:
+        if self.vision and self.vision.projector.output_size != self.text.hidden_size:
+            raise ValueError(
+                f"vision.projector.output_size ({self.vision.projector.output_size}) must equal "
+                f"text.hidden_size ({self.text.hidden_size})"
+            )
+        return self
+
+
+__all__ = ["BlockSpec", "Count", "GroupSpec", "ModelSpec", "StackSpec", "TextSpec", "TowerSpec", "VisionSpec"]

@@ -1,0 +1,151 @@
+"""Stage 3: `ResolvedModel`, the spec with names replaced by parts and repeats laid out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from l4spec.layers.base import LayerSpec, Width
+from l4spec.layers.embedding.spec import EmbeddingSpec
+from l4spec.layers.learned_position.spec import LearnedPositionSpec
+from l4spec.layers.linear.spec import LinearSpec
+from l4spec.layers.lm_head.spec import LMHeadSpec
+from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
+from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.spec.model import BlockSpec, Form, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPart:
+    """A layer with the name its author gave it."""
+
+    name: str
+    spec: LayerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBlock:
+    """One block of a stack, `index` from 0."""
+
+    index: int
+    form: Form
+    attention: NamedPart | None
+    ffn: NamedPart | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedStack:
+    """A stack of blocks, one entry per layer."""
+
+    width: Width
+    norm: LayerSpec
+    blocks: tuple[ResolvedBlock, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedText:
+    """The language model from token ids to logits."""
+
+    embedding: EmbeddingSpec
+    position: LearnedPositionSpec | None
+    stack: ResolvedStack
+    final_norm: bool
+    head: LMHeadSpec
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedVision:
+    """The vision part from pixels to image tokens in the text stream."""
+
+    patch_embedding: PatchEmbeddingSpec
+    position: LearnedPositionSpec | None
+    stack: ResolvedStack
+    pre_layernorm: bool
+    post_layernorm: bool
+    adapter: PixelShuffleMLPSpec
+    projector: LinearSpec
+    num_tokens_per_tile: int
+    max_tiles: int
+    global_tile: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedModel:
+    """A model with nothing left to look up: one entry per layer, every default filled."""
+
+    name: str
+    text: ResolvedText
+    vision: ResolvedVision | None
+    estimated: tuple[str, ...]
+    spec: ModelSpec
+
+
+def resolve(spec: ModelSpec) -> ResolvedModel:
+    """Replace part names by parts and lay out every repeat. The spec itself is left as it is."""
+    vision = _resolve_vision(spec.vision) if spec.vision else None
+    return ResolvedModel(spec.name, _resolve_text(spec.text), vision, spec.estimated, spec)
+
+
+def _resolve_text(text: TextSpec) -> ResolvedText:
+    return ResolvedText(
+        embedding=EmbeddingSpec(kind="embedding", vocab_size=text.vocab_size, scale=text.embedding_scale),
+        position=_learned_position(text.learned_positions, text.max_seq_len),
+        stack=_resolve_stack(text, text.max_seq_len),
+        final_norm=text.final_norm,
+        head=LMHeadSpec(
+            kind="lm_head",
+            vocab_size=text.vocab_size,
+            tied=text.tie_embeddings,
+            bias=text.head_bias,
+            logit_softcap=text.logit_softcap,
+        ),
+        dtype=text.dtype,
+    )
+
+
+def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
+    tower = vision.tower
+    patches = PatchEmbeddingSpec(
+        kind="patch_embedding",
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        num_channels=vision.num_channels,
+        class_token=tower.class_token,
+        bias=tower.patch_bias,
+    )
+    return ResolvedVision(
+        patch_embedding=patches,
+        position=_learned_position(tower.learned_positions, patches.num_tokens),
+        stack=_resolve_stack(tower, patches.num_tokens),
+        pre_layernorm=tower.pre_layernorm,
+        post_layernorm=tower.post_layernorm,
+        adapter=vision.adapter,
+        projector=vision.projector,
+        num_tokens_per_tile=vision.num_tokens_per_tile,
+        max_tiles=vision.max_tiles,
+        global_tile=vision.global_tile,
+    )
+
+
+def _learned_position(wanted: bool, num_positions: int) -> LearnedPositionSpec | None:
+    return LearnedPositionSpec(kind="learned_position", num_positions=num_positions) if wanted else None
+
+
+def _resolve_stack(stack: StackSpec, max_seq_len: int) -> ResolvedStack:
+    blocks = tuple(
+        ResolvedBlock(index, block.form, _part(stack, block.attention), _part(stack, block.ffn))
+        for index, block in enumerate(_laid_out(stack))
+    )
+    return ResolvedStack(Width(stack.hidden_size, max_seq_len), stack.norm, blocks)
+
+
+def _part(stack: StackSpec, name: str | None) -> NamedPart | None:
+    return None if name is None else NamedPart(name, stack.parts[name])
+
+
+def _laid_out(stack: StackSpec) -> Iterator[BlockSpec]:
+    for item in stack.layers:
+        pattern = item.blocks if isinstance(item, GroupSpec) else (item,)
+        for _ in range(item.repeat if isinstance(item, GroupSpec) else 1):
+            for block in pattern:
+                for _ in range(block.repeat):
+                    yield block

@@ -1,0 +1,63 @@
+"""Quantities with their unit, as YAML and the command line write them: `80 GiB`, `3.35 TB/s`, `989.4 TFLOP/s`, `9 us`.
+
+Reading only. How a number is shown to a person is decided in `l4spec.report`.
+"""
+
+import re
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+_DECIMAL = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
+_BINARY = {"Ki": KiB, "Mi": MiB, "Gi": GiB, "Ti": TiB, "Pi": 1 << 50}
+_SMALL = {"m": Fraction(1, 10**3), "u": Fraction(1, 10**6), "µ": Fraction(1, 10**6), "n": Fraction(1, 10**9)}
+_PREFIXES: dict[str, dict[str, int | Fraction]] = {
+    "B": {**_DECIMAL, **_BINARY},
+    "B/s": {**_DECIMAL, **_BINARY},
+    "FLOP/s": {**_DECIMAL},
+    "FLOP": {**_DECIMAL},
+    "s": {"": 1, **_SMALL},
+}
+_QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
+
+
+def parse_quantity(text: object, unit: str) -> Fraction:
+    """The value of `text` in base `unit` (`B`, `B/s`, `FLOP`, `FLOP/s` or `s`), exactly.
+
+    Raises ValueError for a bare number, an unknown prefix or another unit: `80Gb` is refused, never read as 80 GB.
+    """
+    example = {"B": "80 GiB", "B/s": "3.35 TB/s", "FLOP/s": "989.4 TFLOP/s", "FLOP": "32.3 GFLOP", "s": "9 us"}[unit]
+    match = _QUANTITY.match(text) if isinstance(text, str) and len(text) <= 64 else None
+    prefixes = _PREFIXES[unit]
+    if match and match[2].endswith(unit) and match[2].removesuffix(unit) in prefixes:
+        return Fraction(match[1]) * prefixes[match[2].removesuffix(unit)]
+    raise ValueError(f"expected a quantity in {unit} with its unit, like '{example}', found {text!r}")
+
+
+def parse_bytes(text: object) -> int:
+    """A whole number of bytes from `80 GiB` or `80 GB`; ValueError when it is not whole or has no unit."""
+    value = parse_quantity(text, "B")
+    if value.denominator != 1:
+        raise ValueError(f"expected a whole number of bytes, found {text!r} = {float(value)} B")
+    return int(value)
+
+
+def _bytes(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else round(parse_quantity(value, "B"))
+
+
+def _rate(unit: str) -> BeforeValidator:
+    def read(value: object) -> float:
+        return float(value) if isinstance(value, float) else float(parse_quantity(value, unit))
+
+    return BeforeValidator(read)
+
+
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(_bytes)]
+"""A byte count, written in YAML with its unit and rounded to whole bytes."""
+BytesPerSecond = Annotated[float, Field(gt=0), _rate("B/s")]
+FlopsPerSecond = Annotated[float, Field(gt=0), _rate("FLOP/s")]
+Seconds = Annotated[float, Field(ge=0), _rate("s")]

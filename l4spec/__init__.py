@@ -1,0 +1,32 @@
+"""One YAML spec of a model, and four things that agree about it: claims, plan, module and measurement.
+
+    graph = l4spec.compile(l4spec.load("scout"))
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from l4spec.errors import SpecError, UserError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.document import load_document
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.parse import parse_spec
+from l4spec.spec.resolve import resolve
+
+__version__ = "0.1.0"
+__all__ = ["LayerGraph", "ModelSpec", "SpecError", "UserError", "__version__", "compile", "load"]
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:
+    """Read a spec by path or shipped name (`scout`, `tiny/maverick`) and check it.
+
+    `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
+    Raises SpecError naming every problem with its file, line and column.
+    """
+    return parse_spec(load_document(path_or_name, overrides))
+
+
+def compile(spec: ModelSpec) -> LayerGraph:  # noqa: A001 - the stage's name in the field
+    """The layer graph of a spec: names resolved, repeats laid out, shapes checked across every edge."""
+    return build_graph(resolve(spec))

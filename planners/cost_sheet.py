@@ -1,0 +1,66 @@
+"""Stage 5b: `CostSheet`, what each group of equal layers costs in elements and FLOPs, before hardware and parallelism."""
+
+from dataclasses import dataclass
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import AttentionPairs, Operation, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One forward pass: text tokens, and image tiles that the vision tower sees in it."""
+
+    text: Work
+    num_tiles: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CostRow:
+    """The cost of one layer of a group under a workload; `group.count` such layers exist. FLOPs are `model_flops`."""
+
+    group: LayerGroup
+    work: Work
+    operations: tuple[Operation, ...]
+    matmul_flops: int
+    attention_flops: int
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all layers of the group."""
+        return self.group.count * (self.matmul_flops + self.attention_flops)
+
+
+@dataclass(frozen=True, slots=True)
+class CostSheet:
+    """One row per group of equal layers, in graph order."""
+
+    graph: LayerGraph
+    workload: Workload
+    rows: tuple[CostRow, ...]
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of the whole pass."""
+        return sum(row.flops for row in self.rows)
+
+
+def cost(graph: LayerGraph, workload: Workload) -> CostSheet:
+    """What a forward pass of `graph` over `workload` costs, layer group by layer group."""
+    return CostSheet(graph, workload, tuple(_row(graph, group, workload) for group in graph.groups))
+
+
+def _row(graph: LayerGraph, group: LayerGroup, workload: Workload) -> CostRow:
+    work = work_of(graph, group, workload)
+    operations = group.declaration.operations(work)
+    attention = sum(op.flops for op in operations if isinstance(op, AttentionPairs))
+    return CostRow(group, work, operations, sum(op.flops for op in operations) - attention, attention)
+
+
+def work_of(graph: LayerGraph, group: LayerGroup, workload: Workload) -> Work:
+    """The work that a group sees: text tokens, or for vision one sequence of patches or image tokens per tile."""
+    stream, vision = group.first.stream, graph.model.vision
+    if stream == "text" or vision is None:
+        return workload.text
+    if stream == "patch":
+        return Work(workload.num_tiles, vision.patch_embedding.num_tokens, phase=workload.text.phase)
+    return Work(workload.num_tiles, vision.num_tokens_per_tile, phase=workload.text.phase)

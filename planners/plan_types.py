@@ -1,0 +1,226 @@
+"""Stage 6's type: `Plan`, the stable document that `l4spec plan --format json` prints.
+
+Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Mode = Literal["serve", "train"]
+Objective = Literal["max-context", "min-gpus", "balanced"]
+Origin = Literal["exact", "calibrated"]
+
+
+class Frozen(BaseModel):
+    """Base of a plan's parts: immutable, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Params(Frozen):
+    """Parameter counts. `active` is what one text token's forward pass uses, embedding table and head counted whole."""
+
+    total: int
+    active: int
+    active_without_embedding: int
+    active_with_vision: int
+    by_part: dict[str, int]
+    active_by_part: dict[str, int]
+    by_layer: tuple["LayerParams", ...]
+
+
+class LayerParams(Frozen):
+    """Equal blocks of the language model: which layers, how many, and the parameters of one."""
+
+    layers: tuple[int, ...]
+    attention: str
+    ffn: str
+    total: int
+    active: int
+
+
+class Flops(Frozen):
+    """`model_flops`: what the mathematics needs; a multiply-add is 2, only attended pairs and chosen experts count.
+
+    `forward_per_token`: text matmuls and head for one token, without attention pairs. `prefill`: the whole batch over
+    the planned context with logits at the last position only. `decode`: one token per sequence whose own token is the
+    last of the context. `train_step`: 3 x the forward pass with all logits, no recompute. `vision_per_tile`: tower,
+    adapter and projector for one image tile.
+    """
+
+    forward_per_token: int
+    attention_per_pair: int
+    prefill: int
+    decode: int
+    train_step: int
+    vision_per_tile: int | None
+
+
+class CacheLayer(Frozen):
+    """Layers that keep the same cache: their law and what one of them keeps per sequence at the planned context."""
+
+    label: str
+    kind: str
+    law: Literal["full", "chunk", "window"]
+    bound: int | None
+    num_layers: int
+    bytes_per_token_per_layer: int
+    tokens_kept: int
+    bytes: int
+
+
+class KvCache(Frozen):
+    """The whole model's cache for the planned batch and context under the engine's policy, before any sharding."""
+
+    bytes: int
+    bytes_per_token_unbounded: int
+    bytes_per_token_global: int
+    policy: str
+    policy_explained: str
+    dtype: str
+    context: int
+    batch: int
+    layers: tuple[CacheLayer, ...]
+
+
+class Weights(Frozen):
+    """The whole model's weights under the quantization scheme; `refusals` names tensors that it cannot pack and why."""
+
+    bytes: int
+    scale_bytes: int
+    scheme: str
+    by_part: dict[str, int]
+    refusals: tuple[str, ...]
+
+
+class MemoryTerm(Frozen):
+    """One term of a device's memory: what it is, whether a formula or a calibration gives it, its spread and source."""
+
+    name: str
+    bytes: int
+    origin: Origin
+    spread: tuple[int, int] | None = None
+    source: str
+    arithmetic: str = ""
+
+
+class DeviceMemory(Frozen):
+    """The fullest device. `capacity_bytes` is null when no GPUs are given; `total_bytes` includes reserved terms."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    reserved_bytes: int
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    total_bytes: int
+    capacity_bytes: int | None
+    capacity_source: str = ""
+    headroom_bytes: int | None
+    terms: tuple[MemoryTerm, ...]
+
+
+class Layout(Frozen):
+    """Parallel degrees; tp * ep * pp * dp devices. Sequences are divided among dp * ep ranks, experts among ep."""
+
+    tp: int = 1
+    ep: int = 1
+    pp: int = 1
+    dp: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that the layout uses."""
+        return self.tp * self.ep * self.pp * self.dp
+
+    def __str__(self) -> str:
+        return f"tp{self.tp} ep{self.ep} pp{self.pp} dp{self.dp}"
+
+
+class LayoutRow(Frozen):
+    """A legal layout and what it gives."""
+
+    layout: Layout
+    fits: bool
+    total_bytes: int
+    max_context: int
+    max_batch: int
+
+
+class IllegalLayout(Frozen):
+    """A layout that the model does not allow, and why."""
+
+    layout: Layout
+    reason: str
+
+
+class Communication(Frozen):
+    """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations."""
+
+    axis: Literal["tp", "ep", "pp", "dp"]
+    collective: str
+    bytes_per_token: int
+    arithmetic: str
+
+
+class Suggestion(Frozen):
+    """A change that would make the plan fit, each found by planning it; `command` is what to type."""
+
+    change: str
+    command: str
+    total_bytes: int
+    max_context: int
+
+
+class ClusterInfo(Frozen):
+    """The GPUs that the plan is for."""
+
+    text: str
+    hardware: str
+    num_gpus: int
+    num_hosts: int
+    gpus_per_host: int
+
+
+class Deployment(Frozen):
+    """What was asked for, every default filled in."""
+
+    mode: Mode
+    context: int
+    context_origin: Literal["given", "default"]
+    batch: int
+    quantization: str
+    kv_dtype: str
+    engine: str
+    objective: Objective
+    num_tiles: int
+    prefill_chunk: int
+    memory_fraction: float
+    optimizer: str | None = None
+    zero_stage: int | None = None
+    activation_checkpointing: str | None = None
+
+
+class Plan(Frozen):
+    """What a model costs and whether it fits. `estimated` lists the unpublished fields that every number rests on."""
+
+    l4spec_plan: Literal[1] = 1
+    model: str
+    estimated: tuple[str, ...]
+    deployment: Deployment
+    cluster: ClusterInfo | None
+    params: Params
+    flops: Flops
+    weights: Weights
+    kv_cache: KvCache
+    layout: Layout
+    layouts: tuple[LayoutRow, ...]
+    illegal_layouts: tuple[IllegalLayout, ...]
+    memory_per_device: DeviceMemory
+    communication: tuple[Communication, ...]
+    fits: bool | None
+    reasons: tuple[str, ...]
+    max_context: int | None
+    max_batch: int | None
+    suggestions: tuple[Suggestion, ...]

@@ -1,0 +1,84 @@
+"""Stage 1: YAML files to plain data with the place of every key. Knows what YAML may say, not what it means.
+
+read_document("specs/scout.yaml")               one file as it stands
+load_document("behemoth", ["text.hidden_size=8192"])    a spec with its parents and overrides merged in
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from l4spec.errors import Place, Problem, SpecError
+from l4spec.library import find_spec
+from l4spec.spec.files import MAX_BYTES, label, read_utf8
+from l4spec.spec.merge import load_chain
+from l4spec.spec.overrides import override
+from l4spec.spec.tree import Data, KeyPath, Tree, places, plain
+from l4spec.spec.yaml_tree import compose
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What one YAML document says, and where it says so.
+
+    Every key path of `data` has its place: that of the key in a mapping, of the item in a list; `()` is the top.
+    """
+
+    data: dict[str, Data]
+    places: Mapping[KeyPath, Place]
+    source: Path | str
+    """The file that was read, or the label of a text."""
+    extends: tuple[Path, ...] = ()
+    """The files merged in by `extends`, nearest parent first."""
+
+
+def read_document(path_or_name: str | Path) -> Document:
+    """One YAML file as it stands, by path or shipped name; `extends` is left alone.
+
+    Raises SpecError with all problems at once: a file that is no plain UTF-8 text of at most 1 MiB, no YAML, or YAML
+    that different readers read differently.
+    """
+    path = find_spec(path_or_name)
+    return _document(_read_tree(path), path)
+
+
+def read_text(text: str, label: str) -> Document:
+    """As `read_document`, for a text at hand; `label` stands for the file in messages."""
+    if len(text) > MAX_BYTES:
+        raise SpecError([Problem("expected at most 1 MiB of text", place=Place(label))])
+    return _document(_composed(text, label), label)
+
+
+def load_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """A spec by path or shipped name, what it `extends` merged in, and `overrides` (`path=value`) laid over it.
+
+    A spec without a `name` is called as its file. Raises SpecError as `read_document` does, for its parents too, and
+    for overrides that lead nowhere.
+    """
+    path = find_spec(path_or_name)
+    merged, parents = load_chain(path, _read_tree)
+    return _document(override(_named(merged, path), overrides), path, parents)
+
+
+def _read_tree(path: Path) -> Tree:
+    return _composed(read_utf8(path), label(path))
+
+
+def _composed(text: str, file: str) -> Tree:
+    tree = compose(text, partial(Place, file))
+    if not isinstance(tree.value, dict):
+        problem = Problem("expected a mapping at the top", place=tree.place, hint="write `key: value` lines")
+        raise SpecError([problem])
+    return tree
+
+
+def _named(tree: Tree, path: Path) -> Tree:
+    assert isinstance(tree.value, dict)
+    return tree if "name" in tree.value else Tree({"name": Tree(path.stem, tree.place), **tree.value}, tree.place)
+
+
+def _document(tree: Tree, source: Path | str, extends: tuple[Path, ...] = ()) -> Document:
+    data = plain(tree)
+    assert isinstance(data, dict)
+    return Document(data, places(tree), source, extends)

@@ -1,0 +1,64 @@
+"""Reading a text file that a user named, safely: regular files of a sane size in UTF-8 only."""
+
+import os
+import stat
+from pathlib import Path
+
+from l4spec.errors import Place, Problem, SpecError
+
+MAX_BYTES = 1 << 20
+
+
+def label(path: Path) -> str:
+    """`path` as messages show it: relative when it lies under the current folder, otherwise absolute."""
+    absolute = os.path.abspath(path)
+    below = absolute.removeprefix(os.path.join(os.getcwd(), ""))
+    return below or absolute
+
+
+def read_utf8(path: Path) -> str:
+    """The text of the regular file `path`, at most 1 MiB, without a byte order mark.
+
+    Raises SpecError for everything else; a larger file is refused before it is read.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise _refused(path, f"expected a regular file, found {_what(found.st_mode)}")
+        if found.st_size > MAX_BYTES:
+            raise _too_large(path)
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise _refused(path, f"cannot read the file: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > MAX_BYTES:
+        raise _too_large(path)
+    return _decoded(content, path)
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise _refused(path, "expected UTF-8, found UTF-16", "save the file as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line, column = before.count(b"\n") + 1, len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+        message = f"expected UTF-8 text, found the byte 0x{content[error.start]:02X}"
+        problem = Problem(message, place=Place(label(path), line, column), hint="save the file as UTF-8")
+        raise SpecError([problem]) from error
+
+
+def _too_large(path: Path) -> SpecError:
+    return _refused(path, "expected a file of at most 1 MiB, found a larger one")
+
+
+def _refused(path: Path, message: str, hint: str = "") -> SpecError:
+    return SpecError([Problem(message, place=Place(label(path)), hint=hint)])
+
+
+def _what(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")

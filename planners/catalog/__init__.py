@@ -1,0 +1,46 @@
+"""What a plan is made on: machines, quantization schemes and engines, one YAML file each, every number with its source.
+
+    hardware("h100").usable.num_bytes
+    quantization("w4a16").law_for(Target("q_proj.weight", "attention", "linear"))
+    engine("vllm-hybrid").reserved_for(tp=4)
+
+A path to a YAML file works wherever a name does. Shipped entries are read when first asked for, and once.
+"""
+
+from planners.catalog.base import Entry, Sourced
+from planners.catalog.engines import Engine
+from planners.catalog.hardware import Capacity, Hardware
+from planners.catalog.loader import Folder, known_names, load, shipped_names
+from planners.catalog.quantization import Law, Quantization, Target
+
+__all__ = [
+    "Capacity",
+    "Engine",
+    "Entry",
+    "Folder",
+    "Hardware",
+    "Law",
+    "Quantization",
+    "Sourced",
+    "Target",
+    "engine",
+    "hardware",
+    "known_names",
+    "quantization",
+    "shipped_names",
+]
+
+
+def hardware(name: str) -> Hardware:
+    """The accelerator called `name`, or described by the YAML file at this path. Raises UserError."""
+    return load("hardware", Hardware, name)
+
+
+def quantization(name: str) -> Quantization:
+    """The quantization scheme called `name`, or described by the YAML file at this path. Raises UserError."""
+    return load("quantization", Quantization, name)
+
+
+def engine(name: str) -> Engine:
+    """The engine called `name`, or described by the YAML file at this path. Raises UserError."""
+    return load("engines", Engine, name)

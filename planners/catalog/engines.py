@@ -1,0 +1,141 @@
+"""What an inference engine does with memory: how it pages the cache, which share it takes, what it keeps besides."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from l4spec.errors import UserError
+from l4spec.layers.base import AsTuple, Spec
+from l4spec.units import Bytes
+from planners.catalog.base import Entry, Source, Sourced
+
+Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
+Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
+Consumer = Literal["weights", "activations", "non_torch", "cuda_graphs", "kv_cache"]
+
+
+class FullKv(Spec):
+    """Every layer keeps every token."""
+
+    kind: Literal["full"]
+
+
+class BoundedKv(Spec):
+    """Each layer keeps what its mask can still reach: a chunked or windowed layer at most its bound."""
+
+    kind: Literal["bounded"]
+
+
+class LayerGroupsKv(Spec):
+    """Layers in groups of equal size and one growth law each; a block holds `block_size_tokens` tokens of one group.
+
+    With g groups a pool of n blocks holds n // g blocks of tokens while no local layer has reached its bound.
+    """
+
+    kind: Literal["layer_groups"]
+
+
+class TwoPoolsKv(Spec):
+    """One pool of tokens for full layers and one for local layers, in a ratio fixed at start-up."""
+
+    kind: Literal["two_pools"]
+    hybrid_kvcache_ratio: Sourced[Annotated[float, Field(ge=0, le=1)]]
+    """p of chunked layers: local tokens / full tokens = (1 - p) + p * chunk / context."""
+    swa_full_tokens_ratio: Sourced[Share]
+    """Local tokens / full tokens of sliding-window layers."""
+
+
+class CellsKv(Spec):
+    """Local layers keep min(context, window * sequences + ubatch) cells, rounded up; full layers the whole context."""
+
+    kind: Literal["cells"]
+    ubatch_tokens: Sourced[Count]
+    pad_cells: Sourced[Count]
+
+
+KvPolicy: TypeAlias = Annotated[FullKv | BoundedKv | LayerGroupsKv | TwoPoolsKv | CellsKv, Field(discriminator="kind")]
+
+
+class MemoryShare(Spec):
+    """The share of device memory an engine gives to what `covers` lists, by default.
+
+    `of` is the whole device, or what is free once weights are loaded.
+    """
+
+    fraction: Sourced[Share]
+    of: Literal["total", "free_after_load"]
+    covers: Annotated[tuple[Consumer, ...], AsTuple]
+
+
+class Measurement(Spec):
+    """One reading of a published log."""
+
+    setting: str
+    value: Bytes
+    source: Source
+
+
+class ReservedTerm(Spec):
+    """Memory per device that no formula gives: the median of published readings, with their spread.
+
+    `kind` is what it is spent on. It holds for tensor-parallel degrees from `min_tp` up to `max_tp`.
+    """
+
+    kind: Consumer
+    min_tp: Count = 1
+    max_tp: Count | None = None
+    note: str = ""
+    measurements: Annotated[tuple[Measurement, ...], AsTuple, Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReservedTerm":
+        if self.max_tp is not None and self.max_tp < self.min_tp:
+            raise ValueError(f"max_tp {self.max_tp} is below min_tp {self.min_tp}")
+        return self
+
+    @property
+    def num_bytes(self) -> int:
+        """The median reading; of an even number of readings the mean of the middle two, rounded down."""
+        ordered = sorted(reading.value for reading in self.measurements)
+        return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) // 2
+
+    @property
+    def spread(self) -> tuple[int, int]:
+        """The smallest and the largest reading in bytes."""
+        values = [reading.value for reading in self.measurements]
+        return min(values), max(values)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Documents of the readings, each once."""
+        return tuple(dict.fromkeys(reading.source for reading in self.measurements))
+
+
+class Engine(Entry):
+    """One engine, or one setting of it that changes the law of its cache."""
+
+    source: Source
+    version: str = ""
+    """The version whose behaviour and defaults the entry states."""
+    kv: KvPolicy
+    block_size_tokens: Sourced[Count] | None = None
+    """Tokens of a cache block; absent when the cache is not paged."""
+    memory: MemoryShare | None = None
+    rope_table: bool = False
+    """Whether every device holds a cos/sin table of max_seq_len * head_dim elements of the model's dtype."""
+    reserved: Annotated[tuple[ReservedTerm, ...], AsTuple] = ()
+    notes: Annotated[tuple[str, ...], AsTuple] = ()
+    """What to know about parallel degrees and switches, with where it is written."""
+
+    def memory_share(self) -> MemoryShare:
+        """The default share of device memory; UserError for an engine that has no such default."""
+        if self.memory is None:
+            raise UserError(
+                f"engine '{self.name}' has no default share of device memory",
+                hint="it is a cache policy, or it allocates what it is asked for",
+            )
+        return self.memory
+
+    def reserved_for(self, tp: int) -> tuple[ReservedTerm, ...]:
+        """The calibrated terms that hold at this tensor-parallel degree."""
+        return tuple(term for term in self.reserved if term.min_tp <= tp <= (term.max_tp or tp))

@@ -1,0 +1,103 @@
+"""What a plan knows of a machine: memory, dense arithmetic peaks, links, and how many devices share a host."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from l4spec.errors import UserError
+from l4spec.layers.base import Spec
+from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
+from planners.catalog.base import Entry, Sourced
+
+PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
+DeviceBytes = Annotated[Bytes, Field(ge=64 * MiB)]
+"""A device memory size; a few bytes is a forgotten unit."""
+
+
+class Memory(Spec):
+    """Device memory.
+
+    `nominal` is what the datasheet prints, `physical` what a program is told is there, `free_before_load` what is left
+    of that once driver and context have taken their part and before any weight is loaded.
+    """
+
+    nominal: Sourced[DeviceBytes]
+    physical: Sourced[DeviceBytes] | None = None
+    free_before_load: Sourced[DeviceBytes] | None = None
+    bandwidth: Sourced[BytesPerSecond]
+    """Peak bytes per second between memory and the compute units."""
+
+
+class Peaks(Spec):
+    """Dense arithmetic peaks in FLOP/s, a multiply-add counted as 2, without structured sparsity; absent where the vendor prints none."""
+
+    fp32: Sourced[FlopsPerSecond] | None = None
+    tf32: Sourced[FlopsPerSecond] | None = None
+    bf16: Sourced[FlopsPerSecond] | None = None
+    fp16: Sourced[FlopsPerSecond] | None = None
+    fp8: Sourced[FlopsPerSecond] | None = None
+    int8: Sourced[FlopsPerSecond] | None = None
+    fp4: Sourced[FlopsPerSecond] | None = None
+
+
+class Links(Spec):
+    """Bytes per second of one device in one direction: to devices of its host, and to other hosts."""
+
+    intra_host: Sourced[BytesPerSecond] | None = None
+    inter_host: Sourced[BytesPerSecond] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The device memory that a plan may count on; `measured` is False when only the datasheet's figure is known."""
+
+    num_bytes: int
+    measured: bool
+    source: str
+
+
+class Hardware(Entry):
+    """One kind of accelerator as it is sold and racked."""
+
+    memory: Memory
+    peaks: Peaks = Peaks()
+    links: Links = Links()
+    gpus_per_host: Sourced[Annotated[int, Field(ge=1, le=100_000)]] | None = None
+    """Devices that reach each other at `links.intra_host`: a server, or a rack with one switch fabric."""
+
+    @property
+    def usable(self) -> Capacity:
+        """Physical memory where it was measured, else the datasheet's decimal figure, which says so by `measured`."""
+        found = self.memory.physical
+        if found is not None:
+            return Capacity(found.value, True, found.source)
+        return Capacity(self.memory.nominal.value, False, self.memory.nominal.source)
+
+    def peak(self, dtype: PeakDType) -> Sourced[float]:
+        """The dense peak for `dtype`; UserError when its vendor publishes none."""
+        found: Sourced[float] | None = getattr(self.peaks, dtype)
+        if found is None:
+            known = ", ".join(self.native_dtypes)
+            hint = f"it has peaks for {known}" if known else "add `peaks` in a hardware file of your own"
+            raise UserError(f"no dense {dtype} peak is published for {self.name}", hint=hint)
+        return found
+
+    @property
+    def native_dtypes(self) -> tuple[PeakDType, ...]:
+        """Types this device computes in at a published rate."""
+        return tuple(dtype for dtype in get_args(PeakDType) if getattr(self.peaks, dtype) is not None)
+
+    def intra_host_bandwidth(self) -> Sourced[float]:
+        """Bytes per second and direction to devices of the same host; UserError when unknown."""
+        return self._link(self.links.intra_host, "intra_host", "between devices of one host")
+
+    def inter_host_bandwidth(self) -> Sourced[float]:
+        """Bytes per second and direction of one device's share of the host's network; UserError when unknown."""
+        return self._link(self.links.inter_host, "inter_host", "between hosts")
+
+    def _link(self, link: Sourced[float] | None, field: str, where: str) -> Sourced[float]:
+        if link is None:
+            hint = f"add `links.{field}` in a hardware file of your own"
+            raise UserError(f"no bandwidth {where} is known for {self.name}", hint=hint)
+        return link

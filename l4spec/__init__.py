@@ -1,6 +1,6 @@
 """One YAML spec of a model, and four things that agree about it: claims, plan, module and measurement.
 
-    graph = l4spec.compile(l4spec.load("scout"))
+graph = l4spec.compile(l4spec.load("scout"))
 """
 
 from collections.abc import Sequence

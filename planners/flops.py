@@ -46,5 +46,3 @@ def _attention_per_pair(graph: LayerGraph) -> int:
 def _vision_of_one_tile(graph: LayerGraph) -> int:
     rows = cost(graph, Workload(Work(0, 0), num_tiles=1)).rows
     return sum(row.flops for row in rows if row.group.first.scope == "vision")
-
-

@@ -1,0 +1,100 @@
+"""How much memory activations take on one device: while serving, and while training.
+
+Serving: the widest moment of the forward pass over one prefill chunk - the residual stream twice, plus what the
+hungriest layer holds at once - or the logits. Attention keeps no score matrix (flash attention). Routed tokens are
+assumed spread evenly over expert-parallel ranks. Training: what autograd keeps for the backward pass.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import Buffer, Work
+from planners.cost_sheet import Workload, work_of
+from planners.plan_types import Layout
+from planners.sharding import shard_size
+
+ACTIVATION_BYTES = 2
+"""bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationRates:
+    """Bytes on one device: per token of a chunk, per row of logits, per image tile; and saved per token and layer."""
+
+    per_token: int
+    per_logit_row: int
+    per_tile: int
+    widest: str
+    saved_per_token: tuple[int, ...]
+    saved_behind_per_token: int
+    stream_per_token: int
+
+
+@lru_cache(maxsize=512)
+def activation_rates(graph: LayerGraph, tp: int, ep: int) -> ActivationRates:
+    """The rates of a layout; everything is proportional to tokens, rows or tiles."""
+    layout = Layout(tp=tp, ep=ep)
+    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    text = [group for group in graph.groups if group.first.scope == "text"]
+    widest = max(
+        (group for group in text if group.first.role != "head"),
+        key=lambda g: _bytes(g, g.declaration.live(Work(1, 1)), layout),
+    )
+    saved = [0] * graph.num_layers
+    for group in text:
+        for node in group.nodes:
+            if node.layer is not None:
+                saved[node.layer] += _bytes(group, group.declaration.saved(Work(1, 1)), layout)
+    head = next(group for group in text if group.first.role == "head")
+    logits = _bytes(head, head.declaration.live(Work(1, 1)), layout)
+    return ActivationRates(
+        per_token=2 * stream + _bytes(widest, widest.declaration.live(Work(1, 1)), layout),
+        per_logit_row=logits,
+        per_tile=_tile_bytes(graph, layout),
+        widest=f"{widest.first.role} ({widest.first.label})",
+        saved_per_token=tuple(saved),
+        saved_behind_per_token=logits,
+        stream_per_token=stream,
+    )
+
+
+def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
+    total = 0
+    for buffer in buffers:
+        elements = buffer.rows
+        for dim in buffer.dims:
+            elements *= shard_size(dim, layout)
+        total += elements * (buffer.bytes_per_element or ACTIVATION_BYTES)
+    return total
+
+
+def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:
+    """The widest moment of the vision tower for one tile, its residual stream twice included."""
+    peak = 0
+    for group in graph.groups:
+        if group.first.scope == "vision":
+            work = work_of(graph, group, Workload(Work(0, 0), num_tiles=1))
+            stream = 2 * work.num_tokens * group.first.width.hidden_size * ACTIVATION_BYTES
+            peak = max(peak, stream + _bytes(group, group.declaration.live(work), layout))
+    return peak
+
+
+def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, num_tiles: int) -> int:
+    """Peak bytes of a step that prefills `chunk_tokens` tokens and gives logits for `sequences` rows, or sees the tiles."""
+    text = max(chunk_tokens, sequences) * rates.per_token + sequences * rates.per_logit_row
+    return max(text, num_tiles * rates.per_tile)
+
+
+def training_bytes(
+    rates: ActivationRates, layers: tuple[int, ...], *, tokens: int, in_flight: int, last: bool, checkpointing: str
+) -> int:
+    """Bytes kept for the backward pass by one stage's `layers`, for `in_flight` micro-batches of `tokens` tokens.
+
+    `full` checkpointing keeps each block's input and recomputes one block at a time; `none` keeps everything.
+    """
+    if checkpointing == "full":
+        kept = len(layers) * rates.stream_per_token * in_flight + max(rates.saved_per_token[layer] for layer in layers)
+    else:
+        kept = sum(rates.saved_per_token[layer] for layer in layers) * in_flight
+    return tokens * (kept + (2 * rates.saved_behind_per_token if last else 0))

@@ -1,0 +1,210 @@
+"""How many bytes a model's cache takes: by each layer's law of growth, and by the policy of an engine.
+
+A layer's law says what the mathematics needs (`l4spec.layers.declaration.Bound`). An engine may keep more: every token
+in every layer, whole blocks, groups of layers of equal size, pools in a fixed ratio. So no figure stands without the
+policy's name.
+"""
+
+from dataclasses import dataclass
+
+from l4spec.errors import UserError
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import Bound
+from planners.catalog.engines import BoundedKv, CellsKv, Engine, FullKv, LayerGroupsKv, TwoPoolsKv
+from planners.plan_types import CacheLayer, KvCache, Layout
+from planners.sharding import shard_size
+
+KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRow:
+    """Equal caching layers: their bytes per token on one device, their growth law, and how many there are."""
+
+    bytes_per_token: int
+    bound: Bound
+    count: int
+
+
+def cache_dtype_bytes(dtype: str) -> int:
+    """Bytes of one cached element; UserError for an unknown format."""
+    if dtype not in KV_DTYPE_BYTES:
+        raise UserError(f"unknown KV cache dtype '{dtype}'", hint=f"one of: {', '.join(KV_DTYPE_BYTES)}")
+    return KV_DTYPE_BYTES[dtype]
+
+
+def caching_groups(graph: LayerGraph) -> tuple[LayerGroup, ...]:
+    """The groups of equal layers that keep a cache."""
+    return tuple(group for group in graph.groups if group.declaration.cache)
+
+
+def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
+    """Bytes per token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole."""
+    elements = 0
+    for entry in group.declaration.cache:
+        shard = 1
+        for dim in entry.dims:
+            shard *= shard_size(dim, layout)
+        elements += shard
+    return elements * dtype_bytes
+
+
+def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequences: int) -> int:
+    """Bytes that an engine's policy keeps on one device for `sequences` sequences of `context` tokens.
+
+    The whole cache is what `rows` say: pass the rows of a device, of a stage or of the whole model.
+    """
+    if not context or not sequences or not rows:
+        return 0
+    if isinstance(engine.kv, LayerGroupsKv):
+        return sequences * blocks_per_sequence(rows, engine, context) * block_bytes(rows, engine)
+    return sum(row.count * row.bytes_per_token * tokens_kept(row.bound, engine, context, sequences) for row in rows)
+
+
+def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int) -> int:
+    """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one."""
+    policy, local = engine.kv, bound.size is not None
+    if isinstance(policy, CellsKv):
+        pad = policy.pad_cells.value
+        if not local:
+            return _round_up(context * sequences, pad)
+        reach = (bound.size or 0) * sequences + policy.ubatch_tokens.value
+        return min(_round_up(context * sequences, pad), _round_up(reach, pad))
+    kept = bound.num_kept(context) if isinstance(policy, BoundedKv) else context
+    if engine.block_size_tokens is not None:
+        kept = _round_up(kept, engine.block_size_tokens.value)
+    if isinstance(policy, TwoPoolsKv) and local:
+        return -(-_local_share_numerator(policy, bound, context) * kept * sequences // 10**9)
+    return kept * sequences
+
+
+def _local_share_numerator(policy: TwoPoolsKv, bound: Bound, context: int) -> int:
+    """Local tokens per 1e9 full tokens, fixed at start-up: a ratio for windows, a mix for chunks (SGLang)."""
+    if bound.kind == "window":
+        return round(policy.swa_full_tokens_ratio.value * 10**9)
+    mix = policy.hybrid_kvcache_ratio.value
+    share = (1 - mix) + mix * min(1.0, (bound.size or context) / context)
+    return round(share * 10**9)
+
+
+def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
+    """Layers that share a block: the smallest number of layers that grow by one law (vLLM's hybrid manager)."""
+    counts: dict[Bound, int] = {}
+    for row in rows:
+        counts[row.bound] = counts.get(row.bound, 0) + row.count
+    return min(counts.values())
+
+
+def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
+    """Bytes of one block: `block_size_tokens` tokens of one group of layers. All layers must keep equal bytes a token."""
+    widths = {row.bytes_per_token for row in rows}
+    if len(widths) > 1:
+        raise UserError(
+            f"{engine.name} needs layers that cache the same bytes per token, found {sorted(widths)}",
+            hint="use --engine full",
+        )
+    return layer_group_size(rows) * _block_tokens(engine) * widths.pop()
+
+
+def num_layer_groups(rows: tuple[CacheRow, ...]) -> int:
+    """Groups of `layer_group_size` layers of one law; a group that is not full is padded."""
+    size = layer_group_size(rows)
+    counts: dict[Bound, int] = {}
+    for row in rows:
+        counts[row.bound] = counts.get(row.bound, 0) + row.count
+    return sum(-(-count // size) for count in counts.values())
+
+
+def blocks_per_sequence(rows: tuple[CacheRow, ...], engine: Engine, context: int) -> int:
+    """Blocks that one sequence takes: per group, enough whole blocks for the tokens that its law keeps."""
+    size, block = layer_group_size(rows), _block_tokens(engine)
+    counts: dict[Bound, int] = {}
+    for row in rows:
+        counts[row.bound] = counts.get(row.bound, 0) + row.count
+    return sum(-(-count // size) * -(-bound.num_kept(context) // block) for bound, count in counts.items())
+
+
+def tokens_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int) -> int:
+    """Tokens that a pool of `num_blocks` blocks holds while no local layer has reached its bound, as engines log it."""
+    groups = num_layer_groups(rows) if isinstance(engine.kv, LayerGroupsKv) else 1
+    return num_blocks // groups * _block_tokens(engine)
+
+
+def requests_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int, context: int) -> float:
+    """How many requests of `context` tokens a pool of blocks holds, as engines log it (a quotient, not rounded down)."""
+    if isinstance(engine.kv, LayerGroupsKv):
+        return num_blocks / blocks_per_sequence(rows, engine, context)
+    return num_blocks / -(-context // _block_tokens(engine))
+
+
+def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) -> int:
+    """Tokens of one sequence stream that fit a pool of bytes on one device, whole blocks only, bounds not yet reached."""
+    if isinstance(engine.kv, LayerGroupsKv):
+        return tokens_in_blocks(rows, engine, pool_bytes // block_bytes(rows, engine))
+    per_token = sum(row.count * row.bytes_per_token for row in rows)
+    block = engine.block_size_tokens.value if engine.block_size_tokens else 1
+    return pool_bytes // (per_token * block) * block
+
+
+def _block_tokens(engine: Engine) -> int:
+    return engine.block_size_tokens.value if engine.block_size_tokens else 1
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int) -> tuple[CacheRow, ...]:
+    """Cache rows of all layers on one device of a layout without pipeline."""
+    return tuple(
+        CacheRow(bytes_per_token(group, layout, dtype_bytes), group.declaration.cache[0].bound, group.count)
+        for group in caching_groups(graph)
+    )
+
+
+def explain_policy(engine: Engine) -> str:
+    """One line on what an engine keeps."""
+    text = {
+        FullKv: "every layer keeps every token",
+        BoundedKv: "local layers keep at most their chunk or window",
+        LayerGroupsKv: "layers in groups of equal size and law; local groups keep at most their bound",
+        TwoPoolsKv: "a pool for full layers and one for local layers, in a fixed ratio",
+        CellsKv: "local layers keep their window per sequence plus a batch, in padded cells",
+    }[type(engine.kv)]
+    return text if engine.block_size_tokens is None else f"{text}; blocks of {engine.block_size_tokens.value} tokens"
+
+
+def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
+    """The whole model's cache, before sharding. `bytes_per_token_global` counts only layers that keep every token."""
+    whole, size = Layout(), cache_dtype_bytes(dtype)
+    rows = model_rows(graph, whole, size)
+    layers = tuple(
+        CacheLayer(
+            label=group.first.label,
+            kind=group.first.kind,
+            law=row.bound.kind,
+            bound=row.bound.size,
+            num_layers=row.count,
+            bytes_per_token_per_layer=row.bytes_per_token,
+            tokens_kept=_kept_by(row.bound, engine, context),
+            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context),
+        )
+        for group, row in zip(caching_groups(graph), rows, strict=True)
+    )
+    return KvCache(
+        bytes=cache_bytes(rows, engine, context, batch),
+        bytes_per_token_unbounded=sum(row.count * row.bytes_per_token for row in rows),
+        bytes_per_token_global=sum(row.count * row.bytes_per_token for row in rows if row.bound.kind == "full"),
+        policy=engine.name,
+        policy_explained=explain_policy(engine),
+        dtype=dtype,
+        context=context,
+        batch=batch,
+        layers=layers,
+    )
+
+
+def _kept_by(bound: Bound, engine: Engine, context: int) -> int:
+    if isinstance(engine.kv, LayerGroupsKv):
+        return _round_up(bound.num_kept(context), _block_tokens(engine))
+    return tokens_kept(bound, engine, context, 1) if context else 0

@@ -1,0 +1,209 @@
+"""How a model is divided among devices: which layouts its axes allow, and what the fullest device holds.
+
+Devices form a mesh pp x dp x ep x tp. A tensor is cut along its logical axes by one rule table; attention and other
+non-expert weights are repeated over ep and dp, and sequences are divided among the dp * ep ranks.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.declaration import Dim, Parameter
+from planners.plan_types import Layout
+from planners.quantization import StoredSize
+from planners.weights import Scheme, stored_size
+
+MESH_AXIS = {
+    "heads": "tp",
+    "kv_heads": "tp",
+    "ffn": "tp",
+    "expert_ffn": "tp",
+    "vocab": "tp",
+    "experts": "ep",
+}
+"""Logical axis to mesh axis; an axis that is not named is held whole by every device."""
+
+
+def degree_of(dim: Dim, layout: Layout) -> int:
+    """Into how many shards a layout cuts this dim."""
+    return int(getattr(layout, MESH_AXIS[dim.axis])) if dim.axis in MESH_AXIS else 1
+
+
+def shard_size(dim: Dim, layout: Layout) -> int:
+    """Elements of the largest shard: whole pieces only, so uneven ones are rounded up and short axes are repeated."""
+    degree = degree_of(dim, layout)
+    return -(-dim.units // degree) * (dim.size // dim.units)
+
+
+def shard_shape(node: LayerNode, parameter: Parameter, layout: Layout) -> tuple[int, ...]:
+    """Shape of the largest shard of a tensor. A vision tower whose heads tp does not divide is repeated whole."""
+    if node.scope == "vision" and not _vision_divides(node, layout.tp):
+        return parameter.shape
+    return tuple(shard_size(dim, layout) for dim in parameter.dims)
+
+
+def _vision_divides(node: LayerNode, tp: int) -> bool:
+    return all(
+        dim.units % tp == 0 for p in node.declaration.parameters for dim in p.dims if MESH_AXIS.get(dim.axis) == "tp"
+    )
+
+
+def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why the model does not allow this layout; None when it does. KV heads may be repeated, the vocabulary is uneven."""
+    if layout.pp > graph.num_layers:
+        return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
+    for axis, units in _text_axes(graph):
+        degree = getattr(layout, MESH_AXIS[axis])
+        if axis == "kv_heads":
+            if units % degree and degree % units:
+                return f"tp={degree} neither divides the {units} KV heads nor is a multiple of them"
+        elif units % degree:
+            names = {"heads": "query heads", "experts": "experts", "ffn": "FFN width", "expert_ffn": "expert width"}
+            return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({names[axis]})"
+    if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
+        return f"ep={layout.ep} needs experts, and the model has none"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
+    """Every (axis, pieces) of the language model that a layout cuts and that must divide."""
+    found = {
+        (dim.axis, dim.units)
+        for group in graph.groups
+        if group.first.scope == "text"
+        for parameter in group.declaration.parameters
+        for dim in parameter.dims
+        if dim.axis in MESH_AXIS and dim.axis != "vocab"
+    }
+    return tuple(sorted(found))
+
+
+def candidate_layouts(num_devices: int) -> tuple[Layout, ...]:
+    """Every way to write `num_devices` as tp * ep * pp * dp."""
+    divisors = _divisors(num_devices)
+    return tuple(
+        Layout(tp=tp, ep=ep, pp=pp, dp=num_devices // (tp * ep * pp))
+        for tp in divisors
+        for ep in divisors
+        if num_devices % (tp * ep) == 0
+        for pp in divisors
+        if num_devices % (tp * ep * pp) == 0
+    )
+
+
+def _divisors(n: int) -> list[int]:
+    low = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*low, *(n // d for d in low)})
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pipeline stage on one device: weight bytes, its layers' cache rows, and which ends of the model it holds."""
+
+    weights: StoredSize
+    num_params: int
+    layers: tuple[int, ...]
+    cache_counts: tuple[tuple[int, int], ...]
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _LayerTable:
+    """Device bytes and parameters of every text layer, of what stands before the first, and behind the last."""
+
+    layers: tuple[tuple[StoredSize, int], ...]
+    before: tuple[StoredSize, int]
+    behind: tuple[StoredSize, int]
+    embedding: tuple[StoredSize, int]
+
+
+@lru_cache(maxsize=2048)
+def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerTable:
+    layout = Layout(tp=tp, ep=ep)
+    layers = [(StoredSize(0), 0)] * graph.num_layers
+    before, behind, embedding = (StoredSize(0), 0), (StoredSize(0), 0), (StoredSize(0), 0)
+    sizes: dict[tuple[int, bool, int | None], tuple[StoredSize, int]] = {}
+    for node in graph.nodes:
+        key = (id(node.declaration), node.scope == "vision", node.layer if scheme.depends_on_layer else None)
+        if key not in sizes:
+            sizes[key] = _node_size(graph, node, scheme, layout)
+        size = sizes[key]
+        if node.scope == "text" and node.layer is not None:
+            layers[node.layer] = _sum(layers[node.layer], size)
+        elif node.role in ("norm", "head"):
+            behind = _sum(behind, size)
+        else:
+            before = _sum(before, size)
+            embedding = size if node.role == "embedding" else embedding
+    return _LayerTable(tuple(layers), before, behind, embedding)
+
+
+def _sum(a: tuple[StoredSize, int], b: tuple[StoredSize, int]) -> tuple[StoredSize, int]:
+    return a[0] + b[0], a[1] + b[1]
+
+
+def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> tuple[StoredSize, int]:
+    total, count = StoredSize(0), 0
+    for parameter in node.declaration.parameters:
+        if not parameter.tied_to:
+            shape = shard_shape(node, parameter, layout)
+            total = total + stored_size(graph, node, parameter, shape, scheme)
+            count += _product(shape)
+    return total, count
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+@lru_cache(maxsize=4096)
+def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[Stage, ...]:
+    """What one device of each pipeline stage holds. A tied head on another stage holds a table of its own."""
+    table = _layer_table(graph, scheme, tp, ep)
+    result = []
+    for index, layers in enumerate(split_layers(graph.num_layers, pp)):
+        size = (StoredSize(0), 0)
+        for layer in layers:
+            size = _sum(size, table.layers[layer])
+        if index == 0:
+            size = _sum(size, table.before)
+        if index == pp - 1:
+            size = _sum(size, table.behind)
+            if pp > 1 and graph.model.text.head.tied:
+                size = _sum(size, table.embedding)
+        counts = _cache_counts(graph, frozenset(layers))
+        result.append(Stage(size[0], size[1], layers, counts, index == 0, index == pp - 1))
+    return _distinct(tuple(result))
+
+
+def _distinct(found: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Stages of which no other holds the same layers' caches and at least as many weights."""
+    heaviest: dict[tuple[object, bool, bool], Stage] = {}
+    for stage in found:
+        key = (stage.cache_counts, stage.first, stage.last)
+        if key not in heaviest or stage.weights.total_bytes > heaviest[key].weights.total_bytes:
+            heaviest[key] = stage
+    return tuple(heaviest.values())
+
+
+def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
+    """Layers of each stage: equal runs; what is left over goes one each to the stages before the last, from behind."""
+    base, rest = divmod(num_layers, pp)
+    sizes = [base + (1 if pp - 1 - rest <= stage < pp - 1 else 0) for stage in range(pp)]
+    starts = [sum(sizes[:stage]) for stage in range(pp)]
+    return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))
+
+
+def _cache_counts(graph: LayerGraph, layers: frozenset[int]) -> tuple[tuple[int, int], ...]:
+    """(index of the group in `graph.groups`, layers of it in this stage) for every group that caches."""
+    counts: Counter[int] = Counter()
+    for index, group in enumerate(graph.groups):
+        if group.declaration.cache and group.first.scope == "text":
+            counts[index] += sum(node.layer in layers for node in group.nodes)
+    return tuple((index, count) for index, count in counts.items() if count)

@@ -1,0 +1,93 @@
+"""What training keeps on one device besides activations: weights, gradients and optimizer states, and how they shard.
+
+Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments
+(12 B a parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients
+too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weights are repeated over ep, and sharded over
+dp * ep.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph
+from planners.activations import activation_rates, training_bytes
+from planners.plan_types import Layout
+from planners.sharding import Stage, shard_shape
+
+OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
+"""Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
+WEIGHT_BYTES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSetting:
+    """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter."""
+
+    optimizer: str = "adamw"
+    zero_stage: int = 1
+    checkpointing: str = "full"
+    gradient_bytes: int = 4
+    micro_batch: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def training_state(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, context: int, sequences: int
+) -> TrainingState:
+    """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
+    dense, experts = params_on_device(graph, layout, stage)
+    divided = {level: _over_ranks(dense, experts, layout) for level in (1, 2, 3)}
+    whole = dense + experts
+
+    def kept(level: int) -> int:
+        return divided[level] if train.zero_stage >= level else whole
+
+    micro = min(train.micro_batch, max(sequences, 1))
+    in_flight = min(layout.pp, -(-max(sequences, 1) // micro)) if stage.first else 1
+    rates = activation_rates(graph, layout.tp, layout.ep)
+    return TrainingState(
+        weights=WEIGHT_BYTES * kept(3),
+        gradients=train.gradient_bytes * kept(2),
+        optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(1),
+        activations=training_bytes(
+            rates,
+            stage.layers,
+            tokens=micro * context,
+            in_flight=in_flight,
+            last=stage.last,
+            checkpointing=train.checkpointing,
+        ),
+    )
+
+
+def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
+    return -(-dense // (layout.dp * layout.ep)) + -(-experts // layout.dp)
+
+
+@lru_cache(maxsize=4096)
+def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[int, int]:
+    """(dense, routed-expert) parameters of one device of a stage before ZeRO."""
+    layers, dense, experts = frozenset(stage.layers), 0, 0
+    for node, parameter in graph.parameters():
+        in_stage = (
+            node.layer in layers if node.layer is not None and node.scope == "text" else _at_an_end(node.role, stage)
+        )
+        if not in_stage or parameter.tied_to or parameter.buffer:
+            continue
+        size = prod(shard_shape(node, parameter, layout))
+        experts, dense = (experts + size, dense) if parameter.role == "expert" else (experts, dense + size)
+    return dense, experts
+
+
+def _at_an_end(role: str, stage: Stage) -> bool:
+    return stage.last if role in ("norm", "head") else stage.first

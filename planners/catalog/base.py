@@ -1,4 +1,4 @@
-"""What every catalogue entry is made of: a name, other spellings of it, and numbers that each say where they come from."""
+"""What every catalogue entry is made of: a name, other spellings of it, and numbers that say where they come from."""
 
 from typing import Annotated, Any, Generic, TypeVar
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
@@ -11,7 +11,15 @@ from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
 from planners.catalog.base import Entry, Sourced
 
 PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
-DeviceBytes = Annotated[Bytes, Field(ge=64 * MiB)]
+
+
+def _plausible(num_bytes: int) -> int:
+    if num_bytes < 64 * MiB:
+        raise ValueError(f"{num_bytes} B is no device memory: write it with its unit, like '80 GiB'")
+    return num_bytes
+
+
+DeviceBytes = Annotated[Bytes, AfterValidator(_plausible)]
 """A device memory size; a few bytes is a forgotten unit."""
 
 
@@ -30,7 +38,10 @@ class Memory(Spec):
 
 
 class Peaks(Spec):
-    """Dense arithmetic peaks in FLOP/s, a multiply-add counted as 2, without structured sparsity; absent where the vendor prints none."""
+    """Dense arithmetic peaks in FLOP/s, a multiply-add counted as 2; absent where the vendor prints none.
+
+    Rates with structured sparsity are never used: a figure printed with it is halved, and its note says so.
+    """
 
     fp32: Sourced[FlopsPerSecond] | None = None
     tf32: Sourced[FlopsPerSecond] | None = None

@@ -93,7 +93,7 @@ def normal(text: str) -> str:
 
 @cache
 def _aliases(folder: Folder) -> Mapping[str, str]:
-    """Alias to name. Only the `aliases:` line of each file is read, so that finding one entry does not parse them all."""
+    """Alias to name, from the `aliases:` line of each file: finding one entry must not parse them all."""
     found: dict[str, str] = {}
     for path in sorted((_HERE / folder).glob("*.yaml")):
         with path.open(encoding="utf-8") as file:

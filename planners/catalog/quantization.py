@@ -33,7 +33,7 @@ class ScaledLaw(Spec):
     kind: Literal["scaled"]
     bits: Annotated[int, Field(ge=1, le=8)]
     group: Literal["tensor", "row"] | Positive | Annotated[tuple[Positive, Positive], AsTuple]
-    """What shares a scale: a matrix, an output row, this many weights along the input dim, or a block (outputs, inputs).
+    """What shares a scale: a matrix, an output row, so many weights along the input dim, or a block (outputs, inputs).
 
     A group along the input dim has to divide it. Blocks may stick out at the edges, where they count in full.
     """
@@ -61,7 +61,7 @@ Law: TypeAlias = Annotated[PlainLaw | ScaledLaw | BlockLaw, Field(discriminator=
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a rule sees of a tensor. `layer` is its index from 0 among `num_layers`, where the tensor belongs to a layer."""
+    """What a rule sees of a tensor; `layer` is its index from 0 among `num_layers`, for a tensor of a layer."""
 
     name: str
     part: Part

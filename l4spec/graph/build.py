@@ -40,7 +40,7 @@ class _Builder:
     """Adds nodes and checked edges; `scope` and `stream` are those of the next node."""
 
     dtype: str
-    dag: "Dag" = field(default_factory=lambda: nx.MultiDiGraph())
+    dag: "Dag" = field(default_factory=nx.MultiDiGraph)
     nodes: list[LayerNode] = field(default_factory=list)
     scope: Scope = "text"
     stream: Stream = "text"

@@ -13,7 +13,7 @@ from l4spec.spec.resolve import ResolvedModel
 
 Scope = Literal["text", "vision"]
 Stream = Literal["text", "patch", "image"]
-"""What a node's tokens are: text tokens, patches of a tile inside the tower, or image tokens on their way to the text."""
+"""What a node's tokens are: text tokens, patches inside the tower, or image tokens on their way to the text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,6 +36,7 @@ class LayerNode:
 
     @property
     def kind(self) -> str:
+        """The word that stands after `kind:`."""
         return str(self.spec.kind)
 
     def part_of(self, parameter: Parameter) -> Part:
@@ -60,14 +61,17 @@ class LayerGroup:
 
     @property
     def first(self) -> LayerNode:
+        """A node to stand for all of them."""
         return self.nodes[0]
 
     @property
     def count(self) -> int:
+        """How many such layers there are."""
         return len(self.nodes)
 
     @property
     def declaration(self) -> Declaration:
+        """What every one of them declares."""
         return self.first.declaration
 
 
@@ -81,6 +85,7 @@ class LayerGraph:
 
     @property
     def name(self) -> str:
+        """Name of the model."""
         return self.model.name
 
     @cached_property

@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 from l4spec.layers.add import KIND as _add
+from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
+from l4spec.layers.declaration import Declaration
 from l4spec.layers.embedding import KIND as _embedding
 from l4spec.layers.geglu import KIND as _geglu
 from l4spec.layers.gqa import KIND as _gqa
@@ -24,8 +26,6 @@ from l4spec.layers.patch_embedding import KIND as _patch_embedding
 from l4spec.layers.pixel_shuffle_mlp import KIND as _pixel_shuffle_mlp
 from l4spec.layers.rmsnorm import KIND as _rmsnorm
 from l4spec.layers.swiglu import KIND as _swiglu
-from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
-from l4spec.layers.declaration import Declaration
 
 _OWN = (
     _add,

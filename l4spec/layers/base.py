@@ -42,7 +42,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What a layer is told about its surroundings: the width of the stream it reads and writes, and the longest sequence."""
+    """What a layer is told about its surroundings: the stream's width and the longest sequence."""
 
     hidden_size: int
     max_seq_len: int

@@ -72,6 +72,7 @@ class Parameter:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Sizes of the dimensions."""
         return tuple(dim.size for dim in self.dims)
 
     @property
@@ -138,6 +139,7 @@ class Matmul:
 
     @property
     def flops(self) -> int:
+        """Floating-point operations, a multiply-add counted as 2."""
         shape = (
             self.weight.shape[1:]
             if self.weight.dims[0].axis == "experts" and len(self.weight.dims) == 3
@@ -161,6 +163,7 @@ class AttentionPairs:
 
     @property
     def flops(self) -> int:
+        """Floating-point operations, a multiply-add counted as 2."""
         return 2 * self.pairs * self.num_heads * (self.qk_dim + self.v_dim)
 
 
@@ -175,6 +178,7 @@ class Elementwise:
 
     @property
     def flops(self) -> int:
+        """Floating-point operations, a multiply-add counted as 2."""
         return 0
 
 
@@ -210,12 +214,13 @@ class CacheEntry:
 
     @property
     def elements_per_token(self) -> int:
+        """Elements that one layer keeps for one token of one sequence."""
         return prod(dim.size for dim in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype (fp32 logits)."""
+    """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype."""
 
     name: str
     rows: int
@@ -224,6 +229,7 @@ class Buffer:
 
     @property
     def elements(self) -> int:
+        """Elements of the whole buffer."""
         return self.rows * prod(dim.size for dim in self.dims)
 
 

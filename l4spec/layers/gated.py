@@ -10,7 +10,6 @@ from l4spec.layers.declaration import (
     Operation,
     Parameter,
     Part,
-    Work,
     linear,
     tokens_of,
 )

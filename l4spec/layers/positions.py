@@ -16,7 +16,7 @@ class LinearScaling(Spec):
 
 
 class Llama3Scaling(Spec):
-    """Llama 3's scaling: low frequencies divided by `factor`, high ones kept, a smooth band between (Llama 3.1 release).
+    """Llama 3's scaling: low frequencies divided by `factor`, high ones kept, a smooth band between (Llama 3.1).
 
     With `low_freq_factor == high_freq_factor` there is no band, as in Llama 4 Scout.
     """

@@ -1,6 +1,6 @@
 """Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -12,11 +12,10 @@ from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
 
 if TYPE_CHECKING:
-    NormSpec = AttentionSpec = FFNSpec = PartSpec = LayerSpec
+    NormSpec: TypeAlias = LayerSpec
+    PartSpec: TypeAlias = LayerSpec
 else:
     NormSpec = Annotated[Union[specs_for("norm")], Field(discriminator="kind")]
-    AttentionSpec = Annotated[Union[specs_for("attention")], Field(discriminator="kind")]
-    FFNSpec = Annotated[Union[specs_for("ffn")], Field(discriminator="kind")]
     PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
 
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
@@ -32,7 +31,8 @@ class BlockSpec(Spec):
     ffn: PartName | None = None
     """Name of a feed-forward part; null for none."""
     form: Form = "pre_norm"
-    """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))). parallel: x + attention(norm(x)) + ffn(norm(x))."""
+    """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))).
+    parallel: x + attention(norm(x)) + ffn(norm(x))."""
     repeat: Size = 1
     """How many such blocks follow each other."""
 

@@ -29,7 +29,7 @@ QKNorm = Annotated[L2Norm | RMSQKNorm, Field(discriminator="kind")]
 
 
 class Temperature(Spec):
-    """Query scale log(floor((position + 1) / floor_scale) + 1) * attn_scale + 1, position from 0 (Llama 4 NoPE layers)."""
+    """Query scale log(floor((position + 1) / floor_scale) + 1) * attn_scale + 1, position from 0 (Llama 4)."""
 
     floor_scale: PositiveFloat
     """Tokens after which the scale takes its next step."""

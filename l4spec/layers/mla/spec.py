@@ -10,7 +10,7 @@ from l4spec.layers.positions import Position, Rope, Rope2d
 
 
 class MLASpec(LayerSpec):
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from a cached low-rank latent."""
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from a cached latent."""
 
     kind: Literal["mla"]
     num_heads: Size

@@ -18,7 +18,7 @@ from l4spec.layers.moe.spec import MoESpec
 
 
 def declare(spec: MoESpec, width: Width) -> Declaration:
-    """Router [experts, hidden]; experts' gate_proj, up_proj [experts, ffn, hidden] and down_proj [experts, hidden, ffn].
+    """Router [experts, hidden]; stacked gate_proj, up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
 
     A token's FLOPs are those of its `num_experts_per_token` experts, the shared ones and the router; with a capacity,
     the bound that no token is dropped. Choosing and scattering tokens counts no FLOPs by convention.

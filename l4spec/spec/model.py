@@ -1,12 +1,14 @@
 """Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import specs_for
-from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
@@ -21,6 +23,11 @@ else:
 Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
+
+
+def located(path: tuple[str | int, ...], message: str, hint: str = "") -> PydanticCustomError:
+    """An error of a cross-field rule at a `path` below the model that checks it."""
+    return PydanticCustomError("cross_field", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class BlockSpec(Spec):
@@ -85,30 +92,36 @@ class StackSpec(Spec):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> Self:
-        slots = {"attention": specs_for("attention"), "ffn": specs_for("ffn")}
-        for block in self.written_blocks():
-            for slot, kinds in slots.items():
+        for path, block in self.written_blocks():
+            for slot in ("attention", "ffn"):
                 name = getattr(block, slot)
-                fitting = [part for part, spec in self.parts.items() if isinstance(spec, kinds)]
-                if name is not None and name not in fitting:
-                    what = "an unknown part" if name not in self.parts else f"a part of kind {self.parts[name].kind}"
-                    raise ValueError(
-                        f"layers: {slot}: {name!r} is {what}; {nearest(name, fitting) or 'none is defined'}"
-                    )
+                if name is not None:
+                    self._check_part(name, slot, (*path, slot))
         if self.num_layers > MAX_LAYERS:
-            raise ValueError(f"layers: {self.num_layers} blocks are more than {MAX_LAYERS}")
+            raise located(("layers",), f"{self.num_layers:,} blocks are more than {MAX_LAYERS:,}")
         return self
+
+    def _check_part(self, name: str, slot: Slot, path: tuple[str | int, ...]) -> None:
+        fitting = [part for part, spec in self.parts.items() if isinstance(spec, specs_for(slot))]
+        if name not in self.parts:
+            raise located(path, f"no part is called '{name}'", nearest(name, fitting))
+        if name not in fitting:
+            kind = self.parts[name].kind
+            raise located(path, f"part '{name}' is of kind {kind}, which is no {slot} layer", nearest(name, fitting))
 
     @property
     def num_layers(self) -> int:
         """Number of blocks after all repeats."""
         return sum(_num_blocks(item) for item in self.layers)
 
-    def written_blocks(self) -> tuple[BlockSpec, ...]:
-        """The blocks as written, groups opened but nothing repeated."""
-        return tuple(
-            block for item in self.layers for block in (item.blocks if isinstance(item, GroupSpec) else (item,))
-        )
+    def written_blocks(self) -> Iterator[tuple[tuple[str | int, ...], BlockSpec]]:
+        """The blocks as written with their paths, groups opened but nothing repeated."""
+        for index, item in enumerate(self.layers):
+            if isinstance(item, GroupSpec):
+                for inner, block in enumerate(item.blocks):
+                    yield ("layers", index, "blocks", inner), block
+            else:
+                yield ("layers", index), item
 
 
 def _num_blocks(item: GroupSpec | BlockSpec) -> int:
@@ -219,10 +232,9 @@ class ModelSpec(Spec):
     @model_validator(mode="after")
     def _projector_meets_text(self) -> Self:
         if self.vision and self.vision.projector.output_size != self.text.hidden_size:
-            raise ValueError(
-                f"vision.projector.output_size ({self.vision.projector.output_size}) must equal "
-                f"text.hidden_size ({self.text.hidden_size})"
-            )
+            width = self.vision.projector.output_size
+            message = f"must equal text.hidden_size ({self.text.hidden_size}), found {width}"
+            raise located(("vision", "projector", "output_size"), message)
         return self
 
 

@@ -1,43 +1,115 @@
 """From a `Document` to a `ModelSpec`: every schema error with its place, path, expectation and nearest spelling."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from l4spec.errors import Place, Problem, SpecError
+from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.layers import KINDS
 from l4spec.spec.document import Document
+from l4spec.spec.files import label
 from l4spec.spec.model import ModelSpec
+from l4spec.spec.schema_walk import schema_at
 
 Path = tuple[str | int, ...]
+_EXPECTED = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "dict_type": "a mapping",
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "finite_number": "a finite number",
+}
 
 
 def parse_spec(document: Document) -> ModelSpec:
     """The document as a `ModelSpec`. Raises SpecError with all problems at once."""
     try:
-        return ModelSpec.model_validate(document.data)
+        spec = ModelSpec.model_validate(document.data)
     except ValidationError as error:
-        raise SpecError([_problem(document, details) for details in error.errors(include_url=False)]) from None
+        found = [_problem(document, details) for details in error.errors(include_url=False)]
+        seen = {problem.path for problem in found}
+        found += [problem for problem in _unknown_parts(document) if problem.path not in seen]
+        raise SpecError(dict.fromkeys(found)) from None
+    problems = list(_unknown_estimates(document, spec))
+    if problems:
+        raise SpecError(problems)
+    return spec
 
 
 def _problem(document: Document, details: Mapping[str, Any]) -> Problem:
+    context: Mapping[str, Any] = details.get("ctx", {})
     path = written_path(document.data, details["loc"])
+    message, hint = _words(document, details, context, path)
+    inner = context.get("path")
+    path = (*path, *inner) if inner else path
+    return Problem(message, path=format_path(path), place=place_of(document, path), hint=hint)
+
+
+def _words(document: Document, details: Mapping[str, Any], context: Mapping[str, Any], path: Path) -> tuple[str, str]:
+    """What was expected and found, and the mend."""
+    kind, found = str(details["type"]), details.get("input")
+    if kind == "extra_forbidden":
+        schema = schema_at(ModelSpec, document.data, path[:-1])
+        return "unknown field", nearest(str(path[-1]), schema.model_fields if schema else ())
+    if kind == "missing":
+        return "missing field", f"add `{path[-1]}`"
+    if kind == "union_tag_not_found":
+        return "expected a mapping with a `kind`", "" if isinstance(found, dict) else f"found {shown(found)}"
+    if kind == "union_tag_invalid":
+        tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
+        return f"unknown kind {shown(context['tag'])}", nearest(str(context["tag"]), tags)
+    if kind == "literal_error":
+        options = str(context["expected"])
+        words = [word.strip(" '") for word in options.replace(" or ", ", ").split(",")]
+        return f"expected {options}, found {shown(found)}", nearest(str(found), words)
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, found {shown(found)}", ""
     message = str(details["msg"]).removeprefix("Value error, ")
-    return Problem(message, path=format_path(path), place=place_of(document, path))
+    if kind.startswith(("greater", "less", "string", "too")):
+        message = f"{message[:1].lower()}{message[1:]}, found {shown(found)}"
+    return message, str(context.get("hint", ""))
+
+
+def shown(value: Any) -> str:
+    """A value as an author would recognise it, shortened."""
+    if isinstance(value, dict | list | tuple):
+        return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def written_path(data: Any, location: Sequence[str | int]) -> Path:
-    """pydantic's location without the tags of discriminated unions, which nobody wrote."""
+    """pydantic's location without the tags of unions, which nobody wrote."""
     path: list[str | int] = []
-    for step in location:
-        inside = isinstance(data, dict) and step in data
-        indexed = isinstance(data, list) and isinstance(step, int) and step < len(data)
-        if inside or indexed:
-            data = data[step]
+    for index, step in enumerate(location):
+        child = _child(data, step)
+        if child is not None:
+            data = child[0]
             path.append(step)
-        elif step == location[-1] and not (isinstance(data, dict) and data.get("kind") == step):
+        elif index == len(location) - 1 and not _is_tag(data, step):
             path.append(step)
     return tuple(path)
+
+
+def _child(data: Any, step: str | int) -> tuple[Any] | None:
+    if isinstance(data, dict) and step in data:
+        return (data[step],)
+    if isinstance(data, list) and isinstance(step, int) and step < len(data):
+        return (data[step],)
+    return None
+
+
+def _is_tag(data: Any, step: str | int) -> bool:
+    """Whether the last step of a location names a member of a union instead of a field."""
+    return not isinstance(data, dict) or data.get("kind") == step or step in ("group", "block")
 
 
 def place_of(document: Document, path: Path) -> Place | None:
@@ -51,3 +123,45 @@ def format_path(path: Path) -> str:
     """`("text", "layers", 0, "repeat")` as `text.layers[0].repeat`."""
     text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     return text.removeprefix(".")
+
+
+def _unknown_parts(document: Document) -> Iterator[Problem]:
+    """Part names in layers that no part has, found although other fields are wrong."""
+    for top in (("text",), ("vision", "tower")):
+        stack: Any = document.data
+        for step in top:
+            stack = stack.get(step) if isinstance(stack, dict) else None
+        parts = stack.get("parts") if isinstance(stack, dict) else None
+        if isinstance(parts, dict):
+            for path, slot, name in _part_uses(stack.get("layers"), (*top, "layers")):
+                if name not in parts:
+                    known = [part for part, spec in parts.items() if _slot(spec) in (slot, None)]
+                    message = f"no part is called {shown(name)}"
+                    where = place_of(document, path)
+                    yield Problem(message, path=format_path(path), place=where, hint=nearest(name, known))
+
+
+def _slot(spec: Any) -> str | None:
+    kind = spec.get("kind") if isinstance(spec, dict) else None
+    return KINDS[kind].slot if isinstance(kind, str) and kind in KINDS else None
+
+
+def _part_uses(layers: Any, path: Path) -> Iterator[tuple[Path, str, str]]:
+    for index, item in enumerate(layers if isinstance(layers, list) else ()):
+        if isinstance(item, dict):
+            yield from _part_uses(item.get("blocks"), (*path, index, "blocks"))
+            for slot in ("attention", "ffn"):
+                if isinstance(item.get(slot), str):
+                    yield (*path, index, slot), slot, item[slot]
+
+
+def _unknown_estimates(document: Document, spec: ModelSpec) -> Iterator[Problem]:
+    """Paths under `estimated` that lead nowhere, of those that the document's own file lists."""
+    parents = {label(path) for path in document.extends}
+    known = {format_path(path) for path in document.places}
+    for index, written in enumerate(spec.estimated):
+        place = place_of(document, ("estimated", index))
+        inherited = place is not None and place.file in parents
+        if written not in known and not inherited:
+            path = format_path(("estimated", index))
+            yield Problem(f"no field stands at {shown(written)}", path=path, place=place, hint=nearest(written, known))

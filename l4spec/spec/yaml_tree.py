@@ -80,7 +80,7 @@ class _Composer:
             pass
         except yaml.MarkedYAMLError as error:
             self._problems.append(self._syntax_problem(error))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, OverflowError) as error:  # the last two from PyYAML's own scanner
             self._problems.append(Problem(f"not YAML: {error}", dotted(self._path), self._at(1, 1)))
         if self._problems or tree is None:
             raise SpecError(self._problems)
@@ -111,7 +111,7 @@ class _Composer:
         assert isinstance(event, NodeEvent)
         if event.anchor is not None:
             if event.anchor in self._anchors:
-                message = f"the anchor &{event.anchor} is defined twice"
+                message = f"the anchor &{event.anchor[:80]} is defined twice"
                 self._problem(message, event, path, "give each its own name")
             self._anchors[event.anchor] = None
         tree = self._scalar(event, path) if isinstance(event, ScalarEvent) else self._collection(event, path, depth)
@@ -176,13 +176,14 @@ class _Composer:
 
     def _alias(self, event: AliasEvent, path: KeyPath, depth: int) -> Tree:
         name = event.anchor or ""
+        shown = name[:80]
         tree = self._anchors.get(name)
         if tree is None:
             if name in self._anchors:
-                self._problem(f"the alias *{name} stands inside its own anchor", event, path, "write it out")
+                self._problem(f"the alias *{shown} stands inside its own anchor", event, path, "write it out")
             else:
-                hint = nearest(name[:80], self._anchors)
-                self._problem(f"expected an anchor &{name} before its alias", event, path, hint)
+                hint = nearest(shown, self._anchors)
+                self._problem(f"expected an anchor &{shown} before its alias", event, path, hint)
             return Tree(None, self._place(event))
         size, height = _measure(tree)
         self._count(size - 1, event, path)

@@ -73,6 +73,12 @@ def test_a_source_checkout_keeps_its_specs_beside_the_package(tmp_path: Path, mo
     assert shipped_specs() == {}
 
 
+def test_a_name_cannot_lead_out_of_the_shelf(shelf: Path) -> None:
+    (shelf.parent / "outside.yaml").write_text("a: 1\n")
+    assert "no spec named" in refusal("tiny/../../outside")
+    assert "no spec named" in refusal(str(shelf.parent / "outside"))
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -32,47 +32,42 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
     v = linear("v_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
     o = linear("o_proj", hidden, heads, "attention", bias=spec.output_bias)
 
-    def operations(work: Work) -> tuple[Operation, ...]:
-        pairs = work.num_sequences * attended_pairs(spec.mask, work.num_queries, work.num_cached)
-        return (
-            Matmul("q_proj", work.num_tokens, q[0]),  # x @ W_q.T
-            Matmul("k_proj", work.num_tokens, k[0]),  # x @ W_k.T
-            Matmul("v_proj", work.num_tokens, v[0]),  # x @ W_v.T
-            Elementwise(
-                "rotate_normalise", work.num_tokens * (heads.size + kv_heads.size)
-            ),  # rope, qk norm, temperature
-            AttentionPairs("attend", pairs, spec.num_heads, spec.head_dim, spec.head_dim),  # softmax(q k.T) v
-            Matmul("o_proj", work.num_tokens, o[0]),  # y @ W_o.T
-        )
-
-    def live(work: Work) -> tuple[Buffer, ...]:
-        rows = work.num_tokens
-        return (
-            Buffer("normed_input", rows, (hidden,)),
-            Buffer("query", rows, (heads,)),
-            Buffer("key", rows, (kv_heads,)),
-            Buffer("value", rows, (kv_heads,)),
-            Buffer("attended", rows, (heads,)),
-        )
-
-    def saved(work: Work) -> tuple[Buffer, ...]:
-        return (
-            *live(work),
-            Buffer("log_sum_exp", work.num_tokens, (Dim("heads", spec.num_heads),), bytes_per_element=4),
-        )
-
     bound = cache_bound(spec.mask)
     cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (kv_heads,), bound)) if bound else ()
     stream = tokens_of(width.hidden_size)
     return Declaration(
         (*q, *k, *v, *o, *_qk_norms(spec)),
-        operations,
+        operations=lambda work: _operations(spec, work, q[0], k[0], v[0], o[0]),
         inputs=(stream,),
         output=stream,
         cache=cache,
-        live=live,
-        saved=saved,
+        live=lambda work: _live(work, hidden, heads, kv_heads),
+        saved=lambda work: (*_live(work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
     )
+
+
+def _operations(
+    spec: GQASpec, work: Work, q: Parameter, k: Parameter, v: Parameter, o: Parameter
+) -> tuple[Operation, ...]:
+    pairs = work.num_sequences * attended_pairs(spec.mask, work.num_queries, work.num_cached)
+    rotated = work.num_tokens * (q.shape[0] + k.shape[0])
+    return (
+        Matmul("q_proj", work.num_tokens, q),  # x @ W_q.T
+        Matmul("k_proj", work.num_tokens, k),  # x @ W_k.T
+        Matmul("v_proj", work.num_tokens, v),  # x @ W_v.T
+        Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
+        AttentionPairs("attend", pairs, spec.num_heads, spec.head_dim, spec.head_dim),  # softmax(q k.T) v
+        Matmul("o_proj", work.num_tokens, o),  # y @ W_o.T
+    )
+
+
+def _live(work: Work, hidden: Dim, heads: Dim, kv_heads: Dim) -> tuple[Buffer, ...]:
+    widths = {"normed_input": hidden, "query": heads, "key": kv_heads, "value": kv_heads, "attended": heads}
+    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+
+
+def _log_sum_exp(spec: GQASpec, work: Work) -> Buffer:
+    return Buffer("log_sum_exp", work.num_tokens, (Dim("heads", spec.num_heads),), bytes_per_element=4)
 
 
 def _qk_norms(spec: GQASpec) -> tuple[Parameter, ...]:

@@ -11,6 +11,7 @@ from l4spec.spec.document import Document
 from l4spec.spec.files import label
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.schema_walk import schema_at
+from l4spec.spec.tree import dotted
 
 Path = tuple[str | int, ...]
 _EXPECTED = {
@@ -48,7 +49,7 @@ def _problem(document: Document, details: Mapping[str, Any]) -> Problem:
     message, hint = _words(document, details, context, path)
     inner = context.get("path")
     path = (*path, *inner) if inner else path
-    return Problem(message, path=format_path(path), place=place_of(document, path), hint=hint)
+    return Problem(message, path=dotted(path), place=place_of(document, path), hint=hint)
 
 
 def _words(document: Document, details: Mapping[str, Any], context: Mapping[str, Any], path: Path) -> tuple[str, str]:
@@ -119,12 +120,6 @@ def place_of(document: Document, path: Path) -> Place | None:
     return document.places.get(path)
 
 
-def format_path(path: Path) -> str:
-    """`("text", "layers", 0, "repeat")` as `text.layers[0].repeat`."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
-    return text.removeprefix(".")
-
-
 def _unknown_parts(document: Document) -> Iterator[Problem]:
     """Part names in layers that no part has, found although other fields are wrong."""
     for top in (("text",), ("vision", "tower")):
@@ -138,7 +133,7 @@ def _unknown_parts(document: Document) -> Iterator[Problem]:
                     known = [part for part, spec in parts.items() if _slot(spec) in (slot, None)]
                     message = f"no part is called {shown(name)}"
                     where = place_of(document, path)
-                    yield Problem(message, path=format_path(path), place=where, hint=nearest(name, known))
+                    yield Problem(message, path=dotted(path), place=where, hint=nearest(name, known))
 
 
 def _slot(spec: Any) -> str | None:
@@ -158,10 +153,10 @@ def _part_uses(layers: Any, path: Path) -> Iterator[tuple[Path, str, str]]:
 def _unknown_estimates(document: Document, spec: ModelSpec) -> Iterator[Problem]:
     """Paths under `estimated` that lead nowhere, of those that the document's own file lists."""
     parents = {label(path) for path in document.extends}
-    known = {format_path(path) for path in document.places}
+    known = {dotted(path) for path in document.places}
     for index, written in enumerate(spec.estimated):
         place = place_of(document, ("estimated", index))
         inherited = place is not None and place.file in parents
         if written not in known and not inherited:
-            path = format_path(("estimated", index))
+            path = dotted(("estimated", index))
             yield Problem(f"no field stands at {shown(written)}", path=path, place=place, hint=nearest(written, known))

@@ -122,7 +122,8 @@ def _read_own(schema: type[E], path: Path) -> E:
 
 
 def _problem(schema: type[Entry], data: Any, places: Mapping[Any, Place], found: Mapping[str, Any]) -> Problem:
-    from l4spec.spec.parse import format_path, written_path
+    from l4spec.spec.parse import written_path
+    from l4spec.spec.tree import dotted
 
     path = written_path(data, found["loc"])
     near = path
@@ -130,7 +131,7 @@ def _problem(schema: type[Entry], data: Any, places: Mapping[Any, Place], found:
         near = near[:-1]
     message = str(found["msg"]).removeprefix("Value error, ")
     hint = nearest(str(path[-1]), _field_names(schema)) if found["type"] == "extra_forbidden" and path else ""
-    return Problem(message, path=format_path(path), place=places.get(near), hint=hint)
+    return Problem(message, path=dotted(path), place=places.get(near), hint=hint)
 
 
 def _field_names(schema: type[Entry]) -> set[str]:

@@ -12,7 +12,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Buffer, Work
 from planners.cost_sheet import Workload, work_of
 from planners.plan_types import Layout
-from planners.sharding import shard_size
+from planners.sharding import layout_for, shard_size
 
 ACTIVATION_BYTES = 2
 """bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""
@@ -60,7 +60,7 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int) -> ActivationRates:
 
 
 def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
-    total = 0
+    layout, total = layout_for(group.first, layout), 0
     for buffer in buffers:
         elements = buffer.rows
         for dim in buffer.dims:
@@ -81,7 +81,7 @@ def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:
 
 
 def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, num_tiles: int) -> int:
-    """Peak bytes of a step that prefills `chunk_tokens` tokens and gives logits for `sequences` rows, or sees the tiles."""
+    """Peak bytes of a step: `chunk_tokens` tokens prefilled and `sequences` rows of logits given, or the tiles seen."""
     text = max(chunk_tokens, sequences) * rates.per_token + sequences * rates.per_logit_row
     return max(text, num_tiles * rates.per_tile)
 

@@ -1,7 +1,7 @@
 """A cluster as people write it: `8xH100`, `2x8xH100`, `8 × h100`, `h100*8`, `1x./my-gpu.yaml`."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from l4spec.errors import UserError
 from planners.catalog import Hardware, hardware
@@ -25,6 +25,8 @@ class Cluster:
     num_hosts: int
     gpus_per_host: int
     num_gpus: int
+    written: str = field(default="", compare=False)
+    """The hardware as the user named it: a name, an alias or a path."""
 
     def __str__(self) -> str:
         return f"{self.num_gpus}x{self.hardware.name}"
@@ -42,7 +44,7 @@ def parse_cluster(text: str) -> Cluster:
     counts, name = _split(written)
     _check_name(written, name)
     device = hardware(name)
-    return _in_hosts(written, device, counts)
+    return replace(_in_hosts(written, device, counts), written=name)
 
 
 def _split(written: str) -> tuple[tuple[str, ...], str]:

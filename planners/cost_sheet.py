@@ -1,4 +1,4 @@
-"""Stage 5b: `CostSheet`, what each group of equal layers costs in elements and FLOPs, before hardware and parallelism."""
+"""Stage 5b: `CostSheet`, what each group of equal layers costs in elements and FLOPs, before any hardware."""
 
 from dataclasses import dataclass
 
@@ -46,10 +46,11 @@ class CostSheet:
 
 def cost(graph: LayerGraph, workload: Workload) -> CostSheet:
     """What a forward pass of `graph` over `workload` costs, layer group by layer group."""
-    return CostSheet(graph, workload, tuple(_row(graph, group, workload) for group in graph.groups))
+    return CostSheet(graph, workload, tuple(row_of_group(graph, group, workload) for group in graph.groups))
 
 
-def _row(graph: LayerGraph, group: LayerGroup, workload: Workload) -> CostRow:
+def row_of_group(graph: LayerGraph, group: LayerGroup, workload: Workload) -> CostRow:
+    """The row of one group."""
     work = work_of(graph, group, workload)
     operations = group.declaration.operations(work)
     attention = sum(op.flops for op in operations if isinstance(op, AttentionPairs))

@@ -1,48 +1,66 @@
 """How many floating-point operations a model's mathematics needs."""
 
-from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.declaration import AttentionPairs, Work
-from planners.cost_sheet import Workload, cost
+from functools import lru_cache
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import AttentionPairs, Elementwise, Work
+from planners.cost_sheet import CostRow, Workload, row_of_group
 from planners.plan_types import Flops
 
 
+@lru_cache(maxsize=1024)
 def count_flops(graph: LayerGraph, *, context: int, batch: int) -> Flops:
     """`model_flops` of the usual passes: multiply-adds count 2, only attended pairs and chosen experts count.
 
     Norms, softmax, rotations and activations are left out by convention.
     """
-    vision = graph.model.vision
+    forward, pair, tile = _rates(graph)
     return Flops(
-        forward_per_token=_matmuls_of_one_token(graph),
-        attention_per_pair=_attention_per_pair(graph),
+        forward_per_token=forward,
+        attention_per_pair=pair,
         prefill=model_flops(graph, Work(batch, context, phase="prefill", num_logits=min(1, context))),
         decode=model_flops(graph, Work(batch, 1, max(context - 1, 0), phase="decode")),
         train_step=3 * model_flops(graph, Work(batch, context, phase="train")),
-        vision_per_tile=None if vision is None else _vision_of_one_tile(graph),
+        vision_per_tile=tile,
     )
 
 
 def model_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:
     """FLOPs of one forward pass over `text` and `num_tiles` image tiles."""
-    return cost(graph, Workload(text, num_tiles)).flops
+    return sum(row.flops for row in _rows(graph, Workload(text, num_tiles)))
 
 
-def _matmuls_of_one_token(graph: LayerGraph) -> int:
-    rows = cost(graph, Workload(Work(1, 1))).rows
-    return sum(row.group.count * row.matmul_flops for row in rows if row.group.first.scope == "text")
+def _rows(graph: LayerGraph, workload: Workload) -> list[CostRow]:
+    """The cost sheet's rows that can have FLOPs and have work to do."""
+    scopes = ("text", "vision") if workload.num_tiles else ("text",)
+    return [row_of_group(graph, group, workload) for scope in scopes for group in _computing_groups(graph, scope)]
 
 
-def _attention_per_pair(graph: LayerGraph) -> int:
-    """FLOPs of one (query, key) pair in every text layer: 2 * num_heads * (qk_dim + v_dim) summed over layers."""
-    rows = cost(graph, Workload(Work(1, 1))).rows
-    return sum(
-        row.group.count * op.flops // op.pairs
-        for row in rows
-        for op in row.operations
-        if isinstance(op, AttentionPairs) and op.pairs and row.group.first.scope == "text"
+@lru_cache(maxsize=128)
+def _computing_groups(graph: LayerGraph, scope: str) -> tuple[LayerGroup, ...]:
+    """Groups with a matmul or attention among their operations."""
+    work = Work(1, 1)
+    return tuple(
+        group
+        for group in graph.groups
+        if group.first.scope == scope
+        and not all(isinstance(op, Elementwise) for op in group.declaration.operations(work))
     )
 
 
-def _vision_of_one_tile(graph: LayerGraph) -> int:
-    rows = cost(graph, Workload(Work(0, 0), num_tiles=1)).rows
-    return sum(row.flops for row in rows if row.group.first.scope == "vision")
+@lru_cache(maxsize=64)
+def _rates(graph: LayerGraph) -> tuple[int, int, int | None]:
+    """FLOPs of one token without attention pairs, of one pair in every text layer, and of one image tile.
+
+    A pair costs 2 * num_heads * (qk_dim + v_dim), summed over layers.
+    """
+    rows = _rows(graph, Workload(Work(1, 1)))
+    forward = sum(row.group.count * row.matmul_flops for row in rows)
+    pair = sum(
+        row.group.count * op.flops // op.pairs
+        for row in rows
+        for op in row.operations
+        if isinstance(op, AttentionPairs) and op.pairs
+    )
+    tile = None if graph.model.vision is None else model_flops(graph, Work(0, 0), num_tiles=1)
+    return forward, pair, tile

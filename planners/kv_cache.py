@@ -6,6 +6,8 @@ policy's name.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -39,7 +41,7 @@ def caching_groups(graph: LayerGraph) -> tuple[LayerGroup, ...]:
 
 
 def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
-    """Bytes per token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole."""
+    """Bytes a token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole."""
     elements = 0
     for entry in group.declaration.cache:
         shard = 1
@@ -63,28 +65,31 @@ def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequen
 
 def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int) -> int:
     """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one."""
-    policy, local = engine.kv, bound.size is not None
+    policy = engine.kv
     if isinstance(policy, CellsKv):
         pad = policy.pad_cells.value
-        if not local:
+        if bound.size is None:
             return _round_up(context * sequences, pad)
-        reach = (bound.size or 0) * sequences + policy.ubatch_tokens.value
+        reach = bound.size * sequences + policy.ubatch_tokens.value
         return min(_round_up(context * sequences, pad), _round_up(reach, pad))
     kept = bound.num_kept(context) if isinstance(policy, BoundedKv) else context
     if engine.block_size_tokens is not None:
         kept = _round_up(kept, engine.block_size_tokens.value)
-    if isinstance(policy, TwoPoolsKv) and local:
-        return -(-_local_share_numerator(policy, bound, context) * kept * sequences // 10**9)
+    if isinstance(policy, TwoPoolsKv) and bound.size is not None:
+        return _in_local_pool(policy, bound.kind == "window", bound.size, kept, sequences)
     return kept * sequences
 
 
-def _local_share_numerator(policy: TwoPoolsKv, bound: Bound, context: int) -> int:
-    """Local tokens per 1e9 full tokens, fixed at start-up: a ratio for windows, a mix for chunks (SGLang)."""
-    if bound.kind == "window":
-        return round(policy.swa_full_tokens_ratio.value * 10**9)
-    mix = policy.hybrid_kvcache_ratio.value
-    share = (1 - mix) + mix * min(1.0, (bound.size or context) / context)
-    return round(share * 10**9)
+def _in_local_pool(policy: TwoPoolsKv, is_window: bool, size: int, full: int, sequences: int) -> int:
+    """Tokens of the local pool beside `full` tokens a sequence: a ratio for windows, a mix for chunks (SGLang).
+
+    Chunks: full * ((1 - p) + p * chunk / full), in whole numbers so that it never shrinks as the context grows.
+    """
+    if is_window:
+        ratio = Fraction(str(policy.swa_full_tokens_ratio.value))
+        return ceil(ratio * full * sequences)
+    mix = Fraction(str(policy.hybrid_kvcache_ratio.value))
+    return ceil(((1 - mix) * full + mix * min(full, size)) * sequences)
 
 
 def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
@@ -96,7 +101,7 @@ def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
 
 
 def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
-    """Bytes of one block: `block_size_tokens` tokens of one group of layers. All layers must keep equal bytes a token."""
+    """Bytes of a block: `block_size_tokens` tokens of one group of layers, which must all keep equal bytes a token."""
     widths = {row.bytes_per_token for row in rows}
     if len(widths) > 1:
         raise UserError(
@@ -131,14 +136,14 @@ def tokens_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int
 
 
 def requests_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int, context: int) -> float:
-    """How many requests of `context` tokens a pool of blocks holds, as engines log it (a quotient, not rounded down)."""
+    """Requests of `context` tokens that a pool of blocks holds, as engines log it: a quotient, not rounded down."""
     if isinstance(engine.kv, LayerGroupsKv):
         return num_blocks / blocks_per_sequence(rows, engine, context)
     return num_blocks / -(-context // _block_tokens(engine))
 
 
 def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) -> int:
-    """Tokens of one sequence stream that fit a pool of bytes on one device, whole blocks only, bounds not yet reached."""
+    """Tokens that fit a pool of bytes on one device: whole blocks only, no bound reached yet."""
     if isinstance(engine.kv, LayerGroupsKv):
         return tokens_in_blocks(rows, engine, pool_bytes // block_bytes(rows, engine))
     per_token = sum(row.count * row.bytes_per_token for row in rows)

@@ -1,14 +1,18 @@
-"""What the fullest device holds: weights, cache, activations, what the engine keeps besides, and training state."""
+"""What the fullest device holds, and whether it may: weights, cache, activations, reserved terms, training state.
+
+A `Placement` is a setting on a layout with everything worked out that does not depend on context and batch. Searches
+ask it again and again, so asking is cheap.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.positions import Rope
-from planners.activations import activation_rates, serving_bytes
+from planners.activations import ActivationRates, activation_rates, serving_bytes
 from planners.catalog import Engine, Hardware
 from planners.kv_cache import CacheRow, bytes_per_token, cache_bytes
 from planners.plan_types import DeviceMemory, Layout, MemoryTerm
+from planners.reserved import reserved_terms, uncovered_bytes
 from planners.sharding import Stage, stages
 from planners.training import TrainSetting, training_state
 from planners.weights import Scheme
@@ -16,7 +20,11 @@ from planners.weights import Scheme
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Everything about a deployment except layout, context and batch, which searches vary."""
+    """Everything about a deployment except layout, context and batch, which searches vary.
+
+    `num_tiles` image tiles go through the vision tower of one device at once. With `train`, engine and cache play no
+    part.
+    """
 
     graph: LayerGraph
     scheme: Scheme
@@ -46,170 +54,150 @@ class DeviceUse:
         return self.weights + self.cache + self.activations + self.reserved + self.gradients + self.optimizer
 
 
-def sequences_per_device(batch: int, layout: Layout) -> int:
-    """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
-    return -(-batch // (layout.dp * layout.ep))
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a device may hold: everything in `usable_bytes`, and what `covers` lists in `fraction` of it.
+
+    `after_load`: the fraction is of what is left once all but the cache is there, and is for the cache alone.
+    `uncovered_bytes` are reserved terms outside the fraction.
+    """
+
+    usable_bytes: int
+    source: str
+    fraction: float | None = None
+    after_load: bool = False
+    covers: frozenset[str] = frozenset()
+    uncovered_bytes: int = 0
+
+    def limit(self, use: DeviceUse) -> int:
+        """Bytes that `use.total` may reach."""
+        usable = self.usable_bytes
+        if self.fraction is None:
+            return usable
+        if self.after_load:
+            others = use.total - use.cache
+            return min(usable, others + int(self.fraction * max(usable - others, 0)))
+        spent = {"weights": use.weights, "activations": use.activations, "kv_cache": use.cache}
+        outside = self.uncovered_bytes + sum(size for name, size in spent.items() if name not in self.covers)
+        return min(usable, int(self.fraction * usable) + outside)
+
+    def __str__(self) -> str:
+        if self.fraction is None:
+            return self.source
+        whole = f"{self.fraction:g} of {self.usable_bytes:,} B ({self.source})"
+        return f"{whole}, of what is free after loading" if self.after_load else whole
 
 
-def fullest_device(setting: Setting, layout: Layout, context: int, batch: int) -> DeviceUse:
-    """The stage whose device holds the most."""
-    uses = [device_use(setting, layout, stage, context, batch) for stage in _stages(setting, layout)]
-    return max(uses, key=lambda use: use.total)
+_EVERYTHING = frozenset({"weights", "activations", "kv_cache"})
 
 
-def _stages(setting: Setting, layout: Layout) -> tuple[Stage, ...]:
-    return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
-
-
-def device_use(setting: Setting, layout: Layout, stage: Stage, context: int, batch: int) -> DeviceUse:
-    """What one device of this stage holds."""
-    sequences = sequences_per_device(batch, layout)
-    reserved = reserved_bytes(setting, layout)
-    if setting.train is not None:
-        state = training_state(setting.graph, setting.train, layout, stage, context, sequences)
-        return DeviceUse(state.weights, 0, state.activations, reserved, state.gradients, state.optimizer)
-    rows = _cache_rows(setting.graph, stage.cache_counts, layout.tp, setting.kv_dtype_bytes)
-    return DeviceUse(
-        weights=stage.weights.total_bytes,
-        cache=cache_bytes(rows, setting.engine, context, sequences),
-        activations=_activations(setting, layout, context, sequences),
-        reserved=reserved,
-    )
-
-
-def _activations(setting: Setting, layout: Layout, context: int, sequences: int) -> int:
-    rates = activation_rates(setting.graph, layout.tp, layout.ep)
-    tiles = -(-setting.num_tiles * sequences // max(sequences, 1)) if sequences else 0
-    chunk = min(setting.prefill_chunk, context * sequences)
-    formula = serving_bytes(rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
-    return max([formula, *_readings(setting.engine, layout.tp, "activations")])
-
-
-def _readings(engine: Engine, tp: int, kind: str) -> list[int]:
-    return [term.num_bytes for term in engine.reserved_for(tp) if term.kind == kind]
-
-
-@lru_cache(maxsize=4096)
-def _cache_rows(
-    graph: LayerGraph, counts: tuple[tuple[int, int], ...], tp: int, dtype_bytes: int
-) -> tuple[CacheRow, ...]:
-    layout = Layout(tp=tp)
-    return tuple(
-        CacheRow(
-            bytes_per_token(graph.groups[index], layout, dtype_bytes),
-            graph.groups[index].declaration.cache[0].bound,
-            count,
-        )
-        for index, count in counts
-    )
-
-
-def stage_cache_rows(setting: Setting, layout: Layout) -> tuple[CacheRow, ...]:
-    """Cache rows of the first stage's device."""
-    return _cache_rows(setting.graph, _stages(setting, layout)[0].cache_counts, layout.tp, setting.kv_dtype_bytes)
-
-
-def reserved_bytes(setting: Setting, layout: Layout) -> int:
-    """Bytes on each device for anything but weights, cache and activations, inside the engine's share."""
-    return sum(term.bytes for term in reserved_terms(setting.graph, setting.engine, setting.hardware, layout.tp))
-
-
-@lru_cache(maxsize=2048)
-def reserved_terms(graph: LayerGraph, engine: Engine, hardware: Hardware | None, tp: int) -> tuple[MemoryTerm, ...]:
-    """The terms behind `reserved_bytes`: exact where a formula gives them, else calibrated with their spread."""
-    terms = []
-    if engine.rope_table and (table := rope_table_bytes(graph)):
-        terms.append(
-            MemoryTerm(
-                name="rope table", bytes=table, origin="exact", source=engine.source, arithmetic=_rope_arithmetic(graph)
-            )
-        )
-    covered = ("non_torch", "cuda_graphs") if engine.memory is None else engine.memory.covers
-    for term in engine.reserved_for(tp):
-        if term.kind in ("non_torch", "cuda_graphs") and term.kind in covered:
-            terms.append(
-                MemoryTerm(
-                    name=term.kind.replace("_", " "),
-                    bytes=term.num_bytes,
-                    origin="calibrated",
-                    spread=term.spread,
-                    source="; ".join(term.sources),
-                    arithmetic=term.note,
-                )
-            )
-    if engine.memory is None and hardware is not None and hardware.memory.free_before_load is not None:
-        free = hardware.memory.free_before_load
-        terms.append(
-            MemoryTerm(
-                name="driver and context",
-                bytes=hardware.usable.num_bytes - free.value,
-                origin="calibrated",
-                source=free.source,
-                arithmetic="physical - free before load",
-            )
-        )
-    return tuple(terms)
-
-
-def rope_table_bytes(graph: LayerGraph) -> int:
-    """A cos/sin table of max_seq_len positions for each distinct rotation of the text: rotary_dim elements of 2 bytes."""
-    positions = graph.model.text.stack.width.max_seq_len
-    return sum(positions * width * 2 for _, width in _rotations(graph))
-
-
-def _rope_arithmetic(graph: LayerGraph) -> str:
-    positions = graph.model.text.stack.width.max_seq_len
-    return " + ".join(f"{positions:,} positions x {width} x 2 B" for _, width in _rotations(graph))
-
-
-@lru_cache(maxsize=64)
-def _rotations(graph: LayerGraph) -> frozenset[tuple[Rope, int]]:
-    found = set()
-    for group in graph.groups:
-        position = getattr(group.first.spec, "position", None)
-        if isinstance(position, Rope) and group.first.scope == "text":
-            spec = group.first.spec
-            head = getattr(spec, "head_dim", None) or getattr(spec, "qk_rope_head_dim", 0)
-            found.add((position, position.rotary_dim or head))
-    return frozenset(found)
-
-
-def capacity(setting: Setting, layout: Layout, use: DeviceUse) -> tuple[int, str] | None:
-    """Bytes that `use.total` may reach on one device, and where that comes from; None without hardware."""
+def _budget(setting: Setting, tp: int) -> Budget | None:
     if setting.hardware is None:
         return None
     usable, share = setting.hardware.usable, setting.engine.memory
-    fraction = setting.memory_fraction
-    if fraction is None and share is not None:
-        fraction = share.fraction.value
-    if fraction is None:
-        return usable.num_bytes, usable.source
-    text = f"{fraction:g} of {usable.num_bytes:,} B ({usable.source})"
-    if share is not None and share.of == "free_after_load":
-        others = use.total - use.cache
-        return others + int(fraction * max(usable.num_bytes - others, 0)), f"{text}, of what is free after loading"
-    outside = sum(t.num_bytes for t in setting.engine.reserved_for(layout.tp) if share and t.kind not in share.covers)
-    return min(int(fraction * usable.num_bytes), usable.num_bytes - outside), text
+    if share is None or setting.train is not None:
+        return Budget(usable.num_bytes, usable.source, setting.memory_fraction, covers=_EVERYTHING)
+    fraction = share.fraction.value if setting.memory_fraction is None else setting.memory_fraction
+    after_load = share.of == "free_after_load"
+    outside = uncovered_bytes(setting.engine, tp)
+    return Budget(usable.num_bytes, usable.source, fraction, after_load, frozenset(share.covers), outside)
 
 
-def fits(setting: Setting, layout: Layout, context: int, batch: int) -> bool:
-    """Whether the fullest device holds what it must; True without hardware, where nothing limits it."""
-    for stage in _stages(setting, layout):
-        use = device_use(setting, layout, stage, context, batch)
-        limit = capacity(setting, layout, use)
-        if limit is not None and use.total > limit[0]:
-            return False
-    return True
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """A setting on a layout: pipeline stages with their cache rows, and what every device has in common."""
+
+    setting: Setting
+    layout: Layout
+    stages: tuple[tuple[Stage, tuple[CacheRow, ...]], ...]
+    rates: ActivationRates
+    activation_floor: int
+    reserved: int
+    budget: Budget | None
+
+    def sequences(self, batch: int) -> int:
+        """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
+        return -(-batch // (self.layout.dp * self.layout.ep))
+
+    def uses(self, context: int, batch: int) -> list[DeviceUse]:
+        """What a device of each distinct stage holds for `batch` sequences of `context` tokens."""
+        setting, sequences = self.setting, self.sequences(batch)
+        if setting.train is not None:
+            return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
+        activations = self._activations(context, sequences)
+        return [
+            DeviceUse(
+                weights=stage.weights.total_bytes,
+                cache=cache_bytes(rows, setting.engine, context, sequences),
+                activations=activations,
+                reserved=self.reserved,
+            )
+            for stage, rows in self.stages
+        ]
+
+    def _activations(self, context: int, sequences: int) -> int:
+        chunk = min(self.setting.prefill_chunk, context * sequences)
+        tiles = self.setting.num_tiles
+        formula = serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
+        return max(formula, self.activation_floor)
+
+    def _training_use(self, train: TrainSetting, stage: Stage, context: int, sequences: int) -> DeviceUse:
+        state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
+        return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
+
+    def fits(self, context: int, batch: int) -> bool:
+        """Whether every device holds what it must; True without hardware, where nothing limits it."""
+        budget = self.budget
+        return budget is None or all(use.total <= budget.limit(use) for use in self.uses(context, batch))
+
+    def tightest(self, context: int, batch: int) -> DeviceUse:
+        """The stage whose device has the least room left (without hardware: holds the most)."""
+        budget, uses = self.budget, self.uses(context, batch)
+        if budget is None:
+            return max(uses, key=lambda use: use.total)
+        return min(uses, key=lambda use: budget.limit(use) - use.total)
 
 
-def describe_device(setting: Setting, layout: Layout, context: int, batch: int) -> DeviceMemory:
-    """The fullest device's memory, term by term."""
-    use = fullest_device(setting, layout, context, batch)
-    limit = capacity(setting, layout, use)
-    terms = (
-        *_named_terms(setting, layout, use),
-        *reserved_terms(setting.graph, setting.engine, setting.hardware, layout.tp),
+@lru_cache(maxsize=4096)
+def place(setting: Setting, layout: Layout) -> Placement:
+    """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
+    graph, tp = setting.graph, layout.tp
+    found = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
+    terms = _terms_besides(setting, tp)
+    return Placement(
+        setting=setting,
+        layout=layout,
+        stages=tuple((stage, _cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
+        rates=activation_rates(graph, tp, layout.ep),
+        activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
+        reserved=sum(term.bytes for term in terms),
+        budget=_budget(setting, tp),
     )
+
+
+def _cache_rows(graph: LayerGraph, stage: Stage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+    layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
+    for index, count in stage.cache_counts:
+        group = graph.groups[index]
+        size, bound = bytes_per_token(group, layout, dtype_bytes), group.declaration.cache[0].bound
+        known = counts.get((size, bound))
+        counts[size, bound] = CacheRow(size, bound, count + (known.count if known else 0))
+    return tuple(counts.values())
+
+
+def _terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
+    return reserved_terms(setting.graph, setting.engine, setting.hardware, tp)
+
+
+def _readings(engine: Engine, tp: int) -> list[int]:
+    return [term.num_bytes for term in engine.reserved_for(tp) if term.kind == "activations"]
+
+
+def describe_device(placement: Placement, context: int, batch: int) -> DeviceMemory:
+    """The tightest device's memory, term by term."""
+    use, setting = placement.tightest(context, batch), placement.setting
+    limit = None if placement.budget is None else placement.budget.limit(use)
+    terms = (*_named_terms(placement, use), *_terms_besides(setting, placement.layout.tp))
     return DeviceMemory(
         weights_bytes=use.weights,
         kv_cache_bytes=use.cache,
@@ -218,24 +206,23 @@ def describe_device(setting: Setting, layout: Layout, context: int, batch: int) 
         gradient_bytes=use.gradients,
         optimizer_bytes=use.optimizer,
         total_bytes=use.total,
-        capacity_bytes=None if limit is None else limit[0],
-        capacity_source="" if limit is None else limit[1],
-        headroom_bytes=None if limit is None else limit[0] - use.total,
+        capacity_bytes=limit,
+        capacity_source="" if placement.budget is None else str(placement.budget),
+        headroom_bytes=None if limit is None else limit - use.total,
         terms=tuple(term for term in terms if term.bytes),
     )
 
 
-def _named_terms(setting: Setting, layout: Layout, use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    scheme, readings = setting.scheme, _readings(setting.engine, layout.tp, "activations")
-    calibrated = bool(readings) and setting.train is None and use.activations == max(readings)
-    reading = next((t for t in setting.engine.reserved_for(layout.tp) if t.kind == "activations"), None)
+def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]:
+    setting, scheme = placement.setting, placement.setting.scheme
+    training = MemoryTerm(name="gradients", bytes=use.gradients, origin="exact", source="planners/training.py")
     return (
         MemoryTerm(
             name="weights",
             bytes=use.weights,
             origin="exact",
             source=scheme.table.source,
-            arithmetic=f"{scheme.name}, {layout}",
+            arithmetic=f"{scheme.name}, {placement.layout}",
         ),
         MemoryTerm(
             name="kv cache",
@@ -244,16 +231,30 @@ def _named_terms(setting: Setting, layout: Layout, use: DeviceUse) -> tuple[Memo
             source=setting.engine.source,
             arithmetic=setting.engine.name,
         ),
-        MemoryTerm(name="gradients", bytes=use.gradients, origin="exact", source="planners/training.py"),
-        MemoryTerm(name="optimizer", bytes=use.optimizer, origin="exact", source="planners/training.py"),
-        MemoryTerm(
-            name="activations",
-            bytes=use.activations,
-            origin="calibrated" if calibrated else "exact",
-            spread=reading.spread if calibrated and reading else None,
-            source="; ".join(reading.sources) if calibrated and reading else "planners/activations.py",
-            arithmetic=reading.note
-            if calibrated and reading
-            else f"widest: {activation_rates(setting.graph, layout.tp, layout.ep).widest}",
-        ),
+        training,
+        training.model_copy(update={"name": "optimizer", "bytes": use.optimizer}),
+        _activation_term(placement, use),
+    )
+
+
+def _activation_term(placement: Placement, use: DeviceUse) -> MemoryTerm:
+    """By formula, unless the engine's own logs show more."""
+    term = MemoryTerm(
+        name="activations",
+        bytes=use.activations,
+        origin="exact",
+        source="planners/activations.py",
+        arithmetic=f"widest: {placement.rates.widest}",
+    )
+    if not placement.activation_floor or use.activations != placement.activation_floor:
+        return term
+    readings = placement.setting.engine.reserved_for(placement.layout.tp)
+    reading = max((t for t in readings if t.kind == "activations"), key=lambda t: t.num_bytes)
+    return MemoryTerm(
+        name="activations",
+        bytes=use.activations,
+        origin="calibrated",
+        spread=reading.spread,
+        source="; ".join(reading.sources),
+        arithmetic=reading.note,
     )

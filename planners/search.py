@@ -1,58 +1,38 @@
-"""Which layout, how long a context, how many sequences: answers by asking `memory.fits` again and again."""
+"""Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from l4spec.errors import UserError
-from planners.memory import Setting, fits, fullest_device
+from planners.memory import Placement, Setting, place
 from planners.plan_types import IllegalLayout, Layout, LayoutRow, Objective
-from planners.sharding import candidate_layouts, illegal_reason, stages
+from planners.request import Pinned
+from planners.sharding import candidate_layouts, illegal_reason
 
 MAX_BATCH = 1 << 20
 
 
 def largest(holds: Callable[[int], bool], limit: int) -> int:
-    """The largest n in 0..limit for which `holds(n)`, which must be true up to some point and false behind it."""
+    """The largest n in 1..limit for which `holds(n)`, true up to some point and false behind it; 0 if it never is."""
+    if limit < 1 or not holds(1):
+        return 0
     if holds(limit):
         return limit
-    low, high = 0, limit  # holds(low) or low is 0; not holds(high)
-    probe = 1
-    while probe < limit and holds(probe):
-        low, probe = probe, probe * 2
-    high = min(high, probe)
+    low, high = 1, limit  # holds(low), not holds(high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 
-def max_context(setting: Setting, layout: Layout, batch: int) -> int:
-    """Tokens of the longest context, up to the model's max_seq_len, with which `batch` sequences fit; 0 if none does."""
-    limit = setting.graph.model.text.stack.width.max_seq_len
-    return largest(lambda context: fits(setting, layout, context, batch), limit)
+def max_context(placement: Placement, batch: int) -> int:
+    """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
+    limit = placement.setting.graph.model.text.stack.width.max_seq_len
+    return largest(lambda context: placement.fits(context, batch), limit)
 
 
-def max_batch(setting: Setting, layout: Layout, context: int) -> int:
-    """Most sequences of `context` tokens that fit together; 0 if not even one does."""
-    return largest(lambda batch: fits(setting, layout, context, batch), MAX_BATCH)
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """Degrees that the user fixed; None where the planner may choose."""
-
-    tp: int | None = None
-    ep: int | None = None
-    pp: int | None = None
-    dp: int | None = None
-
-    def allows(self, layout: Layout) -> bool:
-        """Whether a layout has the fixed degrees."""
-        return all(getattr(self, axis) in (None, getattr(layout, axis)) for axis in ("tp", "ep", "pp", "dp"))
-
-    def alone(self) -> Layout:
-        """The layout of the fixed degrees, 1 elsewhere."""
-        return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1)
+def max_batch(placement: Placement, context: int) -> int:
+    """Most sequences of `context` tokens that fit together, up to 2**20; 0 if not even one does."""
+    return largest(lambda batch: placement.fits(context, batch), MAX_BATCH)
 
 
 def layouts_for(
@@ -76,7 +56,7 @@ def why_not(setting: Setting, layout: Layout) -> str | None:
     if reason is not None:
         return reason
     try:
-        stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+        place(setting, layout)
     except UserError as error:
         return str(error)
     return None
@@ -84,12 +64,13 @@ def why_not(setting: Setting, layout: Layout) -> str | None:
 
 def row_of(setting: Setting, layout: Layout, context: int, batch: int) -> LayoutRow:
     """What a layout gives."""
+    placement = place(setting, layout)
     return LayoutRow(
         layout=layout,
-        fits=fits(setting, layout, context, batch),
-        total_bytes=fullest_device(setting, layout, context, batch).total,
-        max_context=max_context(setting, layout, batch),
-        max_batch=max_batch(setting, layout, context),
+        fits=placement.fits(context, batch),
+        total_bytes=placement.tightest(context, batch).total,
+        max_context=max_context(placement, batch),
+        max_batch=max_batch(placement, context),
     )
 
 
@@ -98,19 +79,22 @@ def choose(rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, 
 
     balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host (for training: the
     fewest devices a replica, so that the rest is data parallel). max-context: the longest context. min-gpus: fits with
-    the fewest devices a replica.
+    the fewest devices a replica. Where nothing fits, the row whose fullest device holds the least comes first.
     """
 
     def simplest(row: LayoutRow) -> tuple[int, ...]:
         layout = row.layout
         return (int(layout.tp > gpus_per_host), layout.pp, layout.ep, -layout.tp)
 
+    def excess(row: LayoutRow) -> int:
+        return 0 if row.fits else row.total_bytes
+
     def replica(row: LayoutRow) -> int:
         return row.layout.tp * row.layout.ep * row.layout.pp
 
     keys: dict[str, Callable[[LayoutRow], tuple[int, ...]]] = {
-        "balanced": lambda row: (int(not row.fits), *simplest(row)),
-        "max-context": lambda row: (-row.max_context, *simplest(row)),
-        "min-gpus": lambda row: (int(not row.fits), replica(row), *simplest(row)),
+        "balanced": lambda row: (int(not row.fits), excess(row), *simplest(row)),
+        "max-context": lambda row: (int(not row.fits), -row.max_context, excess(row), *simplest(row)),
+        "min-gpus": lambda row: (int(not row.fits), excess(row), replica(row), *simplest(row)),
     }
     return min(rows, key=keys["min-gpus" if training and objective == "balanced" else objective])

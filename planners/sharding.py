@@ -37,20 +37,27 @@ def shard_size(dim: Dim, layout: Layout) -> int:
 
 
 def shard_shape(node: LayerNode, parameter: Parameter, layout: Layout) -> tuple[int, ...]:
-    """Shape of the largest shard of a tensor. A vision tower whose heads tp does not divide is repeated whole."""
-    if node.scope == "vision" and not _vision_divides(node, layout.tp):
-        return parameter.shape
+    """Shape of the largest shard of a tensor."""
+    layout = layout_for(node, layout)
     return tuple(shard_size(dim, layout) for dim in parameter.dims)
 
 
-def _vision_divides(node: LayerNode, tp: int) -> bool:
-    return all(
-        dim.units % tp == 0 for p in node.declaration.parameters for dim in p.dims if MESH_AXIS.get(dim.axis) == "tp"
-    )
+def layout_for(node: LayerNode, layout: Layout) -> Layout:
+    """The layout by which a node is cut: a vision layer whose heads or widths tp does not divide is repeated whole."""
+    if node.scope == "text" or layout.tp == 1:
+        return layout
+    dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims]
+    divides = all(dim.units % layout.tp == 0 for dim in dims if MESH_AXIS.get(dim.axis) == "tp")
+    return layout if divides else Layout()
+
+
+def stands_behind(node: LayerNode) -> bool:
+    """Whether a node stands behind the last block of the language model: the final norm and the head."""
+    return node.scope == "text" and node.layer is None and node.role in ("norm", "head")
 
 
 def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why the model does not allow this layout; None when it does. KV heads may be repeated, the vocabulary is uneven."""
+    """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven."""
     if layout.pp > graph.num_layers:
         return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
     for axis, units in _text_axes(graph):
@@ -102,6 +109,7 @@ def _divisors(n: int) -> list[int]:
 class Stage:
     """One pipeline stage on one device: weight bytes, its layers' cache rows, and which ends of the model it holds."""
 
+    index: int
     weights: StoredSize
     num_params: int
     layers: tuple[int, ...]
@@ -133,7 +141,7 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
         size = sizes[key]
         if node.scope == "text" and node.layer is not None:
             layers[node.layer] = _sum(layers[node.layer], size)
-        elif node.role in ("norm", "head"):
+        elif stands_behind(node):
             behind = _sum(behind, size)
         else:
             before = _sum(before, size)
@@ -178,18 +186,30 @@ def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tupl
             if pp > 1 and graph.model.text.head.tied:
                 size = _sum(size, table.embedding)
         counts = _cache_counts(graph, frozenset(layers))
-        result.append(Stage(size[0], size[1], layers, counts, index == 0, index == pp - 1))
-    return _distinct(tuple(result))
+        result.append(Stage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
+    return _distinct(graph, result)
 
 
-def _distinct(found: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Stages of which no other holds the same layers' caches and at least as many weights."""
+def _distinct(graph: LayerGraph, found: list[Stage]) -> tuple[Stage, ...]:
+    """Of the stages with equal layers and ends the one with the heaviest weights, among equals the foremost."""
+    classes = _layer_classes(graph)
     heaviest: dict[tuple[object, bool, bool], Stage] = {}
     for stage in found:
-        key = (stage.cache_counts, stage.first, stage.last)
+        key = (tuple(sorted(classes[layer] for layer in stage.layers)), stage.first, stage.last)
         if key not in heaviest or stage.weights.total_bytes > heaviest[key].weights.total_bytes:
             heaviest[key] = stage
     return tuple(heaviest.values())
+
+
+@lru_cache(maxsize=64)
+def _layer_classes(graph: LayerGraph) -> tuple[int, ...]:
+    """A number per layer of the language model, the same for layers of the same declarations."""
+    declared: list[tuple[int, ...]] = [()] * graph.num_layers
+    for node in graph.nodes:
+        if node.scope == "text" and node.layer is not None:
+            declared[node.layer] += (id(node.declaration),)
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(declared))}
+    return tuple(numbers[key] for key in declared)
 
 
 def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:

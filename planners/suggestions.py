@@ -5,92 +5,127 @@ from dataclasses import dataclass, replace
 
 from l4spec.errors import UserError
 from planners.catalog import quantization as quantization_of
-from planners.cluster import Cluster
+from planners.cluster import MAX_GPUS, Cluster
 from planners.kv_cache import KV_DTYPE_BYTES
-from planners.memory import Setting, fullest_device
-from planners.plan_types import Layout, Suggestion
-from planners.search import Pinned, fits, layouts_for, max_context
+from planners.memory import Placement, Setting, place
+from planners.plan_types import Suggestion
+from planners.request import Request
+from planners.search import layouts_for, max_batch, max_context
 from planners.weights import scheme_of, weigh
 
-_SMALLER_SCHEMES = ("fp8", "w4a16")
+_SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
 
 
 @dataclass(frozen=True, slots=True)
 class _Change:
+    """A changed request with its setting; `what` says the change to a person."""
+
     what: str
-    option: str
+    request: Request
     setting: Setting
     num_gpus: int
-    context: int
 
 
-def suggest(setting: Setting, cluster: Cluster, context: int, batch: int, pinned: Pinned) -> tuple[Suggestion, ...]:
-    """Changes of one thing at a time after which the plan fits: cache dtype, quantization, context, more GPUs."""
-    found = []
-    for change in _changes(setting, cluster, context, batch, pinned):
-        layout = _fitting_layout(change, batch, pinned)
-        if layout is not None:
-            found.append(
-                Suggestion(
-                    change=change.what,
-                    command=change.option,
-                    total_bytes=fullest_device(change.setting, layout, change.context, batch).total,
-                    max_context=max_context(change.setting, layout, batch),
-                )
-            )
-    return tuple(found)
+def suggest(setting: Setting, cluster: Cluster, request: Request) -> tuple[Suggestion, ...]:
+    """Changes after which the plan fits: of one thing each, or where none is enough, of weights and cache together."""
+    asked = _Change("", replace(request, context=request.tokens(setting.graph)), setting, cluster.num_gpus)
+    single = [found for change in _single(asked, cluster) if (found := _checked(change))]
+    return tuple(single) or tuple(found for change in _double(asked) if (found := _checked(change)))
 
 
-def _changes(setting: Setting, cluster: Cluster, context: int, batch: int, pinned: Pinned) -> Iterator[_Change]:
-    gpus = cluster.num_gpus
-    if setting.train is None and setting.kv_dtype_bytes > KV_DTYPE_BYTES["fp8"]:
-        smaller = replace(setting, kv_dtype_bytes=KV_DTYPE_BYTES["fp8"])
-        yield _Change("KV cache in fp8", "--kv-dtype fp8", smaller, gpus, context)
-    if setting.train is None:
-        yield from _smaller_weights(setting, gpus, context)
-    legal, _ = layouts_for(setting, gpus, pinned)
-    longest = max((max_context(setting, layout, batch) for layout in legal), default=0)
-    if 0 < longest < context:
-        yield _Change(f"context of {longest:,} tokens", f"--context {longest}", setting, gpus, longest)
-    yield from _more_gpus(setting, cluster, context, batch, pinned)
+def _checked(change: _Change) -> Suggestion | None:
+    """The suggestion of a change that fits somewhere, on the layout with the least on its fullest device."""
+    context, batch = change.request.context or 1, change.request.batch
+    fitting = [placement for placement in _placements(change) if placement.fits(context, batch)]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda placement: placement.tightest(context, batch).total)
+    return Suggestion(
+        change=change.what,
+        command=change.request.options(),
+        total_bytes=best.tightest(context, batch).total,
+        max_context=max_context(best, batch),
+    )
 
 
-def _smaller_weights(setting: Setting, gpus: int, context: int) -> Iterator[_Change]:
-    weights = weigh(setting.graph, setting.scheme).bytes
+def _placements(change: _Change) -> list[Placement]:
+    legal, _ = layouts_for(change.setting, change.num_gpus, change.request.pinned)
+    return [place(change.setting, layout) for layout in legal]
+
+
+def _single(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
+    if asked.setting.train is None:
+        yield from _smaller_cache(asked)
+        yield from _smaller_weights(asked)
+    else:
+        yield from _leaner_training(asked)
+    yield from _less_work(asked)
+    yield from _more_gpus(asked, cluster)
+
+
+def _double(asked: _Change) -> Iterator[_Change]:
+    if asked.setting.train is None:
+        for change in _smaller_cache(asked):
+            yield from _smaller_weights(change)
+
+
+def _smaller_cache(asked: _Change) -> Iterator[_Change]:
+    size = KV_DTYPE_BYTES["fp8"]
+    if asked.setting.kv_dtype_bytes > size:
+        setting = replace(asked.setting, kv_dtype_bytes=size)
+        yield _Change("KV cache in fp8", replace(asked.request, kv_dtype="fp8"), setting, asked.num_gpus)
+
+
+def _smaller_weights(asked: _Change) -> Iterator[_Change]:
+    graph, prefix = asked.setting.graph, f"{asked.what}, " if asked.what else ""
+    weights = weigh(graph, asked.setting.scheme).bytes
     for name in _SMALLER_SCHEMES:
         scheme = scheme_of(quantization_of(name))
         try:
-            smaller = weigh(setting.graph, scheme).bytes < weights
+            smaller = weigh(graph, scheme).bytes < weights
         except UserError:  # this scheme cannot pack this model
             continue
         if smaller:
-            yield _Change(f"{name} weights", f"--quantization {name}", replace(setting, scheme=scheme), gpus, context)
+            request = replace(asked.request, quantization=name)
+            yield _Change(f"{prefix}{name} weights", request, replace(asked.setting, scheme=scheme), asked.num_gpus)
 
 
-def _more_gpus(setting: Setting, cluster: Cluster, context: int, batch: int, pinned: Pinned) -> Iterator[_Change]:
-    """The smallest of twice, four times … as many GPUs that fits."""
-    factor = 2
-    while factor <= _MOST_GPUS_FACTOR:
-        count = cluster.num_gpus * factor
-        change = _Change(
-            f"{count} GPUs instead of {cluster.num_gpus}",
-            f"--gpus {count}x{cluster.hardware.name}",
-            setting,
-            count,
-            context,
-        )
-        if _fitting_layout(change, batch, pinned) is not None:
-            yield change
-            return
-        factor *= 2
+def _leaner_training(asked: _Change) -> Iterator[_Change]:
+    train = asked.request.train
+    for what, leaner in (
+        ("full activation checkpointing", replace(train, checkpointing="full")),
+        ("optimizer states, gradients and weights sharded (ZeRO 3)", replace(train, zero_stage=3)),
+        ("ZeRO 3 and full activation checkpointing", replace(train, zero_stage=3, checkpointing="full")),
+    ):
+        if leaner != train:
+            request = replace(asked.request, train=leaner)
+            yield _Change(what, request, replace(asked.setting, train=leaner), asked.num_gpus)
 
 
-def _fitting_layout(change: _Change, batch: int, pinned: Pinned) -> Layout | None:
-    """A layout of the change's GPUs that fits, the one with the least on its fullest device; fixed degrees may only move
-    where the number of GPUs changed."""
-    legal, _ = layouts_for(change.setting, change.num_gpus, pinned)
-    fitting = [layout for layout in legal if fits(change.setting, layout, change.context, batch)]
-    return min(
-        fitting, key=lambda layout: fullest_device(change.setting, layout, change.context, batch).total, default=None
-    )
+def _less_work(asked: _Change) -> Iterator[_Change]:
+    """The longest context at this batch, and the largest batch at this context."""
+    request, placements = asked.request, _placements(asked)
+    context, batch = request.context or 1, request.batch
+    longest = max((max_context(placement, batch) for placement in placements), default=0)
+    if 0 < longest < context:
+        shorter = replace(request, context=longest)
+        yield _Change(f"context of {longest:,} tokens", shorter, asked.setting, asked.num_gpus)
+    most = max((max_batch(placement, context) for placement in placements), default=0)
+    if 0 < most < batch:
+        yield _Change(f"batch of {most:,}", replace(request, batch=most), asked.setting, asked.num_gpus)
+
+
+def _more_gpus(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
+    """The smallest of twice, four times … as many GPUs that fits; fixed degrees are given up where they forbid it."""
+    free = replace(asked.request, tp=None, ep=None, pp=None, dp=None)
+    for base in dict.fromkeys((asked.request, free)):
+        factor = 2
+        while factor <= _MOST_GPUS_FACTOR and (count := cluster.num_gpus * factor) <= MAX_GPUS:
+            request = replace(base, gpus=f"{count}x{cluster.written}")
+            what = f"{count} GPUs instead of {cluster.num_gpus}"
+            change = _Change(what, request, asked.setting, count)
+            if _checked(change) is not None:
+                yield change
+                return
+            factor *= 2

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
-from l4spec.graph.layer_graph import LayerGraph
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from planners.activations import activation_rates, training_bytes
 from planners.plan_types import Layout
-from planners.sharding import Stage, shard_shape
+from planners.sharding import Stage, shard_shape, stands_behind
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
 WEIGHT_BYTES = 2
+CHECKPOINTING = ("none", "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def training_state(
         return divided[level] if train.zero_stage >= level else whole
 
     micro = min(train.micro_batch, max(sequences, 1))
-    in_flight = min(layout.pp, -(-max(sequences, 1) // micro)) if stage.first else 1
+    in_flight = min(layout.pp - stage.index, -(-max(sequences, 1) // micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
     return TrainingState(
         weights=WEIGHT_BYTES * kept(3),
@@ -76,18 +77,16 @@ def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
 
 @lru_cache(maxsize=4096)
 def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[int, int]:
-    """(dense, routed-expert) parameters of one device of a stage before ZeRO."""
+    """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
     layers, dense, experts = frozenset(stage.layers), 0, 0
     for node, parameter in graph.parameters():
-        in_stage = (
-            node.layer in layers if node.layer is not None and node.scope == "text" else _at_an_end(node.role, stage)
-        )
-        if not in_stage or parameter.tied_to or parameter.buffer:
+        in_stage = node.layer in layers if _in_block(node) else stage.last if stands_behind(node) else stage.first
+        if not in_stage or parameter.buffer or (parameter.tied_to and layout.pp == 1):
             continue
         size = prod(shard_shape(node, parameter, layout))
         experts, dense = (experts + size, dense) if parameter.role == "expert" else (experts, dense + size)
     return dense, experts
 
 
-def _at_an_end(role: str, stage: Stage) -> bool:
-    return stage.last if role in ("norm", "head") else stage.first
+def _in_block(node: LayerNode) -> bool:
+    return node.scope == "text" and node.layer is not None

@@ -1,5 +1,6 @@
 """What every catalogue entry is made of: a name, other spellings of it, and numbers that say where they come from."""
 
+from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import Field, model_validator
@@ -30,6 +31,14 @@ class Entry(Spec):
     aliases: Annotated[tuple[str, ...], AsTuple] = ()
     """Other spellings, lower case with `-` between words."""
     description: Annotated[str, Field(min_length=1)]
+
+    @cached_property
+    def _structural_hash(self) -> int:
+        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
+
+    def __hash__(self) -> int:
+        """The hash of all fields, computed once: entries are keys of the planner's caches."""
+        return self._structural_hash
 
     @model_validator(mode="before")
     @classmethod

@@ -1,21 +1,15 @@
 """Stage 4: from a resolved model to its layer graph, with shapes checked across every edge."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-import networkx as nx
 
 from l4spec.errors import Problem, SpecError
-from l4spec.graph.layer_graph import LayerGraph, LayerNode, Scope, Stream, TensorType
+from l4spec.graph.layer_graph import LayerEdge, LayerGraph, LayerNode, Scope, Stream, TensorType
 from l4spec.layers import declaration_of
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.declaration import Shape
 from l4spec.layers.merge.spec import MergeSpec
 from l4spec.spec.resolve import NamedPart, ResolvedBlock, ResolvedModel, ResolvedStack, ResolvedText, ResolvedVision
-
-if TYPE_CHECKING:
-    Dag = nx.MultiDiGraph[str]
 
 _LEADING_DIMS: dict[Stream, tuple[str, str]] = {
     "text": ("batch", "tokens"),
@@ -32,7 +26,7 @@ def build_graph(model: ResolvedModel) -> LayerGraph:
     builder = _Builder(model.text.dtype)
     image = _vision(builder, model.vision, model.text) if model.vision else None
     _text(builder, model.text, image)
-    return LayerGraph(model, tuple(builder.nodes), builder.dag)
+    return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
 
 
 @dataclass(slots=True)
@@ -40,8 +34,8 @@ class _Builder:
     """Adds nodes and checked edges; `scope` and `stream` are those of the next node."""
 
     dtype: str
-    dag: "Dag" = field(default_factory=nx.MultiDiGraph)
     nodes: list[LayerNode] = field(default_factory=list)
+    edges: list[LayerEdge] = field(default_factory=list)
     scope: Scope = "text"
     stream: Stream = "text"
 
@@ -59,7 +53,6 @@ class _Builder:
             width=width,
             declaration=declaration_of(spec, width),
         )
-        self.dag.add_node(node.id, node=node)
         self.nodes.append(node)
         for port, source in enumerate(inputs):
             self._connect(source, node, port)
@@ -72,7 +65,7 @@ class _Builder:
             raise SpecError([Problem(message, path=source.id, hint="make the widths equal")])
         shape: Shape = (*_LEADING_DIMS[source.stream], given[-1])
         tensor = TensorType(f"{source.id}.output", shape, self.dtype)
-        self.dag.add_edge(source.id, target.id, port=port, tensor=tensor)
+        self.edges.append(LayerEdge(source.id, target.id, port, tensor))
 
 
 def _show(shape: Shape) -> str:

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
-
-import networkx as nx
+from typing import TYPE_CHECKING, Literal
 
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.declaration import Declaration, Parameter, Part, Shape
 from l4spec.spec.resolve import ResolvedModel
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 Scope = Literal["text", "vision"]
 Stream = Literal["text", "patch", "image"]
@@ -54,6 +55,16 @@ class TensorType:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerEdge:
+    """An edge between two nodes by their ids; `port` counts the inputs of the target from 0."""
+
+    source: str
+    target: str
+    port: int
+    tensor: TensorType
+
+
+@dataclass(frozen=True, slots=True)
 class LayerGroup:
     """All nodes that are the same layer in the same place of their block: one declaration and a count."""
 
@@ -78,15 +89,26 @@ class LayerGroup:
 class LayerGraph:
     """A read-only DAG of layer nodes, in topological order, for one resolved model."""
 
-    def __init__(self, model: ResolvedModel, nodes: tuple[LayerNode, ...], dag: "nx.MultiDiGraph[str]") -> None:
+    def __init__(self, model: ResolvedModel, nodes: tuple[LayerNode, ...], edges: tuple[LayerEdge, ...]) -> None:
         self.model = model
         self.nodes = nodes
-        self.dag = nx.freeze(dag)
+        self.edges = edges
 
     @property
     def name(self) -> str:
         """Name of the model."""
         return self.model.name
+
+    @cached_property
+    def dag(self) -> "nx.MultiDiGraph[str]":
+        """The frozen networkx graph, built when first asked for: planning does without it, and it is slow to import."""
+        import networkx as nx
+
+        dag: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        dag.add_nodes_from((node.id, {"node": node}) for node in self.nodes)
+        dag.add_edges_from((e.source, e.target, {"port": e.port, "tensor": e.tensor}) for e in self.edges)
+        frozen: nx.MultiDiGraph[str] = nx.freeze(dag)
+        return frozen
 
     @cached_property
     def by_id(self) -> dict[str, LayerNode]:

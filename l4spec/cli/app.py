@@ -1,0 +1,62 @@
+"""The application that commands register with, and what happens to errors on the way out."""
+
+import os
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from l4spec.cli.output import complain
+from l4spec.errors import UserError
+
+CLAIM_FAILED = 1
+USER_ERROR = 2
+DOES_NOT_FIT = 3
+
+
+class Group(TyperGroup):
+    """The commands; what a user did wrong becomes one line a problem on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if os.environ.get("L4SPEC_DEBUG"):
+                raise
+            refuse(error)
+
+
+def refuse(error: UserError) -> NoReturn:
+    """Print every problem and leave with exit code 2."""
+    for problem in error.problems:
+        complain(f"error: {problem}")
+    raise typer.Exit(USER_ERROR)
+
+
+app = typer.Typer(
+    name="l4spec",
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    help="One YAML spec of a Llama-4-style model: what it costs, and whether it fits.",
+    epilog="Exit codes: 0 done, 1 a claim fails, 2 wrong input, 3 a valid spec that does not fit the hardware.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"l4spec {version('l4spec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave.", callback=_version, is_eager=True),
+) -> None:
+    """One YAML spec of a Llama-4-style model: what it costs, and whether it fits."""

@@ -1,0 +1,14 @@
+"""The list of commands: importing a module registers its command. A new one is a file and a line here."""
+
+from l4spec.cli import (  # noqa: F401
+    compare,
+    export,
+    graph,
+    import_,
+    ls,
+    plan,
+    schema,
+    show,
+    validate,
+    verify,
+)

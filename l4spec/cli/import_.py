@@ -1,0 +1,20 @@
+"""`l4spec import`: a Hugging Face configuration as a spec."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l4spec.cli import options as o
+from l4spec.cli.app import app
+from l4spec.cli.output import deliver
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG.json", help="A config.json of Hugging Face.", show_default=False)]
+
+
+@app.command("import")
+def import_command(config: Config, out: o.OutOption = None, force: o.ForceOption = False) -> None:
+    """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name."""
+    from l4spec.huggingface import import_file
+
+    deliver(import_file(config).yaml, out, force=force)

@@ -1,0 +1,73 @@
+"""What commands do with their text: to the terminal in characters that it can show, or to a file, whole or not at all."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+
+from l4spec.errors import UserError
+
+
+def show(text: str) -> None:
+    """Print `text`, in ASCII where the terminal's encoding has no more."""
+    typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=not text.endswith("\n"))
+
+
+def complain(text: str) -> None:
+    """Print one problem to stderr."""
+    typer.echo(_printable(text, getattr(sys.stderr, "encoding", None)), err=True)
+
+
+def _printable(text: str, encoding: str | None) -> str:
+    try:
+        text.encode(encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        from l4spec.report.page import to_ascii
+
+        return to_ascii(text)
+    return text
+
+
+def deliver(text: str, out: Path | None, *, force: bool = False) -> None:
+    """Print `text`, or write it to the file `out` and say so on stderr."""
+    if out is None:
+        show(text)
+        return
+    write_file(out, text, force=force)
+    complain(f"wrote {out}")
+
+
+def write_file(path: Path, text: str, *, force: bool) -> None:
+    """Write `text` to `path` through a temporary file beside it, so that no half-written file is ever seen.
+
+    Raises UserError when there is such a file and not `force`, or when it cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder", hint="name a file in it")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists", hint="--force overwrites it")
+    try:
+        _replace(path, text if text.endswith("\n") else f"{text}\n")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"cannot write {path}: {reason}") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,115 @@
+"""`l4spec plan`: what a model costs and whether it fits; without a spec, the herd."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from l4spec.cli import options as o
+from l4spec.cli.app import DOES_NOT_FIT, app
+from l4spec.cli.output import deliver
+from l4spec.cli.request import PlanRequest, compiled
+from l4spec.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from l4spec.graph.layer_graph import LayerGraph
+    from planners.plan_types import Plan
+
+OptionalSpec = Annotated[
+    str | None,
+    typer.Argument(metavar="[SPEC]", help="A path or a shipped name; left out: the herd.", show_default=False),
+]
+HERD = ("scout", "maverick", "behemoth")
+HERD_GPUS = "8xH100"
+_SINGLE = ("tp", "ep", "pp", "dp", "tiles", "images", "overrides", "verbose", "explain")
+"""Options that are about one model and mean nothing for the herd."""
+
+
+@app.command("plan")
+def plan_command(
+    ctx: typer.Context,
+    spec: OptionalSpec = None,
+    gpus: o.GpusOption = None,
+    quantization: o.QuantizationOption = None,
+    kv_dtype: o.KvDtypeOption = "bf16",
+    context: o.ContextOption = None,
+    batch: o.BatchOption = 1,
+    tp: o.TpOption = None,
+    ep: o.EpOption = None,
+    pp: o.PpOption = None,
+    dp: o.DpOption = None,
+    engine: o.EngineOption = "ideal",
+    objective: o.ObjectiveOption = o.Objective.BALANCED,
+    mode: o.ModeOption = o.Mode.SERVE,
+    tiles: o.TilesOption = 0,
+    images: o.ImagesOption = 0,
+    memory_fraction: o.FractionOption = None,
+    prefill_chunk: o.ChunkOption = 8192,
+    optimizer: o.OptimizerOption = "adamw",
+    zero_stage: o.ZeroOption = 1,
+    checkpointing: o.CheckpointingOption = "full",
+    micro_batch: o.MicroBatchOption = 1,
+    overrides: o.SetOption = None,
+    format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
+    verbose: o.VerboseOption = False,
+    explain: o.ExplainOption = False,
+    out: o.OutOption = None,
+    force: o.ForceOption = False,
+) -> None:
+    """What a model costs and whether it fits the hardware.
+
+    Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
+    and the least number of GPUs. Exit code 3 when a spec does not fit.
+    """
+    request = PlanRequest.of(ctx.params)
+    if spec is None:
+        _refuse_single(ctx)
+        deliver(_herd(request, format), out, force=force)
+        return
+    graph = compiled(spec, overrides)
+    found = request.plan(graph)
+    deliver(_written(graph, found, format, verbose, explain), out, force=force)
+    if found.fits is False:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _written(graph: "LayerGraph", plan: "Plan", style: o.Format, verbose: bool, explain: bool) -> str:
+    if style is o.Format.JSON:
+        return plan.model_dump_json(indent=2)
+    from l4spec.report.page import to_markdown, to_text
+    from l4spec.report.plan_page import plan_page
+
+    page = plan_page(plan, max_seq_len=graph.model.text.stack.width.max_seq_len)
+    if verbose:
+        from l4spec.report.plan_detail import detail_page
+
+        page += detail_page(plan)
+    if explain:
+        from l4spec.report.explain import explain_page
+
+        page += explain_page(graph, plan)
+    return to_markdown(page) if style is o.Format.MARKDOWN else to_text(page)
+
+
+def _refuse_single(ctx: typer.Context) -> None:
+    given = [name for name in _SINGLE if ctx.params[name] not in (None, 0, False, [], ())]
+    if given or ctx.params["mode"] is o.Mode.TRAIN:
+        names = [{"overrides": "set"}.get(name, name) for name in given] or ["mode train"]
+        raise UserError([Problem(f"--{name} needs a SPEC", hint="without one, the herd is planned") for name in names])
+
+
+def _herd(request: PlanRequest, style: o.Format) -> str:
+    from l4spec.report.herd import PRECISIONS, herd_page, plan_herd
+    from l4spec.report.page import to_markdown, to_text
+
+    herd = plan_herd(
+        [compiled(name, ()) for name in HERD],
+        gpus=request.gpus or HERD_GPUS,
+        precisions=(request.quantization,) if request.quantization else PRECISIONS,
+        kv_dtype=request.kv_dtype,
+        context=request.context,
+        batch=request.batch,
+        engine=request.engine,
+    )
+    if style is o.Format.JSON:
+        return herd.model_dump_json(indent=2)
+    return to_markdown(herd_page(herd)) if style is o.Format.MARKDOWN else to_text(herd_page(herd))

@@ -1,0 +1,97 @@
+"""What `plan` and `compare` ask of the planner, read from their options."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from l4spec.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from l4spec.graph.layer_graph import LayerGraph
+    from planners.plan_types import Plan
+    from planners.training import TrainSetting
+
+DEFAULT_QUANTIZATION = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """The planner's arguments, named as the options are."""
+
+    gpus: str | None
+    quantization: str | None
+    kv_dtype: str
+    context: int | None
+    batch: int
+    tp: int | None
+    ep: int | None
+    pp: int | None
+    dp: int | None
+    engine: str
+    objective: Any
+    mode: Any
+    tiles: int
+    images: int
+    memory_fraction: float | None
+    prefill_chunk: int
+    optimizer: str
+    zero_stage: int
+    checkpointing: str
+    micro_batch: int
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> "PlanRequest":
+        """The request among a command's parsed parameters."""
+        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
+
+    def plan(self, graph: "LayerGraph") -> "Plan":
+        """Plan a model as asked. Raises UserError."""
+        from planners.plan import plan
+
+        return plan(
+            graph,
+            gpus=self.gpus,
+            quantization=self.quantization or DEFAULT_QUANTIZATION,
+            kv_dtype=self.kv_dtype,
+            context=self.context,
+            batch=self.batch,
+            tp=self.tp,
+            ep=self.ep,
+            pp=self.pp,
+            dp=self.dp,
+            engine=self.engine,
+            objective=self.objective.value,
+            mode=self.mode.value,
+            num_tiles=self._num_tiles(graph),
+            prefill_chunk=self.prefill_chunk,
+            memory_fraction=self.memory_fraction,
+            train=self._train(),
+        )
+
+    def _train(self) -> "TrainSetting":
+        from planners.training import TrainSetting
+
+        return TrainSetting(
+            optimizer=self.optimizer,
+            zero_stage=self.zero_stage,
+            checkpointing=self.checkpointing,
+            micro_batch=self.micro_batch,
+        )
+
+    def _num_tiles(self, graph: "LayerGraph") -> int:
+        """`--tiles`, and for each of `--images` the most tiles that the model cuts an image into."""
+        if not self.images:
+            return self.tiles
+        vision = graph.model.vision
+        if vision is None or self.images < 0:
+            message = f"needs a model with vision and at least 0 images, found {self.images}"
+            raise UserError([Problem(message, path="--images")])
+        whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
+        return self.tiles + self.images * (vision.max_tiles + whole_image)
+
+
+def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph":
+    """The layer graph of a spec by path or shipped name. Raises UserError."""
+    import l4spec
+
+    return l4spec.compile(l4spec.load(path_or_name, overrides or ()))

@@ -1,0 +1,131 @@
+"""Models side by side, planned the same way."""
+
+from collections.abc import Callable, Iterable
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.base import LayerSpec
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.plan_page import estimated_note
+from l4spec.report.quantities import Figures, gib, whole
+from planners.plan_types import Frozen, Plan
+
+
+class ModelShape(Frozen):
+    """What one compares before any cost. Attention widths are those of the first block, experts of the widest mixture."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int | None
+    num_kv_heads: int | None
+    num_experts: int
+    num_experts_per_token: int
+    vocab_size: int
+    max_seq_len: int
+    vision: bool
+
+
+class Compared(Frozen):
+    """One model: its shape and its plan."""
+
+    shape: ModelShape
+    plan: Plan
+
+
+class Comparison(Frozen):
+    """All models in the order given."""
+
+    l4spec_compare: int = 1
+    models: tuple[Compared, ...]
+
+
+def compare(pairs: Iterable[tuple[LayerGraph, Plan]]) -> Comparison:
+    """Put graphs and their plans side by side."""
+    return Comparison(models=tuple(Compared(shape=shape_of(graph), plan=plan) for graph, plan in pairs))
+
+
+def shape_of(graph: LayerGraph) -> ModelShape:
+    """The sizes that people compare models by."""
+    text = graph.model.text
+    specs: list[LayerSpec] = [node.spec for node in graph.nodes if node.scope == "text"]
+    attention = next((spec for spec in specs if hasattr(spec, "num_heads")), None)
+    mixtures = [spec for spec in specs if isinstance(spec, MoESpec)]
+    widest = max(mixtures, key=lambda spec: spec.num_experts, default=None)
+    return ModelShape(
+        num_layers=graph.num_layers,
+        hidden_size=text.stack.width.hidden_size,
+        num_heads=getattr(attention, "num_heads", None),
+        num_kv_heads=getattr(attention, "num_kv_heads", None),
+        num_experts=widest.num_experts if widest else 0,
+        num_experts_per_token=widest.num_experts_per_token if widest else 0,
+        vocab_size=text.embedding.vocab_size,
+        max_seq_len=text.stack.width.max_seq_len,
+        vision=graph.model.vision is not None,
+    )
+
+
+Row = tuple[str, Callable[[ModelShape, Plan, Figures], str]]
+_SHAPE: tuple[Row, ...] = (
+    ("layers", lambda shape, plan, n: n.whole(shape.num_layers)),
+    ("hidden size", lambda shape, plan, n: n.whole(shape.hidden_size)),
+    ("heads / KV heads", lambda shape, plan, n: _pair(shape.num_heads, shape.num_kv_heads, n)),
+    ("experts, of them per token", lambda shape, plan, n: _pair(shape.num_experts, shape.num_experts_per_token, n)),
+    ("vocabulary", lambda shape, plan, n: whole(shape.vocab_size)),
+    ("longest sequence", lambda shape, plan, n: whole(shape.max_seq_len)),
+    ("vision", lambda shape, plan, n: "yes" if shape.vision else "no"),
+)
+_COSTS: tuple[Row, ...] = (
+    ("parameters", lambda shape, plan, n: n.count(plan.params.total)),
+    ("active per token", lambda shape, plan, n: n.count(plan.params.active)),
+    ("active without embedding", lambda shape, plan, n: n.count(plan.params.active_without_embedding)),
+    ("weights", lambda shape, plan, n: n.gib(plan.weights.bytes)),
+    ("KV cache", lambda shape, plan, n: n.gib(plan.kv_cache.bytes)),
+    ("KV a token, every layer", lambda shape, plan, n: n.exact_bytes(plan.kv_cache.bytes_per_token_unbounded)),
+    ("KV a token, unbounded layers", lambda shape, plan, n: n.exact_bytes(plan.kv_cache.bytes_per_token_global)),
+    ("FLOPs a token before attention", lambda shape, plan, n: n.flops(plan.flops.forward_per_token)),
+    ("FLOPs of the prefill", lambda shape, plan, n: n.flops(plan.flops.prefill)),
+    ("FLOPs of a decode step", lambda shape, plan, n: n.flops(plan.flops.decode)),
+    ("fullest device", lambda shape, plan, n: n.gib(plan.memory_per_device.total_bytes)),
+)
+_FIT: tuple[Row, ...] = (
+    ("of", lambda shape, plan, n: gib(plan.memory_per_device.capacity_bytes or 0)),
+    ("layout", lambda shape, plan, n: str(plan.layout)),
+    ("fits", lambda shape, plan, n: "yes" if plan.fits else "no"),
+    ("longest context", lambda shape, plan, n: n.whole(plan.max_context or 0)),
+    ("largest batch", lambda shape, plan, n: n.whole(plan.max_batch or 0)),
+)
+
+
+def _pair(first: int | None, second: int | None, figures: Figures) -> str:
+    return "-" if not first else f"{figures.whole(first)} / {second or '-'}"
+
+
+def compare_page(comparison: Comparison) -> Page:
+    """A column a model, and what was assumed."""
+    models = comparison.models
+    limited = models[0].plan.cluster is not None
+    wanted = (*_SHAPE, *_COSTS, *(_FIT if limited else ()))
+    rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in wanted)
+    headers = ("", *(model.plan.model for model in models))
+    sections = [Section("", (Table(headers, rows),)), Section("", (Lines((_assumed(comparison),)),))]
+    notes = tuple(f"{m.plan.model}: {estimated_note(m.plan.estimated)}" for m in models if m.plan.estimated)
+    if notes:
+        sections.append(Section("", (Lines(notes),)))
+    return tuple(sections)
+
+
+def _cell(model: Compared, cell: Callable[[ModelShape, Plan, Figures], str]) -> str:
+    return cell(model.shape, model.plan, Figures(bool(model.plan.estimated)))
+
+
+def _assumed(comparison: Comparison) -> str:
+    asked = comparison.models[0].plan.deployment
+    contexts = sorted({model.plan.deployment.context for model in comparison.models})
+    tokens = " or ".join(whole(context) for context in contexts)
+    origin = "the default" if asked.context_origin == "default" else "as asked"
+    cluster = comparison.models[0].plan.cluster
+    where = f" on {cluster.text}" if cluster else ""
+    return (
+        f"Planned{where} with {asked.quantization} weights, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
+        f"KV cache in {asked.kv_dtype}, cache policy {asked.engine}."
+    )

@@ -1,0 +1,86 @@
+"""`l4spec ls`: what is shipped, one line each."""
+
+from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.quantities import ESTIMATE_MARK, Figures, gib
+
+_TFLOPS = 10**12
+
+
+def listing(what: str) -> Page:
+    """The specs, hardware, quantization schemes, engines or layer kinds that are shipped."""
+    tables = {
+        "specs": _specs,
+        "hardware": _hardware,
+        "quantization": _quantization,
+        "engines": _engines,
+        "kinds": _kinds,
+    }
+    return tables[what]()
+
+
+def _specs() -> Page:
+    import l4spec
+    from l4spec.library import shipped_specs
+    from planners.params import count_params
+
+    rows, estimated = [], False
+    for name in shipped_specs():
+        spec = l4spec.load(name)
+        params = count_params(l4spec.compile(spec))
+        figures = Figures(bool(spec.estimated))
+        estimated = estimated or bool(spec.estimated)
+        rows.append((name, figures.count(params.total), figures.count(params.active), spec.description or ""))
+    sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl"),))]
+    if estimated:
+        note = f"{ESTIMATE_MARK} may rest on fields that nobody has published; `l4spec show` lists them"
+        sections.append(Section("", (Lines((note,)),)))
+    return tuple(sections)
+
+
+def _hardware() -> Page:
+    from planners.catalog import hardware, shipped_names
+
+    rows = []
+    for name in shipped_names("hardware"):
+        entry = hardware(name)
+        usable, bf16 = entry.usable, entry.peaks.bf16
+        rows.append(
+            (
+                name,
+                gib(usable.num_bytes),
+                "measured" if usable.measured else "datasheet",
+                f"{entry.memory.bandwidth.value / _TFLOPS:.2f} TB/s",
+                f"{bf16.value / _TFLOPS:,.0f} TFLOP/s" if bf16 else "-",
+                str(entry.gpus_per_host.value) if entry.gpus_per_host else "-",
+                ", ".join(entry.aliases),
+            )
+        )
+    headers = ("hardware", "memory", "as", "bandwidth", "dense bf16", "a host", "other names")
+    return (Section("", (Table(headers, tuple(rows), "lrlrrrl"),)),)
+
+
+def _quantization() -> Page:
+    from planners.catalog import quantization, shipped_names
+
+    entries = [quantization(name) for name in shipped_names("quantization")]
+    rows = tuple((entry.name, ", ".join(entry.aliases), entry.description) for entry in entries)
+    return (Section("", (Table(("scheme", "other names", "what it is"), rows, "lll"),)),)
+
+
+def _engines() -> Page:
+    from planners.catalog import engine, shipped_names
+
+    entries = [engine(name) for name in shipped_names("engines")]
+    rows = tuple((entry.name, entry.version or "-", entry.description) for entry in entries)
+    return (Section("", (Table(("engine", "version", "what it is"), rows, "lll"),)),)
+
+
+def _kinds() -> Page:
+    from l4spec.layers import KINDS
+
+    rows = []
+    for name, kind in KINDS.items():
+        first = (kind.spec.__doc__ or "").strip().splitlines()[0]
+        rows.append((name, kind.slot, first))
+    ordered = tuple(sorted(rows, key=lambda row: (row[1], row[0])))
+    return (Section("", (Table(("kind", "stands for", "what it is"), ordered, "lll"),)),)

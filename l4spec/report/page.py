@@ -1,0 +1,165 @@
+"""A report before it is text or Markdown: titled sections of facts, tables, bars and lines."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+BAR_WIDTH = 36
+_ASCII = str.maketrans(
+    {"×": "x", "–": "-", "—": "-", "…": "...", "·": "-", "█": "#", "▏": "|", "░": ".", "→": "->", "≤": "<=", "Σ": "sum"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Plain sentences, one a line."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Labelled values, one a line."""
+
+    rows: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table; columns are aligned right except those whose letter in `align` is `l` (the first one by default)."""
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    align: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar: `part` of the `whole` that all bars of a chart share; `hollow` for what is left free."""
+
+    label: str
+    value: str
+    part: int
+    hollow: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars on one scale, `whole` at full width."""
+
+    bars: tuple[Bar, ...]
+    whole: int
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """Text that is drawn with characters of equal width."""
+
+    lines: tuple[str, ...]
+
+
+Block = Lines | Facts | Table | Bars | Code
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Blocks under a title; an empty title belongs to what stands before."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+Page = tuple[Section, ...]
+
+
+def to_text(page: Page) -> str:
+    """The page for a terminal."""
+    return "\n\n".join(_section_text(section) for section in page) + "\n"
+
+
+def to_markdown(page: Page) -> str:
+    """The page as Markdown."""
+    return "\n\n".join(_section_markdown(section) for section in page) + "\n"
+
+
+def to_ascii(text: str) -> str:
+    """The same text for terminals that cannot show more than ASCII."""
+    return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
+
+
+def _section_text(section: Section) -> str:
+    body = chain.from_iterable(_block_lines(block) for block in section.blocks)
+    if not section.title:
+        return "\n".join(body)
+    return "\n".join([section.title, *(f"  {line}".rstrip() for line in body)])
+
+
+def _block_lines(block: Block) -> list[str]:
+    if isinstance(block, Table):
+        return _table(block, "simple")
+    if isinstance(block, Facts):
+        width = max((len(label) for label, _ in block.rows), default=0)
+        return [f"{label:<{width}}  {value}" for label, value in block.rows]
+    if isinstance(block, Bars):
+        return _bar_lines(block)
+    return list(block.lines)
+
+
+def _section_markdown(section: Section) -> str:
+    parts = [f"## {section.title}"] if section.title else []
+    return "\n\n".join([*parts, *("\n".join(_block_markdown(block)) for block in section.blocks)])
+
+
+def _block_markdown(block: Block) -> list[str]:
+    if isinstance(block, Table):
+        return _table(block, "github")
+    if isinstance(block, Facts):
+        return [f"- {label}: {value}" for label, value in block.rows]
+    if isinstance(block, Lines):
+        return [f"{line}  " for line in block.lines[:-1]] + list(block.lines[-1:])
+    return ["```text", *_block_lines(block), "```"]
+
+
+def _bar_lines(chart: Bars) -> list[str]:
+    labels = max((len(bar.label) for bar in chart.bars), default=0)
+    values = max((len(bar.value) for bar in chart.bars), default=0)
+    return [
+        f"{bar.label:<{labels}}  {bar.value:>{values}}  {draw_bar(bar.part, chart.whole, hollow=bar.hollow)}".rstrip()
+        for bar in chart.bars
+    ]
+
+
+def draw_bar(part: int, whole: int, *, hollow: bool = False) -> str:
+    """`part` of `whole` in blocks of 1/36; a thin one for what is there but rounds to none, `…` for what is too much."""
+    if part <= 0 or whole <= 0:
+        return ""
+    blocks = (2 * part * BAR_WIDTH + whole) // (2 * whole)
+    if blocks > BAR_WIDTH:
+        return "█" * BAR_WIDTH + "…"
+    return ("░" if hollow else "█") * blocks or "▏"
+
+
+def _table(table: Table, style: str) -> list[str]:
+    from tabulate import tabulate
+
+    align = [{"l": "left", "r": "right"}[letter] for letter in table.align.ljust(1, "l")]
+    align += ["right"] * (len(table.headers) - len(align))
+    rows = [[_cell(cell, style) for cell in row] for row in table.rows]
+    text = tabulate(rows, headers=table.headers, tablefmt=style, colalign=align if rows else None, disable_numparse=True)
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def _cell(text: str, style: str) -> str:
+    return text.replace("|", "\\|") if style == "github" else text
+
+
+def ranges(numbers: Iterable[int], most: int = 5) -> str:
+    """Ascending integers as `0–2, 4–6, …, 44–46`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    return ", ".join(texts if len(texts) <= most else [*texts[: most - 1], "…", texts[-1]])

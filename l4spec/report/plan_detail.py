@@ -1,0 +1,131 @@
+"""The detail behind a plan (`l4spec plan -v`): every part of every sum, each under its own title."""
+
+from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
+from l4spec.report.quantities import Figures, gib, share, whole
+from planners.plan_types import Plan
+
+
+def detail_page(plan: Plan) -> Page:
+    """Parameters, FLOPs, cache, memory terms, layouts and communication, table by table."""
+    figures = Figures(bool(plan.estimated))
+    sections = [
+        Section("Parameters by part", (_parts(plan, figures),)),
+        Section("Parameters by layer", (_layers(plan, figures),)),
+        Section("FLOPs (model_flops: a multiply-add is 2; attended pairs and chosen experts only)", (_flops(plan, figures),)),
+    ]
+    if plan.deployment.mode == "serve" and plan.kv_cache.layers:
+        title = f"KV cache of one sequence by layer kind (policy {plan.kv_cache.policy}, {plan.kv_cache.dtype})"
+        sections.append(Section(title, (_cache(plan, figures),)))
+    sections.append(Section("Memory of the fullest device, term by term", (_terms(plan, figures),)))
+    sections.append(Section("Legal layouts", (_layouts(plan, figures),)))
+    if plan.illegal_layouts:
+        sections.append(Section("Illegal layouts", (_illegal(plan),)))
+    if plan.communication:
+        sections.append(Section("Communication of one device per token of its batch", (_communication(plan),)))
+    if plan.estimated:
+        sections.append(Section("Estimated fields", (Lines(plan.estimated),)))
+    return tuple(sections)
+
+
+def _parts(plan: Plan, figures: Figures) -> Table:
+    params, weights = plan.params, plan.weights
+    rows = [
+        (
+            part.replace("_", " "),
+            figures.count(total),
+            figures.count(params.active_by_part[part]),
+            share(total, params.total),
+            figures.gib(weights.by_part[part]) if part in weights.by_part else "-",
+        )
+        for part, total in params.by_part.items()
+        if total
+    ]
+    whole_model = figures.count(params.active_with_vision)
+    rows.append(("sum", figures.count(params.total), whole_model, share(1, 1), figures.gib(weights.bytes)))
+    return Table(("part", "parameters", "active", "share", f"weights in {weights.scheme}"), tuple(rows))
+
+
+def _layers(plan: Plan, figures: Figures) -> Table:
+    rows = tuple(
+        (
+            ranges(row.layers),
+            whole(len(row.layers)),
+            row.attention or "-",
+            row.ffn or "-",
+            figures.count(row.total),
+            figures.count(row.active),
+        )
+        for row in plan.params.by_layer
+    )
+    return Table(("layers", "count", "attention", "ffn", "parameters each", "active each"), rows, "lrll")
+
+
+def _flops(plan: Plan, figures: Figures) -> Facts:
+    costs, asked = plan.flops, plan.deployment
+    tokens = f"{whole(asked.batch)} × {whole(asked.context)} tokens"
+    rows = [
+        ("forward pass of a token, without attention", figures.flops(costs.forward_per_token)),
+        ("attention of one (query, key) pair, all layers", figures.flops(costs.attention_per_pair)),
+        (f"prefill of {tokens}, last logits", figures.flops(costs.prefill)),
+        (f"decode step at {whole(asked.context)} tokens", figures.flops(costs.decode)),
+        (f"training step of {tokens}, no recompute", figures.flops(costs.train_step)),
+    ]
+    if costs.vision_per_tile is not None:
+        rows.append(("vision, one tile", figures.flops(costs.vision_per_tile)))
+    return Facts(tuple(rows))
+
+
+def _cache(plan: Plan, figures: Figures) -> Table:
+    rows = tuple(
+        (
+            row.label,
+            row.kind,
+            row.law if row.bound is None else f"{row.law} of {whole(row.bound)}",
+            whole(row.num_layers),
+            figures.exact_bytes(row.bytes_per_token_per_layer),
+            whole(row.tokens_kept),
+            figures.gib(row.bytes * row.num_layers),
+        )
+        for row in plan.kv_cache.layers
+    )
+    return Table(("layers", "kind", "keeps", "count", "a token and layer", "tokens kept", "all of them"), rows, "lll")
+
+
+def _terms(plan: Plan, figures: Figures) -> Table:
+    rows = tuple(
+        (
+            term.name,
+            figures.gib(term.bytes),
+            term.origin,
+            "-" if term.spread is None else f"{gib(term.spread[0])} – {gib(term.spread[1])}",
+            term.source,
+        )
+        for term in plan.memory_per_device.terms
+    )
+    return Table(("term", "memory", "origin", "spread", "source"), rows, "lrlll")
+
+
+def _layouts(plan: Plan, figures: Figures) -> Table:
+    limited = plan.cluster is not None
+    rows = tuple(
+        (
+            f"{row.layout}{' (chosen)' if row.layout == plan.layout else ''}",
+            ("yes" if row.fits else "no") if limited else "-",
+            figures.gib(row.total_bytes),
+            figures.whole(row.max_context) if limited else "-",
+            figures.whole(row.max_batch) if limited else "-",
+        )
+        for row in plan.layouts
+    )
+    return Table(("layout", "fits", "fullest device", "longest context", "largest batch"), rows)
+
+
+def _illegal(plan: Plan) -> Table:
+    return Table(("layout", "why"), tuple((str(row.layout), row.reason) for row in plan.illegal_layouts), "ll")
+
+
+def _communication(plan: Plan) -> Table:
+    rows = tuple(
+        (row.axis, row.collective, f"{whole(row.bytes_per_token)} B", row.arithmetic) for row in plan.communication
+    )
+    return Table(("axis", "collective", "sent", "arithmetic"), rows, "llrl")

@@ -1,0 +1,87 @@
+"""How numbers are shown, decided here alone: GiB for memory, decimal K/M/B/T for parameters, GFLOP for FLOPs."""
+
+from dataclasses import dataclass
+
+_COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+_FLOPS = ((10**18, "EFLOP"), (10**15, "PFLOP"), (10**12, "TFLOP"), (10**9, "GFLOP"), (10**6, "MFLOP"))
+_MEMORY = (((1 << 30) // 100, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (1 << 10, 1 << 10, "KiB"))
+"""From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
+
+
+def gib(num_bytes: int) -> str:
+    """Memory: `25.34 GiB`; what would be 0.00 GiB in MiB, KiB or bytes."""
+    for least, size, unit in _MEMORY:
+        if abs(num_bytes) >= least:
+            return f"{num_bytes / size:,.2f} {unit}"
+    return f"{num_bytes} B"
+
+
+def exact_bytes(num_bytes: int) -> str:
+    """Bytes to the digit: `49,152 B`."""
+    return f"{num_bytes:,} B"
+
+
+def count(number: int) -> str:
+    """Parameters: `108.64B`, `850.96M`, `640`."""
+    for size, unit in _COUNTS:
+        if abs(number) >= size:
+            return f"{number / size:.2f}{unit}"
+    return str(number)
+
+
+def flops(number: int) -> str:
+    """Floating-point operations: `32.28 GFLOP`; a multiply-add counts 2."""
+    for size, unit in _FLOPS:
+        if abs(number) >= size:
+            return f"{number / size:,.2f} {unit}"
+    return f"{number:,} FLOP"
+
+
+def whole(number: int) -> str:
+    """Tokens, sequences, layers: `8,192`."""
+    return f"{number:,}"
+
+
+def share(part: int, total: int) -> str:
+    """A part of a whole: `88.9 %`; nothing of nothing is none."""
+    return f"{100 * part / total:.1f} %" if total else "-"
+
+
+def difference(relative: float) -> str:
+    """A relative difference with its sign: `+0.33 %`; `0 %` when there is none at all, `+0 %` when next to none."""
+    text = f"{100 * relative:+,.2f}"
+    return f"{text[0]}0 %" if relative and not text.strip("+-0.") else f"{text} %" if relative else "0 %"
+
+
+ESTIMATE_MARK = "~"
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The same, with a mark before every number that rests on fields which nobody has published."""
+
+    estimated: bool
+
+    @property
+    def _mark(self) -> str:
+        return ESTIMATE_MARK if self.estimated else ""
+
+    def gib(self, num_bytes: int) -> str:
+        """Memory."""
+        return self._mark + gib(num_bytes)
+
+    def exact_bytes(self, num_bytes: int) -> str:
+        """Bytes to the digit."""
+        return self._mark + exact_bytes(num_bytes)
+
+    def count(self, number: int) -> str:
+        """Parameters."""
+        return self._mark + count(number)
+
+    def flops(self, number: int) -> str:
+        """Floating-point operations."""
+        return self._mark + flops(number)
+
+    def whole(self, number: int) -> str:
+        """Tokens, sequences, layers."""
+        return self._mark + whole(number)

@@ -1,0 +1,143 @@
+"""`l4spec show`: a model's structure for people, with its layer pattern drawn."""
+
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.base import LayerSpec
+from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
+from l4spec.report.pattern import letters_for, shortest_period, summarize
+from l4spec.report.quantities import Figures, whole
+from l4spec.spec.resolve import ResolvedBlock, ResolvedStack
+from planners.params import count_params
+
+_STRIP_WIDTH = 64
+_LONGEST_STRIP = 512
+
+
+def show_page(graph: LayerGraph) -> Page:
+    """Name and totals, the pattern of blocks, named parts, vision, sources and what is estimated."""
+    spec, figures = graph.model.spec, Figures(bool(graph.model.estimated))
+    sections = [
+        Section("", (Lines(tuple(line for line in (graph.name, spec.description) if line)),)),
+        Section("", (Facts(_totals(graph, figures)),)),
+        Section(f"Layers: {whole(graph.num_layers)}", (Code(tuple(pattern_lines(graph.model.text.stack))),)),
+        Section("Parts", (_parts(graph, "text", figures),)),
+    ]
+    if graph.model.vision is not None:
+        blocks = (Facts(_vision(graph)), _parts(graph, "vision", figures))
+        sections.append(Section("Vision", blocks))
+    if spec.estimated:
+        marked = (f"Nobody has published these {len(spec.estimated)} fields; numbers that rest on them bear a ~:",)
+        sections.append(Section("Estimated", (Lines(marked + spec.estimated),)))
+    if spec.sources:
+        sections.append(Section("Sources", (Lines(spec.sources),)))
+    return tuple(sections)
+
+
+def _totals(graph: LayerGraph, figures: Figures) -> tuple[tuple[str, str], ...]:
+    params, text = count_params(graph), graph.model.text
+    tied = ", tied with the head" if text.head.tied else ""
+    return (
+        ("parameters", f"{figures.count(params.total)} ({figures.whole(params.total)})"),
+        ("active per token", f"{figures.count(params.active)} ({figures.whole(params.active)})"),
+        ("hidden size", figures.whole(text.stack.width.hidden_size)),
+        ("vocabulary", f"{whole(text.embedding.vocab_size)}{tied}"),
+        ("longest sequence", f"{whole(text.stack.width.max_seq_len)} tokens"),
+        ("published in", text.dtype),
+    )
+
+
+def pattern_lines(stack: ResolvedStack) -> Iterator[str]:
+    """The blocks as two strips of letters, attention above feed-forward, with a summary and a legend."""
+    for role in ("attention", "ffn"):
+        names = [_name(block, role) for block in stack.blocks]
+        letters = letters_for(names)
+        strip = "".join(letters[name] for name in names)
+        legend = ", ".join(f"{letters[name]} {name or 'none'}" for name in dict.fromkeys(names))
+        yield f"{role:<10}{summarize(strip)}   ({legend})"
+        if len(strip) <= _LONGEST_STRIP:
+            yield from (f"{'':<10}{row}" for row in _rows(strip))
+    forms = dict.fromkeys(block.form for block in stack.blocks)
+    yield f"{'form':<10}{', '.join(forms)}"
+
+
+def _rows(strip: str) -> Iterator[str]:
+    """The strip in rows that end where its pattern does."""
+    period = shortest_period(strip)
+    width = _STRIP_WIDTH - _STRIP_WIDTH % period if period <= _STRIP_WIDTH else _STRIP_WIDTH
+    yield from (strip[start : start + width] for start in range(0, len(strip), width))
+
+
+def _name(block: ResolvedBlock, role: str) -> str | None:
+    part = block.attention if role == "attention" else block.ffn
+    return None if part is None else part.name
+
+
+def _parts(graph: LayerGraph, scope: str, figures: Figures) -> Table:
+    rows = tuple(
+        (
+            group.first.label,
+            group.first.kind,
+            whole(group.count),
+            figures.count(group.declaration.num_parameters),
+            figures.count(group.declaration.num_active_parameters),
+            describe(group.first.spec),
+        )
+        for group in graph.groups
+        if group.first.scope == scope and _is_told(group.first)
+    )
+    return Table(("part", "kind", "count", "parameters each", "active each", "settings"), rows, "llrrrl")
+
+
+def _is_told(node: LayerNode) -> bool:
+    return bool(node.declaration.num_parameters) and "norm" not in node.kind
+
+
+def describe(spec: BaseModel) -> str:
+    """A layer's settings that differ from their defaults, in one line."""
+    return ", ".join(_settings(spec, ""))
+
+
+def _settings(spec: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if name == "kind" or value is None or value == field.default:
+            continue
+        if isinstance(value, BaseModel):
+            yield _nested(name, value)
+        else:
+            yield f"{prefix}{name} {_plain(value)}"
+
+
+def _nested(name: str, value: BaseModel) -> str:
+    inner = " ".join(_settings(value, ""))
+    kind = getattr(value, "kind", None)
+    words = " ".join(part for part in (str(kind or ""), f"({inner})" if inner else "") if part)
+    return f"{name} {words}".strip()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _vision(graph: LayerGraph) -> Sequence[tuple[str, str]]:
+    vision = graph.model.vision
+    assert vision is not None
+    patches = vision.patch_embedding
+    grid = patches.image_size // patches.patch_size
+    whole_image = " and the whole image as one more" if vision.global_tile else ""
+    return (
+        ("tile", f"{patches.image_size} px, {grid} × {grid} patches of {patches.patch_size} px"),
+        ("tokens a tile", whole(vision.num_tokens_per_tile)),
+        ("tiles an image", f"at most {vision.max_tiles}{whole_image}"),
+        ("tower", f"{len(vision.stack.blocks)} layers of {whole(vision.stack.width.hidden_size)}"),
+    )
+
+
+__all__ = ["LayerSpec", "describe", "pattern_lines", "show_page"]

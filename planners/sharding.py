@@ -7,6 +7,7 @@ non-expert weights are repeated over ep and dp, and sequences are divided among 
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from math import gcd
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
@@ -36,6 +37,20 @@ def shard_size(dim: Dim, layout: Layout) -> int:
     return -(-dim.units // degree) * (dim.size // dim.units)
 
 
+def shard_ranges(dim: Dim, layout: Layout) -> tuple[range, ...]:
+    """The elements of this dim that each rank of its mesh axis holds, in order of ranks.
+
+    Runs of whole pieces, the last ones shorter or empty where the number is uneven. With fewer KV heads than ranks,
+    neighbouring ranks hold the same one.
+    """
+    degree, piece = degree_of(dim, layout), dim.size // dim.units
+    if dim.axis == "kv_heads" and degree > dim.units:
+        heads = (rank * dim.units // degree for rank in range(degree))
+        return tuple(range(head * piece, (head + 1) * piece) for head in heads)
+    run = shard_size(dim, layout)
+    return tuple(range(min(rank * run, dim.size), min((rank + 1) * run, dim.size)) for rank in range(degree))
+
+
 def shard_shape(node: LayerNode, parameter: Parameter, layout: Layout) -> tuple[int, ...]:
     """Shape of the largest shard of a tensor."""
     layout = layout_for(node, layout)
@@ -43,12 +58,16 @@ def shard_shape(node: LayerNode, parameter: Parameter, layout: Layout) -> tuple[
 
 
 def layout_for(node: LayerNode, layout: Layout) -> Layout:
-    """The layout by which a node is cut: a vision layer whose heads or widths tp does not divide is repeated whole."""
+    """The layout by which a node is cut.
+
+    tp is chosen for the language model. A vision layer whose heads or widths it does not divide is cut into fewer
+    shards, the most that divide both, and each shard is repeated.
+    """
     if node.scope == "text" or layout.tp == 1:
         return layout
     dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims]
-    divides = all(dim.units % layout.tp == 0 for dim in dims if MESH_AXIS.get(dim.axis) == "tp")
-    return layout if divides else Layout()
+    tp = gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp"))
+    return layout if tp == layout.tp else Layout(tp=tp, ep=layout.ep)
 
 
 def stands_behind(node: LayerNode) -> bool:

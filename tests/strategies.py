@@ -1,0 +1,266 @@
+"""Hypothesis strategies for whole models, valid by construction, shrinking towards one layer of width 1.
+
+Every strategy draws plain data as an author would write it; `model_specs` and `graphs` run it through the street.
+`step` makes every width that a matmul contracts a multiple of it, for packing laws with groups and blocks.
+"""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+import l4spec
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.model import ModelSpec
+
+Data = dict[str, Any]
+Draw = st.DrawFn
+
+SEEDS = ("model", "llama 4 / test", "A.b-c_9")
+PART_NAMES = ("a", "local", "no-rope", "on_", "B2")
+POSITIVE = st.floats(min_value=1e-6, max_value=1e6, allow_nan=False)
+EPS = st.sampled_from([1e-5, 1e-6, 1e-12])
+
+
+def sizes(most: int = 24, step: int = 1) -> st.SearchStrategy[int]:
+    """Widths: small, odd ones included."""
+    return st.integers(1, max(most // step, 3)).map(lambda n: n * step)
+
+
+@st.composite
+def masks(draw: Draw, *, bidirectional: bool = True) -> Data:
+    """Any mask; `bidirectional` allows the one that caches nothing."""
+    kind = draw(st.sampled_from(["causal", "chunked", "sliding_window", *(["none"] if bidirectional else [])]))
+    return {"kind": kind} | ({"size": draw(st.integers(1, 40))} if kind in ("chunked", "sliding_window") else {})
+
+
+@st.composite
+def rope_scalings(draw: Draw) -> Data:
+    kind = draw(st.sampled_from(["linear", "llama3", "yarn"]))
+    scaling: Data = {"kind": kind, "factor": draw(st.sampled_from([1.0, 2, 8.0, 16]))}
+    if kind == "llama3":
+        low = draw(st.sampled_from([1.0, 2.0]))
+        scaling |= {"low_freq_factor": low, "high_freq_factor": low * draw(st.sampled_from([1, 4]))}
+    if kind != "linear":
+        scaling["original_max_seq_len"] = draw(st.integers(1, 8192))
+    if kind == "yarn" and draw(st.booleans()):
+        scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16.0}
+    return scaling
+
+
+@st.composite
+def ropes(draw: Draw, *, rotated: int | None = None) -> Data:
+    """Rotary positions; `rotated` bounds the rotated part of a head, None leaves it out."""
+    rope: Data = {"kind": "rope", "theta": draw(st.sampled_from([10000.0, 500000, 1e6]))}
+    if rotated is not None and draw(st.booleans()):
+        rope["rotary_dim"] = 2 * draw(st.integers(1, rotated // 2))
+    if draw(st.booleans()):
+        rope["layout"] = draw(st.sampled_from(["interleaved", "half"]))
+    return rope | ({"scaling": draw(rope_scalings())} if draw(st.booleans()) else {})
+
+
+@st.composite
+def head_with_position(draw: Draw, step: int) -> tuple[int, Data]:
+    """A head's width and a position that suits it."""
+    kind = draw(st.sampled_from(["none", "rope", "rope_2d"]))
+    if kind == "none":
+        return draw(sizes(9, step)), {"kind": "none"}
+    if kind == "rope_2d":
+        return 4 * draw(sizes(3, step)), {"kind": "rope_2d", "theta": 10000.0}
+    head_dim = 2 * draw(sizes(6, step))
+    return head_dim, draw(ropes(rotated=head_dim))
+
+
+@st.composite
+def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1) -> Data:
+    num_kv_heads, (head_dim, position) = draw(st.integers(1, 4)), draw(head_with_position(step))
+    part: Data = {
+        "kind": "gqa",
+        "num_heads": num_kv_heads * draw(st.integers(1, 4)),
+        "num_kv_heads": num_kv_heads,
+        "head_dim": head_dim,
+        "mask": draw(masks(bidirectional=bidirectional)),
+        "position": position,
+    }
+    options = {
+        "qkv_bias": st.booleans(),
+        "output_bias": st.booleans(),
+        "qk_norm": st.sampled_from([None, {"kind": "l2"}, {"kind": "rmsnorm", "eps": 1e-6}]),
+        "temperature": st.sampled_from([None, {"floor_scale": 8192, "attn_scale": 0.1}]),
+        "logit_softcap": st.none() | POSITIVE,
+        "scale": st.none() | POSITIVE,
+    }
+    return part | draw(some_of(options))
+
+
+@st.composite
+def some_of(draw: Draw, options: dict[str, st.SearchStrategy[Any]]) -> Data:
+    """Some of the optional fields, each with a drawn value."""
+    return {name: draw(values) for name, values in options.items() if draw(st.booleans())}
+
+
+@st.composite
+def mlas(draw: Draw, *, bidirectional: bool = True, step: int = 1) -> Data:
+    return {
+        "kind": "mla",
+        "num_heads": draw(st.integers(1, 4)),
+        "q_lora_rank": draw(st.none() | sizes(step=step)),
+        "kv_lora_rank": draw(sizes(step=step)),
+        "qk_nope_head_dim": draw(sizes(9, step)),
+        "qk_rope_head_dim": 2 * draw(sizes(6, step)),
+        "v_head_dim": draw(sizes(9, step)),
+        "mask": draw(masks(bidirectional=bidirectional)),
+        "position": draw(st.just({"kind": "none"}) | ropes()),
+        "norm_eps": draw(EPS),
+        "bias": draw(st.booleans()),
+    }
+
+
+@st.composite
+def dense_ffns(draw: Draw, step: int = 1) -> Data:
+    kind = draw(st.sampled_from(["swiglu", "geglu", "mlp"]))
+    options: dict[str, st.SearchStrategy[Any]] = {"bias": st.booleans()}
+    if kind == "geglu":
+        options["approximate"] = st.sampled_from(["tanh", "none"])
+    if kind == "mlp":
+        options["activation"] = st.sampled_from(["gelu", "gelu_tanh", "relu"])
+    return {"kind": kind, "intermediate_size": draw(sizes(step=step))} | draw(some_of(options))
+
+
+@st.composite
+def moes(draw: Draw, step: int = 1) -> Data:
+    num_groups, limited = draw(st.integers(1, 3)), 1
+    per_group = draw(st.integers(1 if num_groups == 1 else 2, 5))
+    limited = draw(st.integers(1, num_groups))
+    router: Data = {"score": draw(st.sampled_from(["sigmoid", "softmax"]))}
+    if num_groups > 1:
+        router |= {"num_groups": num_groups, "num_limited_groups": limited}
+    router |= draw(
+        some_of(
+            {
+                "scales": st.sampled_from(["input", "output"]),
+                "renormalize": st.booleans(),
+                "scaling_factor": POSITIVE,
+                "group_score": st.sampled_from(["top2_sum", "max"]),
+                "correction_bias": st.booleans(),
+            }
+        )
+    )
+    part: Data = {
+        "kind": "moe",
+        "num_experts": num_groups * per_group,
+        "num_experts_per_token": draw(st.integers(1, limited * per_group)),
+        "intermediate_size": draw(sizes(step=step)),
+        "router": router,
+    }
+    part |= draw(some_of({"capacity_factor": POSITIVE, "activation": st.sampled_from(["silu", "gelu_tanh"])}))
+    if draw(st.booleans()):
+        part["num_shared_experts"] = draw(st.integers(1, 3))
+        part |= draw(some_of({"shared_intermediate_size": sizes(step=step), "shared_gate": st.booleans()}))
+    return part
+
+
+@st.composite
+def norms(draw: Draw) -> Data:
+    kind = draw(st.sampled_from(["rmsnorm", "layernorm"]))
+    option = "unit_offset" if kind == "rmsnorm" else "bias"
+    return {"kind": kind, "eps": draw(EPS)} | draw(some_of({option: st.booleans()}))
+
+
+@st.composite
+def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
+    """One block of existing parts: attention, feed-forward or both, in any form."""
+    both = draw(st.sampled_from(["both", "attention", "ffn"])) if attention and ffn else "only"
+    block: Data = {}
+    if attention and both != "ffn":
+        block["attention"] = draw(st.sampled_from(attention))
+    if ffn and both != "attention":
+        block["ffn"] = draw(st.sampled_from(ffn))
+    forms = ["pre_norm", "post_norm", "sandwich", *(["parallel"] if len(block) == 2 else [])]
+    return block | draw(some_of({"form": st.sampled_from(forms), "repeat": st.integers(1, 3)}))
+
+
+@st.composite
+def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional: bool = True, step: int = 1) -> Data:
+    """Parts and the pattern in which they are laid; a vision tower attends to every patch."""
+    parts: Data = {}
+    kinds = draw(st.lists(st.sampled_from(["gqa", "dense", "moe", "mla"]), min_size=1, max_size=4))
+    for name, kind in zip(PART_NAMES, kinds, strict=False):
+        attentions = {"gqa": gqas, "mla": mlas}
+        if kind in attentions:
+            parts[name] = draw(attentions[kind](bidirectional=bidirectional, step=step))
+            parts[name]["mask"] = {"kind": "none"} if vision else parts[name]["mask"]
+        else:
+            parts[name] = draw(dense_ffns(step) if kind == "dense" else moes(step))
+    attention = [name for name, part in parts.items() if part["kind"] in ("gqa", "mla")]
+    block = blocks(attention, [name for name in parts if name not in attention])
+    group = st.fixed_dictionaries({"blocks": st.lists(block, min_size=1, max_size=3), "repeat": st.integers(1, 3)})
+    layers = draw(st.lists(block | group, min_size=1, max_size=3))
+    return {"hidden_size": hidden_size, "norm": draw(norms()), "parts": parts, "layers": layers}
+
+
+@st.composite
+def visions(draw: Draw, text_width: int, step: int = 1) -> Data:
+    fold, patch = draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 4))
+    tower = draw(stacks(hidden_size=draw(sizes(step=step)), vision=True, step=step))
+    tower |= draw(
+        some_of(
+            {
+                "class_token": st.sampled_from(["first", "last", "none"]),
+                "learned_positions": st.booleans(),
+                "patch_bias": st.booleans(),
+                "pre_layernorm": st.booleans(),
+                "post_layernorm": st.booleans(),
+            }
+        )
+    )
+    adapter = {
+        "kind": "pixel_shuffle_mlp",
+        "pixel_shuffle_ratio": 1 / fold,
+        "intermediate_size": draw(sizes(step=step)),
+        "output_size": draw(sizes(step=step)),
+        "bias": draw(st.booleans()),
+    }
+    return {
+        "image_size": patch * fold * draw(st.integers(1, 4)),
+        "patch_size": patch,
+        "num_channels": draw(st.integers(1, 3)),
+        "max_tiles": draw(st.integers(1, 16)),
+        "global_tile": draw(st.booleans()),
+        "tower": tower,
+        "adapter": adapter,
+        "projector": {"kind": "linear", "output_size": text_width, "bias": draw(st.booleans())},
+    }
+
+
+@st.composite
+def models(draw: Draw, *, vision: bool | None = None, bidirectional: bool = True, step: int = 1) -> Data:
+    """A whole spec as plain data. `vision` fixes whether there is a tower."""
+    width = draw(sizes(step=step))
+    text = draw(stacks(hidden_size=width, bidirectional=bidirectional, step=step))
+    text |= {"vocab_size": draw(sizes(200, step)), "max_seq_len": draw(st.integers(1, 300))}
+    text |= draw(
+        some_of(
+            {
+                "dtype": st.sampled_from(["bf16", "fp16", "fp32"]),
+                "tie_embeddings": st.booleans(),
+                "embedding_scale": POSITIVE,
+                "learned_positions": st.booleans(),
+                "final_norm": st.booleans(),
+                "head_bias": st.booleans(),
+                "logit_softcap": POSITIVE,
+            }
+        )
+    )
+    data: Data = {"l4spec": 1, "name": draw(st.sampled_from(SEEDS)), "text": text}
+    seeing = draw(st.booleans()) if vision is None else vision
+    return data | ({"vision": draw(visions(width, step))} if seeing else {})
+
+
+def model_specs(**limits: Any) -> st.SearchStrategy[ModelSpec]:
+    """Checked specs of random models."""
+    return models(**limits).map(ModelSpec.model_validate)
+
+
+def graphs(**limits: Any) -> st.SearchStrategy[LayerGraph]:
+    """Layer graphs of random models."""
+    return model_specs(**limits).map(l4spec.compile)

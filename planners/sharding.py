@@ -21,6 +21,7 @@ MESH_AXIS = {
     "ffn": "tp",
     "expert_ffn": "tp",
     "vocab": "tp",
+    "projected": "tp",
     "experts": "ep",
 }
 """Logical axis to mesh axis; an axis that is not named is held whole by every device."""

@@ -8,7 +8,7 @@ from l4spec.layers.linear.spec import LinearSpec
 def declare(spec: LinearSpec, width: Width) -> Declaration:
     """A weight [out, in], and a bias [out] when asked for: 2 * in * out FLOPs a token."""
     parameters = linear(
-        "proj", Dim("hidden", spec.output_size), Dim("adapter", width.hidden_size), "projector", bias=spec.bias
+        "proj", Dim("projected", spec.output_size), Dim("adapter", width.hidden_size), "projector", bias=spec.bias
     )
 
     def operations(work: Work) -> tuple[Operation, ...]:

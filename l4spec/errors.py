@@ -55,7 +55,7 @@ class SpecError(UserError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the known spelling closest to `name`, or all known ones when few and none is close."""
-    names = sorted(known)
+    names = sorted(set(known))
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"

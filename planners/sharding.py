@@ -25,6 +25,14 @@ MESH_AXIS = {
     "experts": "ep",
 }
 """Logical axis to mesh axis; an axis that is not named is held whole by every device."""
+_MUST_DIVIDE = {
+    "heads": "query heads",
+    "kv_heads": "KV heads",
+    "experts": "experts",
+    "ffn": "FFN width",
+    "expert_ffn": "expert width",
+}
+"""Axes of the language model that are never cut unevenly, and what to call them."""
 
 
 def degree_of(dim: Dim, layout: Layout) -> int:
@@ -86,8 +94,7 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
             if units % degree and degree % units:
                 return f"tp={degree} neither divides the {units} KV heads nor is a multiple of them"
         elif units % degree:
-            names = {"heads": "query heads", "experts": "experts", "ffn": "FFN width", "expert_ffn": "expert width"}
-            return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({names[axis]})"
+            return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
         return f"ep={layout.ep} needs experts, and the model has none"
     return None
@@ -95,16 +102,17 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
 
 @lru_cache(maxsize=64)
 def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
-    """Every (axis, pieces) of the language model that a layout cuts and that must divide."""
+    """Every (axis, pieces) of the language model that a layout cuts and that must divide, heads first."""
     found = {
         (dim.axis, dim.units)
         for group in graph.groups
         if group.first.scope == "text"
         for parameter in group.declaration.parameters
         for dim in parameter.dims
-        if dim.axis in MESH_AXIS and dim.axis != "vocab"
+        if dim.axis in _MUST_DIVIDE
     }
-    return tuple(sorted(found))
+    order = list(_MUST_DIVIDE)
+    return tuple(sorted(found, key=lambda pair: (order.index(pair[0]), pair[1])))
 
 
 def candidate_layouts(num_devices: int) -> tuple[Layout, ...]:

@@ -116,7 +116,8 @@ def test_local_layers_stop_growing_at_their_chunk() -> None:
 def test_vllms_hybrid_pool_of_scout_holds_what_its_log_says() -> None:
     """91,495 blocks at TP4: 365,968 tokens, 44.68 requests of 8,192.
 
-    llm-d-incubation/llm-d-planner accuracy/results/v0.19.0/logs/meta-llama-llama-4-scout--h100-80gb--tp4pp1dp1--8192.log
+    llm-d-incubation/llm-d-planner, accuracy/results/v0.19.0/logs/
+    meta-llama-llama-4-scout--h100-80gb--tp4pp1dp1--8192.log
     """
     rows, hybrid = model_rows(graph("scout"), Layout(tp=4), 2), engine("vllm-hybrid")
     assert tokens_in_blocks(rows, hybrid, 91_495) == 365_968

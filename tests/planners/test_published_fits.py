@@ -1,8 +1,8 @@
 """What is published to fit, or not to fit, on which machines.
 
-Sources: Llama 4 model card (Scout Int4 on one H100, Maverick FP8 on one host of eight); vllm-project/vllm#16712 and #16227
-(what ran out of memory); vLLM blog 2025-04-05 and SGLang docs/basic_usage/llama4.md (contexts that were served, so lower
-bounds of what fits).
+Sources: Llama 4 model card (Scout Int4 on one H100, Maverick FP8 on one host of eight); vllm-project/vllm#16712 and
+#16227 (what ran out of memory); vLLM blog 2025-04-05 and SGLang docs/basic_usage/llama4.md (contexts that were served,
+so lower bounds of what fits).
 """
 
 import pytest

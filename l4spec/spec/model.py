@@ -12,6 +12,7 @@ from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, S
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
+from l4spec.spec.origin import HuggingFaceSpec
 
 if TYPE_CHECKING:
     NormSpec: TypeAlias = LayerSpec
@@ -228,6 +229,8 @@ class ModelSpec(Spec):
     """Paths of fields that nobody has published; every report marks what rests on them."""
     claims: Annotated[tuple[Claim, ...], AsTuple] = ()
     """What people say about the model, for `l4spec verify`."""
+    huggingface: HuggingFaceSpec | None = None
+    """What `l4spec export` needs besides the mathematics; written by `l4spec import`."""
 
     @model_validator(mode="after")
     def _projector_meets_text(self) -> Self:

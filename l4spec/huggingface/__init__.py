@@ -1,0 +1,15 @@
+"""Hugging Face configs, both ways, as plain data: neither torch nor transformers is needed.
+
+spec = l4spec.huggingface.import_file("config.json").spec
+config = l4spec.huggingface.export_config(spec)
+
+What "equal" means for a config that came back: every field that the family's mathematics reads, the number format, and
+every field without effect that the import carried along (token ids, architectures, training settings). Fields that the
+config left to transformers are written out, and class names of classification heads are dropped.
+"""
+
+from l4spec.huggingface.exporting import export_config
+from l4spec.huggingface.families import FAMILIES
+from l4spec.huggingface.importing import ImportedSpec, import_config, import_file
+
+__all__ = ["FAMILIES", "ImportedSpec", "export_config", "import_config", "import_file"]

@@ -1,0 +1,158 @@
+"""`deepseek_v3`: DeepSeek-V3 and R1; latent attention, some dense layers first, grouped sigmoid routing with a bias."""
+
+from typing import Any
+
+from l4spec.huggingface.family import Family, first, needed
+from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.rope import read_rope, write_rope
+from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
+from l4spec.layers.mla.spec import MLASpec
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.positions import Rope
+from l4spec.layers.swiglu.spec import SwiGLUSpec
+from l4spec.spec.origin import RopeStyle
+from l4spec.spec.resolve import ResolvedModel
+
+_LATENT_NORM_EPS = 1e-6
+"""Fixed in the reference, whatever rms_norm_eps says."""
+_MLA_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
+def read(fields: Fields) -> dict[str, Any]:
+    """The base model; its multi-token prediction modules (`num_nextn_predict_layers`) stand outside of it."""
+    fields.expect("hidden_act", "silu")
+    _refuse_other_routing(fields)
+    count = num_layers(fields)
+    num_dense = min(fields.count("first_k_dense_replace"), count)
+    fields.carry("first_k_dense_replace", "num_nextn_predict_layers", "num_mtp_layers")
+    parts: Data = {"attention": _mla(fields)}
+    if num_dense:
+        parts["dense"] = {"kind": "swiglu", "intermediate_size": fields.size("intermediate_size")}
+    else:
+        fields.carry("intermediate_size")
+    parts["moe"] = _moe(fields)
+    if num_dense == count:
+        fields.problem("first_k_dense_replace", f"leaves no MoE layer among {count}")
+    blocks = [block("attention", "dense")] * num_dense + [block("attention", "moe")] * (count - num_dense)
+    return {"text": read_text(fields, parts, blocks)}
+
+
+def _refuse_other_routing(fields: Fields) -> None:
+    """The repository's own code has switches that transformers leaves out."""
+    for name, only in (("topk_method", "noaux_tc"), ("scoring_func", "sigmoid"), ("moe_layer_freq", 1)):
+        if name in fields.data:
+            fields.expect(name, only)
+            fields.carry(name)
+
+
+def _mla(fields: Fields) -> Data:
+    heads, rope_dim = fields.size("num_attention_heads"), fields.size("qk_rope_head_dim")
+    nope_dim = fields.size("qk_nope_head_dim")
+    for name, only in (("num_key_value_heads", heads), ("head_dim", rope_dim), ("qk_head_dim", nope_dim + rope_dim)):
+        if fields.has(name):
+            fields.expect(name, only)
+        fields.carry(name)
+    bias = {"bias": True} if fields.flag("attention_bias") else {}
+    return {
+        "kind": "mla",
+        "num_heads": heads,
+        "q_lora_rank": fields.size_or_none("q_lora_rank"),
+        **{name: fields.size(name) for name in _MLA_SIZES},
+        "norm_eps": _LATENT_NORM_EPS,
+        **bias,
+        "mask": CAUSAL,
+        "position": read_rope(fields, "interleaved" if fields.flag("rope_interleave") else "half"),
+    }
+
+
+def _moe(fields: Fields) -> Data:
+    return {
+        "kind": "moe",
+        "num_experts": fields.size("n_routed_experts"),
+        "num_experts_per_token": fields.size("num_experts_per_tok"),
+        "num_shared_experts": fields.size("n_shared_experts"),
+        "intermediate_size": fields.size("moe_intermediate_size"),
+        "router": {
+            "score": "sigmoid",
+            "scales": "output",
+            "renormalize": fields.flag("norm_topk_prob"),
+            "scaling_factor": fields.number("routed_scaling_factor"),
+            "num_groups": fields.size("n_group"),
+            "num_limited_groups": fields.size("topk_group"),
+            "group_score": "top2_sum",
+            "correction_bias": True,
+        },
+    }
+
+
+def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
+    """The fields that DeepseekV3ForCausalLM reads."""
+    blocks = model.text.stack.blocks
+    mla, moe, dense = (
+        needed(blocks, MLASpec, "latent attention"),
+        needed(blocks, MoESpec, "MoE"),
+        first(blocks, SwiGLUSpec),
+    )
+    kinds = [block.ffn is not None and isinstance(block.ffn.spec, MoESpec) for block in blocks]
+    rope = mla.position if isinstance(mla.position, Rope) else None
+    return {
+        **write_text(model.text, style),
+        "num_attention_heads": mla.num_heads,
+        "num_key_value_heads": mla.num_heads,
+        "q_lora_rank": mla.q_lora_rank,
+        **mla.model_dump(include=set(_MLA_SIZES)),
+        "attention_bias": mla.bias,
+        **(write_rope(rope, style) if rope else {}),
+        "rope_interleave": rope is not None and rope.layout == "interleaved",
+        "hidden_act": "silu",
+        **({"intermediate_size": dense.intermediate_size} if dense else {}),
+        "first_k_dense_replace": kinds.index(True),
+        **_write_moe(moe),
+    }
+
+
+def _write_moe(moe: MoESpec) -> Data:
+    return {
+        "n_routed_experts": moe.num_experts,
+        "num_experts_per_tok": moe.num_experts_per_token,
+        "n_shared_experts": moe.num_shared_experts,
+        "moe_intermediate_size": moe.intermediate_size,
+        "norm_topk_prob": moe.router.renormalize,
+        "routed_scaling_factor": moe.router.scaling_factor,
+        "n_group": moe.router.num_groups,
+        "topk_group": moe.router.num_limited_groups,
+    }
+
+
+FAMILY = Family(
+    "deepseek_v3",
+    "DeepseekV3ForCausalLM",
+    "models/deepseek_v3/modeling_deepseek_v3.py",
+    read,
+    write,
+    defaults={
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "rope_interleave": True,
+        "first_k_dense_replace": 3,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+        "n_shared_experts": 1,
+        "n_routed_experts": 256,
+        "num_experts_per_tok": 8,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_rope_head_dim": 64,
+        "qk_nope_head_dim": 128,
+        "v_head_dim": 128,
+        "moe_intermediate_size": 2048,
+    },
+    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    ignorable=("pretraining_tp", "aux_loss_alpha", "seq_aux", "ep_size", "auto_map"),
+)

@@ -1,0 +1,157 @@
+"""Reading a Hugging Face config: every field is asked for by name and type, and what nobody asked for is a problem."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.layers.base import LARGEST
+from l4spec.spec.tree import shortened
+
+MISSING = object()
+LARGEST_NUMBER = 1e12
+
+
+@dataclass(slots=True)
+class Fields:
+    """One mapping of a config: what it says, what transformers assumes where it says nothing, what has been read.
+
+    A reader returns the value, or after noting a problem one of the right type, so that all problems are found at once.
+    """
+
+    data: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    file: str
+    path: str = ""
+    problems: list[Problem] = field(default_factory=list)
+    read: set[str] = field(default_factory=set)
+    carried: dict[str, Any] = field(default_factory=dict)
+
+    def raw(self, name: str) -> Any:
+        """The value as it stands, or what transformers assumes; None with a problem when neither exists."""
+        self.read.add(name)
+        value = self.data.get(name, self.defaults.get(name, MISSING))
+        if value is MISSING:
+            self.problem(name, "missing field")
+            return None
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether the config itself says something other than null."""
+        return self.data.get(name) is not None
+
+    def size(self, name: str) -> int:
+        """An integer of at least 1."""
+        return self._integer(name, self.raw(name), 1)
+
+    def count(self, name: str) -> int:
+        """An integer of at least 0."""
+        return self._integer(name, self.raw(name), 0)
+
+    def size_or_none(self, name: str) -> int | None:
+        """An integer of at least 1, or null."""
+        value = self.raw(name)
+        return None if value is None else self._integer(name, value, 1)
+
+    def number(self, name: str) -> float:
+        """A number above 0."""
+        return self._number(name, self.raw(name))
+
+    def number_or_none(self, name: str) -> float | None:
+        """A number above 0, or null."""
+        value = self.raw(name)
+        return None if value is None else self._number(name, value)
+
+    def flag(self, name: str) -> bool:
+        """True or false; null counts as false."""
+        value = self.raw(name)
+        if value is None or isinstance(value, bool):
+            return bool(value)
+        self.problem(name, f"expected true or false, found {shortened(value)}")
+        return False
+
+    def integers(self, name: str) -> list[int] | None:
+        """A list of integers of at least 0, or null."""
+        return self._items(name, lambda item: isinstance(item, int) and not isinstance(item, bool) and item >= 0)
+
+    def words(self, name: str, known: Sequence[str]) -> list[str] | None:
+        """A list of words out of `known`, or null."""
+        return self._items(name, lambda item: isinstance(item, str) and item in known, f", each one of {list(known)}")
+
+    def expect(self, name: str, *allowed: Any) -> None:
+        """The field must have one of the `allowed` values; any other would change the mathematics."""
+        value = self.raw(name)
+        if not any(type(value) is type(known) and value == known for known in allowed):
+            shown = " or ".join(map(repr, allowed))
+            message = f"expected {shown}, found {shortened(value)}, which would change the mathematics"
+            self.problem(name, message)
+
+    def mapping(self, name: str, defaults: Mapping[str, Any] | None = None) -> "Fields | None":
+        """The fields of a mapping, which shares this one's problems; None when it is null or missing."""
+        self.read.add(name)
+        value = self.data.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            self.problem(name, f"expected a mapping, found {shortened(value)}")
+            value = {}
+        return Fields(value, defaults or {}, self.file, self._dotted(name), self.problems)
+
+    def carry(self, *names: str) -> None:
+        """These fields have no effect here; they are kept for the way back."""
+        self.read.update(names)
+        self.carried.update({name: self.data[name] for name in names if name in self.data})
+
+    def finish(self, ignorable: Iterable[str], dropped: Mapping[str, Any]) -> dict[str, Any]:
+        """What is carried: `ignorable` fields, `dropped` ones unless they have their usual value; refuses the rest."""
+        for name, usual in dropped.items():
+            self.read.add(name)
+            if self.has(name) and self.data[name] != usual:
+                self.carry(name)
+        self.carry(*ignorable)
+        for name in self.data:
+            if name not in self.read:
+                message = "unknown field, which may change the mathematics"
+                self.problem(name, message, nearest(name, self.read) if len(name) < 80 else "")
+        return self.carried
+
+    def problem(self, name: str, message: str, hint: str = "") -> None:
+        """Note what is wrong with a field."""
+        self.problems.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
+
+    def raise_problems(self) -> None:
+        """Raise SpecError with all problems, if there are any."""
+        if self.problems:
+            raise SpecError(dict.fromkeys(self.problems))
+
+    def _dotted(self, name: str) -> str:
+        shown = name if len(name) <= 80 else f"{name[:80]}…"
+        return f"{self.path}.{shown}" if self.path else shown
+
+    def _integer(self, name: str, value: Any, least: int) -> int:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST:
+            return value
+        if value is not None or name in self.data:
+            self.problem(name, f"expected an integer from {least} to {LARGEST}, found {_shown(value)}")
+        return max(least, 1)
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST_NUMBER:
+            return value
+        if value is not None or name in self.data:
+            self.problem(name, f"expected a number above 0 and at most {LARGEST_NUMBER:g}, found {_shown(value)}")
+        return 1.0
+
+    def _items(self, name: str, fits: Any, what: str = " of integers of at least 0") -> list[Any] | None:
+        value = self.raw(name)
+        if value is None:
+            return None
+        if isinstance(value, list) and all(fits(item) for item in value):
+            return value
+        self.problem(name, f"expected a list{what}, found {shortened(value)}")
+        return None
+
+
+def _shown(value: Any) -> str:
+    huge = isinstance(value, int) and value.bit_length() > 256
+    return f"an integer of {value.bit_length()} bits" if huge else shortened(value)

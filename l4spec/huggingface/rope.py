@@ -1,0 +1,101 @@
+"""Rotary positions in Hugging Face configs, both ways, in the old spelling and the one of transformers 5."""
+
+from typing import Any, Literal
+
+from l4spec.huggingface.fields import Fields
+from l4spec.layers.positions import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from l4spec.spec.origin import RopeStyle
+
+Layout = Literal["interleaved", "half"]
+_NAMES = {"original_max_seq_len": "original_max_position_embeddings"}
+_SCALINGS = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+
+
+def read_rope(fields: Fields, layout: Layout) -> dict[str, Any]:
+    """The `position` of a spec from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
+    parameters, scaling = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
+    if parameters and scaling and parameters.data and scaling.data and parameters.data != scaling.data:
+        fields.problem("rope_scaling", "says something else than rope_parameters")
+    source = scaling if scaling and scaling.data else parameters
+    position: dict[str, Any] = {"kind": "rope", "theta": _theta(fields, source), "layout": layout}
+    if source is not None:
+        found = _read_scaling(fields, source)
+        source.finish((), {})
+        if found:
+            position["scaling"] = found
+    return position
+
+
+def rope_style(fields: Fields) -> RopeStyle:
+    """How this config writes rotary positions."""
+    if isinstance(fields.data.get("rope_parameters"), dict):
+        return "rope_parameters"
+    scaling = fields.data.get("rope_scaling")
+    old = isinstance(scaling, dict) and "type" in scaling and "rope_type" not in scaling
+    return "rope_scaling_type" if old else "rope_scaling"
+
+
+def write_rope(rope: Rope, style: RopeStyle) -> dict[str, Any]:
+    """The config fields that say the same; raises nothing, for every scaling has a spelling."""
+    scaling = None if rope.scaling is None else _write_scaling(rope.scaling, style)
+    if style == "rope_parameters":
+        return {"rope_parameters": {"rope_theta": rope.theta, **(scaling or {"rope_type": "default"})}}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def _theta(fields: Fields, source: Fields | None) -> float:
+    inner = source.number("rope_theta") if source and source.has("rope_theta") else None
+    outer = fields.number("rope_theta") if inner is None or fields.has("rope_theta") else inner
+    if inner is not None and outer != inner:
+        fields.problem("rope_theta", f"says {outer}, but the rope parameters say {inner}")
+    if source is not None:
+        source.read.add("rope_theta")
+    return _whole(outer if inner is None else inner)
+
+
+def _read_scaling(fields: Fields, source: Fields) -> dict[str, Any] | None:
+    kind = source.data.get("rope_type", source.data.get("type", "default"))
+    source.read.update(("rope_type", "type"))
+    if "type" in source.data and source.data["type"] != kind:
+        source.problem("type", f"says something else than rope_type ({kind!r})")
+    if source.has("partial_rotary_factor"):
+        source.expect("partial_rotary_factor", 1.0, 1)
+    if kind == "default":
+        return None
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        known = ", ".join(("default", *_SCALINGS))
+        source.problem(
+            "rope_type", f"unknown rope type {kind!r:.60}, which would change the mathematics", f"one of: {known}"
+        )
+        return None
+    source.defaults = {"original_max_position_embeddings": fields.data.get("max_position_embeddings")}
+    return {"kind": kind, **_read_numbers(source, kind)}
+
+
+def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
+    if kind == "yarn":
+        for name, usual in (("attention_factor", None), ("truncate", True)):
+            if name in source.data:
+                source.expect(name, usual)
+    found: dict[str, Any] = {}
+    for name, info in _SCALINGS[kind].model_fields.items():
+        spelling = _NAMES.get(name, name)
+        if name == "kind":
+            continue
+        if name == "original_max_seq_len":
+            found[name] = source.size(spelling)
+        elif info.is_required() or source.has(spelling):
+            found[name] = _whole(source.number(spelling))
+        source.read.add(spelling)
+    return found
+
+
+def _write_scaling(scaling: LinearScaling | Llama3Scaling | YarnScaling, style: RopeStyle) -> dict[str, Any]:
+    values = scaling.model_dump(exclude={"kind"}, exclude_none=True)
+    kind = "type" if style == "rope_scaling_type" else "rope_type"
+    return {kind: scaling.kind, **{_NAMES.get(name, name): value for name, value in values.items()}}
+
+
+def _whole(value: float) -> float:
+    """500000.0 as 500000: the same number, read more easily."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,25 @@
+"""Where a spec came from, as far as the way back needs it: what a Hugging Face config says besides the mathematics."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, JsonValue
+
+from l4spec.layers.base import Spec
+
+RopeStyle: TypeAlias = Literal["rope_parameters", "rope_scaling", "rope_scaling_type"]
+"""How a config writes rotary positions: transformers 5's `rope_parameters`; before it, `rope_theta` beside `rope_scaling`
+whose kind stands under `rope_type`, or under the older `type`."""
+
+
+class HuggingFaceSpec(Spec):
+    """For `l4spec export`: the model family, and what its config carries besides the mathematics."""
+
+    model_type: Annotated[str, Field(min_length=1, max_length=60)]
+    """Family to export to; found by trying when left out or when the model does not fit it any more."""
+    rope_style: RopeStyle = "rope_scaling"
+    """How rotary positions are written."""
+    fields: dict[str, JsonValue] = Field(default_factory=dict)
+    """Fields that change no number of the forward pass, as token ids; written back as they are."""
+
+
+__all__ = ["HuggingFaceSpec", "RopeStyle"]

@@ -26,8 +26,6 @@ class ActivationRates:
     per_logit_row: int
     per_tile: int
     widest: str
-    saved_per_token: tuple[int, ...]
-    saved_behind_per_token: int
     stream_per_token: int
 
 
@@ -41,11 +39,6 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int) -> ActivationRates:
         (group for group in text if group.first.role != "head"),
         key=lambda g: _bytes(g, g.declaration.live(Work(1, 1)), layout),
     )
-    saved = [0] * graph.num_layers
-    for group in text:
-        for node in group.nodes:
-            if node.layer is not None:
-                saved[node.layer] += _bytes(group, group.declaration.saved(Work(1, 1)), layout)
     head = next(group for group in text if group.first.role == "head")
     logits = _bytes(head, head.declaration.live(Work(1, 1)), layout)
     return ActivationRates(
@@ -53,10 +46,21 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int) -> ActivationRates:
         per_logit_row=logits,
         per_tile=_tile_bytes(graph, layout),
         widest=f"{widest.first.role} ({widest.first.label})",
-        saved_per_token=tuple(saved),
-        saved_behind_per_token=logits,
         stream_per_token=stream,
     )
+
+
+@lru_cache(maxsize=512)
+def saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[int, ...]:
+    """Bytes that each layer of the language model keeps of one token for the backward pass, on one device."""
+    layout, saved = Layout(tp=tp, ep=ep), [0] * graph.num_layers
+    for group in graph.groups:
+        if group.first.scope == "text":
+            kept = _bytes(group, group.declaration.saved(Work(1, 1)), layout)
+            for node in group.nodes:
+                if node.layer is not None:
+                    saved[node.layer] += kept
+    return tuple(saved)
 
 
 def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
@@ -87,14 +91,15 @@ def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, 
 
 
 def training_bytes(
-    rates: ActivationRates, layers: tuple[int, ...], *, tokens: int, in_flight: int, last: bool, checkpointing: str
+    rates: ActivationRates, saved: tuple[int, ...], *, tokens: int, in_flight: int, last: bool, checkpointing: str
 ) -> int:
-    """Bytes kept for the backward pass by one stage's `layers`, for `in_flight` micro-batches of `tokens` tokens.
+    """Bytes kept for the backward pass by a stage whose layers save `saved` bytes of a token each.
 
-    `full` checkpointing keeps each block's input and recomputes one block at a time; `none` keeps everything.
+    `in_flight` micro-batches of `tokens` tokens are under way. `full` checkpointing keeps each block's input and
+    recomputes one block at a time; `none` keeps everything. The last stage holds logits and their gradient.
     """
     if checkpointing == "full":
-        kept = len(layers) * rates.stream_per_token * in_flight + max(rates.saved_per_token[layer] for layer in layers)
+        kept = len(saved) * rates.stream_per_token * in_flight + max(saved)
     else:
-        kept = sum(rates.saved_per_token[layer] for layer in layers) * in_flight
-    return tokens * (kept + (2 * rates.saved_behind_per_token if last else 0))
+        kept = sum(saved) * in_flight
+    return tokens * (kept + (2 * rates.per_logit_row if last else 0))

@@ -5,8 +5,9 @@ non-expert weights are repeated over ep and dp, and sequences are divided among 
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from math import gcd
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
@@ -150,38 +151,64 @@ class Stage:
 class _LayerTable:
     """Device bytes and parameters of every text layer, of what stands before the first, and behind the last."""
 
-    layers: tuple[tuple[StoredSize, int], ...]
-    before: tuple[StoredSize, int]
-    behind: tuple[StoredSize, int]
-    embedding: tuple[StoredSize, int]
+    layers: tuple["_Size", ...]
+    before: "_Size"
+    behind: "_Size"
+    embedding: "_Size"
 
 
 @lru_cache(maxsize=2048)
 def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerTable:
-    layout = Layout(tp=tp, ep=ep)
-    layers = [(StoredSize(0), 0)] * graph.num_layers
-    before, behind, embedding = (StoredSize(0), 0), (StoredSize(0), 0), (StoredSize(0), 0)
-    sizes: dict[tuple[int, bool, int | None], tuple[StoredSize, int]] = {}
-    for node in graph.nodes:
-        key = (id(node.declaration), node.scope == "vision", node.layer if scheme.depends_on_layer else None)
+    layout, classes = Layout(tp=tp, ep=ep), _layer_classes(graph)
+    sizes: dict[int, _Size] = {}
+    layers = []
+    for layer, nodes in enumerate(_nodes_by_layer(graph)):
+        key = layer if scheme.depends_on_layer else classes[layer]  # equal layers are sized once
         if key not in sizes:
-            sizes[key] = _node_size(graph, node, scheme, layout)
-        size = sizes[key]
-        if node.scope == "text" and node.layer is not None:
-            layers[node.layer] = _sum(layers[node.layer], size)
-        elif stands_behind(node):
-            behind = _sum(behind, size)
-        else:
-            before = _sum(before, size)
-            embedding = size if node.role == "embedding" else embedding
+            sizes[key] = _total(_node_size(graph, node, scheme, layout) for node in nodes)
+        layers.append(sizes[key])
+    before = behind = embedding = _NOTHING
+    for group in graph.groups:
+        if group.first.scope == "vision" or group.first.layer is None:
+            size = _times(_node_size(graph, group.first, scheme, layout), group.count)
+            if stands_behind(group.first):
+                behind = _sum(behind, size)
+            else:
+                before = _sum(before, size)
+                embedding = size if group.first.role == "embedding" else embedding
     return _LayerTable(tuple(layers), before, behind, embedding)
 
 
-def _sum(a: tuple[StoredSize, int], b: tuple[StoredSize, int]) -> tuple[StoredSize, int]:
+@lru_cache(maxsize=64)
+def _nodes_by_layer(graph: LayerGraph) -> tuple[tuple[LayerNode, ...], ...]:
+    """The nodes of each layer of the language model."""
+    found: list[list[LayerNode]] = [[] for _ in range(graph.num_layers)]
+    for node in graph.nodes:
+        if node.scope == "text" and node.layer is not None:
+            found[node.layer].append(node)
+    return tuple(map(tuple, found))
+
+
+_Size = tuple[StoredSize, int]
+_NOTHING: _Size = (StoredSize(0), 0)
+
+
+def _total(sizes: Iterable[_Size]) -> _Size:
+    return reduce(_sum, sizes, _NOTHING)
+
+
+def _times(size: _Size, count: int) -> _Size:
+    stored = size[0]
+    return StoredSize(
+        count * stored.payload_bytes, count * stored.scale_bytes, count * stored.zero_point_bytes
+    ), count * size[1]
+
+
+def _sum(a: _Size, b: _Size) -> _Size:
     return a[0] + b[0], a[1] + b[1]
 
 
-def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> tuple[StoredSize, int]:
+def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:
     total, count = StoredSize(0), 0
     for parameter in node.declaration.parameters:
         if not parameter.tied_to:
@@ -204,18 +231,24 @@ def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tupl
     table = _layer_table(graph, scheme, tp, ep)
     result = []
     for index, layers in enumerate(split_layers(graph.num_layers, pp)):
-        size = (StoredSize(0), 0)
-        for layer in layers:
-            size = _sum(size, table.layers[layer])
+        size = _stage_size(table, layers, _layer_classes(graph), scheme.depends_on_layer)
         if index == 0:
             size = _sum(size, table.before)
         if index == pp - 1:
             size = _sum(size, table.behind)
             if pp > 1 and graph.model.text.head.tied:
                 size = _sum(size, table.embedding)
-        counts = _cache_counts(graph, frozenset(layers))
+        counts = _cache_counts(graph, layers)
         result.append(Stage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
     return _distinct(graph, result)
+
+
+def _stage_size(table: _LayerTable, layers: tuple[int, ...], classes: tuple[int, ...], each: bool) -> _Size:
+    if each:
+        return _total(table.layers[layer] for layer in layers)
+    counts = Counter(classes[layer] for layer in layers)
+    of_class = {classes[layer]: table.layers[layer] for layer in layers}
+    return _total(_times(of_class[number], count) for number, count in counts.items())
 
 
 def _distinct(graph: LayerGraph, found: list[Stage]) -> tuple[Stage, ...]:
@@ -232,10 +265,7 @@ def _distinct(graph: LayerGraph, found: list[Stage]) -> tuple[Stage, ...]:
 @lru_cache(maxsize=64)
 def _layer_classes(graph: LayerGraph) -> tuple[int, ...]:
     """A number per layer of the language model, the same for layers of the same declarations."""
-    declared: list[tuple[int, ...]] = [()] * graph.num_layers
-    for node in graph.nodes:
-        if node.scope == "text" and node.layer is not None:
-            declared[node.layer] += (id(node.declaration),)
+    declared = [tuple(id(node.declaration) for node in nodes) for nodes in _nodes_by_layer(graph)]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(declared))}
     return tuple(numbers[key] for key in declared)
 
@@ -248,10 +278,20 @@ def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))
 
 
-def _cache_counts(graph: LayerGraph, layers: frozenset[int]) -> tuple[tuple[int, int], ...]:
+def _cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """(index of the group in `graph.groups`, layers of it in this stage) for every group that caches."""
-    counts: Counter[int] = Counter()
+    caching = _caching_groups_by_layer(graph)
+    counts = Counter(index for layer in layers for index in caching[layer])
+    return tuple(sorted(counts.items()))
+
+
+@lru_cache(maxsize=64)
+def _caching_groups_by_layer(graph: LayerGraph) -> tuple[tuple[int, ...], ...]:
+    """For each layer of the language model the indices of the groups of its caching nodes."""
+    found: list[tuple[int, ...]] = [()] * graph.num_layers
     for index, group in enumerate(graph.groups):
         if group.declaration.cache and group.first.scope == "text":
-            counts[index] += sum(node.layer in layers for node in group.nodes)
-    return tuple((index, count) for index, count in counts.items() if count)
+            for node in group.nodes:
+                assert node.layer is not None, "only layers of blocks cache"
+                found[node.layer] += (index,)
+    return tuple(found)

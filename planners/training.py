@@ -11,7 +11,7 @@ from functools import lru_cache
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from planners.activations import activation_rates, training_bytes
+from planners.activations import activation_rates, saved_per_token, training_bytes
 from planners.plan_types import Layout
 from planners.sharding import Stage, shard_shape, stands_behind
 
@@ -56,13 +56,14 @@ def training_state(
     micro = min(train.micro_batch, max(sequences, 1))
     in_flight = min(layout.pp - stage.index, -(-max(sequences, 1) // micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
+    saved = saved_per_token(graph, layout.tp, layout.ep)
     return TrainingState(
         weights=WEIGHT_BYTES * kept(3),
         gradients=train.gradient_bytes * kept(2),
         optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(1),
         activations=training_bytes(
             rates,
-            stage.layers,
+            tuple(saved[layer] for layer in stage.layers),
             tokens=micro * context,
             in_flight=in_flight,
             last=stage.last,

@@ -141,7 +141,7 @@ def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, str
     """x + attention(norm(x)) + ffn(norm(x)), one norm for both."""
     assert block.attention is not None and block.ffn is not None
     width, prefix = stack.width, f"layers.{block.index}"
-    normed = builder.add(f"{prefix}.norm", stack.norm, width, stream, layer=block.index)
+    normed = builder.add(f"{prefix}.input_norm", stack.norm, width, stream, layer=block.index)
     branches = [
         builder.add(f"{prefix}.{role}", part.spec, width, normed, label=part.name, layer=block.index)
         for role, part in (("attention", block.attention), ("ffn", block.ffn))

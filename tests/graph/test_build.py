@@ -46,7 +46,7 @@ def roles(graph: LayerGraph) -> list[str]:
                 "ffn_add",
             ],
         ),
-        ("parallel", ["norm", "attention", "ffn", "add"]),
+        ("parallel", ["input_norm", "attention", "ffn", "add"]),
     ],
 )
 def test_a_block_is_laid_out_as_its_form_says(form: str, expected: list[str]) -> None:
@@ -61,7 +61,11 @@ def test_the_residual_stream_is_the_first_input_of_every_addition() -> None:
 
 def test_a_parallel_block_shares_one_norm_and_adds_both_branches() -> None:
     graph = small("parallel")
-    assert graph.inputs_of("text.layers.0.attention") == graph.inputs_of("text.layers.0.ffn") == ("text.layers.0.norm",)
+    assert (
+        graph.inputs_of("text.layers.0.attention")
+        == graph.inputs_of("text.layers.0.ffn")
+        == ("text.layers.0.input_norm",)
+    )
     expected = ("text.embedding", "text.layers.0.attention", "text.layers.0.ffn")
     assert graph.inputs_of("text.layers.0.add") == expected
 

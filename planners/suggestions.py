@@ -37,6 +37,8 @@ def suggest(setting: Setting, cluster: Cluster, request: Request) -> tuple[Sugge
 def _checked(change: _Change) -> Suggestion | None:
     """The suggestion of a change that fits somewhere, on the layout with the least on its fullest device."""
     context, batch = change.request.context or 1, change.request.batch
+    if _is_hopeless(change):
+        return None
     fitting = [placement for placement in _placements(change) if placement.fits(context, batch)]
     if not fitting:
         return None
@@ -47,6 +49,13 @@ def _checked(change: _Change) -> Suggestion | None:
         total_bytes=best.tightest(context, batch).total,
         max_context=max_context(best, batch),
     )
+
+
+def _is_hopeless(change: _Change) -> bool:
+    """Whether the weights exceed all devices together, so that no layout needs to be tried."""
+    hardware = change.setting.hardware
+    assert hardware is not None, "only clusters can be too small"
+    return weigh(change.setting.graph, change.setting.scheme).bytes > change.num_gpus * hardware.usable.num_bytes
 
 
 def _placements(change: _Change) -> list[Placement]:
@@ -105,6 +114,8 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
 
 def _less_work(asked: _Change) -> Iterator[_Change]:
     """The longest context at this batch, and the largest batch at this context."""
+    if _is_hopeless(asked):
+        return
     request, placements = asked.request, _placements(asked)
     context, batch = request.context or 1, request.batch
     longest = max((max_context(placement, batch) for placement in placements), default=0)

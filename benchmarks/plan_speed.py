@@ -1,0 +1,131 @@
+"""How long a plan takes: cold from the command line, and ten thousand of them through the API.
+
+    python benchmarks/plan_speed.py [--runs 15] [--json]
+
+Cold starts are medians over interleaved runs, each a fresh process: `import torch` as the yardstick, the largest
+shipped model, and a miniature. The 10,000 plans are specs x layouts x contexts, all different, on one core; memory is what
+Python has allocated and the system has resident, after a first thousand and at the end.
+"""
+
+import argparse
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+import l4spec
+from l4spec.graph.layer_graph import LayerGraph
+from planners import plan
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "import sys; from l4spec.cli import main; sys.exit(main())"]
+COLD = {
+    "import torch": [sys.executable, "-c", "import torch"],
+    "plan behemoth": [*COMMAND, "plan", "specs/behemoth.yaml", "--gpus", "8xH100"],
+    "plan tiny/scout": [*COMMAND, "plan", "specs/tiny/scout.yaml", "--gpus", "8xH100"],
+}
+FITS, FITS_NOT = 0, 3
+SPECS = ("scout", "maverick", "behemoth", "llama-guard-4-12b", "mobilellm-r1-950m")
+LAYOUTS = ({"tp": 8}, {"tp": 4, "pp": 2}, {"tp": 2, "pp": 4}, {"tp": 1, "pp": 8}, {"tp": 2, "dp": 4})
+NUM_PLANS, WARM_UP = 10_000, 1_000
+MIB = 1 << 20
+
+
+def cold_starts(runs: int) -> dict[str, float]:
+    """Median seconds of each command, run in turn so that a noisy moment hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in COLD}
+    for run in range(runs + 1):
+        for name, command in COLD.items():
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+            if done.returncode not in (FITS, FITS_NOT):
+                raise SystemExit(f"{name}: exit code {done.returncode}")
+            if run:  # the first round fills the file cache
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def different_plans() -> Iterator[tuple[LayerGraph, dict[str, int], int]]:
+    """Spec, layout and context of one plan after another, no two the same."""
+    graphs = [l4spec.compile(l4spec.load(name)) for name in SPECS]
+    pairs = [(graph, layout) for graph in graphs for layout in LAYOUTS if _allows(graph, layout)]
+    for number, (graph, layout) in enumerate(cycle(pairs)):
+        yield graph, layout, 1 + number // len(pairs)
+
+
+def _allows(graph: LayerGraph, layout: dict[str, int]) -> bool:
+    try:
+        plan(graph, gpus="8xH100", **layout)  # type: ignore[arg-type]
+    except l4spec.UserError:
+        return False
+    return True
+
+
+def many_plans() -> dict[str, float]:
+    """Seconds for NUM_PLANS plans, and how much memory the last nine thousand of them added."""
+    work = different_plans()
+    start = time.perf_counter()
+    _plan_all(islice(work, WARM_UP))
+    resident = _resident_bytes()
+    _plan_all(islice(work, NUM_PLANS - WARM_UP))
+    seconds, grown = time.perf_counter() - start, _resident_bytes() - resident
+    return {"seconds": seconds, "resident_growth_bytes": grown, "traced_growth_bytes": _traced_growth(work)}
+
+
+def _plan_all(work: Iterator[tuple[LayerGraph, dict[str, int], int]]) -> None:
+    for graph, layout, context in work:
+        plan(graph, gpus="8xH100", context=context, **layout)  # type: ignore[arg-type]
+
+
+def _resident_bytes() -> int:
+    """Resident memory now, or where the system does not say, the most so far."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _traced_growth(work: Iterator[tuple[LayerGraph, dict[str, int], int]]) -> int:
+    """Bytes that a thousand more plans leave allocated, caches being full by now."""
+    tracemalloc.start()
+    _plan_all(islice(work, WARM_UP))
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    _plan_all(islice(work, WARM_UP))
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    return grown
+
+
+def main() -> None:
+    """Measure, and print a table or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=15, help="cold starts of each command")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    cold, many = cold_starts(options.runs), many_plans()
+    torch, behemoth, tiny = cold.values()
+    ratios = {"behemoth / torch": behemoth / torch, "behemoth / tiny": behemoth / tiny}
+    if options.json:
+        print(json.dumps({"cold_seconds": cold, "ratios": ratios, "many": many, "num_plans": NUM_PLANS}))
+        return
+    for name, seconds in cold.items():
+        print(f"{name:34}{seconds:9.3f} s")
+    print(f"{'behemoth / import torch':34}{ratios['behemoth / torch']:9.2f}    to reach: at most 0.30")
+    print(f"{'behemoth / tiny':34}{ratios['behemoth / tiny']:9.2f}    to reach: at most 1.20")
+    print(f"{f'{NUM_PLANS:,} plans':34}{many['seconds']:9.2f} s  to reach: under 20")
+    print(f"{'resident memory grown by':34}{many['resident_growth_bytes'] / MIB:9.2f} MiB")
+    print(f"{'allocated memory grown by':34}{many['traced_growth_bytes'] / MIB:9.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()

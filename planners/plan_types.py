@@ -15,7 +15,7 @@ Origin = Literal["exact", "calibrated"]
 class Frozen(BaseModel):
     """Base of a plan's parts: immutable, nothing unknown."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Params(Frozen):

@@ -15,7 +15,7 @@ Slot = Literal["embedding", "norm", "attention", "ffn", "head", "vision", "wirin
 class Spec(BaseModel):
     """Base of everything an author writes: strict types, frozen, unknown keys refused, no NaN or infinity."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class LayerSpec(Spec):

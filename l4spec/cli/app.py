@@ -57,6 +57,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def top(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave.", callback=_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and leave.", callback=_version, is_eager=True
+    ),
 ) -> None:
     """One YAML spec of a Llama-4-style model: what it costs, and whether it fits."""

@@ -42,7 +42,7 @@ def compare_command(
     from l4spec.report.compare import compare, compare_page
     from l4spec.report.page import to_markdown, to_text
 
-    request, pairs = PlanRequest.of(ctx.params), []
+    request, pairs = PlanRequest.of(ctx), []
     for spec in specs:
         graph = compiled(spec, overrides)
         try:

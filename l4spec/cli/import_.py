@@ -9,7 +9,9 @@ from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.output import deliver
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG.json", help="A config.json of Hugging Face.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG.json", help="A config.json of Hugging Face.", show_default=False)
+]
 
 
 @app.command("import")

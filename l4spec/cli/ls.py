@@ -22,7 +22,10 @@ class Shelf(StrEnum):
 
 @app.command("ls")
 def ls_command(
-    what: Annotated[Shelf, typer.Argument(help="What to list.", show_default=False)] = Shelf.SPECS,
+    what: Annotated[
+        Shelf,
+        typer.Argument(metavar="WHAT", help="specs, hardware, quantization, engines or kinds.", show_default=False),
+    ] = Shelf.SPECS,
     markdown: o.MarkdownOption = False,
 ) -> None:
     """List the shipped specs, or the hardware, quantization schemes, engines and layer kinds that are known."""

@@ -33,12 +33,14 @@ class Mode(StrEnum):
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
 SpecArgument: TypeAlias = Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)]
 SpecsArgument: TypeAlias = Annotated[
-    list[str], typer.Argument(metavar="SPEC...", help="Paths of YAML files or shipped names.", show_default=False)
+    list[str], typer.Argument(metavar="SPEC", help="Paths of YAML files or shipped names.", show_default=False)
 ]
 SetOption: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="PATH=VALUE", help="Change a field, as text.parts.moe.num_experts=32; repeatable.",
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a field, as text.parts.moe.num_experts=32; repeatable.",
         show_default=False,
     ),
 ]
@@ -54,9 +56,7 @@ GpusOption: TypeAlias = Annotated[
 ]
 QuantizationOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--quantization", "-q", metavar="SCHEME", help="Weights: `l4spec ls quantization`.  [default: bf16]"
-    ),
+    typer.Option("--quantization", "-q", metavar="SCHEME", help="Weights: `l4spec ls quantization`.  [default: bf16]"),
 ]
 KvDtypeOption: TypeAlias = Annotated[
     str, typer.Option("--kv-dtype", metavar="DTYPE", help="KV cache: bf16, fp16, fp32, fp8 or int8.")
@@ -74,7 +74,9 @@ BatchOption: TypeAlias = Annotated[
 ]
 TpOption: TypeAlias = Annotated[int | None, typer.Option("--tp", metavar="N", help="Fix the tensor-parallel degree.")]
 EpOption: TypeAlias = Annotated[int | None, typer.Option("--ep", metavar="N", help="Fix the expert-parallel degree.")]
-PpOption: TypeAlias = Annotated[int | None, typer.Option("--pp", metavar="N", help="Fix the number of pipeline stages.")]
+PpOption: TypeAlias = Annotated[
+    int | None, typer.Option("--pp", metavar="N", help="Fix the number of pipeline stages.")
+]
 DpOption: TypeAlias = Annotated[int | None, typer.Option("--dp", metavar="N", help="Fix the data-parallel degree.")]
 EngineOption: TypeAlias = Annotated[
     str, typer.Option("--engine", metavar="ENGINE", help="Cache policy and overheads: `l4spec ls engines`.")
@@ -87,7 +89,8 @@ TilesOption: TypeAlias = Annotated[
     int, typer.Option("--tiles", metavar="N", help="Image tiles that the vision tower sees in one step.")
 ]
 ImagesOption: TypeAlias = Annotated[
-    int, typer.Option("--images", metavar="N", help="Images in one step, each cut into as many tiles as the model allows.")
+    int,
+    typer.Option("--images", metavar="N", help="Images in one step, each cut into as many tiles as the model allows."),
 ]
 FractionOption: TypeAlias = Annotated[
     float | None,
@@ -105,10 +108,12 @@ ZeroOption: TypeAlias = Annotated[
     int, typer.Option("--zero-stage", metavar="0-3", help="With --mode train: what data-parallel ranks shard.")
 ]
 CheckpointingOption: TypeAlias = Annotated[
-    str, typer.Option("--checkpointing", metavar="KIND", help="With --mode train: none or full activation checkpointing.")
+    str,
+    typer.Option("--checkpointing", metavar="KIND", help="With --mode train: none or full activation checkpointing."),
 ]
 MicroBatchOption: TypeAlias = Annotated[
-    int, typer.Option("--micro-batch", metavar="N", help="With --mode train: sequences of one forward pass on a device.")
+    int,
+    typer.Option("--micro-batch", metavar="N", help="With --mode train: sequences of one forward pass on a device."),
 ]
 VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table behind the answer.")]
 ExplainOption: TypeAlias = Annotated[

@@ -1,4 +1,4 @@
-"""What commands do with their text: to the terminal in characters that it can show, or to a file, whole or not at all."""
+"""Where text goes: to the terminal in characters that it can show, or to a file, whole or not at all."""
 
 import os
 import sys
@@ -44,9 +44,9 @@ def write_file(path: Path, text: str, *, force: bool) -> None:
 
     Raises UserError when there is such a file and not `force`, or when it cannot be written.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder", hint="name a file in it")
-    if path.exists() and not force:
+    if os.path.exists(path) and not force:
         raise UserError(f"{path} exists", hint="--force overwrites it")
     try:
         _replace(path, text if text.endswith("\n") else f"{text}\n")

@@ -7,7 +7,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.output import deliver
-from l4spec.cli.request import PlanRequest, compiled
+from l4spec.cli.request import PlanRequest, compiled, given_options, option_name
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 OptionalSpec = Annotated[
     str | None,
-    typer.Argument(metavar="[SPEC]", help="A path or a shipped name; left out: the herd.", show_default=False),
+    typer.Argument(metavar="SPEC", help="A path or a shipped name; left out: the herd.", show_default=False),
 ]
 HERD = ("scout", "maverick", "behemoth")
 HERD_GPUS = "8xH100"
-_SINGLE = ("tp", "ep", "pp", "dp", "tiles", "images", "overrides", "verbose", "explain")
-"""Options that are about one model and mean nothing for the herd."""
+_OF_HERD = {"gpus", "quantization", "kv_dtype", "context", "batch", "engine", "format", "out", "force"}
+"""Options that mean something without a SPEC."""
 
 
 @app.command("plan")
@@ -60,9 +60,9 @@ def plan_command(
     Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
     and the least number of GPUs. Exit code 3 when a spec does not fit.
     """
-    request = PlanRequest.of(ctx.params)
+    request = PlanRequest.of(ctx)
     if spec is None:
-        _refuse_single(ctx)
+        _refuse_others(ctx)
         deliver(_herd(request, format), out, force=force)
         return
     graph = compiled(spec, overrides)
@@ -90,26 +90,21 @@ def _written(graph: "LayerGraph", plan: "Plan", style: o.Format, verbose: bool, 
     return to_markdown(page) if style is o.Format.MARKDOWN else to_text(page)
 
 
-def _refuse_single(ctx: typer.Context) -> None:
-    given = [name for name in _SINGLE if ctx.params[name] not in (None, 0, False, [], ())]
-    if given or ctx.params["mode"] is o.Mode.TRAIN:
-        names = [{"overrides": "set"}.get(name, name) for name in given] or ["mode train"]
-        raise UserError([Problem(f"--{name} needs a SPEC", hint="without one, the herd is planned") for name in names])
+def _refuse_others(ctx: typer.Context) -> None:
+    """Raise UserError for options that are about one model: none is left aside silently."""
+    alone = [name for name in given_options(ctx) if name not in _OF_HERD]
+    if alone:
+        hint = "without one, the herd is planned"
+        raise UserError([Problem(f"{option_name(name)} needs a SPEC", hint=hint) for name in alone])
 
 
 def _herd(request: PlanRequest, style: o.Format) -> str:
-    from l4spec.report.herd import PRECISIONS, herd_page, plan_herd
+    from l4spec.report.herd import PRECISIONS, Conditions, herd_page, plan_herd
     from l4spec.report.page import to_markdown, to_text
 
-    herd = plan_herd(
-        [compiled(name, ()) for name in HERD],
-        gpus=request.gpus or HERD_GPUS,
-        precisions=(request.quantization,) if request.quantization else PRECISIONS,
-        kv_dtype=request.kv_dtype,
-        context=request.context,
-        batch=request.batch,
-        engine=request.engine,
-    )
+    asked = Conditions(request.gpus or HERD_GPUS, request.kv_dtype, request.context, request.batch, request.engine)
+    precisions = (request.quantization,) if request.quantization else PRECISIONS
+    herd = plan_herd([compiled(name, ()) for name in HERD], asked, precisions)
     if style is o.Format.JSON:
         return herd.model_dump_json(indent=2)
     return to_markdown(herd_page(herd)) if style is o.Format.MARKDOWN else to_text(herd_page(herd))

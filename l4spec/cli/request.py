@@ -1,8 +1,10 @@
 """What `plan` and `compare` ask of the planner, read from their options."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from l4spec.errors import Problem, UserError
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from planners.training import TrainSetting
 
 DEFAULT_QUANTIZATION = "bf16"
+_OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,13 @@ class PlanRequest:
     micro_batch: int
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> "PlanRequest":
-        """The request among a command's parsed parameters."""
-        return cls(**{field.name: parameters[field.name] for field in fields(cls)})
+    def of(cls, ctx: typer.Context) -> "PlanRequest":
+        """The request among a command's parameters. Raises UserError for training options while serving."""
+        request = cls(**{field.name: ctx.params[field.name] for field in fields(cls)})
+        stray = [name for name in given_options(ctx) if name in _OF_TRAINING]
+        if stray and request.mode != "train":
+            raise UserError([Problem(f"{option_name(name)} needs --mode train") for name in stray])
+        return request
 
     def plan(self, graph: "LayerGraph") -> "Plan":
         """Plan a model as asked. Raises UserError."""
@@ -88,6 +95,17 @@ class PlanRequest:
             raise UserError([Problem(message, path="--images")])
         whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
         return self.tiles + self.images * (vision.max_tiles + whole_image)
+
+
+def given_options(ctx: typer.Context) -> tuple[str, ...]:
+    """Names of the parameters that the user wrote, defaults left out."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return tuple(name for name, source in sources.items() if source is not None and source.name != "DEFAULT")
+
+
+def option_name(parameter: str) -> str:
+    """A parameter as the command line writes it: `--kv-dtype`."""
+    return "--" + {"overrides": "set"}.get(parameter, parameter).replace("_", "-")
 
 
 def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph":

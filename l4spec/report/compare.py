@@ -12,7 +12,7 @@ from planners.plan_types import Frozen, Plan
 
 
 class ModelShape(Frozen):
-    """What one compares before any cost. Attention widths are those of the first block, experts of the widest mixture."""
+    """What one compares before any cost. Heads are those of the first attention, experts of the widest mixture."""
 
     num_layers: int
     hidden_size: int

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.report.page import ranges
 from l4spec.report.quantities import count
 
 
@@ -68,7 +67,8 @@ def _boxes(graph: LayerGraph) -> dict[str, str]:
     boxes = {node.id: node.id for node in graph.nodes}
     for scope in ("vision", "text"):
         layers = [layer for owner, layer in blocks if owner == scope]
-        for _, run in groupby(layers, lambda layer: [_same(node) for node in blocks[scope, layer]]):
+        looks = {layer: [_same(node) for node in blocks[scope, layer]] for layer in layers}
+        for _, run in groupby(layers, looks.__getitem__):
             members = list(run)
             name = f"{scope}.layers.{members[0]}" + (f"-{members[-1]}" if len(members) > 1 else "")
             boxes.update({node.id: name for layer in members for node in blocks[scope, layer]})
@@ -92,7 +92,10 @@ def _box(box: str, nodes: list[LayerNode]) -> ViewNode:
 def write_view(view: View, style: str) -> str:
     """The view as `text`, `mermaid`, `dot` or `json`."""
     writers: dict[str, Callable[[View], str]] = {
-        "text": _text, "mermaid": _mermaid, "dot": _dot, "json": lambda view: json.dumps(asdict(view), indent=2)
+        "text": _text,
+        "mermaid": _mermaid,
+        "dot": _dot,
+        "json": lambda view: json.dumps(asdict(view), indent=2),
     }
     return writers[style](view)
 
@@ -119,7 +122,9 @@ def _text(view: View) -> str:
         shape = _shape(edges[0]) if edges else "-"
         rows.append((node.id, _title(node), count(node.parameters), shape, sources or "-"))
     headers = ("node", "layer", "parameters", "takes", "from")
-    table = tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right"))
+    table = tabulate(
+        rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")
+    )
     return "\n".join(line.rstrip() for line in [view.model, "", *table.splitlines()])
 
 
@@ -140,7 +145,7 @@ def _mermaid(view: View) -> str:
     number = _numbers(view)
     lines = ["---", f'title: "{_quoted(view.model)}"', "---", "flowchart TD"]
     for scope, nodes in _by_scope(view):
-        lines.append(f"  subgraph {scope}_{'part'} [{scope}]")
+        lines.append(f"  subgraph {scope}_part [{scope}]")
         lines += [f'    {number[n.id]}["{_quoted(_title(n))}<br/>{count(n.parameters)}"]' for n in nodes]
         lines.append("  end")
     lines += [f'  {number[e.source]} -->|"{_shape(e)}"| {number[e.target]}' for e in view.edges]
@@ -156,6 +161,3 @@ def _dot(view: View) -> str:
         lines.append("  }")
     lines += [f'  {number[e.source]} -> {number[e.target]} [label="{_shape(e)}"];' for e in view.edges]
     return "\n".join([*lines, "}"])
-
-
-__all__ = ["View", "ViewEdge", "ViewNode", "ranges", "view_of", "write_view"]

@@ -1,16 +1,18 @@
 """The herd in one table: for each model and precision, does it fit, how long a context, how many GPUs at least."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimated_note
 from l4spec.report.quantities import Figures, gib, whole
+from planners.catalog import quantization as quantization_of
 from planners.cluster import parse_cluster
-from planners.least_gpus import MAX_GPUS, least_gpus
+from planners.least_gpus import MAX_GPUS, LeastGpus, least_gpus
 from planners.plan import plan
-from planners.plan_types import Frozen, Layout
+from planners.plan_types import Frozen, Layout, Plan
 
 PRECISIONS = ("bf16", "fp8", "int4")
 
@@ -51,40 +53,63 @@ class Herd(Frozen):
     estimated: dict[str, tuple[str, ...]]
 
 
-def plan_herd(
-    graphs: Sequence[LayerGraph],
-    *,
-    gpus: str,
-    precisions: Sequence[str] = PRECISIONS,
-    kv_dtype: str = "bf16",
-    context: int | None = None,
-    batch: int = 1,
-    engine: str = "ideal",
-) -> Herd:
-    """Plan every model in every precision on `gpus`, each with the layout of the longest context. Raises UserError."""
-    cluster = parse_cluster(gpus)
-    rows = tuple(
-        _row(graph, gpus, precision, kv_dtype=kv_dtype, context=context, batch=batch, engine=engine)
-        for graph in graphs
-        for precision in precisions
-    )
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under what every model of the herd is planned."""
+
+    gpus: str
+    kv_dtype: str = "bf16"
+    context: int | None = None
+    batch: int = 1
+    engine: str = "ideal"
+
+    def plan(self, graph: LayerGraph, quantization: str, gpus: str | None) -> Plan:
+        """One model in one precision, with the layout of the longest context."""
+        return plan(
+            graph,
+            gpus=gpus,
+            quantization=quantization,
+            kv_dtype=self.kv_dtype,
+            context=self.context,
+            batch=self.batch,
+            engine=self.engine,
+            objective="max-context",
+        )
+
+    def least(self, graph: LayerGraph, quantization: str, context: int) -> LeastGpus | None:
+        """The least number of the same GPUs on which that model fits."""
+        return least_gpus(
+            graph,
+            parse_cluster(self.gpus).hardware,
+            quantization=quantization,
+            kv_dtype=self.kv_dtype,
+            context=context,
+            batch=self.batch,
+            engine=self.engine,
+        )
+
+
+def plan_herd(graphs: Sequence[LayerGraph], asked: Conditions, precisions: Sequence[str] = PRECISIONS) -> Herd:
+    """Plan every model in every precision. Raises UserError for unknown names; a scheme that cannot store a model or
+    a model that no layout of the GPUs allows is told in its row."""
+    cluster = parse_cluster(asked.gpus)
+    for precision in precisions:
+        quantization_of(precision)
     return Herd(
-        gpus=gpus,
+        gpus=asked.gpus,
         hardware=cluster.hardware.name,
         num_gpus=cluster.num_gpus,
-        kv_dtype=kv_dtype,
-        batch=batch,
-        engine=engine,
-        context_origin="default" if context is None else "given",
-        rows=rows,
+        kv_dtype=asked.kv_dtype,
+        batch=asked.batch,
+        engine=asked.engine,
+        context_origin="default" if asked.context is None else "given",
+        rows=tuple(_row(graph, asked, precision) for graph in graphs for precision in precisions),
         estimated={graph.name: graph.model.estimated for graph in graphs if graph.model.estimated},
     )
 
 
-def _row(
-    graph: LayerGraph, gpus: str, precision: str, *, kv_dtype: str, context: int | None, batch: int, engine: str
-) -> HerdRow:
-    bare = plan(graph, kv_dtype=kv_dtype, context=context, batch=batch, engine=engine)
+def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
+    bare = asked.plan(graph, "bf16", None)
     row = HerdRow(
         model=graph.name,
         estimated=bool(graph.model.estimated),
@@ -93,13 +118,11 @@ def _row(
         total_params=bare.params.total,
         active_params=bare.params.active,
     )
-    options = {"kv_dtype": kv_dtype, "engine": engine, "quantization": precision}
     try:
-        plan(graph, **options, context=context, batch=batch)
+        found = asked.plan(graph, precision, asked.gpus)
     except UserError as error:
         return row.model_copy(update={"refusal": str(error)})
-    found = plan(graph, **options, gpus=gpus, context=context, batch=batch, objective="max-context")
-    least = least_gpus(graph, parse_cluster(gpus).hardware, **options, context=row.context, batch=batch)
+    least = asked.least(graph, precision, row.context)
     return row.model_copy(
         update={
             "weight_bytes": found.weights.bytes,

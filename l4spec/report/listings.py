@@ -30,7 +30,7 @@ def _specs() -> Page:
         figures = Figures(bool(spec.estimated))
         estimated = estimated or bool(spec.estimated)
         rows.append((name, figures.count(params.total), figures.count(params.active), spec.description or ""))
-    sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl"),))]
+    sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl", 70),))]
     if estimated:
         note = f"{ESTIMATE_MARK} may rest on fields that nobody has published; `l4spec show` lists them"
         sections.append(Section("", (Lines((note,)),)))
@@ -56,7 +56,7 @@ def _hardware() -> Page:
             )
         )
     headers = ("hardware", "memory", "as", "bandwidth", "dense bf16", "a host", "other names")
-    return (Section("", (Table(headers, tuple(rows), "lrlrrrl"),)),)
+    return (Section("", (Table(headers, tuple(rows), "lrlrrrl", 40),)),)
 
 
 def _quantization() -> Page:
@@ -64,7 +64,7 @@ def _quantization() -> Page:
 
     entries = [quantization(name) for name in shipped_names("quantization")]
     rows = tuple((entry.name, ", ".join(entry.aliases), entry.description) for entry in entries)
-    return (Section("", (Table(("scheme", "other names", "what it is"), rows, "lll"),)),)
+    return (Section("", (Table(("scheme", "other names", "what it is"), rows, "lll", 70),)),)
 
 
 def _engines() -> Page:
@@ -72,7 +72,7 @@ def _engines() -> Page:
 
     entries = [engine(name) for name in shipped_names("engines")]
     rows = tuple((entry.name, entry.version or "-", entry.description) for entry in entries)
-    return (Section("", (Table(("engine", "version", "what it is"), rows, "lll"),)),)
+    return (Section("", (Table(("engine", "version", "what it is"), rows, "lll", 70),)),)
 
 
 def _kinds() -> Page:
@@ -83,4 +83,4 @@ def _kinds() -> Page:
         first = (kind.spec.__doc__ or "").strip().splitlines()[0]
         rows.append((name, kind.slot, first))
     ordered = tuple(sorted(rows, key=lambda row: (row[1], row[0])))
-    return (Section("", (Table(("kind", "stands for", "what it is"), ordered, "lll"),)),)
+    return (Section("", (Table(("kind", "stands for", "what it is"), ordered, "lll", 80),)),)

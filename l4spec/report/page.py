@@ -26,11 +26,15 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table; columns are aligned right except those whose letter in `align` is `l` (the first one by default)."""
+    """A table; columns are aligned right except those whose letter in `align` is `l` (the first one by default).
+
+    On a terminal the last column is wrapped at `wrap` characters, if given.
+    """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     align: str = ""
+    wrap: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ def _bar_lines(chart: Bars) -> list[str]:
 
 
 def draw_bar(part: int, whole: int, *, hollow: bool = False) -> str:
-    """`part` of `whole` in blocks of 1/36; a thin one for what is there but rounds to none, `…` for what is too much."""
+    """`part` of `whole` in blocks of 1/36; a thin one for what rounds to none, `…` behind what is too much."""
     if part <= 0 or whole <= 0:
         return ""
     blocks = (2 * part * BAR_WIDTH + whole) // (2 * whole)
@@ -145,7 +149,15 @@ def _table(table: Table, style: str) -> list[str]:
     align = [{"l": "left", "r": "right"}[letter] for letter in table.align.ljust(1, "l")]
     align += ["right"] * (len(table.headers) - len(align))
     rows = [[_cell(cell, style) for cell in row] for row in table.rows]
-    text = tabulate(rows, headers=table.headers, tablefmt=style, colalign=align if rows else None, disable_numparse=True)
+    widths = [None] * (len(table.headers) - 1) + [table.wrap if style == "simple" else None]
+    text = tabulate(
+        rows,
+        headers=table.headers,
+        tablefmt=style,
+        colalign=align if rows else None,
+        disable_numparse=True,
+        maxcolwidths=widths if rows else None,
+    )
     return [line.rstrip() for line in text.splitlines()]
 
 

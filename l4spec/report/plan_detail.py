@@ -11,7 +11,9 @@ def detail_page(plan: Plan) -> Page:
     sections = [
         Section("Parameters by part", (_parts(plan, figures),)),
         Section("Parameters by layer", (_layers(plan, figures),)),
-        Section("FLOPs (model_flops: a multiply-add is 2; attended pairs and chosen experts only)", (_flops(plan, figures),)),
+        Section(
+            "FLOPs (model_flops: a multiply-add is 2; attended pairs and chosen experts only)", (_flops(plan, figures),)
+        ),
     ]
     if plan.deployment.mode == "serve" and plan.kv_cache.layers:
         title = f"KV cache of one sequence by layer kind (policy {plan.kv_cache.policy}, {plan.kv_cache.dtype})"
@@ -102,7 +104,7 @@ def _terms(plan: Plan, figures: Figures) -> Table:
         )
         for term in plan.memory_per_device.terms
     )
-    return Table(("term", "memory", "origin", "spread", "source"), rows, "lrlll")
+    return Table(("term", "memory", "origin", "spread", "source"), rows, "lrlll", 50)
 
 
 def _layouts(plan: Plan, figures: Figures) -> Table:

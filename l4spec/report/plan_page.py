@@ -71,7 +71,9 @@ def _layout(plan: Plan) -> str:
     if plan.cluster is None:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
-    return f"{plan.layout} by objective {plan.deployment.objective} ({fitting} of {len(plan.layouts)} legal layouts fit)"
+    return (
+        f"{plan.layout} by objective {plan.deployment.objective} ({fitting} of {len(plan.layouts)} legal layouts fit)"
+    )
 
 
 def _compute(plan: Plan, figures: Figures) -> str:

@@ -1,11 +1,11 @@
 """`l4spec show`: a model's structure for people, with its layer pattern drawn."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from textwrap import wrap
 
 from pydantic import BaseModel
 
-from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.base import LayerSpec
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.pattern import letters_for, shortest_period, summarize
 from l4spec.report.quantities import Figures, whole
@@ -14,6 +14,7 @@ from planners.params import count_params
 
 _STRIP_WIDTH = 64
 _LONGEST_STRIP = 512
+_WIDTH = 100
 
 
 def show_page(graph: LayerGraph) -> Page:
@@ -24,10 +25,12 @@ def show_page(graph: LayerGraph) -> Page:
         Section("", (Facts(_totals(graph, figures)),)),
         Section(f"Layers: {whole(graph.num_layers)}", (Code(tuple(pattern_lines(graph.model.text.stack))),)),
         Section("Parts", (_parts(graph, "text", figures),)),
+        Section("Settings", (Lines(tuple(_all_settings(graph, "text"))),)),
     ]
     if graph.model.vision is not None:
-        blocks = (Facts(_vision(graph)), _parts(graph, "vision", figures))
-        sections.append(Section("Vision", blocks))
+        sections.append(Section("Vision", (Facts(_vision(graph)),)))
+        sections.append(Section("Parts of the vision model", (_parts(graph, "vision", figures),)))
+        sections.append(Section("Settings of the vision model", (Lines(tuple(_all_settings(graph, "vision"))),)))
     if spec.estimated:
         marked = (f"Nobody has published these {len(spec.estimated)} fields; numbers that rest on them bear a ~:",)
         sections.append(Section("Estimated", (Lines(marked + spec.estimated),)))
@@ -83,16 +86,23 @@ def _parts(graph: LayerGraph, scope: str, figures: Figures) -> Table:
             whole(group.count),
             figures.count(group.declaration.num_parameters),
             figures.count(group.declaration.num_active_parameters),
-            describe(group.first.spec),
         )
-        for group in graph.groups
-        if group.first.scope == scope and _is_told(group.first)
+        for group in _told(graph, scope)
     )
-    return Table(("part", "kind", "count", "parameters each", "active each", "settings"), rows, "llrrrl")
+    return Table(("part", "kind", "count", "parameters each", "active each"), rows, "ll")
 
 
-def _is_told(node: LayerNode) -> bool:
-    return bool(node.declaration.num_parameters) and "norm" not in node.kind
+def _told(graph: LayerGraph, scope: str) -> Iterator[LayerGroup]:
+    """Groups that a reader looks for: those with parameters, norms aside; tied heads among them."""
+    for group in graph.groups:
+        has_weights = bool(group.declaration.parameters) and "norm" not in group.first.kind
+        if group.first.scope == scope and has_weights:
+            yield group
+
+
+def _all_settings(graph: LayerGraph, scope: str) -> Iterator[str]:
+    for group in _told(graph, scope):
+        yield from wrap(f"{group.first.label}: {describe(group.first.spec)}", _WIDTH, subsequent_indent="  ")
 
 
 def describe(spec: BaseModel) -> str:
@@ -126,7 +136,7 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _vision(graph: LayerGraph) -> Sequence[tuple[str, str]]:
+def _vision(graph: LayerGraph) -> tuple[tuple[str, str], ...]:
     vision = graph.model.vision
     assert vision is not None
     patches = vision.patch_embedding
@@ -138,6 +148,3 @@ def _vision(graph: LayerGraph) -> Sequence[tuple[str, str]]:
         ("tiles an image", f"at most {vision.max_tiles}{whole_image}"),
         ("tower", f"{len(vision.stack.blocks)} layers of {whole(vision.stack.width.hidden_size)}"),
     )
-
-
-__all__ = ["LayerSpec", "describe", "pattern_lines", "show_page"]

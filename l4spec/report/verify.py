@@ -177,7 +177,7 @@ def verify_page(report: Report) -> Page:
     if report.checks:
         headers = ("claim", "on", "claimed", "computed", "difference", "holds", "source")
         rows = tuple(_cells(check) for check in report.checks)
-        sections.append(Section("", (Table(headers, rows, "llrrrll"),)))
+        sections.append(Section("", (Table(headers, rows, "llrrrll", 50),)))
     notes = tuple(f"{check.quantity.replace('_', ' ')}: {check.note}" for check in report.checks if check.note)
     if notes:
         sections.append(Section("Notes", (Lines(notes),)))

@@ -1,0 +1,73 @@
+"""The answer of `plan`: the verdict stands first, and the numbers are those of the plan."""
+
+import pytest
+
+from l4spec.report.page import Bars, to_text
+from l4spec.report.plan_detail import detail_page
+from l4spec.report.plan_page import memory_parts, plan_page, verdict
+from l4spec.report.quantities import gib
+from planners.plan import plan
+from tests.report.conftest import Compile
+
+
+def test_the_first_line_is_the_verdict(compiled: Compile) -> None:
+    for gpus, words in (("8xH100", "fits on 8xH100"), ("2xH100", "does not fit on 2xH100")):
+        text = to_text(plan_page(plan(compiled("scout"), gpus=gpus)))
+        assert words in text.splitlines()[0]
+
+
+def test_scout_on_eight_h100_shows_the_published_numbers(compiled: Compile) -> None:
+    text = to_text(plan_page(plan(compiled("scout"), gpus="8xH100")))
+    for fact in ("108.64B", "17.17B", "202.36 GiB in bf16", "79.19 GiB", "policy ideal", "8,192 tokens (the default"):
+        assert fact in text
+    assert len(text.splitlines()) <= 24, "the answer has to fit one screen"
+
+
+def test_the_bars_and_what_is_free_sum_to_the_device(compiled: Compile) -> None:
+    found = plan(compiled("maverick"), gpus="8xH200", quantization="fp8")
+    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
+    assert sum(bar.part for bar in bars.bars) == bars.whole == found.memory_per_device.capacity_bytes
+
+
+@pytest.mark.parametrize("mode", ["serve", "train"])
+def test_the_parts_sum_to_the_total(compiled: Compile, mode: str) -> None:
+    memory = plan(compiled("scout"), gpus="64xH100", mode="train" if mode == "train" else "serve").memory_per_device
+    assert sum(size for _, size in memory_parts(memory)) == memory.total_bytes
+
+
+def test_a_verdict_without_gpus_does_not_pretend_to_know(compiled: Compile) -> None:
+    found = plan(compiled("scout"))
+    assert "give --gpus" in verdict(found)
+    assert "longest context" not in to_text(plan_page(found))
+
+
+def test_a_context_that_the_model_limits_says_so(compiled: Compile) -> None:
+    found = plan(compiled("scout"), gpus="8xH200")
+    assert found.max_context == 10_485_760
+    assert "the model's own limit" in to_text(plan_page(found, max_seq_len=10_485_760))
+    assert "the model's own limit" not in to_text(plan_page(found, max_seq_len=20_000_000))
+
+
+def test_what_would_make_it_fit_is_listed(compiled: Compile) -> None:
+    found = plan(compiled("maverick"), gpus="8xH100")
+    text = to_text(plan_page(found))
+    assert found.suggestions
+    assert all(item.change in text for item in found.suggestions)
+
+
+def test_estimates_are_marked_and_published_models_are_not(compiled: Compile) -> None:
+    behemoth, scout = (to_text(plan_page(plan(compiled(name), gpus="8xH100"))) for name in ("behemoth", "scout"))
+    assert "~1.95T" in behemoth
+    assert "nobody has published" in behemoth
+    assert "~" not in scout
+
+
+def test_detail_shows_every_part_layout_term_and_refusal(compiled: Compile) -> None:
+    found = plan(compiled("scout"), gpus="16xH100")
+    text = to_text(detail_page(found))
+    assert all(part.replace("_", " ") in text for part in found.params.by_part)
+    assert all(str(row.layout) in text for row in found.layouts)
+    assert all(str(row.layout) in text and row.reason in text for row in found.illegal_layouts)
+    assert all(gib(term.bytes) in text and term.origin in text for term in found.memory_per_device.terms)
+    assert "(chosen)" in text
+    assert found.illegal_layouts

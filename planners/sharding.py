@@ -165,7 +165,9 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
     for layer, nodes in enumerate(_nodes_by_layer(graph)):
         key = layer if scheme.depends_on_layer else classes[layer]  # equal layers are sized once
         if key not in sizes:
-            sizes[key] = _total(_node_size(graph, node, scheme, layout) for node in nodes)
+            sizes[key] = _total(
+                _node_size(graph, node, scheme, layout) for node in nodes if node.declaration.parameters
+            )
         layers.append(sizes[key])
     before = behind = embedding = _NOTHING
     for group in graph.groups:

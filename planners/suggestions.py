@@ -8,9 +8,10 @@ from planners.catalog import quantization as quantization_of
 from planners.cluster import MAX_GPUS, Cluster
 from planners.kv_cache import KV_DTYPE_BYTES
 from planners.memory import Placement, Setting, place
-from planners.plan_types import Suggestion
+from planners.plan_types import Layout, Suggestion
 from planners.request import Request
-from planners.search import layouts_for, max_batch, max_context
+from planners.search import max_batch, max_context, why_not
+from planners.sharding import candidate_layouts
 from planners.weights import scheme_of, weigh
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
@@ -37,8 +38,6 @@ def suggest(setting: Setting, cluster: Cluster, request: Request) -> tuple[Sugge
 def _checked(change: _Change) -> Suggestion | None:
     """The suggestion of a change that fits somewhere, on the layout with the least on its fullest device."""
     context, batch = change.request.context or 1, change.request.batch
-    if _is_hopeless(change):
-        return None
     fitting = [placement for placement in _placements(change) if placement.fits(context, batch)]
     if not fitting:
         return None
@@ -51,16 +50,22 @@ def _checked(change: _Change) -> Suggestion | None:
     )
 
 
-def _is_hopeless(change: _Change) -> bool:
-    """Whether the weights exceed all devices together, so that no layout needs to be tried."""
-    hardware = change.setting.hardware
-    assert hardware is not None, "only clusters can be too small"
-    return weigh(change.setting.graph, change.setting.scheme).bytes > change.num_gpus * hardware.usable.num_bytes
-
-
 def _placements(change: _Change) -> list[Placement]:
-    legal, _ = layouts_for(change.setting, change.num_gpus, change.request.pinned)
-    return [place(change.setting, layout) for layout in legal]
+    """Every legal layout that could hold the weights; the others are not worth working out."""
+    setting, pinned = change.setting, change.request.pinned
+    assert setting.hardware is not None, "only clusters can be too small"
+    weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
+    promising = [
+        layout
+        for layout in candidate_layouts(change.num_gpus)
+        if pinned.allows(layout) and weights <= usable * _most_shards(setting, layout)
+    ]
+    return [place(setting, layout) for layout in promising if why_not(setting, layout) is None]
+
+
+def _most_shards(setting: Setting, layout: Layout) -> int:
+    """Devices that may share the weights: those of a replica, or in training all of them (ZeRO 3)."""
+    return layout.num_devices if setting.train else layout.tp * layout.ep * layout.pp
 
 
 def _single(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
@@ -114,8 +119,6 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
 
 def _less_work(asked: _Change) -> Iterator[_Change]:
     """The longest context at this batch, and the largest batch at this context."""
-    if _is_hopeless(asked):
-        return
     request, placements = asked.request, _placements(asked)
     context, batch = request.context or 1, request.batch
     longest = max((max_context(placement, batch) for placement in placements), default=0)

@@ -15,8 +15,15 @@ Config = Annotated[
 
 
 @app.command("import")
-def import_command(config: Config, out: o.OutOption = None, force: o.ForceOption = False) -> None:
+def import_command(
+    config: Config,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model.  [default: the file's or folder's]")
+    ] = None,
+    out: o.OutOption = None,
+    force: o.ForceOption = False,
+) -> None:
     """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name."""
     from l4spec.huggingface import import_file
 
-    deliver(import_file(config).yaml, out, force=force)
+    deliver(import_file(config, name).yaml, out, force=force)

@@ -1,7 +1,7 @@
 """What `plan` and `compare` ask of the planner, read from their options."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -52,7 +52,13 @@ class PlanRequest:
         return request
 
     def plan(self, graph: "LayerGraph") -> "Plan":
-        """Plan a model as asked. Raises UserError."""
+        """Plan a model as asked. Raises UserError, whose problems name options as they are typed."""
+        try:
+            return self._plan(graph)
+        except UserError as error:
+            raise UserError(_in_options(problem) for problem in error.problems) from None
+
+    def _plan(self, graph: "LayerGraph") -> "Plan":
         from planners.plan import plan
 
         return plan(
@@ -106,6 +112,12 @@ def given_options(ctx: typer.Context) -> tuple[str, ...]:
 def option_name(parameter: str) -> str:
     """A parameter as the command line writes it: `--kv-dtype`."""
     return "--" + {"overrides": "set"}.get(parameter, parameter).replace("_", "-")
+
+
+def _in_options(problem: Problem) -> Problem:
+    name = {"num_tiles": "tiles"}.get(problem.path, problem.path)
+    known = {field.name for field in fields(PlanRequest)}
+    return replace(problem, path=option_name(name)) if name in known else problem
 
 
 def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph":

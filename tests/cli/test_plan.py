@@ -124,4 +124,4 @@ def test_compare_puts_models_side_by_side(run: Run) -> None:
 def test_compare_names_the_model_that_cannot_be_planned(run: Run) -> None:
     result = run("compare", "scout", "mobilellm-r1-950m", "--context", "1000000")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: mobilellm-r1-950m: context")
+    assert result.stderr.startswith("error: mobilellm-r1-950m: --context")

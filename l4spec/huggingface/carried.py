@@ -21,22 +21,30 @@ IGNORABLE = (
     "router_aux_loss_coef",
     # how it is run
     "use_cache",
+    "cache_implementation",
     "_attn_implementation",
     "attn_implementation",
     "_attn_implementation_autoset",
+    # how text is drawn from it
+    "max_length",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
     # how it is stored: plan with --quantization instead
     "quantization_config",
     "compression_config",
 )
 DROPPED: Mapping[str, Any] = {
     "_name_or_path": "",
-    "is_encoder_decoder": False,
-    "add_cross_attention": False,
+    "is_decoder": False,
     "output_hidden_states": False,
     "output_attentions": False,
     "return_dict": True,
     "chunk_size_feed_forward": 0,
     "problem_type": None,
+    "torchscript": False,
+    "use_bfloat16": False,
 }
 """Fields of every config with the value they always have; kept only when they differ."""
 _NEVER_KEPT = ("model_type", "id2label", "label2id")
@@ -49,7 +57,11 @@ def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:
         ("attention_dropout", (0.0, 0)),
         ("is_encoder_decoder", (False,)),
         ("add_cross_attention", (False,)),
+        ("tie_encoder_decoder", (False,)),
+        ("cross_attention_hidden_size", (None,)),
+        ("pruned_heads", ({},)),
     ):
+        fields.read.add(name)
         if fields.has(name):
             fields.expect(name, *allowed)
     fields.carry("attention_dropout")

@@ -39,6 +39,8 @@ def import_file(path: Path | str, name: str | None = None) -> ImportedSpec:
     """The spec of a `config.json`. Raises SpecError for anything that is no config of a known family."""
     path = Path(path)
     config = _parse_json(read_utf8(path), label(path))
+    if not isinstance(config, dict):
+        raise SpecError([Problem(f"expected a mapping, found {shortened(config)}", place=Place(label(path)))])
     return import_config(config, name=name or _name_of(config, path), file=label(path))
 
 
@@ -69,12 +71,11 @@ def import_config(config: Mapping[str, Any], *, name: str | None = None, file: s
     return ImportedSpec(data, to_yaml(data, head=_head(data, family, carried), notes=_notes(spec)), spec)
 
 
-def _family(config: Any, file: str) -> Family:
-    if not isinstance(config, Mapping):
-        raise SpecError([Problem(f"expected a mapping, found {shortened(config)}", place=Place(file))])
+def _family(config: Mapping[str, Any], file: str) -> Family:
     model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in FAMILIES:
-        return FAMILIES[model_type]
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is not None:
+        return family
     found = "nothing" if model_type is None else shortened(model_type)
     hint = nearest(str(model_type)[:80], FAMILIES)
     raise SpecError([Problem(f"unknown model_type: found {found}", path="model_type", place=Place(file), hint=hint)])

@@ -3,12 +3,13 @@
 from typing import Any, Literal
 
 from l4spec.huggingface.fields import Fields
+from l4spec.layers.base import Spec
 from l4spec.layers.positions import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from l4spec.spec.origin import RopeStyle
 
 Layout = Literal["interleaved", "half"]
 _NAMES = {"original_max_seq_len": "original_max_position_embeddings"}
-_SCALINGS = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+_SCALINGS: dict[str, type[Spec]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
 
 
 def read_rope(fields: Fields, layout: Layout) -> dict[str, Any]:
@@ -98,4 +99,4 @@ def _write_scaling(scaling: LinearScaling | Llama3Scaling | YarnScaling, style: 
 
 def _whole(value: float) -> float:
     """500000.0 as 500000: the same number, read more easily."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if float(value).is_integer() else value

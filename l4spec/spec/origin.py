@@ -7,8 +7,8 @@ from pydantic import Field, JsonValue
 from l4spec.layers.base import Spec
 
 RopeStyle: TypeAlias = Literal["rope_parameters", "rope_scaling", "rope_scaling_type"]
-"""How a config writes rotary positions: transformers 5's `rope_parameters`; before it, `rope_theta` beside `rope_scaling`
-whose kind stands under `rope_type`, or under the older `type`."""
+"""How a config writes rotary positions: `rope_parameters` since transformers 5; before it, `rope_theta` beside
+`rope_scaling`, whose kind stands under `rope_type`, or under the older `type`."""
 
 
 class HuggingFaceSpec(Spec):

@@ -33,7 +33,7 @@ def read(fields: Fields) -> dict[str, Any]:
     """Windows in the layers that `layer_types` names, or in the even ones."""
     fields.expect("hidden_activation", "gelu_pytorch_tanh")
     fields.expect("use_bidirectional_attention", None, False)
-    fields.carry("hidden_act", "cache_implementation")
+    fields.carry("hidden_act")
     count, size = num_layers(fields), fields.size_or_none("sliding_window")
     types = read_layer_types(fields, [FULL if i % 2 else SLIDING for i in range(count)], (FULL, SLIDING))
     if size is None and SLIDING in types:

@@ -56,8 +56,9 @@ def _read_vision(fields: Fields, text_width: int) -> Data:
     fields.expect("multi_modal_projector_bias", False)
     fields.expect("projector_dropout", 0.0, 0)
     fields.expect("vision_feature_select_strategy", "default")
-    fields.read.update(("dtype", "torch_dtype"))
-    fields.carry("dtype", "torch_dtype")
+    if fields.has("vision_feature_layer"):
+        fields.expect("vision_feature_layer", -1)
+    fields.carry("vision_feature_layer", "vision_feature_select_strategy", "projector_dropout", "dtype", "torch_dtype")
     hidden, ffn = fields.size("hidden_size"), fields.size("intermediate_size")
     adapter = _read_adapter(fields, hidden, ffn)
     return {

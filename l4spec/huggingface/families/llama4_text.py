@@ -93,6 +93,7 @@ def _attention(fields: Fields, rotary: bool, chunked: bool) -> Data:
 
 def _carry_unused(fields: Fields, kinds: list[_Kind], sparse: list[bool]) -> None:
     """Fields that no layer of this model reads."""
+    fields.carry("router_jitter_noise")
     turned = {rotary for rotary, _ in kinds}
     if True not in turned:
         fields.carry("use_qk_norm", "rope_theta", "rope_scaling", "rope_parameters")

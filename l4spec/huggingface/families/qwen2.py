@@ -52,6 +52,9 @@ def read_window(fields: Fields) -> int | None:
 def read_dense(fields: Fields, attention: Data) -> Data:
     """A dense model whose last layers may have a window, in one or two attention parts."""
     fields.expect("hidden_act", "silu")
+    if fields.has("use_mrope"):
+        fields.expect("use_mrope", False)
+    fields.carry("use_mrope")
     size, count = read_window(fields), num_layers(fields)
     start = count if size is None else fields.count("max_window_layers")
     fields.carry("max_window_layers")

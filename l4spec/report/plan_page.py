@@ -1,8 +1,8 @@
 """The answer of `l4spec plan SPEC` on one screen: fits or not, where the memory goes, what else would fit."""
 
-from l4spec.report.page import Bar, Bars, Facts, Lines, Page, Section, Table
+from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import Figures, gib, whole
-from planners.plan_types import DeviceMemory, Plan
+from planners.plan_types import MemoryTerm, Plan
 
 _MOST_FIELDS = 3
 
@@ -11,9 +11,9 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     """Verdict first; `max_seq_len` lets it say when the model, and not memory, limits the context."""
     figures = Figures(bool(plan.estimated))
     sections = [
-        Section("", (Lines((verdict(plan),)),)),
+        Section("", (Lines((verdict(plan), *plan.reasons[1:])),)),  # the first reason is the verdict in bytes
         Section("", (Facts(_facts(plan, figures)),)),
-        Section(_memory_title(plan), (_memory_bars(plan, figures),)),
+        Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
     if plan.cluster is not None:
         sections.append(Section("", (Facts(_limits(plan, figures, max_seq_len)),)))
@@ -52,8 +52,9 @@ def _facts(plan: Plan, figures: Figures) -> tuple[tuple[str, str], ...]:
         ("context", f"{whole(asked.context)} tokens ({origin}), batch {whole(asked.batch)}"),
     ]
     if asked.mode == "serve":
-        cache, policy = plan.kv_cache, f"policy {plan.kv_cache.policy}: {plan.kv_cache.policy_explained}"
-        rows.append(("kv cache", f"{figures.gib(cache.bytes)} in {asked.kv_dtype}, {policy}"))
+        cache = plan.kv_cache
+        rows.append(("kv cache", f"{figures.gib(cache.bytes)} in {asked.kv_dtype}"))
+        rows.append(("policy", f"{cache.policy}: {cache.policy_explained}"))
     else:
         rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}"))
     if asked.num_tiles:
@@ -92,25 +93,19 @@ def _memory_title(plan: Plan) -> str:
     return f"Where the memory of the fullest {plan.cluster.hardware} goes ({gib(memory.capacity_bytes)}{extra})"
 
 
-def memory_parts(memory: DeviceMemory) -> tuple[tuple[str, int], ...]:
-    """The parts of a device's memory in the order of the plan; those that this mode has none of are left out."""
-    parts = (
-        ("weights", memory.weights_bytes),
-        ("gradients", memory.gradient_bytes),
-        ("optimizer", memory.optimizer_bytes),
-        ("kv cache", memory.kv_cache_bytes),
-        ("activations", memory.activation_bytes),
-        ("reserved", memory.reserved_bytes),
-    )
-    return tuple((name, size) for name, size in parts if size)
-
-
-def _memory_bars(plan: Plan, figures: Figures) -> Bars:
+def _memory_blocks(plan: Plan, figures: Figures) -> tuple[Block, ...]:
     memory = plan.memory_per_device
-    bars = [Bar(name, figures.gib(size), size) for name, size in memory_parts(memory)]
+    bars = [Bar(_term_label(term), figures.gib(term.bytes), term.bytes) for term in memory.terms]
     if memory.headroom_bytes is not None and memory.headroom_bytes > 0:
         bars.append(Bar("free", figures.gib(memory.headroom_bytes), memory.headroom_bytes, hollow=True))
-    return Bars(tuple(bars), max(memory.capacity_bytes or 0, memory.total_bytes))
+    chart = Bars(tuple(bars), max(memory.capacity_bytes or 0, memory.total_bytes))
+    if all(term.origin == "exact" for term in memory.terms):
+        return (chart,)
+    return chart, Lines(("* calibrated on published logs, not computed; -v shows spread and source",))
+
+
+def _term_label(term: MemoryTerm) -> str:
+    return term.name if term.origin == "exact" else f"{term.name} *"
 
 
 def _limits(plan: Plan, figures: Figures, max_seq_len: int | None) -> tuple[tuple[str, str], ...]:

@@ -4,7 +4,7 @@ import pytest
 
 from l4spec.report.page import Bars, to_text
 from l4spec.report.plan_detail import detail_page
-from l4spec.report.plan_page import memory_parts, plan_page, verdict
+from l4spec.report.plan_page import plan_page, verdict
 from l4spec.report.quantities import gib
 from planners.plan import plan
 from tests.report.conftest import Compile
@@ -18,7 +18,7 @@ def test_the_first_line_is_the_verdict(compiled: Compile) -> None:
 
 def test_scout_on_eight_h100_shows_the_published_numbers(compiled: Compile) -> None:
     text = to_text(plan_page(plan(compiled("scout"), gpus="8xH100")))
-    for fact in ("108.64B", "17.17B", "202.36 GiB in bf16", "79.19 GiB", "policy ideal", "8,192 tokens (the default"):
+    for fact in ("108.64B", "17.17B", "202.36 GiB in bf16", "79.19 GiB", "ideal: local layers", "8,192 tokens (the default"):
         assert fact in text
     assert len(text.splitlines()) <= 24, "the answer has to fit one screen"
 
@@ -29,10 +29,30 @@ def test_the_bars_and_what_is_free_sum_to_the_device(compiled: Compile) -> None:
     assert sum(bar.part for bar in bars.bars) == bars.whole == found.memory_per_device.capacity_bytes
 
 
-@pytest.mark.parametrize("mode", ["serve", "train"])
-def test_the_parts_sum_to_the_total(compiled: Compile, mode: str) -> None:
-    memory = plan(compiled("scout"), gpus="64xH100", mode="train" if mode == "train" else "serve").memory_per_device
-    assert sum(size for _, size in memory_parts(memory)) == memory.total_bytes
+@pytest.mark.parametrize("engine", ["ideal", "vllm", "vllm-hybrid", "sglang-hybrid", "tensorrt-llm", "llama.cpp"])
+def test_a_bar_stands_for_every_byte_that_an_engine_takes(compiled: Compile, engine: str) -> None:
+    found = plan(compiled("scout"), gpus="4xH200", engine=engine, tp=4)
+    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
+    assert sum(bar.part for bar in bars.bars if not bar.hollow) == found.memory_per_device.total_bytes
+
+
+def test_training_shows_gradients_and_optimizer(compiled: Compile) -> None:
+    found = plan(compiled("scout"), gpus="64xH100", mode="train")
+    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
+    assert {"weights", "gradients", "optimizer"} <= {bar.label for bar in bars.bars}
+    assert sum(bar.part for bar in bars.bars if not bar.hollow) == found.memory_per_device.total_bytes
+
+
+def test_calibrated_terms_are_told_from_computed_ones(compiled: Compile) -> None:
+    text = to_text(plan_page(plan(compiled("scout"), gpus="4xH100", engine="vllm-hybrid")))
+    assert "non torch *" in text
+    assert "weights  " in text
+    assert "* calibrated" in text
+    assert "* calibrated" not in to_text(plan_page(plan(compiled("scout"))))
+
+
+def test_more_reasons_follow_the_verdict(compiled: Compile) -> None:
+    assert "the weights alone exceed the device" in to_text(plan_page(plan(compiled("scout"), gpus="1xH100")))
 
 
 def test_a_verdict_without_gpus_does_not_pretend_to_know(compiled: Compile) -> None:

@@ -30,7 +30,7 @@ def _specs() -> Page:
         figures = Figures(bool(spec.estimated))
         estimated = estimated or bool(spec.estimated)
         rows.append((name, figures.count(params.total), figures.count(params.active), spec.description or ""))
-    sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl", 70),))]
+    sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl"),))]
     if estimated:
         note = f"{ESTIMATE_MARK} may rest on fields that nobody has published; `l4spec show` lists them"
         sections.append(Section("", (Lines((note,)),)))

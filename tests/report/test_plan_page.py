@@ -18,7 +18,14 @@ def test_the_first_line_is_the_verdict(compiled: Compile) -> None:
 
 def test_scout_on_eight_h100_shows_the_published_numbers(compiled: Compile) -> None:
     text = to_text(plan_page(plan(compiled("scout"), gpus="8xH100")))
-    for fact in ("108.64B", "17.17B", "202.36 GiB in bf16", "79.19 GiB", "ideal: local layers", "8,192 tokens (the default"):
+    for fact in (
+        "108.64B",
+        "17.17B",
+        "202.36 GiB in bf16",
+        "79.19 GiB",
+        "ideal: local layers",
+        "8,192 tokens (the default",
+    ):
         assert fact in text
     assert len(text.splitlines()) <= 24, "the answer has to fit one screen"
 

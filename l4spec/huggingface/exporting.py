@@ -1,6 +1,8 @@
 """From a spec to a Hugging Face config, checked by reading it again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from l4spec.errors import Problem, SpecError
@@ -25,17 +27,56 @@ def export_config(spec: ModelSpec) -> Data:
     Raises SpecError, naming what the nearest family has no words for, when none fits.
     """
     model = resolve(spec)
-    failures: list[tuple[Family, list[Problem]]] = []
+    failures: list[_Failure] = []
     for family in _candidates(spec):
-        problems: list[Problem] = []
-        for config in _attempts(model, spec, family, problems):
-            problems = _what_is_lost(model, config)
-            if not problems:
-                return config
-        failures.append((family, problems))
-    family, problems = failures[0] if spec.huggingface else min(failures, key=lambda failure: len(failure[1]))
-    lead = Problem(f"no Hugging Face family can say this model; {family.model_type} is nearest, but")
-    raise SpecError([lead, *problems[:_MOST_SHOWN]])
+        found = _try(model, spec, family)
+        if not isinstance(found, _Failure):
+            return found
+        failures.append(found)
+    nearest = failures[0] if spec.huggingface else min(failures, key=_Failure.distance)
+    lead = Problem(f"no Hugging Face family can say this model; {nearest.family.model_type} is nearest, but")
+    raise SpecError([lead, *nearest.problems[:_MOST_SHOWN]])
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a family cannot say a model; `written` when it could say most of it."""
+
+    family: Family
+    problems: Sequence[Problem]
+    written: bool
+
+    def distance(self) -> tuple[bool, int]:
+        """How far the family is from the model."""
+        return not self.written, len(self.problems)
+
+
+def _try(model: ResolvedModel, spec: ModelSpec, family: Family) -> Data | _Failure:
+    """The config that means `model`: first as it was once written, where fields say a thing twice."""
+    origin = spec.huggingface
+    style: RopeStyle = origin.rope_style if origin else "rope_scaling"
+    try:
+        said = family.write(model, style)
+    except SpecError as error:
+        return _Failure(family, error.problems, written=False)
+    written = {"model_type": family.model_type, "architectures": [family.architecture], **said}
+    carried = origin.fields if origin is not None and origin.model_type == family.model_type else {}
+    failure = None
+    for config in (_laid_over(written, carried), _laid_over(carried, written)):
+        failure = _check(model, config, family)
+        if failure is None:
+            return deepcopy(config)
+    assert failure is not None
+    return failure
+
+
+def _check(model: ResolvedModel, config: Data, family: Family) -> _Failure | None:
+    """What a config does not say as the model does; None when it says all."""
+    try:
+        lost = _what_is_lost(model, config)
+    except SpecError as error:
+        return _Failure(family, error.problems, written=False)
+    return _Failure(family, lost, written=True) if lost else None
 
 
 def _candidates(spec: ModelSpec) -> list[Family]:
@@ -48,27 +89,6 @@ def _candidates(spec: ModelSpec) -> list[Family]:
     return sorted(FAMILIES.values(), key=lambda family: family.model_type != origin)
 
 
-def _attempts(model: ResolvedModel, spec: ModelSpec, family: Family, problems: list[Problem]) -> Iterator[Data]:
-    """First as the config was written, where fields say a thing twice; then with the model's own words above them."""
-    origin = spec.huggingface
-    same = origin is not None and origin.model_type == family.model_type
-    style: RopeStyle = origin.rope_style if origin else "rope_scaling"
-    try:
-        written = {
-            "model_type": family.model_type,
-            "architectures": [family.architecture],
-            **family.write(model, style),
-        }
-    except SpecError as error:
-        problems.extend(error.problems)
-        return
-    if origin is not None and same:
-        yield _laid_over(written, origin.fields)
-        yield _laid_over(origin.fields, written)
-    else:
-        yield written
-
-
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Data:
     found = dict(below)
     for key, value in above.items():
@@ -79,10 +99,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Data:
 
 def _what_is_lost(model: ResolvedModel, config: Data) -> list[Problem]:
     """What a config says differently from the model, once for each place whatever the layer."""
-    try:
-        again = resolve(import_config(config).spec)
-    except SpecError as error:
-        return list(error.problems)
+    again = resolve(import_config(config).spec)
     lost: dict[str, Problem] = {}
     for path, ours, theirs in differences(model, again):
         place = _without_index(path)

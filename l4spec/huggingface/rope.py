@@ -92,7 +92,7 @@ def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
 
 
 def _write_scaling(scaling: LinearScaling | Llama3Scaling | YarnScaling, style: RopeStyle) -> dict[str, Any]:
-    values = scaling.model_dump(exclude={"kind"}, exclude_none=True)
+    values = scaling.model_dump(exclude={"kind"}, exclude_none=True, exclude_unset=True)
     kind = "type" if style == "rope_scaling_type" else "rope_type"
     return {kind: scaling.kind, **{_NAMES.get(name, name): value for name, value in values.items()}}
 

@@ -196,3 +196,17 @@ def test_a_model_that_outgrows_its_family_is_exported_to_one_that_fits() -> None
     windowed["text"]["parts"]["attention"]["mask"] = {"kind": "sliding_window", "size": 1024}
     exported = export_config(l4spec.ModelSpec.model_validate(windowed))
     assert (exported["model_type"], exported["sliding_window"]) == ("mistral", 1024)
+
+
+def test_carried_fields_that_no_longer_fit_give_way_to_the_model() -> None:
+    imported = json.loads(json.dumps(import_config(DEEPSEEK_V3).data))
+    imported["text"]["layers"] = [{"attention": "attention", "ffn": "dense"}, {"attention": "attention", "ffn": "moe"}]
+    exported = export_config(l4spec.ModelSpec.model_validate(imported))
+    assert (exported["first_k_dense_replace"], exported["num_hidden_layers"]) == (1, 2)
+    assert exported["bos_token_id"] == DEEPSEEK_V3["bos_token_id"]
+
+
+def test_an_exported_config_can_be_changed_without_touching_the_spec() -> None:
+    imported = import_config(DEEPSEEK_V3)
+    export_config(imported.spec)["quantization_config"]["quant_method"] = "none"
+    assert export_config(imported.spec) == export_config(import_config(DEEPSEEK_V3).spec)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import l4spec
+from l4spec.layers.gqa.spec import GQASpec
 from l4spec.library import specs_folder
 from l4spec.spec.document import read_document
 
@@ -82,7 +83,7 @@ def test_a_miniature_keeps_the_structure_of_its_model(model: str) -> None:
     for name, part in big.parts.items():
         small = tiny.parts[name]
         assert part.model_fields_set == small.model_fields_set
-        if part.kind == "gqa":
+        if isinstance(part, GQASpec) and isinstance(small, GQASpec):
             assert part.num_heads * small.num_kv_heads == small.num_heads * part.num_kv_heads
             assert part.mask.kind == small.mask.kind
         if part.kind == "moe":

@@ -36,7 +36,9 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.carry("hidden_act")
     count, size = num_layers(fields), fields.size_or_none("sliding_window")
     types = read_layer_types(fields, [FULL if i % 2 else SLIDING for i in range(count)], (FULL, SLIDING))
-    if size is None and SLIDING in types:
+    if SLIDING not in types:
+        fields.carry("sliding_window")
+    elif size is None:
         fields.problem("sliding_window", "missing, but there are layers of sliding_attention")
     attention = read_gqa(fields, **_scores(fields), **both_biases(fields))
     masks = {SLIDING: window(size), FULL: window(None)}

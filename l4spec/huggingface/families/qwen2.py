@@ -59,7 +59,9 @@ def read_dense(fields: Fields, attention: Data) -> Data:
     start = count if size is None else fields.count("max_window_layers")
     fields.carry("max_window_layers")
     types = read_layer_types(fields, [FULL if i < start else SLIDING for i in range(count)], (FULL, SLIDING))
-    if size is None and SLIDING in types:
+    if SLIDING not in types:
+        fields.carry("use_sliding_window", "sliding_window")
+    elif size is None:
         fields.problem("layer_types", "names sliding_attention layers, but no sliding_window is in use")
     ffn: Data = {"kind": "swiglu", "intermediate_size": fields.size("intermediate_size")}
     names = {FULL: "full", SLIDING: "sliding"} if len(set(types)) > 1 else dict.fromkeys(types, "attention")

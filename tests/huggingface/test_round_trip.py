@@ -1,0 +1,238 @@
+"""Random configs of every family: a transformers config object comes back field for field, and means the same."""
+
+import json
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l4spec.huggingface import FAMILIES, export_config, import_config
+from l4spec.huggingface.meaning import differences
+from l4spec.spec.document import read_text
+from l4spec.spec.parse import parse_spec
+from l4spec.spec.resolve import resolve
+
+Config = dict[str, Any]
+Draw = st.DrawFn
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Config]:
+    """Configs with these fields."""
+    return st.fixed_dictionaries(fields)
+
+
+sizes = st.integers(1, 64).map(lambda n: 8 * n)
+factors = st.sampled_from([1.5, 2.0, 8.0, 16.0])
+thetas = st.sampled_from([10000.0, 500000.0, 1e6, 12345.5])
+flags = st.booleans()
+windows = st.none() | st.integers(1, 4096)
+
+
+def ropes(theta: float) -> st.SearchStrategy[Config]:
+    """`rope_parameters` of every known type."""
+    base = {"rope_theta": st.just(theta)}
+    original = {"original_max_position_embeddings": st.integers(16, 1024)}
+    yarn: dict[str, st.SearchStrategy[Any]] = {"beta_fast": st.just(32.0), "mscale": factors, "mscale_all_dim": factors}
+    freqs = {"low_freq_factor": st.just(1.0), "high_freq_factor": st.sampled_from([1.5, 4.0])}
+    return st.one_of(
+        some(rope_type=st.just("default"), **base),
+        some(rope_type=st.just("linear"), factor=factors, **base),
+        some(rope_type=st.just("llama3"), factor=factors, **freqs, **original, **base),
+        some(rope_type=st.just("yarn"), factor=factors, **original, **base),
+        some(rope_type=st.just("yarn"), factor=factors, **yarn, **original, **base),
+    )
+
+
+@st.composite
+def common(draw: Draw, num_layers: int) -> Config:
+    """Fields that all families have."""
+    kv_heads, ratio, half = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    heads = kv_heads * ratio
+    return {
+        "hidden_size": heads * 4 * draw(st.integers(1, 16)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 4 * half,
+        "num_hidden_layers": num_layers,
+        "intermediate_size": draw(sizes),
+        "vocab_size": draw(sizes),
+        "max_position_embeddings": draw(st.integers(1025, 1 << 20)),
+        "rms_norm_eps": draw(st.sampled_from([1e-5, 1e-6])),
+        "tie_word_embeddings": draw(flags),
+        "rope_parameters": draw(thetas.flatmap(ropes)),
+        "dtype": draw(st.sampled_from(["bfloat16", "float16", "float32"])),
+        "bos_token_id": draw(st.none() | st.integers(0, 7)),
+        "eos_token_id": draw(st.none() | st.integers(0, 7) | st.lists(st.integers(0, 7), min_size=1, max_size=3)),
+    }
+
+
+def experts(prefix: str = "num_experts") -> st.SearchStrategy[Config]:
+    """A number of experts and how many of them a token uses."""
+    return st.integers(1, 64).flatmap(lambda n: some(**{prefix: st.just(n), "num_experts_per_tok": st.integers(1, n)}))
+
+
+@st.composite
+def families(draw: Draw, model_type: str) -> Config:
+    """What one family has besides the common fields."""
+    n = draw(st.integers(1, 12))
+    base = draw(common(n))
+    types = st.lists(st.sampled_from([FULL, SLIDING]), min_size=n, max_size=n)
+    extra: dict[str, st.SearchStrategy[Config]] = {
+        "llama": some(attention_bias=flags, mlp_bias=flags),
+        "mistral": some(sliding_window=windows),
+        "mixtral": experts("num_local_experts").flatmap(lambda e: some(sliding_window=windows).map(lambda w: e | w)),
+        "qwen2": _windows(types),
+        "qwen3": _windows(types),
+        "qwen3_moe": experts().flatmap(lambda e: _qwen_moe(n).map(lambda more: e | more)),
+        "gemma2": some(
+            layer_types=types,
+            sliding_window=st.integers(1, 4096),
+            attention_bias=flags,
+            query_pre_attn_scalar=st.integers(1, 1024),
+            attn_logit_softcapping=st.none() | factors,
+            final_logit_softcapping=st.none() | factors,
+        ),
+        "deepseek_v3": _deepseek(n),
+        "llama4_text": _llama4(n),
+    }
+    return {**base, **draw(extra[model_type])}
+
+
+def _windows(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    used = some(use_sliding_window=st.just(True), sliding_window=st.integers(1, 4096), layer_types=types)
+    derived = some(
+        use_sliding_window=st.just(True), sliding_window=st.integers(1, 99), max_window_layers=st.integers(0, 9)
+    )
+    return st.one_of(some(use_sliding_window=st.just(False), sliding_window=windows), used, derived)
+
+
+def _qwen_moe(n: int) -> st.SearchStrategy[Config]:
+    return some(
+        moe_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        attention_bias=flags,
+        decoder_sparse_step=st.just(1),
+        mlp_only_layers=st.lists(st.integers(0, n - 1), unique=True, max_size=n - 1),
+    )
+
+
+@st.composite
+def _deepseek(draw: Draw, n: int) -> Config:
+    groups, per_group = draw(st.integers(1, 4)), draw(st.integers(2, 8))
+    limited = draw(st.integers(1, groups))
+    sized = ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "moe_intermediate_size", "qk_rope_head_dim")
+    return {
+        "n_group": groups,
+        "topk_group": limited,
+        "n_routed_experts": groups * per_group,
+        "num_experts_per_tok": draw(st.integers(1, limited * per_group)),
+        "n_shared_experts": draw(st.integers(1, 3)),
+        "norm_topk_prob": draw(flags),
+        "routed_scaling_factor": draw(factors),
+        "first_k_dense_replace": draw(st.integers(0, n - 1)),
+        "q_lora_rank": draw(st.none() | sizes),
+        **{name: draw(sizes) for name in sized},
+        "rope_interleave": draw(flags),
+        "attention_bias": draw(flags),
+        "head_dim": None,
+        "num_key_value_heads": None,
+    }
+
+
+@st.composite
+def _llama4(draw: Draw, n: int) -> Config:
+    bits = st.lists(st.integers(0, 1), min_size=n, max_size=n)
+    chunk = draw(st.none() | st.integers(1, 8192))
+    types = [FULL] if chunk is None else [FULL, CHUNKED]
+    return {
+        **draw(experts("num_local_experts")),
+        "no_rope_layers": draw(bits),
+        "moe_layers": [i for i, bit in enumerate(draw(bits)) if bit],
+        "layer_types": draw(st.lists(st.sampled_from(types), min_size=n, max_size=n)),
+        "attention_chunk_size": chunk,
+        "intermediate_size_mlp": draw(sizes),
+        "use_qk_norm": draw(flags),
+        "attn_temperature_tuning": draw(flags),
+        "floor_scale": draw(st.integers(1, 9999)),
+        "attn_scale": draw(st.sampled_from([0.1, 0.25])),
+        "attention_bias": draw(flags),
+    }
+
+
+TEXT_FAMILIES = [model_type for model_type in FAMILIES if model_type != "llama4"]
+configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda found: (kind, found)))
+
+
+def built(model_type: str, fields: Config) -> Config:
+    """What transformers makes of the fields, as plain JSON."""
+    fields = {key: value for key, value in fields.items() if key != "head_dim" or value is not None}
+    return plain(transformers.CONFIG_MAPPING[model_type](**json.loads(json.dumps(fields))))
+
+
+def plain(config: Any) -> Config:
+    """A transformers config as JSON."""
+    found: Config = json.loads(json.dumps(config.to_dict()))
+    return found
+
+
+def assert_comes_back(config: Config) -> None:
+    """Import, YAML, export and transformers again give the same config."""
+    imported = import_config(config)
+    document = read_text(imported.yaml, "imported.yaml")
+    assert document.data == imported.data
+    exported = export_config(parse_spec(document))
+    again = plain(transformers.CONFIG_MAPPING[config["model_type"]](**exported))
+    assert {**again, "architectures": None} == {**config, "architectures": None}
+    assert not differences(resolve(imported.spec), resolve(import_config(exported).spec))
+
+
+@given(configs)
+@settings(max_examples=100)
+def test_a_config_comes_back_field_for_field(drawn: tuple[str, Config]) -> None:
+    assert_comes_back(built(*drawn))
+
+
+@given(families("llama4_text"), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1.0, 0.5, 0.25]))
+@settings(max_examples=25)
+def test_a_config_with_vision_comes_back_field_for_field(text: Config, heads: int, side: int, ratio: float) -> None:
+    width, fold = heads * 8, round(1 / ratio)
+    vision = {
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_hidden_layers": side,
+        "intermediate_size": width * fold**2,
+        "image_size": 14 * fold * side,
+        "patch_size": 14,
+        "pixel_shuffle_ratio": ratio,
+        **dict.fromkeys(("vision_output_dim", "projector_input_dim", "projector_output_dim"), width),
+        "dtype": "float32",
+    }
+    text = {key: value for key, value in text.items() if value is not None or key != "head_dim"}
+    tied = text["tie_word_embeddings"]
+    config = transformers.Llama4Config(
+        text_config=json.loads(json.dumps(text)), vision_config=vision, dtype=text["dtype"], tie_word_embeddings=tied
+    )
+    assert_comes_back(plain(config))
+
+
+@given(configs)
+@settings(max_examples=40)
+def test_a_config_without_its_origin_is_exported_to_one_that_means_the_same(drawn: tuple[str, Config]) -> None:
+    imported = import_config(built(*drawn))
+    spec = imported.spec.model_copy(update={"huggingface": None})
+    assert not differences(resolve(spec), resolve(import_config(export_config(spec)).spec))
+
+
+@pytest.mark.parametrize("model_type", TEXT_FAMILIES)
+def test_the_assumed_defaults_are_those_of_transformers(model_type: str) -> None:
+    config = transformers.CONFIG_MAPPING[model_type]
+    for name, value in FAMILIES[model_type].defaults.items():
+        if name == "rope_theta":
+            assert config.default_theta == value
+        elif hasattr(config, name):
+            assert getattr(config, name) == value, name
+        else:
+            assert (name, value) == ("head_dim", None)

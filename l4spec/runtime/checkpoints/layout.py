@@ -1,0 +1,90 @@
+"""How a checkpoint stores a model: which stored tensor holds which part of which tensor of ours. Knows no torch.
+
+Loading and saving read the same description, so that neither can know a name or an orientation that the other lacks.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.declaration import Parameter
+
+Region = tuple[tuple[int, int, int], ...]
+"""A box in a tensor: (dim, start, stop) for each dim that is cut; empty for the whole tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the stored tensor that is a part of one of ours: `tensor[region] == stored[stored_region]`.
+
+    `transposed`: the last two dims of the stored part are swapped.
+    """
+
+    tensor: str
+    region: Region = ()
+    stored_region: Region = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a checkpoint. Its pieces see it reshaped to `view`; `rank` counts the files of a sharded one.
+
+    A tensor without pieces must be there but is not read: a copy that every rank of a sharded checkpoint keeps.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    view: tuple[int, ...] | None = None
+    rank: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors of ours that are stored together, in one of several ways; the first is how they are saved."""
+
+    alternatives: tuple[tuple[StoredTensor, ...], ...]
+
+    def found_in(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
+        """The way of which most stored names exist; the first among equals."""
+        return max(self.alternatives, key=lambda way: sum(stored.name in names for stored in way) / len(way))
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way to name all tensors of a model. `ignored` says which other stored tensors are no mistake."""
+
+    name: str
+    groups: tuple[Group, ...]
+    ignored: Callable[[str], bool]
+
+    def saved(self) -> tuple[StoredTensor, ...]:
+        """What a checkpoint in this layout is saved as."""
+        return tuple(stored for group in self.groups for stored in group.alternatives[0])
+
+    def found_in(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
+        """What a checkpoint with these names should hold."""
+        return tuple(stored for group in self.groups for stored in group.found_in(names))
+
+    def num_matches(self, names: frozenset[str]) -> int:
+        """How many of these names this layout knows."""
+        return len({stored.name for stored in self.found_in(names)} & names)
+
+
+def stored_parameters(graph: LayerGraph) -> Iterable[tuple[str, Parameter]]:
+    """(full name, parameter) of every tensor that a model of this graph holds; tied ones are stored elsewhere."""
+    for node, parameter in graph.parameters():
+        if not parameter.tied_to:
+            yield f"{node.id}.{parameter.name}", parameter
+
+
+def whole(name: str, tensor: str, shape: tuple[int, ...]) -> StoredTensor:
+    """A stored tensor that is one of ours as it stands."""
+    return StoredTensor(name, shape, (Piece(tensor),))

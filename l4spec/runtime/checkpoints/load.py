@@ -1,0 +1,148 @@
+"""Loading: headers first, and only when all of them are right, tensor by tensor from mapped files into the model."""
+
+import io
+from _codecs import encode
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from l4spec.errors import Place, Problem, UserError
+from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
+from l4spec.runtime.checkpoints.layout import StoredTensor
+from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
+from l4spec.runtime.checkpoints.meta_names import meta_layout
+from l4spec.runtime.checkpoints.regions import part
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+Read = Callable[[StoredTensor], Tensor]
+Report = Callable[[int, int], None]
+"""Told (elements copied, elements in all) after each stored tensor."""
+_SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
+
+
+def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | None = None) -> None:
+    """Fill `model` from a checkpoint directory: safetensors of Hugging Face or of ours, or Meta's `consolidated.*.pth`.
+
+    The layout is found by the names. Values are cast to the model's number format. Files are mapped and copied tensor
+    by tensor, so that memory holds the model once. Every header is checked before anything is copied: on UserError,
+    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was.
+    """
+    directory = _checked_directory(directory)
+    targets = model.state_dict()
+    if any(target.is_meta for target in targets.values()):
+        raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
+    with ExitStack() as files:
+        if any(directory.glob("*.pth")):
+            wanted, read = _open_meta(model, directory)
+        else:
+            wanted, read = _open_safetensors(model, directory, files)
+        _copy(wanted, read, targets, report)
+
+
+def _checked_directory(directory: Path | str) -> Path:
+    path = Path(directory)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):
+        is_folder = False
+    if not is_folder:
+        raise UserError(f"{str(path)[:200]!r} is no checkpoint folder")
+    return path
+
+
+def _open_safetensors(model: "Model", directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
+    headers = read_headers(directory)
+    layout = hub_layout_of(model.graph, frozenset(headers), _model_type(directory))
+    wanted = require_match(layout, {(0, name): header for name, header in headers.items()})
+    opened = {path: _mapped(path, files) for path in dict.fromkeys(header.file for header in headers.values())}
+
+    def read(stored: StoredTensor) -> Tensor:
+        tensor: Tensor = opened[headers[stored.name].file].get_tensor(stored.name)
+        return tensor
+
+    return wanted, read
+
+
+def _mapped(path: Path, files: ExitStack) -> Any:
+    try:
+        return files.enter_context(safe_open(path, framework="pt", device="cpu"))
+    except (SafetensorError, OSError) as error:
+        raise UserError([Problem(f"cannot be read: {error}", place=Place(path.name))]) from None
+
+
+def _model_type(directory: Path) -> str | None:
+    config = directory / "config.json"
+    data = read_json(config) if config.is_file() else None
+    model_type = data.get("model_type") if isinstance(data, dict) else None
+    return model_type if isinstance(model_type, str) else None
+
+
+def _open_meta(model: "Model", directory: Path) -> tuple[tuple[StoredTensor, ...], Read]:
+    paths = _rank_files(directory)
+    layout = meta_layout(model.graph, len(paths))
+    if layout is None:
+        raise UserError(f"{directory} is a checkpoint of Meta's Llama 4, which this model is not")
+    shards = [_unpickled(path) for path in paths]
+    found: dict[Key, Header] = {}
+    for rank, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+        for name, tensor in shard.items():
+            dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
+            found[rank, name] = Header(tuple(tensor.shape), dtype, path)
+    return require_match(layout, found), lambda stored: shards[stored.rank][stored.name]
+
+
+def _rank_files(directory: Path) -> list[Path]:
+    """`consolidated.pth`, or `consolidated.00.pth`, `.01` … without a gap."""
+    paths = sorted(directory.glob("*.pth"))
+    expected = [directory / f"consolidated.{rank:02d}.pth" for rank in range(len(paths))]
+    if paths not in (expected, [directory / "consolidated.pth"]):
+        names = ", ".join(path.name for path in paths)
+        raise UserError(f"expected consolidated.00.pth, consolidated.01.pth … without a gap, found {names}")
+    return paths
+
+
+def _unpickled(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a torch file, mapped; nothing but tensors, containers and bytes is ever unpickled."""
+    place = Place(path.name)
+    try:
+        with torch.serialization.safe_globals([io.BytesIO, encode]):
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise UserError(
+            [Problem(f"is no torch file of weights alone, or it is truncated: {reason}", place=place)]
+        ) from None
+    if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
+        raise UserError([Problem("expected a mapping from names to tensors", place=place)])
+    return {name: value for name, value in data.items() if isinstance(value, Tensor)}
+
+
+def _copy(wanted: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None) -> None:
+    wanted = tuple(wanted)
+    total, done = sum(stored.numel for stored in wanted), 0
+    with torch.no_grad():
+        for stored in wanted:
+            source = read(stored) if stored.pieces else None
+            for piece in stored.pieces:
+                assert source is not None
+                box = part(source.view(stored.view or stored.shape), piece.stored_region)
+                _copy_slices(part(targets[piece.tensor], piece.region), box.mT if piece.transposed else box)
+            done += stored.numel
+            if report:
+                report(done, total)
+
+
+def _copy_slices(target: Tensor, source: Tensor) -> None:
+    """A stack of experts goes one by one: casting or transposing on the way to a device takes a copy."""
+    if target.dim() == 3:
+        for one, other in zip(target, source, strict=True):
+            one.copy_(other)
+    else:
+        target.copy_(source)

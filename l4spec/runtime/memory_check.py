@@ -1,0 +1,133 @@
+"""Is there room? Asked before anything is allocated, so that a model too large is refused instead of being killed."""
+
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from math import prod
+from pathlib import Path
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.runtime.checkpoints.layout import stored_parameters
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.resolve import resolve
+from l4spec.spec.scale import scale_spec
+
+ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+_PROC = Path("/proc")
+_CGROUP = Path("/sys/fs/cgroup")
+_KEPT_FREE = Fraction(5, 100)
+"""Share of the free memory that is left to the system and to allocators' rounding."""
+_UNLIMITED = 1 << 60
+"""cgroup v1 writes a number near 2**63 where there is no limit."""
+_SCALES = tuple(Fraction(1, 2**k) for k in range(1, 11))
+
+
+def weight_bytes(graph: LayerGraph, dtype: str) -> int:
+    """Bytes of all tensors of a model in one number format, buffers included, tied ones once."""
+    return ITEM_BYTES[dtype] * sum(prod(parameter.shape) for _, parameter in stored_parameters(graph))
+
+
+def free_bytes(device: str) -> int | None:
+    """Bytes that can be allocated on `cpu` or a `cuda` device now; None where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    limits = [bytes_left for bytes_left in (_available(), *_cgroup_left()) if bytes_left is not None]
+    return min(limits, default=None)
+
+
+def require_memory(spec: ModelSpec, graph: LayerGraph, device: str, dtype: str, extra_bytes: int = 0) -> None:
+    """Refuse a model whose weights and `extra_bytes` (caches, activations) exceed what is free on `device`.
+
+    Raises UserError with both numbers and with the most layers, or the largest scale, that would fit.
+    """
+    if device == "meta":
+        return
+    needed, free = weight_bytes(graph, dtype) + extra_bytes, free_bytes(device)
+    if free is None or needed <= free * (1 - _KEPT_FREE):
+        return
+    message = f"{graph.name} in {dtype} needs {_gib(needed)} on {device}, where {_gib(free)} are free"
+    raise UserError([Problem(message, hint=_what_fits(spec, dtype, int(free * (1 - _KEPT_FREE)) - extra_bytes))])
+
+
+def _what_fits(spec: ModelSpec, dtype: str, room: int) -> str:
+    options = [option for option in (_most_layers(spec, dtype, room), _largest_scale(spec, dtype, room)) if option]
+    return f"{' or '.join(options)} fits" if options else "try --scale tiny"
+
+
+def _most_layers(spec: ModelSpec, dtype: str, room: int) -> str:
+    low, high = 0, spec.text.num_layers - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = _bytes_of(scale_spec(spec, num_layers=middle), dtype) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return f"--layers {low}" if low else ""
+
+
+def _largest_scale(spec: ModelSpec, dtype: str, room: int) -> str:
+    fitting = (scale for scale in _SCALES if _bytes_of(scale_spec(spec, scale), dtype) <= room)
+    scale = next(fitting, None)
+    return f"--scale {scale}" if scale else ""
+
+
+def _bytes_of(spec: ModelSpec, dtype: str) -> int:
+    return weight_bytes(build_graph(resolve(spec)), dtype)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
+
+
+def _available() -> int | None:
+    """What the kernel says is available, or else the free pages."""
+    for line in _read(_PROC / "meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _cgroup_left() -> Iterator[int]:
+    """What each control group around this process still allows; page cache that can be dropped counts as free."""
+    for line in _read(_PROC / "self" / "cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        root = _CGROUP if not controllers else _CGROUP / "memory"
+        names = (
+            ("memory.max", "memory.current") if not controllers else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        )
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            limit, used = (_number(group / name) for name in names)
+            if limit is not None and used is not None and limit < _UNLIMITED:
+                yield max(0, limit - used + _droppable(group))
+            if group == root:
+                break
+
+
+def _droppable(group: Path) -> int:
+    for line in _read(group / "memory.stat").splitlines():
+        name, _, value = line.partition(" ")
+        if name in ("inactive_file", "total_inactive_file"):
+            return int(value)
+    return 0
+
+
+def _number(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""

@@ -11,11 +11,16 @@ from pydantic import ValidationError
 from l4spec.errors import Place, Problem, UserError, nearest
 from planners.catalog.base import Entry
 
-Folder = Literal["hardware", "quantization", "engines"]
+Folder = Literal["hardware", "quantization", "engines", "efficiency"]
 E = TypeVar("E", bound=Entry)
 
 _HERE = Path(__file__).parent
-_NOUNS = {"hardware": "hardware", "quantization": "quantization scheme", "engines": "engine"}
+_NOUNS = {
+    "hardware": "hardware",
+    "quantization": "quantization scheme",
+    "engines": "engine",
+    "efficiency": "set of fitted factors",
+}
 _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LONGEST_NAME = 255
 

@@ -24,4 +24,4 @@ def coverage_of_histogram(shares: Sequence[float], experts_per_token: int, num_t
     total = sum(shares)
     assert total > 0, "a routing histogram counts at least one choice"
     missed = (1 - min(1.0, experts_per_token * share / total) for share in shares)
-    return sum(1.0 - miss**num_tokens for miss in missed)
+    return sum(1.0 - float(miss**num_tokens) for miss in missed)

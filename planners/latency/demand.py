@@ -4,7 +4,7 @@ A `Demand` has no hardware in it. Everything that does not depend on the step (w
 once per graph, scheme and layout (`profile`); a step then costs a few multiplications per kind.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -116,14 +116,8 @@ def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: i
         if group.first.scope == "text":
             kind = _profile_of(graph, group, scheme, cut, kv_dtype_bytes)
             key = (kind.name, id(group.declaration))
-            found[key] = _counted(kind, found[key].count + kind.count) if key in found else kind
+            found[key] = replace(kind, count=found[key].count + kind.count) if key in found else kind
     return tuple(found.values())
-
-
-def _counted(kind: KindProfile, count: int) -> KindProfile:
-    from dataclasses import replace
-
-    return replace(kind, count=count)
 
 
 def _profile_of(

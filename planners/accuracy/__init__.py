@@ -1,0 +1,1 @@
+"""Published figures and what the planner says of them."""

@@ -1,0 +1,1 @@
+"""Fitting the efficiency factors of the latency planner: `python -m planners.fitting`."""

@@ -1,0 +1,1 @@
+"""The latency planner: bounds by roofline, estimates by fitted factors, and their errors."""

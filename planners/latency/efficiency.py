@@ -1,0 +1,106 @@
+"""The fitted half of an estimate: what share of its peaks an engine reaches, and what it spends besides.
+
+One YAML file per engine in `planners/catalog/efficiency`, written by `python -m planners.latency.fit` from published
+measurements that are marked for calibration. No number here is a guess, and none was fitted on a row marked `test`.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from l4spec.errors import UserError
+from l4spec.layers.base import AsTuple, Spec
+from l4spec.units import Seconds
+from planners.catalog.base import Entry, Source
+from planners.catalog.loader import find_shipped, load
+
+Share = Annotated[float, Field(gt=0, le=1.5)]
+"""A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""
+
+
+class FitError(Spec):
+    """Relative errors of rows that the fit did not see: each source left out in turn, the rest fitted."""
+
+    metric: str
+    median: float
+    p90: float
+    num_rows: int
+    num_sources: int
+
+
+class ServingEfficiency(Entry):
+    """What turns the bound of a serving step into an estimate.
+
+    A step takes weights / (bandwidth * memory) + cache / (bandwidth * cache) + FLOPs / (peak * compute) + attention
+    FLOPs / (peak * attention) + bytes sent / (link * links), and constants: per block (`layer`, or `moe_layer` where
+    its feed-forward is routed), per block when more than `wide_from` sequences decode (`wide_layer`), per collective.
+    A server is never faster than `host_step + host_sequence * sequences`; a request waits `request` for its prefill.
+    """
+
+    engines: Annotated[tuple[str, ...], AsTuple]
+    """Catalogue engines whose time this file estimates."""
+    source: Source
+    hardware: Annotated[tuple[str, ...], AsTuple]
+    """Hardware that the rows were measured on; on any other the estimate is an extrapolation."""
+    models: Annotated[tuple[str, ...], AsTuple]
+    memory: Share
+    cache: Share
+    compute: Share
+    attention: Share
+    links: Share
+    layer: Seconds
+    moe_layer: Seconds
+    wide_layer: Seconds
+    wide_from: int
+    collective: Seconds
+    host_step: Seconds
+    host_sequence: Seconds
+    request: Seconds
+    notes: Annotated[tuple[str, ...], AsTuple] = ()
+    errors: Annotated[tuple[FitError, ...], AsTuple] = ()
+
+    def error(self, metric: str) -> FitError | None:
+        """The leave-one-source-out error of a metric, where it was measured."""
+        return next((error for error in self.errors if error.metric == metric), None)
+
+
+class TrainingEfficiency(Entry):
+    """What turns the bound of a training step into an estimate, for one family of hardware and every trainer.
+
+    `matmul` is the share of the dense peak that matmuls reach by number format; `moved` and `moe_moved` multiply the
+    declared element-wise traffic of dense and of routed layers; `tp`, `ep`, `cp` are the shares of communication time
+    that computation does not hide; `trainers` the factors of trainers other than Megatron.
+    """
+
+    source: Source
+    hardware: Annotated[tuple[str, ...], AsTuple]
+    matmul: dict[str, Share]
+    attention: Share
+    moved: float
+    moe_moved: float
+    tp: float
+    ep: float
+    cp: float
+    trainers: dict[str, float]
+    notes: Annotated[tuple[str, ...], AsTuple] = ()
+    errors: Annotated[tuple[FitError, ...], AsTuple] = ()
+
+    def error(self, metric: str) -> FitError | None:
+        """The leave-one-source-out error of a metric, where it was measured."""
+        return next((error for error in self.errors if error.metric == metric), None)
+
+
+def serving_efficiency(engine: str) -> ServingEfficiency | None:
+    """The fitted factors of a catalogue engine; None where nobody has published measurements of it."""
+    if find_shipped("efficiency", engine) is None:
+        return None
+    return load("efficiency", ServingEfficiency, engine)
+
+
+def training_efficiency(hardware: str) -> TrainingEfficiency | None:
+    """The fitted factors of the hardware's family; None where nothing was fitted on it."""
+    name = f"train-{hardware}"
+    try:
+        return load("efficiency", TrainingEfficiency, name)
+    except UserError:
+        return None

@@ -1,0 +1,235 @@
+"""How long one step takes on one device: the bound, the estimate, and what bounds each kind of layer.
+
+bound     per kind of layer the longest of compute, memory and links at their published peaks, as if each were
+          perfectly overlapped with the others; kinds follow each other.
+estimate  every resource at the share of its peak that an engine was measured to reach, one after the other, plus
+          constants per block, per collective and per step.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from l4spec.graph.layer_graph import LayerGraph
+from planners.latency.demand import UNIFORM, Demand, KindProfile, Routing, Step, demands, profile
+from planners.latency.efficiency import ServingEfficiency
+from planners.latency.machine import Machine, missing, ring_share
+from planners.plan_types import Layout
+from planners.weights import Scheme
+
+Resource = Literal["compute", "memory", "links"]
+ATTENTION_DTYPE = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
+
+    `blocks` counts blocks (an attention and a feed-forward layer are half a block each), `moe_blocks` those whose
+    feed-forward is routed.
+    """
+
+    held: float = 0.0
+    cached: float = 0.0
+    matmul: float = 0.0
+    attention: float = 0.0
+    links: float = 0.0
+    collectives: float = 0.0
+    blocks: float = 0.0
+    moe_blocks: float = 0.0
+
+    def __add__(self, other: "Use") -> "Use":
+        return Use(
+            self.held + other.held,
+            self.cached + other.cached,
+            self.matmul + other.matmul,
+            self.attention + other.attention,
+            self.links + other.links,
+            self.collectives + other.collectives,
+            self.blocks + other.blocks,
+            self.moe_blocks + other.moe_blocks,
+        )
+
+    def estimate(self, found: ServingEfficiency, wide: bool) -> float:
+        """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
+        return (
+            self.held / found.memory
+            + self.cached / found.cache
+            + self.matmul / found.compute
+            + self.attention / found.attention
+            + self.links / found.links
+            + self.collectives * found.collective
+            + self.blocks * (found.layer + (found.wide_layer if wide else 0.0))
+            + self.moe_blocks * (found.moe_layer - found.layer)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KindTime:
+    """Seconds of all layers of one kind in one step: each resource at its peak, and the estimate (None: not fitted)."""
+
+    name: str
+    count: int
+    compute: float
+    memory: float
+    links: float
+    estimate: float | None
+
+    @property
+    def bound(self) -> float:
+        """The least time in seconds."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def bounded_by(self) -> Resource:
+        """The resource that takes longest."""
+        times: dict[Resource, float] = {"compute": self.compute, "memory": self.memory, "links": self.links}
+        return max(times, key=lambda resource: times[resource])
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step, kind by kind; `constant` is what the engine spends per step, host included, above the kinds' sum."""
+
+    kinds: tuple[KindTime, ...]
+    constant: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """The least time in seconds."""
+        return sum(kind.bound for kind in self.kinds)
+
+    @property
+    def estimate(self) -> float | None:
+        """The estimated time in seconds; None without fitted factors."""
+        total = self.constant
+        for kind in self.kinds:
+            if kind.estimate is None:
+                return None
+            total += kind.estimate
+        return total
+
+    @property
+    def bounded_by(self) -> Resource:
+        """The resource that bounds most of the step's time."""
+        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
+        for kind in self.kinds:
+            shares[kind.bounded_by] += kind.bound
+        return max(shares, key=lambda resource: shares[resource])
+
+
+@dataclass(frozen=True, eq=False)
+class StepModel:
+    """A model under a scheme and a layout on a machine, ready to be asked for step after step.
+
+    With pipeline stages a step is one micro-batch on its way through all of them.
+    """
+
+    graph: LayerGraph
+    scheme: Scheme
+    layout: Layout
+    machine: Machine
+    kv_dtype_bytes: int
+    efficiency: ServingEfficiency | None
+    routing: Routing = UNIFORM
+    totals: dict[Step, Use] = field(default_factory=dict)
+    """What steps use in all, kept because searches and fits ask for the same steps again."""
+
+    @cached_property
+    def kinds(self) -> tuple[KindProfile, ...]:
+        """The kinds of layers, with their rates."""
+        return profile(self.graph, self.scheme, self.layout, self.kv_dtype_bytes)
+
+    @cached_property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return self.graph.model.text.stack.width.hidden_size
+
+    @cached_property
+    def unknown(self) -> str | None:
+        """Why no time can be told on this machine; None if it can."""
+        dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
+        return missing(self.machine, self.layout, dtypes)
+
+    def uses(self, step: Step) -> tuple[Use, ...]:
+        """What every kind of layer uses in a step. `unknown` must be None."""
+        asked = demands(self.kinds, step, self.layout, self.hidden_size, self.routing)
+        return tuple(self._use(kind, demand) for kind, demand in zip(self.kinds, asked, strict=True))
+
+    def time(self, step: Step, *, server: bool = True) -> StepTime:
+        """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
+        found, wide = self.efficiency, self._wide(step)
+        times = tuple(
+            KindTime(
+                kind.name,
+                kind.count,
+                use.matmul + use.attention,
+                use.held + use.cached,
+                use.links,
+                None if found is None else use.estimate(found, wide),
+            )
+            for kind, use in zip(self.kinds, self.uses(step), strict=True)
+        )
+        device = sum(time.estimate or 0.0 for time in times)
+        return StepTime(_gathered(times), max(0.0, self._host(step, server) - device))
+
+    def seconds(self, step: Step, *, server: bool = True) -> float:
+        """The estimate of `time`, without its parts. The model must have fitted factors."""
+        assert self.efficiency is not None, "ask for `efficiency` first"
+        total = self.totals.get(step)
+        if total is None:
+            total = self.totals[step] = sum(self.uses(step), Use())
+        return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
+
+    def _wide(self, step: Step) -> bool:
+        return self.efficiency is not None and step.decode > self.efficiency.wide_from
+
+    def _host(self, step: Step, server: bool) -> float:
+        """Seconds between steps below which the host cannot go."""
+        found = self.efficiency
+        if found is None or not server or not step.decode:
+            return 0.0
+        return found.host_step + found.host_sequence * step.decode
+
+    def _use(self, kind: KindProfile, demand: Demand) -> Use:
+        block = kind.count / 2 if kind.name.startswith(("attention", "ffn")) else 0.0
+        bandwidth = self.machine.bandwidth
+        return Use(
+            held=(demand.weight_bytes + demand.moved_bytes) / bandwidth,
+            cached=demand.cache_bytes / bandwidth,
+            matmul=sum(flops / self._peak(dtype) for dtype, flops in demand.flops),
+            attention=demand.attention_flops / self._peak(ATTENTION_DTYPE),
+            links=self._link_seconds(demand),
+            collectives=demand.num_collectives,
+            blocks=block,
+            moe_blocks=2 * block if kind.num_experts else 0.0,
+        )
+
+    def _peak(self, dtype: str) -> float:
+        peak = self.machine.peak(dtype)
+        assert peak is not None, "ask `unknown` first"
+        return peak
+
+    def _link_seconds(self, demand: Demand) -> float:
+        """A ring all-reduce over tp sends its buffer twice; routed rows go to their expert and back."""
+        tp, ep = self.layout.tp, self.layout.ep
+        seconds = 0.0
+        if tp > 1:
+            seconds += 2 * ring_share(tp) * demand.reduced_bytes / (self.machine.link(tp) or 1.0)
+        if ep > 1:
+            seconds += 2 * ring_share(ep) * demand.routed_bytes / (self.machine.link(tp * ep) or 1.0)
+        return seconds
+
+
+def _gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:
+    """Kinds of one name in one row, in order of first appearance."""
+    rows: dict[str, KindTime] = {}
+    for time in times:
+        known = rows.get(time.name)
+        rows[time.name] = time if known is None else _sum(known, time)
+    return tuple(rows.values())
+
+
+def _sum(a: KindTime, b: KindTime) -> KindTime:
+    estimate = None if a.estimate is None or b.estimate is None else a.estimate + b.estimate
+    return KindTime(a.name, a.count + b.count, a.compute + b.compute, a.memory + b.memory, a.links + b.links, estimate)

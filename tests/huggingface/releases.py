@@ -329,7 +329,6 @@ MIXTRAL_8X7B: Config = {
     "eos_token_id": 2,
     "hidden_act": "silu",
     "hidden_size": 4096,
-    "initializer_range": 0.02,
     "intermediate_size": 14336,
     "max_position_embeddings": 32768,
     "model_type": "mixtral",
@@ -345,7 +344,6 @@ MIXTRAL_8X7B: Config = {
     "sliding_window": None,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "use_cache": True,
     "vocab_size": 32000,
 }
 MISTRAL_7B: Config = {
@@ -354,7 +352,6 @@ MISTRAL_7B: Config = {
     "eos_token_id": 2,
     "hidden_act": "silu",
     "hidden_size": 4096,
-    "initializer_range": 0.02,
     "intermediate_size": 14336,
     "max_position_embeddings": 32768,
     "model_type": "mistral",
@@ -366,7 +363,6 @@ MISTRAL_7B: Config = {
     "sliding_window": 4096,
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
-    "use_cache": True,
     "vocab_size": 32000,
 }
 QWEN3_0_6B: Config = {

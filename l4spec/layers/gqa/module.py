@@ -1,0 +1,77 @@
+"""The torch module of grouped-query attention."""
+
+import torch
+from torch import Tensor
+
+from l4spec.layers.base import Width
+from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm, Temperature
+from l4spec.layers.positions import NoPosition, Rope
+from l4spec.layers.torch_attention import Attention
+from l4spec.layers.torch_cache import Rows
+from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm, rms_norm
+from l4spec.layers.torch_rope import Rotation
+
+
+class GQA(LayerModule):
+    """q, k, v projections; qk norm with weights, rotation, qk norm without, temperature; attention; o projection."""
+
+    def __init__(self, spec: GQASpec, width: Width) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden, heads, kv_heads = width.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        self.q_proj = Linear(hidden, heads, bias=spec.qkv_bias)
+        self.k_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
+        self.v_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
+        self.o_proj = Linear(heads, hidden, bias=spec.output_bias)
+        if isinstance(spec.qk_norm, RMSQKNorm):
+            self.q_norm = Norm(spec.head_dim, spec.qk_norm.eps)
+            self.k_norm = Norm(spec.head_dim, spec.qk_norm.eps)
+        self.rotation = _rotation(spec)
+        self.attention = Attention(
+            spec.mask,
+            spec.head_dim**-0.5 if spec.scale is None else spec.scale,
+            (kv_heads, kv_heads),
+            self._heads_first,
+            spec.logit_softcap,
+        )
+
+    def forward(self, x: Tensor, *, context: Context) -> Tensor:
+        """[batch, tokens, hidden] to [batch, tokens, hidden]."""
+        by_head = (-1, self.spec.head_dim)
+        query = self._positioned(self.q_proj(x).unflatten(-1, by_head), "q_norm", context)
+        key = self._positioned(self.k_proj(x).unflatten(-1, by_head), "k_norm", context)
+        if self.spec.temperature is not None:
+            query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
+        rows = (key.flatten(-2), self.v_proj(x))
+        attended = self.attention(query, rows, context, context.cache_of(self.node_id))
+        result: Tensor = self.o_proj(attended.flatten(-2))
+        return result
+
+    def _positioned(self, heads: Tensor, norm: str, context: Context) -> Tensor:
+        qk_norm = self.spec.qk_norm
+        if isinstance(qk_norm, RMSQKNorm):
+            heads = getattr(self, norm)(heads)
+        if self.rotation is not None:
+            heads = self.rotation(heads, context)
+        return rms_norm(heads, None, qk_norm.eps) if isinstance(qk_norm, L2Norm) else heads
+
+    def _heads_first(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        key, value = (tensor.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for tensor in rows)
+        return key, value
+
+
+def _rotation(spec: GQASpec) -> Rotation | None:
+    if isinstance(spec.position, NoPosition):
+        return None
+    partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
+    return Rotation.of(spec.position, partial or spec.head_dim)
+
+
+def _temperature(temperature: Temperature, context: Context) -> Tensor:
+    """log(floor((position + 1) / floor_scale) + 1) * attn_scale + 1, fp32, [tokens, 1, 1] or [batch, tokens, 1, 1]."""
+
+    def make() -> Tensor:
+        steps = torch.floor((context.layout.positions.float() + 1.0) / temperature.floor_scale)
+        return (torch.log1p(steps) * temperature.attn_scale + 1.0)[..., None, None]
+
+    return context.once(f"temperature {temperature.floor_scale} {temperature.attn_scale}", make)

@@ -1,0 +1,25 @@
+"""The torch module of learned absolute positions."""
+
+from torch import Tensor
+
+from l4spec.layers.base import Width
+from l4spec.layers.learned_position.spec import LearnedPositionSpec
+from l4spec.layers.torch_common import Context, LayerModule, empty
+
+
+class LearnedPosition(LayerModule):
+    """Adds the vector of each token's position; a vision tower's patches (and class token) stand in order."""
+
+    def __init__(self, spec: LearnedPositionSpec, width: Width) -> None:
+        super().__init__()
+        self.weight = empty(spec.num_positions, width.hidden_size)
+
+    def forward(self, x: Tensor, *, context: Context) -> Tensor:
+        """[batch, tokens, hidden] to the same; ValueError for a sequence longer than the table."""
+        layout = context.layout
+        end = layout.start + layout.num_tokens
+        if end > self.weight.shape[0]:
+            raise ValueError(f"{end} tokens are more than the {self.weight.shape[0]} learned positions")
+        if layout.is_uniform:
+            return x + self.weight[layout.start : end]
+        return x + self.weight[layout.positions.clamp(min=0)]

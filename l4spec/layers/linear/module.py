@@ -1,0 +1,21 @@
+"""The torch module of a single linear layer."""
+
+from torch import Tensor, nn
+
+from l4spec.layers.base import Width
+from l4spec.layers.linear.spec import LinearSpec
+from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.layers.torch_common import Linear as Projection
+
+
+class Linear(LayerModule):
+    """y = x W^T, with a bias when asked for."""
+
+    def __init__(self, spec: LinearSpec, width: Width) -> None:
+        super().__init__()
+        self.proj: nn.Linear = Projection(width.hidden_size, spec.output_size, bias=spec.bias)
+
+    def forward(self, x: Tensor, *, context: Context) -> Tensor:
+        """[..., hidden] to [..., output]."""
+        result: Tensor = self.proj(x)
+        return result

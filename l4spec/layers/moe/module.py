@@ -1,0 +1,174 @@
+"""The torch module of the mixture of experts: only chosen experts are touched."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from l4spec.layers.base import Width
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty
+from l4spec.layers.torch_experts import grouped_linear, hit
+
+
+class Router(nn.Module):
+    """Which experts each token chooses, and with which scores; all in fp32."""
+
+    def __init__(self, spec: MoESpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = empty(spec.num_experts, hidden_size)
+        self.correction_bias: Tensor | None = None
+        if spec.router.correction_bias:
+            self.correction_bias = nn.Buffer(torch.empty(spec.num_experts))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
+        router, top_k = self.spec.router, self.spec.num_experts_per_token
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        logits = nn.functional.linear(x.to(wide), self.weight.to(wide))
+        if self.correction_bias is None and router.num_groups == 1:
+            # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
+            chosen, experts = torch.topk(logits, top_k, dim=-1)
+            scores = chosen.sigmoid() if router.score == "sigmoid" else self._softmax_of(chosen, logits)
+        else:
+            all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
+            experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
+            scores = all_scores.gather(-1, experts)
+        if router.renormalize:
+            scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+        return (scores * router.scaling_factor if router.scaling_factor != 1.0 else scores), experts
+
+    def _softmax_of(self, chosen: Tensor, logits: Tensor) -> Tensor:
+        """Softmax over all experts, at the chosen ones."""
+        return (chosen - logits.logsumexp(dim=-1, keepdim=True)).exp()
+
+    def _worth(self, scores: Tensor) -> Tensor:
+        """What experts are chosen by: corrected scores, -inf outside the best groups."""
+        router = self.spec.router
+        worth = scores if self.correction_bias is None else scores + self.correction_bias
+        if router.num_groups == 1:
+            return worth
+        by_group = worth.unflatten(-1, (router.num_groups, -1))
+        if router.group_score == "max":
+            of_group = by_group.amax(dim=-1)
+        else:
+            of_group = by_group.topk(2, dim=-1).values.sum(dim=-1)
+        best = of_group.topk(router.num_limited_groups, dim=-1).indices
+        is_open = torch.zeros_like(of_group, dtype=torch.bool).scatter(-1, best, value=True)
+        return by_group.masked_fill(~is_open[..., None], float("-inf")).flatten(-2)
+
+
+class Experts(nn.Module):
+    """Stacked gated experts: gate_proj and up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn]."""
+
+    def __init__(self, spec: MoESpec, hidden_size: int) -> None:
+        super().__init__()
+        self.gate_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
+        self.up_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
+        self.down_proj = empty(spec.num_experts, hidden_size, spec.intermediate_size)
+        self.act: Callable[[Tensor], Tensor] = activation(spec.activation)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Rows [rows, hidden] sorted by expert, expert e's ending at offsets[e], to [rows, hidden]."""
+        if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            return self._one_by_one(x, offsets)
+        gated = self.act(grouped_linear(x, self.gate_proj, offsets)) * grouped_linear(x, self.up_proj, offsets)
+        return grouped_linear(gated, self.down_proj, offsets)
+
+    def _one_by_one(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Expert by expert, so that what lies between its projections stays in cache."""
+        result = torch.empty_like(x)
+        for expert, start, stop in hit(offsets):
+            torch.mm(self.gated(x[start:stop], expert), self.down_proj[expert].t(), out=result[start:stop])
+        return result
+
+    def gated(self, x: Tensor, expert: int) -> Tensor:
+        """act(x W_gate^T) * (x W_up^T) of one expert, without gradients."""
+        gate = self.act(nn.functional.linear(x, self.gate_proj[expert]))
+        return gate.mul_(nn.functional.linear(x, self.up_proj[expert]))
+
+    def single(self, x: Tensor, expert: int) -> Tensor:
+        """One expert on all rows, without gradients."""
+        return nn.functional.linear(self.gated(x, expert), self.down_proj[expert])
+
+
+class MoE(LayerModule):
+    """Routed experts on the tokens that chose them, plus the shared expert on all tokens."""
+
+    def __init__(self, spec: MoESpec, width: Width) -> None:
+        super().__init__()
+        self.spec = spec
+        hidden = width.hidden_size
+        self.router = Router(spec, hidden)
+        self.experts = Experts(spec, hidden)
+        self.shared_expert = GatedFFN(hidden, spec.shared_size, spec.activation) if spec.num_shared_experts else None
+        self.shared_expert_gate = Linear(hidden, 1, bias=False) if spec.shared_gate else None
+
+    def forward(self, x: Tensor, *, context: Context) -> Tensor:
+        """[batch, tokens, hidden] to [batch, tokens, hidden]."""
+        tokens = x.flatten(0, 1)
+        scores, experts = self.router(tokens)
+        routed = self._routed(tokens, scores.to(x.dtype), experts, context)
+        if self.shared_expert is not None:
+            shared = self.shared_expert(tokens)
+            if self.shared_expert_gate is not None:
+                shared = shared * self.shared_expert_gate(tokens).sigmoid()
+            routed = routed + shared
+        return routed.view_as(x)
+
+    def _routed(self, tokens: Tensor, scores: Tensor, experts: Tensor, context: Context) -> Tensor:
+        if self.spec.capacity_factor is not None:
+            return self._sorted(tokens, scores, experts, self._fits(experts, context))
+        alone = tokens.shape[0] == 1 and tokens.device.type == "cpu" and not torch.is_grad_enabled()
+        if alone and not torch.compiler.is_compiling():
+            return self._one_token(tokens, scores[0], experts[0].tolist())
+        return self._sorted(tokens, scores, experts, None)
+
+    def _one_token(self, token: Tensor, scores: Tensor, experts: list[int]) -> Tensor:
+        """A decode step of one sequence: no sorting, each chosen expert's weights read where they lie."""
+        scales_input = self.spec.router.scales == "input"
+        total = None
+        for score, expert in zip(scores, experts, strict=True):
+            if scales_input:
+                term = self.experts.single(token * score, expert)
+            else:
+                term = self.experts.single(token, expert).mul_(score)
+            total = term if total is None else total.add_(term)
+        assert total is not None
+        return total
+
+    def _sorted(self, tokens: Tensor, scores: Tensor, experts: Tensor, fits: Tensor | None) -> Tensor:
+        """Sort (token, expert) pairs by expert, run each expert on its rows, and sum the rows of each token."""
+        num_tokens, top_k = experts.shape
+        flat = experts.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.zeros(self.spec.num_experts, dtype=torch.int32, device=flat.device)
+        counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+        offsets = counts.cumsum(0, dtype=torch.int32)
+        rows = tokens[order // top_k if top_k > 1 else order]
+        if self.spec.router.scales == "input":
+            rows = rows * scores.flatten()[order, None]
+        result = self.experts(rows, offsets)
+        back = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
+        by_token = result[back].view(num_tokens, top_k, -1)
+        if self.spec.router.scales == "output":
+            by_token = by_token * scores[..., None]
+        if fits is not None:
+            by_token = by_token * fits.to(by_token.dtype)[..., None]
+        return by_token[:, 0] if top_k == 1 else by_token.sum(dim=1)
+
+    def _fits(self, experts: Tensor, context: Context) -> Tensor:
+        """Which choices [tokens, top-k] their expert has room for: the first ceil(factor * choices / experts) of each.
+
+        Tokens come first by position in the batch, a token's choices by score; padding takes no room.
+        """
+        assert self.spec.capacity_factor is not None
+        choices = nn.functional.one_hot(experts.flatten(), self.spec.num_experts)
+        valid = context.layout.valid()
+        if valid is not None:
+            choices = choices * valid.flatten().repeat_interleave(experts.shape[1])[:, None]
+        capacity = math.ceil(self.spec.capacity_factor * experts.numel() / self.spec.num_experts)
+        place = (choices.cumsum(0) * choices).sum(dim=-1)
+        return (place <= capacity).view_as(experts)

@@ -1,0 +1,34 @@
+"""The torch module of the adapter behind a vision tower."""
+
+from math import isqrt
+
+from torch import Tensor
+
+from l4spec.layers.base import Width
+from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.layers.torch_common import Context, LayerModule, Linear, activation
+
+
+class PixelShuffleMLP(LayerModule):
+    """Drops the class token, folds fold x fold patches into one, then two linear layers, each with the activation."""
+
+    def __init__(self, spec: PixelShuffleMLPSpec, width: Width) -> None:
+        super().__init__()
+        self.fold = spec.fold
+        self.fc1 = Linear(width.hidden_size * spec.fold**2, spec.intermediate_size, bias=spec.bias)
+        self.fc2 = Linear(spec.intermediate_size, spec.output_size, bias=spec.bias)
+        self.act = activation(spec.activation)
+
+    def forward(self, x: Tensor, *, context: Context) -> Tensor:
+        """[tiles, patches (+ 1), hidden] to [tiles, patches / fold^2, output]."""
+        if context.class_token != "none":
+            x = x[:, :-1] if context.class_token == "last" else x[:, 1:]
+        result: Tensor = self.act(self.fc2(self.act(self.fc1(_pixel_shuffle(x, self.fold)))))
+        return result
+
+
+def _pixel_shuffle(x: Tensor, fold: int) -> Tensor:
+    """A square grid of patches folded by `fold` along both sides; channels ordered (row in the fold, column, channel)."""
+    grid = isqrt(x.shape[1])
+    rows = x.unflatten(1, (grid // fold, fold, grid // fold, fold))
+    return rows.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)

@@ -1,0 +1,97 @@
+"""The cache of one layer: one preallocated tensor that holds no more tokens than the layer's law allows.
+
+The token at position p lies in slot p % num_slots. A full cache has a slot for every token of the longest sequence, a
+chunk-bounded one the slots of a single chunk (aligned chunks: a new chunk starts again at slot 0), a window-bounded
+one is a ring.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l4spec.layers.declaration import Declaration
+
+Rows = tuple[Tensor, ...]
+"""What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """`data` is [batch, num_slots, elements per token], filled by the layer in the order of its declared entries."""
+
+    data: Tensor
+
+    @property
+    def num_slots(self) -> int:
+        """Tokens per sequence that fit."""
+        return self.data.shape[1]
+
+    def read(self, widths: tuple[int, ...], start: int, stop: int) -> Rows:
+        """Views of the slots from `start` to `stop`, cut into tensors of these widths."""
+        return self.data[:, start:stop].split(widths, dim=-1)
+
+    def write(self, rows: Rows, slot: int) -> None:
+        """Copy rows into consecutive slots from `slot` on; they must not run over the end."""
+        stop = slot + rows[0].shape[1]
+        first = 0
+        for tensor in rows:
+            width = tensor.shape[-1]
+            self.data[:, slot:stop, first : first + width] = tensor
+            first += width
+
+    def write_ring(self, rows: Rows, start: int) -> None:
+        """Write rows of the positions from `start` on, round the ring; only the last `num_slots` of them stay."""
+        size, count = self.num_slots, rows[0].shape[1]
+        kept = min(size, count)
+        rows = tuple(tensor[:, count - kept :] for tensor in rows)
+        slot = (start + count - kept) % size
+        before_end = min(kept, size - slot)
+        self.write(tuple(tensor[:, :before_end] for tensor in rows), slot)
+        if before_end < kept:
+            self.write(tuple(tensor[:, before_end:] for tensor in rows), 0)
+
+    def read_ring(self, widths: tuple[int, ...], start: int, count: int) -> Rows:
+        """The `count` tokens before position `start`, oldest first; a copy only where they wrap round the end."""
+        slot = (start - count) % self.num_slots
+        if slot + count <= self.num_slots:
+            return self.read(widths, slot, slot + count)
+        joined = torch.cat((self.data[:, slot:], self.data[:, : slot + count - self.num_slots]), dim=1)
+        return joined.split(widths, dim=-1)
+
+    def slot_positions(self, lengths: Tensor) -> Tensor:
+        """[batch, num_slots]: the latest position below `lengths` [batch] that each slot holds; negative: none yet."""
+        slots = torch.arange(self.num_slots, device=lengths.device)
+        laps = torch.div(lengths[:, None] - 1 - slots, self.num_slots, rounding_mode="floor")
+        return slots + self.num_slots * laps
+
+    def write_ragged(self, rows: Rows, lengths: Tensor, num_new: Tensor) -> None:
+        """Add `num_new` [batch] tokens of each row after its `lengths` [batch] earlier ones; other columns are ignored.
+
+        Every slot takes the latest new token that belongs to it.
+        """
+        source = self.slot_positions(lengths + num_new) - lengths[:, None]
+        index = source.clamp(min=0)[..., None].expand(-1, -1, self.data.shape[-1])
+        new = torch.cat(rows, dim=-1).gather(1, index)
+        self.data.copy_(torch.where(source[..., None] >= 0, new, self.data))
+
+    def write_one_each(self, rows: Rows, positions: Tensor) -> None:
+        """Write one token per row at its position [batch]."""
+        batch = torch.arange(self.data.shape[0], device=positions.device)
+        self.data[batch, positions % self.num_slots] = torch.cat(rows, dim=-1)[:, 0]
+
+
+def allocate(
+    declaration: Declaration, batch: int, max_len: int, dtype: torch.dtype, device: torch.device
+) -> LayerCache | None:
+    """Zeroed memory for one layer: batch * num_kept(max_len) * elements per token; None for a layer that keeps nothing.
+
+    Raises ValueError for a declaration whose entries grow by different laws, which one tensor cannot hold.
+    """
+    if not declaration.cache:
+        return None
+    bounds = {entry.bound for entry in declaration.cache}
+    if len(bounds) > 1:
+        raise ValueError(f"the entries of one layer's cache must share a bound, found {sorted(map(str, bounds))}")
+    width = sum(entry.elements_per_token for entry in declaration.cache)
+    return LayerCache(torch.zeros(batch, bounds.pop().num_kept(max_len), width, dtype=dtype, device=device))

@@ -1,0 +1,160 @@
+"""What every torch module of a layer shares: its base class and what a forward pass tells all layers.
+
+Only `layers/*/module.py`, the `torch_*` files beside this one and `runtime/` import torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from l4spec.layers.torch_cache import LayerCache
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the tokens of one forward pass stand: `num_rows` rows of `num_tokens` columns.
+
+    Rows are aligned: column t of a row is its t-th new token, whatever padding the caller had. `start` is the number of
+    earlier tokens in the cache (an upper bound when rows differ). `positions` is [tokens] when all rows are alike, else
+    [rows, tokens]. When rows differ, `lengths` [rows] holds the tokens each had before (None: none, or all `start`)
+    and `num_new` [rows] how many of its columns are real. `sequence_ids` [rows, tokens] separates packed sequences.
+    """
+
+    num_rows: int
+    num_tokens: int
+    start: int
+    positions: Tensor
+    lengths: Tensor | None = None
+    num_new: Tensor | None = None
+    sequence_ids: Tensor | None = None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether plain slices do: every row has the same past, and no packed sequences share a row."""
+        return self.lengths is None and self.sequence_ids is None
+
+    def valid(self) -> Tensor | None:
+        """Which columns are real tokens [rows, tokens]; None: all."""
+        if self.num_new is None:
+            return None
+        return torch.arange(self.num_tokens, device=self.num_new.device) < self.num_new[:, None]
+
+
+@dataclass(slots=True)
+class Context:
+    """What one forward pass tells every layer besides its inputs.
+
+    `caches` holds a cache per node id, `class_token` where a vision tower keeps its class token, `image_mask`
+    [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotation tables,
+    masks), made by the first layer that asks.
+    """
+
+    layout: Layout
+    caches: dict[str, LayerCache] | None = None
+    image_mask: Tensor | None = None
+    class_token: Literal["first", "last", "none"] = "none"
+    memo: dict[str, Tensor] = field(default_factory=dict)
+
+    def cache_of(self, node_id: str) -> LayerCache | None:
+        """The cache of a layer; None when nothing is cached."""
+        return None if self.caches is None else self.caches.get(node_id)
+
+    def once(self, key: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` returns, made once per forward pass for all layers that ask for `key`."""
+        found = self.memo.get(key)
+        if found is None:
+            found = self.memo[key] = make()
+        return found
+
+
+class LayerModule(nn.Module):
+    """Base of every layer's module: built from `(spec, width)`, holding exactly the declared parameters.
+
+    `forward(*inputs, context=…)` takes the outputs of the nodes that feed it, in the order of their ports. `node_id` is
+    the node's id in the graph, set when the model is put together.
+    """
+
+    node_id: str = ""
+
+    def tie(self, name: str, owner: nn.Module) -> None:
+        """Use the weight of another module for the declared parameter `name`; kinds that can be tied override this."""
+        raise TypeError(f"{type(self).__name__} has no parameter that can be tied, found {name!r}")
+
+
+def empty(*shape: int) -> nn.Parameter:
+    """A parameter that is not filled yet: `l4spec.runtime.initialize` or a checkpoint fills it."""
+    return nn.Parameter(torch.empty(*shape))
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves filling its weights to whoever builds the model."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: see `l4spec.runtime.initialize`."""
+
+
+class Norm(nn.Module):
+    """RMSNorm x / sqrt(mean(x^2) + eps) * weight, normalised in fp32, as a part of other layers."""
+
+    def __init__(self, width: int, eps: float, *, unit_offset: bool = False) -> None:
+        super().__init__()
+        self.weight = empty(width)
+        self.eps = eps
+        self.unit_offset = unit_offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normed tensor, in the dtype of `x`; the last dimension is the one that is normed."""
+        return rms_norm(x, self.weight, self.eps, unit_offset=self.unit_offset)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, unit_offset: bool = False) -> Tensor:
+    """RMS norm of the last dimension in fp32.
+
+    Rounded to the dtype of `x` before the weight, as Llama does; with `unit_offset` the factor is 1 + weight, applied
+    in fp32 before rounding, as Gemma does.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    if unit_offset:
+        assert weight is not None
+        return nn.functional.rms_norm(wide, x.shape[-1:], 1 + weight.to(wide.dtype), eps).to(x.dtype)
+    if x.dtype == wide.dtype:
+        return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+    normed = nn.functional.rms_norm(wide, x.shape[-1:], None, eps).to(x.dtype)
+    return normed if weight is None else normed * weight
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+    "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "relu": nn.functional.relu,
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The element-wise function of this name; KeyError for an unknown one."""
+    return _ACTIVATIONS[name]
+
+
+class GatedFFN(LayerModule):
+    """down(act(gate(x)) * up(x)): SwiGLU, GeGLU and the shared expert of a mixture."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor, *, context: Context | None = None) -> Tensor:
+        """[..., hidden] to [..., hidden]."""
+        result: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return result
+
+
+def soft_cap(x: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(x / cap), which keeps values within (-cap, cap); unchanged without a cap."""
+    return x if cap is None else cap * torch.tanh(x / cap)

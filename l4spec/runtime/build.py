@@ -1,0 +1,71 @@
+"""Stage 5a: from a layer graph to the torch module that executes it."""
+
+import importlib
+
+import torch
+from torch import nn
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers import KINDS
+from l4spec.layers.torch_common import LayerModule
+from l4spec.runtime.initialize import initialize
+from l4spec.runtime.model import Model
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
+"""Torch's number formats by the names that specs and options use."""
+
+
+def build(
+    graph: LayerGraph,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | str | None = None,
+    *,
+    seed: int | None = 0,
+) -> Model:
+    """The model of a graph; its tensors are named `{node.id}.{parameter.name}` and shaped as declared.
+
+    `dtype` is by default the one the spec publishes its weights in. Weights are random, the same for the same seed;
+    `seed=None` leaves them unset for a checkpoint to fill. On `meta` nothing is allocated. Raises TypeError for a layer
+    kind whose module does not hold what the kind declares, KeyError for an unknown dtype.
+    """
+    wanted = torch.device(device)
+    chosen = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype or graph.model.text.dtype]
+    with torch.device("meta"):
+        model = Model(graph, {node.id: _module_of(node) for node in graph.nodes})
+    model.to(dtype=chosen)
+    check(model, graph)
+    if wanted.type != "meta":
+        model.to_empty(device=wanted)
+        if seed is not None:
+            initialize(model, graph, seed)
+    return model.eval()
+
+
+def _module_of(node: LayerNode) -> LayerModule:
+    module = _class_of(KINDS[node.kind].module)(node.spec, node.width)
+    if not isinstance(module, LayerModule):
+        raise TypeError(f"{KINDS[node.kind].module} must be a LayerModule")
+    module.node_id = node.id
+    return module
+
+
+def _class_of(place: str) -> type[nn.Module]:
+    module_name, _, class_name = place.partition(":")
+    found: type[nn.Module] = getattr(importlib.import_module(module_name), class_name)
+    return found
+
+
+def check(model: nn.Module, graph: LayerGraph) -> None:
+    """Compare the model's tensors with the declared ones; raises TypeError naming every difference."""
+    declared = {f"{node.id}.{p.name}": (p.shape, p.buffer) for node, p in graph.parameters() if p.tied_to is None}
+    parameters = dict(model.named_parameters())
+    held = {name: (tuple(t.shape), name not in parameters) for name, t in model.state_dict(keep_vars=True).items()}
+    problems = [f"{name}: declared {declared[name]}, held nothing" for name in declared.keys() - held.keys()]
+    problems += [f"{name}: held {held[name]}, declared nothing" for name in held.keys() - declared.keys()]
+    problems += [
+        f"{name}: declared {declared[name]}, held {held[name]}"
+        for name in declared.keys() & held.keys()
+        if declared[name] != held[name]
+    ]
+    if problems:
+        raise TypeError("modules must hold what their kinds declare, (shape, is a buffer):\n" + "\n".join(problems))

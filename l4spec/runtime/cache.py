@@ -1,0 +1,60 @@
+"""What a model remembers of the tokens it has read: one preallocated cache per layer, and how far they are filled."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.torch_cache import LayerCache, allocate
+
+
+@dataclass(slots=True, eq=False)
+class Cache:
+    """Caches by node id for `batch` sequences of at most `max_len` tokens.
+
+    `length` counts the columns read so far. `lengths` [batch] counts each row's own tokens once rows differ (padding
+    is never kept); None while all rows have `length`.
+    """
+
+    layers: dict[str, LayerCache]
+    batch: int
+    max_len: int
+    length: int = 0
+    lengths: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes allocated, over all layers."""
+        return sum(layer.data.numel() * layer.data.element_size() for layer in self.layers.values())
+
+    def reset(self) -> None:
+        """Forget every token; the memory stays."""
+        self.length, self.lengths = 0, None
+
+    def advance(self, num_tokens: int, num_new: Tensor | None) -> None:
+        """Note that `num_tokens` columns were read, of which `num_new` [batch] were real (None: all)."""
+        if self.lengths is not None:
+            self.lengths = self.lengths + (num_tokens if num_new is None else num_new)
+        elif num_new is not None:
+            self.lengths = num_new + self.length
+        self.length += num_tokens
+
+
+def new_cache(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Cache:
+    """Zeroed caches for every layer of the text model that keeps something.
+
+    Raises ValueError for sizes below 1 and for a text model whose attention is bidirectional, which cannot go on from
+    a cache.
+    """
+    if batch < 1 or max_len < 1:
+        raise ValueError(f"batch and max_len must be at least 1, found {batch} and {max_len}")
+    layers = {}
+    for node in graph.nodes:
+        if node.scope != "text":
+            continue
+        if node.role == "attention" and not node.declaration.cache:
+            raise ValueError(f"{node.id} sees later tokens, so nothing can be cached: run the model without a cache")
+        if (layer := allocate(node.declaration, batch, max_len, dtype, device)) is not None:
+            layers[node.id] = layer
+    return Cache(layers, batch, max_len)

@@ -1,0 +1,113 @@
+"""From what a caller gives (padding on either side, packed sequences, a cache) to aligned rows, and back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from l4spec.layers.torch_common import Layout
+from l4spec.runtime.cache import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Aligned token ids [rows, tokens] with their layout; `order` [rows, tokens] says where each column came from."""
+
+    input_ids: Tensor
+    layout: Layout
+    order: Tensor | None = None
+
+
+def align(
+    input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None
+) -> Batch:
+    """Move each row's real tokens to its front, and say where they stand.
+
+    Raises ValueError for shapes that differ, a cache of another batch or without room, and packed sequences that are
+    padded or cached.
+    """
+    if input_ids.dim() != 2 or not input_ids.shape[1]:
+        raise ValueError(f"input_ids must be [batch, tokens] with at least one token, found {tuple(input_ids.shape)}")
+    for name, given in (("attention_mask", attention_mask), ("sequence_ids", sequence_ids)):
+        if given is not None and given.shape != input_ids.shape:
+            raise ValueError(f"{name} {tuple(given.shape)} must be shaped as input_ids {tuple(input_ids.shape)}")
+    if cache is not None:
+        _check_room(input_ids, cache)
+    if sequence_ids is not None:
+        if attention_mask is not None or cache is not None:
+            raise ValueError("packed sequences take neither an attention_mask nor a cache")
+        return Batch(input_ids, _packed(sequence_ids))
+    order, num_new = _order(attention_mask)
+    if order is not None:
+        input_ids = input_ids.gather(1, order)
+    return Batch(input_ids, _plain(input_ids, num_new, cache), order)
+
+
+def _check_room(input_ids: Tensor, cache: Cache) -> None:
+    batch, num_tokens = input_ids.shape
+    if batch != cache.batch:
+        raise ValueError(f"the cache is for {cache.batch} sequences, found {batch}")
+    if cache.length + num_tokens > cache.max_len:
+        raise ValueError(f"the cache has room for {cache.max_len} tokens, found {cache.length} + {num_tokens}")
+
+
+def _order(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Columns with real tokens first, and how many; (None, None) when every token is real."""
+    if attention_mask is None:
+        return None, None
+    valid = attention_mask.bool()
+    if not torch.compiler.is_compiling() and bool(valid.all()):
+        return None, None
+    return (~valid).int().argsort(dim=1, stable=True), valid.sum(dim=1)
+
+
+def _plain(input_ids: Tensor, num_new: Tensor | None, cache: Cache | None) -> Layout:
+    rows, num_tokens = input_ids.shape
+    start = 0 if cache is None else cache.length
+    lengths = None if cache is None else cache.lengths
+    if lengths is None and num_new is not None and start:
+        lengths = torch.full_like(num_new, start)
+    columns = torch.arange(num_tokens, device=input_ids.device)
+    positions = columns + start if lengths is None else columns + lengths[:, None]
+    return Layout(rows, num_tokens, start, positions, lengths, num_new)
+
+
+def _packed(sequence_ids: Tensor) -> Layout:
+    """Every run of equal ids is a sequence of its own, numbered from 0, with positions from 0."""
+    rows, num_tokens = sequence_ids.shape
+    columns = torch.arange(num_tokens, device=sequence_ids.device)
+    begins = torch.ones_like(sequence_ids, dtype=torch.bool)
+    begins[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
+    first = torch.where(begins, columns, 0).cummax(dim=1).values
+    return Layout(rows, num_tokens, 0, columns - first, sequence_ids=begins.cumsum(dim=1))
+
+
+def last_tokens(hidden: Tensor, batch: Batch) -> Tensor:
+    """[rows, tokens, hidden] to each row's last real token [rows, 1, hidden]."""
+    num_new = batch.layout.num_new
+    if num_new is None:
+        return hidden[:, -1:]
+    index = (num_new - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[-1])
+    return hidden.gather(1, index)
+
+
+def restore(result: Tensor, batch: Batch) -> Tensor:
+    """Columns back where the caller had them."""
+    if batch.order is None:
+        return result
+    columns = torch.arange(batch.order.shape[1], device=result.device).expand_as(batch.order)
+    where = torch.empty_like(batch.order).scatter(1, batch.order, columns)
+    return result.gather(1, where[..., None].expand_as(result))
+
+
+def image_layout(
+    num_tiles: int, grid: int, class_token: Literal["first", "last", "none"], device: torch.device
+) -> Layout:
+    """The patches of a tile, row by row, at positions (x + 1, y + 1) [patches (+ 1), 2]; a class token at (0, 0)."""
+    places = torch.arange(grid, device=device) + 1
+    patches = torch.stack((places.repeat(grid), places.repeat_interleave(grid)), dim=-1)
+    origin = patches.new_zeros(1, 2)
+    if class_token != "none":
+        patches = torch.cat((patches, origin) if class_token == "last" else (origin, patches))
+    return Layout(num_tiles, patches.shape[0], 0, patches)

@@ -1,0 +1,243 @@
+"""The module that executes a layer graph."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
+from l4spec.layers.torch_common import Context, LayerModule, Layout
+from l4spec.runtime.cache import Cache, new_cache
+from l4spec.runtime.layout import align, image_layout, last_tokens, restore
+
+PATCH_TOKEN_ID = 200092
+"""`<|patch|>`, the place of an image vector in Llama 4's vocabulary (llama-models, models/llama4/tokenizer.py)."""
+
+
+INPUT = ""
+"""Name of what the model itself is given: token ids for the text, pixels for the vision tower."""
+
+
+class Group(nn.Module):
+    """A level of the module tree: `text`, `text.layers`, `text.layers.0`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One node's module, whose inputs it takes, and which values nobody needs after it."""
+
+    node_id: str
+    module: LayerModule
+    inputs: tuple[str, ...]
+    last_use_of: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Nodes that run together, a block of the stack or a single layer: what activation checkpointing keeps apart.
+
+    Values named in `inputs` come from outside, those in `last_use_of` nobody needs afterwards, the one of `output` goes
+    on.
+    """
+
+    steps: tuple[Step, ...]
+    inputs: tuple[str, ...]
+    last_use_of: tuple[str, ...]
+    output: str
+
+    def __call__(self, context: Context, *inputs: Tensor | None) -> Tensor:
+        """Run the steps in order."""
+        values: dict[str, Tensor | None] = dict(zip(self.inputs, inputs, strict=True))
+        for step in self.steps:
+            given = [values[name] for name in step.inputs]
+            for name in step.last_use_of:
+                del values[name]
+            values[step.node_id] = step.module(*given, context=context)
+            del given
+        result = values[self.output]
+        assert result is not None
+        return result
+
+
+class Model(nn.Module):
+    """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
+
+    `image_token_id` is the token whose places image vectors take. With `checkpoint_activations`, training keeps only
+    the blocks' inputs and computes the rest again in the backward pass.
+    """
+
+    def __init__(self, graph: LayerGraph, modules: Mapping[str, LayerModule]) -> None:
+        super().__init__()
+        self.graph = graph
+        self.image_token_id: int | None = PATCH_TOKEN_ID if _vocab_size(graph) > PATCH_TOKEN_ID else None
+        self.checkpoint_activations = False
+        for node_id, module in modules.items():
+            _place(self, node_id, module)
+        for node, parameter in graph.parameters():
+            if parameter.tied_to is not None:
+                modules[node.id].tie(parameter.name, modules[parameter.tied_to.rpartition(".")[0]])
+        segments = tuple(_segments(graph, modules))
+        is_text = {node.id: node.scope == "text" for node in graph.nodes}
+        self._vision = tuple(segment for segment in segments if not is_text[segment.output])
+        self._text = tuple(segment for segment in segments if is_text[segment.output])
+        self._grid, self._class_token = _patches_of(graph)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next(self.parameters()).dtype
+
+    def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
+        """Preallocated caches for `batch` sequences of at most `max_len` tokens, in the weights' dtype by default."""
+        return new_cache(self.graph, batch, max_len, dtype or self.dtype, self.device)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        logits: Literal["all", "last"] = "all",
+    ) -> Tensor:
+        """Logits in fp32, [batch, tokens, vocab], or [batch, 1, vocab] of each row's last token with `logits="last"`.
+
+        `input_ids` [batch, tokens] are new tokens; with a `cache` (inference only) they follow those it has read.
+        `attention_mask` [batch, tokens] is 0 at padding, on either side: a padded row equals the same row alone, its
+        positions count real tokens from 0; logits at padding mean nothing. `sequence_ids` [batch, tokens] packs
+        sequences into rows: a run of equal ids is one sequence, its positions start at 0. `pixel_values`
+        [tiles, channels, height, width], or `image_features` from `encode_images`, fill the places of
+        `image_token_id` in order. Raises ValueError for what does not fit together.
+        """
+        if cache is not None:
+            with torch.no_grad():
+                return self._forward(input_ids, pixel_values, image_features, attention_mask, None, cache, logits)
+        return self._forward(input_ids, pixel_values, image_features, attention_mask, sequence_ids, None, logits)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden]."""
+        if not self._vision:
+            raise ValueError(f"{self.graph.name} has no vision tower")
+        layout = image_layout(pixel_values.shape[0], self._grid, self._class_token, pixel_values.device)
+        context = Context(layout, class_token=self._class_token)
+        return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
+
+    def _forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        attention_mask: Tensor | None,
+        sequence_ids: Tensor | None,
+        cache: Cache | None,
+        logits: Literal["all", "last"],
+    ) -> Tensor:
+        batch = align(input_ids, attention_mask, sequence_ids, cache)
+        if pixel_values is not None:
+            image_features = self.encode_images(pixel_values)
+        image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
+        context = Context(batch.layout, cache.layers if cache else None, image_mask)
+        values: dict[str, Tensor | None] = {INPUT: batch.input_ids}
+        if self._vision:
+            values[self._vision[-1].output] = image_features
+        *body, head = self._text
+        hidden = self._run(body, context, values)
+        result = head(context, last_tokens(hidden, batch) if logits == "last" else hidden)
+        if cache is not None:
+            cache.advance(batch.layout.num_tokens, batch.layout.num_new)
+        return result if logits == "last" else restore(result, batch)
+
+    def _run(self, segments: Iterable[Segment], context: Context, values: dict[str, Tensor | None]) -> Tensor:
+        """Run segments in order; `values` holds the outputs of nodes before them, the model's own input under INPUT."""
+        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        result: Tensor | None = None
+        for segment in segments:
+            inputs = [values[name] for name in segment.inputs]
+            for name in segment.last_use_of:
+                del values[name]
+            if recompute and len(segment.steps) > 1:
+                result = checkpoint(segment, context, *inputs, use_reentrant=False)
+            else:
+                result = segment(context, *inputs)
+            values[segment.output] = result
+        assert result is not None
+        return result
+
+    def _image_mask(self, input_ids: Tensor, image_features: Tensor) -> Tensor:
+        if self.image_token_id is None:
+            raise ValueError("set model.image_token_id to the token whose places images take")
+        mask = input_ids == self.image_token_id
+        if not torch.compiler.is_compiling():
+            num_places, num_vectors = int(mask.sum()), image_features.numel() // image_features.shape[-1]
+            if num_places != num_vectors:
+                raise ValueError(f"{num_vectors} image vectors for {num_places} tokens {self.image_token_id}")
+        return mask
+
+
+def _place(model: nn.Module, node_id: str, module: nn.Module) -> None:
+    """Hang a module into the tree at the path of its id, so that its tensors' names begin with it."""
+    *groups, name = node_id.split(".")
+    parent = model
+    for group in groups:
+        if group not in parent._modules:
+            parent.add_module(group, Group())
+        parent = parent.get_submodule(group)
+    parent.add_module(name, module)
+
+
+def _segments(graph: LayerGraph, modules: Mapping[str, LayerModule]) -> list[Segment]:
+    """Consecutive nodes of one block together, every other node alone."""
+    runs = [
+        list(run)
+        for _, run in groupby(graph.nodes, key=lambda node: node.id if node.layer is None else (node.scope, node.layer))
+    ]
+    inputs = {node.id: graph.inputs_of(node.id) or (INPUT,) for node in graph.nodes}
+    last_reader = {name: node.id for node in graph.nodes for name in inputs[node.id]}
+    return [_segment(run, modules, inputs, last_reader) for run in runs]
+
+
+def _segment(
+    nodes: list[LayerNode],
+    modules: Mapping[str, LayerModule],
+    inputs: dict[str, tuple[str, ...]],
+    last_reader: dict[str, str],
+) -> Segment:
+    own = {node.id for node in nodes}
+    outside = tuple(dict.fromkeys(name for node in nodes for name in inputs[node.id] if name not in own))
+    leaving = [node.id for node in nodes if last_reader.get(node.id) not in own]
+    assert len(leaving) == 1, f"a block hands on one value, found {leaving}"
+    steps = tuple(
+        Step(
+            node.id,
+            modules[node.id],
+            inputs[node.id],
+            tuple(name for name in dict.fromkeys(inputs[node.id]) if last_reader[name] == node.id),
+        )
+        for node in nodes
+    )
+    finished = tuple(name for name in outside if last_reader[name] in own)
+    return Segment(steps, outside, finished, leaving[0])
+
+
+def _vocab_size(graph: LayerGraph) -> int:
+    return graph.model.text.head.vocab_size
+
+
+def _patches_of(graph: LayerGraph) -> tuple[int, Literal["first", "last", "none"]]:
+    """Patches along one side of a tile, and where the class token is."""
+    for node in graph.nodes:
+        if isinstance(node.spec, PatchEmbeddingSpec):
+            return node.spec.grid, node.spec.class_token
+    return 0, "none"

@@ -29,10 +29,19 @@ class _Change:
 
 
 def suggest(setting: Setting, cluster: Cluster, request: Request) -> tuple[Suggestion, ...]:
-    """Changes after which the plan fits: of one thing each, or where none is enough, of weights and cache together."""
+    """Changes after which the plan fits, each with the complete options that plan it.
+
+    First what keeps the work and the GPUs: one smaller format, or where none is enough two. Then less work, then more
+    GPUs.
+    """
     asked = _Change("", replace(request, context=request.tokens(setting.graph)), setting, cluster.num_gpus)
-    single = [found for change in _single(asked, cluster) if (found := _checked(change))]
-    return tuple(single) or tuple(found for change in _double(asked) if (found := _checked(change)))
+    single = _fitting(_leaner_training(asked) if setting.train else _smaller_formats(asked))
+    double = () if single or setting.train else _fitting(_smaller_both(asked))
+    return (*single, *double, *_fitting(_less_work(asked)), *_fitting(_more_gpus(asked, cluster)))
+
+
+def _fitting(changes: Iterator[_Change]) -> tuple[Suggestion, ...]:
+    return tuple(found for change in changes if (found := _checked(change)))
 
 
 def _checked(change: _Change) -> Suggestion | None:
@@ -68,20 +77,14 @@ def _most_shards(setting: Setting, layout: Layout) -> int:
     return layout.num_devices if setting.train else layout.tp * layout.ep * layout.pp
 
 
-def _single(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
-    if asked.setting.train is None:
-        yield from _smaller_cache(asked)
-        yield from _smaller_weights(asked)
-    else:
-        yield from _leaner_training(asked)
-    yield from _less_work(asked)
-    yield from _more_gpus(asked, cluster)
+def _smaller_formats(asked: _Change) -> Iterator[_Change]:
+    yield from _smaller_cache(asked)
+    yield from _smaller_weights(asked)
 
 
-def _double(asked: _Change) -> Iterator[_Change]:
-    if asked.setting.train is None:
-        for change in _smaller_cache(asked):
-            yield from _smaller_weights(change)
+def _smaller_both(asked: _Change) -> Iterator[_Change]:
+    for change in _smaller_cache(asked):
+        yield from _smaller_weights(change)
 
 
 def _smaller_cache(asked: _Change) -> Iterator[_Change]:

@@ -1,0 +1,57 @@
+"""What would make it fit: each suggestion alone suffices, is no larger than needed, and says how to type it."""
+
+import pytest
+
+from planners.plan import plan
+from planners.plan_types import Plan
+from tests.planners.models import graph
+
+
+def changes(found: Plan) -> dict[str, str]:
+    assert found.fits is False
+    return {suggestion.change: suggestion.command for suggestion in found.suggestions}
+
+
+def test_a_plan_that_fits_gets_no_advice() -> None:
+    assert plan(graph("scout"), gpus="8xH100").suggestions == ()
+    assert plan(graph("scout")).suggestions == ()
+
+
+def test_scout_in_bf16_on_one_h100_fits_in_four_bits_or_on_four_gpus() -> None:
+    assert changes(plan(graph("scout"), gpus="1xH100")) == {
+        "int4-mixed weights": "--gpus 1xH100 --quantization int4-mixed --context 8192",
+        "w4a16 weights": "--gpus 1xH100 --quantization w4a16 --context 8192",
+        "4 GPUs instead of 1": "--gpus 4xH100 --context 8192",
+    }
+
+
+def test_a_context_too_long_gets_a_smaller_cache_or_the_longest_that_fits() -> None:
+    ninety = plan(graph("scout"), gpus="4xH100", tp=4, engine="full", context=700_000)
+    found = changes(ninety)
+    assert found["KV cache in fp8"] == "--gpus 4xH100 --kv-dtype fp8 --context 700000 --tp 4 --engine full"
+    assert found[f"context of {ninety.max_context:,} tokens"].split()[3] == str(ninety.max_context)
+    assert found["8 GPUs instead of 4"] == "--gpus 8xH100 --context 700000 --tp 4 --engine full"
+
+
+def test_a_batch_too_large_gets_the_largest_that_fits() -> None:
+    crowded = plan(graph("scout"), gpus="8xH100", tp=8, batch=2000)
+    assert f"batch of {crowded.max_batch:,}" in changes(crowded)
+
+
+def test_where_one_change_is_not_enough_weights_and_cache_shrink_together() -> None:
+    """60.4 GB of weights and 39.3 GB of cache exceed 85.0 GB, 217.3 and 19.7 too, 60.4 and 19.7 do not."""
+    found = changes(plan(graph("scout"), gpus="1xH100", engine="full", context=200_000))
+    assert list(found) == ["KV cache in fp8, w4a16 weights", "4 GPUs instead of 1"]
+    assert "--quantization w4a16 --kv-dtype fp8" in found["KV cache in fp8, w4a16 weights"]
+
+
+def test_fixed_degrees_are_given_up_when_more_gpus_need_it() -> None:
+    found = changes(plan(graph("scout"), gpus="1xH100", tp=1, ep=1, pp=1, dp=1))
+    assert found["4 GPUs instead of 1"] == "--gpus 4xH100 --context 8192"
+
+
+@pytest.mark.parametrize("spelling", ["8xH100", "8 x h100_sxm", "H100*8", "1x8xH100-80GB"])
+def test_the_hardware_keeps_the_name_that_the_user_gave_it(spelling: str) -> None:
+    found = plan(graph("maverick"), gpus=spelling)
+    (command,) = [s.command for s in found.suggestions if "GPUs" in s.change]
+    assert plan(graph("maverick"), gpus=command.split("--gpus ")[1].split(" --")[0].strip("'")).fits

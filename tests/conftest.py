@@ -14,4 +14,5 @@ from hypothesis import settings
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("exhaustive", deadline=None, max_examples=2000)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

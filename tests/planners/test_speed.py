@@ -1,0 +1,51 @@
+"""A plan is cheap, and plans leave nothing behind. benchmarks/plan_speed.py measures the same at length."""
+
+import gc
+import time
+import tracemalloc
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+
+import planners
+from planners.plan import plan
+from tests.planners.models import graph
+
+MODELS = ("scout", "maverick", "llama-guard-4-12b", "mobilellm-r1-950m")
+
+
+def plans(contexts: range) -> int:
+    for name, context in product(MODELS, contexts):
+        tp = 2 if name.startswith("mobilellm") else 8
+        plan(graph(name), gpus=f"{tp}xH100", tp=tp, context=context)
+    return len(contexts) * len(MODELS)
+
+
+def test_a_thousand_plans_take_less_than_their_share_of_twenty_seconds() -> None:
+    plans(range(1, 3))
+    start = time.process_time()
+    count = plans(range(3, 253))
+    assert (time.process_time() - start) / count < 20 / 10_000
+
+
+def test_memory_stays_flat_however_many_plans_there_were() -> None:
+    plans(range(1, 300))  # more than a cache holds
+    tracemalloc.start()
+    plans(range(300, 320))
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    count = plans(range(320, 370))
+    gc.collect()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < count * 2000  # one plan as an object is some 20 kB
+
+
+def test_every_cache_of_the_planner_is_bounded() -> None:
+    sizes: dict[str, int | None] = {}
+    for path in sorted(Path(planners.__path__[0]).glob("*.py")):
+        for name, value in vars(import_module(f"planners.{path.stem}")).items():
+            if hasattr(value, "cache_parameters"):
+                sizes[f"{path.stem}.{name}"] = value.cache_parameters()["maxsize"]
+    assert len(sizes) >= 10
+    assert all(size is not None and size <= 4096 for size in sizes.values()), sizes

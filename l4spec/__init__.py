@@ -1,10 +1,14 @@
 """One YAML spec of a model, and four things that agree about it: claims, plan, module and measurement.
 
 graph = l4spec.compile(l4spec.load("scout"))
+model = l4spec.build(graph, device="meta")          # torch is imported here, not before
+l4spec.load_checkpoint(model, "path/to/weights")
 """
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import SpecError, UserError
 from l4spec.graph.build import build_graph
@@ -14,8 +18,31 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
 
+if TYPE_CHECKING:
+    from l4spec.runtime.build import build
+    from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
+
 __version__ = "0.1.0"
-__all__ = ["LayerGraph", "ModelSpec", "SpecError", "UserError", "__version__", "compile", "load"]
+__all__ = [
+    "LayerGraph",
+    "ModelSpec",
+    "SpecError",
+    "UserError",
+    "__version__",
+    "build",
+    "compile",
+    "load",
+    "load_checkpoint",
+    "open_model",
+    "save_checkpoint",
+]
+_WITH_TORCH = {
+    "build": "l4spec.runtime.build",
+    "load_checkpoint": "l4spec.runtime.checkpoints",
+    "open_model": "l4spec.runtime.checkpoints",
+    "save_checkpoint": "l4spec.runtime.checkpoints",
+}
+"""What imports torch, by the module it comes from: found when first asked for."""
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:
@@ -30,3 +57,9 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:
 def compile(spec: ModelSpec) -> LayerGraph:  # noqa: A001 - the stage's name in the field
     """The layer graph of a spec: names resolved, repeats laid out, shapes checked across every edge."""
     return build_graph(resolve(spec))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,50 @@
+"""From a checkpoint directory to a model: what it says it is, built and filled."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from l4spec.errors import UserError
+from l4spec.graph.build import build_graph
+from l4spec.huggingface import import_file
+from l4spec.runtime.build import build
+from l4spec.runtime.checkpoints.load import Report, load_checkpoint
+from l4spec.runtime.checkpoints.save import CONFIG, SPEC
+from l4spec.runtime.memory_check import require_memory
+from l4spec.spec.document import load_document
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.parse import parse_spec
+from l4spec.spec.resolve import resolve
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+
+def spec_of(directory: Path | str) -> ModelSpec:
+    """What a checkpoint directory holds, by its spec.yaml or else its config.json. Raises UserError."""
+    directory = Path(directory)
+    if (directory / SPEC).is_file():
+        return parse_spec(load_document(directory / SPEC))
+    if (directory / CONFIG).is_file():
+        return import_file(directory / CONFIG, directory.resolve().name).spec
+    raise UserError(f"{str(directory)[:200]} holds neither {SPEC} nor {CONFIG}", hint="name a checkpoint folder")
+
+
+def open_model(
+    directory: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: str | None = None,
+    *,
+    report: Report | None = None,
+) -> "Model":
+    """The model of a checkpoint directory with its weights, in `dtype` (by default the one it is published in).
+
+    Raises UserError as `load_checkpoint` does, for a configuration that is not understood, and when memory is short.
+    """
+    spec = spec_of(directory)
+    graph = build_graph(resolve(spec))
+    require_memory(spec, graph, str(device), dtype or spec.text.dtype)
+    model = build(graph, device, dtype, seed=None)
+    load_checkpoint(model, directory, report=report)
+    return model

@@ -1,0 +1,233 @@
+"""Generation: a prompt in chunks, then token by token, in memory allocated before the first token.
+
+model.generate(input_ids, max_new_tokens=64)                 prompts and what follows them
+for tokens in model.stream(input_ids, max_new_tokens=64):    the same, a token of each sequence at a time
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Required, TypedDict, Unpack, overload
+
+import torch
+from torch import Tensor
+
+from l4spec.errors import UserError
+from l4spec.runtime.sampling import Sampling, choose
+
+if TYPE_CHECKING:
+    from l4spec.runtime.cache import Cache
+    from l4spec.runtime.model import Model
+
+DEFAULT_PREFILL_CHUNK = 2048
+"""Tokens that one step of a prompt's prefill reads: activations are bounded by these, whatever the prompt's length."""
+Prompt = Tensor | Sequence[Sequence[int]]
+
+
+class OptionFields(TypedDict, total=False):
+    """The arguments of `generate` behind the prompts; see `Options`."""
+
+    max_new_tokens: Required[int]
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    stop_ids: Sequence[int]
+    seed: int | None
+    prefill_chunk: int
+    pad_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to go on behind a prompt. Raises UserError for impossible numbers."""
+
+    max_new_tokens: int
+    """Most tokens that are said."""
+    temperature: float = 0.0
+    """0 takes the most likely token; see `Sampling`."""
+    top_k: int | None = None
+    """See `Sampling`."""
+    top_p: float | None = None
+    """See `Sampling`."""
+    stop_ids: Sequence[int] = ()
+    """Tokens behind which a sequence ends; they are part of it."""
+    seed: int | None = None
+    """Makes draws repeat; None draws from torch's own generator."""
+    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
+    """Tokens of a prompt that are read in one step."""
+    pad_id: int = 0
+    """What stands behind a sequence that ended before the others of its batch."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "prefill_chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        _ = self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+
+@dataclass(frozen=True, slots=True)
+class _Padded:
+    """Prompts [batch, tokens] aligned at their ends, `mask` 0 before their first token; None: all equally long."""
+
+    ids: Tensor
+    mask: Tensor | None
+
+
+@overload
+def generate(
+    model: "Model",
+    input_ids: Tensor,
+    *,
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    **options: Unpack[OptionFields],
+) -> Tensor: ...
+
+
+@overload
+def generate(
+    model: "Model",
+    input_ids: Sequence[Sequence[int]],
+    *,
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    **options: Unpack[OptionFields],
+) -> list[list[int]]: ...
+
+
+def generate(
+    model: "Model",
+    input_ids: Prompt,
+    *,
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    **options: Unpack[OptionFields],
+) -> Tensor | list[list[int]]:
+    """Prompts with what the model says behind them.
+
+    A tensor [batch, tokens], padded on the left where `attention_mask` is 0, gives one [batch, tokens + new], with
+    `pad_id` behind a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending
+    with its own last token. Raises UserError for an empty prompt or an id outside the vocabulary.
+    """
+    steps = stream(model, input_ids, attention_mask=attention_mask, pixel_values=pixel_values, **options)
+    new = torch.stack(tuple(steps), dim=1)
+    if isinstance(input_ids, Tensor):
+        return torch.cat((input_ids.to(new.device), new), dim=1)
+    stop_ids, rows = options.get("stop_ids", ()), new.tolist()
+    return [[*prompt, *_until_stop(row, stop_ids)] for prompt, row in zip(input_ids, rows, strict=True)]
+
+
+def stream(
+    model: "Model",
+    input_ids: Prompt,
+    *,
+    attention_mask: Tensor | None = None,
+    pixel_values: Tensor | None = None,
+    **options: Unpack[OptionFields],
+) -> Iterator[Tensor]:
+    """The next token of each sequence [batch], again and again, until all have stopped or the most are said.
+
+    Prompts are checked before the first one is asked for.
+    """
+    wanted = Options(**options)
+    prompts = _padded(model, input_ids, attention_mask, wanted.pad_id)
+    return _steps(model, prompts, wanted, pixel_values)
+
+
+def _steps(model: "Model", prompts: _Padded, options: Options, pixel_values: Tensor | None) -> Iterator[Tensor]:
+    batch, num_tokens = prompts.ids.shape
+    generator = None
+    if options.seed is not None:
+        generator = torch.Generator(prompts.ids.device).manual_seed(options.seed)
+    stop_ids = torch.tensor(list(options.stop_ids), dtype=torch.long, device=prompts.ids.device)
+    finished = torch.zeros(batch, dtype=torch.bool, device=prompts.ids.device)
+    cache = model.new_cache(batch, num_tokens + options.max_new_tokens - 1)
+    logits = _prefill(model, prompts, cache, options.prefill_chunk, pixel_values)
+    for step in range(options.max_new_tokens):
+        tokens = choose(logits[:, -1], options.sampling, generator).masked_fill(finished, options.pad_id)
+        yield tokens
+        if options.stop_ids:
+            finished = finished | torch.isin(tokens, stop_ids)
+            if bool(finished.all()):
+                return
+        if step + 1 < options.max_new_tokens:
+            logits = model(tokens[:, None], cache=cache, logits="last")
+
+
+def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel_values: Tensor | None) -> Tensor:
+    """Read the prompts chunk by chunk into the cache; logits [batch, 1, vocab] behind their last tokens."""
+    places, vectors = _image_places(model, prompts.ids, pixel_values)
+    logits: Tensor | None = None
+    for start in range(0, prompts.ids.shape[1], chunk):
+        columns = slice(start, start + chunk)
+        here = None if places is None else places[:, columns]
+        image_features = None if here is None or vectors is None else vectors[here[here >= 0]]
+        logits = model(
+            prompts.ids[:, columns],
+            attention_mask=None if prompts.mask is None else prompts.mask[:, columns],
+            image_features=None if image_features is None or not len(image_features) else image_features,
+            cache=cache,
+            logits="last",
+        )
+    assert logits is not None
+    return logits
+
+
+def _image_places(model: "Model", ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which image vector [batch, tokens] each token is replaced by, -1 for none, and the vectors [places, hidden]."""
+    if pixel_values is None:
+        return None, None
+    with torch.no_grad():
+        vectors = model.encode_images(pixel_values).flatten(0, -2)
+    mask = ids == (-1 if model.image_token_id is None else model.image_token_id)
+    if int(mask.sum()) != len(vectors):
+        raise UserError(f"{len(vectors)} image vectors for {int(mask.sum())} tokens {model.image_token_id}")
+    return torch.where(mask, mask.flatten().cumsum(0).view_as(mask) - 1, -1), vectors
+
+
+def _padded(model: "Model", prompts: Prompt, attention_mask: Tensor | None, pad_id: int) -> _Padded:
+    """Prompts on the model's device, aligned at their ends. Raises UserError for what the model cannot read."""
+    if isinstance(prompts, Tensor):
+        if prompts.dim() != 2 or not prompts.numel():
+            raise UserError(f"expected prompts [batch, tokens] with at least one token, found {list(prompts.shape)}")
+        ids, mask = prompts, attention_mask
+        if mask is not None:
+            _require_left_padding(mask, prompts)
+    else:
+        ids, mask = _rows(prompts, pad_id)
+    found = ids if mask is None else ids[mask.bool()]
+    vocab_size = model.graph.model.text.embedding.vocab_size
+    if int(found.min()) < 0 or int(found.max()) >= vocab_size:
+        raise UserError(
+            f"expected token ids from 0 to {vocab_size - 1}, found {int(found.min())} to {int(found.max())}"
+        )
+    return _Padded(ids.to(model.device), None if mask is None else mask.to(model.device))
+
+
+def _require_left_padding(mask: Tensor, prompts: Tensor) -> None:
+    if mask.shape != prompts.shape:
+        raise UserError(f"attention_mask {list(mask.shape)} must be shaped as the prompts {list(prompts.shape)}")
+    if not bool((mask.int().diff(dim=1) >= 0).all()) or not bool(mask[:, -1].all()):
+        raise UserError("prompts must be padded on the left: attention_mask is 0 only before a row's first token")
+
+
+def _rows(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor | None]:
+    """Lists of ids as one tensor, filled with `pad_id` on the left."""
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or not min(lengths):
+        raise UserError("expected at least one prompt, each of at least one token")
+    longest = max(lengths)
+    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+    if min(lengths) == longest:
+        return ids, None
+    return ids, torch.tensor([[0] * (longest - length) + [1] * length for length in lengths])
+
+
+def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int]) -> list[int]:
+    """Tokens up to and including the first stop id."""
+    end = next((index + 1 for index, token in enumerate(tokens) if token in stop_ids), len(tokens))
+    return list(tokens[:end])

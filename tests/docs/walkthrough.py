@@ -54,7 +54,8 @@ def walk_through(page: Path, folder: Path) -> int:
 
 def _run(block: Block, folder: Path) -> str:
     scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "120", "NO_COLOR": "1"}
+    path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],
         cwd=folder,

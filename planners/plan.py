@@ -8,6 +8,7 @@ from planners.cluster import Cluster, parse_cluster
 from planners.communication import communication
 from planners.flops import count_flops
 from planners.kv_cache import cache_dtype_bytes, plan_cache
+from planners.latency.section import Wanted, plan_latency
 from planners.memory import Setting, describe_device, place
 from planners.params import count_params
 from planners.plan_types import (
@@ -15,6 +16,7 @@ from planners.plan_types import (
     Deployment,
     DeviceMemory,
     IllegalLayout,
+    Latency,
     LayoutRow,
     Mode,
     Objective,
@@ -46,14 +48,20 @@ def plan(  # noqa: PLR0913 - the options of the command
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK,
     memory_fraction: float | None = None,
     train: TrainSetting | None = None,
+    output_tokens: int | None = None,
+    train_tokens: int | None = None,
+    usd_per_gpu_hour: float | None = None,
 ) -> Plan:
     """What the model costs and, with `gpus` (`8xH100`), whether and how it fits.
 
     `context` counts tokens a sequence (default 8,192 or the model's shorter limit, never silently its max_seq_len) and
     `batch` sequences over the whole deployment. Degrees left out are chosen by `objective`; without `gpus` they are 1
     and nothing limits memory. `mode="train"` plans weights, gradients, optimizer states and saved activations by
-    `train`. Raises UserError for what cannot be planned: unknown names, degrees whose product is not the number of
-    GPUs, layouts the model does not allow, schemes that cannot pack a tensor.
+    `train`. Time is told for a batch at the planned context, or with `output_tokens` for a closed loop of `batch`
+    clients; `train_tokens` and `usd_per_gpu_hour` give hours and cost.
+
+    Raises UserError for what cannot be planned: unknown names, degrees whose product is not the number of GPUs, layouts
+    the model does not allow, schemes that cannot pack a tensor.
     """
     request = Request(
         gpus=gpus,
@@ -72,6 +80,9 @@ def plan(  # noqa: PLR0913 - the options of the command
         prefill_chunk=prefill_chunk,
         memory_fraction=memory_fraction,
         train=train or TrainSetting(),
+        output_tokens=output_tokens,
+        train_tokens=train_tokens,
+        usd_per_gpu_hour=usd_per_gpu_hour,
     )
     return plan_request(graph, request)
 
@@ -104,6 +115,7 @@ def plan_request(graph: LayerGraph, request: Request) -> Plan:
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
         suggestions=suggest(setting, cluster, request) if cluster and not chosen.fits else (),
+        latency=_latency(setting, cluster, chosen, request) if cluster else None,
     )
 
 
@@ -119,6 +131,18 @@ def _setting(graph: LayerGraph, request: Request, cluster: Cluster | None) -> Se
         num_tiles=request.num_tiles,
         train=request.train if request.mode == "train" else None,
     )
+
+
+def _latency(setting: Setting, cluster: Cluster, chosen: LayoutRow, request: Request) -> Latency:
+    wanted = Wanted(
+        context=request.tokens(setting.graph),
+        batch=request.batch,
+        output_tokens=request.output_tokens,
+        max_batch=chosen.max_batch,
+        train_tokens=request.train_tokens,
+        usd_per_gpu_hour=request.usd_per_gpu_hour,
+    )
+    return plan_latency(setting, cluster, chosen.layout, wanted)
 
 
 def _gpus_per_host(cluster: Cluster | None) -> int:

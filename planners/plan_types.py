@@ -173,6 +173,76 @@ class Suggestion(Frozen):
     max_context: int
 
 
+class KindLatency(Frozen):
+    """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them."""
+
+    name: str
+    count: int
+    compute_seconds: float
+    memory_seconds: float
+    links_seconds: float
+    bound_seconds: float
+    bounded_by: Literal["compute", "memory", "links"]
+    estimate_seconds: float | None
+
+
+class StepLatency(Frozen):
+    """One step of the busiest device: a roofline that nothing can beat, and what an engine is expected to take."""
+
+    bound_seconds: float
+    bounded_by: Literal["compute", "memory", "links"]
+    estimate_seconds: float | None
+    by_kind: tuple[KindLatency, ...]
+
+
+class LatencyError(Frozen):
+    """How wrong the estimate was on published rows left out of the fit: absolute relative errors."""
+
+    metric: str
+    median: float
+    p90: float
+    num_rows: int
+    num_sources: int
+
+
+class Latency(Frozen):
+    """Time, in three layers: bounds, estimates, and the estimates' error. Null fields say why in `reason` or `notes`.
+
+    Without output tokens, a first token takes the prefill of one prompt of the whole context, and an output token the
+    decode step of the whole batch at that context. With them, prompts of the remaining context arrive in a closed loop
+    of `concurrency` clients. Throughput counts output tokens.
+    """
+
+    reason: str | None = None
+    factors: str | None = None
+    extrapolated: bool = False
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    concurrency: int | None = None
+    prefill: StepLatency | None = None
+    decode: StepLatency | None = None
+    train: StepLatency | None = None
+    ttft_seconds: float | None = None
+    ttft_bound_seconds: float | None = None
+    time_per_output_token_seconds: float | None = None
+    time_per_output_token_bound_seconds: float | None = None
+    tokens_per_second_per_user: float | None = None
+    tokens_per_second_per_gpu: float | None = None
+    step_time_seconds: float | None = None
+    step_time_bound_seconds: float | None = None
+    mfu: float | None = None
+    model_flops_per_second_per_gpu: float | None = None
+    train_tokens_per_second: float | None = None
+    train_tokens: int | None = None
+    gpu_hours: float | None = None
+    usd_per_gpu_hour: float | None = None
+    usd: float | None = None
+    usd_per_million_output_tokens: float | None = None
+    errors: tuple[LatencyError, ...] = ()
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class ClusterInfo(Frozen):
     """The GPUs that the plan is for."""
 
@@ -224,3 +294,4 @@ class Plan(Frozen):
     max_context: int | None
     max_batch: int | None
     suggestions: tuple[Suggestion, ...]
+    latency: Latency | None = None

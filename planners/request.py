@@ -15,9 +15,10 @@ DEFAULT_PREFILL_CHUNK = 8192
 LARGEST = 1 << 20
 """Most sequences, tiles and devices along one axis; a larger number is a mistake."""
 LONGEST_CHUNK = 1 << 40
+MOST_TRAIN_TOKENS = 10**18
 
 _AXES = ("tp", "ep", "pp", "dp")
-_OPTIONS = {"num_tiles": "tiles"}
+_OPTIONS = {"num_tiles": "tiles", "train_tokens": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class Request:
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
     memory_fraction: float | None = None
     train: TrainSetting = field(default_factory=TrainSetting)
+    output_tokens: int | None = None
+    train_tokens: int | None = None
+    usd_per_gpu_hour: float | None = None
 
     @property
     def pinned(self) -> Pinned:
@@ -111,6 +115,13 @@ class Request:
         if self.context is not None:
             hint = "set a larger text.max_seq_len to plan beyond the model's own limit"
             yield from _whole("context", self.context, 1, max_seq_len(graph), hint)
+        if self.output_tokens is not None:
+            hint = "output tokens are part of the context"
+            yield from _whole("output_tokens", self.output_tokens, 1, max(self.tokens(graph) - 1, 1), hint)
+        if self.train_tokens is not None:
+            yield from _whole("train_tokens", self.train_tokens, 1, MOST_TRAIN_TOKENS)
+        if self.usd_per_gpu_hour is not None and not _is_price(self.usd_per_gpu_hour):
+            yield Problem(f"expected a price above 0, found {self.usd_per_gpu_hour!r}", path="usd_per_gpu_hour")
         if self.memory_fraction is not None and not _is_share(self.memory_fraction):
             message = f"expected a number above 0 and at most 1, found {self.memory_fraction!r}"
             yield Problem(message, path="memory_fraction")
@@ -120,6 +131,8 @@ class Request:
             yield Problem("training is planned with bf16 weights", path="quantization", hint="leave it out")
         if self.engine != "ideal":
             yield Problem("training keeps no cache, so no engine plays a part", path="engine", hint="leave it out")
+        if self.output_tokens is not None:
+            yield Problem("training has no output tokens", path="output_tokens", hint="leave it out")
 
 
 def max_seq_len(graph: LayerGraph) -> int:
@@ -136,6 +149,10 @@ def _whole(name: str, value: Any, low: int, high: int, hint: str = "") -> Iterat
 
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 < value <= 1
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 < value <= 1e6
 
 
 def _training(train: TrainSetting) -> Iterator[Problem]:

@@ -1,6 +1,7 @@
 """The list of commands: importing a module registers its command. A new one is a file and a line here."""
 
 from l4spec.cli import (  # noqa: F401
+    accuracy,
     compare,
     export,
     graph,

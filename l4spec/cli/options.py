@@ -115,6 +115,20 @@ MicroBatchOption: TypeAlias = Annotated[
     int,
     typer.Option("--micro-batch", metavar="N", help="With --mode train: sequences of one forward pass on a device."),
 ]
+OutputTokensOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--output-tokens",
+        metavar="N",
+        help="Of the context, tokens that each of --batch clients gets in a closed loop.",
+    ),
+]
+TrainTokensOption: TypeAlias = Annotated[
+    str | None, typer.Option("--tokens", metavar="N", help="With --mode train: tokens of the whole run, as 15T.")
+]
+PriceOption: TypeAlias = Annotated[
+    float | None, typer.Option("--usd-per-gpu-hour", metavar="USD", help="Price of a GPU, to tell what it costs.")
+]
 VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table behind the answer.")]
 ExplainOption: TypeAlias = Annotated[
     bool, typer.Option("--explain", help="Add each number's arithmetic and the source of every constant.")

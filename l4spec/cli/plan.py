@@ -48,6 +48,9 @@ def plan_command(
     zero_stage: o.ZeroOption = 1,
     checkpointing: o.CheckpointingOption = "full",
     micro_batch: o.MicroBatchOption = 1,
+    output_tokens: o.OutputTokensOption = None,
+    tokens: o.TrainTokensOption = None,
+    usd_per_gpu_hour: o.PriceOption = None,
     overrides: o.SetOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     verbose: o.VerboseOption = False,

@@ -1,7 +1,9 @@
 """What `plan` and `compare` ask of the planner, read from their options."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from planners.training import TrainSetting
 
 DEFAULT_QUANTIZATION = "bf16"
-_OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch"}
+_OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch", "tokens"}
+_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMBT]?)\Z", re.IGNORECASE)
+_POWERS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,14 @@ class PlanRequest:
     zero_stage: int
     checkpointing: str
     micro_batch: int
+    output_tokens: int | None = None
+    tokens: str | None = None
+    usd_per_gpu_hour: float | None = None
 
     @classmethod
     def of(cls, ctx: typer.Context) -> "PlanRequest":
         """The request among a command's parameters. Raises UserError for training options while serving."""
-        request = cls(**{field.name: ctx.params[field.name] for field in fields(cls)})
+        request = cls(**{field.name: ctx.params[field.name] for field in fields(cls) if field.name in ctx.params})
         stray = [name for name in given_options(ctx) if name in _OF_TRAINING]
         if stray and request.mode != "train":
             raise UserError([Problem(f"{option_name(name)} needs --mode train") for name in stray])
@@ -79,6 +86,9 @@ class PlanRequest:
             prefill_chunk=self.prefill_chunk,
             memory_fraction=self.memory_fraction,
             train=self._train(),
+            output_tokens=self.output_tokens,
+            train_tokens=None if self.tokens is None else _count(self.tokens),
+            usd_per_gpu_hour=self.usd_per_gpu_hour,
         )
 
     def _train(self) -> "TrainSetting":
@@ -103,6 +113,15 @@ class PlanRequest:
         return self.tiles + self.images * (vision.max_tiles + whole_image)
 
 
+def _count(text: str) -> int:
+    """A whole number of tokens from `15T`, `400B` or plain digits. Raises UserError."""
+    match = _COUNT.match(text.strip()) if len(text) <= 40 else None
+    number = Fraction(match[1]) * 10 ** _POWERS[match[2].lower()] if match else Fraction(1, 2)
+    if number.denominator != 1:
+        raise UserError([Problem(f"expected a number of tokens like 15T or 400B, found {text!r}", path="train_tokens")])
+    return int(number)
+
+
 def given_options(ctx: typer.Context) -> tuple[str, ...]:
     """Names of the parameters that the user wrote, defaults left out."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
@@ -115,7 +134,7 @@ def option_name(parameter: str) -> str:
 
 
 def _in_options(problem: Problem) -> Problem:
-    name = {"num_tiles": "tiles"}.get(problem.path, problem.path)
+    name = {"num_tiles": "tiles", "train_tokens": "tokens"}.get(problem.path, problem.path)
     known = {field.name for field in fields(PlanRequest)}
     return replace(problem, path=option_name(name)) if name in known else problem
 

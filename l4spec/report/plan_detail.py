@@ -1,5 +1,6 @@
 """The detail behind a plan (`l4spec plan -v`): every part of every sum, each under its own title."""
 
+from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.quantities import Figures, gib, share, whole
 from planners.plan_types import Plan
@@ -24,6 +25,7 @@ def detail_page(plan: Plan) -> Page:
         sections.append(Section("Illegal layouts", (_illegal(plan),)))
     if plan.communication:
         sections.append(Section("Communication of one device per token of its batch", (_communication(plan),)))
+    sections.extend(latency_sections(plan))
     if plan.estimated:
         sections.append(Section("Estimated fields", (Lines(plan.estimated),)))
     return tuple(sections)

@@ -1,5 +1,6 @@
 """The answer of `l4spec plan SPEC` on one screen: fits or not, where the memory goes, what else would fit."""
 
+from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import Figures, gib, whole
 from planners.plan_types import MemoryTerm, Plan
@@ -17,6 +18,8 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     ]
     if plan.cluster is not None:
         sections.append(Section("", (Facts(_limits(plan, figures, max_seq_len)),)))
+    if plan.latency is not None:
+        sections.append(Section("", (Facts(latency_facts(plan)),)))
     if plan.suggestions:
         sections.append(Section("What would make it fit", (_suggestions(plan, figures),)))
     elif plan.fits is False:

@@ -1,4 +1,4 @@
-"""Every published row as a prediction of this planner: the estimate, the bound that nothing can beat, or the reason why not."""
+"""Every published row as a prediction of this planner: an estimate, a bound that nothing can beat, or a reason."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def predict(row: Row) -> Prediction:
         return Prediction(row, reason=found) if isinstance(found, str) else Prediction(row, *found)
     if row.family == "FLOP":
         return _predict_flops(row)
-    return Prediction(row, reason="kernels are not planned one by one; their rates inform the fitted shares")
+    return Prediction(row, reason="kernels are not planned one by one")
 
 
 def _predict_flops(row: Row) -> Prediction:

@@ -120,10 +120,10 @@ def serving_case(row: Row) -> ServingCase | str:
     """The deployment of a serving row, or why it cannot be replayed."""
     model, hardware, engine = model_of(row), hardware_of(row), engine_of(row)
     prompt, output = row.number("isl"), row.number("osl")
-    if model is None or hardware is None or engine is None:
-        return "model, hardware or engine is not in the catalogue"
     if prompt is None or output is None:
         return "lengths are not published in the row"
+    if model is None or hardware is None or engine is None:
+        return "model, hardware or engine is not in the catalogue"
     benchmarked = "aiconfigurator" in row.source and "_instruct_" not in row.source
     mean = RANGE_RATIO_MEAN if benchmarked else 1.0
     layout = _serving_layout(row)

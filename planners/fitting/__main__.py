@@ -9,6 +9,7 @@ from math import exp
 from pathlib import Path
 
 from planners.accuracy.rows import Row, published_rows
+from planners.accuracy.settings import ServingCase, serving_case
 from planners.fitting import serving, training
 from planners.fitting.spread import Spread
 from planners.latency.efficiency import ServingEfficiency
@@ -19,7 +20,7 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "tensorrt-llm": (),
     "sglang": ("sglang-hybrid",),
 }
-"""File by file, the further engines whose time it estimates: cache policies without an engine go with vLLM's factors."""
+"""The further engines that a file is for: cache policies without an engine of their own go with vLLM's factors."""
 SECONDS = ("layer", "moe_layer", "wide_layer", "collective", "host_step", "host_sequence", "request")
 _DOCUMENT = "ai-dynamo/aiconfigurator systems/silicon_sample.csv (SemiAnalysis InferenceMAX runs)"
 _HEAD = "# Written by `python -m planners.fitting` from the rows of planners/accuracy/published.csv marked calibrate.\n"
@@ -67,19 +68,12 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
 def start_of(engine: str) -> ServingEfficiency:
     """The expected factors, where a fit begins."""
     expected = {name: at for name, (at, _) in serving.PRIORS.items()}
-    return ServingEfficiency(
-        name=engine,
-        description=engine,
-        engines=(engine,),
-        source=_DOCUMENT,
-        hardware=(),
-        models=(),
-        wide_from=serving.WIDE_FROM,
-        **expected,
-    )
+    told = {"name": engine, "description": engine, "engines": (engine,), "source": _DOCUMENT}
+    empty: dict[str, object] = {"hardware": (), "models": (), "wide_from": serving.WIDE_FROM}
+    return ServingEfficiency.model_validate({**told, **empty, **expected})
 
 
-def _serving_notes(engine: str, cases: Sequence[serving.ServingCase], rows: Sequence[Row]) -> list[str]:
+def _serving_notes(engine: str, cases: Sequence[ServingCase], rows: Sequence[Row]) -> list[str]:
     routed = any("deepseek" in case.model for case in cases)
     notes = [] if routed else ["no routed model was among the rows: moe_layer is SGLang's order of magnitude"]
     reasons = {serving.unfit(row) for row in rows if row.calibrates and row.family == "SRV" and _ran(row, engine)}
@@ -87,8 +81,8 @@ def _serving_notes(engine: str, cases: Sequence[serving.ServingCase], rows: Sequ
 
 
 def _ran(row: Row, engine: str) -> bool:
-    case = serving.serving_case(row)
-    return isinstance(case, serving.ServingCase) and case.engine == engine
+    case = serving_case(row)
+    return isinstance(case, ServingCase) and case.engine == engine
 
 
 def training_texts(rows: Sequence[Row]) -> dict[str, str]:

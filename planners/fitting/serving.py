@@ -1,4 +1,4 @@
-"""Fits an engine's serving factors on published rows marked for calibration, and measures the error on left-out ones."""
+"""Fits an engine's serving factors on published rows marked for calibration, and its error on left-out ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

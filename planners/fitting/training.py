@@ -100,7 +100,12 @@ def efficiencies(point: Sequence[float]) -> dict[str, TrainingEfficiency]:
             hardware=members,
             matmul={dtype: min(values[f"{family}.{dtype}"], 1.5) for dtype in MATMULS[family]},
             trainers={name: values[name] for name in TRAINERS},
-            **shared,
+            attention=shared["attention"],
+            moved=shared["moved"],
+            moe_moved=shared["moe_moved"],
+            tp=shared["tp"],
+            ep=shared["ep"],
+            cp=shared["cp"],
         )
         for family, members in FAMILIES.items()
     }

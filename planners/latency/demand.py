@@ -1,7 +1,7 @@
 """What one device must do in a step, by layer kind: FLOPs, bytes and messages, from the declared operations.
 
-A `Demand` has no hardware in it. Everything that does not depend on the step (weights, rates per token) is worked out
-once per graph, scheme and layout (`profile`); a step then costs a few multiplications per kind.
+A profile has no hardware in it: weights and rates per token, worked out once per graph, scheme and layout. A step then
+costs a few multiplications per kind.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from planners.sharding import degree_of, shard_shape
 from planners.weights import Scheme, stored_size, target_of
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class KindProfile:
     """`count` equal layers on one device: rates per token of one layer, before any step is known.
 
@@ -73,22 +73,6 @@ class Step:
         if self.logit_rows is not None:
             return self.logit_rows
         return self.decode + (self.prompt_tokens / self.prompt_length if self.prompt_length else 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What all `count` layers of a kind ask of one device in a step; FLOPs by number format, bytes, elements sent."""
-
-    name: str
-    count: int
-    flops: tuple[tuple[str, float], ...]
-    attention_flops: float
-    weight_bytes: float
-    cache_bytes: float
-    moved_bytes: float
-    reduced_bytes: float
-    routed_bytes: float
-    num_collectives: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,33 +175,17 @@ def _stored(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout
     return every // len(nodes), one_expert // len(nodes)
 
 
-def demands(
-    kinds: tuple[KindProfile, ...], step: Step, layout: Layout, hidden_size: int, routing: Routing = UNIFORM
-) -> tuple[Demand, ...]:
-    """What a step asks of one device, kind by kind."""
-    return tuple(_demand(kind, step, layout, hidden_size, routing) for kind in kinds)
+def covered_experts(kind: KindProfile, step: Step, ep: int, routing: Routing = UNIFORM) -> float:
+    """Experts of one device whose weights a step reads: the tokens of all `ep` ranks choose among all experts."""
+    return routing.covered(kind, step.tokens * ep) / ep if kind.num_experts else 0.0
 
 
-def _demand(kind: KindProfile, step: Step, layout: Layout, hidden_size: int, routing: Routing) -> Demand:
-    rows = step.rows_of_logits if kind.per_logit_row else step.tokens
-    stream_bytes = rows * hidden_size * ACTIVATION_BYTES
-    pairs, cached = _attention(kind, step)
-    experts = routing.covered(kind, step.tokens * layout.ep) / layout.ep if kind.num_experts else 0.0
-    return Demand(
-        name=kind.name,
-        count=kind.count,
-        flops=tuple((dtype, kind.count * rows * rate) for dtype, rate in kind.flops_per_row),
-        attention_flops=kind.count * pairs * kind.pair_flops,
-        weight_bytes=kind.count * (kind.weight_bytes + experts * kind.expert_bytes),
-        cache_bytes=kind.count * cached * kind.cache_bytes,
-        moved_bytes=kind.count * rows * kind.moved_bytes_per_token,
-        reduced_bytes=kind.count * kind.collectives * stream_bytes,
-        routed_bytes=kind.count * kind.routed * stream_bytes,
-        num_collectives=kind.count * (kind.collectives + (2 if kind.routed else 0)),
-    )
+def rows_of(kind: KindProfile, step: Step) -> float:
+    """Rows that go through the matmuls of this kind: new tokens, or rows of logits for the head."""
+    return step.rows_of_logits if kind.per_logit_row else step.tokens
 
 
-def _attention(kind: KindProfile, step: Step) -> tuple[float, float]:
+def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
     """(query, key) pairs of one layer, and cached tokens that it reads or writes."""
     if kind.bound is None:
         return 0.0, 0.0
@@ -227,7 +195,7 @@ def _attention(kind: KindProfile, step: Step) -> tuple[float, float]:
         pairs, read = step.decode * seen, step.decode * seen
     if step.prompt_tokens:
         length, cached = round(step.prompt_length), round(step.prompt_cached)
-        of_prompt = _pairs(kind, length, cached)
+        of_prompt = pairs_of(kind, length, cached)
         new = max(length - cached, 1)
         pairs += step.prompt_tokens / new * of_prompt
         read += step.prompt_tokens + step.prompt_tokens / new * min(cached, kind.bound.num_kept(length))
@@ -235,7 +203,7 @@ def _attention(kind: KindProfile, step: Step) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=4096)
-def _pairs(kind: KindProfile, length: int, cached: int) -> float:
+def pairs_of(kind: KindProfile, length: int, cached: int) -> float:
     """Attended pairs of one sequence of `length` tokens whose first `cached` are there already."""
     work = Work(1, max(length - cached, 1), cached)
     return float(sum(op.pairs for op in kind.group.declaration.operations(work) if isinstance(op, AttentionPairs)))

@@ -7,18 +7,29 @@ estimate  every resource at the share of its peak that an engine was measured to
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from l4spec.graph.layer_graph import LayerGraph
-from planners.latency.demand import UNIFORM, Demand, KindProfile, Routing, Step, demands, profile
-from planners.latency.efficiency import ServingEfficiency
+from planners.activations import ACTIVATION_BYTES
+from planners.latency.demand import (
+    UNIFORM,
+    KindProfile,
+    Routing,
+    Step,
+    attended,
+    covered_experts,
+    profile,
+    rows_of,
+)
+from planners.latency.efficiency import ServingEfficiency, serving_efficiency
 from planners.latency.machine import Machine, missing, ring_share
 from planners.plan_types import Layout
 from planners.weights import Scheme
 
 Resource = Literal["compute", "memory", "links"]
 ATTENTION_DTYPE = "bf16"
+MOST_TOTALS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,37 @@ class Use:
             + self.collectives * found.collective
             + self.blocks * (found.layer + (found.wide_layer if wide else 0.0))
             + self.moe_blocks * (found.moe_layer - found.layer)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
+
+    kind: KindProfile
+    held: float
+    expert: float
+    cached_token: float
+    matmul_row: float
+    pair: float
+    moved_row: float
+    links_row: float
+    collectives: int
+    blocks: float
+    moe_blocks: float
+
+    def use(self, step: Step, ep: int, routing: Routing) -> Use:
+        """What these layers use in a step."""
+        rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
+        return Use(
+            self.held + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
+            cached * self.cached_token,
+            rows * self.matmul_row,
+            pairs * self.pair,
+            rows * self.links_row,
+            self.collectives,
+            self.blocks,
+            self.moe_blocks,
         )
 
 
@@ -141,9 +183,9 @@ class StepModel:
         return profile(self.graph, self.scheme, self.layout, self.kv_dtype_bytes)
 
     @cached_property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return self.graph.model.text.stack.width.hidden_size
+    def rates(self) -> tuple[Rates, ...]:
+        """Every kind's rates on this machine. `unknown` must be None."""
+        return tuple(self._rates(kind) for kind in self.kinds)
 
     @cached_property
     def unknown(self) -> str | None:
@@ -152,13 +194,12 @@ class StepModel:
         return missing(self.machine, self.layout, dtypes)
 
     def uses(self, step: Step) -> tuple[Use, ...]:
-        """What every kind of layer uses in a step. `unknown` must be None."""
-        asked = demands(self.kinds, step, self.layout, self.hidden_size, self.routing)
-        return tuple(self._use(kind, demand) for kind, demand in zip(self.kinds, asked, strict=True))
+        """What every kind of layer uses in a step."""
+        return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
 
     def time(self, step: Step, *, server: bool = True) -> StepTime:
         """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
-        found, wide = self.efficiency, self._wide(step)
+        found, wide, uses = self.efficiency, self._wide(step), self.uses(step)
         times = tuple(
             KindTime(
                 kind.name,
@@ -168,7 +209,7 @@ class StepModel:
                 use.links,
                 None if found is None else use.estimate(found, wide),
             )
-            for kind, use in zip(self.kinds, self.uses(step), strict=True)
+            for kind, use in zip(self.kinds, uses, strict=True)
         )
         device = sum(time.estimate or 0.0 for time in times)
         return StepTime(_gathered(times), max(0.0, self._host(step, server) - device))
@@ -178,6 +219,8 @@ class StepModel:
         assert self.efficiency is not None, "ask for `efficiency` first"
         total = self.totals.get(step)
         if total is None:
+            if len(self.totals) >= MOST_TOTALS:
+                self.totals.clear()
             total = self.totals[step] = sum(self.uses(step), Use())
         return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
 
@@ -191,18 +234,21 @@ class StepModel:
             return 0.0
         return found.host_step + found.host_sequence * step.decode
 
-    def _use(self, kind: KindProfile, demand: Demand) -> Use:
-        block = kind.count / 2 if kind.name.startswith(("attention", "ffn")) else 0.0
-        bandwidth = self.machine.bandwidth
-        return Use(
-            held=(demand.weight_bytes + demand.moved_bytes) / bandwidth,
-            cached=demand.cache_bytes / bandwidth,
-            matmul=sum(flops / self._peak(dtype) for dtype, flops in demand.flops),
-            attention=demand.attention_flops / self._peak(ATTENTION_DTYPE),
-            links=self._link_seconds(demand),
-            collectives=demand.num_collectives,
-            blocks=block,
-            moe_blocks=2 * block if kind.num_experts else 0.0,
+    def _rates(self, kind: KindProfile) -> Rates:
+        bandwidth, count = self.machine.bandwidth, kind.count
+        in_block = kind.name.startswith(("attention", "ffn"))
+        return Rates(
+            kind=kind,
+            held=count * kind.weight_bytes / bandwidth,
+            expert=count * kind.expert_bytes / bandwidth,
+            cached_token=count * kind.cache_bytes / bandwidth,
+            matmul_row=count * sum(flops / self._peak(dtype) for dtype, flops in kind.flops_per_row),
+            pair=count * kind.pair_flops / self._peak(ATTENTION_DTYPE),
+            moved_row=count * kind.moved_bytes_per_token / bandwidth,
+            links_row=count * self._link_seconds_per_row(kind),
+            collectives=count * (kind.collectives + (2 if kind.routed else 0)),
+            blocks=count / 2 if in_block else 0.0,
+            moe_blocks=count if kind.num_experts else 0.0,
         )
 
     def _peak(self, dtype: str) -> float:
@@ -210,15 +256,24 @@ class StepModel:
         assert peak is not None, "ask `unknown` first"
         return peak
 
-    def _link_seconds(self, demand: Demand) -> float:
+    def _link_seconds_per_row(self, kind: KindProfile) -> float:
         """A ring all-reduce over tp sends its buffer twice; routed rows go to their expert and back."""
         tp, ep = self.layout.tp, self.layout.ep
+        stream = self.graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
         seconds = 0.0
         if tp > 1:
-            seconds += 2 * ring_share(tp) * demand.reduced_bytes / (self.machine.link(tp) or 1.0)
+            seconds += 2 * ring_share(tp) * kind.collectives * stream / (self.machine.link(tp) or 1.0)
         if ep > 1:
-            seconds += 2 * ring_share(ep) * demand.routed_bytes / (self.machine.link(tp * ep) or 1.0)
+            seconds += 2 * ring_share(ep) * kind.routed * stream / (self.machine.link(tp * ep) or 1.0)
         return seconds
+
+
+@lru_cache(maxsize=2048)
+def step_model(
+    graph: LayerGraph, scheme: Scheme, layout: Layout, *, machine: Machine, kv_dtype_bytes: int, engine: str
+) -> StepModel:
+    """The model of a deployment with its engine's fitted factors: the same object for the same deployment."""
+    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine))
 
 
 def _gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:

@@ -11,7 +11,7 @@ from math import prod
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.mla.spec import MLASpec
 from planners.activations import ACTIVATION_BYTES
-from planners.latency.demand import KindProfile, Step, demands, profile
+from planners.latency.demand import KindProfile, pairs_of, profile
 from planners.latency.efficiency import TrainingEfficiency
 from planners.latency.machine import Machine, ring_share
 from planners.latency.step import ATTENTION_DTYPE, KindTime, StepTime
@@ -75,14 +75,13 @@ class TrainModel:
         """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
         kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES)
         share = load.sequences / load.num_devices
-        one = Step(prompt_tokens=load.length, prompt_length=load.length, logit_rows=load.length)
-        hidden = self.graph.model.text.stack.width.hidden_size
-        asked = demands(kinds, one, Layout(), hidden)
         times = []
-        for kind, demand in zip(kinds, asked, strict=True):
-            matmuls = [(dtype, share * load.passes * flops) for dtype, flops in demand.flops]
-            attention = share * demand.attention_flops * self._attention_passes(load)
-            moved = share * load.passes * demand.moved_bytes
+        for kind in kinds:
+            rows = share * kind.count * load.length * load.passes
+            matmuls = [(dtype, rows * flops) for dtype, flops in kind.flops_per_row]
+            pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
+            attention = pairs * kind.pair_flops * self._attention_passes(load)
+            moved = rows * kind.moved_bytes_per_token
             times.append(self._kind(kind, matmuls, attention, moved, load))
         busy = sum(time.estimate or 0.0 for time in times)
         return StepTime(tuple(times), self._besides(load, busy) if self.efficiency else 0.0)

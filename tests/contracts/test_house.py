@@ -11,7 +11,9 @@ PYTHON_FOLDERS = ("l4spec", "planners", "tests", "examples", "benchmarks")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 
-LARGER_FOR_A_REASON: dict[str, str] = {}
+LARGER_FOR_A_REASON: dict[str, str] = {
+    "planners/plan.py:plan": "the public door: every option of the command is a typed argument, written twice",
+}
 """`path.py` or `path.py:function` → why it may exceed its budget. An entry that is no longer needed fails."""
 
 MACHINE_PATH = re.compile(r"(?<![\w.~*-])/(?:work|opt|root|home|Users)/[\w.-]+|\.\./shared/")

@@ -1,0 +1,71 @@
+"""`l4spec accuracy`: published figures beside the planner's predictions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from l4spec.cli import options as o
+from l4spec.cli.app import app
+from l4spec.cli.output import deliver
+
+if TYPE_CHECKING:
+    from planners.accuracy.replay import Prediction
+
+RowsOption = Annotated[
+    Path | None,
+    typer.Option("--rows", metavar="FILE", help="Replay a CSV file of your own.  [default: the packaged rows]"),
+]
+SplitOption = Annotated[
+    str | None, typer.Option("--split", metavar="SPLIT", help="Only rows marked calibrate, or only those marked test.")
+]
+DetailOption = Annotated[bool, typer.Option("--verbose", "-v", help="Add every row, published and predicted.")]
+DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/accuracy.md: Markdown with every row.")]
+
+
+@app.command("accuracy")
+def accuracy_command(
+    rows: RowsOption = None,
+    split: SplitOption = None,
+    verbose: DetailOption = False,
+    document: DocumentOption = False,
+    format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
+    out: o.OutOption = None,
+    force: o.ForceOption = False,
+) -> None:
+    """Replay published measurements as plans and tell how wrong the predictions are."""
+    from l4spec.report.accuracy import accuracy_document, accuracy_page, rows_sections
+    from l4spec.report.page import to_markdown, to_text
+    from planners.accuracy.replay import replay
+    from planners.accuracy.rows import published_rows, read_rows
+
+    chosen = published_rows() if rows is None else read_rows(rows)
+    predictions = replay(row for row in chosen if split is None or row.split == split)
+    if document:
+        deliver(to_markdown(accuracy_document(predictions)), out, force=force)
+    elif format is o.Format.JSON:
+        deliver(_json(predictions), out, force=force)
+    else:
+        page = accuracy_page(predictions, by_model=True)
+        page += rows_sections(predictions) if verbose else ()
+        deliver(to_markdown(page) if format is o.Format.MARKDOWN else to_text(page), out, force=force)
+
+
+def _json(predictions: "tuple[Prediction, ...]") -> str:
+    import json
+    from dataclasses import asdict
+
+    return json.dumps(
+        [
+            {
+                **asdict(p.row),
+                "published": p.row.published,
+                "predicted": p.predicted,
+                "bound": p.bound,
+                "error": p.error,
+                "reason": p.reason or None,
+            }
+            for p in predictions
+        ],
+        indent=1,
+    )

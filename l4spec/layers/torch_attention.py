@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from l4spec.layers.attention_walk import BLOCK
 from l4spec.layers.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.torch_cache import LayerCache, Rows
 from l4spec.layers.torch_common import Context, Layout, soft_cap
-
-BLOCK = 512
-"""Queries that share one explicit mask: bounds the memory of masks at BLOCK * keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +180,10 @@ class Attention:
     ) -> Tensor:
         """softmax(query key^T * scale) value for all heads; grouped keys and values are not repeated."""
         if self.softcap is not None:
-            return _capped(query, key, value, self.scale, self.softcap, allowed, causal)
+            return _capped(query, key, value, allowed, causal=causal, scale=self.scale, cap=self.softcap)
         num_wanted = value.shape[-1]
         if num_wanted != query.shape[-1]:  # the fused kernels take one width
-            value = pad(value, (0, query.shape[-1] - num_wanted))
+            query, key, value = _as_wide_as_the_widest(query, key, value)
         result = scaled_dot_product_attention(
             query,
             key,
@@ -198,13 +196,19 @@ class Attention:
         return result[..., :num_wanted] if result.shape[-1] != num_wanted else result
 
 
+def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Zeros behind the last dimension of the narrower ones, which change no score and no value."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return tuple(x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])) for x in tensors)
+
+
 def _columns(rows: Rows, start: int, stop: int) -> Rows:
     return tuple(tensor[:, start:stop] for tensor in rows)
 
 
 def _fold(x: Tensor, size: int) -> Tensor:
     """[batch, heads, n * size, dim] to [batch * n, heads, size, dim], without a copy of token-major tensors."""
-    batch, heads, _, dim = x.shape
+    _, heads, _, dim = x.shape
     return x.transpose(1, 2).reshape(-1, size, heads, dim).transpose(1, 2)
 
 
@@ -258,21 +262,26 @@ def _allowed(mask: Mask, layout: Layout, key_positions: Tensor, *, own: bool = T
 
 
 def _capped(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, allowed: Tensor | None, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, causal: bool, scale: float, cap: float
 ) -> Tensor:
     """Attention with soft-capped scores, in blocks of queries so that no more than BLOCK * keys scores live at once."""
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    if causal:
-        allowed = _band_maker(0, num_queries, num_keys, None, query.device)()
+    num_queries = query.shape[2]
     results = []
     for first in range(0, num_queries, BLOCK):
-        block = query[:, :, first : first + BLOCK]
-        seen = None if allowed is None else allowed[..., first : first + BLOCK, :]
-        results.append(_capped_block(block, key, value, scale, cap, seen))
+        last = min(first + BLOCK, num_queries)
+        seen = None if allowed is None else allowed[..., first:last, :]
+        high = key.shape[2]
+        if causal:
+            high, seen = last, _band_maker(first, last - first, last, None, query.device)()
+        block = (query[:, :, first:last], key[:, :, :high], value[:, :, :high])
+        results.append(_capped_block(*block, seen, scale=scale, cap=cap))
     return results[0] if len(results) == 1 else torch.cat(results, dim=2)
 
 
-def _capped_block(query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, seen: Tensor | None) -> Tensor:
+def _capped_block(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, scale: float, cap: float
+) -> Tensor:
+    """Scores [batch, kv_heads, group * queries, keys]: the query heads of a group are more queries to its key head."""
     batch, heads, num_queries, dim = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)

@@ -16,6 +16,12 @@ Rows = tuple[Tensor, ...]
 """What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
 
 
+def split_last(x: Tensor, widths: tuple[int, ...]) -> Rows:
+    """Views of the last dimension, cut into these widths."""
+    parts: Rows = torch.split(x, list(widths), dim=-1)
+    return parts
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCache:
     """`data` is [batch, num_slots, elements per token], filled by the layer in the order of its declared entries."""
@@ -29,7 +35,7 @@ class LayerCache:
 
     def read(self, widths: tuple[int, ...], start: int, stop: int) -> Rows:
         """Views of the slots from `start` to `stop`, cut into tensors of these widths."""
-        return self.data[:, start:stop].split(widths, dim=-1)
+        return split_last(self.data[:, start:stop], widths)
 
     def write(self, rows: Rows, slot: int) -> None:
         """Copy rows into consecutive slots from `slot` on; they must not run over the end."""
@@ -57,7 +63,7 @@ class LayerCache:
         if slot + count <= self.num_slots:
             return self.read(widths, slot, slot + count)
         joined = torch.cat((self.data[:, slot:], self.data[:, : slot + count - self.num_slots]), dim=1)
-        return joined.split(widths, dim=-1)
+        return split_last(joined, widths)
 
     def slot_positions(self, lengths: Tensor) -> Tensor:
         """[batch, num_slots]: the latest position below `lengths` [batch] that each slot holds; negative: none yet."""

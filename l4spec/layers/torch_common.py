@@ -155,6 +155,11 @@ class GatedFFN(LayerModule):
         return result
 
 
+def group_last(x: Tensor, *shape: int) -> Tensor:
+    """The last dimension as several: [..., heads * head_dim] to [..., heads, head_dim] by (-1, head_dim)."""
+    return x.reshape(*x.shape[:-1], *shape)
+
+
 def soft_cap(x: Tensor, cap: float | None) -> Tensor:
     """cap * tanh(x / cap), which keeps values within (-cap, cap); unchanged without a cap."""
     return x if cap is None else cap * torch.tanh(x / cap)

@@ -58,7 +58,7 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     x, weight, offsets = ctx.saved_tensors  # type: ignore[attr-defined]  # torch's stub lacks it
     grad = grad.contiguous()
     needs_x, needs_weight, _ = ctx.needs_input_grad  # type: ignore[attr-defined]  # torch's stub lacks it
-    grad_x = _grouped_linear(grad, weight.transpose(1, 2).contiguous(), offsets) if needs_x else None
+    grad_x = _grouped_linear(grad, weight.transpose(1, 2), offsets) if needs_x else None
     grad_weight = _grouped_outer(grad, x, offsets) if needs_weight else None
     return grad_x, grad_weight, None
 
@@ -70,4 +70,4 @@ def hit(offsets: Tensor) -> list[tuple[int, int, int]]:
     """(expert, first row, row after its last) of every expert that has rows."""
     stops = offsets.tolist()
     starts = [0, *stops[:-1]]
-    return [(expert, start, stop) for expert, (start, stop) in enumerate(zip(starts, stops, strict=True)) if stop > start]
+    return [(e, start, stop) for e, (start, stop) in enumerate(zip(starts, stops, strict=True)) if stop > start]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.positions import LinearScaling, Llama3Scaling, Rope, Rope2d, YarnScaling
-from l4spec.layers.torch_common import Context
+from l4spec.layers.torch_common import Context, group_last
 
 
 def inverse_frequencies(rope: Rope, dim: int) -> Tensor:
@@ -104,12 +104,12 @@ class Rotation:
     def _rotate(self, x: Tensor, context: Context) -> Tensor:
         if self.is_interleaved and not torch.compiler.is_compiling():
             table = context.once(self.key + " complex", lambda: torch.complex(*self._cos_sin(context)))
-            pairs = torch.view_as_complex(_wide(x).unflatten(-1, (-1, 2)))
+            pairs = torch.view_as_complex(group_last(_wide(x), -1, 2))
             return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
         cos = context.once(self.key + " cos", lambda: self._cos_sin(context)[0])
         sin = context.once(self.key + " sin", lambda: self._cos_sin(context)[1])
         if self.is_interleaved:
-            even, odd = _wide(x).unflatten(-1, (-1, 2)).unbind(-1)
+            even, odd = group_last(_wide(x), -1, 2).unbind(-1)
             return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
         first, second = _wide(x).chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -19,9 +19,7 @@ class Batch:
     order: Tensor | None = None
 
 
-def align(
-    input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None
-) -> Batch:
+def align(input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None) -> Batch:
     """Move each row's real tokens to its front, and say where they stand.
 
     Raises ValueError for shapes that differ, a cache of another batch or without room, and packed sequences that are

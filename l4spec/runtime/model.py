@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
-from l4spec.layers.torch_common import Context, LayerModule, Layout
+from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
-from l4spec.runtime.layout import align, image_layout, last_tokens, restore
+from l4spec.runtime.layout import Batch, align, image_layout, last_tokens, restore
 
 PATCH_TOKEN_ID = 200092
 """`<|patch|>`, the place of an image vector in Llama 4's vocabulary (llama-models, models/llama4/tokenizer.py)."""
@@ -71,6 +72,9 @@ class Model(nn.Module):
     the blocks' inputs and computes the rest again in the backward pass.
     """
 
+    generate = generation.generate
+    stream = generation.stream
+
     def __init__(self, graph: LayerGraph, modules: Mapping[str, LayerModule]) -> None:
         super().__init__()
         self.graph = graph
@@ -121,10 +125,10 @@ class Model(nn.Module):
         [tiles, channels, height, width], or `image_features` from `encode_images`, fill the places of
         `image_token_id` in order. Raises ValueError for what does not fit together.
         """
-        if cache is not None:
-            with torch.no_grad():
-                return self._forward(input_ids, pixel_values, image_features, attention_mask, None, cache, logits)
-        return self._forward(input_ids, pixel_values, image_features, attention_mask, sequence_ids, None, logits)
+        batch = align(input_ids, attention_mask, sequence_ids, cache)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            images = image_features if pixel_values is None else self.encode_images(pixel_values)
+            return self._forward(batch, images, cache, logits)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden]."""
@@ -135,18 +139,8 @@ class Model(nn.Module):
         return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
 
     def _forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None,
-        image_features: Tensor | None,
-        attention_mask: Tensor | None,
-        sequence_ids: Tensor | None,
-        cache: Cache | None,
-        logits: Literal["all", "last"],
+        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
-        batch = align(input_ids, attention_mask, sequence_ids, cache)
-        if pixel_values is not None:
-            image_features = self.encode_images(pixel_values)
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
         context = Context(batch.layout, cache.layers if cache else None, image_mask)
         values: dict[str, Tensor | None] = {INPUT: batch.input_ids}

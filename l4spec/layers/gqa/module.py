@@ -8,7 +8,7 @@ from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm, Temperature
 from l4spec.layers.positions import NoPosition, Rope
 from l4spec.layers.torch_attention import Attention
 from l4spec.layers.torch_cache import Rows
-from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm, rms_norm
+from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm, group_last, rms_norm
 from l4spec.layers.torch_rope import Rotation
 
 
@@ -38,8 +38,8 @@ class GQA(LayerModule):
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
         by_head = (-1, self.spec.head_dim)
-        query = self._positioned(self.q_proj(x).unflatten(-1, by_head), "q_norm", context)
-        key = self._positioned(self.k_proj(x).unflatten(-1, by_head), "k_norm", context)
+        query = self._positioned(group_last(self.q_proj(x), *by_head), "q_norm", context)
+        key = self._positioned(group_last(self.k_proj(x), *by_head), "k_norm", context)
         if self.spec.temperature is not None:
             query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
         rows = (key.flatten(-2), self.v_proj(x))
@@ -56,7 +56,7 @@ class GQA(LayerModule):
         return rms_norm(heads, None, qk_norm.eps) if isinstance(qk_norm, L2Norm) else heads
 
     def _heads_first(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        key, value = (tensor.unflatten(-1, (-1, self.spec.head_dim)).transpose(1, 2) for tensor in rows)
+        key, value = (group_last(tensor, -1, self.spec.head_dim).transpose(1, 2) for tensor in rows)
         return key, value
 
 

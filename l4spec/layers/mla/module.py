@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.base import Width
-from l4spec.layers.masks import NoMask
+from l4spec.layers.mla.cost import absorbs
 from l4spec.layers.mla.spec import MLASpec
 from l4spec.layers.positions import Rope, YarnScaling
 from l4spec.layers.torch_attention import Attention
-from l4spec.layers.torch_cache import Rows
-from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm
+from l4spec.layers.torch_cache import Rows, split_last
+from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm, group_last
 from l4spec.layers.torch_rope import Rotation, yarn_scale
 
 
@@ -42,16 +42,16 @@ class MLA(LayerModule):
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
-        nope, rope = self._query(x).split((self.spec.qk_nope_head_dim, self.spec.qk_rope_head_dim), dim=-1)
-        latent, shared_key = self.kv_a_proj(x).split((self.spec.kv_lora_rank, self.spec.qk_rope_head_dim), dim=-1)
+        nope, rope = split_last(self._query(x), (self.spec.qk_nope_head_dim, self.spec.qk_rope_head_dim))
+        latent, shared_key = split_last(self.kv_a_proj(x), (self.spec.kv_lora_rank, self.spec.qk_rope_head_dim))
         shared_key = shared_key[:, :, None]
         if self.rotation is not None:
             rope, shared_key = self.rotation(rope, context), self.rotation(shared_key, context)
         rows = (torch.cat((self.kv_a_norm(latent), shared_key[:, :, 0]), dim=-1),)
         cache = context.cache_of(self.node_id)
-        if self._absorbs(x.shape[1], context):
+        if context.caches is not None and absorbs(self.spec, x.shape[1], context.layout.start):
             latents = self.absorbed(self._absorb(nope, rope), rows, context, cache)[..., : self.spec.kv_lora_rank]
-            attended = torch.einsum("bthr,hvr->bthv", latents, self._expansions()[1])
+            attended = _by_head(latents, self._expansions()[1].transpose(1, 2))
         else:
             attended = self.expanded(torch.cat((nope, rope), dim=-1), rows, context, cache)
         result: Tensor = self.o_proj(attended.flatten(-2))
@@ -60,37 +60,30 @@ class MLA(LayerModule):
     def _query(self, x: Tensor) -> Tensor:
         """[batch, tokens, heads, nope + rope]."""
         flat = self.q_proj(x) if self.spec.q_lora_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
-        query: Tensor = flat.unflatten(-1, (self.spec.num_heads, -1))
-        return query
-
-    def _absorbs(self, num_queries: int, context: Context) -> bool:
-        """Whether absorbing is cheaper than expanding a past.
-
-        Per cached token and head, attention over the latent costs (2 * rank - nope - v) more multiply-adds a query,
-        expanding costs rank * (nope + v) once.
-        """
-        spec = self.spec
-        if context.caches is None or context.layout.start == 0 or isinstance(spec.mask, NoMask):
-            return False
-        expanded = spec.qk_nope_head_dim + spec.v_head_dim
-        return num_queries * (2 * spec.kv_lora_rank - expanded) < spec.kv_lora_rank * expanded
+        return group_last(flat, self.spec.num_heads, -1)
 
     def _expansions(self) -> tuple[Tensor, Tensor]:
         """Weights of keys [heads, nope, rank] and of values [heads, v, rank]."""
         weight = self.kv_b_proj.weight.view(self.spec.num_heads, -1, self.spec.kv_lora_rank)
-        key, value = weight.split((self.spec.qk_nope_head_dim, self.spec.v_head_dim), dim=1)
-        return key, value
+        return weight[:, : self.spec.qk_nope_head_dim], weight[:, self.spec.qk_nope_head_dim :]
 
     def _absorb(self, nope: Tensor, rope: Tensor) -> Tensor:
         key_weight, _ = self._expansions()
-        return torch.cat((torch.einsum("bthn,hnr->bthr", nope, key_weight), rope), dim=-1)
+        return torch.cat((_by_head(nope, key_weight), rope), dim=-1)
 
     def _expand(self, rows: Rows) -> tuple[Tensor, Tensor]:
         spec = self.spec
-        latent, shared_key = rows[0].split((spec.kv_lora_rank, spec.qk_rope_head_dim), dim=-1)
-        by_head = self.kv_b_proj(latent).unflatten(-1, (spec.num_heads, -1)).transpose(1, 2)
-        key, value = by_head.split((spec.qk_nope_head_dim, spec.v_head_dim), dim=-1)
+        latent, shared_key = split_last(rows[0], (spec.kv_lora_rank, spec.qk_rope_head_dim))
+        by_head = group_last(self.kv_b_proj(latent), spec.num_heads, -1).transpose(1, 2)
+        key, value = split_last(by_head, (spec.qk_nope_head_dim, spec.v_head_dim))
         return torch.cat((key, shared_key[:, None].expand(-1, spec.num_heads, -1, -1)), dim=-1), value
+
+
+def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+    """x [batch, tokens, heads, in] through a matrix per head [heads, in, out]: [batch, tokens, heads, out]."""
+    batch, tokens, heads, _ = x.shape
+    rows = x.permute(2, 0, 1, 3).reshape(heads, batch * tokens, -1)
+    return (rows @ weight).view(heads, batch, tokens, -1).permute(1, 2, 0, 3)
 
 
 def _as_single_head(rows: Rows) -> tuple[Tensor, Tensor]:

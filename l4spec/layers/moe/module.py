@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l4spec.layers.base import Width
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty
+from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty, group_last
 from l4spec.layers.torch_experts import grouped_linear, hit
 
 
@@ -19,9 +19,9 @@ class Router(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = empty(spec.num_experts, hidden_size)
-        self.correction_bias: Tensor | None = None
-        if spec.router.correction_bias:
-            self.correction_bias = nn.Buffer(torch.empty(spec.num_experts))
+        bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
+        self.register_buffer("correction_bias", bias)
+        self.correction_bias: Tensor | None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
@@ -50,11 +50,9 @@ class Router(nn.Module):
         worth = scores if self.correction_bias is None else scores + self.correction_bias
         if router.num_groups == 1:
             return worth
-        by_group = worth.unflatten(-1, (router.num_groups, -1))
-        if router.group_score == "max":
-            of_group = by_group.amax(dim=-1)
-        else:
-            of_group = by_group.topk(2, dim=-1).values.sum(dim=-1)
+        by_group = group_last(worth, router.num_groups, -1)
+        best_of_each = by_group.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values
+        of_group = best_of_each.sum(dim=-1)
         best = of_group.topk(router.num_limited_groups, dim=-1).indices
         is_open = torch.zeros_like(of_group, dtype=torch.bool).scatter(-1, best, value=True)
         return by_group.masked_fill(~is_open[..., None], float("-inf")).flatten(-2)

@@ -20,8 +20,9 @@ class PatchEmbedding(LayerModule):
     def forward(self, pixel_values: Tensor, *, context: Context) -> Tensor:
         """Tiles [tiles, channels, image_size, image_size] to [tiles, patches (+ 1), hidden]."""
         size, grid = self.spec.patch_size, self.spec.grid
-        by_patch = pixel_values.unflatten(3, (grid, size)).unflatten(2, (grid, size)).permute(0, 2, 4, 1, 3, 5)
-        patches: Tensor = self.proj(by_patch.reshape(pixel_values.shape[0], grid * grid, -1))
+        tiles, channels = pixel_values.shape[:2]
+        cut = pixel_values.reshape(tiles, channels, grid, size, grid, size)
+        patches: Tensor = self.proj(cut.permute(0, 2, 4, 1, 3, 5).reshape(tiles, grid * grid, -1))
         if self.class_token is None:
             return patches
         token = self.class_token.expand(patches.shape[0], 1, -1)

@@ -28,7 +28,8 @@ class PixelShuffleMLP(LayerModule):
 
 
 def _pixel_shuffle(x: Tensor, fold: int) -> Tensor:
-    """A square grid of patches folded by `fold` along both sides; channels ordered (row in the fold, column, channel)."""
-    grid = isqrt(x.shape[1])
-    rows = x.unflatten(1, (grid // fold, fold, grid // fold, fold))
-    return rows.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2)
+    """A square grid of patches folded along both sides; channels ordered (row in the fold, column in it, channel)."""
+    tiles, num_patches, channels = x.shape
+    grid = isqrt(num_patches) // fold
+    folded = x.reshape(tiles, grid, fold, grid, fold, channels).permute(0, 1, 3, 2, 4, 5)
+    return folded.reshape(tiles, grid * grid, fold * fold * channels)

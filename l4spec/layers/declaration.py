@@ -130,12 +130,14 @@ class Work:
 class Matmul:
     """`rows` vectors through `weight`: rows * in * out multiply-adds, 2 FLOPs each.
 
-    For a routed expert tensor, `rows` counts (token, expert) pairs and one pair uses one expert's slice.
+    For a routed expert tensor, `rows` counts (token, expert) pairs and one pair uses one expert's slice. What reads
+    the model's own input (pixels) is a `leaf`: its input needs no gradient.
     """
 
     name: str
     rows: int
     weight: Parameter
+    leaf: bool = False
 
     @property
     def flops(self) -> int:
@@ -147,12 +149,18 @@ class Matmul:
         )
         return 2 * self.rows * prod(shape)
 
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of the gradients of weight and input: a matmul of the same size for each."""
+        return self.flops if self.leaf else 2 * self.flops
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPairs:
     """Scores and weighted values over `pairs` attended (query, key) pairs for each of `num_heads` heads.
 
-    2 FLOPs per multiply-add; softmax, mask and scale are left out, as is usual.
+    2 FLOPs per multiply-add; softmax, mask and scale are left out, as is usual. A `fused` kernel keeps no scores, so
+    that its backward pass computes them again.
     """
 
     name: str
@@ -160,11 +168,18 @@ class AttentionPairs:
     num_heads: int
     qk_dim: int
     v_dim: int
+    fused: bool = True
 
     @property
     def flops(self) -> int:
         """Floating-point operations, a multiply-add counted as 2."""
         return 2 * self.pairs * self.num_heads * (self.qk_dim + self.v_dim)
+
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of the gradients: of query and key over qk_dim, of value and weights over v_dim, and scores again."""
+        again = self.qk_dim if self.fused else 0
+        return 2 * self.pairs * self.num_heads * (2 * self.qk_dim + 2 * self.v_dim + again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +194,11 @@ class Elementwise:
     @property
     def flops(self) -> int:
         """Floating-point operations, a multiply-add counted as 2."""
+        return 0
+
+    @property
+    def backward_flops(self) -> int:
+        """FLOPs of its gradients."""
         return 0
 
 
@@ -241,6 +261,7 @@ def _no_buffers(work: Work) -> tuple[Buffer, ...]:
 class Declaration:
     """A layer of one kind and one size. Compared by identity: layers that share a declaration are the same layer.
 
+    `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
     `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
     what autograd keeps for the backward pass.
     """
@@ -252,6 +273,7 @@ class Declaration:
     cache: tuple[CacheEntry, ...] = ()
     live: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
     saved: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
+    executed: Callable[[Work], tuple[Operation, ...]] | None = None
     num_parameters: int = field(init=False)
     num_active_parameters: int = field(init=False)
 
@@ -260,6 +282,10 @@ class Declaration:
         assert len(set(names)) == len(names), f"parameter names repeat: {names}"
         object.__setattr__(self, "num_parameters", sum(p.numel for p in self.parameters))
         object.__setattr__(self, "num_active_parameters", sum(p.num_active_elements for p in self.parameters))
+
+    def executed_operations(self, work: Work) -> tuple[Operation, ...]:
+        """What our module runs, as a FLOP counter sees it: masked pairs inside a block of attention included."""
+        return (self.executed or self.operations)(work)
 
 
 def tokens_of(width: int) -> Shape:

@@ -1,5 +1,6 @@
 """What grouped-query attention costs."""
 
+from l4spec.layers.attention_walk import walk
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
     AttentionPairs,
@@ -32,31 +33,41 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
     v = linear("v_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
     o = linear("o_proj", hidden, heads, "attention", bias=spec.output_bias)
 
+    def operations(work: Work) -> tuple[Operation, ...]:
+        pairs = attended_pairs(spec.mask, work.num_queries, work.num_cached)
+        return _operations(spec, work, pairs, (q[0], k[0], v[0], o[0]))
+
+    def executed(work: Work) -> tuple[Operation, ...]:
+        pairs = walk(spec.mask, work.num_queries, work.num_cached).pairs(capped=spec.logit_softcap is not None)
+        return _operations(spec, work, pairs, (q[0], k[0], v[0], o[0]))
+
     bound = cache_bound(spec.mask)
     cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (kv_heads,), bound)) if bound else ()
     stream = tokens_of(width.hidden_size)
     return Declaration(
         (*q, *k, *v, *o, *_qk_norms(spec)),
-        operations=lambda work: _operations(spec, work, q[0], k[0], v[0], o[0]),
+        operations,
         inputs=(stream,),
         output=stream,
         cache=cache,
         live=lambda work: _live(work, hidden, heads, kv_heads),
         saved=lambda work: (*_live(work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
+        executed=executed,
     )
 
 
 def _operations(
-    spec: GQASpec, work: Work, q: Parameter, k: Parameter, v: Parameter, o: Parameter
+    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, Parameter, Parameter, Parameter]
 ) -> tuple[Operation, ...]:
-    pairs = work.num_sequences * attended_pairs(spec.mask, work.num_queries, work.num_cached)
+    q, k, v, o = weights
+    pairs, head_dim, fused = work.num_sequences * pairs_per_sequence, spec.head_dim, spec.logit_softcap is None
     rotated = work.num_tokens * (q.shape[0] + k.shape[0])
     return (
         Matmul("q_proj", work.num_tokens, q),  # x @ W_q.T
         Matmul("k_proj", work.num_tokens, k),  # x @ W_k.T
         Matmul("v_proj", work.num_tokens, v),  # x @ W_v.T
         Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
-        AttentionPairs("attend", pairs, spec.num_heads, spec.head_dim, spec.head_dim),  # softmax(q k.T) v
+        AttentionPairs("attend", pairs, spec.num_heads, head_dim, head_dim, fused),  # softmax(q k.T) v
         Matmul("o_proj", work.num_tokens, o),  # y @ W_o.T
     )
 

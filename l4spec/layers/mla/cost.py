@@ -1,10 +1,12 @@
 """What multi-head latent attention costs.
 
-Prefill expands keys and values from the latent (as every implementation does for many queries). A decode step may
-instead absorb the expansion into query and output ("weight absorption"); `operations` counts the expanded form for the
-new tokens, whose attention pairs are the mathematics' own, and leaves out re-expanding cached latents.
+Keys and values of a head can be expanded from the latent, or the expansion can be absorbed into query and output, whose
+attention then runs over the latent itself (DeepSeek-V2, arXiv:2405.04434, section 2.1.2). `operations` counts a pair by
+the cheaper form, which is the expanded one for every published model, and leaves out expanding cached latents again;
+`executed_operations` says which form our module takes, and counts those.
 """
 
+from l4spec.layers.attention_walk import walk
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
     AttentionPairs,
@@ -20,7 +22,7 @@ from l4spec.layers.declaration import (
     linear,
     tokens_of,
 )
-from l4spec.layers.masks import attended_pairs, cache_bound
+from l4spec.layers.masks import NoMask, attended_pairs, cache_bound
 from l4spec.layers.mla.spec import MLASpec
 
 
@@ -46,9 +48,19 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         return (
             *projections[:-1],  # x @ W_q_a.T @ W_q_b.T, x @ W_kv_a.T, latent @ W_kv_b.T
             Elementwise("rotate_normalise", work.num_tokens * (heads_qk.size + compressed.size)),  # rope, latent norms
-            AttentionPairs("attend", pairs, spec.num_heads, qk_dim, spec.v_head_dim),  # softmax(q k.T) v
+            AttentionPairs("attend", pairs, spec.num_heads, *_cheaper(spec)),  # softmax(q k.T) v
             projections[-1],  # y @ W_o.T
         )
+
+    def executed(work: Work) -> tuple[Operation, ...]:
+        walked = walk(spec.mask, work.num_queries, work.num_cached)
+        pairs, rows = work.num_sequences * walked.pairs(), work.num_sequences * walked.num_expanded
+        is_absorbed = absorbs(spec, work.num_queries, work.num_cached)
+        width = compressed.size if is_absorbed else max(qk_dim, spec.v_head_dim)  # the kernel takes one width
+        attend = AttentionPairs("attend", pairs, spec.num_heads, width, width)
+        expand = Matmul("kv_b_proj", work.num_tokens if is_absorbed else rows, kv_b[0])
+        changed = {"attend": attend, "kv_b_proj": expand}
+        return tuple(changed.get(op.name, op) for op in operations(work))
 
     def live(work: Work) -> tuple[Buffer, ...]:
         rows = work.num_tokens
@@ -67,7 +79,27 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         cache=cache,
         live=live,
         saved=live,
+        executed=executed,
     )
+
+
+def absorbs(spec: MLASpec, num_queries: int, num_cached: int) -> bool:
+    """Whether our module absorbs the expansion rather than expand `num_cached` tokens for `num_queries` new ones.
+
+    Per cached token and head, attention over the latent costs (2 * rank - nope - v) more multiply-adds a query,
+    expanding costs rank * (nope + v) once.
+    """
+    if not num_cached or isinstance(spec.mask, NoMask):
+        return False
+    expanded = spec.qk_nope_head_dim + spec.v_head_dim
+    return num_queries * (2 * spec.kv_lora_rank - expanded) < spec.kv_lora_rank * expanded
+
+
+def _cheaper(spec: MLASpec) -> tuple[int, int]:
+    """Widths of query-key and value products in the form with fewer FLOPs a pair: expanded, or over the latent."""
+    expanded = (spec.qk_nope_head_dim + spec.qk_rope_head_dim, spec.v_head_dim)
+    absorbed = (spec.kv_lora_rank + spec.qk_rope_head_dim, spec.kv_lora_rank)
+    return min(expanded, absorbed, key=sum)
 
 
 def _query_projections(spec: MLASpec, hidden: Dim, heads_qk: Dim) -> tuple[Parameter, ...]:

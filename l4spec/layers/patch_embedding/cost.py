@@ -16,7 +16,7 @@ def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:
     class_token = (Parameter("class_token", (hidden,), "vision", "other"),) if spec.class_token != "none" else ()
 
     def operations(work: Work) -> tuple[Operation, ...]:
-        return (Matmul("proj", work.num_sequences * spec.grid**2, weight[0]),)  # patches @ W.T
+        return (Matmul("proj", work.num_sequences * spec.grid**2, weight[0], leaf=True),)  # patches @ W.T
 
     image = ("tiles", spec.num_channels, spec.image_size, spec.image_size)
     return Declaration((*weight, *class_token), operations, inputs=(image,), output=tokens_of(width.hidden_size))

@@ -1,8 +1,10 @@
 """One YAML spec of a model, and four things that agree about it: claims, plan, module and measurement.
 
 graph = l4spec.compile(l4spec.load("scout"))
-model = l4spec.build(graph, device="meta")          # torch is imported here, not before
-l4spec.load_checkpoint(model, "path/to/weights")
+model = l4spec.build(graph, device="meta")
+
+Nothing is imported before it is used: torch takes seconds, and a package that adds a layer kind must be able to import
+`l4spec.layers.base` before its own kind is looked up.
 """
 
 from collections.abc import Sequence
@@ -11,16 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import SpecError, UserError
-from l4spec.graph.build import build_graph
-from l4spec.graph.layer_graph import LayerGraph
-from l4spec.spec.document import load_document
-from l4spec.spec.model import ModelSpec
-from l4spec.spec.parse import parse_spec
-from l4spec.spec.resolve import resolve
 
 if TYPE_CHECKING:
+    from l4spec.graph.layer_graph import LayerGraph
     from l4spec.runtime.build import build
-    from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
+    from l4spec.runtime.checkpoints import load_checkpoint, save_checkpoint
+    from l4spec.spec.model import ModelSpec
 
 __version__ = "0.1.0"
 __all__ = [
@@ -33,33 +31,39 @@ __all__ = [
     "compile",
     "load",
     "load_checkpoint",
-    "open_model",
     "save_checkpoint",
 ]
-_WITH_TORCH = {
+_PLACES = {
+    "LayerGraph": "l4spec.graph.layer_graph",
+    "ModelSpec": "l4spec.spec.model",
     "build": "l4spec.runtime.build",
     "load_checkpoint": "l4spec.runtime.checkpoints",
-    "open_model": "l4spec.runtime.checkpoints",
     "save_checkpoint": "l4spec.runtime.checkpoints",
 }
-"""What imports torch, by the module it comes from: found when first asked for."""
 
 
-def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:
+def __getattr__(name: str) -> Any:
+    """Import what is asked for by its public name."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec":
     """Read a spec by path or shipped name (`scout`, `tiny/maverick`) and check it.
 
     `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
     Raises SpecError naming every problem with its file, line and column.
     """
+    from l4spec.spec.document import load_document
+    from l4spec.spec.parse import parse_spec
+
     return parse_spec(load_document(path_or_name, overrides))
 
 
-def compile(spec: ModelSpec) -> LayerGraph:  # noqa: A001 - the stage's name in the field
+def compile(spec: "ModelSpec") -> "LayerGraph":  # noqa: A001 - the stage's name in the field
     """The layer graph of a spec: names resolved, repeats laid out, shapes checked across every edge."""
+    from l4spec.graph.build import build_graph
+    from l4spec.spec.resolve import resolve
+
     return build_graph(resolve(spec))
-
-
-def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        return getattr(import_module(_WITH_TORCH[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,13 +1,16 @@
 """All layer kinds: the ones of this package, listed, and those that other packages register.
 
-A package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`.
+A package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are
+loaded when kinds are first asked for, not when this module is imported: what they load imports this module.
 """
 
+from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
+from l4spec.errors import UserError
 from l4spec.layers.add import KIND as _add
 from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
 from l4spec.layers.declaration import Declaration
@@ -48,28 +51,51 @@ _OWN = (
 ENTRY_POINT_GROUP = "l4spec.layers"
 
 
-def _all_kinds() -> dict[str, LayerKind]:
+KINDS: Mapping[str, LayerKind]
+"""Every known layer kind by its name."""
+
+
+def __getattr__(name: str) -> Mapping[str, LayerKind]:
+    if name != "KINDS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _all_kinds()
+
+
+@lru_cache(maxsize=1)
+def _all_kinds() -> Mapping[str, LayerKind]:
     kinds = {kind.name: kind for kind in _OWN}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        kind = entry_point.load()
-        if not isinstance(kind, LayerKind) or kind.name in kinds:
-            raise TypeError(f"entry point {entry_point.value} must name a LayerKind of a new kind, found {kind!r}")
+        kind = _loaded(entry_point)
+        if kind.name in kinds:
+            raise _unusable(entry_point, f"there is a kind {kind.name!r} already")
         kinds[kind.name] = kind
-    return kinds
+    return MappingProxyType(kinds)
 
 
-KINDS = MappingProxyType(_all_kinds())
-"""Every known layer kind by its name."""
+def _loaded(entry_point: EntryPoint) -> LayerKind:
+    try:
+        kind = entry_point.load()
+    except Exception as error:
+        raise _unusable(entry_point, f"{type(error).__name__}: {error}") from error
+    if not isinstance(kind, LayerKind):
+        raise _unusable(entry_point, f"expected a LayerKind, found {kind!r}")
+    return kind
+
+
+def _unusable(entry_point: EntryPoint, reason: str) -> UserError:
+    package = entry_point.dist.name if entry_point.dist else "a package"
+    message = f"the layer kind {entry_point.value!r} of {package} cannot be used: {reason}"
+    return UserError(message, hint="mend or uninstall that package")
 
 
 def specs_for(slot: Slot) -> tuple[type[LayerSpec], ...]:
     """The schemas that an author may choose from for a slot."""
-    return tuple(kind.spec for kind in KINDS.values() if kind.slot == slot)
+    return tuple(kind.spec for kind in _all_kinds().values() if kind.slot == slot)
 
 
 @lru_cache(maxsize=4096)
 def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
     """The declaration of a layer; equal layers share one object."""
-    declare: Any = KINDS[spec.kind].declare
+    declare: Any = _all_kinds()[spec.kind].declare
     result: Declaration = declare(spec, width)
     return result

@@ -2,19 +2,22 @@
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.estimates import estimates_of
 from planners.catalog import engine as engine_of
 from planners.catalog import quantization as quantization_of
 from planners.cluster import Cluster, parse_cluster
 from planners.communication import communication
 from planners.flops import count_flops
 from planners.kv_cache import cache_dtype_bytes, plan_cache
-from planners.latency.section import Wanted, plan_latency
+from planners.latency.section import plan_latency
+from planners.latency.section_parts import Wanted
 from planners.memory import Setting, describe_device, place
 from planners.params import count_params
 from planners.plan_types import (
     ClusterInfo,
     Deployment,
     DeviceMemory,
+    Estimates,
     IllegalLayout,
     Latency,
     LayoutRow,
@@ -99,6 +102,7 @@ def plan_request(graph: LayerGraph, request: Request) -> Plan:
     return Plan(
         model=graph.name,
         estimated=graph.model.estimated,
+        estimates=_estimates(graph),
         deployment=_deployment(setting, request, tokens),
         cluster=_cluster_info(cluster, request.gpus),
         params=count_params(graph),
@@ -143,6 +147,13 @@ def _latency(setting: Setting, cluster: Cluster, chosen: LayoutRow, request: Req
         usd_per_gpu_hour=request.usd_per_gpu_hour,
     )
     return plan_latency(setting, cluster, chosen.layout, wanted)
+
+
+def _estimates(graph: LayerGraph) -> Estimates:
+    if not graph.model.estimated:
+        return Estimates()
+    found = estimates_of(graph.model.spec)
+    return Estimates(params=found.params, work=found.work)
 
 
 def _gpus_per_host(cluster: Cluster | None) -> int:

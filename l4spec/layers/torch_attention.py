@@ -57,7 +57,7 @@ class Attention:
                 return self._folded(query, new, size)
             case SlidingWindowMask(size=size) if num_tokens > size:
                 return self._banded(query, new, context, size)
-        return self._attend(query, *self.expand(new), causal=num_tokens > 1)
+        return self._attend(query, *self.expand(new), causal=True)
 
     def _with_cache(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
         """Uniform rows behind `start` cached tokens."""
@@ -105,23 +105,23 @@ class Attention:
     def _folded(self, query: Tensor, rows: Rows, size: int) -> Tensor:
         """Aligned chunks from their first token on: whole chunks become a batch, the last partial one stands alone."""
         num_tokens = query.shape[2]
-        num_chunks, num_left = divmod(num_tokens, size)
+        num_chunks, num_left = num_tokens // size, num_tokens % size  # divmod does not compile
         whole = num_chunks * size
         key, value = self.expand(rows)
         results = []
         if num_chunks:
             parts = (_fold(tensor[:, :, :whole], size) for tensor in (query, key, value))
-            folded = self._attend(*parts, causal=size > 1)
+            folded = self._attend(*parts, causal=True)
             results.append(_unfold(folded, num_chunks))
         if num_left:
             parts = (tensor[:, :, whole:] for tensor in (query, key, value))
-            results.append(self._attend(*parts, causal=num_left > 1))
+            results.append(self._attend(*parts, causal=True))
         return results[0] if len(results) == 1 else torch.cat(results, dim=2)
 
     def _behind(self, query: Tensor, rows: Rows, context: Context) -> Tensor:
         """Causal queries that are the last tokens of `rows`."""
         if query.shape[2] == rows[0].shape[1]:
-            return self._attend(query, *self.expand(rows), causal=query.shape[2] > 1)
+            return self._attend(query, *self.expand(rows), causal=True)
         if query.shape[2] == 1:
             return self._attend(query, *self.expand(rows))
         return self._banded(query, rows, context, None)

@@ -1,0 +1,153 @@
+"""Training: gradients are those of the mathematics, recomputing activations changes none, and compiling works."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from l4spec.runtime.model import Model
+from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
+from tests.runtime.tiny import vision as tower
+
+ROUTED = moe(num_experts=40, num_shared_experts=1, shared_gate=True, capacity_factor=2.0)
+MODELS: dict[str, Json] = {
+    "llama4": llama4_text(),
+    "mla": text_of({"a": MLA, "f": ROUTED}, [{"attention": "a", "ffn": "f", "repeat": 2}]),
+    "window": text_of(
+        {"a": gqa(mask={"kind": "sliding_window", "size": 5}, position=ROPE), "f": SWIGLU},
+        [{"attention": "a", "ffn": "f", "form": "sandwich", "repeat": 2}],
+    ),
+    "parallel": text_of({"a": gqa(logit_softcap=2.0), "f": moe()}, [{"attention": "a", "ffn": "f", "form": "parallel"}]),
+}
+
+
+def loss_of(model: Model, ids: Tensor) -> Tensor:
+    logits = model(ids)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gradients(model: Model, ids: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss_of(model, ids).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_are_the_slopes_of_the_loss(name: str) -> None:
+    model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
+    found = gradients(model, ids)
+    generator = torch.Generator().manual_seed(5)
+    for tensor_name, parameter in model.named_parameters():
+        if "router" in tensor_name:
+            continue  # a step may change which experts are chosen
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        step = 1e-6 * direction
+        with torch.no_grad():
+            parameter += step
+            above = loss_of(model, ids)
+            parameter -= 2 * step
+            below = loss_of(model, ids)
+            parameter += step
+        slope = float(above - below) / 2e-6
+        # central differences err by step^2 and by rounding / step: about 1e-9 of a loss near 10
+        assert slope == pytest.approx(float((found[tensor_name] * direction).sum()), rel=1e-5, abs=1e-7), tensor_name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recomputing_activations_changes_no_gradient(name: str) -> None:
+    model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
+    wanted = gradients(model, ids)
+    model.checkpoint_activations = True
+    found = gradients(model, ids)
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[key], wanted[key], rtol=1e-12, atol=1e-14) for key in wanted)
+
+
+def test_recomputing_keeps_fewer_activations() -> None:
+    model, ids = randomised(graph_of(llama4_text())).train(), token_ids(2, 64)
+    kept = {False: 0, True: 0}
+    for model.checkpoint_activations in kept:
+        sizes: list[int] = []
+
+        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss_of(model, ids)
+        kept[model.checkpoint_activations] = sum(sizes)
+    assert kept[True] < 0.3 * kept[False]
+
+
+def test_the_vision_tower_recomputes_too() -> None:
+    model = randomised(graph_of(llama4_text(), tower())).train()
+    model.image_token_id = 5
+    ids = token_ids(1, 12)
+    ids[ids == 5] = 6
+    ids[0, 2:6] = 5
+    pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = []
+    for model.checkpoint_activations in (False, True):
+        model.zero_grad()
+        model(ids, pixel_values=pixels).square().mean().backward()
+        grad = model.get_parameter("vision.layers.0.ffn.up_proj.weight").grad
+        assert grad is not None
+        found.append(grad.clone())
+    assert torch.allclose(*found, rtol=1e-12, atol=1e-14)
+    assert bool(found[0].any())
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    torch.manual_seed(0)
+    model, ids = randomised(graph_of(llama4_text()), dtype="fp32").train(), token_ids(4, 24)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = loss_of(model, ids)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_copy_is_a_model_of_its_own() -> None:
+    model, ids = randomised(graph_of(text_of({"f": SWIGLU}, [{"ffn": "f"}], tie_embeddings=True))), token_ids(1, 5)
+    with torch.no_grad():
+        twin = copy.deepcopy(model)
+        before = model(ids)
+        twin.get_parameter("text.embedding.weight").zero_()
+        assert torch.equal(model(ids), before)
+        assert not twin(ids).any()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compiled_model_equals_the_eager_one(name: str) -> None:
+    torch.compiler.reset()
+    model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
+    wanted = gradients(model, ids)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(ids), model(ids), rtol=1e-12, atol=1e-12)
+    model.zero_grad()
+    logits = compiled(ids)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    for key, parameter in model.named_parameters():
+        if key in wanted:
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, wanted[key], rtol=1e-10, atol=1e-12), key
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_text_model_compiles_without_a_break() -> None:
+    torch.compiler.reset()
+    model, ids = randomised(graph_of(llama4_text())), token_ids(2, 19)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(ids), model(ids), rtol=1e-12, atol=1e-12)
+    cache, twin = model.new_cache(2, 30), model.new_cache(2, 30)
+    for part in ids.split([11, 1, 1, 1, 5], dim=1):
+        assert torch.allclose(compiled(part, cache=cache), model(part, cache=twin), rtol=1e-12, atol=1e-12)

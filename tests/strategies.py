@@ -59,9 +59,9 @@ def ropes(draw: Draw, *, rotated: int | None = None) -> Data:
 
 
 @st.composite
-def head_with_position(draw: Draw, step: int) -> tuple[int, Data]:
-    """A head's width and a position that suits it."""
-    kind = draw(st.sampled_from(["none", "rope", "rope_2d"]))
+def head_with_position(draw: Draw, step: int, vision: bool) -> tuple[int, Data]:
+    """A head's width and a position that suits it; only patches have a place in two dimensions."""
+    kind = draw(st.sampled_from(["none", "rope", *(["rope_2d"] if vision else [])]))
     if kind == "none":
         return draw(sizes(9, step)), {"kind": "none"}
     if kind == "rope_2d":
@@ -71,8 +71,8 @@ def head_with_position(draw: Draw, step: int) -> tuple[int, Data]:
 
 
 @st.composite
-def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1) -> Data:
-    num_kv_heads, (head_dim, position) = draw(st.integers(1, 4)), draw(head_with_position(step))
+def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool = False) -> Data:
+    num_kv_heads, (head_dim, position) = draw(st.integers(1, 4)), draw(head_with_position(step, vision))
     part: Data = {
         "kind": "gqa",
         "num_heads": num_kv_heads * draw(st.integers(1, 4)),
@@ -99,7 +99,7 @@ def some_of(draw: Draw, options: dict[str, st.SearchStrategy[Any]]) -> Data:
 
 
 @st.composite
-def mlas(draw: Draw, *, bidirectional: bool = True, step: int = 1) -> Data:
+def mlas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool = False) -> Data:
     return {
         "kind": "mla",
         "num_heads": draw(st.integers(1, 4)),
@@ -187,7 +187,7 @@ def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional:
     for name, kind in zip(PART_NAMES, kinds, strict=False):
         attentions = {"gqa": gqas, "mla": mlas}
         if kind in attentions:
-            parts[name] = draw(attentions[kind](bidirectional=bidirectional, step=step))
+            parts[name] = draw(attentions[kind](bidirectional=bidirectional, step=step, vision=vision))
             parts[name]["mask"] = {"kind": "none"} if vision else parts[name]["mask"]
         else:
             parts[name] = draw(dense_ffns(step) if kind == "dense" else moes(step))

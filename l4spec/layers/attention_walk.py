@@ -15,7 +15,7 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`count` dense products of `queries` queries with `keys` keys; with `causal` the kernel masks later keys itself."""
+    """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself."""
 
     count: int
     queries: int

@@ -21,6 +21,7 @@ class Layout:
     earlier tokens in the cache (an upper bound when rows differ). `positions` is [tokens] when all rows are alike, else
     [rows, tokens]. When rows differ, `lengths` [rows] holds the tokens each had before (None: none, or all `start`)
     and `num_new` [rows] how many of its columns are real. `sequence_ids` [rows, tokens] separates packed sequences.
+    `places` [tokens, 2] is where an image's patches lie: x + 1 and y + 1, both 0 for a class token.
     """
 
     num_rows: int
@@ -30,6 +31,7 @@ class Layout:
     lengths: Tensor | None = None
     num_new: Tensor | None = None
     sequence_ids: Tensor | None = None
+    places: Tensor | None = None
 
     @property
     def is_uniform(self) -> bool:

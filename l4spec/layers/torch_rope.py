@@ -77,24 +77,27 @@ def attention_factor(rope: Rope) -> float:
 class Rotation:
     """The rotation of the first `dim` elements of each head.
 
-    Its table, for the positions of a forward pass, is made once for all layers with an equal rotation.
+    Its table, for the positions of a forward pass, is made once for all layers with an equal rotation. Interleaved pairs
+    are turned as complex numbers where they lie at `even` places, as those must.
     """
 
     rope: Rope | Rope2d
     dim: int
     key: str
     is_interleaved: bool
+    even: bool
     frequencies: dict[torch.device, Tensor]
 
     @classmethod
-    def of(cls, rope: Rope | Rope2d, dim: int) -> "Rotation":
-        """The rotation that a spec asks for; `dim` is the rotated width of a head."""
+    def of(cls, rope: Rope | Rope2d, dim: int, *beside: int) -> "Rotation":
+        """The rotation that a spec asks for; `dim` is the rotated width of a head, `beside` what shares its tensors."""
         if isinstance(rope, Rope2d):
             frequencies, interleaved = _plain_frequencies(rope.theta, dim // 2), True
         else:
             frequencies, interleaved = inverse_frequencies(rope, dim), rope.layout == "interleaved"
         key = f"rotation {dim} {rope.model_dump_json()}"
-        return cls(rope, dim, key, interleaved, {frequencies.device: frequencies})
+        even = all(width % 2 == 0 for width in beside)
+        return cls(rope, dim, key, interleaved, even, {frequencies.device: frequencies})
 
     def __call__(self, x: Tensor, context: Context) -> Tensor:
         """Rotate `x` [batch, tokens, heads, head_dim] by its tokens' positions, in fp32, back in its own dtype."""
@@ -102,7 +105,7 @@ class Rotation:
         return turned if self.dim == x.shape[-1] else torch.cat((turned, x[..., self.dim :]), dim=-1)
 
     def _rotate(self, x: Tensor, context: Context) -> Tensor:
-        if self.is_interleaved and not torch.compiler.is_compiling():
+        if self.is_interleaved and self.even and not torch.compiler.is_compiling():
             table = context.once(self.key + " complex", lambda: torch.complex(*self._cos_sin(context)))
             pairs = torch.view_as_complex(group_last(_wide(x), -1, 2))
             return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
@@ -116,14 +119,16 @@ class Rotation:
 
     def _cos_sin(self, context: Context) -> tuple[Tensor, Tensor]:
         """Each [tokens, 1, dim / 2] or [batch, tokens, 1, dim / 2], fp32."""
-        angles = self._angles(context.layout.positions)[..., None, :]
+        angles = self._angles(context)[..., None, :]
         factor = attention_factor(self.rope) if isinstance(self.rope, Rope) else 1.0
         return (angles.cos() * factor, angles.sin() * factor) if factor != 1.0 else (angles.cos(), angles.sin())
 
-    def _angles(self, positions: Tensor) -> Tensor:
+    def _angles(self, context: Context) -> Tensor:
+        positions = context.layout.positions
         frequencies = self._frequencies_on(positions.device)
-        if isinstance(self.rope, Rope2d):  # positions [tokens, 2]: x + 1 and y + 1; 0 for the class token
-            return (positions.float()[..., None] * frequencies).flatten(-2)
+        if isinstance(self.rope, Rope2d):
+            assert context.layout.places is not None, "2-D rope is for the patches of an image"
+            return (context.layout.places.float()[..., None] * frequencies).flatten(-2)
         return positions.float()[..., None] * frequencies
 
     def _frequencies_on(self, device: torch.device) -> Tensor:

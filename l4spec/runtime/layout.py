@@ -102,10 +102,11 @@ def restore(result: Tensor, batch: Batch) -> Tensor:
 def image_layout(
     num_tiles: int, grid: int, class_token: Literal["first", "last", "none"], device: torch.device
 ) -> Layout:
-    """The patches of a tile, row by row, at positions (x + 1, y + 1) [patches (+ 1), 2]; a class token at (0, 0)."""
-    places = torch.arange(grid, device=device) + 1
-    patches = torch.stack((places.repeat(grid), places.repeat_interleave(grid)), dim=-1)
+    """The patches of a tile, row by row, at places (x + 1, y + 1) [patches (+ 1), 2]; a class token at (0, 0)."""
+    side = torch.arange(grid, device=device) + 1
+    patches = torch.stack((side.repeat(grid), side.repeat_interleave(grid)), dim=-1)
     origin = patches.new_zeros(1, 2)
     if class_token != "none":
         patches = torch.cat((patches, origin) if class_token == "last" else (origin, patches))
-    return Layout(num_tiles, patches.shape[0], 0, patches)
+    num_tokens = patches.shape[0]
+    return Layout(num_tiles, num_tokens, 0, torch.arange(num_tokens, device=device), places=patches)

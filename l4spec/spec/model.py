@@ -10,6 +10,7 @@ from l4spec.errors import nearest
 from l4spec.layers import specs_for
 from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
+from l4spec.layers.positions import Rope2d
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
 from l4spec.spec.origin import HuggingFaceSpec
@@ -150,6 +151,14 @@ class TextSpec(StackSpec):
     """A bias per logit."""
     logit_softcap: PositiveFloat | None = None
     """Logits become cap * tanh(logit / cap) (Gemma 2)."""
+
+    @model_validator(mode="after")
+    def _text_has_no_grid(self) -> Self:
+        for name, part in self.parts.items():
+            if isinstance(getattr(part, "position", None), Rope2d):
+                message = "rope_2d turns by places in an image, which text tokens do not have"
+                raise located(("parts", name, "position"), message, "use rope")
+        return self
 
 
 class TowerSpec(StackSpec):

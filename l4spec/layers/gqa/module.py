@@ -64,7 +64,7 @@ def _rotation(spec: GQASpec) -> Rotation | None:
     if isinstance(spec.position, NoPosition):
         return None
     partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
-    return Rotation.of(spec.position, partial or spec.head_dim)
+    return Rotation.of(spec.position, partial or spec.head_dim, spec.head_dim)
 
 
 def _temperature(temperature: Temperature, context: Context) -> Tensor:

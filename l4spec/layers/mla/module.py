@@ -35,7 +35,7 @@ class MLA(LayerModule):
         expanded = spec.qk_nope_head_dim + spec.v_head_dim
         self.kv_b_proj = Linear(spec.kv_lora_rank, spec.num_heads * expanded, bias=False)
         self.o_proj = Linear(spec.num_heads * spec.v_head_dim, hidden, bias=spec.bias)
-        self.rotation = Rotation.of(spec.position, spec.qk_rope_head_dim) if isinstance(spec.position, Rope) else None
+        self.rotation = _rotation(spec)
         kept = (spec.kv_lora_rank + spec.qk_rope_head_dim,)
         self.expanded = Attention(spec.mask, _scale(spec), kept, self._expand)
         self.absorbed = Attention(spec.mask, _scale(spec), kept, _as_single_head)
@@ -77,6 +77,12 @@ class MLA(LayerModule):
         by_head = group_last(self.kv_b_proj(latent), spec.num_heads, -1).transpose(1, 2)
         key, value = split_last(by_head, (spec.qk_nope_head_dim, spec.v_head_dim))
         return torch.cat((key, shared_key[:, None].expand(-1, spec.num_heads, -1, -1)), dim=-1), value
+
+
+def _rotation(spec: MLASpec) -> Rotation | None:
+    if not isinstance(spec.position, Rope):
+        return None
+    return Rotation.of(spec.position, spec.qk_rope_head_dim, spec.qk_nope_head_dim, spec.kv_lora_rank)
 
 
 def _by_head(x: Tensor, weight: Tensor) -> Tensor:

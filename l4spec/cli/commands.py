@@ -2,8 +2,10 @@
 
 from l4spec.cli import (  # noqa: F401
     accuracy,
+    build,
     compare,
     export,
+    generate,
     graph,
     import_,
     ls,

@@ -15,6 +15,12 @@ def show(text: str) -> None:
     typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=not text.endswith("\n"))
 
 
+def show_piece(text: str) -> None:
+    """Print a part of a line now; the rest follows."""
+    typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=False)
+    sys.stdout.flush()
+
+
 def complain(text: str) -> None:
     """Print one problem to stderr."""
     typer.echo(_printable(text, getattr(sys.stderr, "encoding", None)), err=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor, nn
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
+from l4spec.runtime.progress import Report
 
 STANDARD_DEVIATION = 0.02
 _BLOCK = 2**18
 """Numbers drawn at once, each block from a seed of its own: few enough for a core's cache, and many for its threads.
 Changing it changes every random model."""
-Report = Callable[[int, int], None]
-"""Told (elements filled, elements in all) after each tensor."""
 
 
 @torch.no_grad()

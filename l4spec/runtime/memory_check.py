@@ -3,13 +3,11 @@
 import os
 from collections.abc import Iterator
 from fractions import Fraction
-from math import prod
 from pathlib import Path
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.runtime.checkpoints.layout import stored_parameters
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import scale_spec
@@ -26,7 +24,7 @@ _SCALES = tuple(Fraction(1, 2**k) for k in range(1, 11))
 
 def weight_bytes(graph: LayerGraph, dtype: str) -> int:
     """Bytes of all tensors of a model in one number format, buffers included, tied ones once."""
-    return ITEM_BYTES[dtype] * sum(prod(parameter.shape) for _, parameter in stored_parameters(graph))
+    return ITEM_BYTES[dtype] * sum(parameter.num_stored for _, parameter in graph.parameters())
 
 
 def free_bytes(device: str) -> int | None:

@@ -17,13 +17,12 @@ from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.progress import Report
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
 
 Read = Callable[[StoredTensor], Tensor]
-Report = Callable[[int, int], None]
-"""Told (elements copied, elements in all) after each stored tensor."""
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 

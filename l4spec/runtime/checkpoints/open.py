@@ -9,9 +9,10 @@ from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.huggingface import import_file
 from l4spec.runtime.build import build
-from l4spec.runtime.checkpoints.load import Report, load_checkpoint
+from l4spec.runtime.checkpoints.load import load_checkpoint
 from l4spec.runtime.checkpoints.save import CONFIG, SPEC
 from l4spec.runtime.memory_check import require_memory
+from l4spec.runtime.progress import Report
 from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec

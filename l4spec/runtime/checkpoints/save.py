@@ -4,7 +4,7 @@ import ctypes
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +19,7 @@ from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
 from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.progress import Report
 from l4spec.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 SPEC = "spec.yaml"
 DEFAULT_SHARD_BYTES = 5_000_000_000
-Report = Callable[[int, int], None]
 _FORMATS = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 _SPEC_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _ALIGNMENT = 8

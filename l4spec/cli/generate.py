@@ -1,0 +1,168 @@
+"""`l4spec generate`: what a checkpoint says behind a prompt, as it says it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from l4spec.cli.app import app
+from l4spec.cli.build import DeviceOption, DtypeOption, ProgressOption, checked_device
+from l4spec.cli.output import complain, show_piece
+from l4spec.cli.progress import progress
+from l4spec.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from l4spec.runtime.tokenizer import TextTokenizer
+
+MAX_PROMPT_BYTES = 16 << 20
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.", show_default=False)]
+PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from.")]
+ChatOption = Annotated[
+    str | None, typer.Option("--chat", metavar="TEXT", help="What a user says, in Llama 4's chat format.")
+]
+SystemOption = Annotated[
+    str | None, typer.Option("--system", metavar="TEXT", help="With --chat: what the system says first.")
+]
+IdsOption = Annotated[str | None, typer.Option("--ids", metavar="IDS", help="Token ids to go on from, as 200000,17,4.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json or a tiktoken file.  [default: the one in DIR]"),
+]
+MaxOption = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Most tokens to say.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token.")]
+TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the K most likely tokens.")]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", metavar="P", help="Draw from the most likely tokens up to P.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Makes draws repeat.")]
+StopOption = Annotated[
+    str | None,
+    typer.Option("--stop-ids", metavar="IDS", help="Tokens to stop behind.  [default: the checkpoint's own]"),
+]
+ChunkOption = Annotated[
+    int, typer.Option("--prefill-chunk", metavar="N", help="Tokens of the prompt that one step reads.")
+]
+
+
+@app.command("generate")
+def generate_command(
+    directory: FolderArgument,
+    prompt: PromptOption = None,
+    chat: ChatOption = None,
+    system: SystemOption = None,
+    ids: IdsOption = None,
+    tokenizer: TokenizerOption = None,
+    max_new_tokens: MaxOption = 64,
+    temperature: TemperatureOption = 0.0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    stop_ids: StopOption = None,
+    prefill_chunk: ChunkOption = 2048,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    show_progress: ProgressOption = None,
+) -> None:
+    """Load a checkpoint and go on from a prompt, token by token.
+
+    A prompt is text (--prompt, --chat) where there is a tokenizer file, or token ids (--ids); the answer likewise.
+    """
+    from l4spec.runtime.checkpoints import open_model
+    from l4spec.runtime.generate import OptionFields, Options
+
+    text = _tokenizer(directory, tokenizer) if ids is None or tokenizer else None
+    tokens = _tokens(prompt, chat, system, ids, text)
+    options: OptionFields = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop_ids": _stop_ids(directory, stop_ids, text),
+        "seed": seed,
+        "prefill_chunk": prefill_chunk,
+    }
+    Options(**options)  # before the weights are read
+    with progress("loading", show_progress) as report:
+        model = open_model(directory, _real_device(device), dtype.value if dtype else None, report=report)
+    _require_length(len(tokens) + max_new_tokens, model.graph.model.text.stack.width.max_seq_len)
+    _say((int(token) for token in model.stream([tokens], **options)), text, options["stop_ids"])
+
+
+def _real_device(device: str | None) -> str:
+    if device == "meta":
+        raise UserError([Problem("holds no weights: expected cpu or cuda", path="--device")])
+    return checked_device(device or "cpu")
+
+
+def _tokenizer(directory: Path, given: Path | None) -> "TextTokenizer":
+    from l4spec.runtime.tokenizer import find_tokenizer, open_tokenizer
+
+    path = given or find_tokenizer(directory)
+    if path is None:
+        raise UserError(f"{directory} holds no tokenizer file", hint="--tokenizer names one, --ids does without")
+    return open_tokenizer(path)
+
+
+def _tokens(
+    prompt: str | None, chat: str | None, system: str | None, ids: str | None, tokenizer: "TextTokenizer | None"
+) -> list[int]:
+    given = [value for value in (prompt, chat, ids) if value is not None]
+    if len(given) != 1 or (system is not None and chat is None):
+        raise UserError("expected one of --prompt, --chat and --ids; --system goes with --chat")
+    if ids is not None:
+        return _numbers(ids, "--ids")
+    assert tokenizer is not None
+    if chat is not None:
+        from l4spec.runtime.tokenizer import Message
+
+        said = [Message("system", system)] if system is not None else []
+        return tokenizer.encode_chat([*said, Message("user", chat)])
+    found = tokenizer.encode_prompt(prompt or "")
+    if not found:
+        raise UserError([Problem("is empty, and this tokenizer has no token that begins a text", path="--prompt")])
+    return found
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() and len(word) <= 12 for word in words):
+        raise UserError([Problem(f"expected token ids as 200000,17,4, found {text[:60]!r}", path=option)])
+    return [int(word) for word in words]
+
+
+def _stop_ids(directory: Path, given: str | None, tokenizer: "TextTokenizer | None") -> tuple[int, ...]:
+    from l4spec.runtime.tokenizer import stop_ids_of
+
+    if given is not None:
+        return tuple(_numbers(given, "--stop-ids"))
+    return stop_ids_of(directory) or (tokenizer.stop_ids if tokenizer else ())
+
+
+def _require_length(num_tokens: int, max_seq_len: int) -> None:
+    if num_tokens > max_seq_len:
+        message = f"prompt and answer are up to {num_tokens:,} tokens, the model is made for {max_seq_len:,}"
+        raise UserError(message, hint="a smaller --max-new-tokens, or a shorter prompt")
+
+
+def _say(tokens: Iterator[int], tokenizer: "TextTokenizer | None", stop_ids: Sequence[int]) -> None:
+    """Write each piece as it comes; a stop token is no text."""
+    start, count = time.perf_counter(), 0
+
+    def counted() -> Iterator[int]:
+        nonlocal count
+        for token in tokens:
+            count += 1
+            yield token
+
+    def pieces() -> Iterator[str]:
+        if tokenizer is None:
+            yield from (f"{token} " for token in counted())
+        else:
+            yield from tokenizer.stream(token for token in counted() if token not in stop_ids)
+
+    for piece in pieces():
+        show_piece(piece)
+    show_piece("\n")
+    complain(f"{count} tokens in {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,30 @@
+"""A bar on stderr for long work: on a terminal, or where asked for."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+_STEPS = 1000
+
+
+@contextmanager
+def progress(label: str, wanted: bool | None) -> Iterator[Callable[[int, int], None] | None]:
+    """A function to be told (done, all), which draws a bar; None where no bar is wanted.
+
+    `wanted` None means: where stderr is a terminal.
+    """
+    if not (sys.stderr.isatty() if wanted is None else wanted):
+        yield None
+        return
+    with typer.progressbar(length=_STEPS, label=label, file=sys.stderr) as bar:
+        shown = 0
+
+        def report(done: int, total: int) -> None:
+            nonlocal shown
+            now = _STEPS * done // max(1, total)
+            bar.update(now - shown)
+            shown = now
+
+        yield report

@@ -1,0 +1,98 @@
+"""`l4spec build`: the module tree of a built model, its counts beside the plan's, and how its first run went."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.report.page import Code, Facts, Lines, Page, Section, Table, ranges
+from l4spec.report.quantities import count, gib, whole
+from planners.params import count_params
+
+if TYPE_CHECKING:
+    from l4spec.runtime.contents import Contents, TreeRow
+    from l4spec.runtime.trial import Trial
+
+_INDENT = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What `l4spec build` found; `trial` and `device` are None where nothing but the structure was built."""
+
+    model: str
+    contents: "Contents"
+    planned_by_part: dict[str, int]
+    device: str | None = None
+    dtype: str | None = None
+    build_seconds: float | None = None
+    trial: "Trial | None" = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the module holds what the planner counts, part by part."""
+        held, planned = self.contents.by_part, self.planned_by_part
+        return all(held.get(part, 0) == planned.get(part, 0) for part in held.keys() | planned.keys())
+
+
+def planned_parts(graph: LayerGraph) -> dict[str, int]:
+    """Parameters by part as the planner counts them; parts without any are left out."""
+    return {part: number for part, number in count_params(graph).by_part.items() if number}
+
+
+def built_json(built: Built) -> str:
+    """The same as one JSON document."""
+    return json.dumps({**asdict(built), "agrees": built.agrees}, indent=2)
+
+
+def built_page(built: Built) -> Page:
+    """Tree, parts, and the run if there was one."""
+    contents = built.contents
+    verdict = "as planned" if built.agrees else "NOT as planned"
+    lead = f"{built.model}: {whole(contents.num_tensors)} tensors, named and shaped as declared; "
+    lead += f"{count(contents.num_parameters)} parameters ({whole(contents.num_parameters)}), {verdict}"
+    sections = [
+        Section("", (Lines((lead,)),)),
+        Section("Modules", (Code(tuple(_tree_lines(contents))),)),
+        Section("Parts", (Table(("part", "held", "planned"), tuple(_part_rows(built)), "l"),)),
+    ]
+    if built.trial is not None:
+        sections.append(Section("Run", (Facts(tuple(_run_facts(built, built.trial))),)))
+    return tuple(sections)
+
+
+def _tree_lines(contents: "Contents") -> Iterator[str]:
+    """The module tree in columns; what holds no tensor (additions, the place where images enter) is left out."""
+    rows = [_tree_row(row) for row in contents.rows if row.num_tensors]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for name, kind, tensors, parameters in rows:
+        yield f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {tensors:>{widths[2]}}  {parameters:>{widths[3]}}"
+
+
+def _tree_row(row: "TreeRow") -> tuple[str, str, str, str]:
+    name = row.name or f"{ranges(row.blocks)} ({len(row.blocks)} ×)"
+    kind = f"{row.class_name} ({row.label})" if row.label else row.class_name
+    tensors = f"{whole(row.num_tensors)} tensor{'s' if row.num_tensors > 1 else ''}"
+    return _INDENT * row.depth + name, kind, tensors, count(row.num_parameters)
+
+
+def _part_rows(built: Built) -> Iterator[tuple[str, str, str]]:
+    held, planned = built.contents.by_part, built.planned_by_part
+    for part in sorted(held.keys() | planned.keys(), key=lambda part: -max(held.get(part, 0), planned.get(part, 0))):
+        yield part, whole(held.get(part, 0)), whole(planned.get(part, 0))
+
+
+def _run_facts(built: Built, trial: "Trial") -> Iterator[tuple[str, str]]:
+    image = f", {trial.num_image_tokens} of them an image tile's" if trial.num_image_tokens else ""
+    yield "built on", f"{built.device} in {built.dtype}, {built.build_seconds:.1f} s"
+    yield "forward", f"{trial.num_tokens} tokens{image}: {_milliseconds(trial.forward_seconds)}"
+    yield "loss", f"{trial.loss:.3f} nats a token (guessing blindly: {trial.blind_loss:.3f})"
+    yield "generated", " ".join(map(str, trial.generated))
+    speed = f"{_milliseconds(trial.decode_seconds_per_token)} a token"
+    yield "generation", f"{_milliseconds(trial.prefill_seconds)} to the first token, then {speed}"
+    yield "memory", f"weights {gib(trial.weight_bytes)}, cache {gib(trial.cache_bytes)}, peak {gib(trial.peak_bytes)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"

@@ -125,8 +125,8 @@ def test_the_longest_context_takes_every_gpu_for_one_sequence() -> None:
 
 @pytest.mark.parametrize("mode", ["serve", "train"])
 def test_the_largest_cluster_is_planned_in_seconds(mode: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     found = plan(graph("behemoth"), gpus="32768xH100", mode=mode, batch=16_384)  # type: ignore[arg-type]
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 3
     assert found.fits
     assert found.layout.num_devices == 32_768

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+LAWS = sorted(path.name for path in HERE.glob("test_*.py") if path.name != Path(__file__).name)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from l4spec.spec.parse import parse_spec
 from planners.plan import plan
 from tests.strategies import Data, models
 
+MANY = 3 * settings().max_examples
 NUMBERLIKE = ["-1", "0", "1e400", ".nan", "-.inf", "5e5", "1_0", "0x10", "1.5", "9223372036854775808", "1099511627776"]
 WORDS = ["on", "null", "~", "true", "kind", "gqa", "moe", "''", "99999999999999999999999", "2001-01-01", "*x", "&a"]
 SYNTAX = [
@@ -76,7 +77,7 @@ def outcome(text: str) -> Literal["planned", "refused"]:
     return "planned" if found else "refused"
 
 
-@settings(max_examples=300)
+@settings(max_examples=MANY)
 @given(mutated())
 def test_a_mutated_spec_is_planned_or_refused(text: str) -> None:
     assert outcome(text) in ("planned", "refused")
@@ -96,7 +97,7 @@ def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | 
     return [path]
 
 
-@settings(max_examples=300)
+@settings(max_examples=MANY)
 @given(models(), st.data())
 def test_a_spec_with_one_value_replaced_is_planned_or_refused(data: Data, draws: st.DataObject) -> None:
     path = draws.draw(st.sampled_from(places(data)))

@@ -272,12 +272,20 @@ class Deployment(Frozen):
     activation_checkpointing: str | None = None
 
 
+class Estimates(Frozen):
+    """The estimated fields that parameter counts rest on, and those (these among them) that any other number does."""
+
+    params: tuple[str, ...] = ()
+    work: tuple[str, ...] = ()
+
+
 class Plan(Frozen):
-    """What a model costs and whether it fits. `estimated` lists the unpublished fields that every number rests on."""
+    """What a model costs and whether it fits. `estimated` lists the fields that nobody has published."""
 
     l4spec_plan: Literal[1] = 1
     model: str
     estimated: tuple[str, ...]
+    estimates: Estimates = Estimates()
     deployment: Deployment
     cluster: ClusterInfo | None
     params: Params

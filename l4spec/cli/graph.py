@@ -32,7 +32,9 @@ def graph_command(
     spec: o.SpecArgument,
     overrides: o.SetOption = None,
     format: Annotated[GraphFormat, typer.Option("--format", help="How to write the graph.")] = GraphFormat.TEXT,  # noqa: A002
-    level: Annotated[Level, typer.Option("--level", help="Runs of equal blocks, or every layer.")] = Level.BLOCK,
+    level: Annotated[
+        Level, typer.Option("--level", help="Runs of equal blocks, or every layer with its operations.")
+    ] = Level.BLOCK,
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:

@@ -7,7 +7,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.output import deliver
-from l4spec.cli.request import PlanRequest, compiled, given_options, option_name
+from l4spec.cli.request import PlanRequest, compiled, given_options, option_name, options_named
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ def _herd(request: PlanRequest, style: o.Format) -> str:
     from l4spec.report.page import to_markdown, to_text
 
     asked = Conditions(request.gpus or HERD_GPUS, request.kv_dtype, request.context, request.batch, request.engine)
-    precisions = (request.quantization,) if request.quantization else PRECISIONS
-    herd = plan_herd([compiled(name, ()) for name in HERD], asked, precisions)
+    precisions = PRECISIONS if request.quantization is None else (request.quantization,)
+    with options_named():
+        herd = plan_herd([compiled(name, ()) for name in HERD], asked, precisions)
     if style is o.Format.JSON:
         return herd.model_dump_json(indent=2)
     return to_markdown(herd_page(herd)) if style is o.Format.MARKDOWN else to_text(herd_page(herd))

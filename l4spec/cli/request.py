@@ -1,7 +1,8 @@
 """What `plan` and `compare` ask of the planner, read from their options."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from planners.training import TrainSetting
 
 DEFAULT_QUANTIZATION = "bf16"
+MOST_IMAGES = 10_000
 _OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch", "tokens"}
 _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMBT]?)\Z", re.IGNORECASE)
 _POWERS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
@@ -60,10 +62,8 @@ class PlanRequest:
 
     def plan(self, graph: "LayerGraph") -> "Plan":
         """Plan a model as asked. Raises UserError, whose problems name options as they are typed."""
-        try:
+        with options_named():
             return self._plan(graph)
-        except UserError as error:
-            raise UserError(_in_options(problem) for problem in error.problems) from None
 
     def _plan(self, graph: "LayerGraph") -> "Plan":
         from planners.plan import plan
@@ -71,7 +71,7 @@ class PlanRequest:
         return plan(
             graph,
             gpus=self.gpus,
-            quantization=self.quantization or DEFAULT_QUANTIZATION,
+            quantization=DEFAULT_QUANTIZATION if self.quantization is None else self.quantization,
             kv_dtype=self.kv_dtype,
             context=self.context,
             batch=self.batch,
@@ -106,9 +106,10 @@ class PlanRequest:
         if not self.images:
             return self.tiles
         vision = graph.model.vision
-        if vision is None or self.images < 0:
-            message = f"needs a model with vision and at least 0 images, found {self.images}"
-            raise UserError([Problem(message, path="--images")])
+        if vision is None:
+            raise UserError([Problem("the model has no vision, so it takes no images", path="--images")])
+        if not 0 <= self.images <= MOST_IMAGES:
+            raise UserError([Problem(f"expected 0 to {MOST_IMAGES:,}, found {self.images:,}", path="--images")])
         whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
         return self.tiles + self.images * (vision.max_tiles + whole_image)
 
@@ -131,6 +132,15 @@ def given_options(ctx: typer.Context) -> tuple[str, ...]:
 def option_name(parameter: str) -> str:
     """A parameter as the command line writes it: `--kv-dtype`."""
     return "--" + {"overrides": "set"}.get(parameter, parameter).replace("_", "-")
+
+
+@contextmanager
+def options_named() -> Iterator[None]:
+    """Inside, problems of the planner's arguments are named as options are typed."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_in_options(problem) for problem in error.problems) from None
 
 
 def _in_options(problem: Problem) -> Problem:

@@ -6,8 +6,8 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.base import LayerSpec
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.plan_page import estimated_note
-from l4spec.report.quantities import Figures, gib, whole
+from l4spec.report.plan_page import estimate_notes, marks_of
+from l4spec.report.quantities import Figures, Marked, gib, whole
 from planners.plan_types import Frozen, Plan
 
 
@@ -64,35 +64,38 @@ def shape_of(graph: LayerGraph) -> ModelShape:
     )
 
 
-Row = tuple[str, Callable[[ModelShape, Plan, Figures], str]]
+Row = tuple[str, Callable[[ModelShape, Plan, Marked], str]]
 _SHAPE: tuple[Row, ...] = (
-    ("layers", lambda shape, plan, n: n.whole(shape.num_layers)),
-    ("hidden size", lambda shape, plan, n: n.whole(shape.hidden_size)),
-    ("heads / KV heads", lambda shape, plan, n: _pair(shape.num_heads, shape.num_kv_heads, n)),
-    ("experts, of them per token", lambda shape, plan, n: _pair(shape.num_experts, shape.num_experts_per_token, n)),
+    ("layers", lambda shape, plan, n: n.sizes.whole(shape.num_layers)),
+    ("hidden size", lambda shape, plan, n: n.sizes.whole(shape.hidden_size)),
+    ("heads / KV heads", lambda shape, plan, n: _pair(shape.num_heads, shape.num_kv_heads, n.sizes)),
+    (
+        "experts, of them per token",
+        lambda shape, plan, n: _pair(shape.num_experts, shape.num_experts_per_token, n.sizes),
+    ),
     ("vocabulary", lambda shape, plan, n: whole(shape.vocab_size)),
     ("longest sequence", lambda shape, plan, n: whole(shape.max_seq_len)),
     ("vision", lambda shape, plan, n: "yes" if shape.vision else "no"),
 )
 _COSTS: tuple[Row, ...] = (
-    ("parameters", lambda shape, plan, n: n.count(plan.params.total)),
-    ("active per token", lambda shape, plan, n: n.count(plan.params.active)),
-    ("active without embedding", lambda shape, plan, n: n.count(plan.params.active_without_embedding)),
-    ("weights", lambda shape, plan, n: n.gib(plan.weights.bytes)),
-    ("KV cache", lambda shape, plan, n: n.gib(plan.kv_cache.bytes)),
-    ("KV a token, every layer", lambda shape, plan, n: n.exact_bytes(plan.kv_cache.bytes_per_token_unbounded)),
-    ("KV a token, unbounded layers", lambda shape, plan, n: n.exact_bytes(plan.kv_cache.bytes_per_token_global)),
-    ("FLOPs a token before attention", lambda shape, plan, n: n.flops(plan.flops.forward_per_token)),
-    ("FLOPs of the prefill", lambda shape, plan, n: n.flops(plan.flops.prefill)),
-    ("FLOPs of a decode step", lambda shape, plan, n: n.flops(plan.flops.decode)),
-    ("fullest device", lambda shape, plan, n: n.gib(plan.memory_per_device.total_bytes)),
+    ("parameters", lambda shape, plan, n: n.sizes.count(plan.params.total)),
+    ("active per token", lambda shape, plan, n: n.sizes.count(plan.params.active)),
+    ("active without embedding", lambda shape, plan, n: n.sizes.count(plan.params.active_without_embedding)),
+    ("weights", lambda shape, plan, n: n.sizes.gib(plan.weights.bytes)),
+    ("KV cache", lambda shape, plan, n: n.work.gib(plan.kv_cache.bytes)),
+    ("KV a token, every layer", lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_unbounded)),
+    ("KV a token, unbounded layers", lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_global)),
+    ("FLOPs a token before attention", lambda shape, plan, n: n.sizes.flops(plan.flops.forward_per_token)),
+    ("FLOPs of the prefill", lambda shape, plan, n: n.work.flops(plan.flops.prefill)),
+    ("FLOPs of a decode step", lambda shape, plan, n: n.work.flops(plan.flops.decode)),
+    ("fullest device", lambda shape, plan, n: n.work.gib(plan.memory_per_device.total_bytes)),
 )
 _FIT: tuple[Row, ...] = (
     ("of", lambda shape, plan, n: gib(plan.memory_per_device.capacity_bytes or 0)),
     ("layout", lambda shape, plan, n: str(plan.layout)),
     ("fits", lambda shape, plan, n: "yes" if plan.fits else "no"),
-    ("longest context", lambda shape, plan, n: n.whole(plan.max_context or 0)),
-    ("largest batch", lambda shape, plan, n: n.whole(plan.max_batch or 0)),
+    ("longest context", lambda shape, plan, n: n.work.whole(plan.max_context or 0)),
+    ("largest batch", lambda shape, plan, n: n.work.whole(plan.max_batch or 0)),
 )
 
 
@@ -108,14 +111,15 @@ def compare_page(comparison: Comparison) -> Page:
     rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in wanted)
     headers = ("", *(model.plan.model for model in models))
     sections = [Section("", (Table(headers, rows),)), Section("", (Lines((_assumed(comparison),)),))]
-    notes = tuple(f"{m.plan.model}: {estimated_note(m.plan.estimated)}" for m in models if m.plan.estimated)
+    plans = [model.plan for model in models]
+    notes = tuple(f"{p.model}: {note}" for p in plans for note in estimate_notes(p.estimated, p.estimates))
     if notes:
         sections.append(Section("", (Lines(notes),)))
     return tuple(sections)
 
 
-def _cell(model: Compared, cell: Callable[[ModelShape, Plan, Figures], str]) -> str:
-    return cell(model.shape, model.plan, Figures(bool(model.plan.estimated)))
+def _cell(model: Compared, cell: Callable[[ModelShape, Plan, Marked], str]) -> str:
+    return cell(model.shape, model.plan, marks_of(model.plan))
 
 
 def _assumed(comparison: Comparison) -> str:

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.plan_page import estimated_note
-from l4spec.report.quantities import Figures, gib, whole
+from l4spec.report.plan_page import estimate_notes
+from l4spec.report.quantities import Marked, marked, whole
+from l4spec.spec.estimates import estimates_of
 from planners.catalog import quantization as quantization_of
 from planners.cluster import parse_cluster
 from planners.least_gpus import MAX_GPUS, LeastGpus, least_gpus
+from planners.params import count_params
 from planners.plan import plan
-from planners.plan_types import Frozen, Layout, Plan
+from planners.plan_types import Estimates, Frozen, Layout, Plan
+from planners.request import DEFAULT_CONTEXT, max_seq_len
 
 PRECISIONS = ("bf16", "fp8", "int4")
 
@@ -51,6 +54,7 @@ class Herd(Frozen):
     context_origin: str
     rows: tuple[HerdRow, ...]
     estimated: dict[str, tuple[str, ...]]
+    estimates: dict[str, Estimates]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,14 @@ class Conditions:
 
 
 def plan_herd(graphs: Sequence[LayerGraph], asked: Conditions, precisions: Sequence[str] = PRECISIONS) -> Herd:
-    """Plan every model in every precision. Raises UserError for unknown names; a scheme that cannot store a model or
-    a model that no layout of the GPUs allows is told in its row."""
+    """Plan every model in every precision. Raises UserError for what none can be planned with, as unknown names; what
+    one of them cannot (a scheme, a context beyond its longest sequence, any layout) is told in its row."""
     cluster = parse_cluster(asked.gpus)
     for precision in precisions:
         quantization_of(precision)
+    refused = [found for graph in graphs if (found := _refusal(graph, asked))]
+    if refused and len(refused) == len(graphs):
+        raise refused[0]
     return Herd(
         gpus=asked.gpus,
         hardware=cluster.hardware.name,
@@ -105,18 +112,33 @@ def plan_herd(graphs: Sequence[LayerGraph], asked: Conditions, precisions: Seque
         context_origin="default" if asked.context is None else "given",
         rows=tuple(_row(graph, asked, precision) for graph in graphs for precision in precisions),
         estimated={graph.name: graph.model.estimated for graph in graphs if graph.model.estimated},
+        estimates={graph.name: _estimates(graph) for graph in graphs if graph.model.estimated},
     )
 
 
+def _refusal(graph: LayerGraph, asked: Conditions) -> UserError | None:
+    """What is wrong with the conditions for this model, without any hardware."""
+    try:
+        asked.plan(graph, "bf16", None)
+    except UserError as error:
+        return error
+    return None
+
+
+def _estimates(graph: LayerGraph) -> Estimates:
+    found = estimates_of(graph.model.spec)
+    return Estimates(params=found.params, work=found.work)
+
+
 def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
-    bare = asked.plan(graph, "bf16", None)
+    params = count_params(graph)
     row = HerdRow(
         model=graph.name,
         estimated=bool(graph.model.estimated),
         quantization=precision,
-        context=bare.deployment.context,
-        total_params=bare.params.total,
-        active_params=bare.params.active,
+        context=min(DEFAULT_CONTEXT, max_seq_len(graph)) if asked.context is None else asked.context,
+        total_params=params.total,
+        active_params=params.active,
     )
     try:
         found = asked.plan(graph, precision, asked.gpus)
@@ -151,24 +173,34 @@ def herd_page(herd: Herd) -> Page:
         f"Least GPUs: {herd.hardware} that hold the same at the least, with a legal layout of theirs.",
     )
     sections = [
-        Section(title, (Table(headers, tuple(_cells(row) for row in herd.rows), "lrrlrlrl"),)),
+        Section(title, (Table(headers, tuple(_cells(row, _marks(herd, row)) for row in herd.rows), "lrrlrlrl"),)),
         Section("", (Lines(assumed),)),
     ]
-    notes = tuple(f"{name}: {estimated_note(fields)}" for name, fields in herd.estimated.items())
+    refusals = dict.fromkeys(f"{row.model}: {row.refusal}" for row in herd.rows if row.refusal)
+    notes = tuple(refusals) + tuple(
+        f"{name}: {note}"
+        for name, fields in herd.estimated.items()
+        for note in estimate_notes(fields, herd.estimates[name])
+    )
     if notes:
         sections.append(Section("", (Lines(notes),)))
     return tuple(sections)
 
 
-def _cells(row: HerdRow) -> tuple[str, ...]:
-    figures = Figures(row.estimated)
-    start = (row.model, figures.count(row.total_params), figures.count(row.active_params), row.quantization)
+def _marks(herd: Herd, row: HerdRow) -> Marked:
+    found = herd.estimates.get(row.model, Estimates())
+    return marked(found.params, found.work)
+
+
+def _cells(row: HerdRow, figures: Marked) -> tuple[str, ...]:
+    sizes = figures.sizes
+    start = (row.model, sizes.count(row.total_params), sizes.count(row.active_params), row.quantization)
     if row.weight_bytes is None or row.device_bytes is None or row.capacity_bytes is None:
-        return (*start, "-", row.refusal or "-", "-", "-")
+        return (*start, "-", "not planned, see below", "-", "-")
     missing = row.device_bytes - row.capacity_bytes
-    fits = "yes" if row.fits else f"no, {gib(missing)} a GPU too much"
-    context = figures.whole(row.max_context) if row.max_context else "-"
+    fits = "yes" if row.fits else f"no, {figures.work.gib(missing)} a GPU too much"
+    context = figures.work.whole(row.max_context) if row.max_context else "-"
     least = f"more than {MAX_GPUS:,}"
     if row.least_gpus is not None:
-        least = f"{figures.whole(row.least_gpus)} ({row.least_layout})"
-    return (*start, figures.gib(row.weight_bytes), fits, context, least)
+        least = f"{figures.work.whole(row.least_gpus)} ({row.least_layout})"
+    return (*start, sizes.gib(row.weight_bytes), fits, context, least)

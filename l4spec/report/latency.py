@@ -1,18 +1,8 @@
 """The time that a plan takes, as lines of its page and as tables of its detail: bound, estimate, error."""
 
 from l4spec.report.page import Facts, Lines, Section, Table
-from l4spec.report.quantities import count, whole
+from l4spec.report.quantities import Figures, count, whole
 from planners.plan_types import Latency, LatencyError, Plan, StepLatency
-
-_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
-
-
-def seconds(value: float) -> str:
-    """A duration: `1.24 s`, `12.30 ms`, `45.10 us`."""
-    for size, unit in _UNITS:
-        if abs(value) >= size:
-            return f"{value / size:,.2f} {unit}"
-    return "0 s" if value == 0 else f"{value * 1e9:,.2f} ns"
 
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
@@ -22,18 +12,18 @@ def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
         return ()
     if found.prefill is None and found.train is None:
         return (("time", f"unknown: {found.reason}"),)
-    return _training_facts(found) if found.train is not None else _serving_facts(found)
+    figures = Figures(bool(plan.estimates.work))
+    return _training_facts(found, figures) if found.train is not None else _serving_facts(found, figures)
 
 
-def _serving_facts(found: Latency) -> tuple[tuple[str, str], ...]:
-    first = _beside(found.ttft_seconds, found.ttft_bound_seconds, _error(found, "ttft"))
-    token = _beside(
-        found.time_per_output_token_seconds, found.time_per_output_token_bound_seconds, _error(found, "tpot")
-    )
+def _serving_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
+    first = _beside(figures, found.ttft_seconds, found.ttft_bound_seconds, _error(found, "ttft"))
+    estimate, bound = found.time_per_output_token_seconds, found.time_per_output_token_bound_seconds
+    token = _beside(figures, estimate, bound, _error(found, "tpot"))
     rows = [("first token", f"{first} for a prompt of {whole(found.prompt_tokens or 0)}"), ("each token", token)]
     if found.tokens_per_second_per_user is not None and found.tokens_per_second_per_gpu is not None:
-        user, gpu = found.tokens_per_second_per_user, found.tokens_per_second_per_gpu
-        speed = f"{user:,.1f} tokens/s a user, {gpu:,.1f} tokens/s a GPU{_cost_of_tokens(found)}"
+        mark, user, gpu = figures.mark, found.tokens_per_second_per_user, found.tokens_per_second_per_gpu
+        speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(found)}"
         rows.append(("speed", f"{speed} (by {found.factors}'s factors)"))
     return (*rows, *_origin(found))
 
@@ -43,24 +33,28 @@ def _cost_of_tokens(found: Latency) -> str:
     return "" if price is None else f", ${price:,.2f} a million output tokens"
 
 
-def _training_facts(found: Latency) -> tuple[tuple[str, str], ...]:
-    rows = [("step", _beside(found.step_time_seconds, found.step_time_bound_seconds, _error(found, "step_time")))]
+def _training_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
+    mark, estimate, bound = figures.mark, found.step_time_seconds, found.step_time_bound_seconds
+    rows = [("step", _beside(figures, estimate, bound, _error(found, "step_time")))]
     rate, speed = found.model_flops_per_second_per_gpu, found.train_tokens_per_second
     if rate is not None and speed is not None and found.mfu is not None:
-        rows.append(("speed", f"{speed:,.0f} tokens/s, {rate / 1e12:,.0f} TFLOP/s a GPU, {100 * found.mfu:.1f} % MFU"))
+        flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s a GPU, {mark}{100 * found.mfu:.1f} % MFU"
+        rows.append(("speed", f"{mark}{speed:,.0f} tokens/s, {flops}"))
     if found.gpu_hours is not None and found.train_tokens is not None:
         cost = "" if found.usd is None else f", ${found.usd:,.0f} at ${found.usd_per_gpu_hour:,.2f} an hour"
-        rows.append(("training run", f"{count(found.train_tokens)} tokens take {found.gpu_hours:,.0f} GPU-hours{cost}"))
+        rows.append(
+            ("training run", f"{count(found.train_tokens)} tokens take {mark}{found.gpu_hours:,.0f} GPU-hours{cost}")
+        )
     return (*rows, *_origin(found))
 
 
-def _beside(estimate: float | None, bound: float | None, error: LatencyError | None) -> str:
+def _beside(figures: Figures, estimate: float | None, bound: float | None, error: LatencyError | None) -> str:
     """`12.3 ms estimated, 9.1 ms at least`, with the error of left-out rows."""
-    least = "" if bound is None else f"{seconds(bound)} at least"
+    least = "" if bound is None else f"{figures.seconds(bound)} at least"
     if estimate is None:
         return least
     known = "" if error is None else f" (median error {100 * error.median:.0f} %, p90 {100 * error.p90:.0f} %)"
-    return f"{seconds(estimate)} estimated{known}, {least}"
+    return f"{figures.seconds(estimate)} estimated{known}, {least}"
 
 
 def _error(found: Latency, metric: str) -> LatencyError | None:
@@ -78,14 +72,14 @@ def latency_sections(plan: Plan) -> tuple[Section, ...]:
     found = plan.latency
     if found is None or (found.prefill is None and found.train is None):
         return ()
-    sections = []
+    sections, figures = [], Figures(bool(plan.estimates.work))
     for title, step in (
         ("Time of a prefill, by kind of layer", found.prefill),
         ("Time of a decode step, by kind of layer", found.decode),
         ("Time of a training step, by kind of layer", found.train),
     ):
         if step is not None:
-            sections.append(Section(title, (_kinds(step),)))
+            sections.append(Section(title, (_kinds(step, figures),)))
     lines = (*(f"source: {source}" for source in found.sources), *found.notes)
     if lines:
         sections.append(Section("Where the times come from", (Lines(lines), Facts(_errors(found)))))
@@ -103,22 +97,22 @@ def _errors(found: Latency) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _kinds(step: StepLatency) -> Table:
+def _kinds(step: StepLatency, figures: Figures) -> Table:
     rows = [
         (
             kind.name,
             whole(kind.count),
-            seconds(kind.compute_seconds),
-            seconds(kind.memory_seconds),
-            seconds(kind.links_seconds),
+            figures.seconds(kind.compute_seconds),
+            figures.seconds(kind.memory_seconds),
+            figures.seconds(kind.links_seconds),
             kind.bounded_by,
-            seconds(kind.bound_seconds),
-            "-" if kind.estimate_seconds is None else seconds(kind.estimate_seconds),
+            figures.seconds(kind.bound_seconds),
+            "-" if kind.estimate_seconds is None else figures.seconds(kind.estimate_seconds),
         )
         for kind in step.by_kind
     ]
-    total = "-" if step.estimate_seconds is None else seconds(step.estimate_seconds)
-    rows.append(("step", "", "", "", "", step.bounded_by, seconds(step.bound_seconds), total))
+    total = "-" if step.estimate_seconds is None else figures.seconds(step.estimate_seconds)
+    rows.append(("step", "", "", "", "", step.bounded_by, figures.seconds(step.bound_seconds), total))
     return Table(
         ("layers", "count", "compute", "memory", "links", "bound by", "at least", "estimate"), tuple(rows), "lrrrrl"
     )

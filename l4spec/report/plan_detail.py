@@ -2,25 +2,27 @@
 
 from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
-from l4spec.report.quantities import Figures, gib, share, whole
+from l4spec.report.plan_page import marks_of, term_figures
+from l4spec.report.quantities import Figures, Marked, gib, share, whole
 from planners.plan_types import Plan
 
 
 def detail_page(plan: Plan) -> Page:
     """Parameters, FLOPs, cache, memory terms, layouts and communication, table by table."""
-    figures = Figures(bool(plan.estimated))
+    figures = marks_of(plan)
+    sizes, work = figures.sizes, figures.work
     sections = [
-        Section("Parameters by part", (_parts(plan, figures),)),
-        Section("Parameters by layer", (_layers(plan, figures),)),
+        Section("Parameters by part", (_parts(plan, sizes),)),
+        Section("Parameters by layer", (_layers(plan, sizes),)),
         Section(
             "FLOPs (model_flops: a multiply-add is 2; attended pairs and chosen experts only)", (_flops(plan, figures),)
         ),
     ]
     if plan.deployment.mode == "serve" and plan.kv_cache.layers:
         title = f"KV cache of one sequence by layer kind (policy {plan.kv_cache.policy}, {plan.kv_cache.dtype})"
-        sections.append(Section(title, (_cache(plan, figures),)))
+        sections.append(Section(title, (_cache(plan, work),)))
     sections.append(Section("Memory of the fullest device, term by term", (_terms(plan, figures),)))
-    sections.append(Section("Legal layouts", (_layouts(plan, figures),)))
+    sections.append(Section("Legal layouts", (_layouts(plan, work),)))
     if plan.illegal_layouts:
         sections.append(Section("Illegal layouts", (_illegal(plan),)))
     if plan.communication:
@@ -64,18 +66,18 @@ def _layers(plan: Plan, figures: Figures) -> Table:
     return Table(("layers", "count", "attention", "ffn", "parameters each", "active each"), rows, "lrll")
 
 
-def _flops(plan: Plan, figures: Figures) -> Facts:
-    costs, asked = plan.flops, plan.deployment
+def _flops(plan: Plan, figures: Marked) -> Facts:
+    costs, asked, sizes, work = plan.flops, plan.deployment, figures.sizes, figures.work
     tokens = f"{whole(asked.batch)} × {whole(asked.context)} tokens"
     rows = [
-        ("forward pass of a token, without attention", figures.flops(costs.forward_per_token)),
-        ("attention of one (query, key) pair, all layers", figures.flops(costs.attention_per_pair)),
-        (f"prefill of {tokens}, last logits", figures.flops(costs.prefill)),
-        (f"decode step at {whole(asked.context)} tokens", figures.flops(costs.decode)),
-        (f"training step of {tokens}, no recompute", figures.flops(costs.train_step)),
+        ("forward pass of a token, without attention", sizes.flops(costs.forward_per_token)),
+        ("attention of one (query, key) pair, all layers", work.flops(costs.attention_per_pair)),
+        (f"prefill of {tokens}, last logits", work.flops(costs.prefill)),
+        (f"decode step at {whole(asked.context)} tokens", work.flops(costs.decode)),
+        (f"training step of {tokens}, no recompute", work.flops(costs.train_step)),
     ]
     if costs.vision_per_tile is not None:
-        rows.append(("vision, one tile", figures.flops(costs.vision_per_tile)))
+        rows.append(("vision, one tile", sizes.flops(costs.vision_per_tile)))
     return Facts(tuple(rows))
 
 
@@ -95,11 +97,11 @@ def _cache(plan: Plan, figures: Figures) -> Table:
     return Table(("layers", "kind", "keeps", "count", "a token and layer", "tokens kept", "all of them"), rows, "lll")
 
 
-def _terms(plan: Plan, figures: Figures) -> Table:
+def _terms(plan: Plan, figures: Marked) -> Table:
     rows = tuple(
         (
             term.name,
-            figures.gib(term.bytes),
+            term_figures(term, figures).gib(term.bytes),
             term.origin,
             "-" if term.spread is None else f"{gib(term.spread[0])} – {gib(term.spread[1])}",
             term.source,

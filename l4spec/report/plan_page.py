@@ -2,15 +2,15 @@
 
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import Figures, gib, whole
-from planners.plan_types import MemoryTerm, Plan
+from l4spec.report.quantities import Figures, Marked, gib, marked, whole
+from planners.plan_types import Estimates, MemoryTerm, Plan
 
 _MOST_FIELDS = 3
 
 
 def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     """Verdict first; `max_seq_len` lets it say when the model, and not memory, limits the context."""
-    figures = Figures(bool(plan.estimated))
+    figures = marks_of(plan)
     sections = [
         Section("", (Lines((verdict(plan), *plan.reasons[1:])),)),  # the first reason is the verdict in bytes
         Section("", (Facts(_facts(plan, figures)),)),
@@ -25,14 +25,30 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     elif plan.fits is False:
         nothing = "No single change of KV dtype, weights, context or number of GPUs makes it fit."
         sections.append(Section("", (Lines((nothing,)),)))
-    if plan.estimated:
-        sections.append(Section("", (Lines((estimated_note(plan.estimated),)),)))
+    notes = estimate_notes(plan.estimated, plan.estimates)
+    if notes:
+        sections.append(Section("", (Lines(notes),)))
     return tuple(sections)
+
+
+def marks_of(plan: Plan) -> Marked:
+    """Which numbers of a plan rest on fields that nobody has published."""
+    return marked(plan.estimates.params, plan.estimates.work)
+
+
+def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[str, ...]:
+    """What the marked numbers rest on, and which estimated fields change none."""
+    harmless = tuple(field for field in estimated if field not in estimates.work)
+    told = (
+        ("~ rests on what the spec estimates since nobody has published it", estimates.work),
+        ("Estimated without effect on any number here", harmless),
+    )
+    return tuple(f"{said}, {_fields(fields)}" for said, fields in told if fields)
 
 
 def verdict(plan: Plan) -> str:
     """One sentence: does it fit, and by how much."""
-    memory, figures = plan.memory_per_device, Figures(bool(plan.estimated))
+    memory, figures = plan.memory_per_device, marks_of(plan).work
     total = figures.gib(memory.total_bytes)
     if plan.cluster is None or memory.capacity_bytes is None or memory.headroom_bytes is None:
         devices = plan.layout.num_devices
@@ -46,17 +62,20 @@ def verdict(plan: Plan) -> str:
     return f"{plan.model} does not fit on {name}: the fullest GPU needs {total} of {have}, {missing} too much"
 
 
-def _facts(plan: Plan, figures: Figures) -> tuple[tuple[str, str], ...]:
+def _facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     asked, params = plan.deployment, plan.params
     origin = "the default; change it with --context" if asked.context_origin == "default" else "as asked"
     rows = [
-        ("model", f"{figures.count(params.total)} parameters, {figures.count(params.active)} active per token"),
-        ("weights", f"{figures.gib(plan.weights.bytes)} in {asked.quantization}"),
+        (
+            "model",
+            f"{figures.sizes.count(params.total)} parameters, {figures.sizes.count(params.active)} active per token",
+        ),
+        ("weights", f"{figures.sizes.gib(plan.weights.bytes)} in {asked.quantization}"),
         ("context", f"{whole(asked.context)} tokens ({origin}), batch {whole(asked.batch)}"),
     ]
     if asked.mode == "serve":
         cache = plan.kv_cache
-        rows.append(("kv cache", f"{figures.gib(cache.bytes)} in {asked.kv_dtype}"))
+        rows.append(("kv cache", f"{figures.work.gib(cache.bytes)} in {asked.kv_dtype}"))
         rows.append(("policy", f"{cache.policy}: {cache.policy_explained}"))
     else:
         rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}"))
@@ -80,12 +99,13 @@ def _layout(plan: Plan) -> str:
     )
 
 
-def _compute(plan: Plan, figures: Figures) -> str:
+def _compute(plan: Plan, figures: Marked) -> str:
     costs = plan.flops
     if plan.deployment.mode == "train":
-        return f"{figures.flops(costs.train_step)} a step"
-    prefill, decode = figures.flops(costs.prefill), figures.flops(costs.decode)
-    return f"{figures.flops(costs.forward_per_token)} a token before attention; prefill {prefill}, decode step {decode}"
+        return f"{figures.work.flops(costs.train_step)} a step"
+    prefill, decode = figures.work.flops(costs.prefill), figures.work.flops(costs.decode)
+    token = figures.sizes.flops(costs.forward_per_token)
+    return f"{token} a token before attention; prefill {prefill}, decode step {decode}"
 
 
 def _memory_title(plan: Plan) -> str:
@@ -96,40 +116,45 @@ def _memory_title(plan: Plan) -> str:
     return f"Where the memory of the fullest {plan.cluster.hardware} goes ({gib(memory.capacity_bytes)}{extra})"
 
 
-def _memory_blocks(plan: Plan, figures: Figures) -> tuple[Block, ...]:
+def _memory_blocks(plan: Plan, figures: Marked) -> tuple[Block, ...]:
     memory = plan.memory_per_device
-    bars = [Bar(_term_label(term), figures.gib(term.bytes), term.bytes) for term in memory.terms]
+    bars = [Bar(_term_label(term), term_figures(term, figures).gib(term.bytes), term.bytes) for term in memory.terms]
     if memory.headroom_bytes is not None and memory.headroom_bytes > 0:
-        bars.append(Bar("free", figures.gib(memory.headroom_bytes), memory.headroom_bytes, hollow=True))
+        bars.append(Bar("free", figures.work.gib(memory.headroom_bytes), memory.headroom_bytes, hollow=True))
     chart = Bars(tuple(bars), max(memory.capacity_bytes or 0, memory.total_bytes))
     if all(term.origin == "exact" for term in memory.terms):
         return (chart,)
     return chart, Lines(("* calibrated on published logs, not computed; -v shows spread and source",))
 
 
+def term_figures(term: MemoryTerm, figures: Marked) -> Figures:
+    """Weights follow from sizes alone, what a log was read for from nothing in the spec, the rest from both."""
+    if term.origin == "calibrated" and term.name != "activations":
+        return Figures(estimated=False)
+    return figures.sizes if term.name == "weights" else figures.work
+
+
 def _term_label(term: MemoryTerm) -> str:
     return term.name if term.origin == "exact" else f"{term.name} *"
 
 
-def _limits(plan: Plan, figures: Figures, max_seq_len: int | None) -> tuple[tuple[str, str], ...]:
+def _limits(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[tuple[str, str], ...]:
     asked = plan.deployment
     context, batch = plan.max_context or 0, plan.max_batch or 0
     limit = ", the model's own limit" if context and context == max_seq_len else ""
-    longest = f"{figures.whole(context)} tokens at batch {whole(asked.batch)}{limit}" if context else "none fits"
-    largest = f"{figures.whole(batch)} sequences of {whole(asked.context)} tokens" if batch else "none fits"
+    longest = f"{figures.work.whole(context)} tokens at batch {whole(asked.batch)}{limit}" if context else "none fits"
+    largest = f"{figures.work.whole(batch)} sequences of {whole(asked.context)} tokens" if batch else "none fits"
     return (("longest context", longest), ("largest batch", largest))
 
 
-def _suggestions(plan: Plan, figures: Figures) -> Table:
+def _suggestions(plan: Plan, figures: Marked) -> Table:
     rows = tuple(
-        (item.change, item.command, figures.gib(item.total_bytes), figures.whole(item.max_context))
+        (item.change, item.command, figures.work.gib(item.total_bytes), figures.work.whole(item.max_context))
         for item in plan.suggestions
     )
     return Table(("change", "option", "fullest GPU", "longest context"), rows, "ll")
 
 
-def estimated_note(estimated: tuple[str, ...], most: int = _MOST_FIELDS) -> str:
-    """What the marked numbers rest on."""
-    named = ", ".join(estimated[:most]) + (", …" if len(estimated) > most else "")
-    noun = "field" if len(estimated) == 1 else "fields"
-    return f"~ may rest on {len(estimated)} {noun} that nobody has published and the spec estimates: {named}"
+def _fields(paths: tuple[str, ...]) -> str:
+    noun = "field" if len(paths) == 1 else "fields"
+    return f"{len(paths)} {noun}: {', '.join(paths[:_MOST_FIELDS])}{', …' if len(paths) > _MOST_FIELDS else ''}"

@@ -1,9 +1,11 @@
 """How numbers are shown, decided here alone: GiB for memory, decimal K/M/B/T for parameters, GFLOP for FLOPs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 _FLOPS = ((10**18, "EFLOP"), (10**15, "PFLOP"), (10**12, "TFLOP"), (10**9, "GFLOP"), (10**6, "MFLOP"))
+_DURATIONS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
 _MEMORY = (((1 << 30) // 100, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (1 << 10, 1 << 10, "KiB"))
 """From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
 
@@ -53,6 +55,14 @@ def difference(relative: float) -> str:
     return f"{text[0]}0 %" if relative and not text.strip("+-0.") else f"{text} %" if relative else "0 %"
 
 
+def seconds(value: float) -> str:
+    """A duration: `1.24 s`, `12.30 ms`, `45.10 us`."""
+    for size, unit in _DURATIONS:
+        if abs(value) >= size:
+            return f"{value / size:,.2f} {unit}"
+    return "0 s" if value == 0 else f"{value * 1e9:,.2f} ns"
+
+
 ESTIMATE_MARK = "~"
 
 
@@ -63,25 +73,43 @@ class Figures:
     estimated: bool
 
     @property
-    def _mark(self) -> str:
+    def mark(self) -> str:
+        """What stands before every number."""
         return ESTIMATE_MARK if self.estimated else ""
 
     def gib(self, num_bytes: int) -> str:
         """Memory."""
-        return self._mark + gib(num_bytes)
+        return self.mark + gib(num_bytes)
 
     def exact_bytes(self, num_bytes: int) -> str:
         """Bytes to the digit."""
-        return self._mark + exact_bytes(num_bytes)
+        return self.mark + exact_bytes(num_bytes)
 
     def count(self, number: int) -> str:
         """Parameters."""
-        return self._mark + count(number)
+        return self.mark + count(number)
 
     def flops(self, number: int) -> str:
         """Floating-point operations."""
-        return self._mark + flops(number)
+        return self.mark + flops(number)
 
     def whole(self, number: int) -> str:
         """Tokens, sequences, layers."""
-        return self._mark + whole(number)
+        return self.mark + whole(number)
+
+    def seconds(self, value: float) -> str:
+        """A duration."""
+        return self.mark + seconds(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Figures for numbers that rest on the sizes of tensors alone, and for all others."""
+
+    sizes: Figures
+    work: Figures
+
+
+def marked(params: Iterable[str], work: Iterable[str]) -> Marked:
+    """Figures by the estimated fields that parameter counts, and that other numbers, rest on."""
+    return Marked(Figures(any(params)), Figures(any(work)))

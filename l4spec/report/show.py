@@ -1,6 +1,6 @@
 """`l4spec show`: a model's structure for people, with its layer pattern drawn."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from textwrap import wrap
 
 from pydantic import BaseModel
@@ -9,19 +9,23 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.pattern import letters_for, shortest_period, summarize
 from l4spec.report.quantities import Figures, whole
+from l4spec.spec.estimates import Estimates, estimates_of
+from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import ResolvedBlock, ResolvedStack
 from planners.params import count_params
 
 _STRIP_WIDTH = 64
 _LONGEST_STRIP = 512
-_WIDTH = 100
+_WIDTH = 98
+"""Of the 100 columns, what an indented section has."""
 
 
 def show_page(graph: LayerGraph) -> Page:
     """Name and totals, the pattern of blocks, named parts, vision, sources and what is estimated."""
-    spec, figures = graph.model.spec, Figures(bool(graph.model.estimated))
+    spec, found = graph.model.spec, estimates_of(graph.model.spec)
+    figures = Figures(bool(found.params))
     sections = [
-        Section("", (Lines(tuple(line for line in (graph.name, spec.description) if line)),)),
+        Section("", (Lines((graph.name, *_wrapped((spec.description or "",)))),)),
         Section("", (Facts(_totals(graph, figures)),)),
         Section(f"Layers: {whole(graph.num_layers)}", (Code(tuple(pattern_lines(graph.model.text.stack))),)),
         Section("Parts", (_parts(graph, "text", figures),)),
@@ -32,11 +36,27 @@ def show_page(graph: LayerGraph) -> Page:
         sections.append(Section("Parts of the vision model", (_parts(graph, "vision", figures),)))
         sections.append(Section("Settings of the vision model", (Lines(tuple(_all_settings(graph, "vision"))),)))
     if spec.estimated:
-        marked = (f"Nobody has published these {len(spec.estimated)} fields; numbers that rest on them bear a ~:",)
-        sections.append(Section("Estimated", (Lines(marked + spec.estimated),)))
+        sections.append(Section("Estimated, since nobody has published it", (Facts(tuple(_estimated(spec, found))),)))
     if spec.sources:
-        sections.append(Section("Sources", (Lines(spec.sources),)))
+        sections.append(Section("Sources", (Lines(tuple(_wrapped(spec.sources))),)))
     return tuple(sections)
+
+
+_EFFECTS = {
+    "sizes": "changes every number (~)",
+    "work": "changes FLOPs, cache, memory and time (~)",
+    "none": "changes no number of a plan",
+}
+
+
+def _estimated(spec: ModelSpec, found: Estimates) -> Iterator[tuple[str, str]]:
+    for path in spec.estimated:
+        yield path, _EFFECTS["sizes" if path in found.params else "work" if path in found.work else "none"]
+
+
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield from wrap(line, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _totals(graph: LayerGraph, figures: Figures) -> tuple[tuple[str, str], ...]:
@@ -102,7 +122,7 @@ def _told(graph: LayerGraph, scope: str) -> Iterator[LayerGroup]:
 
 def _all_settings(graph: LayerGraph, scope: str) -> Iterator[str]:
     for group in _told(graph, scope):
-        yield from wrap(f"{group.first.label}: {describe(group.first.spec)}", _WIDTH, subsequent_indent="  ")
+        yield from _wrapped((f"{group.first.label}: {describe(group.first.spec)}",))
 
 
 def describe(spec: BaseModel) -> str:

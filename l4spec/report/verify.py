@@ -7,16 +7,20 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.report import quantities
 from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.plan_page import estimated_note
+from l4spec.report.plan_page import estimate_notes
 from l4spec.spec.claims import Claim, Quantity
+from l4spec.spec.estimates import estimates_of
 from planners.plan import plan
-from planners.plan_types import Frozen, Plan
+from planners.plan_types import Estimates, Frozen, Plan
 
 Value = bool | int | float
 
 
 class Check(Frozen):
-    """One claim and what the plan says. `difference` is (computed - claimed) / claimed; null for yes-or-no claims."""
+    """One claim and what the plan says. `difference` is (computed - claimed) / claimed; null for yes-or-no claims.
+
+    `rests_on_estimates` tells of the computed value.
+    """
 
     quantity: Quantity
     condition: str
@@ -25,6 +29,7 @@ class Check(Frozen):
     difference: float | None
     tolerance: float
     holds: bool
+    rests_on_estimates: bool
     source: str
     note: str | None = None
 
@@ -35,6 +40,7 @@ class Report(Frozen):
     l4spec_verify: int = 1
     model: str
     estimated: tuple[str, ...]
+    estimates: Estimates
     checks: tuple[Check, ...]
     holds: bool
 
@@ -46,10 +52,12 @@ def verify(graph: LayerGraph) -> Report:
     GPUs is a bound that somebody reached, and holds when at least as much fits. Raises UserError for a claim that
     cannot be computed, naming it.
     """
+    found = estimates_of(graph.model.spec)
     checks = tuple(_check(graph, index, claim) for index, claim in enumerate(graph.model.spec.claims))
     return Report(
         model=graph.name,
         estimated=graph.model.estimated,
+        estimates=Estimates(params=found.params, work=found.work),
         checks=checks,
         holds=all(check.holds for check in checks),
     )
@@ -68,9 +76,19 @@ def _check(graph: LayerGraph, index: int, claim: Claim) -> Check:
         difference=relative_difference(claim.value, computed),
         tolerance=claim.tolerance,
         holds=holds(claim, computed),
+        rests_on_estimates=_rests_on_estimates(graph, claim.quantity),
         source=claim.source,
         note=claim.note,
     )
+
+
+def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
+    """Whether an estimated field could change the quantity; counts of layers, experts and tokens rest on their own."""
+    found = estimates_of(graph.model.spec)
+    own = {"num_layers": "layers", "num_experts": "num_experts", "tokens_per_tile": "vision"}.get(quantity)
+    if own is not None:
+        return any(own in path.replace("[", ".").split(".") for path in found.params)
+    return bool(found.params if quantity in _OF_SIZES else found.work)
 
 
 def compute(graph: LayerGraph, claim: Claim) -> Value:
@@ -119,6 +137,7 @@ _OF_GRAPH: dict[str, Callable[[LayerGraph], int]] = {
     "num_experts": _num_experts,
     "tokens_per_tile": _tokens_per_tile,
 }
+_OF_SIZES = {"total_params", "active_params", "active_params_without_embedding", "vision_params", "weight_bytes"}
 _OF_PLAN: dict[str, Callable[[Plan], Value]] = {
     "total_params": lambda plan: plan.params.total,
     "active_params": lambda plan: plan.params.active,
@@ -181,15 +200,17 @@ def verify_page(report: Report) -> Page:
     notes = tuple(f"{check.quantity.replace('_', ' ')}: {check.note}" for check in report.checks if check.note)
     if notes:
         sections.append(Section("Notes", (Lines(notes),)))
-    if report.estimated:
-        sections.append(Section("", (Lines((estimated_note(report.estimated),)),)))
+    told = estimate_notes(report.estimated, report.estimates)
+    if told:
+        sections.append(Section("", (Lines(told),)))
     return tuple(sections)
 
 
 def _cells(check: Check) -> tuple[str, ...]:
     change = "-" if check.difference is None else quantities.difference(check.difference)
     verdict = "yes" if check.holds else "NO"
-    claimed, computed = _shown(check.quantity, check.claimed), _shown(check.quantity, check.computed)
+    mark = quantities.Figures(check.rests_on_estimates).mark
+    claimed, computed = _shown(check.quantity, check.claimed), mark + _shown(check.quantity, check.computed)
     return (check.quantity.replace("_", " "), check.condition, claimed, computed, change, verdict, check.source)
 
 

@@ -1,0 +1,84 @@
+"""Which numbers rest on fields that nobody has published, decided by what a field can enter."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from l4spec.layers.base import LayerSpec
+from l4spec.layers.positions import Rope
+from l4spec.spec.model import ModelSpec, StackSpec
+
+Effect = Literal["none", "work", "sizes"]
+"""`sizes`: may change tensors, so every number. `work`: may change FLOPs, cache, memory and time, but no parameter."""
+
+_VALUES_ONLY = frozenset(
+    ("eps", "temperature", "scale", "embedding_scale", "activation", "name", "description", "sources", "claims")
+)
+"""Fields that change what a model computes with the same tensors, operations and caches."""
+_ROUTING_ONLY = frozenset(
+    ("score", "scales", "renormalize", "scaling_factor", "num_groups", "num_limited_groups", "group_score")
+)
+"""Which experts are chosen, and what their outputs weigh."""
+_WORK_ONLY = frozenset(("mask", "logit_softcap", "capacity_factor", "max_tiles", "global_tile", "dtype"))
+_ROTATION = frozenset(("theta", "layout", "scaling"))
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """Estimated fields by what rests on them: parameter counts on `params`, other numbers on `work` (these among it).
+
+    Estimated fields in neither change no number of a plan.
+    """
+
+    params: tuple[str, ...]
+    work: tuple[str, ...]
+
+
+def estimates_of(spec: ModelSpec) -> Estimates:
+    """The spec's estimated fields by their effect; a field that is not known to be harmless counts as a size."""
+    effects = {path: effect_of(spec, path) for path in spec.estimated}
+    return Estimates(
+        params=tuple(path for path, effect in effects.items() if effect == "sizes"),
+        work=tuple(path for path, effect in effects.items() if effect != "none"),
+    )
+
+
+def effect_of(spec: ModelSpec, path: str) -> Effect:
+    """What another value of the field at `path`, as `estimated` writes it, could change in a plan."""
+    stack, part, steps = _within(spec, path.split("."))
+    for step in steps:
+        if step in _VALUES_ONLY or step in _ROUTING_ONLY:
+            return "none"
+        if step in _WORK_ONLY:
+            return "work"
+        if step == "max_seq_len":
+            return "sizes" if spec.text.learned_positions else "work"
+        if step == "position":
+            return _effect_of_position(stack, steps)
+        if step == "qk_norm":
+            return _effect_of_qk_norm(part, steps)
+    return "sizes"
+
+
+def _within(spec: ModelSpec, steps: list[str]) -> tuple[StackSpec, LayerSpec | None, list[str]]:
+    """The stack and the part that a path leads into, and its steps below: an author's own names are no fields."""
+    stack: StackSpec = spec.vision.tower if steps[0] == "vision" and spec.vision is not None else spec.text
+    below = steps[2:] if steps[:2] == ["vision", "tower"] else steps[1:]
+    if below[:1] == ["parts"] and len(below) > 1:
+        return stack, stack.parts.get(below[1]), below[2:]
+    return stack, None, below or steps
+
+
+def _effect_of_position(stack: StackSpec, steps: list[str]) -> Effect:
+    """Frequencies change no size; but an engine keeps a table for each distinct rotation."""
+    rotations = sum(isinstance(getattr(part, "position", None), Rope) for part in stack.parts.values())
+    only_frequencies = bool(_ROTATION.intersection(steps))
+    return "none" if only_frequencies and rotations <= 1 else "work"
+
+
+def _effect_of_qk_norm(part: LayerSpec | None, steps: list[str]) -> Effect:
+    """A weightless norm has no tensor; that there is no norm with weights is what the parameter count says."""
+    norm = getattr(part, "qk_norm", None)
+    return "none" if part is not None and (norm is None or norm.kind == "l2" or "eps" in steps) else "sizes"
+
+
+__all__ = ["Effect", "Estimates", "effect_of", "estimates_of"]

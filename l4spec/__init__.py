@@ -17,7 +17,7 @@ from l4spec.errors import SpecError, UserError
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from l4spec.runtime.build import build
-    from l4spec.runtime.checkpoints import load_checkpoint, save_checkpoint
+    from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
     from l4spec.spec.model import ModelSpec
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "compile",
     "load",
     "load_checkpoint",
+    "open_model",
     "save_checkpoint",
 ]
 _PLACES = {
@@ -38,6 +39,7 @@ _PLACES = {
     "ModelSpec": "l4spec.spec.model",
     "build": "l4spec.runtime.build",
     "load_checkpoint": "l4spec.runtime.checkpoints",
+    "open_model": "l4spec.runtime.checkpoints",
     "save_checkpoint": "l4spec.runtime.checkpoints",
 }
 

@@ -123,6 +123,8 @@ KNOWN_WRONG = (
     "over more than 2 ranks is predicted 15 to 20 % too fast, MT-NLG 530B 25 % (its recomputation is not in the row).",
     "The published model FLOPs of Llama 3.1 count the whole S x S square of query-key pairs; this planner counts the "
     "causal half, as the same source does for Llama 4, and is 5 to 11 % below.",
+    "Rows are not independent: test rows of DeepSeek-V3 on SGLang repeat figures of calibration rows of DeepSeek-R1, "
+    "which were therefore left out of the fit; series of one benchmark share scripts and hardware.",
     "Extrapolations without any row: serving on Blackwell, Ampere and AMD; routed models on vLLM (their constant a "
     "layer lies midway between vLLM's dense blocks and SGLang's DeepSeek blocks); image tiles; pipeline-parallel "
     "serving.",

@@ -30,6 +30,10 @@ _MODELS = (
     (r"(?i)mixtral-8x7b", "mixtral-8x7b"),
     (r"Qwen3_235B", "qwen3-235b-a22b"),
     (r"Qwen3_30B", "qwen3-30b-a3b"),
+    (r"(?i)qwen3[-_]32b", "qwen3-32b"),
+    (r"(?i)qwen3[-_]8b", "qwen3-8b"),
+    (r"(?i)llama-?2-13b", "llama-2-13b"),
+    (r"(?i)gemma-?2-27b", "gemma-2-27b"),
     (r"Qwen2\.5-7B", "qwen2.5-7b"),
     (r"Mistral-Nemo", "mistral-nemo-2407"),
     (r"Yi-34B", "yi-34b"),
@@ -39,6 +43,8 @@ _MODELS = (
 )
 _HARDWARE = (
     (r"H100-96GB HBM2e", "h100-sxm"),
+    (r"H100.NVL", "h100-nvl"),
+    (r"H100.PCIe", "h100-pcie"),
     (r"H100", "h100-sxm"),
     (r"H200", "h200"),
     (r"GB200", "gb200"),

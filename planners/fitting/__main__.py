@@ -75,7 +75,8 @@ def start_of(engine: str) -> ServingEfficiency:
 
 def _serving_notes(engine: str, cases: Sequence[ServingCase], rows: Sequence[Row]) -> list[str]:
     routed = any("deepseek" in case.model for case in cases)
-    notes = [] if routed else ["no routed model was among the rows: moe_layer is SGLang's order of magnitude"]
+    midway = "no routed model was among the rows: moe_layer lies midway between layer and SGLang's DeepSeek blocks"
+    notes = [] if routed else [midway]
     reasons = {serving.unfit(row) for row in rows if row.calibrates and row.family == "SRV" and _ran(row, engine)}
     return notes + sorted(f"calibration rows left out: {reason}" for reason in reasons if reason)
 

@@ -19,7 +19,7 @@ PRIORS: dict[str, tuple[float, float]] = {
     "attention": (0.45, 0.30),  # flash attention's prefill
     "links": (0.75, 0.05),  # bus bandwidth of large all-reduces
     "layer": (20e-6, 0.7),  # a dozen launches
-    "moe_layer": (100e-6, 0.5),  # SGLang's DeepSeek layers; engines without routed rows keep this value
+    "moe_layer": (78e-6, 0.5),  # midway between vLLM's dense block and SGLang's DeepSeek block, which also has MLA
     "wide_layer": (10e-6, 1.5),
     "collective": (4e-6, 0.7),  # an all-reduce of a few KB inside a host
     "host_step": (1e-3, 1.5),
@@ -92,14 +92,20 @@ def unfit(row: Row) -> str | None:
 
 
 def samples_of(rows: Sequence[Row], engine: str) -> tuple[Sample, ...]:
-    """The engine's calibration samples."""
+    """The engine's calibration samples, without figures that are published a second time as a test row."""
+    tested = {_figure(row) for row in rows if row.family == "SRV" and row.split == "test"}
     found = []
     for row in rows:
-        if row.family == "SRV" and row.calibrates and unfit(row) is None:
+        if row.family == "SRV" and row.calibrates and unfit(row) is None and _figure(row) not in tested:
             case = serving_case(row)
             if isinstance(case, ServingCase) and case.engine == engine and capacity_of(case) >= 1:
                 found.append(Sample(row, case, row.metric, row.published / 1e3))
     return tuple(found)
+
+
+def _figure(row: Row) -> tuple[object, ...]:
+    """What makes two rows the same measurement, whatever their records are called."""
+    return serving_case(row), row.metric, row.published
 
 
 def with_factors(base: ServingEfficiency, point: Sequence[float]) -> ServingEfficiency:

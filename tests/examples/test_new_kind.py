@@ -1,0 +1,157 @@
+"""examples/new_kind: a package that was never named in l4spec brings a layer kind that everything works with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "new_kind"
+PUBLISHED = 1_170_340_608
+"""Parameters of LFM2-1.2B by its model card."""
+
+
+class Installed:
+    """The example's package in a folder of its own, and commands that see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        done = subprocess.run(
+            [*pip, "--target", str(folder), str(EXAMPLE)], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    def python(self, *arguments: str, cwd: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
+        """Run Python with the package on its path."""
+        paths = [str(self.folder), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        environment |= {"COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, *arguments]
+        return subprocess.run(
+            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def l4spec(self, *arguments: str) -> str:
+        """What a command of l4spec prints."""
+        done = self.python("-m", "l4spec.cli", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """What a command of l4spec says as JSON."""
+        return json.loads(self.l4spec(*arguments, "--format", "json"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The package installed without touching the environment of the tests."""
+    return Installed(tmp_path_factory.mktemp("installed"))
+
+
+def test_without_the_package_the_kind_is_unknown() -> None:
+    command = [sys.executable, "-m", "l4spec.cli", "validate", str(EXAMPLE / "tiny.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "short_conv" in done.stderr
+
+
+def test_the_kind_is_listed_and_described_to_editors(installed: Installed) -> None:
+    assert "Gated short convolution" in installed.l4spec("ls", "kinds")
+    schema = json.loads(installed.l4spec("schema"))
+    assert schema["$defs"]["ShortConvSpec"]["properties"]["kernel_size"]["minimum"] == 2
+
+
+def test_specs_that_use_the_kind_are_valid_and_drawn(installed: Installed) -> None:
+    assert installed.l4spec("validate", "lfm2-1.2b.yaml", "tiny.yaml").count(": ok (") == 2
+    assert "CCACCACCACACACAC" in installed.l4spec("show", "lfm2-1.2b.yaml")
+
+
+def test_a_mistake_in_a_field_of_the_kind_is_named_with_its_place(installed: Installed, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    lines = ["l4spec: 1", f"extends: {EXAMPLE / 'tiny.yaml'}", "name: x", "text:", "  parts:", "    conv: {kernel: 5}"]
+    wrong.write_text("\n".join(lines), encoding="utf-8")
+    done = installed.python("-m", "l4spec.cli", "validate", str(wrong))
+    assert done.returncode == 2
+    assert "6:12: text.parts.conv.kernel: unknown field (did you mean 'kernel_size'?)" in done.stderr
+
+
+def test_the_plan_counts_the_published_parameters(installed: Installed) -> None:
+    assert "all 1 claims hold" in installed.l4spec("verify", "lfm2-1.2b.yaml")
+    assert installed.json("plan", "lfm2-1.2b.yaml")["params"]["total"] == PUBLISHED
+
+
+def test_the_plan_knows_that_the_cache_of_a_convolution_does_not_grow(installed: Installed) -> None:
+    planned = {tokens: installed.json("plan", "lfm2-1.2b.yaml", "--context", str(tokens)) for tokens in (1_000, 9_000)}
+    caches = {tokens: plan["kv_cache"]["layers"] for tokens, plan in planned.items()}
+    for layers in caches.values():
+        (conv,) = [layer for layer in layers if layer["kind"] == "short_conv"]
+        assert (conv["num_layers"], conv["tokens_kept"]) == (10, 2)
+        assert conv["bytes"] == 2 * 2048 * 2  # the 2 tokens before the newest, 2048 channels in bf16
+    assert caches[9_000] != caches[1_000]
+
+
+def test_tensor_parallelism_cuts_the_kind_like_a_feed_forward_layer(installed: Installed) -> None:
+    one, four = (
+        installed.json("plan", "lfm2-1.2b.yaml", "--gpus", f"{tp}xH100", "--tp", str(tp))["memory_per_device"]
+        for tp in (1, 4)
+    )
+    whole = 2 * (33 * 2048 + 6 * 2 * 64)  # every GPU holds all norms, of the stream and of queries and keys, in bf16
+    assert 4 * (four["weights_bytes"] - whole) == one["weights_bytes"] - whole
+
+
+@pytest.mark.parametrize("spec", ["lfm2-1.2b.yaml", "tiny.yaml"])
+def test_the_module_holds_what_is_planned(installed: Installed, spec: str) -> None:
+    built = installed.json("build", spec)
+    assert built["agrees"] is True
+    assert built["contents"]["num_parameters"] == installed.json("plan", spec)["params"]["total"]
+
+
+def test_a_package_of_kinds_may_be_imported_before_l4spec(installed: Installed) -> None:
+    code = (
+        "import l4spec_short_conv, l4spec; print(l4spec.load('tiny.yaml').name, 'torch' in __import__('sys').modules)"
+    )
+    done = installed.python("-c", code)
+    assert done.stdout.split() == ["tiny-lfm2", "False"], done.stderr
+
+
+def test_a_model_of_the_kind_is_saved_and_read_back(installed: Installed, tmp_path: Path) -> None:
+    code = f"""
+import l4spec, torch
+model = l4spec.build(l4spec.compile(l4spec.load("tiny.yaml")))
+l4spec.save_checkpoint(model, "{(tmp_path / "saved").as_posix()}")
+again = l4spec.build(l4spec.compile(l4spec.load("{(tmp_path / "saved" / "spec.yaml").as_posix()}")), seed=None)
+l4spec.load_checkpoint(again, "{(tmp_path / "saved").as_posix()}")
+ids = torch.arange(20)[None]
+print(torch.equal(model(ids), again(ids)))
+"""
+    done = installed.python("-c", code)
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+def test_the_tests_of_the_package_pass(installed: Installed) -> None:
+    done = installed.python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_short_conv.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+
+
+def test_a_package_whose_kind_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    metadata = tmp_path / "broken_kind-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-kind\nVersion: 1.0\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text("[l4spec.layers]\nbroken = broken_kind:KIND\n", encoding="utf-8")
+    (tmp_path / "broken_kind.py").write_text("import no_such_module\n", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "l4spec.cli", "plan", "scout"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the layer kind 'broken_kind:KIND' of broken-kind cannot be used: ")

@@ -27,17 +27,34 @@ class _Change:
     setting: Setting
     num_gpus: int
 
+    def and_also(self, what: str) -> str:
+        """This change and another one, in words."""
+        return f"{self.what}, {what}" if self.what else what
+
 
 def suggest(setting: Setting, cluster: Cluster, request: Request) -> tuple[Suggestion, ...]:
     """Changes after which the plan fits, each with the complete options that plan it.
 
     First what keeps the work and the GPUs: one smaller format, or where none is enough two. Then less work, then more
-    GPUs.
+    GPUs; where no format was enough, both again together with the smallest one.
     """
     asked = _Change("", replace(request, context=request.tokens(setting.graph)), setting, cluster.num_gpus)
     single = _fitting(_leaner_training(asked) if setting.train else _smaller_formats(asked))
     double = () if single or setting.train else _fitting(_smaller_both(asked))
-    return (*single, *double, *_fitting(_less_work(asked)), *_fitting(_more_gpus(asked, cluster)))
+    more = tuple(_more_gpus(asked, cluster))
+    alone = (*single, *double, *_fitting(_less_work(asked)), *_fitting(iter(more)))
+    if single or double:
+        return alone
+    enough = min((change.num_gpus for change in more), default=MAX_GPUS)
+    return (*alone, *_fitting(_with_smallest(asked, cluster, enough)))
+
+
+def _with_smallest(asked: _Change, cluster: Cluster, enough: int) -> Iterator[_Change]:
+    """The leanest way to train, or the smallest weights, with less work, and with fewer more GPUs than are `enough`."""
+    leaner = [*(_leaner_training(asked) if asked.setting.train else _smaller_weights(asked))]
+    if leaner:
+        yield from _less_work(leaner[-1])
+        yield from (change for change in _more_gpus(leaner[-1], cluster) if change.num_gpus < enough)
 
 
 def _fitting(changes: Iterator[_Change]) -> tuple[Suggestion, ...]:
@@ -95,7 +112,7 @@ def _smaller_cache(asked: _Change) -> Iterator[_Change]:
 
 
 def _smaller_weights(asked: _Change) -> Iterator[_Change]:
-    graph, prefix = asked.setting.graph, f"{asked.what}, " if asked.what else ""
+    graph = asked.setting.graph
     weights = weigh(graph, asked.setting.scheme).bytes
     for name in _SMALLER_SCHEMES:
         scheme = scheme_of(quantization_of(name))
@@ -105,7 +122,8 @@ def _smaller_weights(asked: _Change) -> Iterator[_Change]:
             continue
         if smaller:
             request = replace(asked.request, quantization=name)
-            yield _Change(f"{prefix}{name} weights", request, replace(asked.setting, scheme=scheme), asked.num_gpus)
+            setting = replace(asked.setting, scheme=scheme)
+            yield _Change(asked.and_also(f"{name} weights"), request, setting, asked.num_gpus)
 
 
 def _leaner_training(asked: _Change) -> Iterator[_Change]:
@@ -127,10 +145,10 @@ def _less_work(asked: _Change) -> Iterator[_Change]:
     longest = max((max_context(placement, batch) for placement in placements), default=0)
     if 0 < longest < context:
         shorter = replace(request, context=longest)
-        yield _Change(f"context of {longest:,} tokens", shorter, asked.setting, asked.num_gpus)
+        yield _Change(asked.and_also(f"context of {longest:,} tokens"), shorter, asked.setting, asked.num_gpus)
     most = max((max_batch(placement, context) for placement in placements), default=0)
     if 0 < most < batch:
-        yield _Change(f"batch of {most:,}", replace(request, batch=most), asked.setting, asked.num_gpus)
+        yield _Change(asked.and_also(f"batch of {most:,}"), replace(request, batch=most), asked.setting, asked.num_gpus)
 
 
 def _more_gpus(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
@@ -140,7 +158,7 @@ def _more_gpus(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
         factor = 2
         while factor <= _MOST_GPUS_FACTOR and (count := cluster.num_gpus * factor) <= MAX_GPUS:
             request = replace(base, gpus=f"{count}x{cluster.written}")
-            what = f"{count} GPUs instead of {cluster.num_gpus}"
+            what = asked.and_also(f"{count} GPUs instead of {cluster.num_gpus}")
             change = _Change(what, request, asked.setting, count)
             if _checked(change) is not None:
                 yield change

@@ -1,10 +1,12 @@
 """The command line: one file per command, thin, importing what is heavy only when it runs."""
 
+import errno
 import os
 import sys
 
 from l4spec.cli import commands as _commands  # noqa: F401 - registers every command
 from l4spec.cli.app import app
+from l4spec.cli.output import complain
 
 __all__ = ["app", "main"]
 
@@ -16,6 +18,12 @@ def main() -> None:
     except BrokenPipeError:
         _forget_stdout()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _forget_stdout()
+        complain(f"error: cannot write to the terminal or file: {error.strerror}")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

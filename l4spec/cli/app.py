@@ -1,7 +1,7 @@
 """The application that commands register with, and what happens to errors on the way out."""
 
 import os
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
@@ -9,6 +9,8 @@ from typer.core import TyperGroup
 from l4spec.cli.output import complain
 from l4spec.errors import UserError
 
+UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""What typer raises for wrong options; it offers no other name for it."""
 CLAIM_FAILED = 1
 USER_ERROR = 2
 DOES_NOT_FIT = 3
@@ -25,6 +27,15 @@ class Group(TyperGroup):
             if os.environ.get("L4SPEC_DEBUG"):
                 raise
             refuse(error)
+        except UsageError as error:
+            refuse(_misused(error))
+
+
+def _misused(error: Any) -> UserError:
+    """What is wrong with the options, as one line with the page that helps, like every other problem."""
+    command = error.ctx.command_path if error.ctx is not None else "l4spec"
+    message = str(error.format_message()).replace(": Value error, ", ": ").rstrip(".")
+    return UserError(f"{message[:1].lower()}{message[1:]}", hint=f"{command} --help tells more")
 
 
 def refuse(error: UserError) -> NoReturn:

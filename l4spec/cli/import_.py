@@ -1,5 +1,6 @@
 """`l4spec import`: a Hugging Face configuration as a spec."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.output import deliver
+from l4spec.errors import Problem, UserError
 
 Config = Annotated[
     Path, typer.Argument(metavar="CONFIG.json", help="A config.json of Hugging Face.", show_default=False)
@@ -25,5 +27,9 @@ def import_command(
 ) -> None:
     """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name."""
     from l4spec.huggingface import import_file
+    from l4spec.spec.model import NAME
 
+    if name is not None and not re.fullmatch(NAME, name):
+        message = f"expected up to 120 letters, digits and ._ /- after a letter or digit, found {name!r}"
+        raise UserError([Problem(message, path="--name")])
     deliver(import_file(config, name).yaml, out, force=force)

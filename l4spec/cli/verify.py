@@ -1,11 +1,27 @@
 """`l4spec verify`: what people claim, held against the plan."""
 
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.output import deliver
 from l4spec.cli.request import compiled
+from l4spec.errors import Problem, UserError
+
+
+def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[Problem]:
+    """The problems of claims with the places of these claims in the spec."""
+    from l4spec.spec.document import load_document
+    from l4spec.spec.parse import place_of
+
+    document = load_document(spec, overrides)
+    for problem in error.problems:
+        found = re.fullmatch(r"claims\[([0-9]+)\]", problem.path)
+        yield replace(problem, place=place_of(document, ("claims", int(found[1])))) if found else problem
 
 
 @app.command("verify")
@@ -23,7 +39,11 @@ def verify_command(
     from l4spec.report.page import to_markdown, to_text
     from l4spec.report.verify import verify, verify_page
 
-    report = verify(compiled(spec, overrides))
+    graph = compiled(spec, overrides)
+    try:
+        report = verify(graph)
+    except UserError as error:
+        raise UserError(_placed(error, spec, overrides or ())) from None
     if format is o.Format.JSON:
         text = report.model_dump_json(indent=2)
     else:

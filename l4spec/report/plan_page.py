@@ -23,7 +23,7 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     if plan.suggestions:
         sections.append(Section("What would make it fit", (_suggestions(plan, figures),)))
     elif plan.fits is False:
-        nothing = "No single change of KV dtype, weights, context or number of GPUs makes it fit."
+        nothing = "No change of KV dtype, weights, context or number of GPUs, alone or two together, makes it fit."
         sections.append(Section("", (Lines((nothing,)),)))
     notes = estimate_notes(plan.estimated, plan.estimates)
     if notes:

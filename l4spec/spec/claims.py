@@ -1,8 +1,8 @@
 """What people say about a model, with its source, for `l4spec verify` to hold against the plan."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from l4spec.layers.base import Count, Size, Spec
 
@@ -51,6 +51,14 @@ class Claim(Spec):
     """Tensor-parallel degree that the claim assumes."""
     note: str | None = None
     """What else to know."""
+
+    @model_validator(mode="after")
+    def _can_be_checked(self) -> Self:
+        if self.quantity == "fits" and (self.on is None or not isinstance(self.value, bool)):
+            raise ValueError("a claim that something fits needs `on` and a value of true or false")
+        if self.quantity != "fits" and isinstance(self.value, bool):
+            raise ValueError(f"a claim of {self.quantity} needs a number, found {str(self.value).lower()}")
+        return self
 
 
 __all__ = ["Claim", "Quantity"]

@@ -22,7 +22,8 @@ else:
     NormSpec = Annotated[Union[specs_for("norm")], Field(discriminator="kind")]
     PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
 
-Name = Annotated[str, Field(min_length=1, max_length=120, pattern=r"^[A-Za-z0-9][A-Za-z0-9._ /-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._ /-]{0,119}$"
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME)]
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
 

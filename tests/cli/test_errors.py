@@ -41,7 +41,11 @@ WRONG = {
     "a device as a spec": ("validate /dev/zero", "device"),
     "a folder to write to": ("schema --out .", "folder"),
     "a place that is not there": ("schema --out no/such/folder.json", "cannot write"),
-    "nothing to compare": ("compare", "Missing argument"),
+    "an empty scheme": ("plan scout --quantization=", "quantization scheme"),
+    "too many images": ("plan scout --images 999999", "--images: expected 0 to 10,000"),
+    "no context for the herd": ("plan --context 0", "--context: expected"),
+    "a level that is none": ("graph scout --level layer", "'block', 'op'"),
+    "nothing to compare": ("compare", "missing argument"),
 }
 
 

@@ -1,17 +1,43 @@
 """The pages that a reader follows do what they say, in an empty folder."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from l4spec.layers import specs_for
+from l4spec.spec.claims import Claim
+from l4spec.spec.model import ModelSpec, TextSpec, VisionSpec
 from tests.docs.walkthrough import assert_shown, walk_through
 
 ROOT = Path(__file__).parents[2]
+_LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md"])
+PAGES = ("docs/tutorial.md", "docs/guide.md", "docs/planner.md", "docs/articles.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_a_page_does_what_it_says_in_an_empty_folder(page: str, tmp_path: Path) -> None:
     assert walk_through(ROOT / page, tmp_path) >= 5
+
+
+def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+    assert len(pages) >= 7
+    assert [page for page in pages if f"({page})" not in index] == []
+    links = [(page, link) for page in (ROOT / "docs").glob("*.md") for link in _LINK.findall(page.read_text("utf-8"))]
+    assert len(links) >= 10
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_guide_names_every_kind_and_field_that_an_author_may_write() -> None:
+    guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+    specs = [spec for slot in ("attention", "ffn", "norm") for spec in specs_for(slot)]
+    names = {name for spec in specs for name in spec.model_fields} | set(TextSpec.model_fields)
+    names |= set(ModelSpec.model_fields) | set(VisionSpec.model_fields) | set(Claim.model_fields)
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", guide)) == []
 
 
 def test_a_line_that_was_not_printed_is_noticed() -> None:

@@ -45,6 +45,16 @@ def test_where_one_change_is_not_enough_weights_and_cache_shrink_together() -> N
     assert "--quantization w4a16 --kv-dtype fp8" in found["KV cache in fp8, w4a16 weights"]
 
 
+def test_where_no_format_is_enough_the_smallest_is_combined_with_less_work_and_fewer_more_gpus() -> None:
+    found = changes(plan(graph("scout"), gpus="1xH100", context=1_000_000))
+    assert "4 GPUs instead of 1" in found
+    assert "--gpus 2xH100 --quantization w4a16" in found["w4a16 weights, 2 GPUs instead of 1"]
+    (shorter,) = [what for what in found if what.startswith("w4a16 weights, context of")]
+    longest = int(shorter.split("context of ")[1].split(" ")[0].replace(",", ""))
+    assert plan(graph("scout"), gpus="1xH100", quantization="w4a16", context=longest).fits
+    assert not plan(graph("scout"), gpus="1xH100", quantization="w4a16", context=longest + 1).fits
+
+
 def test_fixed_degrees_are_given_up_when_more_gpus_need_it() -> None:
     found = changes(plan(graph("scout"), gpus="1xH100", tp=1, ep=1, pp=1, dp=1))
     assert found["4 GPUs instead of 1"] == "--gpus 4xH100 --context 8192"

@@ -104,9 +104,6 @@ def test_differences_are_relative_to_the_claim() -> None:
 @pytest.mark.parametrize(
     ("written", "words"),
     [
-        ("{quantity: fits, value: true, source: me}", "`on`"),
-        ("{quantity: fits, value: 3, on: 1xH100, source: me}", "true or false"),
-        ("{quantity: total_params, value: true, source: me}", "needs a number"),
         ("{quantity: fits, value: true, on: 1xH1000, source: me}", "H1000"),
         ("{quantity: weight_bytes, value: 1, quantization: int3, source: me}", "int3"),
         ("{quantity: kv_cache_bytes, value: 1, context: 99999999, source: me}", "context"),
@@ -118,6 +115,28 @@ def test_a_claim_that_cannot_be_computed_is_named(compiled: Compile, written: st
     with pytest.raises(UserError, match="claims\\[1\\]") as caught:
         verify(graph)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("{quantity: fits, value: true, source: me}", "`on`"),
+        ("{quantity: fits, value: 3, on: 1xH100, source: me}", "true or false"),
+        ("{quantity: total_params, value: true, source: me}", "needs a number"),
+    ],
+)
+def test_a_claim_that_says_nothing_to_check_is_refused_with_the_spec(
+    compiled: Compile, written: str, words: str
+) -> None:
+    with pytest.raises(UserError, match="claims\\[0\\]") as caught:
+        compiled("scout", f"claims=[{written}]")
+    assert words in str(caught.value)
+
+
+def test_only_computed_values_that_rest_on_estimates_are_marked(compiled: Compile) -> None:
+    by_quantity = {check.quantity: check.rests_on_estimates for check in verify(compiled("behemoth")).checks}
+    assert by_quantity == {"active_params": True, "num_experts": False, "total_params": True}
+    assert not any(check.rests_on_estimates for check in verify(compiled("llama-guard-4-12b")).checks)
 
 
 def test_the_page_counts_what_does_not_hold(compiled: Compile) -> None:

@@ -1,6 +1,8 @@
 """The pages that a reader follows do what they say, in an empty folder."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from l4spec.layers import specs_for
 from l4spec.spec.claims import Claim
 from l4spec.spec.model import ModelSpec, TextSpec, VisionSpec
-from tests.docs.walkthrough import assert_shown, walk_through
+from tests.docs.walkthrough import assert_shown, blocks_of, walk_through
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
@@ -44,3 +46,18 @@ def test_a_line_that_was_not_printed_is_noticed() -> None:
     assert_shown("a\n…\nc\n", "a\nb\nc\n")
     with pytest.raises(AssertionError, match="not printed"):
         assert_shown("c\na\n", "a\nb\nc\n")
+
+
+def test_the_readme_shows_what_its_first_command_prints() -> None:
+    (shown,) = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "text"]
+    command = [sys.executable, "-m", "l4spec.cli", "plan", "specs/scout.yaml", "--gpus", "8xH100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert_shown(shown, done.stdout)
+
+
+def test_the_readme_s_python_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("True")

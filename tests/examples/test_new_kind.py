@@ -16,25 +16,12 @@ PUBLISHED = 1_170_340_608
 
 
 class Installed:
-    """The example's package in a folder of its own, and commands that see it."""
+    """Commands that see the example's package."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-        done = subprocess.run(
-            [*pip, "--target", str(folder), str(EXAMPLE)], capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-    def python(self, *arguments: str, cwd: Path = EXAMPLE) -> subprocess.CompletedProcess[str]:
-        """Run Python with the package on its path."""
-        paths = [str(self.folder), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-        environment |= {"COLUMNS": "120", "PYTHONDONTWRITEBYTECODE": "1"}
+    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run Python in the example's folder."""
         command = [sys.executable, *arguments]
-        return subprocess.run(
-            command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        return subprocess.run(command, cwd=EXAMPLE, capture_output=True, text=True, timeout=300, check=False)
 
     def l4spec(self, *arguments: str) -> str:
         """What a command of l4spec prints."""
@@ -47,10 +34,10 @@ class Installed:
         return json.loads(self.l4spec(*arguments, "--format", "json"))
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The package installed without touching the environment of the tests."""
-    return Installed(tmp_path_factory.mktemp("installed"))
+@pytest.fixture
+def installed(with_new_kind: None) -> Installed:
+    """The package is on the path of what the test starts."""
+    return Installed()
 
 
 def test_without_the_package_the_kind_is_unknown() -> None:

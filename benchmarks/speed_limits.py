@@ -1,0 +1,59 @@
+"""What the machine can do: the model's own matmuls run alone, and weights streamed through a matrix-vector product."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.speed_models import Routing
+from l4spec.runtime.model import Model
+
+STREAMED_BYTES = 1 << 28
+
+
+def plain_matmuls(model: Model, num_tokens: int, routing: Routing) -> tuple[Callable[[], None], int]:
+    """All matmuls of a forward pass, one after another with nothing between them, and their FLOPs.
+
+    Each weight with as many rows as the model gives it, every expert with those it got.
+    """
+    work = list(_products(model, num_tokens, routing))
+    inputs = {
+        (rows, weight.shape[1]): torch.randn(rows, weight.shape[1], device=weight.device).to(weight.dtype)
+        for rows, weight in work
+    }
+    flops = sum(2 * rows * weight.numel() for rows, weight in work)
+
+    def run() -> None:
+        for rows, weight in work:
+            linear(inputs[rows, weight.shape[1]], weight)
+
+    return run, flops
+
+
+def _products(model: Model, num_tokens: int, routing: Routing) -> Iterator[tuple[int, Tensor]]:
+    """(rows, weight [out, in]) in the order in which the layers come."""
+    tensors = model.state_dict()
+    for node in model.graph.nodes:
+        for parameter in node.declaration.parameters:
+            weight = tensors[f"{node.id}.{parameter.name}"]
+            if parameter.role == "expert" and weight.dim() == 3:
+                for expert, rows in enumerate(routing.rows[node.id]):
+                    if rows:
+                        yield rows, weight[expert]
+            elif parameter.role in {"linear", "router", "head", "expert"}:
+                yield num_tokens, weight
+
+
+def streaming(
+    device: torch.device, dtype: torch.dtype, num_bytes: int = STREAMED_BYTES
+) -> tuple[Callable[[], None], int]:
+    """A matrix far larger than any cache times one vector, and the bytes it reads."""
+    width = 4096
+    matrix = torch.randn(num_bytes // width // dtype.itemsize, width, device=device).to(dtype)
+    vector = torch.randn(1, width, device=device).to(dtype)
+
+    def run() -> None:
+        linear(vector, matrix)
+
+    return run, matrix.numel() * dtype.itemsize

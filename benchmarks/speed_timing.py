@@ -1,0 +1,68 @@
+"""Times of several things that are run in turn, so that a noisy moment hits all of them."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+ENOUGH_SECONDS = 0.2
+MOST_REPEATS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds per round of everything that was measured; a round runs each thing once or a few times."""
+
+    rounds: Mapping[str, tuple[float, ...]]
+
+    def median(self, name: str) -> float:
+        """Median seconds."""
+        return statistics.median(self.rounds[name])
+
+    def ratio(self, slow: str, fast: str) -> float:
+        """How many times longer `slow` takes: the median over rounds of the ratio within a round."""
+        return statistics.median(a / b for a, b in zip(self.rounds[slow], self.rounds[fast], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """Something to time: `run` is timed, `prepare` runs before it and is not."""
+
+    run: Callable[[], None]
+    prepare: Callable[[], None] = lambda: None
+
+
+def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device) -> Times:
+    """Run everything once unmeasured, then `rounds` times in turn; what is quick is repeated within a round."""
+    repeats = {name: _repeats(_once(thing, device)) for name, thing in things.items()}
+    found: dict[str, list[float]] = {name: [] for name in things}
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for name, thing in things.items():
+                found[name].append(statistics.median(_once(thing, device) for _ in range(repeats[name])))
+    finally:
+        gc.enable()
+    return Times({name: tuple(seconds) for name, seconds in found.items()})
+
+
+def _repeats(seconds: float) -> int:
+    return max(1, min(MOST_REPEATS, int(ENOUGH_SECONDS / seconds)))
+
+
+def _once(thing: Timed, device: torch.device) -> float:
+    thing.prepare()
+    _wait(device)
+    start = time.perf_counter()
+    thing.run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -181,6 +181,10 @@ class Attention:
         """softmax(query key^T * scale) value for all heads; grouped keys and values are not repeated."""
         if self.softcap is not None:
             return _capped(query, key, value, allowed, causal=causal, scale=self.scale, cap=self.softcap)
+        heads, kv_heads = query.shape[1], key.shape[1]
+        is_folded = query.shape[2] == 1 and heads != kv_heads
+        if is_folded:  # one query per head: the heads of a group are queries of its key head, which reads keys once
+            query = query.reshape(-1, kv_heads, heads // kv_heads, query.shape[-1])
         num_wanted = value.shape[-1]
         if num_wanted != query.shape[-1]:  # the fused kernels take one width
             query, key, value = _as_wide_as_the_widest(query, key, value)
@@ -191,9 +195,11 @@ class Attention:
             attn_mask=allowed,
             is_causal=causal,
             scale=self.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=query.shape[1] != kv_heads,
         )
-        return result[..., :num_wanted] if result.shape[-1] != num_wanted else result
+        if result.shape[-1] != num_wanted:
+            result = result[..., :num_wanted]
+        return result.reshape(-1, heads, 1, num_wanted) if is_folded else result
 
 
 def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:

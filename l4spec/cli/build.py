@@ -39,7 +39,9 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="DEVICE", help="Run on cpu, cuda or cuda:N; meta allocates nothing."),
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Weights in this format.  [default: the spec's]")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of the random weights and of the run's tokens.")]
+MAX_SEED = 2**63 - 1
+"""Torch's generators take no larger one."""
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the random weights and of the run's tokens.")]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write the random model as a checkpoint to a new folder.")
 ]
@@ -68,14 +70,15 @@ def build_command(
     with random weights and run: forward, loss, a few tokens, with time and memory.
     """
     import l4spec
+    from l4spec.runtime.devices import checked_device
     from l4spec.spec.scale import parse_scale, scale_spec
 
     wanted = l4spec.load(spec, overrides or ())
     if scale is not None or layers is not None:
-        wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=layers)
+        wanted = scale_spec(wanted, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
     place = checked_device(device or ("meta" if (scale, layers, out) == (None, None, None) else "cpu"))
-    if out is not None and place == "meta":
-        raise UserError([Problem("needs weights, which a model on meta has not", path="--out")])
+    if out is not None:
+        _require_new_folder(out, place)
     built, model = _built(wanted, place, dtype.value if dtype else None, seed, show_progress)
     if out is not None:
         from l4spec.runtime.checkpoints import save_checkpoint
@@ -88,19 +91,13 @@ def build_command(
         raise typer.Exit(CLAIM_FAILED)
 
 
-def checked_device(name: str) -> str:
-    """`meta`, `cpu`, or a CUDA device that exists. Raises UserError."""
-    if name in ("meta", "cpu"):
-        return name
-    import torch
+def _require_new_folder(out: Path, device: str) -> None:
+    """Said before minutes of work whose result could not be written."""
+    if device == "meta":
+        raise UserError([Problem("needs weights, which a model on meta has not", path="--out")])
+    from l4spec.runtime.checkpoints.save import require_new_folder
 
-    head, _, index = name.partition(":")
-    if head != "cuda" or (index and not index.isdigit()) or name.endswith(":"):
-        raise UserError([Problem(f"expected cpu, cuda, cuda:N or meta, found {name[:60]!r}", path="--device")])
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(index or 0) >= found:
-        raise UserError([Problem(f"{name} is not there: this machine has {found} CUDA devices", path="--device")])
-    return name
+    require_new_folder(out)
 
 
 def _built(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l4spec.cli.app import app
-from l4spec.cli.build import DeviceOption, DtypeOption, ProgressOption, checked_device
+from l4spec.cli.build import MAX_SEED, DeviceOption, DtypeOption, ProgressOption
 from l4spec.cli.output import complain, show_piece
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
@@ -36,7 +36,7 @@ TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Dr
 TopPOption = Annotated[
     float | None, typer.Option("--top-p", metavar="P", help="Draw from the most likely tokens up to P.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Makes draws repeat.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Makes draws repeat.")]
 StopOption = Annotated[
     str | None,
     typer.Option("--stop-ids", metavar="IDS", help="Tokens to stop behind.  [default: the checkpoint's own]"),
@@ -91,6 +91,8 @@ def generate_command(
 
 
 def _real_device(device: str | None) -> str:
+    from l4spec.runtime.devices import checked_device
+
     if device == "meta":
         raise UserError([Problem("holds no weights: expected cpu or cuda", path="--device")])
     return checked_device(device or "cpu")

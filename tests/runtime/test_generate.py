@@ -3,11 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-import l4spec
 from l4spec.errors import UserError
 from l4spec.runtime.model import Model
 from tests.runtime.checkpoints.models import save_small, small_model
@@ -101,8 +101,7 @@ def test_generation_stops_when_every_sequence_has(model: Model) -> None:
 
 def test_a_seed_repeats_and_another_differs(model: Model) -> None:
     def drawn(seed: int) -> list[int]:
-        options = {"temperature": 1.5, "top_k": 100, "top_p": 0.99}
-        found = model.generate(prompts(1), max_new_tokens=40, seed=seed, **options)  # type: ignore[arg-type]
+        found = model.generate(prompts(1), max_new_tokens=40, seed=seed, temperature=1.5, top_k=100, top_p=0.99)
         tokens: list[int] = found[0, 37:].tolist()
         return tokens
 
@@ -159,10 +158,10 @@ def test_tokens_can_be_trained_on(model: Model) -> None:
     ids=str,
 )
 def test_what_cannot_be_gone_on_from_is_refused_before_the_first_token(
-    model: Model, ids: list[list[int]], options: dict[str, int], message: str
+    model: Model, ids: list[list[int]], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        model.stream(ids, **{"max_new_tokens": 4, **options})  # type: ignore[misc]
+        model.stream(ids, **{"max_new_tokens": 4, **options})
 
 
 LONG = """

@@ -194,7 +194,7 @@ def test_a_tokenizer_without_headers_has_no_chat_format(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="lacks <|begin_of_text|>"):
+    with pytest.raises(UserError, match=r"lacks <\|begin_of_text\|>"):
         open_tokenizer(tmp_path / "tokenizer.json").encode_chat([Message("user", "a")])
 
 

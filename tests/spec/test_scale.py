@@ -13,16 +13,16 @@ from l4spec.layers.masks import ChunkedMask
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.library import shipped_specs
 from l4spec.spec.model import ModelSpec
-from l4spec.spec.scale import parse_scale, scale_spec
+from l4spec.spec.scale import Scale, parse_scale, scale_spec
 
-SCALES = ("tiny", Fraction(1, 64), Fraction(1, 7), Fraction(1, 2))
+SCALES: tuple[Scale, ...] = ("tiny", Fraction(1, 64), Fraction(1, 7), Fraction(1, 2))
 NAMES = sorted(shipped_specs())
 
 
-def kinds(spec: ModelSpec) -> list[tuple[str | None, str | None]]:
+def kinds(spec: ModelSpec) -> list[tuple[str | None, ...]]:
     """The kinds of attention and feed-forward layer of each block."""
     blocks = l4spec.compile(spec).model.text.stack.blocks
-    return [(b.attention and b.attention.spec.kind, b.ffn and b.ffn.spec.kind) for b in blocks]
+    return [tuple(part.spec.kind if part else None for part in (b.attention, b.ffn)) for b in blocks]
 
 
 def num_parameters(spec: ModelSpec) -> int:
@@ -32,7 +32,7 @@ def num_parameters(spec: ModelSpec) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scale", SCALES, ids=str)
-def test_a_miniature_of_every_shipped_spec_compiles_and_is_no_larger(name: str, scale: Fraction) -> None:
+def test_a_miniature_of_every_shipped_spec_compiles_and_is_no_larger(name: str, scale: Scale) -> None:
     spec = l4spec.load(name)
     small = scale_spec(spec, scale)
     assert num_parameters(small) <= num_parameters(spec)
@@ -98,7 +98,9 @@ def test_layers_that_the_model_does_not_have_are_refused(count: int) -> None:
         scale_spec(l4spec.load("scout"), num_layers=count)
 
 
-@pytest.mark.parametrize("text", ["", "0", "2", "0/1", "1/0", "2/1", "-1/2", "1/2/3", "1/99999999", "Tiny", "½", "1/64\n"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "2", "0/1", "1/0", "2/1", "-1/2", "1/2/3", "1/99999999", "Tiny", "½", "1/64\n"]
+)
 def test_a_scale_that_is_no_ratio_up_to_one_is_refused(text: str) -> None:
     with pytest.raises(l4spec.UserError, match="tiny or a ratio"):
         parse_scale(text)

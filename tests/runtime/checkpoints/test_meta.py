@@ -54,8 +54,8 @@ def layer_state(ours: State, layer: int, ranks: int, published: bool) -> dict[st
     found[ffn_norm if published else "ffn_norm.weight"] = [get["ffn_norm.weight"]] * ranks
     if is_moe:
         found |= moe_state(get, ranks, published)
-        names = ("w_in_shared_FD", "w_swiglu_FD", "w_out_shared_DF") if published else ()
-        names = names or tuple(f"shared_expert.{name}" for name in ("w1", "w3", "w2"))
+        plain = ("shared_expert.w1", "shared_expert.w3", "shared_expert.w2")
+        names = ("w_in_shared_FD", "w_swiglu_FD", "w_out_shared_DF") if published else plain
         for name, parts in zip(names, (gate, up, down), strict=True):
             found[f"feed_forward.{name}.weight"] = parts
     elif published:

@@ -1,0 +1,192 @@
+"""`l4spec build` and `l4spec generate`: a spec becomes a module, a miniature runs, a checkpoint speaks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import l4spec
+from l4spec.library import shipped_specs
+from l4spec.runtime import memory_check
+from tests.cli.conftest import Run
+from tests.runtime.checkpoints.models import save_small
+from tests.runtime.test_tokenizer import write_hugging_face, write_tiktoken
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of 512 ids in a folder."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "saved"
+    save_small("llama4", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(shipped_specs()))
+def test_every_shipped_spec_builds_on_meta_and_holds_what_the_planner_counts(name: str, run: Run) -> None:
+    result = run("build", name, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    built = json.loads(result.stdout)
+    assert built["agrees"] is True
+    assert built["contents"]["by_part"] == built["planned_by_part"]
+    assert built["trial"] is None
+
+
+def test_scout_is_shown_as_a_tree_with_every_part_as_planned(run: Run) -> None:
+    result = run("build", "scout")
+    assert "108,641,793,536" in result.stdout
+    assert "as planned" in result.stdout
+    assert "0–2, 4–6, 8–10, 12–14, …, 44–46 (36 ×)" in result.stdout
+    assert "GQA (global)" in result.stdout
+    assert "96,636,764,160" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--scale", "tiny"), ("--scale", "1/64", "--layers", "4"), ("--layers", "4", "--set", "text.dtype=bf16")],
+)
+@pytest.mark.parametrize("name", ["tiny/scout", "tiny/deepseek"])
+def test_a_miniature_runs(name: str, options: tuple[str, ...], run: Run) -> None:
+    result = run("build", name, *options, "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    built = json.loads(result.stdout)
+    trial = built["trial"]
+    assert abs(trial["loss"] - trial["blind_loss"]) < 0.5
+    assert len(trial["generated"]) == 8
+    assert trial["peak_bytes"] > trial["weight_bytes"] > 0
+    assert trial["num_image_tokens"] == (4 if name == "tiny/scout" else 0)
+    assert built["dtype"] == ("bf16" if "text.dtype=bf16" in options else "fp32")
+
+
+def test_a_run_is_shown_with_its_time_and_memory(run: Run) -> None:
+    result = run("build", "tiny/scout", "--device", "cpu", "--seed", "3")
+    for word in ("forward", "nats a token", "ms a token", "peak"):
+        assert word in result.stdout
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run: Run) -> None:
+    def loss(seed: str) -> float:
+        built = json.loads(run("build", "tiny/scout", "--device", "cpu", "--seed", seed, "--format", "json").stdout)
+        value: float = built["trial"]["loss"]
+        return value
+
+    assert loss("1") == loss("1") != loss("2")
+
+
+def test_a_checkpoint_is_written_and_opens(run: Run, tmp_path: Path) -> None:
+    result = run("build", "tiny/maverick", "--out", str(tmp_path / "new"), "--dtype", "bf16")
+    assert result.exit_code == 0, result.stderr
+    assert "in the layout llama4" in result.stderr
+    assert l4spec.open_model(tmp_path / "new").dtype == torch.bfloat16
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_check, "free_bytes", lambda device: 24 << 30)
+    result = run("build", "scout", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "needs 203.5" in result.stderr
+    assert "--layers 3 or --scale 1/4 fits" in result.stderr
+
+
+def test_progress_is_shown_where_asked_for_and_not_in_a_pipe(run: Run) -> None:
+    assert "filling" not in run("build", "tiny/scout", "--device", "cpu").stderr
+    assert "filling with random weights" in run("build", "tiny/scout", "--device", "cpu", "--progress").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny/scout", "--scale", "2"), "tiny or a ratio"),
+        (("tiny/scout", "--layers", "0"), "1 to 4 layers"),
+        (("tiny/scout", "--layers", "5"), "1 to 4 layers"),
+        (("tiny/scout", "--device", "tpu"), "expected cpu, cuda"),
+        (("tiny/scout", "--device", "cuda:x"), "expected cpu, cuda"),
+        (("tiny/scout", "--device", "cuda:99"), "is not there"),
+        (("tiny/scout", "--device", "meta", "--out", "x"), "needs weights"),
+        (("tiny/scout", "--dtype", "int4"), "int4"),
+        (("tiny/scout", "--seed", "-1"), "seed"),
+        (("nope",), "no spec named 'nope'"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_build_are_refused(arguments: tuple[str, ...], message: str, run: Run) -> None:
+    result = run("build", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_a_folder_that_holds_something_is_not_written_to(run: Run, checkpoint: Path) -> None:
+    before = sorted(checkpoint.iterdir())
+    result = run("build", "tiny/scout", "--out", str(checkpoint))
+    assert result.exit_code == 2
+    assert "not empty" in result.stderr
+    assert sorted(checkpoint.iterdir()) == before
+
+
+def test_a_checkpoint_goes_on_from_ids_as_the_model_does(run: Run, checkpoint: Path) -> None:
+    result = run("generate", str(checkpoint), "--ids", "1,2 3", "--max-new-tokens", "6", "--prefill-chunk", "2")
+    assert result.exit_code == 0, result.stderr
+    expected = l4spec.open_model(checkpoint).generate([[1, 2, 3]], max_new_tokens=6)[0][3:]
+    assert [int(word) for word in result.stdout.split()] == expected
+
+
+def test_generation_stops_behind_the_ids_that_are_given(run: Run, checkpoint: Path) -> None:
+    first = run("generate", str(checkpoint), "--ids", "1", "--max-new-tokens", "1").stdout.strip()
+    result = run("generate", str(checkpoint), "--ids", "1", "--stop-ids", first)
+    assert result.stdout.split() == [first]
+
+
+@pytest.mark.parametrize("write", [write_hugging_face, write_tiktoken])
+def test_text_goes_in_and_out_with_a_tokenizer_file(write: object, run: Run, tmp_path: Path) -> None:
+    name = "tokenizer.json" if write is write_hugging_face else "tokenizer.model"
+    write(tmp_path / name)  # type: ignore[operator]
+    model = l4spec.build(l4spec.compile(l4spec.load("tiny/scout", ["text.vocab_size=4096"])))
+    l4spec.save_checkpoint(model, tmp_path / "saved")
+    options = ("--temperature", "1", "--top-k", "50", "--top-p", "0.9", "--seed", "1", "--max-new-tokens", "8")
+    outside = run("generate", str(tmp_path / "saved"), "--prompt", "the", "--tokenizer", str(tmp_path / name), *options)
+    assert outside.exit_code == 0, outside.stderr
+    shutil.copy(tmp_path / name, tmp_path / "saved" / name)
+    beside = run("generate", str(tmp_path / "saved"), "--prompt", "the", *options)
+    assert beside.stdout == outside.stdout
+    chat = run("generate", str(tmp_path / "saved"), "--chat", "the", "--system", "Be brief.", *options)
+    assert chat.exit_code == 0, chat.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ids", ""), "expected token ids"),
+        (("--ids", "1,x"), "expected token ids"),
+        (("--ids", "-1"), "expected token ids"),
+        (("--ids", "9" * 20), "expected token ids"),
+        (("--ids", "512"), "from 0 to 511"),
+        ((), "no tokenizer file"),
+        (("--ids", "1", "--prompt", "x"), "one of --prompt"),
+        (("--ids", "1", "--system", "x"), "--system goes with --chat"),
+        (("--prompt", "x"), "no tokenizer file"),
+        (("--ids", "1", "--max-new-tokens", "0"), "max_new_tokens"),
+        (("--ids", "1", "--max-new-tokens", "5000"), "made for 4,096"),
+        (("--ids", "1", "--temperature", "-1"), "temperature"),
+        (("--ids", "1", "--temperature", "nan"), "temperature"),
+        (("--ids", "1", "--top-p", "7"), "top_p"),
+        (("--ids", "1", "--prefill-chunk", "0"), "prefill_chunk"),
+        (("--ids", "1", "--device", "meta"), "holds no weights"),
+        (("--prompt", "x", "--tokenizer", "/nowhere"), "tokenizer"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_generate_are_refused(
+    arguments: tuple[str, ...], message: str, run: Run, checkpoint: Path
+) -> None:
+    result = run("generate", str(checkpoint), *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"model_type": "bert"}', "\0", "[" * 50_000])
+def test_a_folder_without_a_model_is_refused(content: str | None, run: Run, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert run("generate", str(tmp_path), "--ids", "1").exit_code == 2
+    assert run("generate", str(tmp_path / "missing"), "--ids", "1").exit_code == 2

@@ -41,7 +41,9 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Weights in this format.  [default: the spec's]")]
 MAX_SEED = 2**63 - 1
 """Torch's generators take no larger one."""
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the random weights and of the run's tokens.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the random weights and of the run's tokens.")
+]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write the random model as a checkpoint to a new folder.")
 ]
@@ -79,6 +81,10 @@ def build_command(
     place = checked_device(device or ("meta" if (scale, layers, out) == (None, None, None) else "cpu"))
     if out is not None:
         _require_new_folder(out, place)
+    if out is not None:
+        from l4spec.runtime.checkpoints.save import require_new_folder
+
+        require_new_folder(out)  # before the model is built and run
     built, model = _built(wanted, place, dtype.value if dtype else None, seed, show_progress)
     if out is not None:
         from l4spec.runtime.checkpoints import save_checkpoint

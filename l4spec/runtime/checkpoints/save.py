@@ -65,7 +65,7 @@ def save_checkpoint(
     transformers; any other under our own names with a spec.yaml. Several files and an index where the weights exceed
     `max_shard_bytes`. All is written beside the directory and renamed at the end. Raises UserError.
     """
-    target = _checked_target(directory)
+    target = require_new_folder(directory)
     tensors = model.state_dict()
     if any(tensor.is_meta for tensor in tensors.values()):
         raise UserError("the model lies on the meta device and has no weights to save", hint="build it on cpu or cuda")
@@ -79,7 +79,8 @@ def save_checkpoint(
     return SavedCheckpoint(target, layout.name, len(entries), len(shards), sum(entry.num_bytes for entry in entries))
 
 
-def _checked_target(directory: Path | str) -> Path:
+def require_new_folder(directory: Path | str) -> Path:
+    """The path of a folder that is not there yet, or is empty. Raises UserError."""
     path = Path(directory)
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))

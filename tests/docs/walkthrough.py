@@ -2,7 +2,7 @@
 
 In a page, a fenced block
 
-- ```yaml title=NAME``` is a file that the reader writes,
+- ```yaml title=NAME``` and ```python title=NAME``` are files that the reader writes,
 - ```bash``` is typed into a shell; with `exit=N` behind it the last command ends so, otherwise with 0,
 - ```text``` shows lines of what the block before it printed, in that order; a line `…` stands for any lines left out.
 """
@@ -34,7 +34,7 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page that are to be run or compared."""
     found = [Block(*match.groups()) for match in _FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [block for block in found if block.language in ("bash", "text", "yaml")]
+    return [block for block in found if block.language in ("bash", "text", "yaml", "python")]
 
 
 def walk_through(page: Path, folder: Path) -> int:
@@ -42,7 +42,7 @@ def walk_through(page: Path, folder: Path) -> int:
     printed, num_run = "", 0
     for block in blocks_of(page):
         title = block.option("title")
-        if block.language == "yaml" and title:
+        if block.language in ("yaml", "python") and title:
             (folder / title).write_text(block.text, encoding="utf-8")
         elif block.language == "bash" and "norun" not in block.options:
             printed = _run(block, folder)

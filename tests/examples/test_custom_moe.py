@@ -37,6 +37,7 @@ def test_a_short_training_lowers_the_loss_and_leaves_a_checkpoint(tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["model.safetensors", "spec.yaml"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_fall_is_an_error(tmp_path: Path) -> None:
     done = train(tmp_path, "--steps", "2", "--target", "0.1")
     assert done.returncode == 1

@@ -11,6 +11,7 @@ from l4spec_short_conv.cost import declare
 from l4spec_short_conv.module import ShortConv
 from l4spec_short_conv.spec import ShortConvSpec
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import l4spec
 from l4spec.layers.base import Width
@@ -102,6 +103,15 @@ def test_autograd_saves_the_declared_elements() -> None:
         module(torch.randn(2, 7, 16), context=context)
     declared = declare(spec, width).saved(Work(num_sequences=2, num_queries=7, phase="train"))
     assert sum(saved.values()) == sum(buffer.elements for buffer in declared)
+
+
+def test_a_flop_counter_sees_the_declared_flops() -> None:
+    spec, width = ShortConvSpec(kind="short_conv", kernel_size=4), Width(hidden_size=16, max_seq_len=32)
+    module, context = ShortConv(spec, width), Context(Layout(2, 7, 0, torch.arange(7)))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(torch.randn(2, 7, 16), context=context)
+    declared = declare(spec, width).executed_operations(Work(num_sequences=2, num_queries=7))
+    assert counter.get_total_flops() == sum(operation.flops for operation in declared) == 8 * 16**2 * 14
 
 
 def reference(model: Model) -> torch.nn.Module:

@@ -26,6 +26,7 @@ from l4spec.spec.tree import KeyPath, Tree, dotted, shortened
 from l4spec.spec.yaml_scalars import BOOLEAN_WORDS, Trap, read_plain
 
 MAX_NODES = 100_000
+MAX_ANCHORS = 1_000
 MAX_DEPTH = 64
 MAX_KEY_LENGTH = 200
 MAX_PROBLEMS = 50
@@ -114,6 +115,8 @@ class _Composer:
                 message = f"the anchor &{event.anchor[:80]} is defined twice"
                 self._problem(message, event, path, "give each its own name")
             self._anchors[event.anchor] = None
+            if len(self._anchors) > MAX_ANCHORS:
+                self._stop(f"expected at most {MAX_ANCHORS:,} anchors", event, path)
         tree = self._scalar(event, path) if isinstance(event, ScalarEvent) else self._collection(event, path, depth)
         if event.anchor is not None:
             self._anchors[event.anchor] = tree

@@ -8,7 +8,7 @@ import pytest
 import l4spec
 from l4spec.errors import SpecError
 from l4spec.graph.build import build_graph
-from l4spec.graph.layer_graph import LayerGraph
+from l4spec.graph.layer_graph import LayerGraph, TensorType
 from l4spec.spec.resolve import resolve
 
 SMALL = ["text.layers=[{attention: global, ffn: moe, form: FORM}]", "vision=null"]
@@ -81,7 +81,7 @@ def test_nodes_come_in_topological_order_and_cannot_be_changed() -> None:
 
 def test_every_edge_carries_a_named_tensor_with_symbolic_shape_and_dtype() -> None:
     graph = l4spec.compile(l4spec.load("scout"))
-    tensors = [tensor for _, _, tensor in graph.dag.edges(data="tensor")]
+    tensors: list[TensorType] = list(nx.get_edge_attributes(graph.dag, "tensor").values())
     assert len(tensors) == graph.dag.number_of_edges() > 0
     assert {tensor.dtype for tensor in tensors} == {"bf16"}
     assert {tensor.shape for tensor in tensors} == {

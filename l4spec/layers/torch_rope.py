@@ -77,8 +77,8 @@ def attention_factor(rope: Rope) -> float:
 class Rotation:
     """The rotation of the first `dim` elements of each head.
 
-    Its table, for the positions of a forward pass, is made once for all layers with an equal rotation. Interleaved pairs
-    are turned as complex numbers where they lie at `even` places, as those must.
+    Its table, for the positions of a forward pass, is made once for all layers with an equal rotation. Interleaved
+    pairs are turned as complex numbers where they lie at `even` places, as those must.
     """
 
     rope: Rope | Rope2d

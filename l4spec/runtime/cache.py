@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.torch_cache import LayerCache, allocate
+from l4spec.runtime.memory_check import free_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -41,14 +43,33 @@ class Cache:
         self.length += num_tokens
 
 
+def cache_bytes(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype) -> int:
+    """Bytes that `new_cache` allocates for the same arguments."""
+    entries = [entry for node in graph.nodes if node.scope == "text" for entry in node.declaration.cache]
+    elements = sum(entry.elements_per_token * entry.bound.num_kept(max_len) for entry in entries)
+    return batch * elements * dtype.itemsize
+
+
+def _require_room(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
+    needed = cache_bytes(graph, batch, max_len, dtype)
+    free = None if device.type == "meta" else free_bytes(str(device))
+    if free is not None and needed > free:
+        wanted, left = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB"
+        raise UserError(
+            f"caches of {batch} x {max_len:,} tokens need {wanted} on {device}, where {left} are free",
+            hint="fewer or shorter sequences",
+        )
+
+
 def new_cache(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Cache:
     """Zeroed caches for every layer of the text model that keeps something.
 
     Raises ValueError for sizes below 1 and for a text model whose attention is bidirectional, which cannot go on from
-    a cache.
+    a cache; UserError when memory is short.
     """
     if batch < 1 or max_len < 1:
         raise ValueError(f"batch and max_len must be at least 1, found {batch} and {max_len}")
+    _require_room(graph, batch, max_len, dtype, device)
     layers = {}
     for node in graph.nodes:
         if node.scope != "text":

@@ -61,6 +61,8 @@ class Options:
         for name in ("max_new_tokens", "prefill_chunk"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, found {getattr(self, name)}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"seed: expected 0 to 2**63 - 1, found {self.seed}")
         _ = self.sampling
 
     @property
@@ -201,10 +203,9 @@ def _padded(model: "Model", prompts: Prompt, attention_mask: Tensor | None, pad_
         ids, mask = _rows(prompts, pad_id)
     found = ids if mask is None else ids[mask.bool()]
     vocab_size = model.graph.model.text.embedding.vocab_size
-    if int(found.min()) < 0 or int(found.max()) >= vocab_size:
-        raise UserError(
-            f"expected token ids from 0 to {vocab_size - 1}, found {int(found.min())} to {int(found.max())}"
-        )
+    wrong = found[(found < 0) | (found >= vocab_size)]
+    if len(wrong):
+        raise UserError(f"expected token ids from 0 to {vocab_size - 1}, found {int(wrong[0])}")
     return _Padded(ids.to(model.device), None if mask is None else mask.to(model.device))
 
 

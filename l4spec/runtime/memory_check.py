@@ -12,7 +12,7 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import scale_spec
 
-ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _KEPT_FREE = Fraction(5, 100)

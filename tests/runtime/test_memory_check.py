@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import l4spec
-from l4spec.runtime import memory_check
+from l4spec.runtime import cache, memory_check
 from l4spec.runtime.memory_check import free_bytes, require_memory, weight_bytes
 from l4spec.spec.scale import parse_scale, scale_spec
 
@@ -50,6 +50,16 @@ def test_what_a_refusal_suggests_fits_and_the_next_larger_does_not(
     else:
         assert fits(num_layers=int(layers[1]))
         assert not fits(num_layers=int(layers[1]) + 1)
+
+
+def test_caches_that_do_not_fit_are_refused_before_they_are_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = l4spec.compile(l4spec.load("tiny/scout"))
+    model = l4spec.build(graph, seed=None)
+    allocated = model.new_cache(2, 1000).num_bytes
+    assert cache.cache_bytes(graph, 2, 1000, model.dtype) == allocated
+    monkeypatch.setattr(cache, "free_bytes", lambda device: allocated - 1)
+    with pytest.raises(l4spec.UserError, match=r"caches of 2 x 1,000 tokens need .* on cpu"):
+        model.new_cache(2, 1000)
 
 
 def test_a_refusal_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:

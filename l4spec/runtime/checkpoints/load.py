@@ -1,6 +1,7 @@
 """Loading: headers first, and only when all of them are right, tensor by tensor from mapped files into the model."""
 
 import io
+import re
 from _codecs import encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from l4spec.runtime.model import Model
 
 Read = Callable[[StoredTensor], Tensor]
+_REFUSED = re.compile(r"GLOBAL ([\w.]{1,100})")
+"""How torch names what a pickle wanted to call; the rest of its message advises to trust the file."""
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -114,10 +117,9 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
         with torch.serialization.safe_globals([io.BytesIO, encode]):
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        reason = str(error).split("\n", 1)[0][:200]
-        raise UserError(
-            [Problem(f"is no torch file of weights alone, or it is truncated: {reason}", place=place)]
-        ) from None
+        unsafe = _REFUSED.search(str(error))
+        reason = f"it names {unsafe[1]}, which is refused" if unsafe else "it is truncated or another kind of file"
+        raise UserError([Problem(f"is no torch file of weights alone: {reason}", place=place)]) from None
     if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
         raise UserError([Problem("expected a mapping from names to tensors", place=place)])
     return {name: value for name, value in data.items() if isinstance(value, Tensor)}

@@ -16,6 +16,7 @@ from l4spec.errors import SpecError, UserError
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from l4spec.report.run_measure import measure
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
     from l4spec.spec.model import ModelSpec
@@ -40,6 +41,7 @@ _PLACES = {
     "build": "l4spec.runtime.build",
     "load_checkpoint": "l4spec.runtime.checkpoints",
     "open_model": "l4spec.runtime.checkpoints",
+    "measure": "l4spec.report.run_measure",
     "save_checkpoint": "l4spec.runtime.checkpoints",
 }
 

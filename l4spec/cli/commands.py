@@ -9,6 +9,7 @@ from l4spec.cli import (  # noqa: F401
     graph,
     import_,
     ls,
+    measure,
     plan,
     schema,
     show,

@@ -15,20 +15,30 @@ BLOCK = 512
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself."""
+    """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself.
+
+    A `masked` block has an explicit mask, a `whole` one is of whole chunks that became a batch.
+    """
 
     count: int
     queries: int
     keys: int
     causal: bool = False
+    masked: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What one sequence computes: its blocks, and of how many tokens the keys and values are made."""
+    """What one sequence computes: its blocks, and of how many tokens the keys and values are made.
+
+    `folded` says that whole chunks became a batch, `joined` that what was cached and what is new became one tensor.
+    """
 
     blocks: tuple[Block, ...]
     num_expanded: int
+    folded: bool = False
+    joined: bool = False
 
     def pairs(self, *, capped: bool = False) -> int:
         """(query, key) pairs that are computed.
@@ -51,7 +61,7 @@ def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
         if num_queries == 1:
             return Walk((Block(1, 1, mask.size),), mask.size)
         num_keys = min(num_cached, mask.size - 1) + num_queries
-        return Walk(tuple(_bands(num_queries, num_keys, mask.size)), num_keys)
+        return Walk(tuple(_bands(num_queries, num_keys, mask.size)), num_keys, joined=True)
     return _behind(num_queries, num_cached)
 
 
@@ -59,7 +69,7 @@ def _behind(num_queries: int, num_cached: int) -> Walk:
     """Causal queries that are the last of all tokens."""
     num_keys = num_cached + num_queries
     if num_queries == 1 or not num_cached:
-        return Walk((Block(1, num_queries, num_keys, causal=num_queries > 1),), num_keys)
+        return Walk((Block(1, num_queries, num_keys, causal=not num_cached),), num_keys)
     return Walk(tuple(_bands(num_queries, num_keys, None)), num_keys)
 
 
@@ -68,9 +78,9 @@ def _chunks(num_queries: int, slot: int, size: int) -> Walk:
     here = min(num_queries, size - slot) if slot else 0
     first = _behind(here, slot) if here else Walk((), 0)
     num_chunks, num_left = divmod(num_queries - here, size)
-    whole = (Block(num_chunks, size, size, causal=size > 1),) if num_chunks else ()
-    left = (Block(1, num_left, num_left, causal=num_left > 1),) if num_left else ()
-    return Walk((*first.blocks, *whole, *left), first.num_expanded + num_queries - here)
+    whole = (Block(num_chunks, size, size, causal=True, whole=True),) if num_chunks else ()
+    left = (Block(1, num_left, num_left, causal=True),) if num_left else ()
+    return Walk((*first.blocks, *whole, *left), first.num_expanded + num_queries - here, folded=num_chunks > 0)
 
 
 def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Block]:
@@ -79,7 +89,7 @@ def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Bloc
     for first in range(0, num_queries, BLOCK):
         last = min(first + BLOCK, num_queries)
         low = 0 if window is None else max(0, offset + first + 1 - window)
-        yield Block(1, last - first, offset + last - low)
+        yield Block(1, last - first, offset + last - low, masked=True)
 
 
 def _band_pairs(block: Block) -> int:

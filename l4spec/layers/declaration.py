@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
+from l4spec.layers.tally import Tally
+
 Part = Literal[
     "embedding",
     "attention",
@@ -106,7 +108,8 @@ def linear(
 class Work:
     """What one forward pass does: `num_sequences` sequences, each with `num_queries` new tokens after `num_cached`.
 
-    `num_logits` is the number of positions per sequence whose logits are computed (None: all new tokens).
+    `num_logits` is the number of positions per sequence whose logits are computed (None: all new tokens),
+    `busiest_expert` the most tokens that one expert of the layer gets (None: all of them).
     """
 
     num_sequences: int
@@ -114,6 +117,7 @@ class Work:
     num_cached: int = 0
     phase: Phase = "prefill"
     num_logits: int | None = None
+    busiest_expert: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -263,7 +267,8 @@ class Declaration:
 
     `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
     `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
-    what autograd keeps for the backward pass.
+    what autograd keeps for the backward pass. `held` tells a ledger what our module takes and frees as it runs without
+    gradients, its output last (None: what `live` says, then the output).
     """
 
     parameters: tuple[Parameter, ...]
@@ -274,6 +279,7 @@ class Declaration:
     live: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
     saved: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
     executed: Callable[[Work], tuple[Operation, ...]] | None = None
+    held: Callable[[Work, Tally], None] | None = None
     num_parameters: int = field(init=False)
     num_active_parameters: int = field(init=False)
 
@@ -286,6 +292,17 @@ class Declaration:
     def executed_operations(self, work: Work) -> tuple[Operation, ...]:
         """What our module runs, as a FLOP counter sees it: masked pairs inside a block of attention included."""
         return (self.executed or self.operations)(work)
+
+    def hold(self, work: Work, tally: Tally) -> None:
+        """Let the ledger see one forward pass of our module; what it holds more at the end is the output."""
+        if self.held is not None:
+            self.held(work, tally)
+            return
+        live = sum(b.elements * (b.bytes_per_element or tally.item) for b in self.live(work))
+        width = self.output[-1]
+        assert isinstance(width, int)
+        tally.touch(live)
+        tally.take(work.num_tokens * width * tally.item)
 
 
 def tokens_of(width: int) -> Shape:

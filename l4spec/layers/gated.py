@@ -13,6 +13,7 @@ from l4spec.layers.declaration import (
     linear,
     tokens_of,
 )
+from l4spec.layers.tally import gated_ffn
 
 
 def gated_parameters(prefix: str, ffn: Dim, hidden: Dim, part: Part, *, bias: bool = False) -> tuple[Parameter, ...]:
@@ -62,4 +63,5 @@ def declare_gated(intermediate_size: int, bias: bool, width: Width) -> Declarati
         output=stream,
         live=lambda work: gated_live(work.num_tokens, ffn, hidden),
         saved=lambda work: gated_saved(work.num_tokens, ffn, hidden),
+        held=lambda work, tally: gated_ffn(tally, work.num_tokens, intermediate_size, width.hidden_size),
     )

@@ -3,6 +3,7 @@
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.embedding.spec import EmbeddingSpec
+from l4spec.layers.tally import Tally
 
 
 def declare(spec: EmbeddingSpec, width: Width) -> Declaration:
@@ -14,4 +15,10 @@ def declare(spec: EmbeddingSpec, width: Width) -> Declaration:
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Elementwise("gather", work.num_tokens * width.hidden_size),)  # weight[token]
 
-    return Declaration((table,), operations, inputs=(("batch", "tokens"),), output=tokens_of(width.hidden_size))
+    def held(work: Work, tally: Tally) -> None:
+        rows = work.num_tokens * width.hidden_size * tally.item
+        tally.touch(rows if spec.scale is None else 2 * rows)
+        tally.take(rows)
+
+    stream = tokens_of(width.hidden_size)
+    return Declaration((table,), operations, inputs=(("batch", "tokens"),), output=stream, held=held)

@@ -3,6 +3,7 @@
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Parameter, Work, tokens_of
 from l4spec.layers.lm_head.spec import LMHeadSpec
+from l4spec.layers.tally import WIDE, Tally
 
 TIED_WEIGHT = "text.embedding.weight"
 
@@ -20,7 +21,21 @@ def declare(spec: LMHeadSpec, width: Width) -> Declaration:
     def logits(work: Work) -> tuple[Buffer, ...]:
         return (Buffer("logits", work.num_logit_rows, (vocab,), bytes_per_element=4),)
 
+    def held(work: Work, tally: Tally) -> None:
+        wide, narrow = (work.num_logit_rows * spec.vocab_size * size for size in (WIDE, tally.item))
+        copied = 0 if tally.is_wide else narrow
+        if spec.bias and work.num_sequences > 1 and work.num_logit_rows < work.num_tokens:
+            tally.touch(2 * narrow)  # the last tokens lie apart, so that the bias is added behind
+        tally.touch(copied + (3 * wide if spec.logit_softcap else wide))  # logits, logits / cap, tanh
+        tally.take(wide)
+
     output = ("batch", "tokens", spec.vocab_size)
     return Declaration(
-        (weight, *bias), operations, inputs=(tokens_of(width.hidden_size),), output=output, live=logits, saved=logits
+        (weight, *bias),
+        operations,
+        inputs=(tokens_of(width.hidden_size),),
+        output=output,
+        live=logits,
+        saved=logits,
+        held=held,
     )

@@ -6,7 +6,8 @@ the cheaper form, which is the expanded one for every published model, and leave
 `executed_operations` says which form our module takes, and counts those.
 """
 
-from l4spec.layers.attention_walk import walk
+from l4spec.layers.attention_held import Heads, hold_attention
+from l4spec.layers.attention_walk import Walk, walk
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
     AttentionPairs,
@@ -24,6 +25,8 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.masks import NoMask, attended_pairs, cache_bound
 from l4spec.layers.mla.spec import MLASpec
+from l4spec.layers.positions import Rope
+from l4spec.layers.tally import Tally, rms_norm, rotate, rotation_table
 
 
 def declare(spec: MLASpec, width: Width) -> Declaration:
@@ -59,7 +62,7 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         width = compressed.size if is_absorbed else max(qk_dim, spec.v_head_dim)  # the kernel takes one width
         attend = AttentionPairs("attend", pairs, spec.num_heads, width, width)
         expand = Matmul("kv_b_proj", work.num_tokens if is_absorbed else rows, kv_b[0])
-        changed = {"attend": attend, "kv_b_proj": expand}
+        changed: dict[str, Operation] = {"attend": attend, "kv_b_proj": expand}
         return tuple(changed.get(op.name, op) for op in operations(work))
 
     def live(work: Work) -> tuple[Buffer, ...]:
@@ -80,6 +83,7 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         live=live,
         saved=live,
         executed=executed,
+        held=lambda work, tally: _held(spec, width, work, tally),
     )
 
 
@@ -93,6 +97,59 @@ def absorbs(spec: MLASpec, num_queries: int, num_cached: int) -> bool:
         return False
     expanded = spec.qk_nope_head_dim + spec.v_head_dim
     return num_queries * (2 * spec.kv_lora_rank - expanded) < spec.kv_lora_rank * expanded
+
+
+def _held(spec: MLASpec, width: Width, work: Work, tally: Tally) -> None:
+    """Query and latent, turned and normed; expanded keys and values inside attention; the output projection.
+
+    Of prompts from their start: behind a past, less is held where the expansion is absorbed.
+    """
+    tokens, item, walked = work.num_tokens, tally.item, walk(spec.mask, work.num_queries, work.num_cached)
+    qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim
+    rope, shared = (tokens * count * spec.qk_rope_head_dim for count in (spec.num_heads, 1))
+    latent, query = tokens * spec.kv_lora_rank * item, tokens * spec.num_heads * qk_dim * item
+    if spec.q_lora_rank is not None:
+        with tally.holding(tokens * spec.q_lora_rank * item):
+            rms_norm(tally, tokens, spec.q_lora_rank, weighted=True)
+        tally.touch(query)
+        tally.free(tokens * spec.q_lora_rank * item)
+    kept = query + 2 * (latent + shared * item)  # as projected, and as cached
+    with tally.holding(query + latent + shared * item):
+        turned = 0
+        if isinstance(spec.position, Rope):
+            turned = (rope + shared) * item
+            even = spec.qk_nope_head_dim % 2 == 0 and spec.kv_lora_rank % 2 == 0
+            as_complex = spec.position.layout == "interleaved" and even
+            name = f"rotation {spec.qk_rope_head_dim} {spec.position}"
+            rotation_table(tally, name, work.num_queries, spec.qk_rope_head_dim, as_complex=as_complex)
+            rotate(tally, rope, rope, as_complex=as_complex)
+            with tally.holding(rope * item):
+                rotate(tally, shared, shared, as_complex=as_complex)
+        with tally.holding(turned):
+            rms_norm(tally, tokens, spec.kv_lora_rank, weighted=True)
+            tally.touch(latent + shared * item)
+            tally.free(latent)
+    with tally.holding(kept + turned):
+        _hold_expanded(spec, width, work, tally, walked)
+    tally.take(tokens * width.hidden_size * item)
+
+
+def _hold_expanded(spec: MLASpec, width: Width, work: Work, tally: Tally, walked: Walk) -> None:
+    """Whole queries, keys and values of every head while it attends; then what was attended, and the output."""
+    tokens, rows, qk_dim = (
+        work.num_tokens,
+        work.num_sequences * walked.num_expanded,
+        spec.qk_nope_head_dim + spec.qk_rope_head_dim,
+    )
+    whole = tokens * qk_dim + rows * (spec.qk_nope_head_dim + spec.v_head_dim) + rows * qk_dim
+    heads = Heads(work.num_sequences, spec.num_heads, spec.num_heads, qk_dim, spec.v_head_dim, by_head=True)
+    attended = tokens * spec.num_heads * max(qk_dim, spec.v_head_dim) * tally.item
+    joined = rows * (spec.kv_lora_rank + spec.qk_rope_head_dim) if walked.joined else 0
+    with tally.holding((spec.num_heads * whole + joined) * tally.item):
+        copied = hold_attention(tally, walked, heads)
+    out = tokens * width.hidden_size * tally.item
+    tally.touch(copied + (2 * out if spec.bias and spec.v_head_dim == 1 else out))  # heads of 1 lie apart: bias behind
+    tally.free(attended)
 
 
 def _cheaper(spec: MLASpec) -> tuple[int, int]:

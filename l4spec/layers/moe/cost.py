@@ -15,6 +15,7 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.gated import gated_live, gated_operations, gated_parameters, gated_saved
 from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.tally import COUNT, FLAG, INDEX, WIDE, Tally, gated_ffn
 
 
 def declare(spec: MoESpec, width: Width) -> Declaration:
@@ -54,7 +55,90 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 
     stream = tokens_of(width.hidden_size)
     parameters = (*router, *experts, *shared, *shared_gate)
-    return Declaration(parameters, operations, inputs=(stream,), output=stream, live=live, saved=saved)
+    return Declaration(
+        parameters,
+        operations,
+        inputs=(stream,),
+        output=stream,
+        live=live,
+        saved=saved,
+        held=lambda work, tally: _held(spec, hidden.size, work, tally),
+    )
+
+
+def _held(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> None:
+    """Router in fp32; tokens sorted by expert, expert by expert, and back; the shared expert beside the sum."""
+    tokens, top_k, item = work.num_tokens, spec.num_experts_per_token, tally.item
+    choices, out = tokens * top_k, tokens * hidden_size * item
+    _hold_router(spec, hidden_size, tokens, tally)
+    scores = choices * (INDEX + WIDE + (0 if tally.is_wide else item))
+    with tally.holding(scores):
+        is_alone = tokens == 1 and spec.capacity_factor is None
+        routed = _hold_alone(spec, hidden_size, tally) if is_alone else _hold_sorted(spec, hidden_size, work, tally)
+        if spec.num_shared_experts:
+            gated_ffn(tally, tokens, spec.shared_size, hidden_size)
+            tally.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
+            tally.touch(out)
+            tally.free(out)
+    tally.free(routed)
+    tally.take(out)
+
+
+def _hold_router(spec: MoESpec, hidden_size: int, tokens: int, tally: Tally) -> None:
+    """Logits of every expert in fp32, and as many scores where experts are not chosen by logits alone."""
+    logits, choices = tokens * spec.num_experts * WIDE, tokens * spec.num_experts_per_token
+    widened = 0 if tally.is_wide else (tokens + spec.num_experts) * hidden_size * WIDE
+    tally.touch(widened + logits)
+    is_plain = not spec.router.correction_bias and spec.router.num_groups == 1
+    with tally.holding(logits):
+        if is_plain:
+            tally.touch(choices * (INDEX + 3 * WIDE) + tokens * WIDE)
+            return
+        corrected = logits if spec.router.correction_bias else 0
+        by_group = logits if spec.router.num_groups > 1 else 0
+        tally.touch(logits + corrected + by_group + _group_scores(spec, tokens))
+        tally.touch(logits + max(corrected, by_group) + choices * (INDEX + WIDE))
+        tally.touch(logits + choices * (INDEX + 3 * WIDE))
+
+
+def _group_scores(spec: MoESpec, tokens: int) -> int:
+    """Bytes of each group's best scores, their sum, the best groups, and which are open."""
+    router = spec.router
+    num_best = 2 if router.group_score == "top2_sum" else 1
+    of_group = router.num_groups * ((num_best + 1) * WIDE + 2 * FLAG) + router.num_limited_groups * INDEX
+    return tokens * of_group if router.num_groups > 1 else 0
+
+
+def _hold_alone(spec: MoESpec, hidden_size: int, tally: Tally) -> int:
+    """One token: each chosen expert's weights are read where they lie. Takes the output and gives its bytes."""
+    out, inner = hidden_size * tally.item, spec.intermediate_size * tally.item
+    before = out * min(2, spec.num_experts_per_token - 1)  # the sum, and the term before
+    tally.touch(before + (out if spec.router.scales == "input" else 0) + max(2 * inner, inner + out))
+    tally.take(out)
+    return out
+
+
+def _hold_sorted(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> int:
+    """Takes what the routed output keeps alive and gives its bytes: with one choice a token, the rows themselves."""
+    tokens, item = work.num_tokens, tally.item
+    choices, out = tokens * spec.num_experts_per_token, tokens * hidden_size * item
+    busiest = tokens if work.busiest_expert is None else work.busiest_expert
+    rows, indices = choices * hidden_size * item, choices * INDEX
+    capacity = 3 * choices * spec.num_experts * INDEX + indices if spec.capacity_factor is not None else 0
+    tally.touch(capacity)
+    counted = 2 * spec.num_experts * COUNT + (choices * FLAG if spec.capacity_factor is not None else 0)
+    with tally.holding(indices + counted):  # the order; how many tokens each expert has, and which choices fit
+        tally.touch(max(2 * indices, rows + indices, 2 * rows if spec.router.scales == "input" else 0))
+        with tally.holding(2 * rows):  # sorted tokens and results
+            tally.touch(2 * busiest * spec.intermediate_size * item)
+            with tally.holding(indices):  # the way back
+                tally.touch(2 * indices)
+                is_scaled = spec.router.scales == "output" or spec.capacity_factor is not None
+                tally.touch(2 * rows + choices * item if is_scaled else rows)
+                kept = out if spec.num_experts_per_token > 1 else rows
+                tally.touch(rows + (kept if kept is out else 0))
+    tally.take(kept)
+    return kept
 
 
 def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:

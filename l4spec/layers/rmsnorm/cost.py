@@ -3,6 +3,7 @@
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
+from l4spec.layers.tally import Tally, rms_norm
 
 
 def declare(spec: RMSNormSpec, width: Width) -> Declaration:
@@ -16,5 +17,8 @@ def declare(spec: RMSNormSpec, width: Width) -> Declaration:
     def output(work: Work) -> tuple[Buffer, ...]:
         return (Buffer("output", work.num_tokens, (hidden,)),)
 
+    def held(work: Work, tally: Tally) -> None:
+        rms_norm(tally, work.num_tokens, width.hidden_size, weighted=True, unit_offset=spec.unit_offset)
+
     stream = tokens_of(width.hidden_size)
-    return Declaration((weight,), operations, inputs=(stream,), output=stream, live=output, saved=output)
+    return Declaration((weight,), operations, inputs=(stream,), output=stream, live=output, saved=output, held=held)

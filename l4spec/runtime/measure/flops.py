@@ -59,11 +59,11 @@ FORMULAS: dict[Any, Formula] = {
 """What `FlopCounterMode(custom_mapping=…)` needs to see all of our operators: from shapes to FLOPs."""
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub lacks it
     """Counts every operator that has a formula under the name that `where` gives."""
 
     def __init__(self, where: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's stub lacks it
         self.where = where
         self.counts: Counter[str] = Counter()
 
@@ -108,7 +108,7 @@ class _Places:
     def now(self) -> str:
         if self.running:
             return self.running[-1][0]
-        node = torch._C._current_autograd_node()  # type: ignore[attr-defined]  # torch's stub lacks it
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             return OUTSIDE
         number = node._sequence_nr()

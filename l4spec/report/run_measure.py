@@ -1,0 +1,142 @@
+"""`l4spec.measure`: build a spec, or a miniature of it, run it, and hold its plan against the run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, Unpack
+
+import l4spec
+from l4spec.errors import Problem, UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.declaration import Work
+from l4spec.layers.learned_position.spec import LearnedPositionSpec
+from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.scale import parse_scale, scale_spec
+from planners.activations import activation_rates, saved_per_token, training_bytes
+from planners.catalog import engine
+from planners.held import activation_bytes
+from planners.kv_cache import plan_cache
+from planners.params import count_params
+
+if TYPE_CHECKING:
+    from l4spec.runtime.measure.run import Sample
+
+DEFAULT_PREFILL = 256
+DEFAULT_DECODE = 8
+
+
+class RunFields(TypedDict, total=False):
+    """What is run: `batch` prompts of `prefill` tokens (by default one of 256), then `decode` steps (8).
+
+    `tiles` image tiles stand first in the first prompt; `train` adds a forward and backward pass over the prompts;
+    `seed` makes weights and tokens.
+    """
+
+    prefill: int
+    decode: int
+    batch: int
+    tiles: int
+    train: bool
+    seed: int
+
+
+def measure(
+    spec: ModelSpec | str | Path,
+    *,
+    scale: str | None = None,
+    num_layers: int | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    time_limit: float | None = None,
+    tell: Callable[[str], None] | None = None,
+    **run: Unpack[RunFields],
+) -> MeasureReport:
+    """Plan and measurement of a run of `spec`, a spec, a path or a shipped name; see `RunFields` for what is run.
+
+    `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. After `time_limit`
+    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what
+    cannot be run, for too long a sequence and for more memory than there is.
+    """
+    from l4spec.runtime.measure.run import measure_run
+    from l4spec.runtime.memory_check import require_memory
+
+    wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
+    if scale is not None or num_layers is not None:
+        wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
+    graph, number_format = l4spec.compile(wanted), dtype or wanted.text.dtype
+    sample = _sample(graph, run)
+    _check(graph, sample, number_format)
+    require_memory(wanted, graph, device, number_format, _beside_weights(graph, sample, number_format))
+    if tell is not None:
+        tell("random weights")
+    model = l4spec.build(graph, device, number_format, seed=sample.seed)
+    found = measure_run(model, sample, time_limit=time_limit, tell=tell or (lambda stage: None))
+    return hold(graph, sample, found, device=device, dtype=number_format)
+
+
+def _sample(graph: LayerGraph, run: RunFields) -> "Sample":
+    from l4spec.runtime.measure.run import Sample
+
+    prefill, decode = run.get("prefill", DEFAULT_PREFILL), run.get("decode", DEFAULT_DECODE)
+    return Sample(
+        prefill=prefill,
+        decode=decode,
+        batch=run.get("batch", 1),
+        tiles=run.get("tiles", 0),
+        training=run.get("train", False),
+        cache_lengths=cache_lengths(graph, prefill + decode),
+        seed=run.get("seed", 0),
+    )
+
+
+def _check(graph: LayerGraph, sample: "Sample", dtype: str) -> None:
+    """Raise UserError for what cannot be run."""
+    problems = []
+    longest = sample.prefill + sample.decode
+    positions = [
+        node.spec.num_positions
+        for node in graph.nodes
+        if node.scope == "text" and isinstance(node.spec, LearnedPositionSpec)
+    ]
+    if dtype not in ITEM_BYTES:
+        problems.append(Problem(f"expected one of {', '.join(ITEM_BYTES)}, found {dtype}", path="dtype"))
+    for name, value, least in (
+        ("prefill", sample.prefill, 1),
+        ("decode", sample.decode, 0),
+        ("batch", sample.batch, 1),
+    ):
+        if value < least:
+            problems.append(Problem(f"expected at least {least}, found {value}", path=name))
+    if positions and longest > min(positions):
+        problems.append(
+            Problem(f"{longest} tokens are more than the {min(positions)} learned positions", path="prefill")
+        )
+    problems.extend(_tile_problems(graph, sample))
+    if problems:
+        raise UserError(problems)
+
+
+def _tile_problems(graph: LayerGraph, sample: "Sample") -> list[Problem]:
+    if not sample.tiles:
+        return []
+    if graph.model.vision is None or sample.tiles < 0:
+        return [Problem(f"needs a model with vision and at least 0 tiles, found {sample.tiles}", path="tiles")]
+    vision, room = graph.model.vision, sample.batch * sample.prefill
+    needed = sample.tiles * vision.num_tokens_per_tile
+    message = f"{sample.tiles} tiles take {needed} tokens, of which the prompts have {room}"
+    return [Problem(message, path="tiles", hint=f"--prefill {needed}")] if needed > room else []
+
+
+def _beside_weights(graph: LayerGraph, sample: "Sample", dtype: str) -> int:
+    """Bytes that the run takes besides the weights: activations and two caches, and gradients in training."""
+    context, item = sample.prefill + sample.decode, ITEM_BYTES[dtype]
+    cache = plan_cache(graph, engine("ideal"), dtype=dtype, context=context, batch=sample.batch).bytes
+    work = Work(sample.batch, sample.prefill, num_logits=1)
+    bytes_needed = 2 * cache + activation_bytes(graph, work, num_tiles=sample.tiles, item_bytes=item)
+    if not sample.training:
+        return bytes_needed
+    tokens, rates = sample.batch * sample.prefill, activation_rates(graph, 1, 1)
+    saved = training_bytes(
+        rates, saved_per_token(graph, 1, 1), tokens=tokens, in_flight=1, last=True, checkpointing="none"
+    )
+    return bytes_needed + item * count_params(graph).total + saved * item // 2

@@ -23,7 +23,7 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 
 @torch.library.custom_op("l4spec::grouped_linear", mutates_args=())
 def _grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    if x.is_cuda and x.dtype in _GROUPED_DTYPES:
+    if x.is_cuda and x.dtype in _GROUPED_DTYPES and _is_aligned(x, weight):
         return torch.nn.functional.grouped_mm(x, weight.transpose(1, 2), offs=offsets)
     result = x.new_empty(x.shape[0], weight.shape[1])
     for expert, start, stop in hit(offsets):
@@ -64,6 +64,11 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
 
 
 _grouped_linear.register_autograd(_backward, setup_context=_remember)
+
+
+def _is_aligned(x: Tensor, weight: Tensor) -> bool:
+    """Whether rows begin at multiples of 16 bytes, which CUDA's grouped kernels need."""
+    return all(size * x.element_size() % 16 == 0 for size in (x.shape[1], weight.shape[1]))
 
 
 def hit(offsets: Tensor) -> list[tuple[int, int, int]]:

@@ -173,7 +173,7 @@ class Model(nn.Module):
         if self.image_token_id is None:
             raise ValueError("set model.image_token_id to the token whose places images take")
         mask = input_ids == self.image_token_id
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not mask.is_meta:
             num_places, num_vectors = int(mask.sum()), image_features.numel() // image_features.shape[-1]
             if num_places != num_vectors:
                 raise ValueError(f"{num_vectors} image vectors for {num_places} tokens {self.image_token_id}")

@@ -12,6 +12,8 @@ from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from l4spec.report.measure import MeasureReport
 
 PrefillOption = Annotated[int, typer.Option("--prefill", metavar="TOKENS", min=1, help="Tokens of each prompt.")]
@@ -51,18 +53,13 @@ def measure_command(
     """
     import l4spec
     from l4spec.report.run_measure import measure
-    from l4spec.runtime.devices import checked_device
 
-    place = checked_device(device or "cpu")
-    if place == "meta":
-        raise UserError([Problem("expected a device that computes, found meta", path="--device")])
-    talks = sys.stderr.isatty() if show_progress is None else show_progress
     try:
         report = measure(
             l4spec.load(spec, overrides or ()),
             scale=scale,
             num_layers=layers,
-            device=place,
+            device=_computing_device(device),
             dtype=dtype.value if dtype else None,
             prefill=prefill,
             decode=decode,
@@ -71,7 +68,7 @@ def measure_command(
             train=train,
             seed=seed,
             time_limit=time_limit,
-            tell=(lambda stage: complain(f"measuring {stage} ...")) if talks else None,
+            tell=_teller(show_progress),
         )
     except KeyboardInterrupt:
         complain("interrupted: nothing was written")
@@ -79,6 +76,19 @@ def measure_command(
     deliver(_text(report, format), out, force=force)
     if not report.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+def _computing_device(device: str | None) -> str:
+    from l4spec.runtime.devices import checked_device
+
+    if device == "meta":
+        raise UserError([Problem("expected a device that computes, found meta", path="--device")])
+    return checked_device(device or "cpu")
+
+
+def _teller(show_progress: bool | None) -> "Callable[[str], None] | None":
+    talks = sys.stderr.isatty() if show_progress is None else show_progress
+    return (lambda stage: complain(f"measuring {stage} ...")) if talks else None
 
 
 def _text(report: "MeasureReport", style: o.Format) -> str:

@@ -31,13 +31,12 @@ from l4spec.layers.tally import Tally, rms_norm, rotate, rotation_table
 
 def declare(spec: MLASpec, width: Width) -> Declaration:
     """Low-rank query and key/value projections, a latent cache of kv_lora_rank + qk_rope_head_dim elements a token."""
-    hidden = Dim("hidden", width.hidden_size)
+    hidden, stream = Dim("hidden", width.hidden_size), tokens_of(width.hidden_size)
     qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim
     heads_qk = Dim("heads", spec.num_heads * qk_dim, spec.num_heads)
     heads_kv = Dim("heads", spec.num_heads * (spec.qk_nope_head_dim + spec.v_head_dim), spec.num_heads)
     heads_v = Dim("heads", spec.num_heads * spec.v_head_dim, spec.num_heads)
-    latent = Dim("latent", spec.kv_lora_rank)
-    compressed = Dim("latent", spec.kv_lora_rank + spec.qk_rope_head_dim)
+    latent, compressed = (Dim("latent", spec.kv_lora_rank + more) for more in (0, spec.qk_rope_head_dim))
     query = _query_projections(spec, hidden, heads_qk)
     kv_a = linear("kv_a_proj", compressed, hidden, "attention", bias=spec.bias)
     kv_norm = Parameter("kv_a_norm.weight", (latent,), "attention", "norm")
@@ -66,25 +65,27 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         return tuple(changed.get(op.name, op) for op in operations(work))
 
     def live(work: Work) -> tuple[Buffer, ...]:
-        rows = work.num_tokens
         widths = {"normed_input": hidden, "query": heads_qk, "latent": compressed, "key": heads_qk, "value": heads_v}
-        return tuple(Buffer(name, rows, (dim,)) for name, dim in (*widths.items(), ("attended", heads_v)))
+        return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in (*widths.items(), ("attended", heads_v)))
 
-    bound = cache_bound(spec.mask)
-    rope_key = Dim("latent", spec.qk_rope_head_dim)
-    cache = (CacheEntry("latent", (latent,), bound), CacheEntry("rope_key", (rope_key,), bound)) if bound else ()
-    stream = tokens_of(width.hidden_size)
     return Declaration(
         (*query, *kv_a, kv_norm, *kv_b, *o),
         operations,
         inputs=(stream,),
         output=stream,
-        cache=cache,
+        cache=_cache(spec),
         live=live,
         saved=live,
         executed=executed,
         held=lambda work, tally: _held(spec, width, work, tally),
     )
+
+
+def _cache(spec: MLASpec) -> tuple[CacheEntry, ...]:
+    """The latent and the rotated key that all heads share; nothing where later tokens are seen."""
+    bound = cache_bound(spec.mask)
+    widths = {"latent": spec.kv_lora_rank, "rope_key": spec.qk_rope_head_dim}
+    return tuple(CacheEntry(name, (Dim("latent", size),), bound) for name, size in widths.items()) if bound else ()
 
 
 def absorbs(spec: MLASpec, num_queries: int, num_cached: int) -> bool:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was written: a file (or an option such as `--set`), and where known its line and column from 1."""
+    """Where something was written: a file (or an option such as `--set`), where known with line and column from 1."""
 
     file: str
     line: int | None = None

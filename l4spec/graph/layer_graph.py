@@ -130,8 +130,14 @@ class LayerGraph:
 
     def inputs_of(self, node_id: str) -> tuple[str, ...]:
         """Ids of the nodes that feed this one, in the order of its ports."""
-        edges = sorted(self.dag.in_edges(node_id, data="port"), key=lambda edge: int(edge[2]))
-        return tuple(source for source, _, _ in edges)
+        return self._sources.get(node_id, ())
+
+    @cached_property
+    def _sources(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for edge in sorted(self.edges, key=lambda edge: edge.port):
+            found[edge.target] = (*found.get(edge.target, ()), edge.source)
+        return found
 
     def parameters(self) -> Iterator[tuple[LayerNode, Parameter]]:
         """Every tensor of every node; its full name is `{node.id}.{parameter.name}`."""

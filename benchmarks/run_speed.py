@@ -5,24 +5,26 @@
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
-(`forward`), the same into a cache with the last token's logits (`prefill`), and decode steps behind 1024 tokens, for
-one sequence and for eight. The machine's own limits are the model's matmuls run alone, and the weights of a matrix far
+(`prefill`; for us also into a cache, the last token's logits alone), and decode steps behind 1024 tokens, for one
+sequence and for eight. The machine's own limits are the model's matmuls run alone, and the weights of a matrix far
 larger than any cache read by a matrix-vector product. Last, a model with chunked attention alone shows that its time
 per token stays the same however long the context is.
 """
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.speed_decode import bytes_per_step, logits_behind, our_steps, prefilled, reference_steps
+from benchmarks.speed_decode import bytes_per_step, our_steps, prefilled, reference_steps
 from benchmarks.speed_limits import plain_matmuls, streaming
 from benchmarks.speed_models import (
     ALL_LOCAL,
@@ -41,6 +43,8 @@ from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
 NUM_STEPS = 8
+NUM_ROWS = (1, 8)
+"""Sequences that are decoded at once."""
 PHASE = 128
 """Tokens into a chunk at which steps are timed in every context, so that they see equally many keys."""
 CONTEXTS = (1024, 4096, 16384)
@@ -68,52 +72,44 @@ def measure(name: str, dtype: str, options: Options, exact: dict[str, Tensor]) -
     """All measures of one model in one number format; `exact` keeps the fp32 logits for the bf16 run."""
     model = ours(spec_of(name, options.overrides), options.device, dtype)
     other = reference(model)
-    ids = token_ids(model, 1, options.tokens)
-    difference = _check_agreement(name, model, other, ids, exact)
-    routing = Routing.of(model, ids)
+    ids = token_ids(model, 8, options.tokens + NUM_STEPS)
+    prefix, tokens = ids[:1, : options.tokens], ids[:, options.tokens :]
+    past, difference = _check_agreement(name, model, other, prefix, tokens[:1, :1], exact)
+    routing = Routing.of(model, prefix)
     matmuls, matmul_flops = plain_matmuls(model, options.tokens, routing)
     stream, streamed = streaming(model.device, model.dtype, options.streamed_bytes)
-    things = _things(model, other, ids) | {"matmuls": Timed(matmuls), "stream": Timed(stream)}
+    things = _things(model, other, prefix, tokens, past) | {"matmuls": Timed(matmuls), "stream": Timed(stream)}
     times = interleaved(things, options.rounds, model.device)
-    matmul_rate = matmul_flops / times.median("matmuls")
-    ideal_forward = forward_flops(model, 1, options.tokens) / matmul_flops
+    ideal = forward_flops(model, 1, options.tokens) / matmul_flops * times.ratio("matmuls", "prefill")
     result: dict[str, Any] = {
         "model": name,
         "dtype": dtype,
         "logit_difference": difference,
-        "matmul_flops_per_second": matmul_rate,
+        "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
         "streamed_bytes_per_second": streamed / times.median("stream"),
         "experts_hit": {node: routing.num_touched(node) for node in routing.rows},
-        "forward": _pair(times, "forward", 1) | {"of_matmul_rate": ideal_forward * times.ratio("matmuls", "forward")},
-        "prefill": _pair(times, "prefill", 1),
+        "prefill": _pair(times, "prefill", 1) | {"of_matmul_rate": ideal},
+        "prefill, last logits": {"seconds": times.median("prefill, last logits")},
     }
-    for rows in (1, 8):
+    for rows in NUM_ROWS:
         step = f"decode {rows}"
-        touched = bytes_per_step(model, *_decode_inputs(model, rows, options.tokens))
-        of_stream = touched * NUM_STEPS / streamed * times.ratio("stream", step)
-        result[step] = _pair(times, step, NUM_STEPS) | {"touched_bytes": touched, "of_stream_rate": of_stream}
+        touched = bytes_per_step(model, prefix.expand(rows, -1), tokens[:rows])
+        share = touched * NUM_STEPS / streamed * times.ratio("stream", step)
+        result[step] = _pair(times, step, NUM_STEPS) | {"touched_bytes": touched, "of_stream_rate": share}
     return result | {"seconds_of_rounds": dict(times.rounds)}
 
 
-def _things(model: Model, other: Any, ids: Tensor) -> dict[str, Timed]:
-    cache = model.new_cache(1, ids.shape[1])
+def _things(model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any) -> dict[str, Timed]:
+    cache = model.new_cache(1, prefix.shape[1])
     found = {
-        "forward": Timed(lambda: model(ids)),
-        "forward, transformers": Timed(lambda: other(ids, use_cache=False)),
-        "prefill": Timed(lambda: model(ids, cache=cache, logits="last"), cache.reset),
-        "prefill, transformers": Timed(lambda: other(ids, use_cache=True, logits_to_keep=1)),
+        "prefill": Timed(lambda: model(prefix)),
+        "prefill, transformers": Timed(lambda: other(prefix, use_cache=False), is_slow=True),
+        "prefill, last logits": Timed(lambda: model(prefix, cache=cache, logits="last"), cache.reset),
     }
-    for rows in (1, 8):
-        inputs = _decode_inputs(model, rows, ids.shape[1])
-        found[f"decode {rows}"] = our_steps(model, *inputs)
-        found[f"decode {rows}, transformers"] = reference_steps(other, *inputs)
+    for rows in NUM_ROWS:
+        found[f"decode {rows}"] = our_steps(model, prefix.expand(rows, -1), tokens[:rows])
+        found[f"decode {rows}, transformers"] = reference_steps(other, past, tokens[:rows])
     return found
-
-
-def _decode_inputs(model: Model, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """A prefix and the tokens of NUM_STEPS steps behind it."""
-    ids = token_ids(model, rows, tokens + NUM_STEPS)
-    return ids[:, :tokens], ids[:, tokens:]
 
 
 def _pair(times: Times, name: str, steps: int) -> dict[str, float]:
@@ -125,14 +121,21 @@ def _pair(times: Times, name: str, steps: int) -> dict[str, float]:
     }
 
 
-def _check_agreement(name: str, model: Model, other: Any, ids: Tensor, exact: dict[str, Tensor]) -> float:
-    """The relative difference of logits, whole and after a cached prefix; exits where the comparison is not fair."""
-    mine, theirs = model(ids), other(ids, use_cache=False).logits
+def _check_agreement(
+    name: str, model: Model, other: Any, prefix: Tensor, token: Tensor, exact: dict[str, Tensor]
+) -> tuple[Any, float]:
+    """The reference's cache of the prefix, and the largest relative difference of logits, on the prefix and behind it.
+
+    Exits where the comparison is not fair.
+    """
+    read = other(prefix, use_cache=True)
+    step = other(token, past_key_values=copy.deepcopy(read.past_key_values), use_cache=True)
+    theirs = torch.cat((read.logits, step.logits), dim=1)
+    mine = torch.cat((model(prefix), model(token, cache=prefilled(model, prefix, 1))), dim=1)
     difference = relative_difference(mine, theirs)
     if model.dtype == torch.float32:
         exact[name] = theirs
-        stepped = relative_difference(*logits_behind(model, other, ids[:, :-1], ids[:, -1:]))
-        is_fair, difference = max(difference, stepped) < FP32_AGREEMENT, max(difference, stepped)
+        is_fair = difference < FP32_AGREEMENT
     elif name in exact:
         ours_off, theirs_off = (float((x.float() - exact[name]).square().mean().sqrt()) for x in (mine, theirs))
         is_fair = ours_off <= BF16_SLACK * theirs_off
@@ -140,7 +143,7 @@ def _check_agreement(name: str, model: Model, other: Any, ids: Tensor, exact: di
         raise SystemExit("bf16 is compared with the fp32 logits: name fp32 before it")
     if not is_fair:
         raise SystemExit(f"{name} {model.dtype}: logits differ by {difference:.1e}, so that no comparison is fair")
-    return difference
+    return read.past_key_values, difference
 
 
 def long_contexts(options: Options, dtype: str) -> list[dict[str, float]]:
@@ -150,7 +153,7 @@ def long_contexts(options: Options, dtype: str) -> list[dict[str, float]]:
     for context in options.contexts:
         ids = token_ids(model, 1, context + PHASE + NUM_STEPS)
         prefix, tokens = ids[:, :-NUM_STEPS], ids[:, -NUM_STEPS:]
-        things[f"read {context}"] = Timed(lambda prefix=prefix: prefilled(model, prefix, 0))  # type: ignore[misc]
+        things[f"read {context}"] = Timed(partial(prefilled, model, prefix), is_slow=True)
         things[f"step {context}"] = our_steps(model, prefix, tokens)
     times = interleaved(things, options.rounds, model.device)
     first = options.contexts[0]

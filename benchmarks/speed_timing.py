@@ -29,15 +29,22 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """Something to time: `run` is timed, `prepare` runs before it and is not."""
+    """Something to time: `run` is timed, `prepare` runs before it and is not.
 
-    run: Callable[[], None]
-    prepare: Callable[[], None] = lambda: None
+    What `is_slow` runs once a round and is not warmed up: it takes seconds, and has run before.
+    """
+
+    run: Callable[[], object]
+    prepare: Callable[[], object] = lambda: None
+    is_slow: bool = False
 
 
 def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device) -> Times:
-    """Run everything once unmeasured, then `rounds` times in turn; what is quick is repeated within a round."""
-    repeats = {name: _repeats(_once(thing, device)) for name, thing in things.items()}
+    """Run everything once unmeasured, then `rounds` times in turn.
+
+    What is quick is repeated within a round, and the median of the repeats taken.
+    """
+    repeats = {name: 1 if thing.is_slow else _repeats(_once(thing, device)) for name, thing in things.items()}
     found: dict[str, list[float]] = {name: [] for name in things}
     gc.collect()
     gc.disable()

@@ -116,6 +116,7 @@ def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(found, key=lambda pair: (order.index(pair[0]), pair[1])))
 
 
+@lru_cache(maxsize=256)
 def candidate_layouts(num_devices: int) -> tuple[Layout, ...]:
     """Every way to write `num_devices` as tp * ep * pp * dp."""
     divisors = _divisors(num_devices)

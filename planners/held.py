@@ -13,7 +13,7 @@ from itertools import groupby
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers.declaration import Work
 from l4spec.layers.merge.spec import MergeSpec
-from l4spec.layers.tally import INDEX, Tally
+from l4spec.layers.tally import FLAG, INDEX, Tally
 from planners.cost_sheet import Workload, work_of
 
 Load = Mapping[str, Sequence[int]]
@@ -31,7 +31,8 @@ def activation_bytes(
     run = _Run(graph, Workload(text, num_tiles), tally, expert_load or {})
     if num_tiles:
         run.stack("vision", _index_bytes(graph, num_tiles))
-    run.stack("text", text.num_queries * INDEX)
+    places = text.num_tokens * FLAG if num_tiles else 0
+    run.stack("text", text.num_queries * INDEX + places)
     return tally.peak
 
 

@@ -152,15 +152,21 @@ def _less_work(asked: _Change) -> Iterator[_Change]:
 
 
 def _more_gpus(asked: _Change, cluster: Cluster) -> Iterator[_Change]:
-    """The smallest of twice, four times … as many GPUs that fits; fixed degrees are given up where they forbid it."""
+    """The least number that fits, in steps of an eighth; fixed degrees are given up where they forbid it."""
     free = replace(asked.request, tp=None, ep=None, pp=None, dp=None)
     for base in dict.fromkeys((asked.request, free)):
         factor = 2
         while factor <= _MOST_GPUS_FACTOR and (count := cluster.num_gpus * factor) <= MAX_GPUS:
-            request = replace(base, gpus=f"{count}x{cluster.written}")
-            what = asked.and_also(f"{count} GPUs instead of {cluster.num_gpus}")
-            change = _Change(what, request, asked.setting, count)
-            if _checked(change) is not None:
-                yield change
+            if _checked(_with_gpus(asked, base, cluster, count)) is not None:
+                step = max(1, count // 8)
+                fewer = (_with_gpus(asked, base, cluster, n) for n in range(count // 2 + step, count, step))
+                fitting = (change for change in fewer if _checked(change) is not None)
+                yield next(fitting, _with_gpus(asked, base, cluster, count))
                 return
             factor *= 2
+
+
+def _with_gpus(asked: _Change, base: Request, cluster: Cluster, count: int) -> _Change:
+    request = replace(base, gpus=f"{count}x{cluster.written}")
+    what = asked.and_also(f"{count} GPUs instead of {cluster.num_gpus}")
+    return _Change(what, request, asked.setting, count)

@@ -8,7 +8,7 @@ from planners.plan_types import Latency, LatencyError, Plan, StepLatency
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     """The few lines of the answer's page; none without GPUs."""
     found = plan.latency
-    if found is None:
+    if found is None or plan.fits is False:
         return ()
     if found.prefill is None and found.train is None:
         return (("time", f"unknown: {found.reason}"),)
@@ -24,7 +24,8 @@ def _serving_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], .
     if found.tokens_per_second_per_user is not None and found.tokens_per_second_per_gpu is not None:
         mark, user, gpu = figures.mark, found.tokens_per_second_per_user, found.tokens_per_second_per_gpu
         speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(found)}"
-        rows.append(("speed", f"{speed} (by {found.factors}'s factors)"))
+        span = "while decoding" if found.output_tokens is None else "prompt included"
+        rows.append(("speed", f"{speed}, {span} (by {found.factors}'s factors)"))
     return (*rows, *_origin(found))
 
 

@@ -247,7 +247,8 @@ class ModelSpec(Spec):
         if self.vision and self.vision.projector.output_size != self.text.hidden_size:
             width = self.vision.projector.output_size
             message = f"must equal text.hidden_size ({self.text.hidden_size}), found {width}"
-            raise located(("vision", "projector", "output_size"), message)
+            hint = f"set vision.projector.output_size={self.text.hidden_size} too, or vision=null"
+            raise located(("vision", "projector", "output_size"), message, hint)
         return self
 
 

@@ -36,11 +36,16 @@ def parse_spec(document: Document) -> ModelSpec:
         found = [_problem(document, details) for details in error.errors(include_url=False)]
         seen = {problem.path for problem in found}
         found += [problem for problem in _unknown_parts(document) if problem.path not in seen]
-        raise SpecError(dict.fromkeys(found)) from None
+        raise SpecError(sorted(dict.fromkeys(found), key=_reading_order)) from None
     problems = list(_unknown_estimates(document, spec))
     if problems:
         raise SpecError(problems)
     return spec
+
+
+def _reading_order(problem: Problem) -> tuple[str, int, int]:
+    place = problem.place
+    return (place.file, place.line or 0, place.column or 0) if place else ("", 0, 0)
 
 
 def _problem(document: Document, details: Mapping[str, Any]) -> Problem:

@@ -61,7 +61,7 @@ def _serving(model: StepModel, engine: Entry, layout: Layout, wanted: Wanted) ->
         "extrapolated": model.machine.hardware.name not in found.hardware,
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
-        "tokens_per_second_per_user": 1 / tpot,
+        "tokens_per_second_per_user": _user_rate(ttft, tpot, wanted.output_tokens),
         "tokens_per_second_per_gpu": per_gpu,
         "usd_per_gpu_hour": wanted.usd_per_gpu_hour,
         "usd_per_million_output_tokens": _price(wanted.usd_per_gpu_hour, per_gpu),
@@ -84,7 +84,15 @@ def _service(
 
     capacity = max(1.0, wanted.max_batch / (layout.dp * layout.ep * layout.pp))
     served = serve(model, Load(prompt, wanted.output_tokens, micro, capacity))
-    return served.ttft, served.tpot, served.requests_per_second * wanted.output_tokens
+    # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
+    return served.ttft, served.tpot, micro * _user_rate(served.ttft, served.tpot, wanted.output_tokens)
+
+
+def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
+    """Tokens per second that one client sees: while decoding, or over a whole request with its prompt."""
+    if output_tokens is None:
+        return 1 / tpot
+    return output_tokens / (ttft + (output_tokens - 1) * tpot)
 
 
 def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ __all__ = [
     "compile",
     "load",
     "load_checkpoint",
+    "measure",
     "open_model",
     "save_checkpoint",
 ]

@@ -65,14 +65,19 @@ class Measurement:
 
 
 def measure_run(
-    model: Model, sample: Sample, *, time_limit: float | None = None, tell: Callable[[str], None] = lambda stage: None
+    model: Model,
+    sample: Sample,
+    *,
+    stages: Sequence[Stage] = STAGES,
+    time_limit: float | None = None,
+    tell: Callable[[str], None] = lambda stage: None,
 ) -> Measurement:
     """Run `model` as `sample` says and measure each stage; after `time_limit` seconds stop with what there is.
 
     `tell` hears the name of each stage as it begins.
     """
     found = Measurement()
-    stages: dict[Stage, Callable[[], None]] = {
+    measuring: dict[Stage, Callable[[], None]] = {
         "weights": lambda: _weights(model, found),
         "prefill": lambda: _prefill(model, sample, found),
         "decode": lambda: _decode(model, sample, found),
@@ -83,9 +88,9 @@ def measure_run(
     }
     try:
         with _stopping(model, time_limit):
-            for name in STAGES:
+            for name in stages:
                 tell(name)
-                stages[name]()
+                measuring[name]()
                 found.done.append(name)
     except TimeUpError:
         pass

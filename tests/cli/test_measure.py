@@ -1,0 +1,105 @@
+"""`l4spec measure`: plan beside run, and how the command leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import l4spec
+from l4spec.errors import UserError
+from l4spec.report.measure import MeasureReport
+from tests.cli.conftest import Run
+
+FAST = ("--prefill", "40", "--decode", "2")
+
+
+@pytest.mark.parametrize("name", ["tiny/scout", "tiny/maverick", "tiny/deepseek"])
+def test_every_row_of_the_shipped_miniatures_agrees(run: Run, name: str) -> None:
+    result = run("measure", name, *FAST, "--train", "--batch", "2")
+    assert result.exit_code == 0, result.stdout
+    assert "plan and run agree in all" in result.stdout.splitlines()[0]
+    assert "NO" not in result.stdout
+
+
+def test_json_has_every_number_in_base_units(run: Run) -> None:
+    result = run("measure", "tiny/scout", *FAST, "--tiles", "1", "--format", "json")
+    report = json.loads(result.stdout)
+    assert MeasureReport.model_validate(report).agrees
+    rows = {(row["section"], row["name"]): row for row in report["rows"]}
+    assert {row["law"] for row in report["rows"]} == {"exact", "bound", "shown"}
+    assert rows["KV cache", "42 tokens"]["planned"] == rows["KV cache", "42 tokens"]["measured"]
+    assert rows["executed FLOPs, prefill", "vision attention"]["measured"] > 0
+    assert len(report["expert_load"][0]["choices_per_expert"]) == 16
+
+
+def test_markdown_has_a_table_for_each_section(run: Run) -> None:
+    text = run("measure", "tiny/scout", *FAST, "--format", "markdown").stdout
+    assert text.count("|---") + text.count("|:--") >= 6
+
+
+def test_a_row_that_disagrees_is_named_and_leaves_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planners.kv_cache.bytes_per_token", lambda group, layout, size: 1)
+    result = run("measure", "tiny/scout", *FAST)
+    assert result.exit_code == 1
+    assert "rows do NOT agree" in result.stdout.splitlines()[0]
+    assert "NO" in result.stdout
+
+
+def test_a_miniature_of_a_released_model_is_measured(run: Run) -> None:
+    result = run("measure", "scout", "--scale", "tiny", "--layers", "2", "--dtype", "bf16", *FAST)
+    assert result.exit_code == 0, result.stdout
+    assert "bf16" in result.stdout
+
+
+def test_a_model_larger_than_memory_is_refused(run: Run) -> None:
+    result = run("measure", "behemoth", *FAST)
+    assert result.exit_code == 2
+    assert "needs" in result.stderr
+    assert "--scale" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--tiles", "999"), "tiles take"),
+        (("--prefill", "0"), "prefill"),
+        (("--device", "meta"), "meta"),
+        (("--device", "tpu"), "tpu"),
+        (("--batch", "0"), "batch"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(run: Run, options: tuple[str, ...], word: str) -> None:
+    result = run("measure", "tiny/scout", *options)
+    assert result.exit_code == 2
+    assert word in result.stderr
+
+
+def test_a_time_limit_says_that_rows_are_missing(run: Run) -> None:
+    result = run("measure", "tiny/scout", *FAST, "--time-limit", "0")
+    assert result.exit_code == 0
+    assert "time limit" in result.stdout.splitlines()[0]
+
+
+def test_an_interrupted_measurement_writes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l4spec.runtime.measure.run._decode", interrupt)
+    out = tmp_path / "report.json"
+    result = run("measure", "tiny/scout", *FAST, "--out", str(out))
+    assert result.exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_are_told_where_progress_is_wanted(run: Run) -> None:
+    result = run("measure", "tiny/scout", *FAST, "--progress")
+    assert "measuring prefill" in result.stderr
+    assert run("measure", "tiny/scout", *FAST, "--no-progress").stderr == ""
+
+
+def test_measure_is_a_function_of_the_package() -> None:
+    report = l4spec.measure("tiny/scout", prefill=10, decode=1)
+    assert report.agrees and report.finished
+    with pytest.raises(UserError, match="vision"):
+        l4spec.measure("tiny/deepseek", tiles=1)

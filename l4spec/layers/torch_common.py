@@ -153,7 +153,9 @@ class GatedFFN(LayerModule):
 
     def forward(self, x: Tensor, *, context: Context | None = None) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        result: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.act(self.gate_proj(x)), self.up_proj(x)
+        gated = gate * up if torch.is_grad_enabled() else gate.mul_(up)  # in place: a third less memory traffic
+        result: Tensor = self.down_proj(gated)
         return result
 
 

@@ -32,7 +32,12 @@ class Pinned:
 
     def allows(self, layout: Layout) -> bool:
         """Whether a layout has the fixed degrees."""
-        return all(getattr(self, axis) in (None, getattr(layout, axis)) for axis in _AXES)
+        return (
+            self.tp in (None, layout.tp)
+            and self.ep in (None, layout.ep)
+            and self.pp in (None, layout.pp)
+            and self.dp in (None, layout.dp)
+        )
 
     def alone(self) -> Layout:
         """The layout of the fixed degrees, 1 elsewhere."""

@@ -48,11 +48,15 @@ def test_a_line_that_was_not_printed_is_noticed() -> None:
         assert_shown("c\na\n", "a\nb\nc\n")
 
 
-def test_the_readme_shows_what_its_first_command_prints() -> None:
-    (shown,) = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "text"]
-    command = [sys.executable, "-m", "l4spec.cli", "plan", "specs/scout.yaml", "--gpus", "8xH100"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert_shown(shown, done.stdout)
+README_COMMANDS = (["plan", "specs/scout.yaml", "--gpus", "8xH100"], ["measure", "tiny/scout"])
+
+
+def test_the_readme_shows_what_its_commands_print() -> None:
+    shown = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "text"]
+    for text, arguments in zip(shown, README_COMMANDS, strict=True):
+        command = [sys.executable, "-m", "l4spec.cli", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert_shown(text, done.stdout)
 
 
 def test_the_readme_s_python_runs() -> None:

@@ -100,6 +100,7 @@ def test_stages_are_told_where_progress_is_wanted(run: Run) -> None:
 
 def test_measure_is_a_function_of_the_package() -> None:
     report = l4spec.measure("tiny/scout", prefill=10, decode=1)
-    assert report.agrees and report.finished
+    assert report.agrees
+    assert report.finished
     with pytest.raises(UserError, match="vision"):
         l4spec.measure("tiny/deepseek", tiles=1)

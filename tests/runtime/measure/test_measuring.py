@@ -92,7 +92,8 @@ def test_every_stage_is_told_and_done(scout: LayerGraph) -> None:
     told: list[str] = []
     found = measure_run(build(scout, dtype="fp32"), Sample(20, 2, cache_lengths=(22,)), tell=told.append)
     assert tuple(told) == tuple(found.done) == STAGES
-    assert found.decode_seconds is not None and found.decode_seconds > 0
+    assert found.decode_seconds is not None
+    assert found.decode_seconds > 0
     assert found.cache_bytes[22] > 0
 
 

@@ -85,10 +85,9 @@ def rms_norm(tally: Tally, rows: int, width: int, *, weighted: bool, unit_offset
 
 
 def gated_ffn(tally: Tally, rows: int, ffn_size: int, hidden_size: int) -> None:
-    """Take the output of a gated layer: gate, up and their product on the way."""
+    """Take the output of a gated layer: gate, which becomes the product, and up beside it."""
     inner, out = rows * ffn_size * tally.item, rows * hidden_size * tally.item
-    tally.touch(3 * inner)  # act(gate), up, product
-    tally.touch(inner + out)  # product, output
+    tally.touch(2 * inner + out)
     tally.take(out)
 
 

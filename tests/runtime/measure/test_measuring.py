@@ -46,7 +46,7 @@ def test_flops_by_layer_add_up_to_what_torch_counts(scout: LayerGraph, train: bo
         with torch.set_grad_enabled(train):
             total = model(ids).sum()
         if train:
-            total.backward()  # type: ignore[no-untyped-call]
+            total.backward()
 
     with counting_flops(model) as counted:
         run()

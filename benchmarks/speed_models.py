@@ -49,8 +49,8 @@ def reference(model: Model) -> Any:
     spec = model.graph.model.spec
     config = transformers.Llama4TextConfig.from_dict(export_config(spec))
     with torch.device("meta"):
-        other = transformers.Llama4ForCausalLM(config).to(dtype=model.dtype)
-    other.to_empty(device=model.device)
+        other: Any = transformers.Llama4ForCausalLM(config)
+    other.to(dtype=model.dtype).to_empty(device=model.device)
     other.model.rotary_emb = type(other.model.rotary_emb)(config).to(model.device)
     layout = hub_layout(model.graph, config.model_type)
     assert layout is not None

@@ -97,6 +97,37 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         """Nothing: see `l4spec.runtime.initialize`."""
 
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return linear(x, self.weight, self.bias)
+
+
+MOST_FEW_ROWS = 3
+"""Rows up to which `linear` takes its way for few; with more of them the matrix product is as fast as that."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T (+ b), [..., in] to [..., out].
+
+    For few rows in fp32 on the CPU the halves of W go as a batch of two matrices: MKL then streams weights up to twice
+    as fast as its product of one matrix and a vector does (docs/speed.md).
+    """
+    num_rows = x.numel() // x.shape[-1]
+    if num_rows > MOST_FEW_ROWS or not _is_streamed(x, weight):
+        return nn.functional.linear(x, weight, bias)
+    halves = weight.view(2, -1, weight.shape[1])
+    columns = x.reshape(num_rows, -1).t().expand(2, -1, -1)
+    result = torch.bmm(halves, columns).flatten(0, 1).t().contiguous().view(*x.shape[:-1], -1)
+    return result if bias is None else result + bias
+
+
+def _is_streamed(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product with few rows is a read of plain fp32 weights on the CPU, outside autograd and the compiler."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.dtype != torch.float32:
+        return False
+    is_plain = type(weight) in {Tensor, nn.Parameter} and weight.device.type == "cpu" and weight.is_contiguous()
+    return is_plain and weight.dtype == x.dtype and weight.shape[0] % 2 == 0
+
 
 class Norm(nn.Module):
     """RMSNorm x / sqrt(mean(x^2) + eps) * weight, normalised in fp32, as a part of other layers."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l4spec.layers.base import Width
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty, group_last
+from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty, group_last, linear
 from l4spec.layers.torch_experts import grouped_linear, hit
 
 
@@ -77,19 +77,16 @@ class Experts(nn.Module):
 
     def _one_by_one(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Expert by expert, so that what lies between its projections stays in cache."""
-        result = torch.empty_like(x)
-        for expert, start, stop in hit(offsets):
-            torch.mm(self.gated(x[start:stop], expert), self.down_proj[expert].t(), out=result[start:stop])
-        return result
+        return torch.cat([self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)])
 
     def gated(self, x: Tensor, expert: int) -> Tensor:
         """act(x W_gate^T) * (x W_up^T) of one expert, without gradients."""
-        gate = self.act(nn.functional.linear(x, self.gate_proj[expert]))
-        return gate.mul_(nn.functional.linear(x, self.up_proj[expert]))
+        gate = self.act(linear(x, self.gate_proj[expert]))
+        return gate.mul_(linear(x, self.up_proj[expert]))
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows, without gradients."""
-        return nn.functional.linear(self.gated(x, expert), self.down_proj[expert])
+        return linear(self.gated(x, expert), self.down_proj[expert])
 
 
 class MoE(LayerModule):

@@ -1,15 +1,15 @@
 """What the machine can do: the model's own matmuls run alone, and weights streamed through a matrix-vector product."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.speed_models import Routing
+from l4spec.layers.torch_common import linear as few_rows_linear
 from l4spec.runtime.model import Model
-
-STREAMED_BYTES = 1 << 28
 
 
 def plain_matmuls(model: Model, num_tokens: int, routing: Routing) -> tuple[Callable[[], None], int]:
@@ -45,15 +45,13 @@ def _products(model: Model, num_tokens: int, routing: Routing) -> Iterator[tuple
                 yield num_tokens, weight
 
 
-def streaming(
-    device: torch.device, dtype: torch.dtype, num_bytes: int = STREAMED_BYTES
-) -> tuple[Callable[[], None], int]:
-    """A matrix far larger than any cache times one vector, and the bytes it reads."""
-    width = 4096
-    matrix = torch.randn(num_bytes // width // dtype.itemsize, width, device=device).to(dtype)
-    vector = torch.randn(1, width, device=device).to(dtype)
+def streaming(model: Model, num_bytes: int) -> tuple[dict[str, Callable[[], Tensor]], int]:
+    """A matrix far larger than any cache times one vector, and the bytes it reads.
 
-    def run() -> None:
-        linear(vector, matrix)
-
-    return run, matrix.numel() * dtype.itemsize
+    `stream` is torch's own product, `stream, ours` the one that our layers use.
+    """
+    width, itemsize = 4096, model.dtype.itemsize
+    matrix = torch.randn(num_bytes // width // itemsize, width, device=model.device).to(model.dtype)
+    vector = torch.randn(1, width, device=model.device).to(model.dtype)
+    products = {"stream": linear, "stream, ours": few_rows_linear}
+    return {name: partial(product, vector, matrix) for name, product in products.items()}, matrix.numel() * itemsize

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -39,19 +40,23 @@ class Timed:
     is_slow: bool = False
 
 
-def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device) -> Times:
+Clock = Literal["wall", "cpu"]
+"""`cpu` is the time that all threads of this process computed: on one thread, what a busy machine does not disturb."""
+
+
+def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device, clock: Clock = "wall") -> Times:
     """Run everything once unmeasured, then `rounds` times in turn.
 
     What is quick is repeated within a round, and the median of the repeats taken.
     """
-    repeats = {name: 1 if thing.is_slow else _repeats(_once(thing, device)) for name, thing in things.items()}
+    repeats = {name: 1 if thing.is_slow else _repeats(_once(thing, device, clock)) for name, thing in things.items()}
     found: dict[str, list[float]] = {name: [] for name in things}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, thing in things.items():
-                found[name].append(statistics.median(_once(thing, device) for _ in range(repeats[name])))
+                found[name].append(statistics.median(_once(thing, device, clock) for _ in range(repeats[name])))
     finally:
         gc.enable()
     return Times({name: tuple(seconds) for name, seconds in found.items()})
@@ -61,13 +66,14 @@ def _repeats(seconds: float) -> int:
     return max(1, min(MOST_REPEATS, int(ENOUGH_SECONDS / seconds)))
 
 
-def _once(thing: Timed, device: torch.device) -> float:
+def _once(thing: Timed, device: torch.device, clock: Clock) -> float:
+    now = time.perf_counter if clock == "wall" else time.process_time
     thing.prepare()
     _wait(device)
-    start = time.perf_counter()
+    start = now()
     thing.run()
     _wait(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _wait(device: torch.device) -> None:

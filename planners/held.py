@@ -29,17 +29,28 @@ def activation_bytes(
     """
     tally = Tally(item_bytes)
     run = _Run(graph, Workload(text, num_tiles), tally, expert_load or {})
+    positions = text.num_queries * INDEX
+    tally.touch(2 * positions)  # columns, then positions
+    tally.take(positions)
     if num_tiles:
-        run.stack("vision", _index_bytes(graph, num_tiles))
+        run.stack("vision", _hold_places(graph, tally))
     places = text.num_tokens * FLAG if num_tiles else 0
-    run.stack("text", text.num_queries * INDEX + places)
+    run.stack("text", places)
     return tally.peak
 
 
-def _index_bytes(graph: LayerGraph, num_tiles: int) -> int:
-    """Positions and places of a tile's patches."""
-    assert graph.model.vision is not None, "tiles need a model with vision"
-    return 3 * graph.model.vision.patch_embedding.num_tokens * INDEX
+def _hold_places(graph: LayerGraph, tally: Tally) -> int:
+    """Make the positions and places of a tile's patches; gives their bytes without taking them."""
+    vision = graph.model.vision
+    assert vision is not None, "tiles need a model with vision"
+    embedding = vision.patch_embedding
+    side, patches, tokens = (count * INDEX for count in (embedding.grid, embedding.grid**2, embedding.num_tokens))
+    with tally.holding(side):
+        tally.touch(4 * patches)  # rows, columns, both together
+        with tally.holding(2 * INDEX):  # the class token's place
+            tally.touch(2 * patches + (2 * tokens if embedding.class_token != "none" else 0))
+            tally.touch(3 * tokens)
+    return 3 * tokens
 
 
 @dataclass(slots=True)

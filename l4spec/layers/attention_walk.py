@@ -17,7 +17,8 @@ BLOCK = 512
 class Block:
     """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself.
 
-    A `masked` block has an explicit mask, a `whole` one is of whole chunks that became a batch.
+    A `masked` block has an explicit mask, which blocks of the same `mask_name` share; a `whole` one is of whole chunks
+    that became a batch.
     """
 
     count: int
@@ -25,6 +26,7 @@ class Block:
     keys: int
     causal: bool = False
     masked: bool = False
+    mask_name: str = ""
     whole: bool = False
 
 
@@ -89,7 +91,8 @@ def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Bloc
     for first in range(0, num_queries, BLOCK):
         last = min(first + BLOCK, num_queries)
         low = 0 if window is None else max(0, offset + first + 1 - window)
-        yield Block(1, last - first, offset + last - low, masked=True)
+        name = f"{offset + first - low} {last - first} {offset + last - low} {window}"
+        yield Block(1, last - first, offset + last - low, masked=True, mask_name=name)
 
 
 def _band_pairs(block: Block) -> int:

@@ -17,6 +17,9 @@ COUNT = 4
 FLAG = 1
 """Bytes of a truth value."""
 
+MOST_FEW_ROWS = 3
+"""Rows up to which an fp32 product goes another way, in halves: `l4spec.layers.torch_common.linear`."""
+
 
 @dataclass(slots=True)
 class Tally:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.layers.torch_cache import LayerCache
 
 
@@ -100,10 +101,6 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         return linear(x, self.weight, self.bias)
-
-
-MOST_FEW_ROWS = 3
-"""Rows up to which `linear` takes its way for few; with more of them the matrix product is as fast as that."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
+from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.runtime.build import build
 from l4spec.runtime.contents import contents_of
 from l4spec.runtime.measure.flops import FORMULAS, counting_flops
@@ -98,7 +99,8 @@ def test_executed_flops_and_the_activation_peak_of_images_are_as_planned(
 ) -> None:
     vision, text = graph.model.vision, graph.model.text
     assert vision is not None
-    length = tiles * vision.num_tokens_per_tile + 1
+    length = tiles * vision.num_tokens_per_tile + 4
+    assume(tiles * vision.num_tokens_per_tile > MOST_FEW_ROWS)
     assume(length <= longest_prompt(graph) and text.embedding.vocab_size > 2)
     found = measured(graph, Sample(length, 0, tiles=tiles, training=train), "prefill", "training", "memory")
     work = Work(1, length, num_logits=1)
@@ -156,11 +158,12 @@ def test_every_declared_parameter_is_used_and_gets_a_gradient(graph: LayerGraph,
 
 
 @RUNS
-@given(graphs(), LENGTHS, BATCHES, st.sampled_from(["fp32", "bf16"]), st.sampled_from([5, 512]))
+@given(graphs(), st.integers(4, 90), BATCHES, st.sampled_from(["fp32", "bf16"]), st.sampled_from([5, 512]))
 def test_the_planned_activation_peak_is_at_least_the_measured_one_and_at_most_a_quarter_more(
     graph: LayerGraph, length: int, batch: int, dtype: str, block: int
 ) -> None:
     length = min(length, longest_prompt(graph))
+    assume(length > MOST_FEW_ROWS)
     with small_blocks(block):
         found = measured(graph, Sample(length, 0, batch), "prefill", "memory", dtype=dtype)
         planned = activation_bytes(

@@ -3,7 +3,7 @@
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Parameter, Work, tokens_of
 from l4spec.layers.lm_head.spec import LMHeadSpec
-from l4spec.layers.tally import WIDE, Tally
+from l4spec.layers.tally import MOST_FEW_ROWS, WIDE, Tally
 
 TIED_WEIGHT = "text.embedding.weight"
 
@@ -24,8 +24,8 @@ def declare(spec: LMHeadSpec, width: Width) -> Declaration:
     def held(work: Work, tally: Tally) -> None:
         wide, narrow = (work.num_logit_rows * spec.vocab_size * size for size in (WIDE, tally.item))
         copied = 0 if tally.is_wide else narrow
-        if spec.bias and work.num_sequences > 1 and work.num_logit_rows < work.num_tokens:
-            tally.touch(2 * narrow)  # the last tokens lie apart, so that the bias is added behind
+        if work.num_logit_rows > 1 or spec.bias:  # put in order, or the bias added behind
+            tally.touch(2 * narrow if _goes_apart(spec, work, tally) else narrow)
         tally.touch(copied + (3 * wide if spec.logit_softcap else wide))  # logits, logits / cap, tanh
         tally.take(wide)
 
@@ -39,3 +39,9 @@ def declare(spec: LMHeadSpec, width: Width) -> Declaration:
         saved=logits,
         held=held,
     )
+
+
+def _goes_apart(spec: LMHeadSpec, work: Work, tally: Tally) -> bool:
+    """Whether the product is not made in one piece: the last tokens of several sequences, or few rows in fp32."""
+    lie_apart = spec.bias and work.num_sequences > 1 and work.num_logit_rows < work.num_tokens
+    return lie_apart or (tally.is_wide and work.num_logit_rows <= MOST_FEW_ROWS and spec.vocab_size % 2 == 0)

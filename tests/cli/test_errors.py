@@ -117,6 +117,8 @@ def test_a_closed_pipe_is_no_error_message() -> None:
 
 
 SLEEPER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start tests with it ignored
 import sys, time
 import l4spec.cli, l4spec.cli.show
 

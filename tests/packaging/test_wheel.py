@@ -85,7 +85,13 @@ def test_the_wheel_holds_the_specs_the_catalogue_and_the_type_markers(wheel: Pat
 def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].removesuffix(".dist-info") for name in names} == {"l4spec", "planners", "l4spec-0.1.0"}
-    assert {Path(name).suffix for name in names if ".dist-info/" not in name} <= {".py", ".typed", ".yaml", ".json", ".csv"}
+    assert {Path(name).suffix for name in names if ".dist-info/" not in name} <= {
+        ".py",
+        ".typed",
+        ".yaml",
+        ".json",
+        ".csv",
+    }
 
 
 def test_the_command_plans_scout_from_an_empty_folder(python: Path, tmp_path: Path) -> None:

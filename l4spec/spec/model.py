@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import specs_for
-from l4spec.layers.base import AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
+from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.layers.positions import Rope2d
@@ -215,6 +215,8 @@ class VisionSpec(Spec):
             raise ValueError(
                 f"the grid of {self.grid} patches does not fold by {self.adapter.fold} (pixel_shuffle_ratio)"
             )
+        if self.grid**2 >= LARGEST:  # the class token is one more
+            raise located(("image_size",), f"{self.grid:,} x {self.grid:,} patches a tile are too many", "cut tiles")
         return self
 
 

@@ -1,10 +1,12 @@
 """Schema errors name their place, path, expectation and nearest spelling, all at once."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import l4spec
 from l4spec.errors import Problem, SpecError
 from l4spec.spec.document import read_text
 from l4spec.spec.model import ModelSpec
@@ -96,6 +98,18 @@ def test_an_estimate_of_no_field_is_refused_with_the_nearest_one() -> None:
 def test_too_many_layers_are_refused() -> None:
     (problem,) = problems_of(SMALL.replace("repeat: 2}", "repeat: 20000}"))
     assert problem.path == "text.layers"
+
+
+@pytest.mark.parametrize("tower", ["{learned_positions: true}", "{learned_positions: false, class_token: last}"])
+def test_more_patches_than_any_size_are_refused_at_the_image(tmp_path: Path, tower: str) -> None:
+    file = tmp_path / "huge.yaml"
+    vision = f"vision: {{image_size: 2147483648, patch_size: 1, tower: {tower}}}\n"
+    file.write_text(f"l4spec: 1\nextends: tiny/scout\nname: huge\n{vision}", encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        l4spec.load(file)
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.place and problem.place.line) == ("vision.image_size", 4)
+    assert "patches" in problem.message
 
 
 @pytest.mark.parametrize(

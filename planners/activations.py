@@ -10,9 +10,9 @@ from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Buffer, Work
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import layout_for, shard_size
 from planners.cost_sheet import Workload, work_of
-from planners.plan_types import Layout
-from planners.sharding import layout_for, shard_size
 
 ACTIVATION_BYTES = 2
 """bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""

@@ -6,8 +6,9 @@ layer; a ring all-reduce of n bytes over p ranks sends 2 n (p - 1) / p, an all-g
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.moe.spec import MoESpec
+from l4spec.sharding.layout import Layout
 from planners.activations import ACTIVATION_BYTES
-from planners.plan_types import Communication, Layout
+from planners.plan_types import Communication
 
 
 def communication(graph: LayerGraph, layout: Layout) -> tuple[Communication, ...]:

@@ -12,9 +12,10 @@ from math import ceil
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Bound
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_size
 from planners.catalog.engines import BoundedKv, CellsKv, Engine, FullKv, LayerGroupsKv, TwoPoolsKv
-from planners.plan_types import CacheLayer, KvCache, Layout
-from planners.sharding import shard_size
+from planners.plan_types import CacheLayer, KvCache
 
 KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 

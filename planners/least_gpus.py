@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from planners.catalog import Hardware
 from planners.catalog import engine as engine_of
 from planners.catalog import quantization as quantization_of
 from planners.kv_cache import cache_dtype_bytes
 from planners.memory import Setting, place
-from planners.plan_types import Layout
 from planners.request import DEFAULT_PREFILL_CHUNK, Pinned
 from planners.search import layouts_for
 from planners.weights import scheme_of, weigh

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from planners.activations import ActivationRates, activation_rates, serving_bytes
 from planners.catalog import Engine, Hardware
 from planners.kv_cache import CacheRow, bytes_per_token, cache_bytes
-from planners.plan_types import DeviceMemory, Layout, MemoryTerm
+from planners.plan_types import DeviceMemory, MemoryTerm
 from planners.reserved import reserved_terms, uncovered_bytes
 from planners.sharding import Stage, stages
 from planners.training import TrainSetting, training_state

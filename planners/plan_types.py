@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from l4spec.sharding.layout import Layout
+
 Mode = Literal["serve", "train"]
 Objective = Literal["max-context", "min-gpus", "balanced"]
 Origin = Literal["exact", "calibrated"]
@@ -119,23 +121,6 @@ class DeviceMemory(Frozen):
     capacity_source: str = ""
     headroom_bytes: int | None
     terms: tuple[MemoryTerm, ...]
-
-
-class Layout(Frozen):
-    """Parallel degrees; tp * ep * pp * dp devices. Sequences are divided among dp * ep ranks, experts among ep."""
-
-    tp: int = 1
-    ep: int = 1
-    pp: int = 1
-    dp: int = 1
-
-    @property
-    def num_devices(self) -> int:
-        """Devices that the layout uses."""
-        return self.tp * self.ep * self.pp * self.dp
-
-    def __str__(self) -> str:
-        return f"tp{self.tp} ep{self.ep} pp{self.pp} dp{self.dp}"
 
 
 class LayoutRow(Frozen):

@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from l4spec.errors import Problem, UserError, nearest
 from l4spec.graph.layer_graph import LayerGraph
-from planners.plan_types import Layout, Mode, Objective
+from l4spec.sharding.layout import Layout
+from planners.plan_types import Mode, Objective
 from planners.training import CHECKPOINTING, OPTIMIZER_BYTES, TrainSetting
 
 DEFAULT_CONTEXT = 8192

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable
 
 from l4spec.errors import UserError
+from l4spec.sharding.layout import Layout, candidate_layouts
+from l4spec.sharding.rules import illegal_reason
 from planners.memory import Placement, Setting, place
-from planners.plan_types import IllegalLayout, Layout, LayoutRow, Objective
+from planners.plan_types import IllegalLayout, LayoutRow, Objective
 from planners.request import Pinned
-from planners.sharding import candidate_layouts, illegal_reason
 
 MAX_BATCH = 1 << 20
 

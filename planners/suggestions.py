@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from l4spec.errors import UserError
+from l4spec.sharding.layout import Layout, candidate_layouts
 from planners.catalog import quantization as quantization_of
 from planners.cluster import MAX_GPUS, Cluster
 from planners.kv_cache import KV_DTYPE_BYTES
 from planners.memory import Placement, Setting, place
-from planners.plan_types import Layout, Suggestion
+from planners.plan_types import Suggestion
 from planners.request import Request
 from planners.search import max_batch, max_context, why_not
-from planners.sharding import candidate_layouts
 from planners.weights import scheme_of, weigh
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")

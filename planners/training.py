@@ -11,9 +11,10 @@ from functools import lru_cache
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_shape, stands_behind
 from planners.activations import activation_rates, saved_per_token, training_bytes
-from planners.plan_types import Layout
-from planners.sharding import Stage, shard_shape, stands_behind
+from planners.sharding import Stage
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""

@@ -8,13 +8,14 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes
 from l4spec.report.quantities import Marked, marked, whole
+from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
 from planners.catalog import quantization as quantization_of
 from planners.cluster import parse_cluster
 from planners.least_gpus import MAX_GPUS, LeastGpus, least_gpus
 from planners.params import count_params
 from planners.plan import plan
-from planners.plan_types import Estimates, Frozen, Layout, Plan
+from planners.plan_types import Estimates, Frozen, Plan
 from planners.request import DEFAULT_CONTEXT, max_seq_len
 
 PRECISIONS = ("bf16", "fp8", "int4")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from planners.accuracy.rows import Row
 from planners.accuracy.settings import ServingCase, graph_of, machine_of, model_of, serving_case
 from planners.accuracy.training import predict_training
@@ -16,7 +17,6 @@ from planners.latency.efficiency import ServingEfficiency, serving_efficiency
 from planners.latency.serving import Load, Served, most_throughput, open_loop, serve
 from planners.latency.step import StepModel
 from planners.memory import Setting, place
-from planners.plan_types import Layout
 from planners.search import max_batch
 from planners.weights import scheme_of
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from l4spec.spec.document import load_document
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
@@ -16,7 +17,6 @@ from planners.accuracy.rows import Row
 from planners.catalog import hardware
 from planners.catalog.base import Sourced
 from planners.latency.machine import Machine
-from planners.plan_types import Layout
 
 _MODELS = (
     (r"Llama-4-Maverick", "maverick"),

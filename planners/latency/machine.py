@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
-from planners.plan_types import Layout
 
 _FALLBACK = {"fp8": "bf16", "int8": "bf16", "fp4": "fp8", "fp16": "bf16"}
 """Where a device has no unit for a format, kernels unpack to the next wider one."""

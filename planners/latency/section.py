@@ -1,5 +1,6 @@
 """The `latency` section of a plan: what its layout takes, bound and estimate, for serving or for training."""
 
+from l4spec.sharding.layout import Layout
 from planners.catalog.base import Entry
 from planners.cluster import Cluster
 from planners.latency.demand import Step
@@ -7,7 +8,7 @@ from planners.latency.machine import Machine
 from planners.latency.section_parts import Wanted, latency_errors, step_latency
 from planners.latency.step import StepModel, step_model
 from planners.memory import Setting
-from planners.plan_types import Latency, Layout
+from planners.plan_types import Latency
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000

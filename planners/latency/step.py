@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from typing import Literal
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from planners.activations import ACTIVATION_BYTES
 from planners.latency.demand import (
     UNIFORM,
@@ -24,7 +25,6 @@ from planners.latency.demand import (
 )
 from planners.latency.efficiency import ServingEfficiency, serving_efficiency
 from planners.latency.machine import Machine, missing, ring_share
-from planners.plan_types import Layout
 from planners.weights import Scheme
 
 Resource = Literal["compute", "memory", "links"]

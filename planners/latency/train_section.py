@@ -1,5 +1,6 @@
 """The `latency` section of a training plan: step time, utilisation, GPU-hours and cost."""
 
+from l4spec.sharding.layout import Layout
 from planners.flops import count_flops
 from planners.latency.efficiency import TrainingEfficiency, training_efficiency
 from planners.latency.machine import Machine
@@ -7,7 +8,7 @@ from planners.latency.section_parts import Wanted, latency_errors, step_latency
 from planners.latency.step import StepTime
 from planners.latency.train_step import TrainLoad, TrainModel
 from planners.memory import Setting
-from planners.plan_types import Latency, Layout
+from planners.plan_types import Latency
 
 _SECONDS_PER_HOUR = 3600
 

@@ -10,12 +10,12 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.mla.spec import MLASpec
+from l4spec.sharding.layout import Layout
 from planners.activations import ACTIVATION_BYTES
 from planners.latency.demand import KindProfile, pairs_of, profile
 from planners.latency.efficiency import TrainingEfficiency
 from planners.latency.machine import Machine, ring_share
 from planners.latency.step import ATTENTION_DTYPE, KindTime, StepTime
-from planners.plan_types import Layout
 from planners.weights import Scheme
 
 FORWARD_AND_BACKWARD = 3.0

@@ -2,11 +2,12 @@
 
 import pytest
 
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import split_layers
 from planners.activations import activation_rates
 from planners.catalog import quantization
 from planners.plan import plan
-from planners.plan_types import Layout
-from planners.sharding import split_layers, stages
+from planners.sharding import stages
 from planners.training import TrainSetting, training_state
 from planners.weights import scheme_of
 from tests.planners.models import graph

@@ -2,8 +2,8 @@
 
 import pytest
 
+from l4spec.sharding.layout import Layout
 from planners.communication import communication
-from planners.plan_types import Layout
 from tests.planners.models import graph
 
 WIDTH = 5120 * 2  # bytes of one token's bf16 activations

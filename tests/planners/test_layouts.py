@@ -5,9 +5,9 @@ import time
 import pytest
 
 from l4spec.errors import UserError
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_ranges, shard_shape
 from planners.plan import plan
-from planners.plan_types import Layout
-from planners.sharding import shard_ranges, shard_shape
 from tests.planners.models import graph
 
 

@@ -6,12 +6,12 @@ Hugging Face; the make-up follows from their config.json. FLOPs: NVIDIA/dgxc-ben
 
 import pytest
 
+from l4spec.sharding.layout import Layout
 from planners.catalog import engine
 from planners.flops import count_flops
 from planners.kv_cache import model_rows, requests_in_blocks, tokens_in_blocks
 from planners.params import count_params
 from planners.plan import plan
-from planners.plan_types import Layout
 from tests.planners.models import graph
 
 GIB = 1 << 30

@@ -7,10 +7,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from planners.catalog import engine, hardware, quantization
 from planners.memory import Placement, Setting, place
 from planners.plan import plan
-from planners.plan_types import Layout, Objective, Plan
+from planners.plan_types import Objective, Plan
 from planners.request import max_seq_len
 from planners.search import MAX_BATCH, largest, max_batch, max_context
 from planners.weights import scheme_of

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Dim, Parameter, Work
-from planners.catalog import engine, quantization, shipped_names
-from planners.cost_sheet import Workload, cost
-from planners.flops import count_flops, model_flops
-from planners.kv_cache import cache_bytes, model_rows, plan_cache
-from planners.params import count_params
-from planners.plan import plan
-from planners.plan_types import Layout
-from planners.sharding import (
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import (
     MESH_AXIS,
     degree_of,
     illegal_reason,
@@ -26,8 +20,14 @@ from planners.sharding import (
     shard_shape,
     shard_size,
     split_layers,
-    stages,
 )
+from planners.catalog import engine, quantization, shipped_names
+from planners.cost_sheet import Workload, cost
+from planners.flops import count_flops, model_flops
+from planners.kv_cache import cache_bytes, model_rows, plan_cache
+from planners.params import count_params
+from planners.plan import plan
+from planners.sharding import stages
 from planners.weights import scheme_of, weigh
 from tests.strategies import graphs
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from l4spec.sharding.layout import Layout
 from planners.catalog import engine
 from planners.kv_cache import (
     CacheRow,
@@ -22,7 +23,7 @@ from planners.kv_cache import (
     tokens_in_pool,
 )
 from planners.plan import plan
-from planners.plan_types import Layout, Plan
+from planners.plan_types import Plan
 from tests.planners.models import graph
 
 GIB = 1 << 30

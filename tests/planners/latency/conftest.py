@@ -6,11 +6,11 @@ from functools import lru_cache
 import pytest
 
 import l4spec
+from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
 from planners.latency.efficiency import serving_efficiency
 from planners.latency.machine import Machine
 from planners.latency.step import StepModel
-from planners.plan_types import Layout
 from planners.weights import scheme_of
 
 Build = Callable[..., StepModel]

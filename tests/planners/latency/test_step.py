@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
 from planners.flops import model_flops
 from planners.latency.demand import Routing, Step
 from planners.latency.efficiency import serving_efficiency
 from planners.latency.machine import Machine
 from planners.latency.step import StepModel
-from planners.plan_types import Layout
 from planners.weights import scheme_of, weigh
 from tests.strategies import graphs
 

@@ -1,0 +1,120 @@
+"""Which axes a layout cuts, and what each rank holds of a tensor.
+
+Devices form a mesh pp x dp x ep x tp. A tensor is cut along its logical axes by one rule table; attention and other
+non-expert weights are repeated over ep and dp, and sequences are divided among the dp * ep ranks. The planner divides
+by these rules, and the runtime cuts by them.
+"""
+
+from functools import lru_cache
+from math import gcd
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.declaration import Dim, Parameter
+from l4spec.sharding.layout import Layout
+
+MESH_AXIS = {
+    "heads": "tp",
+    "kv_heads": "tp",
+    "ffn": "tp",
+    "expert_ffn": "tp",
+    "vocab": "tp",
+    "projected": "tp",
+    "experts": "ep",
+}
+"""Logical axis to mesh axis; an axis that is not named is held whole by every device."""
+_MUST_DIVIDE = {
+    "heads": "query heads",
+    "kv_heads": "KV heads",
+    "experts": "experts",
+    "ffn": "FFN width",
+    "expert_ffn": "expert width",
+}
+"""Axes of the language model that are never cut unevenly, and what to call them."""
+
+
+def degree_of(dim: Dim, layout: Layout) -> int:
+    """Into how many shards a layout cuts this dim."""
+    return int(getattr(layout, MESH_AXIS[dim.axis])) if dim.axis in MESH_AXIS else 1
+
+
+def shard_size(dim: Dim, layout: Layout) -> int:
+    """Elements of the largest shard: whole pieces only, so uneven ones are rounded up and short axes are repeated."""
+    degree = degree_of(dim, layout)
+    return -(-dim.units // degree) * (dim.size // dim.units)
+
+
+def shard_ranges(dim: Dim, layout: Layout) -> tuple[range, ...]:
+    """The elements of this dim that each rank of its mesh axis holds, in order of ranks.
+
+    Runs of whole pieces, the last ones shorter or empty where the number is uneven. With fewer KV heads than ranks,
+    neighbouring ranks hold the same one.
+    """
+    degree, piece = degree_of(dim, layout), dim.size // dim.units
+    if dim.axis == "kv_heads" and degree > dim.units:
+        heads = (rank * dim.units // degree for rank in range(degree))
+        return tuple(range(head * piece, (head + 1) * piece) for head in heads)
+    run = shard_size(dim, layout)
+    return tuple(range(min(rank * run, dim.size), min((rank + 1) * run, dim.size)) for rank in range(degree))
+
+
+def shard_shape(node: LayerNode, parameter: Parameter, layout: Layout) -> tuple[int, ...]:
+    """Shape of the largest shard of a tensor."""
+    layout = layout_for(node, layout)
+    return tuple(shard_size(dim, layout) for dim in parameter.dims)
+
+
+def layout_for(node: LayerNode, layout: Layout) -> Layout:
+    """The layout by which a node is cut.
+
+    tp is chosen for the language model. A vision layer whose heads or widths it does not divide is cut into fewer
+    shards, the most that divide both, and each shard is repeated.
+    """
+    if node.scope == "text" or layout.tp == 1:
+        return layout
+    dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims]
+    tp = gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp"))
+    return layout if tp == layout.tp else Layout(tp=tp, ep=layout.ep)
+
+
+def stands_behind(node: LayerNode) -> bool:
+    """Whether a node stands behind the last block of the language model: the final norm and the head."""
+    return node.scope == "text" and node.layer is None and node.role in ("norm", "head")
+
+
+def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven."""
+    if layout.pp > graph.num_layers:
+        return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
+    for axis, units in _text_axes(graph):
+        degree = getattr(layout, MESH_AXIS[axis])
+        if axis == "kv_heads":
+            if units % degree and degree % units:
+                return f"tp={degree} neither divides the {units} KV heads nor is a multiple of them"
+        elif units % degree:
+            return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
+    if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
+        return f"ep={layout.ep} needs experts, and the model has none"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
+    """Every (axis, pieces) of the language model that a layout cuts and that must divide, heads first."""
+    found = {
+        (dim.axis, dim.units)
+        for group in graph.groups
+        if group.first.scope == "text"
+        for parameter in group.declaration.parameters
+        for dim in parameter.dims
+        if dim.axis in _MUST_DIVIDE
+    }
+    order = list(_MUST_DIVIDE)
+    return tuple(sorted(found, key=lambda pair: (order.index(pair[0]), pair[1])))
+
+
+def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
+    """Layers of each stage: equal runs; what is left over goes one each to the stages before the last, from behind."""
+    base, rest = divmod(num_layers, pp)
+    sizes = [base + (1 if pp - 1 - rest <= stage < pp - 1 else 0) for stage in range(pp)]
+    starts = [sum(sizes[:stage]) for stage in range(pp)]
+    return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))

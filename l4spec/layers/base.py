@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -22,6 +22,14 @@ class LayerSpec(Spec):
     """Base of a layer kind's schema; `kind` names the kind."""
 
     kind: Any
+
+    def narrowed(self, tp: int) -> Self:
+        """The layer that each of `tp` tensor-parallel ranks computes, whose outputs add up to this one's.
+
+        Kinds with axes that are cut (`l4spec.sharding.rules.MESH_AXIS`) override it; every other one is the same on all
+        ranks. Sizes are taken as divisible: whoever cuts has asked whether the layout is legal.
+        """
+        return self
 
 
 LARGEST = 2**40
@@ -56,6 +64,8 @@ class LayerKind:
     declare: Callable[[Any, Width], Declaration]
     module: str
     slot: Slot
+    parallel: str | None = None
+    """Class that takes the module's place on a rank of a mesh, where narrowing the spec is not all there is to it."""
 
     @property
     def name(self) -> str:

@@ -81,6 +81,10 @@ class LayerModule(nn.Module):
     """
 
     node_id: str = ""
+    summed_at: str = ""
+    """The submodule whose outputs tensor-parallel ranks add up, where it is not the layer's own output."""
+    joins_itself: bool = False
+    """Whether the module itself joins what the ranks have, so that nothing is added up behind it."""
 
     def tie(self, name: str, owner: nn.Module) -> None:
         """Use the weight of another module for the declared parameter `name`; kinds that can be tied override this."""
@@ -95,12 +99,18 @@ def empty(*shape: int) -> nn.Parameter:
 class Linear(nn.Linear):
     """`nn.Linear` that leaves filling its weights to whoever builds the model."""
 
+    bias_share: float = 1.0
+    """Factor on the bias: of tensor-parallel ranks whose outputs are added up, one adds it."""
+
     def reset_parameters(self) -> None:
         """Nothing: see `l4spec.runtime.initialize`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return linear(x, self.weight, self.bias)
+        bias: Tensor | None = self.bias  # the stub knows it as a tensor
+        if bias is not None and self.bias_share != 1.0:
+            bias = bias * self.bias_share
+        return linear(x, self.weight, bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -1,12 +1,13 @@
 """What a model remembers of the tokens it has read: one preallocated cache per layer, and how far they are filled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.graph.layer_graph import LayerGraph
+from l4spec.graph.layer_graph import LayerNode
 from l4spec.layers.torch_cache import LayerCache, allocate
 from l4spec.runtime.memory_check import free_bytes
 
@@ -43,15 +44,17 @@ class Cache:
         self.length += num_tokens
 
 
-def cache_bytes(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype) -> int:
+def cache_bytes(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype) -> int:
     """Bytes that `new_cache` allocates for the same arguments."""
-    entries = [entry for node in graph.nodes if node.scope == "text" for entry in node.declaration.cache]
+    entries = [entry for node in nodes if node.scope == "text" for entry in node.declaration.cache]
     elements = sum(entry.elements_per_token * entry.bound.num_kept(max_len) for entry in entries)
     return batch * elements * dtype.itemsize
 
 
-def _require_room(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> None:
-    needed = cache_bytes(graph, batch, max_len, dtype)
+def _require_room(
+    nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    needed = cache_bytes(nodes, batch, max_len, dtype)
     free = None if device.type == "meta" else free_bytes(str(device))
     if free is not None and needed > free:
         wanted, left = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB"
@@ -61,17 +64,17 @@ def _require_room(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtyp
         )
 
 
-def new_cache(graph: LayerGraph, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Cache:
-    """Zeroed caches for every layer of the text model that keeps something.
+def new_cache(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Cache:
+    """Zeroed caches for every one of these layers that belongs to the text model and keeps something.
 
     Raises ValueError for sizes below 1 and for a text model whose attention is bidirectional, which cannot go on from
     a cache; UserError when memory is short.
     """
     if batch < 1 or max_len < 1:
         raise ValueError(f"batch and max_len must be at least 1, found {batch} and {max_len}")
-    _require_room(graph, batch, max_len, dtype, device)
+    _require_room(nodes, batch, max_len, dtype, device)
     layers = {}
-    for node in graph.nodes:
+    for node in nodes:
         if node.scope != "text":
             continue
         if node.role == "attention" and not node.declaration.cache:

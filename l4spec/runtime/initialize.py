@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -16,44 +18,81 @@ _BLOCK = 2**18
 """Numbers drawn at once, each block from a seed of its own: few enough for a core's cache, and many for its threads.
 Changing it changes every random model."""
 
+Region = tuple[range, ...]
 
-@torch.no_grad()
+
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:
     """Fill every tensor of the model: norms with ones, biases with zeros, the rest from a normal of deviation 0.02.
 
     A norm that multiplies by 1 + weight starts at zeros. The same seed gives a tensor of the same name the same values
     in every model, up to rounding to its dtype, however many threads draw them.
     """
-    tensors = model.state_dict(keep_vars=True)
+    wanted = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
+    fill(model.state_dict(keep_vars=True), wanted, seed, report=report)
+
+
+@torch.no_grad()
+def fill(
+    tensors: Mapping[str, Tensor],
+    wanted: Iterable[tuple[LayerNode, Parameter, Region]],
+    seed: int,
+    *,
+    report: Report | None = None,
+) -> None:
+    """Fill tensors that hold regions of declared ones with what the whole ones would have there."""
     total, done = sum(tensor.numel() for tensor in tensors.values()), 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for node, parameter in graph.parameters():
-            if parameter.tied_to is None:
-                name = f"{node.id}.{parameter.name}"
-                _fill(tensors[name], node, parameter, f"{seed} {name}", threads)
-                done += tensors[name].numel()
-                if report:
-                    report(done, total)
+        for node, parameter, region in wanted:
+            name = f"{node.id}.{parameter.name}"
+            _fill(tensors[name], node, parameter, region, f"{seed} {name}", threads)
+            done += tensors[name].numel()
+            if report:
+                report(done, total)
 
 
-def _fill(tensor: Tensor, node: LayerNode, parameter: Parameter, key: str, threads: ThreadPoolExecutor) -> None:
+def _fill(
+    tensor: Tensor, node: LayerNode, parameter: Parameter, region: Region, key: str, threads: ThreadPoolExecutor
+) -> None:
     if parameter.role == "norm":
         tensor.fill_(0.0 if getattr(node.spec, "unit_offset", False) else 1.0)
     elif parameter.role == "bias":
         tensor.zero_()
-    else:
-        _fill_normal(tensor, int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest()), threads)
+    elif tensor.numel():
+        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest())
+        _fill_normal(tensor.detach(), parameter.shape, region, seed, threads)
 
 
-def _fill_normal(tensor: Tensor, seed: int, threads: ThreadPoolExecutor) -> None:
-    blocks = torch.split(tensor.detach().view(-1), _BLOCK)
+def _fill_normal(
+    tensor: Tensor, shape: tuple[int, ...], region: Region, seed: int, threads: ThreadPoolExecutor
+) -> None:
+    row = prod(shape[1:])
+    start, stop = region[0].start * row, region[0].stop * row  # among the numbers of the whole tensor
+    is_run = tuple(map(len, region[1:])) == shape[1:]
 
     def draw(index: int) -> None:
+        first = index * _BLOCK
         generator = torch.Generator(device="cpu").manual_seed(seed + index)
-        values = torch.empty(blocks[index].shape, dtype=torch.float32, device="cpu")
-        blocks[index].copy_(values.normal_(std=STANDARD_DEVIATION, generator=generator))
+        values = torch.empty(min(_BLOCK, prod(shape) - first), dtype=torch.float32, device="cpu")
+        values.normal_(std=STANDARD_DEVIATION, generator=generator)
+        low, high = max(first, start), min(first + len(values), stop)
+        values = values[low - first : high - first]
+        if is_run:
+            tensor.view(-1)[low - start : high - start].copy_(values)
+        else:
+            _scatter(tensor, values, low, shape, region)
 
+    blocks = range(start // _BLOCK, -(-stop // _BLOCK))
     if len(blocks) == 1:
-        draw(0)
+        draw(blocks[0])
     else:
-        list(threads.map(draw, range(len(blocks))))
+        list(threads.map(draw, blocks))
+
+
+def _scatter(tensor: Tensor, values: Tensor, first: int, shape: tuple[int, ...], region: Region) -> None:
+    """Put those of `values`, numbers from `first` on of the whole tensor, that lie in the region where they belong."""
+    places = torch.unravel_index(torch.arange(first, first + len(values)), shape)
+    is_held = torch.ones(len(values), dtype=torch.bool)
+    for place, held in zip(places, region, strict=True):
+        is_held &= (place >= held.start) & (place < held.stop)
+    local = tuple((place[is_held] - held.start).to(tensor.device) for place, held in zip(places, region, strict=True))
+    tensor.index_put_(local, values[is_held].to(tensor.device, tensor.dtype))

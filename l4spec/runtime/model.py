@@ -68,25 +68,30 @@ class Segment:
 class Model(nn.Module):
     """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
 
-    `image_token_id` is the token whose places image vectors take. With `checkpoint_activations`, training keeps only
-    the blocks' inputs and computes the rest again in the backward pass.
+    `nodes` are the layers that run here, by default all of the graph. `image_token_id` is the token whose places image
+    vectors take. With `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest again in
+    the backward pass.
     """
 
     generate = generation.generate
     stream = generation.stream
 
-    def __init__(self, graph: LayerGraph, modules: Mapping[str, LayerModule]) -> None:
+    def __init__(
+        self, graph: LayerGraph, modules: Mapping[str, LayerModule], nodes: tuple[LayerNode, ...] | None = None
+    ) -> None:
         super().__init__()
         self.graph = graph
+        self.nodes = graph.nodes if nodes is None else nodes
         self.image_token_id: int | None = PATCH_TOKEN_ID if _vocab_size(graph) > PATCH_TOKEN_ID else None
         self.checkpoint_activations = False
         for node_id, module in modules.items():
             _place(self, node_id, module)
-        for node, parameter in graph.parameters():
-            if parameter.tied_to is not None:
-                modules[node.id].tie(parameter.name, modules[parameter.tied_to.rpartition(".")[0]])
-        segments = tuple(_segments(graph, modules))
-        is_text = {node.id: node.scope == "text" for node in graph.nodes}
+        for node in self.nodes:
+            for parameter in node.declaration.parameters:
+                if parameter.tied_to is not None:
+                    modules[node.id].tie(parameter.name, modules[parameter.tied_to.rpartition(".")[0]])
+        segments = tuple(_segments(graph, self.nodes, modules))
+        is_text = {node.id: node.scope == "text" for node in self.nodes}
         self._vision = tuple(segment for segment in segments if not is_text[segment.output])
         self._text = tuple(segment for segment in segments if is_text[segment.output])
         self._grid, self._class_token = _patches_of(graph)
@@ -103,7 +108,7 @@ class Model(nn.Module):
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
         """Preallocated caches for `batch` sequences of at most `max_len` tokens, in the weights' dtype by default."""
-        return new_cache(self.graph, batch, max_len, dtype or self.dtype, self.device)
+        return new_cache(self.nodes, batch, max_len, dtype or self.dtype, self.device)
 
     def forward(
         self,
@@ -191,14 +196,14 @@ def _place(model: nn.Module, node_id: str, module: nn.Module) -> None:
     parent.add_module(name, module)
 
 
-def _segments(graph: LayerGraph, modules: Mapping[str, LayerModule]) -> list[Segment]:
+def _segments(graph: LayerGraph, nodes: tuple[LayerNode, ...], modules: Mapping[str, LayerModule]) -> list[Segment]:
     """Consecutive nodes of one block together, every other node alone."""
     runs = [
         list(run)
-        for _, run in groupby(graph.nodes, key=lambda node: node.id if node.layer is None else (node.scope, node.layer))
+        for _, run in groupby(nodes, key=lambda node: node.id if node.layer is None else (node.scope, node.layer))
     ]
-    inputs = {node.id: graph.inputs_of(node.id) or (INPUT,) for node in graph.nodes}
-    last_reader = {name: node.id for node in graph.nodes for name in inputs[node.id]}
+    inputs = {node.id: graph.inputs_of(node.id) or (INPUT,) for node in nodes}
+    last_reader = {name: node.id for node in nodes for name in inputs[node.id]}
     return [_segment(run, modules, inputs, last_reader) for run in runs]
 
 

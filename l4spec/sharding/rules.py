@@ -10,7 +10,7 @@ from math import gcd
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
-from l4spec.sharding.layout import Layout
+from l4spec.sharding.layout import Layout, Place
 
 MESH_AXIS = {
     "heads": "tp",
@@ -118,3 +118,39 @@ def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
     sizes = [base + (1 if pp - 1 - rest <= stage < pp - 1 else 0) for stage in range(pp)]
     starts = [sum(sizes[:stage]) for stage in range(pp)]
     return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))
+
+
+Region = tuple[range, ...]
+"""What is held of a tensor: a run of elements along each of its dims."""
+
+
+def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
+    """The pipeline stage that a node runs on; vision and embedding on the first, what stands behind on the last."""
+    if node.scope == "text" and node.layer is not None:
+        return next(stage for stage, layers in enumerate(split_layers(graph.num_layers, pp)) if node.layer in layers)
+    return pp - 1 if stands_behind(node) else 0
+
+
+def index_along(axis: str, layout: Layout, place: Place, degree: int) -> int:
+    """This rank's shard among the `degree` along a mesh axis; fewer shards than ranks are repeated by neighbours."""
+    index: int = getattr(place, axis)
+    size: int = getattr(layout, axis)
+    return index * degree // size
+
+
+def region_of(node: LayerNode, parameter: Parameter, layout: Layout, place: Place) -> Region:
+    """What the rank at `place` holds of a tensor of this node."""
+    cut = layout_for(node, layout)
+    return tuple(
+        shard_ranges(dim, cut)[index_along(MESH_AXIS[dim.axis], layout, place, degree_of(dim, cut))]
+        if dim.axis in MESH_AXIS
+        else range(dim.size)
+        for dim in parameter.dims
+    )
+
+
+def cuts_of(node: LayerNode, layout: Layout) -> dict[str, tuple[range, ...]]:
+    """For every logical axis of a node that some layout cuts, the runs that the ranks of its mesh axis hold."""
+    cut = layout_for(node, layout)
+    dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims if dim.axis in MESH_AXIS]
+    return {dim.axis: shard_ranges(dim, cut) for dim in dims}

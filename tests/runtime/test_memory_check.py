@@ -56,7 +56,7 @@ def test_caches_that_do_not_fit_are_refused_before_they_are_allocated(monkeypatc
     graph = l4spec.compile(l4spec.load("tiny/scout"))
     model = l4spec.build(graph, seed=None)
     allocated = model.new_cache(2, 1000).num_bytes
-    assert cache.cache_bytes(graph, 2, 1000, model.dtype) == allocated
+    assert cache.cache_bytes(graph.nodes, 2, 1000, model.dtype) == allocated
     monkeypatch.setattr(cache, "free_bytes", lambda device: allocated - 1)
     with pytest.raises(l4spec.UserError, match=r"caches of 2 x 1,000 tokens need .* on cpu"):
         model.new_cache(2, 1000)

@@ -5,5 +5,9 @@ from l4spec.layers.embedding.cost import declare
 from l4spec.layers.embedding.spec import EmbeddingSpec
 
 KIND = LayerKind(
-    spec=EmbeddingSpec, declare=declare, module="l4spec.layers.embedding.module:Embedding", slot="embedding"
+    spec=EmbeddingSpec,
+    declare=declare,
+    module="l4spec.layers.embedding.module:Embedding",
+    slot="embedding",
+    parallel="l4spec.layers.embedding.parallel:VocabEmbedding",
 )

@@ -1,6 +1,6 @@
 """Schema of the GeGLU feed-forward layer."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from l4spec.layers.base import LayerSpec, Size
 
@@ -15,3 +15,7 @@ class GeGLUSpec(LayerSpec):
     """GELU by its tanh approximation (Gemma) or exactly."""
     bias: bool = False
     """Biases on all three projections."""
+
+    def narrowed(self, tp: int) -> Self:
+        """The width between the two projections divided."""
+        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

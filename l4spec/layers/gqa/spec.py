@@ -75,3 +75,9 @@ class GQASpec(LayerSpec):
         if isinstance(self.position, Rope2d) and self.head_dim % 4:
             raise ValueError(f"2-D rope needs head_dim divisible by 4, found {self.head_dim}")
         return self
+
+    def narrowed(self, tp: int) -> Self:
+        """Query heads and KV heads divided; with fewer KV heads than ranks each rank has one, as its neighbours do."""
+        return self.model_copy(
+            update={"num_heads": self.num_heads // tp, "num_kv_heads": max(1, self.num_kv_heads // tp)}
+        )

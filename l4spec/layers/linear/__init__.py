@@ -4,4 +4,10 @@ from l4spec.layers.base import LayerKind
 from l4spec.layers.linear.cost import declare
 from l4spec.layers.linear.spec import LinearSpec
 
-KIND = LayerKind(spec=LinearSpec, declare=declare, module="l4spec.layers.linear.module:Linear", slot="vision")
+KIND = LayerKind(
+    spec=LinearSpec,
+    declare=declare,
+    module="l4spec.layers.linear.module:Linear",
+    slot="vision",
+    parallel="l4spec.layers.linear.parallel:GatheredLinear",
+)

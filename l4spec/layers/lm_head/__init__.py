@@ -4,4 +4,10 @@ from l4spec.layers.base import LayerKind
 from l4spec.layers.lm_head.cost import declare
 from l4spec.layers.lm_head.spec import LMHeadSpec
 
-KIND = LayerKind(spec=LMHeadSpec, declare=declare, module="l4spec.layers.lm_head.module:LMHead", slot="head")
+KIND = LayerKind(
+    spec=LMHeadSpec,
+    declare=declare,
+    module="l4spec.layers.lm_head.module:LMHead",
+    slot="head",
+    parallel="l4spec.layers.lm_head.parallel:VocabHead",
+)

@@ -43,3 +43,7 @@ class MLASpec(LayerSpec):
         if isinstance(self.position, Rope) and self.position.rotary_dim not in (None, self.qk_rope_head_dim):
             raise ValueError("mla rotates qk_rope_head_dim elements: leave position.rotary_dim out")
         return self
+
+    def narrowed(self, tp: int) -> Self:
+        """Heads divided; every rank has the whole latent."""
+        return self.model_copy(update={"num_heads": self.num_heads // tp})

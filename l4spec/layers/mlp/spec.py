@@ -1,6 +1,6 @@
 """Schema of the plain two-layer feed-forward network."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from l4spec.layers.base import LayerSpec, Size
 
@@ -15,3 +15,7 @@ class MLPSpec(LayerSpec):
     """Exact GELU, its tanh approximation, or ReLU."""
     bias: bool = True
     """Biases on both projections."""
+
+    def narrowed(self, tp: int) -> Self:
+        """The width between the two projections divided."""
+        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

@@ -77,7 +77,8 @@ class Experts(nn.Module):
 
     def _one_by_one(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Expert by expert, so that what lies between its projections stays in cache."""
-        return torch.cat([self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)])
+        done = [self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)]
+        return torch.cat(done) if done else x.new_zeros(x.shape)
 
     def gated(self, x: Tensor, expert: int) -> Tensor:
         """act(x W_gate^T) * (x W_up^T) of one expert, without gradients."""
@@ -141,11 +142,10 @@ class MoE(LayerModule):
         order = flat.argsort(stable=True)
         counts = torch.zeros(self.spec.num_experts, dtype=torch.int32, device=flat.device)
         counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
-        offsets = counts.cumsum(0, dtype=torch.int32)
         rows = tokens[order // top_k if top_k > 1 else order]
         if self.spec.router.scales == "input":
             rows = rows * scores.flatten()[order, None]
-        result = self.experts(rows, offsets)
+        result = self._through_experts(rows, counts)
         back = torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
         by_token = result[back].view(num_tokens, top_k, -1)
         if self.spec.router.scales == "output":
@@ -154,6 +154,11 @@ class MoE(LayerModule):
             by_token = by_token * fits.to(by_token.dtype)[..., None]
         total: Tensor = by_token[:, 0] if top_k == 1 else by_token.sum(dim=1)
         return total
+
+    def _through_experts(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Rows sorted by expert, `counts` [experts] of each, through their experts."""
+        result: Tensor = self.experts(rows, counts.cumsum(0, dtype=torch.int32))
+        return result
 
     def _fits(self, experts: Tensor, context: Context) -> Tensor:
         """Which choices [tokens, top-k] their expert has room for: the first ceil(factor * choices / experts) of each.
@@ -165,6 +170,11 @@ class MoE(LayerModule):
         valid = context.layout.valid()
         if valid is not None:
             choices = choices * valid.flatten().repeat_interleave(experts.shape[1])[:, None]
-        capacity = math.ceil(self.spec.capacity_factor * experts.numel() / self.spec.num_experts)
-        place = (choices.cumsum(0) * choices).sum(dim=-1)
+        before, num_choices = self._batch_around(choices)
+        capacity = math.ceil(self.spec.capacity_factor * num_choices / self.spec.num_experts)
+        place = ((choices.cumsum(0) + before) * choices).sum(dim=-1)
         return (place <= capacity).view_as(experts)
+
+    def _batch_around(self, choices: Tensor) -> tuple[Tensor | int, int]:
+        """How many choices of each expert come before these [choices, experts], and how many there are in all."""
+        return 0, choices.shape[0]

@@ -75,3 +75,10 @@ class MoESpec(LayerSpec):
         if not self.num_shared_experts and (self.shared_gate or self.shared_intermediate_size is not None):
             raise ValueError("shared_gate and shared_intermediate_size need num_shared_experts of at least 1")
         return self
+
+    def narrowed(self, tp: int) -> Self:
+        """Every expert's width divided, and all shared experts' together; the router is whole."""
+        update: dict[str, int] = {"intermediate_size": self.intermediate_size // tp}
+        if self.num_shared_experts:
+            update |= {"num_shared_experts": 1, "shared_intermediate_size": self.shared_size // tp}
+        return self.model_copy(update=update)

@@ -12,6 +12,8 @@ from l4spec.layers.torch_common import Context, LayerModule, Linear, activation
 class PixelShuffleMLP(LayerModule):
     """Drops the class token, folds fold x fold patches into one, then two linear layers, each with the activation."""
 
+    summed_at = "fc2"
+
     def __init__(self, spec: PixelShuffleMLPSpec, width: Width) -> None:
         super().__init__()
         self.fold = spec.fold

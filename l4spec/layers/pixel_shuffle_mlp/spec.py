@@ -35,3 +35,7 @@ class PixelShuffleMLPSpec(LayerSpec):
         if self.pixel_shuffle_ratio > 1 or abs(1 / self.pixel_shuffle_ratio - self.fold) > 1e-9:
             raise ValueError(f"pixel_shuffle_ratio must be 1 / a whole number, found {self.pixel_shuffle_ratio}")
         return self
+
+    def narrowed(self, tp: int) -> Self:
+        """The width between the two projections divided."""
+        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

@@ -1,6 +1,6 @@
 """Schema of the SwiGLU feed-forward layer."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from l4spec.layers.base import LayerSpec, Size
 
@@ -13,3 +13,7 @@ class SwiGLUSpec(LayerSpec):
     """Width between the two projections."""
     bias: bool = False
     """Biases on all three projections."""
+
+    def narrowed(self, tp: int) -> Self:
+        """The width between the two projections divided."""
+        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

@@ -1,0 +1,34 @@
+"""The token embedding with its table cut along the vocabulary."""
+
+from torch import Tensor
+
+from l4spec.layers.base import Width
+from l4spec.layers.embedding.module import Embedding
+from l4spec.layers.embedding.spec import EmbeddingSpec
+from l4spec.layers.torch_common import Context, empty
+from l4spec.layers.torch_parallel import Cuts, Ranks, leave
+
+
+class VocabEmbedding(Embedding):
+    """Holds a run of the table's rows; a token's row comes from the rank that has it."""
+
+    joins_itself = True
+
+    def __init__(self, spec: EmbeddingSpec, width: Width, ranks: Ranks, cuts: Cuts) -> None:
+        super().__init__(spec, width)
+        held = cuts["vocab"][ranks.tp.index]
+        self.weight = empty(len(held), width.hidden_size)
+        self.ranks, self.held = ranks, held
+
+    def forward(self, input_ids: Tensor, *, context: Context) -> Tensor:
+        """Token ids [batch, tokens] to [batch, tokens, hidden]."""
+        is_here = (input_ids >= self.held.start) & (input_ids < self.held.stop)
+        rows = self._rows_of(input_ids, is_here, context)
+        return leave(rows, self.ranks.tp)
+
+    def _rows_of(self, input_ids: Tensor, is_here: Tensor, context: Context) -> Tensor:
+        """Rows of the tokens that are held here, zeros elsewhere."""
+        if not self.held:
+            return self.weight.new_zeros(*input_ids.shape, self.weight.shape[1]) + self.weight.sum()
+        local = (input_ids - self.held.start).clamp(0, len(self.held) - 1)
+        return super().forward(local, context=context) * is_here[..., None]

@@ -1,0 +1,144 @@
+"""What layers cut among ranks share: the axes of the mesh as a layer sees them, and collectives that differentiate.
+
+Tensor parallelism as Megatron's pair of operators (arXiv:1909.08053, section 3): `enter` is the identity whose gradient
+is summed over ranks, `leave` sums over ranks and lets the gradient pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed._functional_collectives as funcol
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis of the mesh (or several as one): this rank's `index` among `size`, and the group of those ranks.
+
+    Without a group (a rank that is built alone) nothing can be sent; an axis of one rank never sends.
+    """
+
+    size: int = 1
+    index: int = 0
+    group: ProcessGroup | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """What a layer knows of the mesh. `data` are all ranks that hold other sequences: dp and ep as one axis."""
+
+    tp: Axis = Axis()
+    ep: Axis = Axis()
+    data: Axis = Axis()
+
+
+Cuts = Mapping[str, tuple[range, ...]]
+"""Logical axis to what each rank of its mesh axis holds of it, in order of ranks; an axis held whole has one run."""
+
+
+def enter(x: Tensor, axis: Axis) -> Tensor:
+    """`x` as it is, on every rank; its gradient is the sum over ranks."""
+    return x if axis.size == 1 else _applied(_Enter, x, axis)
+
+
+def leave(x: Tensor, axis: Axis) -> Tensor:
+    """The sum of `x` over ranks; its gradient passes as it is."""
+    return x if axis.size == 1 else _applied(_Leave, x, axis)
+
+
+def gather_last(x: Tensor, axis: Axis, sizes: Sequence[int]) -> Tensor:
+    """Every rank's `x` beside each other along the last dimension, `sizes` wide; the gradient is this rank's slice.
+
+    For consumers that do the same on every rank, so that no gradients need to be added.
+    """
+    return x if axis.size == 1 else _applied(_GatherLast, x, axis, tuple(sizes))
+
+
+def exchange(rows: Tensor, axis: Axis, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """All-to-all: the first `sent[0]` rows go to rank 0 and so on; rows come in order of the ranks they are from."""
+    return rows if axis.size == 1 else _applied(_Exchange, rows, axis, tuple(sent), tuple(received))
+
+
+def sum_over(x: Tensor, axis: Axis, op: str = "sum") -> Tensor:
+    """The sum (or `max`) of `x` over ranks, without gradients."""
+    if axis.size == 1:
+        return x
+    return _done(funcol.all_reduce(x.contiguous(), op, _group(axis)))
+
+
+def gather(x: Tensor, axis: Axis) -> Tensor:
+    """Every rank's `x`, of one shape, as [ranks, ...], without gradients."""
+    if axis.size == 1:
+        return x[None]
+    ops = torch.ops._c10d_functional  # funcol's own name for it differs between versions
+    return _done(ops.all_gather_into_tensor(x.contiguous()[None], axis.size, _group(axis).group_name))
+
+
+def _group(axis: Axis) -> ProcessGroup:
+    if axis.group is None:
+        raise RuntimeError("this rank was built alone, so nothing can be sent to the others")
+    return axis.group
+
+
+def _done(result: Tensor) -> Tensor:
+    waited: Tensor = funcol.wait_tensor(result)  # type: ignore[no-untyped-call]
+    return waited
+
+
+def _applied(function: Any, *args: object) -> Tensor:
+    result: Tensor = function.apply(*args)
+    return result
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return sum_over(grad, ctx.axis), None
+
+
+class _Leave(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        return sum_over(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _GatherLast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, sizes: tuple[int, ...]) -> Tensor:
+        ctx.axis, ctx.sizes = axis, sizes
+        widest = max(sizes)  # a group gathers tensors of one shape
+        padded = torch.nn.functional.pad(x, (0, widest - x.shape[-1]))
+        parts = gather(padded, axis)
+        return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        own: Tensor = torch.split(grad, ctx.sizes, dim=-1)[ctx.axis.index]
+        return own.contiguous(), None, None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, axis: Axis, sent: tuple[int, ...], received: tuple[int, ...]) -> Tensor:
+        ctx.axis, ctx.sent, ctx.received = axis, sent, received
+        return _all_to_all(rows, axis, sent, received)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _all_to_all(grad, ctx.axis, ctx.received, ctx.sent), None, None, None
+
+
+def _all_to_all(rows: Tensor, axis: Axis, sent: tuple[int, ...], received: tuple[int, ...]) -> Tensor:
+    return _done(funcol.all_to_all_single(rows.contiguous(), list(received), list(sent), _group(axis)))

@@ -1,0 +1,81 @@
+"""`l4spec.distribute`: from a model, on the meta device or real, to the part of it that this rank holds."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.runtime.initialize import fill
+from l4spec.runtime.parallel.mesh import Mesh, make_mesh
+from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.rank import (
+    check_rank,
+    module_on_rank,
+    narrowed,
+    own_nodes,
+    require_legal,
+    shards_of,
+    share_biases,
+)
+from l4spec.sharding.layout import Layout
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+
+def distribute(
+    model: "Model", layout: Layout, *, device: torch.device | str | None = None, seed: int | None = 0
+) -> RankModel:
+    """This rank's part of `model` under `layout`, in a world of as many ranks as the layout has.
+
+    A model on the meta device is materialized straight into shards on `device` (default cpu): random weights that are
+    the same for every layout, or unset with `seed=None` for a checkpoint to fill. Of a model with weights the rank
+    takes its regions. Raises UserError with the planner's reason for a layout that the model does not allow, and for a
+    world of another size.
+    """
+    chosen = torch.device(device or ("cpu" if model.device.type == "meta" else model.device))
+    mesh = make_mesh_for(model.graph, layout, chosen)
+    rank = build_rank(model.graph, mesh, model.dtype)
+    if chosen.type == "meta":
+        return rank
+    rank.to_empty(device=chosen)
+    if model.device.type == "meta":
+        materialize(rank, seed)
+    else:
+        take_regions(rank, model.state_dict())
+    return rank
+
+
+def make_mesh_for(graph: LayerGraph, layout: Layout, device: torch.device) -> Mesh:
+    """The mesh of a layout that the model allows: refused before any process waits for another."""
+    require_legal(graph, layout)
+    return make_mesh(layout, "cpu" if device.type == "meta" else device.type)
+
+
+def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
+    """The model of one rank on the meta device; needs none of the others."""
+    require_legal(graph, mesh.layout)
+    nodes, shards = tuple(own_nodes(graph, mesh)), shards_of(graph, mesh)
+    with torch.device("meta"):
+        modules = {node.id: module_on_rank(node, mesh) for node in nodes}
+        share_biases(modules, shards, mesh)
+        model = RankModel(graph, modules, tuple(narrowed(node, mesh.layout) for node in nodes), mesh, shards)
+    model.to(dtype=dtype)
+    check_rank(model, shards)
+    return model.eval()
+
+
+def materialize(rank: RankModel, seed: int | None) -> None:
+    """Fill a rank's tensors with what the whole model would have there."""
+    if seed is not None:
+        wanted = ((shard.node, shard.parameter, shard.region) for shard in rank.shards.values())
+        fill(rank.state_dict(keep_vars=True), wanted, seed)
+
+
+@torch.no_grad()
+def take_regions(rank: RankModel, whole: dict[str, Tensor]) -> None:
+    """Copy the rank's regions of tensors that are at hand whole."""
+    for name, held in rank.state_dict(keep_vars=True).items():
+        region = tuple(slice(run.start, run.stop) for run in rank.shards[name].region)
+        held.copy_(whole[name][region])

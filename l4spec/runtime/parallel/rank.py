@@ -1,0 +1,141 @@
+"""What one rank of a layout builds: its pipeline stage, with every tensor cut to what the rule table gives it."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from l4spec.errors import UserError
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers import KINDS, declaration_of
+from l4spec.layers.declaration import Parameter
+from l4spec.layers.torch_common import LayerModule, Linear
+from l4spec.layers.torch_parallel import Axis, enter, leave
+from l4spec.runtime.parallel.mesh import Mesh
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import MESH_AXIS, Region, cuts_of, illegal_reason, layout_for, region_of, stage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What a rank holds of one tensor: the layer it belongs to, its declaration, and the region of the whole."""
+
+    node: LayerNode
+    parameter: Parameter
+    region: Region
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the model."""
+        return f"{self.node.id}.{self.parameter.name}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is held."""
+        return tuple(map(len, self.region))
+
+    @property
+    def is_whole_over_tp(self) -> bool:
+        """Whether every tensor-parallel rank holds all of it."""
+        return all(MESH_AXIS.get(dim.axis) != "tp" for dim in self.parameter.dims)
+
+
+def require_legal(graph: LayerGraph, layout: Layout) -> None:
+    """Raise UserError with the planner's reason for a layout that the model does not allow."""
+    if reason := illegal_reason(graph, layout):
+        raise UserError(f"{layout}: {reason}")
+
+
+def own_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
+    """The nodes of this rank's pipeline stage."""
+    stage, pp = mesh.place.pp, mesh.layout.pp
+    return (node for node in graph.nodes if stage_of(graph, node, pp) == stage)
+
+
+def narrowed(node: LayerNode, layout: Layout) -> LayerNode:
+    """A node as a rank computes it: its part of the heads and widths, and so of the cache."""
+    tp = layout_for(node, layout).tp
+    spec = node.spec.narrowed(tp) if tp > 1 else node.spec
+    return node if spec == node.spec else replace(node, spec=spec, declaration=declaration_of(spec, node.width))
+
+
+def shards_of(graph: LayerGraph, mesh: Mesh) -> dict[str, Shard]:
+    """What this rank holds, by the names of the tensors. A tied head shares the table of the embedding."""
+    shards = (
+        Shard(node, parameter, region_of(node, parameter, mesh.layout, mesh.place))
+        for node in own_nodes(graph, mesh)
+        for parameter in node.declaration.parameters
+        if parameter.tied_to is None
+    )
+    return {shard.name: shard for shard in shards}
+
+
+def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
+    """The module that runs a node on this rank; its outputs are those of the whole layer, on every rank."""
+    kind, cut = KINDS[node.kind], layout_for(node, mesh.layout)
+    degrees = {MESH_AXIS[axis]: getattr(cut, MESH_AXIS[axis]) for axis in cuts_of(node, cut)}
+    if all(degree == 1 for degree in degrees.values()) and mesh.data.size == 1:
+        return _named(_class_of(kind.module)(node.spec, node.width), node)
+    ranks, spec = mesh.ranks(cut.tp), node.spec.narrowed(cut.tp)
+    if kind.parallel is None:
+        module = _named(_class_of(kind.module)(spec, node.width), node)
+    else:
+        module = _named(_class_of(kind.parallel)(spec, node.width, ranks, cuts_of(node, cut)), node)
+    if degrees.get("tp", 1) > 1 and not module.joins_itself:
+        _add_up(module, ranks.tp)
+    return module
+
+
+def _named(module: nn.Module, node: LayerNode) -> LayerModule:
+    if not isinstance(module, LayerModule):
+        raise TypeError(f"{KINDS[node.kind].module} must be a LayerModule")
+    module.node_id = node.id
+    return module
+
+
+def _class_of(place: str) -> Callable[..., nn.Module]:
+    module_name, _, class_name = place.partition(":")
+    found: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), class_name)
+    return found
+
+
+def _add_up(module: LayerModule, tp: Axis) -> None:
+    """Let the ranks' outputs be added up behind `module`, and their gradients before it."""
+
+    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(enter(x, tp) for x in args)
+
+    def behind(_: nn.Module, args: object, output: Tensor) -> Tensor:
+        return leave(output, tp)
+
+    module.register_forward_pre_hook(before)
+    module.get_submodule(module.summed_at).register_forward_hook(behind)
+
+
+def share_biases(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> None:
+    """Behind a weight whose inputs are cut, let the first rank add the bias: outputs are added up."""
+    for shard in shards.values():
+        owner = shard.name.removesuffix(".bias")
+        weight = shards.get(f"{owner}.weight")
+        if owner == shard.name or weight is None:
+            continue
+        into = weight.parameter.dims[-1]
+        axis = mesh.ranks(layout_for(shard.node, mesh.layout).tp).tp
+        if MESH_AXIS.get(into.axis) == "tp" and axis.size > 1:
+            linear = modules[shard.node.id].get_submodule(shard.parameter.name.removesuffix(".bias"))
+            assert isinstance(linear, Linear)
+            linear.bias_share = 1.0 if axis.index == 0 else 0.0
+
+
+def check_rank(model: nn.Module, shards: dict[str, Shard]) -> None:
+    """Compare the rank's tensors with what the rule table gives it; raises TypeError naming every difference."""
+    held = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
+    wanted = {name: shard.shape for name, shard in shards.items()}
+    problems = [
+        f"{name}: the layout gives {wanted.get(name, 'nothing')}, held {held.get(name, 'nothing')}"
+        for name in wanted.keys() | held.keys()
+        if wanted.get(name) != held.get(name)
+    ]
+    if problems:
+        raise TypeError("a rank must hold what its layout gives it:\n" + "\n".join(sorted(problems)))

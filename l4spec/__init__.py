@@ -19,17 +19,21 @@ if TYPE_CHECKING:
     from l4spec.report.run_measure import measure
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
+    from l4spec.runtime.parallel.distribute import distribute
+    from l4spec.sharding.layout import Layout
     from l4spec.spec.model import ModelSpec
 
 __version__ = "0.1.0"
 __all__ = [
     "LayerGraph",
+    "Layout",
     "ModelSpec",
     "SpecError",
     "UserError",
     "__version__",
     "build",
     "compile",
+    "distribute",
     "load",
     "load_checkpoint",
     "measure",
@@ -38,8 +42,10 @@ __all__ = [
 ]
 _PLACES = {
     "LayerGraph": "l4spec.graph.layer_graph",
+    "Layout": "l4spec.sharding.layout",
     "ModelSpec": "l4spec.spec.model",
     "build": "l4spec.runtime.build",
+    "distribute": "l4spec.runtime.parallel.distribute",
     "load_checkpoint": "l4spec.runtime.checkpoints",
     "open_model": "l4spec.runtime.checkpoints",
     "measure": "l4spec.report.run_measure",

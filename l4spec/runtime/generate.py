@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.runtime.sampling import Sampling, choose
+from l4spec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from l4spec.runtime.cache import Cache
@@ -141,36 +141,39 @@ def stream(
 
 
 def _steps(model: "Model", prompts: _Padded, options: Options, pixel_values: Tensor | None) -> Iterator[Tensor]:
+    """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it."""
     batch, num_tokens = prompts.ids.shape
     generator = None
     if options.seed is not None:
         generator = torch.Generator(prompts.ids.device).manual_seed(options.seed)
     stop_ids = torch.tensor(list(options.stop_ids), dtype=torch.long, device=prompts.ids.device)
     finished = torch.zeros(batch, dtype=torch.bool, device=prompts.ids.device)
-    cache = model.new_cache(batch, num_tokens + options.max_new_tokens - 1)
+    cache = model.new_cache(len(model.own_rows(prompts.ids)), num_tokens + options.max_new_tokens - 1)
     logits = _prefill(model, prompts, cache, options.prefill_chunk, pixel_values)
     for step in range(options.max_new_tokens):
-        tokens = choose(logits[:, -1], options.sampling, generator).masked_fill(finished, options.pad_id)
+        tokens = model.choose_next(logits[:, -1], options.sampling, generator).masked_fill(finished, options.pad_id)
         yield tokens
         if options.stop_ids:
             finished = finished | torch.isin(tokens, stop_ids)
             if bool(finished.all()):
                 return
         if step + 1 < options.max_new_tokens:
-            logits = model(tokens[:, None], cache=cache, logits="last")
+            logits = model(model.own_rows(tokens)[:, None], cache=cache, logits="last")
 
 
 def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel_values: Tensor | None) -> Tensor:
     """Read the prompts chunk by chunk into the cache; logits [batch, 1, vocab] behind their last tokens."""
     places, vectors = _image_places(model, prompts.ids, pixel_values)
+    ids = model.own_rows(prompts.ids)
+    mask = None if prompts.mask is None else model.own_rows(prompts.mask)
     logits: Tensor | None = None
-    for start in range(0, prompts.ids.shape[1], chunk):
+    for start in range(0, ids.shape[1], chunk):
         columns = slice(start, start + chunk)
         here = None if places is None else places[:, columns]
         image_features = None if here is None or vectors is None else vectors[here[here >= 0]]
         logits = model(
-            prompts.ids[:, columns],
-            attention_mask=None if prompts.mask is None else prompts.mask[:, columns],
+            ids[:, columns],
+            attention_mask=None if mask is None else mask[:, columns],
             image_features=None if image_features is None or not len(image_features) else image_features,
             cache=cache,
             logits="last",
@@ -180,15 +183,24 @@ def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel
 
 
 def _image_places(model: "Model", ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Which image vector [batch, tokens] each token is replaced by, -1 for none, and the vectors [places, hidden]."""
+    """Which image vector [own rows, tokens] each token is replaced by, -1 for none; the vectors [places, hidden].
+
+    Tiles of other processes' rows are not encoded here.
+    """
     if pixel_values is None:
         return None, None
-    with torch.no_grad():
-        vectors = model.encode_images(pixel_values).flatten(0, -2)
     mask = ids == (-1 if model.image_token_id is None else model.image_token_id)
-    if int(mask.sum()) != len(vectors):
-        raise UserError(f"{len(vectors)} image vectors for {int(mask.sum())} tokens {model.image_token_id}")
-    return torch.where(mask, mask.flatten().cumsum(0).view_as(mask) - 1, -1), vectors
+    num_tiles, per_tile = pixel_values.shape[0], model.num_tokens_per_tile
+    if int(mask.sum()) != num_tiles * per_tile:
+        raise UserError(f"{num_tiles * per_tile} image vectors for {int(mask.sum())} tokens {model.image_token_id}")
+    places = model.own_rows(torch.where(mask, mask.flatten().cumsum(0).view_as(mask) - 1, -1))
+    found = places[places >= 0]
+    if not len(found):
+        return None, None
+    first, last = int(found.min()) // per_tile, int(found.max()) // per_tile
+    with torch.no_grad():
+        vectors = model.encode_images(pixel_values[first : last + 1]).flatten(0, -2)
+    return torch.where(places >= 0, places - first * per_tile, -1), vectors
 
 
 def _padded(model: "Model", prompts: Prompt, attention_mask: Tensor | None, pad_id: int) -> _Padded:

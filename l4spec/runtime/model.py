@@ -15,6 +15,7 @@ from l4spec.layers.torch_common import Context, LayerModule
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
 from l4spec.runtime.layout import Batch, align, image_layout, last_tokens, restore
+from l4spec.runtime.sampling import Sampling, choose
 
 PATCH_TOKEN_ID = 200092
 """`<|patch|>`, the place of an image vector in Llama 4's vocabulary (llama-models, models/llama4/tokenizer.py)."""
@@ -105,6 +106,20 @@ class Model(nn.Module):
     def dtype(self) -> torch.dtype:
         """The number format of the weights."""
         return next(self.parameters()).dtype
+
+    @property
+    def num_tokens_per_tile(self) -> int:
+        """Places in the text that an image tile fills; 0 for a model that does not see."""
+        vision = self.graph.model.vision
+        return vision.num_tokens_per_tile if vision else 0
+
+    def own_rows(self, batch: Tensor) -> Tensor:
+        """Of a batch [sequences, ...] those that this process runs: all, unless ranks divide them."""
+        return batch
+
+    def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+        """The next token of every sequence of the batch, from the logits [own rows, vocab] of this process's own."""
+        return choose(logits, sampling, generator)
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
         """Preallocated caches for `batch` sequences of at most `max_len` tokens, in the weights' dtype by default."""

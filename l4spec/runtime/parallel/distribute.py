@@ -17,7 +17,9 @@ from l4spec.runtime.parallel.rank import (
     require_legal,
     shards_of,
     share_biases,
+    summed_gradients,
 )
+from l4spec.runtime.parallel.training import held_region, local_of, shard_over_data
 from l4spec.sharding.layout import Layout
 
 if TYPE_CHECKING:
@@ -25,18 +27,26 @@ if TYPE_CHECKING:
 
 
 def distribute(
-    model: "Model", layout: Layout, *, device: torch.device | str | None = None, seed: int | None = 0
+    model: "Model",
+    layout: Layout,
+    *,
+    device: torch.device | str | None = None,
+    seed: int | None = 0,
+    train: bool = False,
 ) -> RankModel:
     """This rank's part of `model` under `layout`, in a world of as many ranks as the layout has.
 
     A model on the meta device is materialized straight into shards on `device` (default cpu): random weights that are
     the same for every layout, or unset with `seed=None` for a checkpoint to fill. Of a model with weights the rank
-    takes its regions. Raises UserError with the planner's reason for a layout that the model does not allow, and for a
-    world of another size.
+    takes its regions. With `train` the dp x ep ranks share weights, gradients and optimizer states by FSDP2; call
+    `finish_backward` behind each backward pass. Raises UserError with the planner's reason for a layout that the model
+    does not allow, and for a world of another size.
     """
     chosen = torch.device(device or ("cpu" if model.device.type == "meta" else model.device))
     mesh = make_mesh_for(model.graph, layout, chosen)
     rank = build_rank(model.graph, mesh, model.dtype)
+    if train:
+        shard_over_data(rank.train())
     if chosen.type == "meta":
         return rank
     rank.to_empty(device=chosen)
@@ -60,7 +70,8 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
     with torch.device("meta"):
         modules = {node.id: module_on_rank(node, mesh) for node in nodes}
         share_biases(modules, shards, mesh)
-        model = RankModel(graph, modules, tuple(narrowed(node, mesh.layout) for node in nodes), mesh, shards)
+        own = tuple(narrowed(node, mesh.layout) for node in nodes)
+        model = RankModel(graph, modules, own, mesh, shards, summed_gradients(modules, shards, mesh))
     model.to(dtype=dtype)
     check_rank(model, shards)
     return model.eval()
@@ -69,13 +80,14 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
 def materialize(rank: RankModel, seed: int | None) -> None:
     """Fill a rank's tensors with what the whole model would have there."""
     if seed is not None:
-        wanted = ((shard.node, shard.parameter, shard.region) for shard in rank.shards.values())
-        fill(rank.state_dict(keep_vars=True), wanted, seed)
+        held = rank.state_dict(keep_vars=True)
+        wanted = ((s.node, s.parameter, held_region(held[name], s.region)) for name, s in rank.shards.items())
+        fill({name: local_of(tensor) for name, tensor in held.items()}, wanted, seed)
 
 
 @torch.no_grad()
 def take_regions(rank: RankModel, whole: dict[str, Tensor]) -> None:
     """Copy the rank's regions of tensors that are at hand whole."""
     for name, held in rank.state_dict(keep_vars=True).items():
-        region = tuple(slice(run.start, run.stop) for run in rank.shards[name].region)
-        held.copy_(whole[name][region])
+        region = tuple(slice(run.start, run.stop) for run in held_region(held, rank.shards[name].region))
+        local_of(held).copy_(whole[name][region])

@@ -22,6 +22,7 @@ class Mesh:
     device_mesh: DeviceMesh | None = None
     data_mesh: DeviceMesh | None = None
     _narrow: dict[int, Axis] = field(default_factory=dict)
+    _repeats: dict[int, Axis] = field(default_factory=dict)
 
     @property
     def place(self) -> Place:
@@ -48,6 +49,16 @@ class Mesh:
             return Ranks(whole, self.axis("ep"), self.data)
         return Ranks(self._narrowed(whole, tp), self.axis("ep"), self.data)
 
+    def neighbours(self, count: int) -> Axis:
+        """The `count` neighbouring tensor-parallel ranks that hold the same KV head."""
+        if count not in self._repeats:
+            tp, first = self.layout.tp, range(0, self.layout.num_devices, count)
+            assert tp % count == 0
+            groups = [list(range(start, start + count)) for start in first]
+            group = None if self.device_mesh is None else _own_of(groups)
+            self._repeats[count] = Axis(count, self.place.tp % count, group)
+        return self._repeats[count]
+
     def _narrowed(self, whole: Axis, tp: int) -> Axis:
         if tp == 1:
             return Axis()
@@ -67,6 +78,11 @@ def _subgroup(mesh: Mesh, repeats: int) -> dist.ProcessGroup:
     tp = mesh.layout.tp
     firsts = range(0, mesh.layout.num_devices, tp)
     groups = [[first + k for k in range(offset, tp, repeats)] for first in firsts for offset in range(repeats)]
+    return _own_of(groups)
+
+
+def _own_of(groups: list[list[int]]) -> dist.ProcessGroup:
+    """The group that this rank belongs to; every rank has to ask for the same groups in the same order."""
     own: dist.ProcessGroup = dist.new_subgroups_by_enumeration(groups)[0]  # type: ignore[no-untyped-call]
     return own
 

@@ -35,11 +35,6 @@ class Shard:
         """Shape of what is held."""
         return tuple(map(len, self.region))
 
-    @property
-    def is_whole_over_tp(self) -> bool:
-        """Whether every tensor-parallel rank holds all of it."""
-        return all(MESH_AXIS.get(dim.axis) != "tp" for dim in self.parameter.dims)
-
 
 def require_legal(graph: LayerGraph, layout: Layout) -> None:
     """Raise UserError with the planner's reason for a layout that the model does not allow."""
@@ -111,6 +106,30 @@ def _add_up(module: LayerModule, tp: Axis) -> None:
 
     module.register_forward_pre_hook(before)
     module.get_submodule(module.summed_at).register_forward_hook(behind)
+
+
+def summed_gradients(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> dict[str, Axis]:
+    """Over which ranks the gradients of a tensor have to be added up, by its name.
+
+    What tensor-parallel ranks hold whole, inside a layer whose outputs they add up, gets from each rank the gradient of
+    its part of the outputs; and so does a KV head that neighbours hold together.
+    """
+    found = {}
+    for name, shard in shards.items():
+        if modules[shard.node.id].joins_itself:
+            continue
+        tp = mesh.ranks(layout_for(shard.node, mesh.layout).tp).tp
+        cut = [dim for dim in shard.parameter.dims if MESH_AXIS.get(dim.axis) == "tp"]
+        if tp.size > 1 and not cut and _is_cut(shard.node, mesh.layout):
+            found[name] = tp
+        for dim in cut:
+            if dim.axis == "kv_heads" and tp.size > dim.units:
+                found[name] = mesh.neighbours(tp.size // dim.units)
+    return found
+
+
+def _is_cut(node: LayerNode, layout: Layout) -> bool:
+    return any(MESH_AXIS[axis] == "tp" for axis in cuts_of(node, layout))
 
 
 def share_biases(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> None:

@@ -1,0 +1,92 @@
+"""Training state over data-parallel ranks by FSDP2, and the gradients that tensor-parallel ranks have to add up.
+
+Weights of a layer are gathered when it runs and gradients scattered behind it (ZeRO stage 3). Experts lie on one ep
+rank each, so dp ranks alone share them; everything else is shared by dp x ep. Gradients are means over all dp x ep
+ranks' losses.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from l4spec.graph.layer_graph import LayerNode
+from l4spec.layers.torch_parallel import Axis, sum_over
+from l4spec.sharding.rules import Region
+
+if TYPE_CHECKING:
+    from l4spec.runtime.parallel.model import RankModel
+
+
+def shard_over_data(model: "RankModel") -> None:
+    """Let dp x ep ranks share the weights of every block; embedding and head belong to the whole model."""
+    mesh = model.mesh
+    if mesh.data.size == 1:
+        return
+    assert mesh.data_mesh is not None
+    assert mesh.device_mesh is not None
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    apart: set[nn.Parameter] = set()
+    for module in model.modules():
+        experts = getattr(module, "experts", None)
+        if mesh.layout.ep > 1 and isinstance(experts, nn.Module):
+            apart |= set(experts.parameters())
+            if mesh.layout.dp > 1:
+                fully_shard(experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
+    fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
+
+
+def _blocks(model: "RankModel") -> list[list[nn.Module]]:
+    def place(node: LayerNode) -> tuple[str, int | None]:
+        return (node.scope, node.layer)
+
+    runs = [list(nodes) for (_, layer), nodes in groupby(model.nodes, key=place) if layer is not None]
+    return [[model.get_submodule(node.id) for node in nodes] for nodes in runs]
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """What of a tensor lies on this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def held_region(tensor: Tensor, region: Region) -> Region:
+    """Of a rank's `region` of a whole tensor, what is left once data-parallel ranks share its first dim."""
+    if not isinstance(tensor, DTensor):
+        return region
+    size, index = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
+    run = -(-len(region[0]) // size)
+    return (region[0][index * run : (index + 1) * run], *region[1:])
+
+
+@torch.no_grad()
+def finish_gradients(
+    parameters: Iterable[tuple[str, nn.Parameter]], summed: Mapping[str, Axis], num_data_ranks: int
+) -> None:
+    """Add up gradients over the ranks that `summed` names; of experts, take means over data-parallel ranks too."""
+    by_axis: dict[Axis, list[Tensor]] = defaultdict(list)
+    for name, parameter in parameters:
+        if parameter.grad is None:
+            continue
+        grad = local_of(parameter.grad)
+        averaged = parameter.device_mesh.size() if isinstance(parameter, DTensor) else 1
+        if averaged < num_data_ranks:  # experts: tokens of all ep ranks have come here
+            grad *= averaged / num_data_ranks
+        axis = summed.get(name)
+        if axis is not None:
+            by_axis[axis].append(grad)
+    for axis, grads in by_axis.items():
+        _sum_together(grads, axis)
+
+
+def _sum_together(grads: list[Tensor], axis: Axis) -> None:
+    """One collective for many small tensors."""
+    flat = sum_over(torch.cat([grad.flatten() for grad in grads]), axis)
+    for grad, summed in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+        grad.copy_(summed.view_as(grad))

@@ -124,10 +124,15 @@ Region = tuple[range, ...]
 """What is held of a tensor: a run of elements along each of its dims."""
 
 
+@lru_cache(maxsize=64)
+def _stage_by_layer(num_layers: int, pp: int) -> tuple[int, ...]:
+    return tuple(stage for stage, layers in enumerate(split_layers(num_layers, pp)) for _ in layers)
+
+
 def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
     """The pipeline stage that a node runs on; vision and embedding on the first, what stands behind on the last."""
     if node.scope == "text" and node.layer is not None:
-        return next(stage for stage, layers in enumerate(split_layers(graph.num_layers, pp)) if node.layer in layers)
+        return _stage_by_layer(graph.num_layers, pp)[node.layer]
     return pp - 1 if stands_behind(node) else 0
 
 

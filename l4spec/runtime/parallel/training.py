@@ -30,7 +30,7 @@ def shard_over_data(model: "RankModel") -> None:
         return
     assert mesh.data_mesh is not None
     assert mesh.device_mesh is not None
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if model.dtype.itemsize < 4 else None)
     apart: set[nn.Parameter] = set()
     for module in model.modules():
         experts = getattr(module, "experts", None)

@@ -1,0 +1,96 @@
+"""Every layout gives what one process gives: logits, loss, gradients and generated tokens."""
+
+from functools import lru_cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from l4spec.layers.torch_parallel import Axis
+from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
+from l4spec.sharding.layout import Layout
+from tests.distributed.whole import alone, bound_of, generated, graph_from, on_rank, relative
+from tests.distributed.world import run_world
+from tests.runtime.tiny import token_ids
+
+BATCH, TOKENS = 4, 40
+"""Two chunks of tiny/scout and a part of the third."""
+ONE_KV_HEAD = """\
+l4spec: 1
+name: one-kv-head
+text:
+  hidden_size: 24
+  vocab_size: 51
+  max_seq_len: 128
+  norm: {kind: rmsnorm, eps: 1.0e-5}
+  tie_embeddings: true
+  parts:
+    wide: {kind: gqa, num_heads: 8, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 9},
+           position: {kind: rope, theta: 10000}, qk_norm: {kind: rmsnorm}, qkv_bias: true, output_bias: true}
+    mlp: {kind: mlp, intermediate_size: 20}
+    few: {kind: moe, num_experts: 4, num_experts_per_token: 2, intermediate_size: 12, num_shared_experts: 2,
+          shared_gate: true, capacity_factor: 0.8, router: {score: softmax, renormalize: true}}
+  layers:
+    - {attention: wide, ffn: mlp, form: parallel}
+    - {attention: wide, ffn: few, form: sandwich}
+"""
+CASES = [
+    ("tiny/scout", Layout(tp=2, ep=2)),
+    ("tiny/maverick", Layout(tp=2, ep=2, dp=2)),
+    ("tiny/deepseek", Layout(tp=4)),
+    ("tiny/deepseek", Layout(ep=2, dp=2)),
+    (ONE_KV_HEAD, Layout(tp=4, dp=2)),
+    (ONE_KV_HEAD, Layout(ep=2)),
+]
+
+
+@lru_cache(maxsize=4)
+def one_process(text: str, dtype: str) -> tuple[Tensor, float, dict[str, Tensor]]:
+    return alone(text, dtype, BATCH, TOKENS)
+
+
+def named(value: object) -> str:
+    return "one-kv-head" if value == ONE_KV_HEAD else str(value).replace(" ", "-")
+
+
+@pytest.mark.parametrize(("text", "layout"), CASES, ids=named)
+def test_a_layout_gives_the_logits_loss_and_gradients_of_one_process(text: str, layout: Layout) -> None:
+    check(text, layout, "fp32")
+
+
+def check(text: str, layout: Layout, dtype: str) -> None:
+    """All ranks of a layout against one process; a gradient passes through each contraction twice more."""
+    logits, loss, grads = one_process(text, dtype)
+    bound, seen = bound_of(graph_from(text), dtype), set()
+    ranks = run_world(layout.num_devices, on_rank, text, dtype, layout, BATCH, TOKENS)
+    for found in ranks:
+        data = found["place"].dp * layout.ep + found["place"].ep
+        rows = logits.chunk(layout.dp * layout.ep)[data]
+        assert relative(found["logits"], rows, logits) < bound
+        for name, (region, grad) in found["grads"].items():
+            seen.add(name)
+            wanted = grads[name][tuple(slice(run.start, run.stop) for run in region)]
+            assert relative(grad, wanted, grads[name]) < 3 * bound, name
+    assert seen == set(grads)
+    mean = sum(found["loss"] for found in ranks) / len(ranks)
+    assert abs(mean - loss) < bound * max(abs(loss), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "layout"),
+    [("tiny/scout", Layout(tp=2, ep=2)), ("tiny/deepseek", Layout(dp=2, tp=2)), (ONE_KV_HEAD, Layout(ep=4))],
+    ids=named,
+)
+def test_a_layout_says_what_one_process_says(text: str, layout: Layout) -> None:
+    vocab = graph_from(text).model.text.head.vocab_size
+    prompts = [token_ids(1, n, vocab, seed=n)[0].tolist() for n in (5, 17, 40, 3)]
+    wanted = generated(0, text, None, prompts)
+    for found in run_world(layout.num_devices, generated, text, layout, prompts):
+        assert found == wanted
+
+
+def test_cross_entropy_of_all_columns_is_torchs() -> None:
+    logits, labels = torch.randn(3, 5, 11, dtype=torch.float64), token_ids(3, 5, 11)
+    labels[0, 2] = -100
+    ours = vocab_parallel_cross_entropy(logits, labels, range(11), Axis())
+    torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))

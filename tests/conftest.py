@@ -13,6 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from hypothesis import settings
 
 settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("exhaustive", deadline=None, max_examples=2000)
+settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
+settings.register_profile("exhaustive", deadline=None, max_examples=5000)
 settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -13,7 +13,7 @@ from l4spec.spec.parse import parse_spec
 from planners.plan import plan
 from tests.strategies import Data, models
 
-MANY = 3 * settings().max_examples
+MANY = max(300, settings().max_examples)
 NUMBERLIKE = ["-1", "0", "1e400", ".nan", "-.inf", "5e5", "1_0", "0x10", "1.5", "9223372036854775808", "1099511627776"]
 WORDS = ["on", "null", "~", "true", "kind", "gqa", "moe", "''", "99999999999999999999999", "2001-01-01", "*x", "&a"]
 SYNTAX = [

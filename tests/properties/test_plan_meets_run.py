@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,9 +36,6 @@ from tests.properties.runs import (
 )
 from tests.strategies import graphs, model_specs
 
-MOST = settings.default.max_examples if settings.default is not None else 100
-RUNS = settings(max_examples=5000 if MOST > 200 else 40)
-"""Every example builds a module: dozens in a usual run, thousands where the profile asks for many."""
 LENGTHS, BATCHES = st.integers(1, 90), st.integers(1, 3)
 PIECES = st.lists(st.integers(1, 50) | st.just(1), min_size=2, max_size=4)
 
@@ -48,7 +45,6 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@RUNS
 @given(graphs(), st.sampled_from(["fp32", "bf16"]))
 def test_planned_parameters_are_those_held_part_by_part_and_planned_bytes_those_stored(
     graph: LayerGraph, dtype: str
@@ -59,7 +55,6 @@ def test_planned_parameters_are_those_held_part_by_part_and_planned_bytes_those_
     assert stored == weigh(graph, scheme_of(quantization(dtype))).bytes
 
 
-@RUNS
 @given(graphs(), LENGTHS, BATCHES)
 def test_executed_flops_of_a_prefill_are_counted_layer_by_layer(graph: LayerGraph, length: int, batch: int) -> None:
     model, length = build(graph, dtype="fp32"), min(length, longest_prompt(graph))
@@ -72,7 +67,6 @@ def test_executed_flops_of_a_prefill_are_counted_layer_by_layer(graph: LayerGrap
     assert torchs.get_total_flops() == counted.total()
 
 
-@RUNS
 @given(graphs(bidirectional=False), PIECES, BATCHES, st.sampled_from([3, 16, 512]))
 def test_executed_flops_behind_a_cache_are_counted_layer_by_layer(
     graph: LayerGraph, pieces: list[int], batch: int, block: int
@@ -83,7 +77,6 @@ def test_executed_flops_behind_a_cache_are_counted_layer_by_layer(
             assert counted == planned_flops(graph, work)
 
 
-@RUNS
 @given(graphs(), LENGTHS, BATCHES)
 def test_executed_flops_of_training_are_counted_layer_by_layer(graph: LayerGraph, length: int, batch: int) -> None:
     model, length = build(graph, dtype="fp32"), min(length, longest_prompt(graph))
@@ -92,7 +85,6 @@ def test_executed_flops_of_training_are_counted_layer_by_layer(graph: LayerGraph
     assert some(counted) == planned_flops(graph, Work(batch, length, phase="train"))
 
 
-@RUNS
 @given(graphs(vision=True), st.integers(1, 3), st.booleans())
 def test_executed_flops_and_the_activation_peak_of_images_are_as_planned(
     graph: LayerGraph, tiles: int, train: bool
@@ -123,7 +115,6 @@ def test_the_mathematics_never_need_more_flops_than_are_run(
         assert needed[id(row.group.first)] <= row.group.count * row.forward_flops
 
 
-@RUNS
 @given(graphs(bidirectional=False), st.integers(1, 200), BATCHES, st.sampled_from(["fp32", "bf16"]))
 def test_planned_cache_bytes_are_those_allocated_at_every_length(
     graph: LayerGraph, length: int, batch: int, dtype: str
@@ -134,7 +125,6 @@ def test_planned_cache_bytes_are_those_allocated_at_every_length(
         assert model.new_cache(batch, context).num_bytes == planned.bytes
 
 
-@RUNS
 @given(graphs(), st.data())
 def test_every_declared_parameter_is_used_and_gets_a_gradient(graph: LayerGraph, data: st.DataObject) -> None:
     vision = graph.model.vision
@@ -157,7 +147,6 @@ def test_every_declared_parameter_is_used_and_gets_a_gradient(graph: LayerGraph,
     assert [name for name in reached if tiles or not name.startswith("vision.")] == []
 
 
-@RUNS
 @given(graphs(), st.integers(4, 90), BATCHES, st.sampled_from(["fp32", "bf16"]), st.sampled_from([5, 512]))
 def test_the_planned_activation_peak_is_at_least_the_measured_one_and_at_most_a_quarter_more(
     graph: LayerGraph, length: int, batch: int, dtype: str, block: int
@@ -178,7 +167,6 @@ def test_the_planned_activation_peak_is_at_least_the_measured_one_and_at_most_a_
     assert planned <= bound  # without the load, every token may choose one expert
 
 
-@RUNS
 @given(model_specs(), st.sampled_from(["tiny", "1/2", "1/7"]))
 def test_a_miniature_keeps_the_laws(spec: ModelSpec, scale: str) -> None:
     graph = l4spec.compile(scale_spec(spec, parse_scale(scale)))

@@ -126,11 +126,12 @@ def _hold_sorted(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> i
     rows, indices = choices * hidden_size * item, choices * INDEX
     capacity = 3 * choices * spec.num_experts * INDEX + indices if spec.capacity_factor is not None else 0
     tally.touch(capacity)
-    counted = 2 * spec.num_experts * COUNT + (choices * FLAG if spec.capacity_factor is not None else 0)
+    counts = spec.num_experts * COUNT
+    counted = counts + (choices * FLAG if spec.capacity_factor is not None else 0)
     with tally.holding(indices + counted):  # the order; how many tokens each expert has, and which choices fit
         tally.touch(max(2 * indices, rows + indices, 2 * rows if spec.router.scales == "input" else 0))
         with tally.holding(2 * rows):  # sorted tokens and results
-            tally.touch(2 * busiest * spec.intermediate_size * item)
+            tally.touch(2 * busiest * spec.intermediate_size * item + counts)  # where each expert's rows end
             with tally.holding(indices):  # the way back
                 tally.touch(2 * indices)
                 is_scaled = spec.router.scales == "output" or spec.capacity_factor is not None

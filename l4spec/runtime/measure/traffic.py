@@ -59,9 +59,9 @@ _SEND_NOTHING = {
 }
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, axis_of: dict[str, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axis_of = axis_of
         self.ledger: Ledger = {}
 

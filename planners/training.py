@@ -20,17 +20,24 @@ OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
 WEIGHT_BYTES = 2
 CHECKPOINTING = ("none", "full")
+PRECISIONS = ("bf16", "fp8")
+"""Formats that the matmuls of training may run in; what is kept stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
-    """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter."""
+    """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter.
+
+    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and cast layer by layer; the casts, like
+    the gathered weights of ZeRO 3, are not counted.
+    """
 
     optimizer: str = "adamw"
     zero_stage: int = 1
     checkpointing: str = "full"
     gradient_bytes: int = 4
     micro_batch: int = 1
+    precision: str = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +84,46 @@ def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
     return -(-dense // (layout.dp * layout.ep)) + -(-experts // layout.dp)
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """(dense, routed-expert) parameters of one device: of each block, before the first, behind the last, and tied."""
+
+    layers: tuple[tuple[int, int], ...]
+    before: tuple[int, int]
+    behind: tuple[int, int]
+    tied: tuple[int, int]
+
+
 @lru_cache(maxsize=4096)
 def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[int, int]:
     """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
-    layers, dense, experts = frozenset(stage.layers), 0, 0
-    for node, parameter in graph.parameters():
-        in_stage = node.layer in layers if _in_block(node) else stage.last if stands_behind(node) else stage.first
-        if not in_stage or parameter.buffer or (parameter.tied_to and layout.pp == 1):
-            continue
-        size = prod(shard_shape(node, parameter, layout))
-        experts, dense = (experts + size, dense) if parameter.role == "expert" else (experts, dense + size)
-    return dense, experts
+    held = _held(graph, layout.tp, layout.ep)
+    parts = [held.layers[layer] for layer in stage.layers]
+    if stage.first:
+        parts.append(held.before)
+    if stage.last:
+        parts += [held.behind, held.tied] if layout.pp > 1 else [held.behind]
+    return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
+
+
+@lru_cache(maxsize=512)
+def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
+    """What a device holds under these degrees; equal layers are counted once."""
+    layout = Layout(tp=tp, ep=ep)
+    layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "behind": [0, 0], "tied": [0, 0]}
+    for group in graph.groups:
+        for parameter in group.declaration.parameters:
+            if parameter.buffer:
+                continue
+            size, expert = prod(shard_shape(group.first, parameter, layout)), int(parameter.role == "expert")
+            for node in group.nodes:
+                if _in_block(node) and node.layer is not None:
+                    layers[node.layer][expert] += size
+                else:
+                    end = "tied" if parameter.tied_to else "behind" if stands_behind(node) else "before"
+                    ends[end][expert] += size
+    counts = {name: (dense, experts) for name, (dense, experts) in ends.items()}
+    return _Held(tuple((dense, experts) for dense, experts in layers), **counts)
 
 
 def _in_block(node: LayerNode) -> bool:

@@ -1,7 +1,10 @@
-"""How many bytes one device sends per token of its batch, axis by axis, by ring collectives of bf16 activations.
+"""What one device sends: per token of a forward pass, axis by axis, and where the links to other hosts begin.
 
-Megatron's tensor parallelism (arXiv:1909.08053): one all-reduce behind attention and one behind each feed-forward
-layer; a ring all-reduce of n bytes over p ranks sends 2 n (p - 1) / p, an all-gather or all-to-all n (p - 1) / p.
+Two figures of every collective: the **payload**, bytes of the buffer that a rank hands in (of an all-gather: takes
+out), and the **ring** traffic, bytes that it sends when the collective runs as a ring over p ranks: of n bytes an
+all-reduce sends 2 n (p - 1) / p, a reduce-scatter, an all-gather or an all-to-all n (p - 1) / p, a send n.
+Activations are bf16. Megatron's tensor parallelism (arXiv:1909.08053): one all-reduce behind attention and one behind
+each feed-forward layer. Training adds the backward pass, recomputation and data parallelism: `planners.traffic`.
 """
 
 from l4spec.graph.layer_graph import LayerGraph
@@ -9,23 +12,53 @@ from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout
 from planners.activations import ACTIVATION_BYTES
 from planners.plan_types import Communication
+from planners.tiers import Axis, Pattern, between_hosts
+
+PATTERNS: dict[str, Pattern] = {"all-to-all": "peers", "send": "chain"}
+"""Who sends to whom in a collective; all others are rings."""
 
 
-def communication(graph: LayerGraph, layout: Layout) -> tuple[Communication, ...]:
-    """One row per mesh axis that communicates in a forward pass."""
+def ring_bytes(collective: str, payload: int, ranks: int) -> int:
+    """Bytes that one of `ranks` ranks sends for a payload, rounded down."""
+    if collective == "send":
+        return payload
+    return (2 if collective == "all-reduce" else 1) * payload * (ranks - 1) // ranks
+
+
+def inter_host_bytes(layout: Layout, axis: Axis, collective: str, sent: int, host_size: int) -> int:
+    """Of the bytes that a device sends along an axis those that go to other hosts, rounded to whole bytes."""
+    return round(sent * between_hosts(layout, axis, PATTERNS.get(collective, "ring"), host_size))
+
+
+def communication(graph: LayerGraph, layout: Layout, host_size: int | None = None) -> tuple[Communication, ...]:
+    """One row per mesh axis that communicates in a forward pass; with the host's size also by tier of links."""
     width = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     rows = []
     if layout.tp > 1:
         reductions = 1 + sum(node.scope == "text" and node.role in ("attention", "ffn") for node in graph.nodes)
-        sent = reductions * 2 * width * (layout.tp - 1) // layout.tp
         text = f"{reductions} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} (each layer's output and the embedding)"
-        rows.append(Communication(axis="tp", collective="all-reduce", bytes_per_token=sent, arithmetic=text))
+        rows.append(_row(layout, "tp", "all-reduce", reductions * width, text, host_size))
     if layout.ep > 1:
         routed = sum(node.spec.num_experts_per_token for node in graph.nodes if isinstance(node.spec, MoESpec))
-        sent = routed * 2 * width * (layout.ep - 1) // layout.ep
         text = f"{routed} routed copies x 2 (there and back) x {width:,} B x {layout.ep - 1}/{layout.ep}"
-        rows.append(Communication(axis="ep", collective="all-to-all", bytes_per_token=sent, arithmetic=text))
+        rows.append(_row(layout, "ep", "all-to-all", routed * 2 * width, text, host_size))
     if layout.pp > 1:
-        text = f"{width:,} B to the next stage"
-        rows.append(Communication(axis="pp", collective="send", bytes_per_token=width, arithmetic=text))
+        rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
     return tuple(rows)
+
+
+def _row(
+    layout: Layout, axis: Axis, collective: str, payload: int, arithmetic: str, host_size: int | None
+) -> Communication:
+    assert axis != "dp_ep", "a forward pass gathers no weights"
+    sent = ring_bytes(collective, payload, getattr(layout, axis))
+    outside = None if host_size is None else inter_host_bytes(layout, axis, collective, sent, host_size)
+    return Communication(
+        axis=axis,
+        collective=collective,
+        bytes_per_token=sent,
+        payload_bytes_per_token=payload,
+        intra_host_bytes_per_token=None if outside is None else sent - outside,
+        inter_host_bytes_per_token=outside,
+        arithmetic=arithmetic,
+    )

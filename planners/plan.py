@@ -2,6 +2,7 @@
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
 from planners.catalog import engine as engine_of
 from planners.catalog import quantization as quantization_of
@@ -24,10 +25,13 @@ from planners.plan_types import (
     Mode,
     Objective,
     Plan,
+    TrainTraffic,
 )
 from planners.request import DEFAULT_PREFILL_CHUNK, LARGEST, Pinned, Request
 from planners.search import choose, layouts_for, row_of, why_not
+from planners.sharding import stages
 from planners.suggestions import suggest
+from planners.traffic import Load, train_traffic
 from planners.training import TrainSetting
 from planners.weights import scheme_of, weigh
 
@@ -97,7 +101,8 @@ def plan_request(graph: LayerGraph, request: Request) -> Plan:
     setting = _setting(graph, request, cluster)
     tokens, batch = request.tokens(graph), request.batch
     rows, illegal = _rows(setting, cluster, request, tokens)
-    chosen = choose(rows, request.objective, _gpus_per_host(cluster), training=request.mode == "train")
+    training = request.mode == "train"
+    chosen = choose(rows, request.objective, _gpus_per_host(cluster), training=training, batch=batch)
     memory = describe_device(place(setting, chosen.layout), tokens, batch)
     return Plan(
         model=graph.name,
@@ -113,7 +118,8 @@ def plan_request(graph: LayerGraph, request: Request) -> Plan:
         layouts=rows,
         illegal_layouts=illegal,
         memory_per_device=memory,
-        communication=communication(graph, chosen.layout),
+        communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None),
+        train_traffic=_traffic(setting, cluster, chosen.layout, tokens, batch),
         fits=chosen.fits if cluster else None,
         reasons=_reasons(memory, chosen, tokens, batch),
         max_context=chosen.max_context if cluster else None,
@@ -135,6 +141,15 @@ def _setting(graph: LayerGraph, request: Request, cluster: Cluster | None) -> Se
         num_tiles=request.num_tiles,
         train=request.train if request.mode == "train" else None,
     )
+
+
+def _traffic(setting: Setting, cluster: Cluster | None, layout: Layout, tokens: int, batch: int) -> TrainTraffic | None:
+    train = setting.train
+    if train is None:
+        return None
+    load = Load.of(train, layout, tokens, batch)
+    found = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+    return train_traffic(setting.graph, train, layout, load, found, cluster.gpus_per_host if cluster else None)
 
 
 def _latency(setting: Setting, cluster: Cluster, chosen: LayoutRow, request: Request) -> Latency:
@@ -217,6 +232,9 @@ def _deployment(setting: Setting, request: Request, tokens: int) -> Deployment:
         optimizer=train.optimizer if train else None,
         zero_stage=train.zero_stage if train else None,
         activation_checkpointing=train.checkpointing if train else None,
+        micro_batch=train.micro_batch if train else None,
+        gradient_bytes=train.gradient_bytes if train else None,
+        precision=train.precision if train else None,
     )
 
 

@@ -141,12 +141,49 @@ class IllegalLayout(Frozen):
 
 
 class Communication(Frozen):
-    """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations."""
+    """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations.
+
+    `payload_bytes_per_token` is what it hands in. The tiers say how much goes to devices of its host and to other
+    hosts, on average over all devices; null without GPUs.
+    """
 
     axis: Literal["tp", "ep", "pp", "dp"]
     collective: str
     bytes_per_token: int
+    payload_bytes_per_token: int | None = None
+    intra_host_bytes_per_token: int | None = None
+    inter_host_bytes_per_token: int | None = None
     arithmetic: str
+
+
+class CollectiveTraffic(Frozen):
+    """One kind of collective of one device in a training step, all its calls together.
+
+    `payload_bytes` are handed in (of an all-gather: taken out), `ring_bytes` sent by a ring over `ranks` ranks.
+    `dp_ep` are the ranks of dp and ep together.
+    """
+
+    axis: Literal["tp", "ep", "pp", "dp", "dp_ep"]
+    collective: str
+    what: str
+    ranks: int
+    calls: int
+    payload_bytes: int
+    ring_bytes: int
+    intra_host_bytes: int | None
+    inter_host_bytes: int | None
+
+
+class TrainTraffic(Frozen):
+    """What a device of pipeline stage `stage`, the one that sends the most, sends in one optimizer step.
+
+    `tokens` and `micro_batches` are those of its data-parallel rank. `planners.traffic` states every convention.
+    """
+
+    stage: int
+    tokens: int
+    micro_batches: int
+    rows: tuple[CollectiveTraffic, ...]
 
 
 class Suggestion(Frozen):
@@ -255,6 +292,9 @@ class Deployment(Frozen):
     optimizer: str | None = None
     zero_stage: int | None = None
     activation_checkpointing: str | None = None
+    micro_batch: int | None = None
+    gradient_bytes: int | None = None
+    precision: str | None = None
 
 
 class Estimates(Frozen):
@@ -282,6 +322,7 @@ class Plan(Frozen):
     illegal_layouts: tuple[IllegalLayout, ...]
     memory_per_device: DeviceMemory
     communication: tuple[Communication, ...]
+    train_traffic: TrainTraffic | None = None
     fits: bool | None
     reasons: tuple[str, ...]
     max_context: int | None

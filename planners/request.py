@@ -9,7 +9,7 @@ from l4spec.errors import Problem, UserError, nearest
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.plan_types import Mode, Objective
-from planners.training import CHECKPOINTING, OPTIMIZER_BYTES, TrainSetting
+from planners.training import CHECKPOINTING, OPTIMIZER_BYTES, PRECISIONS, TrainSetting
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192
@@ -134,7 +134,8 @@ class Request:
 
     def _serving_only(self) -> Iterator[Problem]:
         if self.quantization != "bf16":
-            yield Problem("training is planned with bf16 weights", path="quantization", hint="leave it out")
+            hint = "leave it out; --precision fp8 computes in fp8"
+            yield Problem("training keeps bf16 weights", path="quantization", hint=hint)
         if self.engine != "ideal":
             yield Problem("training keeps no cache, so no engine plays a part", path="engine", hint="leave it out")
         if self.output_tokens is not None:
@@ -165,6 +166,7 @@ def _training(train: TrainSetting) -> Iterator[Problem]:
     for name, value, known in (
         ("optimizer", train.optimizer, tuple(OPTIMIZER_BYTES)),
         ("checkpointing", train.checkpointing, CHECKPOINTING),
+        ("precision", train.precision, PRECISIONS),
     ):
         if value not in known:
             yield Problem(f"unknown {name} {value!r}", path=name, hint=nearest(str(value), known))

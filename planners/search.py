@@ -75,12 +75,15 @@ def row_of(setting: Setting, layout: Layout, context: int, batch: int) -> Layout
     )
 
 
-def choose(rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, *, training: bool) -> LayoutRow:
+def choose(
+    rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, *, training: bool, batch: int
+) -> LayoutRow:
     """The row that serves the objective best; among equals the simplest one.
 
-    balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host (for training: the
-    fewest devices a replica, so that the rest is data parallel). max-context: the longest context. min-gpus: fits with
-    the fewest devices a replica. Where nothing fits, the row whose fullest device holds the least comes first.
+    balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for training the
+    fewest devices a replica that leave no data-parallel rank without a sequence. max-context: the longest context.
+    min-gpus: fits with the fewest devices a replica. Where nothing fits, the row whose fullest device holds the least
+    comes first.
     """
 
     def simplest(row: LayoutRow) -> tuple[int, ...]:
@@ -93,9 +96,13 @@ def choose(rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, 
     def replica(row: LayoutRow) -> int:
         return row.layout.tp * row.layout.ep * row.layout.pp
 
+    def idle(row: LayoutRow) -> int:
+        return max(row.layout.dp * row.layout.ep - batch, 0)
+
     keys: dict[str, Callable[[LayoutRow], tuple[int, ...]]] = {
         "balanced": lambda row: (int(not row.fits), excess(row), *simplest(row)),
         "max-context": lambda row: (int(not row.fits), -row.max_context, excess(row), *simplest(row)),
         "min-gpus": lambda row: (int(not row.fits), excess(row), replica(row), *simplest(row)),
+        "training": lambda row: (int(not row.fits), excess(row), idle(row), replica(row), *simplest(row)),
     }
-    return min(rows, key=keys["min-gpus" if training and objective == "balanced" else objective])
+    return min(rows, key=keys["training" if training and objective == "balanced" else objective])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DEFAULT_QUANTIZATION = "bf16"
 MOST_IMAGES = 10_000
-_OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch", "tokens"}
+_OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch", "precision", "tokens"}
 _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMBT]?)\Z", re.IGNORECASE)
 _POWERS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
 
@@ -47,6 +47,7 @@ class PlanRequest:
     zero_stage: int
     checkpointing: str
     micro_batch: int
+    precision: str = "bf16"
     output_tokens: int | None = None
     tokens: str | None = None
     usd_per_gpu_hour: float | None = None
@@ -99,6 +100,7 @@ class PlanRequest:
             zero_stage=self.zero_stage,
             checkpointing=self.checkpointing,
             micro_batch=self.micro_batch,
+            precision=self.precision,
         )
 
     def _num_tiles(self, graph: "LayerGraph") -> int:

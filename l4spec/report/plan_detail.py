@@ -4,7 +4,7 @@ from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.plan_page import marks_of, term_figures
 from l4spec.report.quantities import Figures, Marked, gib, share, whole
-from planners.plan_types import Plan
+from planners.plan_types import Plan, TrainTraffic
 
 
 def detail_page(plan: Plan) -> Page:
@@ -27,6 +27,8 @@ def detail_page(plan: Plan) -> Page:
         sections.append(Section("Illegal layouts", (_illegal(plan),)))
     if plan.communication:
         sections.append(Section("Communication of one device per token of its batch", (_communication(plan),)))
+    if plan.train_traffic is not None and plan.train_traffic.rows:
+        sections.append(Section(_traffic_title(plan.train_traffic), (_traffic(plan.train_traffic, work),)))
     sections.extend(latency_sections(plan))
     if plan.estimated:
         sections.append(Section("Estimated fields", (Lines(plan.estimated),)))
@@ -132,6 +134,41 @@ def _illegal(plan: Plan) -> Table:
 
 def _communication(plan: Plan) -> Table:
     rows = tuple(
-        (row.axis, row.collective, f"{whole(row.bytes_per_token)} B", row.arithmetic) for row in plan.communication
+        (
+            row.axis,
+            row.collective,
+            f"{whole(row.bytes_per_token)} B",
+            _tier(row.intra_host_bytes_per_token),
+            _tier(row.inter_host_bytes_per_token),
+            row.arithmetic,
+        )
+        for row in plan.communication
     )
-    return Table(("axis", "collective", "sent", "arithmetic"), rows, "llrl")
+    return Table(("axis", "collective", "sent", "inside a host", "between hosts", "arithmetic"), rows, "llrrrl")
+
+
+def _tier(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{whole(num_bytes)} B"
+
+
+def _traffic_title(traffic: TrainTraffic) -> str:
+    step = f"{whole(traffic.tokens)} tokens in {whole(traffic.micro_batches)} micro-batches"
+    return f"What a device of stage {traffic.stage} sends in a training step of {step}"
+
+
+def _traffic(traffic: TrainTraffic, figures: Figures) -> Table:
+    rows = [
+        (
+            f"{row.axis.replace('_', ' x ')} ({whole(row.ranks)})",
+            row.collective,
+            row.what,
+            whole(row.calls),
+            figures.gib(row.payload_bytes),
+            figures.gib(row.ring_bytes),
+            "-" if row.intra_host_bytes is None else figures.gib(row.intra_host_bytes),
+            "-" if row.inter_host_bytes is None else figures.gib(row.inter_host_bytes),
+        )
+        for row in traffic.rows
+    ]
+    headers = ("axis", "collective", "of", "calls", "payload", "sent by a ring", "inside a host", "between hosts")
+    return Table(headers, tuple(rows), "lll")

@@ -78,7 +78,8 @@ def _facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
         rows.append(("kv cache", f"{figures.work.gib(cache.bytes)} in {asked.kv_dtype}"))
         rows.append(("policy", f"{cache.policy}: {cache.policy_explained}"))
     else:
-        rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}"))
+        matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
+        rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}{matmuls}"))
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", _layout(plan)))

@@ -12,6 +12,7 @@ from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
 from planners.plan import plan
 from planners.plan_types import Estimates, Frozen, Plan
+from planners.training import TrainSetting
 
 Value = bool | int | float
 
@@ -102,6 +103,10 @@ def compute(graph: LayerGraph, claim: Claim) -> Value:
 
 
 def _plan_for(graph: LayerGraph, claim: Claim) -> Plan:
+    if claim.quantity == "train_flops_per_second_per_gpu":
+        train = TrainSetting(precision=claim.precision or "bf16")
+        batch = claim.batch or 1
+        return plan(graph, gpus=claim.on, mode="train", train=train, context=claim.context, batch=batch, tp=claim.tp)
     return plan(
         graph,
         gpus=claim.on,
@@ -124,6 +129,14 @@ def _tokens_per_tile(graph: LayerGraph) -> int:
     return graph.model.vision.num_tokens_per_tile if graph.model.vision else 0
 
 
+def _train_rate(found: Plan) -> float:
+    rate = found.latency.model_flops_per_second_per_gpu if found.latency else None
+    if rate is None:
+        reason = found.latency.reason if found.latency else "no GPUs are named"
+        raise UserError(f"no training rate can be told: {reason}")
+    return rate
+
+
 _OF_GRAPH: dict[str, Callable[[LayerGraph], int]] = {
     "num_layers": lambda graph: graph.num_layers,
     "num_experts": _num_experts,
@@ -142,6 +155,7 @@ _OF_PLAN: dict[str, Callable[[Plan], Value]] = {
     "flops_per_token": lambda plan: plan.flops.forward_per_token,
     "fits": lambda plan: bool(plan.fits),
     "max_context": lambda plan: plan.max_context or 0,
+    "train_flops_per_second_per_gpu": _train_rate,
 }
 
 
@@ -170,6 +184,7 @@ def condition(claim: Claim) -> str:
         f"batch {quantities.whole(claim.batch)}" if claim.batch is not None else "",
         f"KV in {claim.kv_dtype}" if claim.kv_dtype else "",
         f"tp {claim.tp}" if claim.tp else "",
+        f"training in {claim.precision}" if claim.precision else "",
         f"engine {claim.engine}" if claim.engine else "",
     ]
     return ", ".join(part for part in parts if part)
@@ -210,6 +225,8 @@ def _shown(quantity: str, value: Value) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     number = round(value)
+    if "per_second" in quantity:
+        return f"{quantities.flops(number)}/s"
     if quantity.endswith("per_token") and "bytes" in quantity:
         return quantities.exact_bytes(number)
     if "_bytes" in quantity:

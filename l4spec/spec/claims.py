@@ -21,6 +21,7 @@ Quantity = Literal[
     "tokens_per_tile",
     "fits",
     "max_context",
+    "train_flops_per_second_per_gpu",
 ]
 
 
@@ -49,6 +50,8 @@ class Claim(Spec):
     """Engine whose cache policy the claim assumes."""
     tp: Size | None = None
     """Tensor-parallel degree that the claim assumes."""
+    precision: str | None = None
+    """Number format of matmuls that a claim of training is about; bf16 when left out."""
     note: str | None = None
     """What else to know."""
 
@@ -58,6 +61,11 @@ class Claim(Spec):
             raise ValueError("a claim that something fits needs `on` and a value of true or false")
         if self.quantity != "fits" and isinstance(self.value, bool):
             raise ValueError(f"a claim of {self.quantity} needs a number, found {str(self.value).lower()}")
+        trains = self.quantity == "train_flops_per_second_per_gpu"
+        if trains and self.on is None:
+            raise ValueError("a claim of a training rate needs `on`")
+        if self.precision is not None and not trains:
+            raise ValueError(f"precision is that of training, and a claim of {self.quantity} is of none")
         return self
 
 

@@ -104,6 +104,7 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
                 _mapping("matmul", {dtype: values[f"{family}.{dtype}"] for dtype in training.MATMULS[family]}),
                 *(f"{name}: {values[name]:.4g}" for name in training.SHARED if name not in training.TRAINERS),
                 _mapping("trainers", {name: values[name] for name in training.TRAINERS}),
+                _mapping("most_devices", training.most_devices(samples, family)),
                 *_errors(errors),
             ]
         )
@@ -113,7 +114,8 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _mapping(name: str, values: Mapping[str, float]) -> str:
-    return f"{name}: {{{', '.join(f'{key}: {value:.4g}' for key, value in values.items())}}}"
+    rows = (f"{key}: {value if isinstance(value, int) else format(value, '.4g')}" for key, value in values.items())
+    return f"{name}: {{{', '.join(rows)}}}"
 
 
 def _notes(notes: Sequence[str]) -> list[str]:

@@ -74,6 +74,16 @@ def training_samples(rows: Sequence[Row]) -> tuple[TrainSample, ...]:
     return tuple(found)
 
 
+def most_devices(samples: Sequence[TrainSample], family: str) -> dict[str, int]:
+    """Devices of a family's largest run among the samples, by the format of its matmuls."""
+    found: dict[str, int] = {}
+    for sample in samples:
+        if sample.family == family:
+            dtype = sample.model.scheme.table.compute_dtype
+            found[dtype] = max(found.get(dtype, 0), sample.load.num_devices)
+    return found
+
+
 def seconds_of(row: Row, load: TrainLoad) -> float:
     """The published step in seconds."""
     if row.metric == "tokens_per_s_per_gpu":

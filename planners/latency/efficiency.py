@@ -82,6 +82,8 @@ class TrainingEfficiency(Entry):
     ep: float
     cp: float
     trainers: dict[str, float]
+    most_devices: dict[str, int] = Field(default_factory=dict)
+    """Devices of the largest fitted run by number format; beyond it an estimate is an extrapolation."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[FitError, ...], AsTuple] = ()
 

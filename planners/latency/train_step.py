@@ -50,6 +50,11 @@ class TrainLoad:
     matmul_format: str | None = None
 
     @property
+    def share(self) -> float:
+        """Sequences that one device works through: never less than a whole one for the ranks that have any."""
+        return max(self.sequences / self.num_devices, 1 / (self.tp * self.pp * self.cp))
+
+    @property
     def passes(self) -> float:
         """Matmul work in forward passes."""
         return FORWARD_AND_BACKWARD + self.recompute - (1.0 if self.frozen_weights else 0.0)
@@ -74,7 +79,7 @@ class TrainModel:
     def time(self, load: TrainLoad) -> StepTime:
         """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
         kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES)
-        share = load.sequences / load.num_devices
+        share = load.share
         times = []
         for kind in kinds:
             rows = share * kind.count * load.length * load.passes
@@ -130,7 +135,7 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
     tp: an all-reduce behind attention and behind feed-forward, forward and backward and recomputed (arXiv:1909.08053).
     ep: routed tokens there and back, twice. cp: keys and values once around the ring, forward and twice backward.
     """
-    tokens = load.sequences * load.length / load.num_devices
+    tokens = load.share * load.length
     stream, routed, cached = _streams(graph)
     found = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
     if load.tp > 1:

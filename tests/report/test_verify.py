@@ -123,6 +123,8 @@ def test_a_claim_that_cannot_be_computed_is_named(compiled: Compile, written: st
         ("{quantity: fits, value: true, source: me}", "`on`"),
         ("{quantity: fits, value: 3, on: 1xH100, source: me}", "true or false"),
         ("{quantity: total_params, value: true, source: me}", "needs a number"),
+        ("{quantity: train_flops_per_second_per_gpu, value: 4.0e+14, source: me}", "needs `on`"),
+        ("{quantity: total_params, value: 3, precision: fp8, source: me}", "precision"),
     ],
 )
 def test_a_claim_that_says_nothing_to_check_is_refused_with_the_spec(
@@ -135,7 +137,12 @@ def test_a_claim_that_says_nothing_to_check_is_refused_with_the_spec(
 
 def test_only_computed_values_that_rest_on_estimates_are_marked(compiled: Compile) -> None:
     by_quantity = {check.quantity: check.rests_on_estimates for check in verify(compiled("behemoth")).checks}
-    assert by_quantity == {"active_params": True, "num_experts": False, "total_params": True}
+    assert by_quantity == {
+        "active_params": True,
+        "num_experts": False,
+        "total_params": True,
+        "train_flops_per_second_per_gpu": True,
+    }
     assert not any(check.rests_on_estimates for check in verify(compiled("llama-guard-4-12b")).checks)
 
 

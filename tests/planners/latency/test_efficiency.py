@@ -2,9 +2,10 @@
 
 import pytest
 
+from planners.accuracy.rows import published_rows
 from planners.catalog.loader import load, shipped_names
 from planners.fitting.__main__ import ENGINES
-from planners.fitting.training import FAMILIES
+from planners.fitting.training import FAMILIES, most_devices, training_samples
 from planners.latency.efficiency import (
     ServingEfficiency,
     TrainingEfficiency,
@@ -33,6 +34,13 @@ def test_a_training_file_has_physical_shares_sources_and_errors(name: str) -> No
     assert all(factor >= 1 for factor in found.trainers.values())
     assert [error.metric for error in found.errors] == ["step_time"]
     assert all(training_efficiency(device) == found for device in found.hardware)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_training_file_knows_the_largest_run_that_it_was_fitted_on(family: str) -> None:
+    found = load("efficiency", TrainingEfficiency, f"train-{family}")
+    assert found.most_devices == most_devices(training_samples(published_rows()), family)
+    assert max(found.most_devices.values()) >= 512
 
 
 def test_policies_without_an_engine_go_with_vllms_factors_and_unmeasured_engines_with_none() -> None:

@@ -1,0 +1,125 @@
+"""What a device sends in a training step, against formulas written out by hand, and laws over stages and layouts."""
+
+from dataclasses import replace
+
+import pytest
+
+from l4spec.sharding.layout import Layout
+from planners.catalog import quantization
+from planners.communication import communication
+from planners.plan import plan
+from planners.plan_types import CollectiveTraffic
+from planners.sharding import stages
+from planners.traffic import Load, stage_traffic
+from planners.training import TrainSetting
+from planners.weights import scheme_of
+from tests.planners.models import graph
+
+STREAM = 5120 * 2
+FULL = TrainSetting(checkpointing="full", micro_batch=1)
+BF16 = scheme_of(quantization("bf16"))
+
+
+def sent(
+    layout: Layout,
+    train: TrainSetting = FULL,
+    *,
+    name: str = "scout",
+    stage: int = 0,
+    batch: int = 8,
+    context: int = 1024,
+) -> dict[tuple[str, str], CollectiveTraffic]:
+    model = graph(name)
+    load = Load.of(train, layout, context, batch)
+    found = stages(model, BF16, layout.tp, layout.ep, layout.pp)
+    rows = stage_traffic(model, train, layout, load, found[stage], 8).rows
+    assert len({(row.axis, row.what) for row in rows}) == len(rows)
+    return {(row.axis, row.what): row for row in rows}
+
+
+def test_one_device_sends_nothing() -> None:
+    assert sent(Layout()) == {}
+
+
+def test_tensor_parallelism_reduces_forward_backward_and_recomputed() -> None:
+    """48 blocks of two layers; the embedding forward, the head backward; 8 sequences of 1,024 tokens."""
+    rows, tokens = sent(Layout(tp=4)), 8 * 1024
+    for name, count in (("forward", 97), ("backward", 97), ("recomputed", 96)):
+        row = rows["tp", f"activations, {name}"]
+        assert (row.payload_bytes, row.calls) == (count * tokens * STREAM, count * 8)
+        assert row.ring_bytes == count * tokens * STREAM * 2 * 3 // 4
+    assert rows["tp", "loss over the divided vocabulary"].payload_bytes == tokens * 3 * 4
+    kept = sent(Layout(tp=4), replace(FULL, checkpointing="none"))
+    assert ("tp", "activations, recomputed") not in kept
+
+
+def test_the_forward_pass_of_training_sends_what_a_forward_pass_sends() -> None:
+    """The same bytes a token as `communication`, axis by axis, stages together."""
+    for layout in (Layout(tp=2), Layout(ep=4), Layout(tp=2, ep=2), Layout(pp=4)):
+        per_token = {row.axis: row.payload_bytes_per_token for row in communication(graph("scout"), layout)}
+        rows = sent(layout)
+        tokens = 8 * 1024 // layout.ep
+        for axis, name in (
+            ("tp", "activations, forward"),
+            ("ep", "routed tokens, forward"),
+            ("pp", "activations, forward"),
+        ):
+            if axis in per_token:
+                assert rows[axis, name].payload_bytes == tokens * (per_token[axis] or 0)
+
+
+def test_routed_tokens_go_there_and_back_in_every_pass() -> None:
+    rows = sent(Layout(ep=4), name="maverick")
+    for name in ("forward", "backward", "recomputed"):
+        row = rows["ep", f"routed tokens, {name}"]
+        assert row.payload_bytes == 24 * 2 * (2 * 1024) * STREAM
+        assert row.ring_bytes == row.payload_bytes * 3 // 4
+        assert row.calls == 24 * 2 * 2
+
+
+def test_a_stage_in_the_middle_sends_both_ways_and_the_ends_one() -> None:
+    layout = Layout(pp=4)
+    found = stages(graph("scout"), BF16, 1, 1, 4)
+    kinds = [{what for axis, what in sent(layout, stage=at) if axis == "pp"} for at in range(len(found))]
+    forward, backward = {"activations, forward"}, {"gradients, backward"}
+    expected = {(True, False): forward, (False, False): forward | backward, (False, True): backward}
+    assert kinds == [expected[stage.first, stage.last] for stage in found]
+
+
+@pytest.mark.parametrize(
+    ("zero", "times", "collective", "gathers"),
+    [(0, 1, "all-reduce", 0), (1, 1, "reduce-scatter", 1), (2, 4, "reduce-scatter", 1), (3, 4, "reduce-scatter", 8)],
+)
+def test_gradients_and_weights_go_by_zero_stage(zero: int, times: int, collective: str, gathers: int) -> None:
+    """Scout at ep 2, dp 2: four micro-batches a rank; a device holds half the experts and all other weights."""
+    params = plan(graph("scout")).params
+    experts = params.by_part["routed_experts"]
+    held = {("dp_ep", "weights but experts"): (params.total - experts, 4), ("dp", "experts"): (experts // 2, 2)}
+    rows = sent(Layout(ep=2, dp=2), replace(FULL, zero_stage=zero), batch=16)
+    for (axis, what), (number, ranks) in held.items():
+        row = rows[axis, f"gradients of {what}"]
+        assert (row.collective, row.calls, row.ranks) == (collective, times, ranks)
+        assert row.payload_bytes == times * number * 4
+        factor = 2 if zero == 0 else 1
+        assert row.ring_bytes == factor * row.payload_bytes * (ranks - 1) // ranks
+        gathered = rows.get((axis, what))
+        assert (gathered.payload_bytes if gathered else 0) == gathers * number * 2
+
+
+def test_tiers_add_up_to_what_is_sent() -> None:
+    found = plan(graph("maverick"), gpus="512xH100", mode="train", batch=1024, tp=4, ep=16, pp=2, dp=4)
+    assert found.train_traffic is not None
+    for row in found.train_traffic.rows:
+        assert row.intra_host_bytes is not None
+        assert row.inter_host_bytes is not None
+        assert row.intra_host_bytes + row.inter_host_bytes == row.ring_bytes
+        assert (row.inter_host_bytes == 0) == (row.axis == "tp")
+    for token in found.communication:
+        assert (token.intra_host_bytes_per_token or 0) + (
+            token.inter_host_bytes_per_token or 0
+        ) == token.bytes_per_token
+
+
+def test_serving_has_no_training_traffic_and_no_tiers_without_gpus() -> None:
+    assert plan(graph("scout"), gpus="8xH100").train_traffic is None
+    assert all(row.inter_host_bytes_per_token is None for row in plan(graph("scout"), tp=8).communication)

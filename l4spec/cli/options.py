@@ -30,6 +30,16 @@ class Mode(StrEnum):
     TRAIN = "train"
 
 
+class Emit(StrEnum):
+    """What a plan's launch is written for."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    TENSORRT_LLM = "tensorrt-llm"
+    TORCHTITAN = "torchtitan"
+    K8S = "k8s"
+
+
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
 SpecArgument: TypeAlias = Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)]
 SpecsArgument: TypeAlias = Annotated[
@@ -110,6 +120,19 @@ ZeroOption: TypeAlias = Annotated[
 CheckpointingOption: TypeAlias = Annotated[
     str,
     typer.Option("--checkpointing", metavar="KIND", help="With --mode train: none or full activation checkpointing."),
+]
+PrecisionOption: TypeAlias = Annotated[
+    str, typer.Option("--precision", metavar="FORMAT", help="With --mode train: matmuls in bf16 or fp8.")
+]
+EmitOption: TypeAlias = Annotated[
+    Emit | None,
+    typer.Option("--emit", help="Print the launch command or config that the plan stands for.", show_default=False),
+]
+ModelOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="ID", help="With --emit: the checkpoint.  [default: the one in the spec's sources]"
+    ),
 ]
 MicroBatchOption: TypeAlias = Annotated[
     int,

@@ -6,6 +6,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import DOES_NOT_FIT, app
+from l4spec.cli.launch import launch
 from l4spec.cli.output import deliver
 from l4spec.cli.request import PlanRequest, compiled, given_options, option_name, options_named
 from l4spec.errors import Problem, UserError
@@ -48,10 +49,13 @@ def plan_command(
     zero_stage: o.ZeroOption = 1,
     checkpointing: o.CheckpointingOption = "full",
     micro_batch: o.MicroBatchOption = 1,
+    precision: o.PrecisionOption = "bf16",
     output_tokens: o.OutputTokensOption = None,
     tokens: o.TrainTokensOption = None,
     usd_per_gpu_hour: o.PriceOption = None,
     overrides: o.SetOption = None,
+    emit: o.EmitOption = None,
+    model: o.ModelOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     verbose: o.VerboseOption = False,
     explain: o.ExplainOption = False,
@@ -61,18 +65,27 @@ def plan_command(
     """What a model costs and whether it fits the hardware.
 
     Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
-    and the least number of GPUs. Exit code 3 when a spec does not fit.
+    and the least number of GPUs. Exit code 3 when a spec does not fit. With --emit, an engine's launch instead, planned
+    by its own cache policy unless --engine names another.
     """
     request = PlanRequest.of(ctx)
     if spec is None:
         _refuse_others(ctx)
-        deliver(_herd(request, format), out, force=force)
-        return
-    graph = compiled(spec, overrides)
-    found = request.plan(graph)
-    deliver(_written(graph, found, format, verbose, explain), out, force=force)
-    if found.fits is False:
+    text, fits = (_herd(request, format), True) if spec is None else _answer(ctx, request, compiled(spec, overrides))
+    deliver(text, out, force=force)
+    if not fits:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _answer(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> tuple[str, bool]:
+    """The report or the launch, and whether the plan fits (or nothing limits it)."""
+    asked = ctx.params
+    if asked["emit"] is not None:
+        return launch(ctx, request, graph), True
+    if asked["model"] is not None:
+        raise UserError([Problem("--model needs --emit", hint="it names the checkpoint that an engine loads")])
+    found = request.plan(graph)
+    return _written(graph, found, asked["format"], asked["verbose"], asked["explain"]), found.fits is not False
 
 
 def _written(graph: "LayerGraph", plan: "Plan", style: o.Format, verbose: bool, explain: bool) -> str:

@@ -16,7 +16,14 @@ ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
-PAGES = ("docs/tutorial.md", "docs/guide.md", "docs/planner.md", "docs/running.md", "docs/articles.md")
+PAGES = (
+    "docs/tutorial.md",
+    "docs/guide.md",
+    "docs/planner.md",
+    "docs/running.md",
+    "docs/articles.md",
+    "docs/deploy.md",
+)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,0 +1,192 @@
+"""What every engine's launch needs of a plan, and how commands are written down: quoted, one flag a line, per node."""
+
+import re
+import shlex
+from dataclasses import dataclass
+from typing import NoReturn
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.moe.spec import MoESpec
+from planners.plan_types import ClusterInfo, Plan
+
+HEAD = "host-0"
+_HUGGING_FACE_ID = re.compile(r"Hugging Face ([\w.-]+/[\w.-]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class FlagTable:
+    """The flags that an emitter may write, each with what it carries; checked in `version` of the engine's `source`."""
+
+    engine: str
+    version: str
+    source: str
+    flags: dict[str, str]
+
+    def written(self, values: dict[str, object]) -> tuple[str, ...]:
+        """Flags with their values as arguments: True stands for a switch, None and False leave a flag out."""
+        arguments: list[str] = []
+        for flag, value in values.items():
+            assert flag in self.flags, f"{flag} is not in the table of {self.engine}"
+            if value is True:
+                arguments.append(flag)
+            elif value is not None and value is not False:
+                arguments += [flag, str(value)]
+        return tuple(arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What one process is started with: `host` names its node, from `host-0`."""
+
+    host: str
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """A launch of one engine: files that its commands read, commands, and what the engine cannot express."""
+
+    table: FlagTable
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...]
+    files: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A plan to launch, with what it does not hold: the checkpoint and the images of a prompt.
+
+    `changed` says that the model is not the shipped one (`--set`), so that no published checkpoint has its shape.
+    """
+
+    plan: Plan
+    graph: LayerGraph
+    model: str | None = None
+    images: int = 0
+    changed: bool = False
+
+    @property
+    def cluster(self) -> ClusterInfo:
+        """The GPUs of the plan; the command line refuses a plan without."""
+        assert self.plan.cluster is not None, "asked before"
+        return self.plan.cluster
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of the widest mixture; 0 in a dense model."""
+        return max((node.spec.num_experts for node in self.graph.nodes if isinstance(node.spec, MoESpec)), default=0)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that the busiest data-parallel rank serves at a time."""
+        layout = self.plan.layout
+        return -(-self.plan.deployment.batch // (layout.dp * layout.ep))
+
+    @property
+    def memory_fraction(self) -> float | None:
+        """The planned share of device memory; None where the whole device was planned, which no engine takes."""
+        share = self.plan.deployment.memory_fraction
+        return None if share >= 1 else share
+
+
+def checkpoint(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+    """The model to load, and what to say about where its name comes from: a name is never taken silently."""
+    changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
+    if wanted.model is not None:
+        if not wanted.model or wanted.model.startswith("-"):
+            raise UserError([Problem(f"{wanted.model!r} names no checkpoint", path="--model")])
+        return wanted.model, ()
+    if wanted.changed:
+        return wanted.graph.name, (*changed, f"{wanted.graph.name} only stands in its place")
+    for source in wanted.graph.model.spec.sources:
+        if found := _HUGGING_FACE_ID.search(source):
+            return found[1], (f"the checkpoint {found[1]} is the one that the spec's sources name; --model changes it",)
+    return wanted.graph.name, (
+        f"the spec's sources name no Hugging Face checkpoint: {wanted.graph.name} stands in its place, give --model",
+    )
+
+
+def refuse(engine: str, reason: str, hint: str = "") -> NoReturn:
+    """Raise UserError: the engine cannot run this plan, and why."""
+    raise UserError([Problem(f"{engine} cannot express this plan: {reason}", path="--emit", hint=hint)])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One copy of the model: which hosts it spans, and on a shared host which of its GPUs and which port."""
+
+    hosts: tuple[str, ...]
+    devices: tuple[int, ...] = ()
+    port: int = 8000
+
+    @property
+    def env(self) -> tuple[tuple[str, str], ...]:
+        """The GPUs of a shared host, where there are several servers on it."""
+        return (("CUDA_VISIBLE_DEVICES", ",".join(map(str, self.devices))),) if self.devices else ()
+
+
+def servers(wanted: Wanted, engine: str, num_servers: int, port: int) -> tuple[Server, ...]:
+    """Equal servers over the plan's hosts in rank order; refuses what does not divide into whole hosts or shares."""
+    cluster, room = wanted.cluster, wanted.cluster.gpus_per_host
+    size = cluster.num_gpus // num_servers
+    if size >= room:
+        if size % room:
+            hint = f"plan on hosts of an equal number of GPUs, as {-(-size // room)}x…"
+            refuse(engine, f"a server of {size} GPUs does not fill whole hosts of {room}", hint)
+        span = size // room
+        return tuple(
+            Server(tuple(f"host-{number}" for number in range(first * span, (first + 1) * span)), port=port)
+            for first in range(num_servers)
+        )
+    if room % size:
+        refuse(engine, f"servers of {size} GPUs do not divide hosts of {room}")
+    each = room // size
+    return tuple(
+        Server(
+            (f"host-{number // each}",),
+            tuple(range(number % each * size, (number % each + 1) * size)),
+            port + number % each,
+        )
+        for number in range(num_servers)
+    )
+
+
+def dp_note(wanted: Wanted) -> tuple[str, ...]:
+    """How independent copies share the work."""
+    if wanted.plan.layout.dp == 1:
+        return ()
+    return (f"dp{wanted.plan.layout.dp} is that many servers of their own: put a load balancer in front of them",)
+
+
+def heading(table: FlagTable, wanted: Wanted, notes: tuple[str, ...]) -> list[str]:
+    """Comments that say which plan this is, whose flags these are, and what the engine does otherwise."""
+    plan, asked = wanted.plan, wanted.plan.deployment
+    lines = (
+        f"{plan.model}: {plan.layout} on {wanted.cluster.text}, {asked.context} tokens, batch {asked.batch}, "
+        f"planned as engine {asked.engine}",
+        f"{table.engine} {table.version}, checked against {table.source}",
+        *(f"note: {note}" for note in notes),
+    )
+    return [f"# {' '.join(line.split())}" for line in lines]  # a name with a line break must not become a command
+
+
+def to_shell(emission: Emission, wanted: Wanted) -> str:
+    """A shell script: comments with the plan and the notes, the files, then each node's command."""
+    lines = heading(emission.table, wanted, emission.notes)
+    for name, text in emission.files:
+        lines += [f"cat > {shlex.quote(name)} <<'EOF'", text.rstrip("\n"), "EOF"]
+    for command in emission.commands:
+        lines += ["", f"# on {command.host}", written(command)]
+    return "\n".join(lines) + "\n"
+
+
+def written(command: Command) -> str:
+    """A command as a shell reads it, each flag with its value on a line of its own."""
+    rows: list[list[str]] = [[f"{name}={shlex.quote(value)}" for name, value in command.env]]
+    for argument in command.argv:
+        if argument.startswith("--"):
+            rows.append([])
+        rows[-1].append(shlex.quote(argument))
+    return " \\\n    ".join(" ".join(row) for row in rows)

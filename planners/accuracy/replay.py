@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.layers.declaration import Work
-from l4spec.sharding.layout import Layout
 from planners.accuracy.rows import Row
 from planners.accuracy.settings import ServingCase, graph_of, machine_of, model_of, serving_case
 from planners.accuracy.training import predict_training
@@ -21,6 +20,7 @@ from planners.search import max_batch
 from planners.weights import scheme_of
 
 DEFAULT_PREFILL_CHUNK = 8192
+THROUGHPUT = ("output_throughput_total", "output_throughput_per_gpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,11 @@ def _predict_serving(row: Row) -> Prediction:
     model = step_model(case)
     if model.unknown or model.efficiency is None:
         return Prediction(row, reason=model.unknown or f"no factors are fitted for {case.engine}")
-    if row.family == "THR":
-        return _predict_throughput(row, case, model)
+    driven = case.concurrency is not None or case.rate is not None
+    if row.metric in THROUGHPUT:
+        return _predict_throughput(row, case, model, driven=driven)
+    if not driven:
+        return Prediction(row, reason="neither clients nor a request rate are published in the row")
     served = served_by(case, model)
     seconds = {
         "tpot_mean": served.tpot,
@@ -105,16 +108,16 @@ def served_by(case: ServingCase, model: StepModel) -> Served:
     return serve(model, Load(case.prompt, case.output, case.concurrency, capacity, case.waves))
 
 
-def _predict_throughput(row: Row, case: ServingCase, model: StepModel) -> Prediction:
+def _predict_throughput(row: Row, case: ServingCase, model: StepModel, *, driven: bool) -> Prediction:
+    """Output tokens per second: of the row's clients or rate, or the most that an offline benchmark finds."""
     capacity = float(capacity_of(case))
     if capacity < 1:
         return Prediction(row, reason="no sequence of this length fits, by the planner's memory terms")
-    best = most_throughput(model, Load(case.prompt, case.output, capacity, capacity, server=False))
-    replicas = case.layout.ep  # attention data parallelism: every rank serves sequences of its own
-    total = best.requests_per_second * case.output * replicas
-    gpus = row.number("n_gpus") or 1
-    per_gpu = row.unit.endswith("/GPU")
-    return Prediction(row, total / gpus if per_gpu else total * gpus / case.layout.num_devices)
+    offline = Load(case.prompt, case.output, capacity, capacity, server=False)
+    found = served_by(case, model) if driven else most_throughput(model, offline)
+    batches = case.layout.ep * case.layout.pp  # each rank of attention serves its own, each stage another micro-batch
+    per_gpu = found.requests_per_second * case.output * batches / case.layout.num_devices
+    return Prediction(row, per_gpu if row.unit.endswith("/GPU") else per_gpu * (row.number("n_gpus") or 1))
 
 
 def step_model(case: ServingCase, efficiency: ServingEfficiency | None = None) -> StepModel:
@@ -131,7 +134,7 @@ def step_model(case: ServingCase, efficiency: ServingEfficiency | None = None) -
 
 @lru_cache(maxsize=4096)
 def capacity_of(case: ServingCase) -> int:
-    """Sequences of the whole mean length that one replica's cache holds at once, by the planner's memory terms."""
+    """Sequences of the mean length that one rank's cache holds a micro-batch, by the planner's memory terms."""
     setting = Setting(
         graph=graph_of(case.model),
         scheme=scheme_of(quantization(case.quantization)),
@@ -142,5 +145,5 @@ def capacity_of(case: ServingCase) -> int:
         prefill_chunk=DEFAULT_PREFILL_CHUNK,
     )
     kept = case.prompt + (case.output if case.engine == "tensorrt-llm" else case.output / 2)
-    layout = Layout(tp=case.layout.tp, ep=case.layout.ep)
-    return max_batch(place(setting, layout), round(kept)) // layout.ep
+    layout = case.layout
+    return max_batch(place(setting, layout), round(kept)) // (layout.ep * layout.pp)

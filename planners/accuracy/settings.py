@@ -7,16 +7,20 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import illegal_reason
 from l4spec.spec.document import load_document
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
 from planners.accuracy.rows import Row
-from planners.catalog import hardware
+from planners.catalog import hardware, quantization
 from planners.catalog.base import Sourced
 from planners.latency.machine import Machine
+from planners.sharding import stages
+from planners.weights import scheme_of
 
 _MODELS = (
     (r"Llama-4-Maverick", "maverick"),
@@ -69,7 +73,10 @@ WAVES = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ServingCase:
-    """A serving row: lengths are means, `concurrency` or `rate` (requests per second) drives one replica."""
+    """A serving row: lengths are means, `concurrency` or `rate` (requests per second) drives one replica.
+
+    The layout is that of one of `replicas` equal servers; a pipeline runs as many micro-batches as it has stages.
+    """
 
     model: str
     hardware: str
@@ -82,6 +89,7 @@ class ServingCase:
     concurrency: float | None
     rate: float | None
     waves: float | None
+    replicas: int = 1
 
 
 def matched(table: tuple[tuple[str, str], ...], text: str) -> str | None:
@@ -130,9 +138,13 @@ def serving_case(row: Row) -> ServingCase | str:
         return "lengths are not published in the row"
     if model is None or hardware is None or engine is None:
         return "model, hardware or engine is not in the catalogue"
+    if not row.precision_weights.strip():
+        return "the number format of weights is not published in the row"
     benchmarked = "aiconfigurator" in row.source and "_instruct_" not in row.source
     mean = RANGE_RATIO_MEAN if benchmarked else 1.0
-    layout = _serving_layout(row)
+    layout, replicas = _serving_layout(row), _replicas(row)
+    if reason := _not_planned(model, layout, _quantization(row)):
+        return reason
     clients = row.noted(r"silicon_concurrency=(\d+)", row.number("batch_or_concurrency") or 0)
     rate = re.match(r"([0-9.]+) req/s", row.batch_or_concurrency)
     return ServingCase(
@@ -144,10 +156,23 @@ def serving_case(row: Row) -> ServingCase | str:
         layout=layout,
         prompt=prompt * mean,
         output=output * mean,
-        concurrency=clients / (layout.ep * layout.dp) if clients else None,
-        rate=float(rate[1]) if rate else None,
+        concurrency=clients / (layout.ep * layout.pp * replicas) if clients else None,
+        rate=float(rate[1]) / (layout.ep * layout.pp * replicas) if rate else None,
         waves=WAVES if benchmarked else None,
+        replicas=replicas,
     )
+
+
+def _not_planned(model: str, layout: Layout, scheme: str) -> str | None:
+    """Why the planner refuses the row's format or layout; published rows may hold any."""
+    try:
+        table = scheme_of(quantization(scheme))
+        reason = illegal_reason(graph_of(model), layout)
+        if reason is None:
+            stages(graph_of(model), table, layout.tp, layout.ep, layout.pp)
+    except UserError as error:
+        return str(error.problems[0])
+    return reason
 
 
 def _serving_layout(row: Row) -> Layout:
@@ -159,11 +184,18 @@ def _serving_layout(row: Row) -> Layout:
     tp, ep = row.number("tp") or 1, row.number("ep") or 1
     if tp == 64 and ep == 8:
         return Layout(tp=8)
-    return Layout(tp=tp, ep=ep if tp == 1 else 1)
+    return Layout(tp=tp, ep=ep if tp == 1 else 1, pp=row.number("pp") or 1)
+
+
+def _replicas(row: Row) -> int:
+    """Servers beside each other, where dp is that: with experts over ep it counts the ranks of attention instead."""
+    gpus, tp, pp, dp = (row.number(name) or 1 for name in ("n_gpus", "tp", "pp", "dp"))
+    return dp if (row.number("ep") or 1) == 1 and tp * pp * dp == gpus else 1
 
 
 def _quantization(row: Row) -> str:
-    return "fp8" if row.precision_weights.startswith("fp8") else row.precision_weights.split()[0]
+    written = row.precision_weights.lower()
+    return "fp8" if written.startswith("fp8") else written.split()[0]
 
 
 def _kv_dtype(row: Row, model: str) -> str:
@@ -176,4 +208,4 @@ def _kv_dtype(row: Row, model: str) -> str:
         return "bf16"
     if row.precision_kv in ("bf16", "fp8"):
         return row.precision_kv
-    return "fp8" if row.precision_weights.startswith("fp8") else "bf16"
+    return "fp8" if _quantization(row) == "fp8" else "bf16"

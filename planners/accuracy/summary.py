@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from planners.accuracy.replay import Prediction
+from planners.accuracy.replay import THROUGHPUT, Prediction
 from planners.fitting.spread import errors_of
 
 _METRICS = {
@@ -45,7 +45,10 @@ class Group:
 
 def quantity_of(prediction: Prediction) -> str:
     """What a row measures, in words; its metric where there are none."""
-    return _METRICS.get(prediction.row.metric, prediction.row.metric)
+    row = prediction.row
+    if row.metric in THROUGHPUT and row.family == "SRV":
+        return "throughput"
+    return _METRICS.get(row.metric, row.metric)
 
 
 def summarise(predictions: Iterable[Prediction], *, by_model: bool = True) -> tuple[Group, ...]:

@@ -14,24 +14,31 @@ its stream; each row is the sum over all micro-batches.
 - pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole.
 - dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp.
   0: an all-reduce of gradients a step. 1: a reduce-scatter of gradients and an all-gather of bf16 weights a step.
-  2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward.
-  Gradients are sent in the format in which they are kept.
+  2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward;
+  once for what stands outside the blocks (embedding, last norm, head, vision), which is kept in between as FSDP2 keeps
+  its root. Gradients are sent in the format in which they are kept.
+- tp, behind the backward pass: what its ranks hold whole inside a layer that they cut (a router, norms of queries) has
+  a part of its gradient on each; once a step an all-reduce adds them up, of shards where ZeRO 2 or 3 has made such. KV
+  heads that neighbours hold together are added up among these.
 
 Left out: padding of uneven shards, image tiles, the norm of gradients.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.declaration import Dim, Parameter
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import MESH_AXIS, shard_shape
 from planners.activations import ACTIVATION_BYTES
 from planners.communication import inter_host_bytes, ring_bytes
 from planners.plan_types import CollectiveTraffic, TrainTraffic
 from planners.sharding import Stage
 from planners.tiers import Axis, span_of
-from planners.training import WEIGHT_BYTES, TrainSetting, params_on_device
+from planners.training import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
 
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
 """Maximum, sum and the target's logit of a token, in fp32, when the vocabulary is divided."""
@@ -46,6 +53,8 @@ class _Call:
     what: str
     calls: int
     payload: int
+    neighbours: int | None = None
+    """Ranks of a group that is only a part of the axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,9 @@ def stage_traffic(
 
 
 def _row(call: _Call, layout: Layout, host_size: int | None) -> CollectiveTraffic:
-    ranks, _ = span_of(layout, call.axis)
+    ranks = call.neighbours or span_of(layout, call.axis)[0]
+    if call.neighbours is not None:
+        layout = Layout(tp=ranks, dp=layout.num_devices // ranks)
     sent = ring_bytes(call.collective, call.payload, ranks)
     outside = None if host_size is None else inter_host_bytes(layout, call.axis, call.collective, sent, host_size)
     return CollectiveTraffic(
@@ -121,9 +132,41 @@ def _tensor(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, 
         passes.append(("recomputed", layers))
     for name, count in passes:
         yield _Call("tp", "all-reduce", f"activations, {name}", count * micro, count * stream)
+    yield from _partial_gradients(graph, train, layout, stage)
     if stage.last:
         payload = LOSS_NUMBERS * LOSS_BYTES * load.tokens
         yield _Call("tp", "all-reduce", "loss over the divided vocabulary", LOSS_NUMBERS * micro, payload)
+
+
+def _partial_gradients(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage) -> Iterator[_Call]:
+    """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
+    whole = repeated = 0
+    repeats = 1
+    for node in _blocks(graph, stage):
+        if not any(_over_tp(dim) for parameter in node.declaration.parameters for dim in parameter.dims):
+            continue
+        for parameter in node.declaration.parameters:
+            held = _gradients_held(node, parameter, train, layout)
+            cut = [dim for dim in parameter.dims if _over_tp(dim)]
+            shared = next((dim for dim in cut if dim.axis == "kv_heads" and layout.tp > dim.units), None)
+            if not cut and not parameter.buffer:
+                whole += held
+            elif shared is not None:
+                repeated, repeats = repeated + held, layout.tp // shared.units
+    size = train.gradient_bytes
+    yield _Call("tp", "all-reduce", "gradients of what is held whole", 1, whole * size)
+    yield _Call("tp", "all-reduce", "gradients of repeated KV heads", 1, repeated * size, repeats)
+
+
+def _over_tp(dim: Dim) -> bool:
+    return MESH_AXIS.get(dim.axis) == "tp"
+
+
+def _gradients_held(node: LayerNode, parameter: Parameter, train: TrainSetting, layout: Layout) -> int:
+    """Elements of a tensor's gradient on the first of the ranks that share it, along its first dim (FSDP2)."""
+    first, *rest = shard_shape(node, parameter, layout)
+    ranks = (layout.dp if parameter.role == "expert" else layout.dp * layout.ep) if train.zero_stage >= 2 else 1
+    return -(-first // ranks) * prod(rest)
 
 
 def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
@@ -146,18 +189,23 @@ def _pipeline(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> It
 
 def _data(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
     dense, experts = params_on_device(graph, layout, stage)
-    shares: tuple[tuple[Axis, str, int], ...] = (("dp_ep", "weights but experts", dense), ("dp", "experts", experts))
-    for axis, what, number in shares:
+    ends = ends_on_device(graph, layout, stage)
+    shares: tuple[tuple[Axis, str, int, int], ...] = (
+        ("dp_ep", "dense weights of blocks", dense - ends, 2),
+        ("dp_ep", "weights outside blocks", ends, 1),
+        ("dp", "experts", experts, 2),
+    )
+    for axis, what, number, gathers in shares:
         if span_of(layout, axis)[0] > 1:
-            yield from _synchronised(train, load, axis, what, number)
+            yield from _synchronised(train, load, axis, what, (number, gathers))
 
 
-def _synchronised(train: TrainSetting, load: Load, axis: Axis, what: str, number: int) -> Iterator[_Call]:
-    """Gradients and weights of `number` parameters on a device, by ZeRO stage."""
-    zero, gradients, weights = train.zero_stage, number * train.gradient_bytes, number * WEIGHT_BYTES
+def _synchronised(train: TrainSetting, load: Load, axis: Axis, what: str, share: tuple[int, int]) -> Iterator[_Call]:
+    """Of a share (parameters on a device, gathers a micro-batch with ZeRO 3) the gradients and weights, by stage."""
+    zero, (number, gathers) = train.zero_stage, share
     times = load.micro_batches if zero >= 2 else 1
     collective = "all-reduce" if zero == 0 else "reduce-scatter"
-    yield _Call(axis, collective, f"gradients of {what}", times, times * gradients)
+    yield _Call(axis, collective, f"gradients of {what}", times, times * number * train.gradient_bytes)
     if zero:
-        gathers = 2 * load.micro_batches if zero == 3 else 1
-        yield _Call(axis, "all-gather", what, gathers, gathers * weights)
+        calls = gathers * load.micro_batches if zero == 3 else 1
+        yield _Call(axis, "all-gather", what, calls, calls * number * WEIGHT_BYTES)

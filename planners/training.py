@@ -6,7 +6,7 @@ too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weight
 dp * ep.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
@@ -104,6 +104,12 @@ def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[i
     if stage.last:
         parts += [held.behind, held.tied] if layout.pp > 1 else [held.behind]
     return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
+
+
+def ends_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> int:
+    """Of a stage's dense parameters those outside blocks: what stands before the first one, and behind the last."""
+    blocks = params_on_device(graph, layout, replace(stage, first=False, last=False))
+    return params_on_device(graph, layout, stage)[0] - blocks[0]
 
 
 @lru_cache(maxsize=512)

@@ -94,16 +94,40 @@ def test_gradients_and_weights_go_by_zero_stage(zero: int, times: int, collectiv
     """Scout at ep 2, dp 2: four micro-batches a rank; a device holds half the experts and all other weights."""
     params = plan(graph("scout")).params
     experts = params.by_part["routed_experts"]
-    held = {("dp_ep", "weights but experts"): (params.total - experts, 4), ("dp", "experts"): (experts // 2, 2)}
+    blocks = 48 * (62_914_560 + 125_829_120 + 81_920 + 10_240)
+    held = {
+        ("dp_ep", "dense weights of blocks"): (blocks, 4, gathers),
+        ("dp_ep", "weights outside blocks"): (params.total - experts - blocks, 4, 4 if zero == 3 else gathers),
+        ("dp", "experts"): (experts // 2, 2, gathers),
+    }
     rows = sent(Layout(ep=2, dp=2), replace(FULL, zero_stage=zero), batch=16)
-    for (axis, what), (number, ranks) in held.items():
+    for (axis, what), (number, ranks, num_gathers) in held.items():
         row = rows[axis, f"gradients of {what}"]
         assert (row.collective, row.calls, row.ranks) == (collective, times, ranks)
         assert row.payload_bytes == times * number * 4
         factor = 2 if zero == 0 else 1
         assert row.ring_bytes == factor * row.payload_bytes * (ranks - 1) // ranks
         gathered = rows.get((axis, what))
-        assert (gathered.payload_bytes if gathered else 0) == gathers * number * 2
+        assert (gathered.payload_bytes if gathered else 0) == num_gathers * number * 2
+
+
+def test_ranks_add_up_the_gradients_of_what_they_hold_whole_inside_a_layer() -> None:
+    """Routers of 48 layers, 16 x 5,120 each; with ZeRO 3 the shards of four ranks, and no row for dense layers."""
+    whole = sent(Layout(tp=2, dp=4))["tp", "gradients of what is held whole"]
+    assert (whole.payload_bytes, whole.calls) == (48 * 81_920 * 4, 1)
+    shards = sent(Layout(tp=2, dp=4), replace(FULL, zero_stage=3))["tp", "gradients of what is held whole"]
+    assert shards.payload_bytes == whole.payload_bytes // 4
+    assert ("tp", "gradients of what is held whole") not in sent(Layout(tp=2), name="llama-3.1-8b")
+
+
+def test_neighbours_add_up_the_gradients_of_a_kv_head_that_they_repeat() -> None:
+    """Llama 3.1 70B has 64 heads over 8 KV heads: at tp 32 four ranks hold each, keys and values of 128 x 8,192."""
+    row = sent(Layout(tp=32), name="llama-3.1-70b")["tp", "gradients of repeated KV heads"]
+    assert row.payload_bytes == 80 * 2 * 128 * 8192 * 4
+    assert row.ranks == 4
+    assert row.ring_bytes == 2 * row.payload_bytes * 3 // 4
+    assert row.inter_host_bytes == 0, "four neighbours share a host"
+    assert ("tp", "gradients of repeated KV heads") not in sent(Layout(tp=8), name="llama-3.1-70b")
 
 
 def test_tiers_add_up_to_what_is_sent() -> None:

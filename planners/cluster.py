@@ -3,9 +3,10 @@
 import re
 from dataclasses import dataclass, field, replace
 
+from l4spec.catalog.shelf import find_beside, looks_like_path
 from l4spec.errors import UserError
 from planners.catalog import Hardware, hardware
-from planners.catalog.loader import find_beside, find_shipped, looks_like_path, unknown
+from planners.catalog.loader import find_shipped, unknown
 
 MAX_GPUS = 1_000_000
 _EXAMPLES = "write it like 8xH100, or 2x8xH100 for two hosts of eight"

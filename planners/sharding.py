@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from functools import lru_cache, reduce
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import shard_shape, split_layers, stands_behind
-from planners.quantization import StoredSize
 from planners.weights import Scheme, stored_size
 
 

@@ -6,10 +6,10 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Parameter, Work
+from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw
 from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
 from planners.catalog import engine, hardware, quantization
-from planners.catalog.quantization import BlockLaw, PlainLaw, ScaledLaw
 from planners.cost_sheet import CostRow, Workload, cost
 from planners.kv_cache import cache_dtype_bytes
 from planners.plan_types import Plan

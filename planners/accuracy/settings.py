@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from l4spec.catalog.entry import Sourced
 from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
@@ -17,7 +18,6 @@ from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
 from planners.accuracy.rows import Row
 from planners.catalog import hardware, quantization
-from planners.catalog.base import Sourced
 from planners.latency.machine import Machine
 from planners.sharding import stages
 from planners.weights import scheme_of

@@ -7,11 +7,11 @@
 A path to a YAML file works wherever a name does. Shipped entries are read when first asked for, and once.
 """
 
-from planners.catalog.base import Entry, Sourced
+from l4spec.catalog.entry import Entry, Sourced
+from l4spec.quantization.scheme import Law, Quantization, Target, scheme_named
 from planners.catalog.engines import Engine
 from planners.catalog.hardware import Capacity, Hardware
 from planners.catalog.loader import Folder, known_names, load, shipped_names
-from planners.catalog.quantization import Law, Quantization, Target
 
 __all__ = [
     "Capacity",
@@ -38,7 +38,7 @@ def hardware(name: str) -> Hardware:
 
 def quantization(name: str) -> Quantization:
     """The quantization scheme called `name`, or described by the YAML file at this path. Raises UserError."""
-    return load("quantization", Quantization, name)
+    return scheme_named(name)
 
 
 def engine(name: str) -> Engine:

@@ -4,10 +4,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
+from l4spec.catalog.entry import Entry, Source, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.units import Bytes
-from planners.catalog.base import Entry, Source, Sourced
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]

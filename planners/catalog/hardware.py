@@ -5,10 +5,10 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from l4spec.catalog.entry import Entry, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
 from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
-from planners.catalog.base import Entry, Sourced
 
 PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
 

@@ -11,10 +11,10 @@ from math import prod
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, Matmul, Work
 from l4spec.layers.moe.spec import MoESpec
+from l4spec.quantization.scheme import PlainLaw
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from planners.activations import ACTIVATION_BYTES
-from planners.catalog.quantization import PlainLaw
 from planners.kv_cache import bytes_per_token
 from planners.latency.coverage import coverage_of_histogram, expected_coverage
 from planners.weights import Scheme, stored_size, target_of

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from l4spec.catalog.entry import Entry, Source
 from l4spec.errors import UserError
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.units import Seconds
-from planners.catalog.base import Entry, Source
 from planners.catalog.loader import find_shipped, load
 
 Share = Annotated[float, Field(gt=0, le=1.5)]

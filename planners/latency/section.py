@@ -1,7 +1,7 @@
 """The `latency` section of a plan: what its layout takes, bound and estimate, for serving or for training."""
 
+from l4spec.catalog.entry import Entry
 from l4spec.sharding.layout import Layout
-from planners.catalog.base import Entry
 from planners.cluster import Cluster
 from planners.latency.demand import Step
 from planners.latency.machine import Machine

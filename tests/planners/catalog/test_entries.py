@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from l4spec.catalog.shelf import normal
 from l4spec.errors import UserError
 from planners import catalog
 from planners.catalog import Engine, Entry, Hardware, Quantization, Sourced, engine, hardware, loader, quantization
@@ -16,12 +17,11 @@ from planners.catalog.engines import Measurement
 from planners.catalog.loader import Folder
 
 FOLDERS: dict[Folder, Any] = {"hardware": hardware, "quantization": quantization, "engines": engine}
-ROOT = Path(loader.__file__).parent
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.yaml"))
+FILES = sorted(path for folder in FOLDERS for path in loader.SHELVES[folder].path.glob("*.yaml"))
 
 
 def _folder(path: Path) -> Folder:
-    return next(folder for folder in FOLDERS if folder == path.parent.name)
+    return next(folder for folder in FOLDERS if loader.SHELVES[folder].path == path.parent)
 
 
 def _inside(value: object) -> Iterator[object]:
@@ -53,13 +53,13 @@ def test_every_file_loads_under_its_own_name_and_is_found_by_each_alias(path: Pa
     for alias in found.aliases:
         assert load(alias) is found
         assert load(f" {alias.upper().replace('-', '_')} ") is found
-        assert loader.normal(alias) == alias, "an alias in another spelling can never be found"
-    assert set(loader._aliases(_folder(path)).values()) <= set(catalog.shipped_names(_folder(path)))
+        assert normal(alias) == alias, "an alias in another spelling can never be found"
+    assert set(loader.SHELVES[_folder(path)].aliases.values()) <= set(catalog.shipped_names(_folder(path)))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_two_entries_share_a_name(folder: Folder) -> None:
-    claimed = [name for path in (ROOT / folder).glob("*.yaml") for name in _names(folder, path.stem)]
+    claimed = [name for path in loader.SHELVES[folder].path.glob("*.yaml") for name in _names(folder, path.stem)]
     assert len(claimed) == len(set(claimed))
     assert set(claimed) == set(catalog.known_names(folder))
 

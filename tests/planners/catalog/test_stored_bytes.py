@@ -8,9 +8,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from l4spec.layers.declaration import Part, Role
+from l4spec.quantization.packing import Refusal, StoredSize, stored_bytes
+from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
 from planners.catalog import Target, quantization, shipped_names
-from planners.catalog.quantization import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
-from planners.quantization import Refusal, StoredSize, stored_bytes
 
 ALL = shipped_names("quantization")
 BF16 = PlainLaw(kind="plain", dtype="bf16")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from planners.catalog.quantization import BYTES_PER_ELEMENT, BlockLaw, PlainLaw, ScaledLaw
+from l4spec.quantization.scheme import BYTES_PER_ELEMENT, BlockLaw, PlainLaw, ScaledLaw
 
 
 @dataclass(frozen=True, slots=True)

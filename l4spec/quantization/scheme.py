@@ -1,19 +1,25 @@
 """A quantization scheme as a rule table: which tensors are stored by which packing law."""
 
+import re
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field
 
+from l4spec.catalog.entry import Entry, Source
+from l4spec.catalog.shelf import Shelf, find_beside, looks_like_path
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.layers.declaration import Part, Role
-from planners.catalog.base import Entry, Source
 
 ScaleDType = Literal["fp32", "bf16", "fp16", "fp8", "e8m0"]
 PlainDType = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 ComputeDType = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp4"]
 BYTES_PER_ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "e8m0": 1}
 """Storage of one element of a type of whole bytes."""
+
+_REGROUPED = re.compile(r"(.+)-g([1-9][0-9]{0,5})")
 
 T = TypeVar("T")
 Many: TypeAlias = Annotated[tuple[T, ...], AsTuple]
@@ -43,6 +49,8 @@ class ScaledLaw(Spec):
     matrix_scale_dtype: ScaleDType | None = None
     """Type of a second scale, one per matrix (per expert in a stack of experts)."""
     word_bits: Literal[8, 16, 32] = 8
+    values: Literal["int", "e4m3", "e2m1"] = "int"
+    """What the bits are: whole numbers, or floats of so many exponent and mantissa bits (fp8, fp4)."""
 
 
 class BlockLaw(Spec):
@@ -134,3 +142,45 @@ class Quantization(Entry):
     def law_for(self, target: Target) -> PlainLaw | ScaledLaw | BlockLaw:
         """How `target` is stored."""
         return next((rule.law for rule in self.rules if rule.fits(target)), self.default)
+
+    @property
+    def group_sizes(self) -> frozenset[int]:
+        """The sizes of its groups along the input dim; empty where it has none."""
+        laws = (self.default, *(rule.law for rule in self.rules))
+        return frozenset(law.group for law in laws if isinstance(law, ScaledLaw) and isinstance(law.group, int))
+
+
+SCHEMES = Shelf(Path(__file__).parent / "schemes", "quantization scheme")
+
+
+def scheme_named(text: str) -> Quantization:
+    """The scheme called `text`, or described by the YAML file at this path; `NAME-g32` is NAME with groups of 32.
+
+    Raises UserError for an unknown name, and for other groups of a scheme that has none along the input dim.
+    """
+    match = _REGROUPED.fullmatch(text.strip())
+    if match is None or looks_like_path(text) or SCHEMES.find(text) or find_beside(text):
+        return SCHEMES.load(Quantization, text)
+    base = scheme_named(match[1]) if SCHEMES.find(match[1]) or find_beside(match[1]) else None
+    if base is None or not base.group_sizes:
+        raise SCHEMES.unknown(text)
+    return regrouped(base, int(match[2]))
+
+
+@lru_cache(maxsize=64)
+def regrouped(scheme: Quantization, size: int) -> Quantization:
+    """The same scheme with groups of `size` where it has groups along the input dim."""
+
+    def other(law: PlainLaw | ScaledLaw | BlockLaw) -> PlainLaw | ScaledLaw | BlockLaw:
+        grouped = isinstance(law, ScaledLaw) and isinstance(law.group, int)
+        return law.model_copy(update={"group": size}) if grouped else law
+
+    return scheme.model_copy(
+        update={
+            "name": f"{scheme.name}-g{size}",
+            "aliases": (),
+            "description": f"{scheme.description}; in groups of {size}",
+            "default": other(scheme.default),
+            "rules": tuple(rule.model_copy(update={"law": other(rule.law)}) for rule in scheme.rules),
+        }
+    )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
     from l4spec.runtime.parallel.distribute import distribute
+    from l4spec.runtime.quantize.apply import quantize
     from l4spec.sharding.layout import Layout
     from l4spec.spec.model import ModelSpec
 
@@ -38,6 +39,7 @@ __all__ = [
     "load_checkpoint",
     "measure",
     "open_model",
+    "quantize",
     "save_checkpoint",
 ]
 _PLACES = {
@@ -49,6 +51,7 @@ _PLACES = {
     "load_checkpoint": "l4spec.runtime.checkpoints",
     "open_model": "l4spec.runtime.checkpoints",
     "measure": "l4spec.report.run_measure",
+    "quantize": "l4spec.runtime.quantize.apply",
     "save_checkpoint": "l4spec.runtime.checkpoints",
 }
 

@@ -1,6 +1,7 @@
 """`l4spec build`: a spec as a PyTorch module, checked against the plan, and a miniature of it run."""
 
 import time
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,9 @@ from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from l4spec.quantization.scheme import Quantization
     from l4spec.report.built import Built
+    from l4spec.runtime.checkpoints import SavedCheckpoint
     from l4spec.runtime.model import Model
     from l4spec.spec.model import ModelSpec
 
@@ -39,6 +42,15 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="DEVICE", help="Run on cpu, cuda or cuda:N; meta allocates nothing."),
 ]
 DtypeOption = Annotated[Dtype | None, typer.Option("--dtype", help="Weights in this format.  [default: the spec's]")]
+PackingOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        "-q",
+        metavar="SCHEME",
+        help="Pack the weights: `l4spec ls quantization`, or NAME-g32 for other groups.  [default: none]",
+    ),
+]
 MAX_SEED = 2**63 - 1
 """Torch's generators take no larger one."""
 SeedOption = Annotated[
@@ -61,6 +73,7 @@ def build_command(
     layers: LayersOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: PackingOption = None,
     seed: SeedOption = 0,
     out: FolderOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
@@ -69,7 +82,8 @@ def build_command(
     """Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.
 
     Without more, nothing is allocated, however large the model. With --scale, --layers, --device or --out it is filled
-    with random weights and run: forward, loss, a few tokens, with time and memory.
+    with random weights and run: forward, loss, a few tokens, with time and memory. With --quantization the weights are
+    packed as the scheme says, and their bytes held against the plan's; with --scale its groups shrink as the widths do.
     """
     import l4spec
     from l4spec.runtime.devices import checked_device
@@ -81,54 +95,94 @@ def build_command(
     place = checked_device(device or ("meta" if (scale, layers, out) == (None, None, None) else "cpu"))
     if out is not None:
         _require_new_folder(out, place)
-    if out is not None:
-        from l4spec.runtime.checkpoints.save import require_new_folder
+    table, chosen = _formats(wanted, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
+    if out is not None and table is not None:
+        from l4spec.runtime.quantize.export import require_exportable
 
-        require_new_folder(out)  # before the model is built and run
-    built, model = _built(wanted, place, dtype.value if dtype else None, seed, show_progress)
+        require_exportable(l4spec.compile(wanted), table)
+    built, model = _built(wanted, table, place, chosen, seed, show_progress)
     if out is not None:
         from l4spec.runtime.checkpoints import save_checkpoint
 
         with progress("writing", show_progress) as report:
             saved = save_checkpoint(model, out, report=report)
-        complain(f"wrote {saved.num_tensors} tensors to {out} in the layout {saved.layout}")
+        complain(_written(saved))
     show(_text(built, format))
     if not built.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+def _formats(
+    spec: "ModelSpec", quantization: str | None, dtype: str | None, *, is_miniature: bool
+) -> tuple["Quantization | None", str]:
+    """The scheme that packs the weights, if any, and the number format of the rest."""
+    import l4spec
+    from l4spec.report.run_measure import number_format_of, scheme_for
+
+    graph = l4spec.compile(spec)
+    table = None if quantization is None else scheme_for(graph, quantization, is_miniature=is_miniature)
+    return table, number_format_of(graph, dtype, table)
+
+
+def _written(saved: "SavedCheckpoint") -> str:
+    text = f"wrote {saved.num_tensors} tensors to {saved.directory} in the layout {saved.layout}"
+    if not saved.shape_bytes:
+        return text
+    return f"{text}: {saved.num_bytes - saved.shape_bytes:,} B of weights, {saved.shape_bytes:,} B of their shapes"
 
 
 def _require_new_folder(out: Path, device: str) -> None:
     """Said before minutes of work whose result could not be written."""
     if device == "meta":
         raise UserError([Problem("needs weights, which a model on meta has not", path="--out")])
-    from l4spec.runtime.checkpoints.save import require_new_folder
+    from l4spec.runtime.checkpoints.write import require_new_folder
 
     require_new_folder(out)
 
 
 def _built(
-    spec: "ModelSpec", device: str, dtype: str | None, seed: int, show_progress: bool | None
+    spec: "ModelSpec", table: "Quantization | None", device: str, dtype: str, seed: int, show_progress: bool | None
 ) -> tuple["Built", "Model"]:
     import l4spec
-    from l4spec.report.built import Built, planned_parts
+    from l4spec.report.built import Built, planned_bytes, planned_parts
     from l4spec.runtime.contents import contents_of
 
-    graph, chosen = l4spec.compile(spec), dtype or spec.text.dtype
+    graph, start = l4spec.compile(spec), time.perf_counter()
+    model = _filled(spec, table, device, dtype, seed, show_progress)
+    seconds = time.perf_counter() - start
+    built = Built(
+        graph.name,
+        contents_of(model),
+        planned_parts(graph),
+        planned_bytes(graph, table, dtype),
+        table.name if table else None,
+    )
     if device == "meta":
-        model = l4spec.build(graph, device, chosen)
-        return Built(graph.name, contents_of(model), planned_parts(graph)), model
+        return built, model
+    from l4spec.runtime.trial import run_trial
+
+    return replace(built, device=device, dtype=dtype, build_seconds=seconds, trial=run_trial(model, seed)), model
+
+
+def _filled(
+    spec: "ModelSpec", table: "Quantization | None", device: str, dtype: str, seed: int, show_progress: bool | None
+) -> "Model":
+    """The model with random weights, packed layer by layer where a scheme is given; empty on meta."""
+    import l4spec
     from l4spec.runtime.initialize import initialize
     from l4spec.runtime.memory_check import require_memory
-    from l4spec.runtime.trial import run_trial, trial_bytes
+    from l4spec.runtime.quantize.build import build_quantized
+    from l4spec.runtime.trial import trial_bytes
 
-    require_memory(spec, graph, device, chosen, trial_bytes(graph))
-    start = time.perf_counter()
-    model = l4spec.build(graph, device, chosen, seed=None)
-    with progress("filling with random weights", show_progress) as report:
-        initialize(model, graph, seed, report=report)
-    seconds = time.perf_counter() - start
-    trial = run_trial(model, seed)
-    return Built(graph.name, contents_of(model), planned_parts(graph), device, chosen, seconds, trial), model
+    graph = l4spec.compile(spec)
+    require_memory(spec, graph, device, dtype, trial_bytes(graph), table)
+    with progress("filling with random weights", show_progress and device != "meta") as report:
+        if table is not None:
+            return build_quantized(graph, table, device, seed=seed, report=report)
+        model = l4spec.build(graph, device, dtype, seed=None)
+        if device != "meta":
+            initialize(model, graph, seed, report=report)
+    return model
 
 
 def _text(built: "Built", style: o.Format) -> str:

@@ -7,7 +7,15 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
-from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ProgressOption, ScaleOption, SeedOption
+from l4spec.cli.build import (
+    DeviceOption,
+    DtypeOption,
+    LayersOption,
+    PackingOption,
+    ProgressOption,
+    ScaleOption,
+    SeedOption,
+)
 from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
 
@@ -34,6 +42,7 @@ def measure_command(
     layers: LayersOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    quantization: PackingOption = None,
     prefill: PrefillOption = 256,
     decode: DecodeOption = 8,
     batch: o.BatchOption = 1,
@@ -61,6 +70,7 @@ def measure_command(
             num_layers=layers,
             device=_computing_device(device),
             dtype=dtype.value if dtype else None,
+            quantization=quantization,
             prefill=prefill,
             decode=decode,
             batch=batch,

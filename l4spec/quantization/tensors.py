@@ -66,14 +66,15 @@ class StoredTensors:
 @lru_cache(maxsize=512)
 def stored_tensors(graph: LayerGraph, scheme: Scheme) -> tuple[StoredTensors, ...]:
     """Every tensor that the model holds, buffers included and tied ones once. Raises UserError naming each refusal."""
-    found, problems = [], []
+    found: list[StoredTensors] = []
+    problems: list[Problem] = []
     for node, parameter, count in _distinct(graph, scheme):
         if parameter.tied_to:
             continue
         try:
             size = stored_size(graph, node, parameter, parameter.shape, scheme)
         except UserError as error:
-            problems.append(Problem(str(error)))
+            problems.extend(error.problems)
             continue
         found.append(StoredTensors(node, parameter, count, size))
     if problems:

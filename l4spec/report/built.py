@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.scheme import Quantization
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table, ranges
-from l4spec.report.quantities import count, gib, whole
+from l4spec.report.quantities import count, exact_bytes, gib, whole
+from planners.catalog import quantization
 from planners.params import count_params
+from planners.weights import scheme_of, weigh
 
 if TYPE_CHECKING:
     from l4spec.runtime.contents import Contents, TreeRow
@@ -24,6 +27,8 @@ class Built:
     model: str
     contents: "Contents"
     planned_by_part: dict[str, int]
+    planned_bytes: int
+    quantization: str | None = None
     device: str | None = None
     dtype: str | None = None
     build_seconds: float | None = None
@@ -31,14 +36,21 @@ class Built:
 
     @property
     def agrees(self) -> bool:
-        """Whether the module holds what the planner counts, part by part."""
+        """Whether the module holds what the planner counts, part by part, in as many bytes as it weighs."""
         held, planned = self.contents.by_part, self.planned_by_part
-        return all(held.get(part, 0) == planned.get(part, 0) for part in held.keys() | planned.keys())
+        return self.contents.num_bytes == self.planned_bytes and all(
+            held.get(part, 0) == planned.get(part, 0) for part in held.keys() | planned.keys()
+        )
 
 
 def planned_parts(graph: LayerGraph) -> dict[str, int]:
     """Parameters by part as the planner counts them; parts without any are left out."""
     return {part: number for part, number in count_params(graph).by_part.items() if number}
+
+
+def planned_bytes(graph: LayerGraph, table: Quantization | None, dtype: str) -> int:
+    """Bytes of all tensors as the planner weighs them, under a scheme or in one number format."""
+    return weigh(graph, scheme_of(table or quantization(dtype))).bytes
 
 
 def built_json(built: Built) -> str:
@@ -50,12 +62,14 @@ def built_page(built: Built) -> Page:
     """Tree, parts, and the run if there was one."""
     contents = built.contents
     verdict = "as planned" if built.agrees else "NOT as planned"
-    lead = f"{built.model}: {whole(contents.num_tensors)} tensors, named and shaped as declared; "
+    shaped = f"packed as {built.quantization}" if built.quantization else "named and shaped as declared"
+    lead = f"{built.model}: {whole(contents.num_tensors)} tensors, {shaped}; "
     lead += f"{count(contents.num_parameters)} parameters ({whole(contents.num_parameters)}), {verdict}"
     sections = [
         Section("", (Lines((lead,)),)),
         Section("Modules", (Code(tuple(_tree_lines(contents))),)),
         Section("Parts", (Table(("part", "held", "planned"), tuple(_part_rows(built)), "l"),)),
+        Section("Weights", (Facts(tuple(_byte_facts(built))),)),
     ]
     if built.trial is not None:
         sections.append(Section("Run", (Facts(tuple(_run_facts(built, built.trial))),)))
@@ -83,9 +97,16 @@ def _part_rows(built: Built) -> Iterator[tuple[str, str, str]]:
         yield part, whole(held.get(part, 0)), whole(planned.get(part, 0))
 
 
+def _byte_facts(built: Built) -> Iterator[tuple[str, str]]:
+    if built.quantization:
+        yield "packed as", built.quantization
+    yield "held", f"{exact_bytes(built.contents.num_bytes)} ({gib(built.contents.num_bytes)})"
+    yield "planned", exact_bytes(built.planned_bytes)
+
+
 def _run_facts(built: Built, trial: "Trial") -> Iterator[tuple[str, str]]:
     image = f", {trial.num_image_tokens} of them an image tile's" if trial.num_image_tokens else ""
-    yield "built on", f"{built.device} in {built.dtype}, {built.build_seconds:.1f} s"
+    yield "built on", f"{built.device} in {built.quantization or built.dtype}, {built.build_seconds:.1f} s"
     yield "forward", f"{trial.num_tokens} tokens{image}: {_milliseconds(trial.forward_seconds)}"
     yield "loss", f"{trial.loss:.3f} nats a token (guessing blindly: {trial.blind_loss:.3f})"
     yield "generated", " ".join(map(str, trial.generated))

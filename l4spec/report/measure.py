@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Work
 from l4spec.layers.tally import MOST_FEW_ROWS
+from l4spec.quantization.scheme import Quantization
 from l4spec.report import quantities
 from l4spec.report.page import Lines, Page, Section, Table
 from planners.catalog import engine, quantization
@@ -27,6 +28,7 @@ SLACK_PERCENT = 25
 """How much more than was measured a planned activation peak may be."""
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 Number = int | float
+Unit = Literal["parameters", "flops", "bytes", "tokens", "experts", "seconds", "ratio"]
 
 
 class MeasuredRow(Frozen):
@@ -34,7 +36,7 @@ class MeasuredRow(Frozen):
 
     section: str
     name: str
-    unit: Literal["parameters", "flops", "bytes", "tokens", "experts", "seconds"]
+    unit: Unit
     planned: Number | None
     measured: Number | None
     difference: float | None
@@ -56,6 +58,7 @@ class MeasureReport(Frozen):
     model: str
     device: str
     dtype: str
+    quantization: str | None = None
     batch: int
     prefill: int
     decode: int
@@ -66,13 +69,26 @@ class MeasureReport(Frozen):
     agrees: bool
 
 
-def hold(graph: LayerGraph, sample: "Sample", found: "Measurement", *, device: str, dtype: str) -> MeasureReport:
-    """Hold a measurement against the plan of the same graph, sample and number format."""
+def hold(
+    graph: LayerGraph,
+    sample: "Sample",
+    found: "Measurement",
+    *,
+    device: str,
+    dtype: str,
+    table: Quantization | None = None,
+    logit_error: float | None = None,
+) -> MeasureReport:
+    """Hold a measurement against the plan of the same graph, sample, number format and quantization scheme.
+
+    `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits.
+    """
     rows = (
-        *_parameters(graph, found, dtype),
+        *_parameters(graph, found, table or quantization(dtype)),
+        *([_row("output error", f"logits, of those in {dtype}", "ratio", None, logit_error, "shown")] if table else []),
         *_flops(graph, sample, found),
         *_caches(graph, sample, found, dtype),
-        *_activations(graph, sample, found, dtype, device),
+        *_activations(graph, sample, found, dtype, is_told=device == "cpu" and table is None),
         *_experts(graph, sample, found),
         *_times(found),
     )
@@ -82,6 +98,7 @@ def hold(graph: LayerGraph, sample: "Sample", found: "Measurement", *, device: s
         model=graph.name,
         device=device,
         dtype=dtype,
+        quantization=table.name if table else None,
         batch=sample.batch,
         prefill=sample.prefill,
         decode=sample.decode,
@@ -103,7 +120,7 @@ def cache_lengths(graph: LayerGraph, longest: int) -> tuple[int, ...]:
 def _row(
     section: str,
     name: str,
-    unit: Literal["parameters", "flops", "bytes", "tokens", "experts", "seconds"],
+    unit: Unit,
     planned: Number | None,
     measured: Number | None,
     law: Law = "exact",
@@ -127,13 +144,12 @@ def _row(
     )
 
 
-def _parameters(graph: LayerGraph, found: "Measurement", dtype: str) -> Iterator[MeasuredRow]:
+def _parameters(graph: LayerGraph, found: "Measurement", table: Quantization) -> Iterator[MeasuredRow]:
     measured = found.params_by_part if "weights" in found.done else None
     for part, planned in count_params(graph).by_part.items():
         if planned or (measured or {}).get(part):
             yield _row("parameters", part, "parameters", planned, None if measured is None else measured.get(part, 0))
-    planned_bytes = weigh(graph, scheme_of(quantization(dtype))).bytes
-    yield _row("weights", dtype, "bytes", planned_bytes, found.weight_bytes)
+    yield _row("weights", table.name, "bytes", weigh(graph, scheme_of(table)).bytes, found.weight_bytes)
 
 
 def _flops(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Iterator[MeasuredRow]:
@@ -182,15 +198,15 @@ def _caches(graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: st
 
 
 def _activations(
-    graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: str, device: str
+    graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: str, *, is_told: bool
 ) -> Iterator[MeasuredRow]:
     work = Work(sample.batch, sample.prefill, num_logits=1)
     planned = activation_bytes(
         graph, work, num_tiles=sample.tiles, item_bytes=ITEM_BYTES[dtype], expert_load=found.expert_load
     )
-    # other devices run other kernels, with workspaces of their own; few rows go through products in halves
-    is_told = device == "cpu" and sample.batch * sample.prefill > MOST_FEW_ROWS
-    law: Law = "bound" if is_told else "shown"
+    # other devices run other kernels, with workspaces of their own; packed weights are unpacked on the way; few rows go
+    # through products in halves
+    law: Law = "bound" if is_told and sample.batch * sample.prefill > MOST_FEW_ROWS else "shown"
     yield _row("activations", "peak of prefill", "bytes", planned, found.activation_bytes, law)
 
 
@@ -244,8 +260,9 @@ def _verdict(report: MeasureReport) -> str:
 
 def _setting(report: MeasureReport) -> str:
     tiles = f", {report.tiles} image tiles" if report.tiles else ""
+    weights = report.quantization or report.dtype
     return (
-        f"{report.device}, {report.dtype}, batch {report.batch}: prefill of {quantities.whole(report.prefill)} tokens"
+        f"{report.device}, {weights}, batch {report.batch}: prefill of {quantities.whole(report.prefill)} tokens"
         f"{tiles}, then {report.decode} decode steps; weights are random"
     )
 
@@ -261,5 +278,7 @@ def _shown(row: MeasuredRow, value: Number | None) -> str:
         return "-"
     if row.unit == "seconds":
         return f"{value * 1000:,.3f} ms"
+    if row.unit == "ratio":
+        return f"{100 * value:,.3f} %"
     text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
     return f"{text} B" if row.unit == "bytes" else text

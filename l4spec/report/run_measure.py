@@ -1,6 +1,7 @@
 """`l4spec.measure`: build a spec, or a miniature of it, run it, and hold its plan against the run."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -9,6 +10,8 @@ from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.layers.learned_position.spec import LearnedPositionSpec
+from l4spec.quantization.scheme import Quantization, scheme_named
+from l4spec.quantization.tensors import fitted
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
@@ -20,6 +23,7 @@ from planners.params import count_params
 
 if TYPE_CHECKING:
     from l4spec.runtime.measure.run import Sample
+    from l4spec.runtime.model import Model
 
 DEFAULT_PREFILL = 256
 DEFAULT_DECODE = 8
@@ -47,31 +51,87 @@ def measure(
     num_layers: int | None = None,
     device: str = "cpu",
     dtype: str | None = None,
+    quantization: str | None = None,
     time_limit: float | None = None,
     tell: Callable[[str], None] | None = None,
     **run: Unpack[RunFields],
 ) -> MeasureReport:
     """Plan and measurement of a run of `spec`, a spec, a path or a shipped name; see `RunFields` for what is run.
 
-    `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. After `time_limit`
+    `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
+    `quantization` they are packed, and the logits held against those before it where memory allows; with `scale` the
+    scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit`
     seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what
     cannot be run, for too long a sequence and for more memory than there is.
     """
     from l4spec.runtime.measure.run import measure_run
-    from l4spec.runtime.memory_check import require_memory
 
     wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
     if scale is not None or num_layers is not None:
         wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
-    graph, number_format = l4spec.compile(wanted), dtype or wanted.text.dtype
+    graph, tell = l4spec.compile(wanted), tell or (lambda stage: None)
     sample = _sample(graph, run)
-    _check(graph, sample, number_format)
-    require_memory(wanted, graph, device, number_format, _beside_weights(graph, sample, number_format))
-    if tell is not None:
-        tell("random weights")
-    model = l4spec.build(graph, device, number_format, seed=sample.seed)
-    found = measure_run(model, sample, time_limit=time_limit, tell=tell or (lambda stage: None))
-    return hold(graph, sample, found, device=device, dtype=number_format)
+    table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)
+    setting = Setting(wanted, graph, sample, device, number_format_of(graph, dtype, table), table)
+    _check(graph, sample, setting.dtype, table)
+    tell("random weights")
+    model, logit_error = _built(setting)
+    found = measure_run(model, sample, time_limit=time_limit, tell=tell)
+    return hold(graph, sample, found, device=device, dtype=setting.dtype, table=table, logit_error=logit_error)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is built for a measurement: weights in `dtype`, packed by `table` where there is one."""
+
+    spec: ModelSpec
+    graph: LayerGraph
+    sample: "Sample"
+    device: str
+    dtype: str
+    table: Quantization | None
+
+
+def scheme_for(graph: LayerGraph, quantization: str, *, is_miniature: bool) -> Quantization:
+    """The scheme of this name; for a miniature with groups that divide its widths. Raises UserError."""
+    table = scheme_named(quantization)
+    return fitted(graph, table) if is_miniature else table
+
+
+def number_format_of(graph: LayerGraph, dtype: str | None, table: Quantization | None) -> str:
+    """The format of plain tensors: the scheme's, else `dtype`, else the spec's. Raises UserError for both at once."""
+    from l4spec.runtime.quantize.apply import number_format
+
+    if table is None:
+        return dtype or graph.model.text.dtype
+    if dtype is not None:
+        raise UserError(
+            [Problem(f"{table.name} says the number formats of the weights", path="dtype", hint="leave it")]
+        )
+    return number_format(graph, table)
+
+
+def _built(setting: Setting) -> tuple["Model", float | None]:
+    """The model to measure, and what quantization changes in its logits where both versions fit."""
+    from l4spec.runtime.measure.run import prompt_logits, relative_error
+    from l4spec.runtime.memory_check import require_memory
+    from l4spec.runtime.quantize.apply import quantize
+    from l4spec.runtime.quantize.build import build_quantized
+
+    graph, sample, table = setting.graph, setting.sample, setting.table
+    beside = _beside_weights(graph, sample, setting.dtype)
+    try:
+        require_memory(setting.spec, graph, setting.device, setting.dtype, beside)
+    except UserError:
+        if table is None:
+            raise
+        require_memory(setting.spec, graph, setting.device, setting.dtype, beside, table)
+        return build_quantized(graph, table, setting.device, seed=sample.seed), None
+    model = l4spec.build(graph, setting.device, setting.dtype, seed=sample.seed)
+    if table is None:
+        return model, None
+    reference = prompt_logits(model, sample)
+    return quantize(model, table), relative_error(prompt_logits(model, sample), reference)
 
 
 def _sample(graph: LayerGraph, run: RunFields) -> "Sample":
@@ -89,9 +149,11 @@ def _sample(graph: LayerGraph, run: RunFields) -> "Sample":
     )
 
 
-def _check(graph: LayerGraph, sample: "Sample", dtype: str) -> None:
+def _check(graph: LayerGraph, sample: "Sample", dtype: str, table: Quantization | None) -> None:
     """Raise UserError for what cannot be run."""
     problems = []
+    if table is not None and sample.training:
+        problems.append(Problem("packed weights do not train", path="train", hint="measure training unquantized"))
     longest = sample.prefill + sample.decode
     positions = [
         node.spec.num_positions

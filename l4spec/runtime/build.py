@@ -5,6 +5,7 @@ import importlib
 import torch
 from torch import nn
 
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import KINDS
 from l4spec.layers.torch_common import LayerModule
@@ -21,13 +22,18 @@ def build(
     dtype: torch.dtype | str | None = None,
     *,
     seed: int | None = 0,
+    quantization: str | None = None,
 ) -> Model:
     """The model of a graph; its tensors are named `{node.id}.{parameter.name}` and shaped as declared.
 
     `dtype` is by default the one the spec publishes its weights in. Weights are random, the same for the same seed;
-    `seed=None` leaves them unset for a checkpoint to fill. On `meta` nothing is allocated. Raises TypeError for a layer
-    kind whose module does not hold what the kind declares, KeyError for an unknown dtype.
+    `seed=None` leaves them unset for a checkpoint to fill. On `meta` nothing is allocated. With a `quantization` scheme
+    each layer is packed as soon as it is filled, as `l4spec.quantize` packs it; the scheme then says the dtype. Raises
+    TypeError for a layer kind whose module does not hold what the kind declares, KeyError for an unknown dtype, and
+    UserError for a scheme that cannot be run.
     """
+    if quantization is not None:
+        return _quantized(graph, device, dtype, seed, quantization)
     wanted = torch.device(device)
     chosen = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype or graph.model.text.dtype]
     with torch.device("meta"):
@@ -39,6 +45,17 @@ def build(
         if seed is not None:
             initialize(model, graph, seed)
     return model.eval()
+
+
+def _quantized(
+    graph: LayerGraph, device: torch.device | str, dtype: torch.dtype | str | None, seed: int | None, quantization: str
+) -> Model:
+    from l4spec.quantization.scheme import scheme_named
+    from l4spec.runtime.quantize.build import build_quantized
+
+    if dtype is not None:
+        raise UserError(f"{quantization} says the number formats of the weights", hint="leave out dtype")
+    return build_quantized(graph, scheme_named(quantization), device, seed=seed)
 
 
 def _module_of(node: LayerNode) -> LayerModule:

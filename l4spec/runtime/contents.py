@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.torch_common import LayerModule
 from l4spec.runtime.model import Group, Model
+from l4spec.runtime.quantize.weight import PackedWeight, QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +35,43 @@ class Contents:
     rows: tuple[TreeRow, ...]
     num_tensors: int
     num_parameters: int
+    num_bytes: int
     by_part: dict[str, int]
 
 
 def contents_of(model: Model) -> Contents:
     """Walk the module's own tensors; nothing is taken from the declarations but which part a name belongs to."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()} | _packed_sizes(model)
     part_of = {f"{node.id}.{p.name}": str(node.part_of(p)) for node, p in model.graph.parameters()}
     by_part: dict[str, int] = defaultdict(int)
     for name, size in sizes.items():
         by_part[part_of[name]] += size
     rows = tuple(row for name, child in model.named_children() for row in _rows(name, child, model.graph, 0))
-    return Contents(rows, len(model.state_dict()), sum(sizes.values()), dict(by_part))
+    return Contents(rows, len(held_tensors(model)), sum(sizes.values()), held_bytes(model), dict(by_part))
+
+
+def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every tensor that the module holds for good, by name: parameters and persistent buffers as they lie there."""
+    found: dict[str, Tensor] = dict(module.named_parameters())
+    for prefix, inner in module.named_modules():
+        for name, buffer in inner._buffers.items():
+            if buffer is not None and name not in inner._non_persistent_buffers_set:
+                found[f"{prefix}.{name}" if prefix else name] = buffer
+    return found
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of all of them: payloads, scales and zero points of packed weights included."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in held_tensors(module).values())
+
+
+def _packed_sizes(module: nn.Module) -> dict[str, int]:
+    """How many weights are packed under each declared name."""
+    return {
+        f"{name}.weight" if isinstance(inner, QuantizedLinear) else name: inner.num_weights
+        for name, inner in module.named_modules()
+        if isinstance(inner, PackedWeight)
+    }
 
 
 def _rows(name: str, module: nn.Module, graph: LayerGraph, depth: int) -> Iterator[TreeRow]:
@@ -69,7 +94,7 @@ def _rows(name: str, module: nn.Module, graph: LayerGraph, depth: int) -> Iterat
 def _look(block: nn.Module, graph: LayerGraph) -> object:
     """Equal for blocks that look the same: their layers' classes and labels, their tensors' names and shapes."""
     layers = tuple((name, type(child).__name__, _label(child, graph)) for name, child in block.named_children())
-    return layers, tuple((name, tuple(tensor.shape)) for name, tensor in block.state_dict().items())
+    return layers, tuple((name, tuple(tensor.shape)) for name, tensor in held_tensors(block).items())
 
 
 def _label(module: nn.Module, graph: LayerGraph) -> str:
@@ -87,6 +112,6 @@ def _row(name: str, module: nn.Module, graph: LayerGraph, depth: int, blocks: tu
         class_name=type(module).__name__ if isinstance(module, LayerModule) else "",
         label=_label(module, graph),
         blocks=blocks,
-        num_tensors=count * len(module.state_dict()),
-        num_parameters=count * sum(prod(parameter.shape) for parameter in module.parameters()),
+        num_tensors=count * len(held_tensors(module)),
+        num_parameters=count * (sum(p.numel() for p in module.parameters()) + sum(_packed_sizes(module).values())),
     )

@@ -50,6 +50,14 @@ def fill(
                 report(done, total)
 
 
+@torch.no_grad()
+def initialize_layer(layer: nn.Module, node: LayerNode, seed: int = 0) -> None:
+    """What `initialize` does to a model, done to one layer of it."""
+    tensors = {f"{node.id}.{name}": tensor for name, tensor in layer.state_dict(keep_vars=True).items()}
+    own = (parameter for parameter in node.declaration.parameters if parameter.tied_to is None)
+    fill(tensors, ((node, parameter, tuple(map(range, parameter.shape))) for parameter in own), seed)
+
+
 def _fill(
     tensor: Tensor, node: LayerNode, parameter: Parameter, region: Region, key: str, threads: ThreadPoolExecutor
 ) -> None:

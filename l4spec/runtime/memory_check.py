@@ -8,6 +8,8 @@ from pathlib import Path
 from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.scheme import Quantization
+from l4spec.quantization.tensors import scheme_of, stored_tensors
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import scale_spec
@@ -22,8 +24,15 @@ _UNLIMITED = 1 << 60
 _SCALES = tuple(Fraction(1, 2**k) for k in range(1, 11))
 
 
-def weight_bytes(graph: LayerGraph, dtype: str) -> int:
-    """Bytes of all tensors of a model in one number format, buffers included, tied ones once."""
+def weight_bytes(graph: LayerGraph, dtype: str, table: Quantization | None = None) -> int:
+    """Bytes of all tensors of a model in one number format, buffers included, tied ones once.
+
+    With a quantization scheme, of what it stores, and of the largest layer in the number format it is packed from.
+    """
+    if table is not None:
+        stored = stored_tensors(graph, scheme_of(table))
+        layers = (sum(p.num_stored for p in group.declaration.parameters) for group in graph.groups)
+        return sum(each.count * each.size.total_bytes for each in stored) + ITEM_BYTES[dtype] * max(layers, default=0)
     return ITEM_BYTES[dtype] * sum(parameter.num_stored for _, parameter in graph.parameters())
 
 
@@ -37,17 +46,26 @@ def free_bytes(device: str) -> int | None:
     return min(limits, default=None)
 
 
-def require_memory(spec: ModelSpec, graph: LayerGraph, device: str, dtype: str, extra_bytes: int = 0) -> None:
+def require_memory(
+    spec: ModelSpec,
+    graph: LayerGraph,
+    device: str,
+    dtype: str,
+    extra_bytes: int = 0,
+    table: Quantization | None = None,
+) -> None:
     """Refuse a model whose weights and `extra_bytes` (caches, activations) exceed what is free on `device`.
 
-    Raises UserError with both numbers and with the most layers, or the largest scale, that would fit.
+    With a quantization `table` it is packed layer by layer. Raises UserError with both numbers and with the most
+    layers, or the largest scale, that would fit unquantized.
     """
     if device == "meta":
         return
-    needed, free = weight_bytes(graph, dtype) + extra_bytes, free_bytes(device)
+    needed, free = weight_bytes(graph, dtype, table) + extra_bytes, free_bytes(device)
     if free is None or needed <= free * (1 - _KEPT_FREE):
         return
-    message = f"{graph.name} in {dtype} needs {_gib(needed)} on {device}, where {_gib(free)} are free"
+    stored = table.name if table else dtype
+    message = f"{graph.name} in {stored} needs {_gib(needed)} on {device}, where {_gib(free)} are free"
     raise UserError([Problem(message, hint=_what_fits(spec, dtype, int(free * (1 - _KEPT_FREE)) - extra_bytes))])
 
 

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
 from l4spec.runtime.layout import Batch, align, image_layout, last_tokens, restore
@@ -70,8 +71,8 @@ class Model(nn.Module):
     """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
 
     `nodes` are the layers that run here, by default all of the graph. `image_token_id` is the token whose places image
-    vectors take. With `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest again in
-    the backward pass.
+    vectors take, `quantization` the scheme that the weights are packed by (`l4spec.quantize`). With
+    `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest again in the backward pass.
     """
 
     generate = generation.generate
@@ -85,6 +86,7 @@ class Model(nn.Module):
         self.nodes = graph.nodes if nodes is None else nodes
         self.image_token_id: int | None = PATCH_TOKEN_ID if _vocab_size(graph) > PATCH_TOKEN_ID else None
         self.checkpoint_activations = False
+        self.quantization: Quantization | None = None
         for node_id, module in modules.items():
             _place(self, node_id, module)
         for node in self.nodes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.runtime.contents import held_bytes
 from l4spec.runtime.model import Model
 
 MOST_TOKENS = 512
@@ -75,7 +76,7 @@ def run_trial(model: Model, seed: int = 0) -> Trial:
         generated=tuple(generated),
         prefill_seconds=times[1] - times[0],
         decode_seconds_per_token=(times[-1] - times[1]) / max(1, len(generated) - 1),
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+        weight_bytes=held_bytes(model),
         cache_bytes=cache.num_bytes,
         peak_bytes=_peak_bytes(model.device),
     )

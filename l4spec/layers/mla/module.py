@@ -50,8 +50,10 @@ class MLA(LayerModule):
         rows = (torch.cat((self.kv_a_norm(latent), shared_key[:, :, 0]), dim=-1),)
         cache = context.cache_of(self.node_id)
         if context.caches is not None and absorbs(self.spec, x.shape[1], context.layout.start):
-            latents = self.absorbed(self._absorb(nope, rope), rows, context, cache)[..., : self.spec.kv_lora_rank]
-            attended = _by_head(latents, self._expansions()[1].transpose(1, 2))
+            key_weight, value_weight = self._expansions()
+            query = torch.cat((_by_head(nope, key_weight), rope), dim=-1)
+            latents = self.absorbed(query, rows, context, cache)[..., : self.spec.kv_lora_rank]
+            attended = _by_head(latents, value_weight.transpose(1, 2))
         else:
             attended = self.expanded(torch.cat((nope, rope), dim=-1), rows, context, cache)
         result: Tensor = self.o_proj(attended.flatten(-2))
@@ -66,10 +68,6 @@ class MLA(LayerModule):
         """Weights of keys [heads, nope, rank] and of values [heads, v, rank]."""
         weight = self.kv_b_proj.weight.view(self.spec.num_heads, -1, self.spec.kv_lora_rank)
         return weight[:, : self.spec.qk_nope_head_dim], weight[:, self.spec.qk_nope_head_dim :]
-
-    def _absorb(self, nope: Tensor, rope: Tensor) -> Tensor:
-        key_weight, _ = self._expansions()
-        return torch.cat((_by_head(nope, key_weight), rope), dim=-1)
 
     def _expand(self, rows: Rows) -> tuple[Tensor, Tensor]:
         spec = self.spec

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.torch_common import LayerModule
-from l4spec.runtime.contents import contents_of
+from l4spec.runtime.contents import contents_of, held_bytes
 from l4spec.runtime.measure.experts import Load, watching_experts
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.memory import tracking_memory
@@ -120,7 +120,7 @@ def _stopping(model: Model, time_limit: float | None) -> Iterator[None]:
 
 def _weights(model: Model, found: Measurement) -> None:
     found.params_by_part = contents_of(model).by_part
-    found.weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    found.weight_bytes = held_bytes(model)
 
 
 def _inputs(model: Model, sample: Sample) -> tuple[Tensor, Tensor | None]:
@@ -143,6 +143,19 @@ def _inputs(model: Model, sample: Sample) -> tuple[Tensor, Tensor | None]:
     patches = vision.patch_embedding
     pixels = (sample.tiles, patches.num_channels, patches.image_size, patches.image_size)
     return ids.to(model.device), torch.rand(pixels, generator=generator).to(model.device, model.dtype)
+
+
+@torch.no_grad()
+def prompt_logits(model: Model, sample: Sample) -> Tensor:
+    """The logits of the sample's prompts [batch, prefill, vocab], on the CPU."""
+    ids, pixels = _inputs(model, sample)
+    logits: Tensor = model(ids, pixel_values=pixels)
+    return logits.cpu()
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """|found - reference| / |reference|, of the norms over all elements."""
+    return float((found - reference).double().norm() / reference.double().norm())
 
 
 def _can_cache(model: Model) -> bool:

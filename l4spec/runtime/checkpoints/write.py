@@ -1,0 +1,144 @@
+"""Writing safetensors: one tensor at a time into a folder that gets its name only when it is complete."""
+
+import ctypes
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from l4spec.errors import UserError
+from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
+from l4spec.runtime.progress import Report
+
+_FORMATS = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor to write: its name, shape and format are known before `make` puts its values together on the CPU."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its data."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_folder(
+    target: Path, entries: Sequence[Entry], texts: dict[str, str], max_shard_bytes: int, report: Report | None
+) -> int:
+    """Write the tensors and text files to a new folder; gives the number of weight files. Raises UserError."""
+    shards = _shards(entries, max_shard_bytes)
+    try:
+        _write(target, shards, texts, report)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from None
+    return len(shards)
+
+
+def require_new_folder(directory: Path | str) -> Path:
+    """The path of a folder that is not there yet, or is empty. Raises UserError."""
+    path = Path(directory)
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {str(path)[:200]!r}: {error}") from None
+    if taken:
+        raise UserError(f"{path} exists and is not empty", hint="name a new folder")
+    return path
+
+
+def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+    """Entries in order, a new file before the limit is passed; one tensor above it has a file of its own."""
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry.num_bytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry.num_bytes
+    return shards
+
+
+def _write(target: Path, shards: Sequence[Sequence[Entry]], texts: dict[str, str], report: Report | None) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
+    try:
+        names = _file_names(len(shards))
+        total, done = sum(entry.num_bytes for shard in shards for entry in shard), 0
+        for name, shard in zip(names, shards, strict=True):
+            with (folder / name).open("wb") as file:
+                for num_bytes in _write_shard(file, shard):
+                    done += num_bytes
+                    if report:
+                        report(done, total)
+        if len(shards) > 1:
+            (folder / INDEX).write_text(json.dumps(_index(names, shards, total), indent=2) + "\n", encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        folder.chmod(0o755)
+        if target.is_dir():
+            target.rmdir()
+        folder.rename(target)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _file_names(count: int) -> list[str]:
+    return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+
+
+def _index(names: Sequence[str], shards: Sequence[Sequence[Entry]], total: int) -> dict[str, Any]:
+    pairs = sorted((entry.name, name) for name, shard in zip(names, shards, strict=True) for entry in shard)
+    return {"metadata": {"total_size": total}, "weight_map": dict(pairs)}
+
+
+def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
+    """Write header and data; yields the bytes of each tensor once it is written."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for entry in shard:
+        stop = start + entry.num_bytes
+        shape = list(entry.shape)
+        header[entry.name] = {"dtype": _FORMATS[entry.dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for entry in shard:
+        tensor = entry.make().contiguous()
+        assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), entry.name
+        file.write(_raw_bytes(tensor))
+        yield entry.num_bytes
+
+
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    """The tensor's own memory as bytes, without a copy: valid while the tensor lives.
+
+    Little-endian, as the format and every machine that torch runs on.
+    """
+    num_bytes = tensor.numel() * tensor.itemsize
+    view = memoryview((ctypes.c_char * num_bytes).from_address(tensor.data_ptr()))
+    return view.cast("B")

@@ -1,0 +1,37 @@
+"""Routed experts whose stacks are packed: each expert's matrices as they lie, only chosen ones are touched."""
+
+import torch
+from torch import Tensor, nn
+
+from l4spec.layers.moe.module import Experts
+from l4spec.layers.torch_common import linear
+from l4spec.layers.torch_experts import hit
+from l4spec.runtime.quantize.weight import PackedWeight
+
+
+class QuantizedExperts(nn.Module):
+    """`Experts` of which some or all of the three stacks [experts, out, in] are packed."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.act = experts.act
+        for name, stack in experts.named_parameters():
+            self.register_parameter(name, nn.Parameter(stack.detach(), requires_grad=False))
+
+    def set(self, name: str, weight: PackedWeight) -> None:
+        """Hold this stack packed."""
+        delattr(self, name)
+        self.add_module(name, weight)
+
+    def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """Rows [rows, hidden] sorted by expert, expert e's ending at offsets[e], to [rows, hidden]."""
+        return torch.cat([self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)])
+
+    def single(self, x: Tensor, expert: int) -> Tensor:
+        """One expert on all rows."""
+        gate = self.act(self._project("gate_proj", x, expert))
+        return self._project("down_proj", gate * self._project("up_proj", x, expert), expert)
+
+    def _project(self, name: str, x: Tensor, expert: int) -> Tensor:
+        weight = getattr(self, name)
+        return weight.linear(x, expert) if isinstance(weight, PackedWeight) else linear(x, weight[expert])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.torch_common import LayerModule
 from l4spec.runtime.model import Group, Model
-from l4spec.runtime.quantize.weight import PackedWeight, QuantizedLinear
+from l4spec.runtime.quantize.weight import packed_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,7 @@ def held_bytes(module: nn.Module) -> int:
 
 def _packed_sizes(module: nn.Module) -> dict[str, int]:
     """How many weights are packed under each declared name."""
-    return {
-        f"{name}.weight" if isinstance(inner, QuantizedLinear) else name: inner.num_weights
-        for name, inner in module.named_modules()
-        if isinstance(inner, PackedWeight)
-    }
+    return {name: weight.num_weights for name, weight in packed_weights(module).items()}
 
 
 def _rows(name: str, module: nn.Module, graph: LayerGraph, depth: int) -> Iterator[TreeRow]:

@@ -18,7 +18,9 @@ from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.contents import held_tensors
 from l4spec.runtime.progress import Report
+from l4spec.runtime.quantize.load import fill, matched
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
@@ -34,18 +36,39 @@ def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | N
 
     The layout is found by the names. Values are cast to the model's number format. Files are mapped and copied tensor
     by tensor, so that memory holds the model once. Every header is checked before anything is copied: on UserError,
-    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was.
+    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was. A quantized model
+    takes what `save_checkpoint` wrote of one of the same scheme, as it lies.
     """
     directory = _checked_directory(directory)
-    targets = model.state_dict()
+    targets = held_tensors(model)
     if any(target.is_meta for target in targets.values()):
         raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     with ExitStack() as files:
+        if model.quantization is not None:
+            _load_packed(model, directory, files, report)
+            return
         if any(directory.glob("*.pth")):
             wanted, read = _open_meta(model, directory)
         else:
             wanted, read = _open_safetensors(model, directory, files)
         _copy(wanted, read, targets, report)
+
+
+def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Report | None) -> None:
+    """Fill a quantized model from a checkpoint of the same scheme."""
+    headers = read_headers(directory)
+    layout = hub_layout_of(model.graph, frozenset(), _model_type(directory))
+    wanted = matched(model, layout, headers)
+    opened = {path: _mapped(path, files) for path in dict.fromkeys(header.file for header in headers.values())}
+    targets = held_tensors(model)
+    fill(
+        model,
+        wanted,
+        lambda name: opened[headers[name].file].get_tensor(name),
+        lambda stored, source: _copy([stored], lambda _: source, targets, None),
+    )
+    if report:
+        report(1, 1)
 
 
 def _checked_directory(directory: Path | str) -> Path:

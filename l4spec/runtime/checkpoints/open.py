@@ -8,11 +8,15 @@ import torch
 from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.huggingface import import_file
+from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.build import build
 from l4spec.runtime.checkpoints.load import load_checkpoint
 from l4spec.runtime.checkpoints.save import CONFIG, SPEC
 from l4spec.runtime.memory_check import require_memory
 from l4spec.runtime.progress import Report
+from l4spec.runtime.quantize.apply import number_format
+from l4spec.runtime.quantize.build import build_quantized
+from l4spec.runtime.quantize.load import quantization_file
 from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec
@@ -41,11 +45,18 @@ def open_model(
 ) -> "Model":
     """The model of a checkpoint directory with its weights, in `dtype` (by default the one it is published in).
 
-    Raises UserError as `load_checkpoint` does, for a configuration that is not understood, and when memory is short.
+    A quantized one, as `save_checkpoint` writes it, is opened packed. Raises UserError as `load_checkpoint` does, for a
+    configuration that is not understood, and when memory is short.
     """
-    spec = spec_of(directory)
-    graph = build_graph(resolve(spec))
-    require_memory(spec, graph, str(device), dtype or spec.text.dtype)
-    model = build(graph, device, dtype, seed=None)
+    spec, packed = spec_of(directory), quantization_file(Path(directory))
+    graph, table = build_graph(resolve(spec)), scheme_named(str(packed.absolute())) if packed else None
+    if table is None:
+        require_memory(spec, graph, str(device), dtype or spec.text.dtype)
+        model = build(graph, device, dtype, seed=None)
+    elif dtype is not None:
+        raise UserError(f"{table.name} says the number formats of {directory}", hint="leave out dtype")
+    else:
+        require_memory(spec, graph, str(device), number_format(graph, table), table=table)
+        model = build_quantized(graph, table, device, seed=None)
     load_checkpoint(model, directory, report=report)
     return model

@@ -13,6 +13,7 @@ from torch import Tensor
 from l4spec.errors import SpecError, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
+from l4spec.quantization.scheme import Quantization
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
 from l4spec.runtime.checkpoints.regions import part
@@ -22,11 +23,12 @@ from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.export import (
     SHAPE_BYTES,
     packed_entries,
-    packed_weights,
     quantization_config,
     require_exportable,
     stored_tensors,
 )
+from l4spec.runtime.quantize.load import QUANTIZATION
+from l4spec.runtime.quantize.weight import packed_weights
 from l4spec.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -75,6 +77,8 @@ def save_checkpoint(
     if packed and model.quantization is not None and isinstance(config, dict):
         config["quantization_config"] = quantization_config(model.graph, model.quantization, layout)
     text = {SPEC: config} if isinstance(config, str) else {CONFIG: json.dumps(config, indent=2) + "\n"}
+    if packed and model.quantization is not None:
+        text[QUANTIZATION] = _scheme_text(model.quantization)
     entries: list[Entry] = []
     for stored in stored_tensors(layout, set(packed)):
         weight = packed.get(stored.pieces[0].tensor)
@@ -106,6 +110,13 @@ def _layout_and_config(graph: LayerGraph, spec: ModelSpec) -> tuple[Layout, dict
     layout = hub_layout(graph, config["model_type"])
     assert layout is not None, f"{config['model_type']} has a config for this model, but no names for its tensors"
     return layout, config
+
+
+def _scheme_text(table: Quantization) -> str:
+    from l4spec.huggingface.yaml_out import to_yaml
+
+    data = table.model_dump(mode="json", exclude_defaults=True)
+    return to_yaml(data, head=("How the weights beside this file are packed, written by l4spec.",))
 
 
 def _spec_text(spec: ModelSpec) -> str:

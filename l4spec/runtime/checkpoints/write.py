@@ -17,7 +17,7 @@ from l4spec.errors import UserError
 from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
 from l4spec.runtime.progress import Report
 
-_FORMATS = {
+FORMATS = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
     torch.float32: "F32",
@@ -26,6 +26,7 @@ _FORMATS = {
     torch.int32: "I32",
     torch.int64: "I64",
 }
+"""Number formats by the names that files give them."""
 _ALIGNMENT = 8
 
 
@@ -122,7 +123,7 @@ def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
     for entry in shard:
         stop = start + entry.num_bytes
         shape = list(entry.shape)
-        header[entry.name] = {"dtype": _FORMATS[entry.dtype], "shape": shape, "data_offsets": [start, stop]}
+        header[entry.name] = {"dtype": FORMATS[entry.dtype], "shape": shape, "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)

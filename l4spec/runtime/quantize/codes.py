@@ -90,8 +90,8 @@ def _codes(law: ScaledLaw, values: Tensor) -> Tensor:
     if law.values == "e2m1":
         middles = [(low + high) / 2 for low, high in pairwise(E2M1)]
         found: Tensor = torch.bucketize(values.abs(), torch.tensor(middles, device=values.device)).to(torch.uint8)
-        return found + 8 * (values < 0).to(torch.uint8)
-    half = 2 ** (law.bits - 1)
+        return torch.where(values < 0, found + 8, found)
+    half = 1 << (law.bits - 1)
     return (values.round().clamp(-half, half - 1) + half).to(torch.uint8)
 
 

@@ -20,7 +20,7 @@ from l4spec.quantization.scheme import PlainLaw, Quantization, ScaledLaw
 from l4spec.quantization.tensors import target_of
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
 from l4spec.runtime.checkpoints.write import Entry
-from l4spec.runtime.quantize.weight import PackedWeight, QuantizedLinear
+from l4spec.runtime.quantize.weight import PackedWeight
 from l4spec.runtime.quantize.words import pack_nibbles
 
 Json = dict[str, Any]
@@ -132,18 +132,14 @@ def _is_one_matrix(stored: StoredTensor) -> bool:
     return len(stored.pieces) == 1 and not stored.pieces[0].transposed and len(stored.shape) == 2
 
 
-def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
-    """The packed weights of a model by their declared names."""
-    return {
-        f"{name}.weight" if isinstance(module, QuantizedLinear) else name: module
-        for name, module in model.named_modules()
-        if isinstance(module, PackedWeight)
-    }
+def matrix_index(stored: StoredTensor) -> tuple[int, ...]:
+    """Where in a stack the matrix lies that is stored here; empty where there is no stack."""
+    return tuple(start for dim, start, _ in stored.pieces[0].region if dim == 0)
 
 
 def packed_entries(stored: StoredTensor, weight: PackedWeight) -> Sequence[Entry]:
     """The tensors that stand for one packed matrix in a checkpoint."""
-    index = tuple(start for dim, start, _ in stored.pieces[0].region if dim == 0)
+    index = matrix_index(stored)
     base = stored.name.removesuffix(".weight")
     rows, columns = weight.shape[-2:]
     scale = weight.weight_scale[index]

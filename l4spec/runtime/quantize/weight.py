@@ -15,6 +15,9 @@ from l4spec.runtime.quantize.kernels import CUDA, Int4Kernel, int4_kernel, int8_
 from l4spec.runtime.quantize.words import pack, pack_nibbles, payload_layout, unpack, unpack_nibbles
 
 _PRODUCT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_AT_ONCE = 1 << 22
+"""Weights that are rounded together where matrices are small."""
+Index = tuple[int, ...] | slice
 
 
 class PackedWeight(nn.Module):
@@ -59,18 +62,35 @@ class PackedWeight(nn.Module):
 
     @torch.no_grad()
     def fill(self, weight: Tensor) -> None:
-        """Round `weight` [..., out, in] to the law's codes, matrix by matrix."""
+        """Round `weight` [..., out, in] to the law's codes, a few matrices at a time."""
         if weight.is_meta:
             return
-        for index in self._indices():
-            coded = encode(self.law, weight[index].float())
-            self.weight_packed[index] = pack(self.law, coded.codes)
-            self.weight_scale[index] = coded.scale
-            if self.weight_zero_point is not None and coded.zero_point is not None:
-                self.weight_zero_point[index] = pack_nibbles(coded.zero_point.flatten(), self.law.word_bits)
-            if self.weight_matrix_scale is not None and coded.matrix_scale is not None:
-                self.weight_matrix_scale[index] = coded.matrix_scale
-        self._use_kernel()
+        if len(self.shape) == 2:
+            self.put(encode(self.law, weight.float()))
+        else:
+            step = max(1, _AT_ONCE // prod(self.shape[1:]))
+            for start in range(0, self.shape[0], step):
+                some = slice(start, start + step)
+                self.put(encode(self.law, weight[some].float()), some)
+        self.use_kernel()
+
+    def put(self, coded: Coded, index: Index = ()) -> None:
+        """Store codes and scales of one matrix, or of some of a stack, in a canonical payload."""
+        assert self.kernel is None, "the payload is in a kernel's layout"
+        self.weight_packed[index] = pack(self.law, coded.codes).to(self.weight_packed.device)
+        self.weight_scale[index] = coded.scale.view(self.weight_scale[index].shape).to(self.weight_scale.device)
+        if self.weight_zero_point is not None and coded.zero_point is not None:
+            self.weight_zero_point[index] = pack_nibbles(coded.zero_point.flatten(-2), self.law.word_bits)
+        if self.weight_matrix_scale is not None and coded.matrix_scale is not None:
+            self.weight_matrix_scale[index] = coded.matrix_scale
+
+    def reset(self) -> None:
+        """An empty canonical payload, to be filled matrix by matrix."""
+        if self.kernel is not None:
+            width, dtype = payload_layout(self.law, self.shape[-1])
+            shape = (*self.shape[:-1], width)
+            self.weight_packed = torch.empty(shape, dtype=dtype, device=self.weight_packed.device)
+            self.kernel = None
 
     def linear(self, x: Tensor, index: int | None = None, bias: Tensor | None = None) -> Tensor:
         """x W^T (+ b), [..., in] to [..., out], with the matrix at `index` of a stack; unpacked where it has to be."""
@@ -106,12 +126,11 @@ class PackedWeight(nn.Module):
     def _indices(self) -> Iterator[tuple[int, ...]]:
         return iter([(index,) for index in range(self.shape[0])] if len(self.shape) == 3 else [()])
 
-    def _use_kernel(self) -> None:
+    def use_kernel(self) -> None:
         """Replace the canonical payload by a kernel's layout where one runs here."""
         rows, columns = self.shape[-2:]
-        self.kernel = None
         kernel = int4_kernel(self.law, rows, columns, self.weight_packed.device)
-        if kernel is None or self.weight_packed.is_meta:
+        if kernel is None or self.kernel is not None:
             return
         packed: Tensor | None = None
         for index in self._indices():
@@ -158,18 +177,17 @@ class PackedWeight(nn.Module):
         destination[f"{prefix}weight_packed"] = self.canonical()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        self._to_canonical()
+        if f"{prefix}weight_packed" in state_dict:
+            self.reset()
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._use_kernel()
-
-    def _to_canonical(self) -> None:
-        self.weight_packed, self.kernel = self.canonical(), None
+        self.use_kernel()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedWeight":
         """Move as `fn` moves, but keep number formats: casting packed bytes would lose them."""
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.weight_packed.device))
+        was_meta = self.weight_packed.is_meta
         if probe.device.type != self.weight_packed.device.type:
-            self._to_canonical()
+            self.weight_packed, self.kernel = self.canonical(), None
         self.dtype = probe.dtype if probe.dtype.is_floating_point else self.dtype
         for name, buffer in self._buffers.items():
             if buffer is not None:
@@ -179,8 +197,8 @@ class PackedWeight(nn.Module):
         for name, parameter in self._parameters.items():
             if parameter is not None:
                 self._parameters[name] = nn.Parameter(fn(parameter.data), requires_grad=parameter.requires_grad)
-        if self.kernel is None and probe.device.type != "meta":
-            self._use_kernel()
+        if self.kernel is None and not was_meta:
+            self.use_kernel()
         return self
 
 
@@ -200,3 +218,12 @@ class QuantizedLinear(PackedWeight):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         return self.linear(x, None, self.bias)
+
+
+def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
+    """The packed weights of a model by the names under which the kinds declare them."""
+    return {
+        f"{name}.weight" if isinstance(module, QuantizedLinear) else name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PackedWeight)
+    }

@@ -1,0 +1,93 @@
+"""Loading what `save_checkpoint` wrote of a quantized model: payloads and scales as they lie, nothing rounded anew."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l4spec.errors import Place, Problem, UserError
+from l4spec.runtime.checkpoints.headers import Header
+from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
+from l4spec.runtime.checkpoints.write import FORMATS, Entry
+from l4spec.runtime.contents import held_tensors
+from l4spec.runtime.quantize.codes import Coded
+from l4spec.runtime.quantize.export import matrix_index, packed_entries, stored_tensors
+from l4spec.runtime.quantize.weight import PackedWeight, packed_weights
+from l4spec.runtime.quantize.words import unpack_nibbles
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+Read = Callable[[str], Tensor]
+QUANTIZATION = "quantization.yaml"
+"""The file beside the weights that says the scheme in full."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A stored tensor of the layout with what stands for it in the files."""
+
+    stored: StoredTensor
+    weight: PackedWeight | None
+    entries: Sequence[Entry]
+
+
+def matched(model: "Model", layout: Layout, headers: dict[str, Header]) -> "tuple[_Wanted, ...]":
+    """What to read for every tensor. Raises UserError for what is missing, misshapen, of another format, or extra."""
+    held, packed = held_tensors(model), packed_weights(model)
+    wanted = []
+    for stored in stored_tensors(layout, set(packed)):
+        weight, tensor = packed.get(stored.pieces[0].tensor), held.get(stored.pieces[0].tensor)
+        if weight is not None:
+            wanted.append(_Wanted(stored, weight, packed_entries(stored, weight)))
+        else:
+            assert tensor is not None
+            wanted.append(_Wanted(stored, None, [Entry(stored.name, stored.shape, tensor.dtype, tensor.cpu)]))
+    problems = []
+    entries = {entry.name: entry for each in wanted for entry in each.entries}
+    for entry in entries.values():
+        header = headers.get(entry.name)
+        if header is None:
+            problems.append(Problem("is missing", entry.name))
+        elif (header.shape, header.dtype) != (entry.shape, FORMATS[entry.dtype]):
+            expected = f"expected {FORMATS[entry.dtype]} of shape {list(entry.shape)}"
+            found = f"found {header.dtype} of shape {list(header.shape)}"
+            problems.append(Problem(f"{expected}, {found}", entry.name, Place(header.file.name)))
+    for name in headers.keys() - entries.keys():
+        if not layout.ignored(name):
+            problems.append(Problem("is stored, but the model has no such tensor", name))
+    if problems:
+        raise UserError(sorted(problems, key=lambda problem: problem.path))
+    return tuple(wanted)
+
+
+@torch.no_grad()
+def fill(model: "Model", wanted: "Sequence[_Wanted]", read: Read, copy: Callable[[StoredTensor, Tensor], None]) -> None:
+    """Put what `read` gives by name into the model; `copy` puts a plain stored tensor where it belongs."""
+    packed = packed_weights(model)
+    for weight in packed.values():
+        weight.reset()
+    for each in wanted:
+        if each.weight is None:
+            copy(each.stored, read(each.stored.name))
+            continue
+        payload, scale, *_ = (read(entry.name) for entry in each.entries)
+        each.weight.put(Coded(_codes(each.weight, payload), scale), matrix_index(each.stored))
+    for weight in packed.values():
+        weight.use_kernel()
+
+
+def _codes(weight: PackedWeight, payload: Tensor) -> Tensor:
+    columns = weight.shape[-1]
+    if weight.law.bits == 4:
+        return unpack_nibbles(payload, columns)
+    return payload.view(torch.uint8)[..., :columns]
+
+
+def quantization_file(directory: Path) -> Path | None:
+    """The file of a checkpoint folder that says how its weights are packed, if there is one."""
+    path = directory / QUANTIZATION
+    return path if path.is_file() else None

@@ -42,6 +42,33 @@ def test_scout_is_shown_as_a_tree_with_every_part_as_planned(run: Run) -> None:
     assert "96,636,764,160" in result.stdout
 
 
+def test_a_full_size_model_is_packed_on_meta_into_as_many_bytes_as_planned(run: Run) -> None:
+    result = run("build", "scout", "--quantization", "w4a16", "--format", "json")
+    assert result.exit_code == 0, result.stderr
+    built = json.loads(result.stdout)
+    assert built["contents"]["num_bytes"] == built["planned_bytes"] == 60_390_403_072
+    assert built["contents"]["by_part"] == built["planned_by_part"]
+    assert built["quantization"] == "w4a16"
+
+
+def test_a_packed_miniature_is_written_and_speaks(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "packed"
+    result = run("build", "scout", "--scale", "tiny", "-q", "w4a16", "--out", str(folder))
+    assert result.exit_code == 0, result.stderr
+    assert "1,570,592 B of weights, 3,520 B of their shapes" in result.stderr
+    assert "packed as w4a16-g16" in result.stdout
+    spoken = run("generate", str(folder), "--ids", "1,2,3", "--max-new-tokens", "4", "--temperature", "0")
+    assert spoken.exit_code == 0, spoken.stderr
+    assert len(spoken.stdout.split()) >= 4
+
+
+def test_a_scheme_that_no_checkpoint_can_hold_is_refused_before_anything_is_built(run: Run, tmp_path: Path) -> None:
+    result = run("build", "tiny/scout", "-q", "awq-g16", "--out", str(tmp_path / "packed"))
+    assert result.exit_code == 2
+    assert "cannot be written in compressed-tensors' formats" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "options",
     [("--scale", "tiny"), ("--scale", "1/64", "--layers", "4"), ("--layers", "4", "--set", "text.dtype=bf16")],

@@ -52,6 +52,38 @@ def test_a_miniature_of_a_released_model_is_measured(run: Run) -> None:
     assert "bf16" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("tiny/scout", "w4a16"), ("tiny/maverick", "fp8"), ("tiny/deepseek", "int8")]
+)
+def test_packed_weights_agree_in_every_row_and_their_output_error_is_shown(run: Run, name: str, scheme: str) -> None:
+    result = run("measure", name, "--scale", "tiny", "--quantization", scheme, *FAST, "--format", "json")
+    assert result.exit_code == 0, result.stdout
+    report = json.loads(result.stdout)
+    assert report["quantization"].startswith(scheme)
+    rows = {row["section"]: row for row in report["rows"]}
+    assert rows["weights"]["name"] == report["quantization"]
+    assert rows["weights"]["planned"] == rows["weights"]["measured"]
+    assert 0 < rows["output error"]["measured"] < 0.3
+    assert rows["executed FLOPs, decode step"]["agrees"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("-q", "gguf-q8_0"), "cannot be run: it stores Q8_0 blocks of GGUF"),
+        (("-q", "w4a16"), "w4a16-g16 fits every tensor"),
+        (("-q", "int8", "--dtype", "bf16"), "says the number formats"),
+        (("-q", "int8", "--train"), "packed weights do not train"),
+        (("-q", "int9"), "no quantization scheme is called 'int9'"),
+    ],
+)
+def test_what_cannot_be_run_packed_is_refused_in_one_line(run: Run, options: tuple[str, ...], told: str) -> None:
+    result = run("measure", "tiny/scout", *FAST, *options)
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_a_model_larger_than_memory_is_refused(run: Run) -> None:
     result = run("measure", "behemoth", *FAST)
     assert result.exit_code == 2

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from l4spec.errors import UserError
 from l4spec.layers.declaration import Part, Role
 from l4spec.quantization.packing import Refusal, StoredSize, stored_bytes
 from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
@@ -231,3 +232,18 @@ def test_footprints_of_llama_4_are_the_published_ones(scheme: str, scout_gb: flo
 
 def test_scout_in_q4_k_m_is_the_67_gb_that_ollama_lists() -> None:
     assert round(_footprint("gguf-q4_k_m", MODELS["scout"]) / 1e9) == 67
+
+
+def test_a_scheme_with_other_groups_is_named_after_them() -> None:
+    base, other = quantization("w4a16"), quantization("W4A16-g32")
+    assert other.name == "w4a16-g32"
+    assert other.group_sizes == {32}
+    assert other == quantization("int4-g32"), "an alias is as good"
+    assert [rule.parts for rule in other.rules] == [rule.parts for rule in base.rules]
+    assert quantization("int4-mixed-g128").group_sizes == {128}, "a shipped name is no name of groups"
+
+
+@pytest.mark.parametrize("name", ["fp8-g32", "bf16-g16", "w4a16-g0", "w5-g32", "w4a16-g32-g16-"])
+def test_groups_of_a_scheme_without_any_are_no_name(name: str) -> None:
+    with pytest.raises(UserError, match="no quantization scheme is called"):
+        quantization(name)

@@ -1,4 +1,4 @@
-"""Checkpoints of quantized models: as large as planned, the same weights through compressed-tensors and transformers."""
+"""Checkpoints of quantized models: as large as planned, the same weights by compressed-tensors and transformers."""
 
 import json
 import shutil
@@ -158,14 +158,14 @@ def test_a_saved_model_opens_packed_and_is_the_same(scheme: str, tmp_path: Path)
 
 
 def test_several_files_hold_the_same(tmp_path: Path) -> None:
-    graph, model, _ = save("tiny/scout", "w4a16", tmp_path)
+    _, model, _ = save("tiny/scout", "w4a16", tmp_path)
     saved = l4spec.save_checkpoint(model, tmp_path / "many", max_shard_bytes=100_000)
     assert saved.num_files > 3
     assert torch.equal(l4spec.open_model(saved.directory)(torch.arange(9)[None]), model(torch.arange(9)[None]))
 
 
 def test_a_damaged_checkpoint_names_every_tensor_and_changes_nothing(tmp_path: Path) -> None:
-    graph, model, saved = save("tiny/scout", "w4a16", tmp_path)
+    graph, _, saved = save("tiny/scout", "w4a16", tmp_path)
     other = l4spec.build(graph, quantization="int8")
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     with pytest.raises(UserError) as caught:

@@ -125,8 +125,8 @@ def test_fused_experts_are_packed_stacks(name: str, scheme: str, graphs: dict[st
     assert len(layers) == num_mixtures > 0
     dtypes = {"w4a16": {torch.int32}, "fp8": {torch.float8_e4m3fn}, "int8": {torch.int8}, "int4-mixed": {torch.uint8}}
     for layer in layers:
-        stacks = [layer.gate_proj, layer.up_proj, layer.down_proj]
-        assert all(isinstance(stack, PackedWeight) for stack in stacks)
+        stacks = [stack for stack in layer.children() if isinstance(stack, PackedWeight)]
+        assert len(stacks) == 3
         assert {stack.weight_packed.dtype for stack in stacks} == dtypes[scheme]
         assert not list(layer.parameters())
 

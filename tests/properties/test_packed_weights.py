@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from l4spec.graph.layer_graph import LayerGraph
@@ -20,8 +20,6 @@ from tests.properties.runs import longest_prompt, planned_flops, some, tokens
 from tests.runtime.quantize.laws import RUNNABLE, fitted_scheme, runnable_laws
 from tests.strategies import graphs
 
-MOST = settings.default.max_examples if settings.default is not None else 100
-RUNS = settings(max_examples=5000 if MOST > 200 else 40)
 STEPPED = graphs(step=4)
 """Widths that groups of 4 divide."""
 
@@ -52,7 +50,6 @@ PARTS = st.lists(
 drawn_schemes = st.builds(scheme_with, runnable_laws, PARTS, st.sampled_from(["all", "first", "inner"]))
 
 
-@RUNS
 @given(STEPPED, drawn_schemes)
 def test_planned_quantized_bytes_are_those_stored_by_any_law(graph: LayerGraph, table: Quantization) -> None:
     table = fitted(graph, table)  # patches of images have other widths
@@ -61,7 +58,6 @@ def test_planned_quantized_bytes_are_those_stored_by_any_law(graph: LayerGraph, 
     assert contents_of(model).by_part == some(count_params(graph).by_part)
 
 
-@RUNS
 @given(graphs(), st.sampled_from(RUNNABLE))
 def test_planned_quantized_bytes_are_those_stored_by_every_shipped_scheme(graph: LayerGraph, name: str) -> None:
     table = fitted_scheme(graph, name)
@@ -69,7 +65,6 @@ def test_planned_quantized_bytes_are_those_stored_by_every_shipped_scheme(graph:
     assert held_bytes(model) == weigh(graph, scheme_of(table)).bytes
 
 
-@RUNS
 @given(STEPPED, drawn_schemes, st.integers(1, 40), st.integers(1, 3))
 def test_packed_weights_run_as_many_flops_as_planned(
     graph: LayerGraph, table: Quantization, length: int, batch: int

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.initialize import fill
 from l4spec.runtime.parallel.mesh import Mesh, make_mesh
@@ -42,6 +43,8 @@ def distribute(
     `finish_backward` behind each backward pass. Raises UserError with the planner's reason for a layout that the model
     does not allow, and for a world of another size.
     """
+    if model.quantization is not None:
+        raise UserError(f"the model is packed as {model.quantization.name}, and packed weights are not cut into shards")
     chosen = torch.device(device or ("cpu" if model.device.type == "meta" else model.device))
     mesh = make_mesh_for(model.graph, layout, chosen)
     rank = build_rank(model.graph, mesh, model.dtype)

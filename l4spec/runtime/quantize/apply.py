@@ -96,9 +96,10 @@ def _require_sizes(graph: LayerGraph, table: Quantization) -> None:
         raise UserError([Problem(f"{first.message}{more}", path=first.path, hint=hint)]) from None
 
 
-def require_packable(model: nn.Module, table: Quantization) -> None:
-    """Raise UserError for packed tensors that are neither of a linear layer nor of stacked experts."""
-    assert isinstance(model, Model)
+def require_packable(model: Model, table: Quantization) -> None:
+    """Raise UserError for a rank's part of a model, and for tensors neither of a linear layer nor of stacked experts."""
+    if type(model) is not Model:
+        raise UserError(f"{table.name} packs whole models, not what a rank holds of one")
     problems = []
     for node, parameter, _ in _packed(model.graph, table):
         holder, _, name = f"{node.id}.{parameter.name}".rpartition(".")

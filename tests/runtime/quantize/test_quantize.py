@@ -251,3 +251,9 @@ def test_a_tied_head_reads_the_embedding_that_stays_plain() -> None:
     assert held_bytes(model) == planned_bytes(graph, scheme_named("w4a16-g16"))
     model.to(torch.float32)
     assert relative(model(tokens(graph)), unpacked(graph, model, "fp32")(tokens(graph))) < 1e-4
+
+
+def test_packed_models_are_not_cut_into_shards(graphs: dict[str, LayerGraph]) -> None:
+    model = l4spec.build(graphs["tiny/scout"], quantization="int8")
+    with pytest.raises(UserError, match="packed weights are not cut into shards"):
+        l4spec.distribute(model, l4spec.Layout())

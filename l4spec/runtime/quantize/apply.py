@@ -97,7 +97,7 @@ def _require_sizes(graph: LayerGraph, table: Quantization) -> None:
 
 
 def require_packable(model: Model, table: Quantization) -> None:
-    """Raise UserError for a rank's part of a model, and for tensors neither of a linear layer nor of stacked experts."""
+    """Raise UserError for a rank's part of a model, and for tensors of neither a linear layer nor stacked experts."""
     if type(model) is not Model:
         raise UserError(f"{table.name} packs whole models, not what a rank holds of one")
     problems = []

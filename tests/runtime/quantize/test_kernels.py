@@ -36,6 +36,13 @@ def rounding_bound(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return 4 * torch.finfo(dtype).eps / 2 * (x.double().abs() @ weight.double().abs().t()) + 1e-12
 
 
+def named(value: object) -> str:
+    """An id without addresses, which differ from process to process."""
+    if isinstance(value, ScaledLaw):
+        return f"{value.bits}bit-{value.group}-{value.scale_dtype}-{value.zero_point_bits}"
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(getattr(value, "name", value))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("rows", [1, 5, 33])
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def rounding_bound(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         (law_of("fp8"), (7, 30), None),
         (law_of("nvfp4"), (6, 32), None),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_product_is_that_of_the_unpacked_weights(
     law: ScaledLaw, shape: tuple[int, int], kernel: object, rows: int, dtype: torch.dtype

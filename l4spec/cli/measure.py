@@ -1,6 +1,7 @@
 """`l4spec measure`: a spec built and run, its plan held against what the run shows."""
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +21,7 @@ from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from l4spec.report.measure import MeasureReport
 
@@ -63,7 +64,7 @@ def measure_command(
     import l4spec
     from l4spec.report.run_measure import measure
 
-    try:
+    with _interruptible():
         report = measure(
             l4spec.load(spec, overrides or ()),
             scale=scale,
@@ -80,12 +81,19 @@ def measure_command(
             time_limit=time_limit,
             tell=_teller(show_progress),
         )
-    except KeyboardInterrupt:
-        complain("interrupted: nothing was written")
-        raise typer.Exit(INTERRUPTED) from None
     deliver(_text(report, format), out, force=force)
     if not report.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+@contextmanager
+def _interruptible() -> "Iterator[None]":
+    """Leave with a word, and no traceback, when the user has had enough."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        complain("interrupted: nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def _computing_device(device: str | None) -> str:

@@ -21,6 +21,7 @@ PAGES = (
     "docs/guide.md",
     "docs/planner.md",
     "docs/running.md",
+    "docs/quantization.md",
     "docs/articles.md",
     "docs/deploy.md",
 )

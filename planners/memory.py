@@ -168,7 +168,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
     return Placement(
         setting=setting,
         layout=layout,
-        stages=tuple((stage, _cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
+        stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
         rates=activation_rates(graph, tp, layout.ep),
         activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
         reserved=sum(term.bytes for term in terms),
@@ -176,7 +176,8 @@ def place(setting: Setting, layout: Layout) -> Placement:
     )
 
 
-def _cache_rows(graph: LayerGraph, stage: Stage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+def cache_rows(graph: LayerGraph, stage: Stage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+    """Cache rows of one device of a stage."""
     layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
     for index, count in stage.cache_counts:
         group = graph.groups[index]

@@ -107,6 +107,11 @@ def _product(shape: tuple[int, ...]) -> int:
 
 @lru_cache(maxsize=4096)
 def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[Stage, ...]:
+    """Of the pipeline stages, as `every_stage` gives them, those that differ."""
+    return _distinct(graph, every_stage(graph, scheme, tp, ep, pp))
+
+
+def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[Stage]:
     """What one device of each pipeline stage holds. A tied head on another stage holds a table of its own."""
     table = _layer_table(graph, scheme, tp, ep)
     result = []
@@ -120,7 +125,7 @@ def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tupl
                 size = _sum(size, table.embedding)
         counts = _cache_counts(graph, layers)
         result.append(Stage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
-    return _distinct(graph, result)
+    return result
 
 
 def _stage_size(table: _LayerTable, layers: tuple[int, ...], classes: tuple[int, ...], each: bool) -> _Size:

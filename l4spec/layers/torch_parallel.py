@@ -66,7 +66,7 @@ def sum_over(x: Tensor, axis: Axis, op: str = "sum") -> Tensor:
     """The sum (or `max`) of `x` over ranks, without gradients."""
     if axis.size == 1:
         return x
-    return _done(funcol.all_reduce(x.contiguous(), op, _group(axis)))
+    return _done(funcol.all_reduce(x.contiguous(), op, group_of(axis)))
 
 
 def gather(x: Tensor, axis: Axis) -> Tensor:
@@ -74,10 +74,11 @@ def gather(x: Tensor, axis: Axis) -> Tensor:
     if axis.size == 1:
         return x[None]
     ops = torch.ops._c10d_functional  # funcol's own name for it differs between versions
-    return _done(ops.all_gather_into_tensor(x.contiguous()[None], axis.size, _group(axis).group_name))
+    return _done(ops.all_gather_into_tensor(x.contiguous()[None], axis.size, group_of(axis).group_name))
 
 
-def _group(axis: Axis) -> ProcessGroup:
+def group_of(axis: Axis) -> ProcessGroup:
+    """The group of an axis; RuntimeError where the rank was built alone."""
     if axis.group is None:
         raise RuntimeError("this rank was built alone, so nothing can be sent to the others")
     return axis.group
@@ -141,4 +142,4 @@ class _Exchange(torch.autograd.Function):
 
 
 def _all_to_all(rows: Tensor, axis: Axis, sent: tuple[int, ...], received: tuple[int, ...]) -> Tensor:
-    return _done(funcol.all_to_all_single(rows.contiguous(), list(received), list(sent), _group(axis)))
+    return _done(funcol.all_to_all_single(rows.contiguous(), list(received), list(sent), group_of(axis)))

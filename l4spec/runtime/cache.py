@@ -72,13 +72,17 @@ def new_cache(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch
     """
     if batch < 1 or max_len < 1:
         raise ValueError(f"batch and max_len must be at least 1, found {batch} and {max_len}")
+    require_cacheable(nodes)
     _require_room(nodes, batch, max_len, dtype, device)
     layers = {}
     for node in nodes:
-        if node.scope != "text":
-            continue
-        if node.role == "attention" and not node.declaration.cache:
-            raise ValueError(f"{node.id} sees later tokens, so nothing can be cached: run the model without a cache")
-        if (layer := allocate(node.declaration, batch, max_len, dtype, device)) is not None:
+        if node.scope == "text" and (layer := allocate(node.declaration, batch, max_len, dtype, device)) is not None:
             layers[node.id] = layer
     return Cache(layers, batch, max_len)
+
+
+def require_cacheable(nodes: Sequence[LayerNode]) -> None:
+    """Raise ValueError for a layer of the text model that cannot go on from a cache."""
+    for node in nodes:
+        if node.scope == "text" and node.role == "attention" and not node.declaration.cache:
+            raise ValueError(f"{node.id} sees later tokens, so nothing can be cached: run the model without a cache")

@@ -151,7 +151,7 @@ def _steps(model: "Model", prompts: _Padded, options: Options, pixel_values: Ten
     cache = model.new_cache(len(model.own_rows(prompts.ids)), num_tokens + options.max_new_tokens - 1)
     logits = _prefill(model, prompts, cache, options.prefill_chunk, pixel_values)
     for step in range(options.max_new_tokens):
-        tokens = model.choose_next(logits[:, -1], options.sampling, generator).masked_fill(finished, options.pad_id)
+        tokens = model.choose_next(logits, options.sampling, generator).masked_fill(finished, options.pad_id)
         yield tokens
         if options.stop_ids:
             finished = finished | torch.isin(tokens, stop_ids)
@@ -167,17 +167,18 @@ def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel
     ids = model.own_rows(prompts.ids)
     mask = None if prompts.mask is None else model.own_rows(prompts.mask)
     logits: Tensor | None = None
-    for start in range(0, ids.shape[1], chunk):
-        columns = slice(start, start + chunk)
-        here = None if places is None else places[:, columns]
-        image_features = None if here is None or vectors is None else vectors[here[here >= 0]]
-        logits = model(
-            ids[:, columns],
-            attention_mask=None if mask is None else mask[:, columns],
-            image_features=None if image_features is None or not len(image_features) else image_features,
-            cache=cache,
-            logits="last",
-        )
+    with model.reads_ahead():
+        for start in range(0, ids.shape[1], chunk):
+            columns = slice(start, start + chunk)
+            here = None if places is None else places[:, columns]
+            image_features = None if here is None or vectors is None else vectors[here[here >= 0]]
+            logits = model(
+                ids[:, columns],
+                attention_mask=None if mask is None else mask[:, columns],
+                image_features=None if image_features is None or not len(image_features) else image_features,
+                cache=cache,
+                logits="last",
+            )
     assert logits is not None
     return logits
 

@@ -1,6 +1,7 @@
 """The module that executes a layer graph."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -70,9 +71,10 @@ class Segment:
 class Model(nn.Module):
     """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
 
-    `nodes` are the layers that run here, by default all of the graph. `image_token_id` is the token whose places image
-    vectors take, `quantization` the scheme that the weights are packed by (`l4spec.quantize`). With
-    `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest again in the backward pass.
+    `nodes` are the layers that run here, by default all of the graph; `has_head` says whether the last is the head.
+    `image_token_id` is the token whose places image vectors take, `quantization` the scheme that the weights are packed
+    by (`l4spec.quantize`). With `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest
+    again in the backward pass.
     """
 
     generate = generation.generate
@@ -97,6 +99,7 @@ class Model(nn.Module):
         is_text = {node.id: node.scope == "text" for node in self.nodes}
         self._vision = tuple(segment for segment in segments if not is_text[segment.output])
         self._text = tuple(segment for segment in segments if is_text[segment.output])
+        self.has_head = self.nodes[-1].role == "head"
         self._grid, self._class_token = _patches_of(graph)
 
     @property
@@ -120,8 +123,12 @@ class Model(nn.Module):
         return batch
 
     def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-        """The next token of every sequence of the batch, from the logits [own rows, vocab] of this process's own."""
-        return choose(logits, sampling, generator)
+        """The next token of every sequence of the batch, behind the logits [own rows, tokens, vocab] of its own."""
+        return choose(logits[:, -1], sampling, generator)
+
+    def reads_ahead(self) -> AbstractContextManager[None]:
+        """Surrounds the forward passes over the pieces of a prompt, of which only the last one's logits are used."""
+        return nullcontext()
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
         """Preallocated caches for `batch` sequences of at most `max_len` tokens, in the weights' dtype by default."""
@@ -163,17 +170,31 @@ class Model(nn.Module):
     def _forward(
         self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
+        context = self._context(batch, image_features, cache)
+        hidden = self._hidden(context, batch, image_features, cache, batch.input_ids)
+        return self._logits(context, batch, hidden, logits)
+
+    def _context(self, batch: Batch, image_features: Tensor | None, cache: Cache | None) -> Context:
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
-        context = Context(batch.layout, cache.layers if cache else None, image_mask)
-        values: dict[str, Tensor | None] = {INPUT: batch.input_ids}
+        return Context(batch.layout, cache.layers if cache else None, image_mask)
+
+    def _hidden(
+        self, context: Context, batch: Batch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
+    ) -> Tensor:
+        """What leaves the last layer before the head; to the first one enter token ids, or what a stage before made."""
+        values: dict[str, Tensor | None] = {self._text[0].inputs[0]: entering}
         if self._vision:
             values[self._vision[-1].output] = image_features
-        *body, head = self._text
-        hidden = self._run(body, context, values)
-        result = head(context, last_tokens(hidden, batch) if logits == "last" else hidden)
+        hidden = self._run(self._text[:-1] if self.has_head else self._text, context, values)
         if cache is not None:
             cache.advance(batch.layout.num_tokens, batch.layout.num_new)
-        return result if logits == "last" else restore(result, batch)
+        return hidden
+
+    def _logits(self, context: Context, batch: Batch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
+        head = self._text[-1]
+        if logits == "last":
+            return head(context, last_tokens(hidden, batch))
+        return restore(head(context, hidden), batch)
 
     def _run(self, segments: Iterable[Segment], context: Context, values: dict[str, Tensor | None]) -> Tensor:
         """Run segments in order; `values` holds the outputs of nodes before them, the model's own input under INPUT."""

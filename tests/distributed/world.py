@@ -18,7 +18,7 @@ from typing import Any
 
 LIMIT_SECONDS = 120
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch", "torch.distributed.fsdp", "l4spec.runtime.parallel.distribute"])
+_FORKS.set_forkserver_preload(["torch", "torch.distributed.fsdp", "l4spec.runtime.parallel.step"])
 _waiting: list[tuple[Any, Any]] = []
 """Processes without work, and this end of the pipe to each."""
 

@@ -12,6 +12,7 @@ from l4spec.runtime.parallel.mesh import Mesh, make_mesh
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.rank import (
     check_rank,
+    held_nodes,
     module_on_rank,
     narrowed,
     own_nodes,
@@ -48,6 +49,8 @@ def distribute(
     chosen = torch.device(device or ("cpu" if model.device.type == "meta" else model.device))
     mesh = make_mesh_for(model.graph, layout, chosen)
     rank = build_rank(model.graph, mesh, model.dtype)
+    rank.image_token_id = model.image_token_id
+    rank.checkpoint_activations = model.checkpoint_activations
     if train:
         shard_over_data(rank.train())
     if chosen.type == "meta":
@@ -71,7 +74,7 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
     require_legal(graph, mesh.layout)
     nodes, shards = tuple(own_nodes(graph, mesh)), shards_of(graph, mesh)
     with torch.device("meta"):
-        modules = {node.id: module_on_rank(node, mesh) for node in nodes}
+        modules = {node.id: module_on_rank(node, mesh) for node in held_nodes(graph, mesh)}
         share_biases(modules, shards, mesh)
         own = tuple(narrowed(node, mesh.layout) for node in nodes)
         model = RankModel(graph, modules, own, mesh, shards, summed_gradients(modules, shards, mesh))

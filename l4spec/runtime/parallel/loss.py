@@ -9,11 +9,14 @@ IGNORED = -100
 """A label that counts for nothing, as in `torch.nn.functional.cross_entropy`."""
 
 
-def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, held: range, tp: Axis) -> Tensor:
+def vocab_parallel_cross_entropy(
+    logits: Tensor, labels: Tensor, held: range, tp: Axis, count: Tensor | None = None
+) -> Tensor:
     """The mean of -log p(label) over labels that are not -100, the same on every tensor-parallel rank.
 
     `logits` [..., len(held)] are this rank's columns of the vocabulary, `labels` [...] are ids of all of it
-    (Megatron-LM, arXiv:1909.08053, section 3: only sums and maxima over the vocabulary travel, never logits).
+    (Megatron-LM, arXiv:1909.08053, section 3: only sums and maxima over the vocabulary travel, never logits). `count`
+    replaces the number of labels that the sum is divided by.
     """
     flat, wanted = logits.flatten(0, -2), labels.flatten()
     counts = wanted != IGNORED
@@ -23,7 +26,7 @@ def vocab_parallel_cross_entropy(logits: Tensor, labels: Tensor, held: range, tp
     is_here = (wanted >= held.start) & (wanted < held.stop)
     chosen = leave(_chosen(shifted, (wanted - held.start), is_here), tp)
     losses = torch.where(counts, total.log() - chosen, 0.0)
-    return losses.sum() / counts.sum().clamp(min=1)
+    return losses.sum() / (counts.sum().clamp(min=1) if count is None else count)
 
 
 def _chosen(shifted: Tensor, columns: Tensor, is_here: Tensor) -> Tensor:

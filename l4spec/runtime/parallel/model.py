@@ -1,8 +1,8 @@
 """One rank's model: it runs like the whole one, on its own sequences, together with the other ranks."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.lm_head.parallel import VocabHead
 from l4spec.layers.torch_common import LayerModule
 from l4spec.layers.torch_parallel import Axis, gather
+from l4spec.runtime.cache import Cache, require_cacheable
+from l4spec.runtime.layout import Batch, align
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.mesh import Mesh
+from l4spec.runtime.parallel.pipeline import Line
 from l4spec.runtime.parallel.rank import Shard
 from l4spec.runtime.parallel.training import finish_gradients, held_region
 from l4spec.runtime.sampling import Sampling, choose
@@ -24,8 +27,9 @@ class RankModel(Model):
     """The part of a model that one rank of a mesh holds; made by `l4spec.distribute`.
 
     `forward` takes this rank's own sequences (`own_rows`) and gives their logits, the same on all tensor-parallel
-    ranks. `nodes` are the layers of its pipeline stage, narrowed to what it computes of them; `shards` says what it
-    holds of each tensor, `summed_gradients` over which ranks the gradients of some have to be added up.
+    ranks. All stages of a pipeline are given the same, and only the last has logits: the others return [batch, 0,
+    vocab]. `nodes` are the layers of its stage, narrowed to what it computes of them; `shards` says what it holds of
+    each tensor, `summed_gradients` over which ranks the gradients of some have to be added up.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class RankModel(Model):
         self.mesh = mesh
         self.shards = shards
         self.summed_gradients = summed_gradients
+        self.line = Line(mesh.axis("pp"))
         self._heads = [module for module in modules.values() if isinstance(module, VocabHead)]
 
     def own_rows(self, batch: Tensor) -> Tensor:
@@ -54,11 +59,74 @@ class RankModel(Model):
         return batch.chunk(data.size)[data.index]
 
     def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-        """The next token of every sequence, the same on all ranks: a draw sees all logits, as on one process."""
-        data = self.mesh.data
-        if sampling.temperature == 0:
-            return gather(choose(logits, sampling, generator), data).flatten()
-        return choose(gather(logits, data).flatten(0, 1), sampling, generator)
+        """The next token of every sequence, the same on all ranks: a draw sees all logits, as on one process.
+
+        The last stage chooses; only ids travel to the others.
+        """
+        data, last = self.mesh.data, logits[:, -1:].flatten(0, 1)
+        if not self.line.is_last:
+            chosen = torch.empty(data.size * logits.shape[0], dtype=torch.long, device=logits.device)
+        elif sampling.temperature == 0:
+            chosen = gather(choose(last, sampling, generator), data).flatten()
+        else:
+            chosen = choose(gather(last, data).flatten(0, 1), sampling, generator)
+        return self.line.from_last(chosen)
+
+    def reads_ahead(self) -> AbstractContextManager[None]:
+        """A stage reads the next piece of a prompt while those behind it read earlier ones."""
+        return self.line.runs_ahead()
+
+    def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
+        """Caches of this stage's layers, as `Model.new_cache`; refused on all stages where one cannot have any."""
+        require_cacheable(self.graph.nodes)
+        return super().new_cache(batch, max_len, dtype)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """As `Model.encode_images` on the first stage; the others, which have no use for them, get zeros instead.
+
+        No tiles give no vectors, yet pass through the tower: data-parallel ranks gather its weights together.
+        """
+        if not self.line.is_first and self.num_tokens_per_tile:
+            shape = (pixel_values.shape[0], self.num_tokens_per_tile, self.hidden_size)
+            return torch.zeros((), dtype=self.dtype, device=self.device).expand(shape)
+        if len(pixel_values):
+            return super().encode_images(pixel_values)
+        return super().encode_images(pixel_values.new_zeros(1, *pixel_values.shape[1:]))[:0]
+
+    def run_stage(self, input_ids: Tensor, hidden: Tensor | None = None, **inputs: Any) -> Tensor:
+        """This stage alone: from the hidden states of the one before (None on the first) to its own, or to logits.
+
+        `inputs` are those of `forward` without a cache. Nothing is sent; gradients flow.
+        """
+        images, pixel_values = inputs.pop("image_features", None), inputs.pop("pixel_values", None)
+        if pixel_values is not None:
+            images = self.encode_images(pixel_values)
+        batch = align(input_ids, inputs.pop("attention_mask", None), inputs.pop("sequence_ids", None), None)
+        assert not inputs, f"unknown inputs {sorted(inputs)}"
+        context = self._context(batch, images, None)
+        hidden = self._hidden(context, batch, images, None, batch.input_ids if hidden is None else hidden)
+        return self._logits(context, batch, hidden, "all") if self.has_head else hidden
+
+    def _forward(
+        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+    ) -> Tensor:
+        if self.line.pp.size == 1:
+            return super()._forward(batch, image_features, cache, logits)
+        with torch.no_grad():  # gradients cross stages in `train_step` alone
+            return self._through_line(batch, image_features, cache, logits)
+
+    def _through_line(
+        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+    ) -> Tensor:
+        context, entering = self._context(batch, image_features, cache), batch.input_ids
+        if not self.line.is_first:
+            entering = self.line.receive((*entering.shape, self.hidden_size), self.dtype, self.device)
+        hidden = self._hidden(context, batch, image_features, cache, entering)
+        if self.line.is_last:
+            return self._logits(context, batch, hidden, logits)
+        self.line.send(hidden)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return hidden.new_empty(hidden.shape[0], 0, self.graph.model.text.head.vocab_size, dtype=wide)
 
     def finish_backward(self) -> None:
         """Add up the gradients that tensor-parallel ranks hold parts of, and take means over data-parallel ranks.
@@ -77,16 +145,36 @@ class RankModel(Model):
         found: Tensor = getattr(self.get_submodule(owner), leaf)
         return found
 
-    def loss(self, input_ids: Tensor, labels: Tensor, **inputs: Any) -> Tensor:
+    @property
+    def hidden_size(self) -> int:
+        """Width of what stages hand on."""
+        return self.graph.model.text.stack.width.hidden_size
+
+    def loss(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        hidden: Tensor | None = None,
+        count: Tensor | None = None,
+        **inputs: Any,
+    ) -> Tensor:
         """Mean cross entropy of this rank's sequences; `labels` [batch, tokens] follow each token, -100 counts not.
 
-        Logits stay divided along the vocabulary. `inputs` are those of `forward`.
+        Logits stay divided along the vocabulary. `inputs` are those of `forward`. `count` replaces the number of labels
+        that the sum is divided by. In a pipeline every stage gets the value without a gradient, which `train_step`
+        makes: it gives the last stage the `hidden` states of the one before.
         """
+        in_line = self.line.pp.size > 1 and hidden is None
         with self._divided_logits():
-            logits = self(input_ids, **inputs)
+            logits = self(input_ids, **inputs) if in_line else self.run_stage(input_ids, hidden, **inputs)
+        loss = self._loss_of(logits, labels, count) if self.line.is_last else logits.new_zeros(())
+        return self.line.from_last(loss) if in_line else loss
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
         tp = self.mesh.axis("tp")
         held = self._heads[0].held if self._heads else range(logits.shape[-1])
-        return vocab_parallel_cross_entropy(logits, labels, held, tp if self._heads else Axis())
+        return vocab_parallel_cross_entropy(logits, labels, held, tp if self._heads else Axis(), count)
 
     @contextmanager
     def _divided_logits(self) -> Iterator[None]:

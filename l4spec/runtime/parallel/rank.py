@@ -48,6 +48,13 @@ def own_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
     return (node for node in graph.nodes if stage_of(graph, node, pp) == stage)
 
 
+def held_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
+    """The nodes whose tensors this rank holds: those of its stage, and the embedding where a tied head stands apart."""
+    yield from own_nodes(graph, mesh)
+    if graph.model.text.head.tied and 0 < mesh.place.pp == mesh.layout.pp - 1:
+        yield next(node for node in graph.nodes if node.role == "embedding")
+
+
 def narrowed(node: LayerNode, layout: Layout) -> LayerNode:
     """A node as a rank computes it: its part of the heads and widths, and so of the cache."""
     tp = layout_for(node, layout).tp
@@ -59,7 +66,7 @@ def shards_of(graph: LayerGraph, mesh: Mesh) -> dict[str, Shard]:
     """What this rank holds, by the names of the tensors. A tied head shares the table of the embedding."""
     shards = (
         Shard(node, parameter, region_of(node, parameter, mesh.layout, mesh.place))
-        for node in own_nodes(graph, mesh)
+        for node in held_nodes(graph, mesh)
         for parameter in node.declaration.parameters
         if parameter.tied_to is None
     )

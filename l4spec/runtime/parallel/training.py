@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from l4spec.graph.layer_graph import LayerNode
@@ -41,6 +41,7 @@ def shard_over_data(model: "RankModel") -> None:
     for block in _blocks(model):
         fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
+    register_fsdp_forward_method(model, "run_stage")
 
 
 def _blocks(model: "RankModel") -> list[list[nn.Module]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from l4spec.report.run_measure import measure
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
+    from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
     from l4spec.runtime.parallel.distribute import distribute
     from l4spec.runtime.quantize.apply import quantize
     from l4spec.sharding.layout import Layout
@@ -37,10 +38,13 @@ __all__ = [
     "distribute",
     "load",
     "load_checkpoint",
+    "load_sharded",
     "measure",
     "open_model",
     "quantize",
     "save_checkpoint",
+    "save_hub",
+    "save_sharded",
 ]
 _PLACES = {
     "LayerGraph": "l4spec.graph.layer_graph",
@@ -49,6 +53,9 @@ _PLACES = {
     "build": "l4spec.runtime.build",
     "distribute": "l4spec.runtime.parallel.distribute",
     "load_checkpoint": "l4spec.runtime.checkpoints",
+    "load_sharded": "l4spec.runtime.parallel.checkpoints",
+    "save_hub": "l4spec.runtime.parallel.checkpoints",
+    "save_sharded": "l4spec.runtime.parallel.checkpoints",
     "open_model": "l4spec.runtime.checkpoints",
     "measure": "l4spec.report.run_measure",
     "quantize": "l4spec.runtime.quantize.apply",

@@ -54,7 +54,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
     help="One YAML spec of a Llama-4-style model: what it costs, and whether it fits.",
-    epilog="Exit codes: 0 done, 1 a claim fails, 2 wrong input, 3 a valid spec that does not fit the hardware.",
+    epilog="Exit codes: 0 done, 1 a claim fails, 2 wrong input, 3 a valid spec that does not fit the hardware, "
+    "4 a rank failed.",
 )
 
 

@@ -11,6 +11,7 @@ from l4spec.cli import (  # noqa: F401
     ls,
     measure,
     plan,
+    run,
     schema,
     show,
     validate,

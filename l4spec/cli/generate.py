@@ -114,7 +114,7 @@ def _tokens(
     if len(given) != 1 or (system is not None and chat is None):
         raise UserError("expected one of --prompt, --chat and --ids; --system goes with --chat")
     if ids is not None:
-        return _numbers(ids, "--ids")
+        return numbers(ids, "--ids")
     assert tokenizer is not None
     if chat is not None:
         from l4spec.runtime.tokenizer import Message
@@ -127,7 +127,8 @@ def _tokens(
     return found
 
 
-def _numbers(text: str, option: str) -> list[int]:
+def numbers(text: str, option: str) -> list[int]:
+    """Token ids out of an option. Raises UserError."""
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdigit() and len(word) <= 12 for word in words):
         raise UserError([Problem(f"expected token ids as 200000,17,4, found {text[:60]!r}", path=option)])
@@ -138,7 +139,7 @@ def _stop_ids(directory: Path, given: str | None, tokenizer: "TextTokenizer | No
     from l4spec.runtime.tokenizer import stop_ids_of
 
     if given is not None:
-        return tuple(_numbers(given, "--stop-ids"))
+        return tuple(numbers(given, "--stop-ids"))
     return stop_ids_of(directory) or (tokenizer.stop_ids if tokenizer else ())
 
 

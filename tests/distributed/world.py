@@ -17,8 +17,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 LIMIT_SECONDS = 120
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["torch", "torch.distributed.fsdp", "l4spec.runtime.parallel.step"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch", "torch.distributed.fsdp", "l4spec.runtime.parallel.step", "l4spec.runtime.parallel.run.launch"]
+)
 _waiting: list[tuple[Any, Any]] = []
 """Processes without work, and this end of the pipe to each."""
 
@@ -30,8 +32,8 @@ class RankFailed(AssertionError):
 def run_world(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """What `work(rank, *args)` returns on each of `size` ranks; raises RankFailed with the first failure."""
     while len(_waiting) < size:
-        here, there = _FORKS.Pipe()
-        process = _FORKS.Process(target=_serve, args=(there,), daemon=True)
+        here, there = FORKS.Pipe()
+        process = FORKS.Process(target=_serve, args=(there,), daemon=True)
         process.start()
         there.close()
         _waiting.append((process, here))

@@ -24,6 +24,7 @@ PAGES = (
     "docs/quantization.md",
     "docs/articles.md",
     "docs/deploy.md",
+    "docs/cluster.md",
 )
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from l4spec.errors import Place, Problem, UserError
+from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
@@ -39,18 +40,14 @@ def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | N
     which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was. A quantized model
     takes what `save_checkpoint` wrote of one of the same scheme, as it lies.
     """
-    directory = _checked_directory(directory)
     targets = held_tensors(model)
     if any(target.is_meta for target in targets.values()):
         raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     with ExitStack() as files:
         if model.quantization is not None:
-            _load_packed(model, directory, files, report)
+            _load_packed(model, checked_folder(directory), files, report)
             return
-        if any(directory.glob("*.pth")):
-            wanted, read = _open_meta(model, directory)
-        else:
-            wanted, read = _open_safetensors(model, directory, files)
+        wanted, read = open_stored(model.graph, directory, files)
         _copy(wanted, read, targets, report)
 
 
@@ -71,7 +68,20 @@ def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Repo
         report(1, 1)
 
 
-def _checked_directory(directory: Path | str) -> Path:
+def open_stored(graph: LayerGraph, directory: Path | str, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
+    """What a checkpoint directory stores of a model, checked by every header, and a function that maps one tensor.
+
+    Files stay mapped while `files` is open; only what is read of a mapped tensor comes into memory. Raises UserError as
+    `load_checkpoint` does.
+    """
+    directory = checked_folder(directory)
+    if any(directory.glob("*.pth")):
+        return _open_meta(graph, directory)
+    return _open_safetensors(graph, directory, files)
+
+
+def checked_folder(directory: Path | str) -> Path:
+    """The path of a folder that is there. Raises UserError."""
     path = Path(directory)
     try:
         is_folder = path.is_dir()
@@ -82,9 +92,9 @@ def _checked_directory(directory: Path | str) -> Path:
     return path
 
 
-def _open_safetensors(model: "Model", directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
+def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
     headers = read_headers(directory)
-    layout = hub_layout_of(model.graph, frozenset(headers), _model_type(directory))
+    layout = hub_layout_of(graph, frozenset(headers), _model_type(directory))
     wanted = require_match(layout, {(0, name): header for name, header in headers.items()})
     opened = {path: _mapped(path, files) for path in dict.fromkeys(header.file for header in headers.values())}
 
@@ -109,9 +119,9 @@ def _model_type(directory: Path) -> str | None:
     return model_type if isinstance(model_type, str) else None
 
 
-def _open_meta(model: "Model", directory: Path) -> tuple[tuple[StoredTensor, ...], Read]:
+def _open_meta(graph: LayerGraph, directory: Path) -> tuple[tuple[StoredTensor, ...], Read]:
     paths = _rank_files(directory)
-    layout = meta_layout(model.graph, len(paths))
+    layout = meta_layout(graph, len(paths))
     if layout is None:
         raise UserError(f"{directory} is a checkpoint of Meta's Llama 4, which this model is not")
     shards = [_unpickled(path) for path in paths]

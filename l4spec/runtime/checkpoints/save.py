@@ -72,11 +72,11 @@ def save_checkpoint(
         raise UserError("the model lies on the meta device and has no weights to save", hint="build it on cpu or cuda")
     if model.quantization is not None:
         require_exportable(model.graph, model.quantization)
-    layout, config = _layout_and_config(model.graph, _spec_as_built(model.graph, held))
+    layout, config = _layout_and_config(model.graph, held["text.embedding.weight"].dtype)
     packed = packed_weights(model)
     if packed and model.quantization is not None and isinstance(config, dict):
         config["quantization_config"] = quantization_config(model.graph, model.quantization, layout)
-    text = {SPEC: config} if isinstance(config, str) else {CONFIG: json.dumps(config, indent=2) + "\n"}
+    text = dict([_text_of(config)])
     if packed and model.quantization is not None:
         text[QUANTIZATION] = _scheme_text(model.quantization)
     entries: list[Entry] = []
@@ -94,19 +94,30 @@ def _entry(stored: StoredTensor, tensors: Mapping[str, Tensor]) -> Entry:
     return Entry(stored.name, stored.shape, dtype, partial(_assembled, stored, tensors, dtype))
 
 
-def _spec_as_built(graph: LayerGraph, tensors: Mapping[str, Tensor]) -> ModelSpec:
-    """The spec with the number format that most of the weights have."""
+def spec_as_built(graph: LayerGraph, dtype: torch.dtype) -> ModelSpec:
+    """The spec with the number format that the weights have."""
     spec = graph.model.spec
-    built = _SPEC_DTYPES.get(tensors["text.embedding.weight"].dtype, spec.text.dtype)
+    built = _SPEC_DTYPES.get(dtype, spec.text.dtype)
     return spec.model_copy(update={"text": spec.text.model_copy(update={"dtype": built})})
 
 
-def _layout_and_config(graph: LayerGraph, spec: ModelSpec) -> tuple[Layout, dict[str, Any] | str]:
+def layout_and_text(graph: LayerGraph, dtype: torch.dtype) -> tuple[Layout, tuple[str, str]]:
+    """The layout to save in, and the name and text of the file that says what the model is."""
+    layout, config = _layout_and_config(graph, dtype)
+    return layout, _text_of(config)
+
+
+def _text_of(config: dict[str, Any] | str) -> tuple[str, str]:
+    return (SPEC, config) if isinstance(config, str) else (CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _layout_and_config(graph: LayerGraph, dtype: torch.dtype) -> tuple[Layout, dict[str, Any] | str]:
     """The layout, and what says what the model is: a Hugging Face config, or the text of a spec."""
+    spec = spec_as_built(graph, dtype)
     try:
         config = export_config(spec)
     except SpecError:
-        return native_layout(graph), _spec_text(spec)
+        return native_layout(graph), spec_text(spec)
     layout = hub_layout(graph, config["model_type"])
     assert layout is not None, f"{config['model_type']} has a config for this model, but no names for its tensors"
     return layout, config
@@ -119,7 +130,8 @@ def _scheme_text(table: Quantization) -> str:
     return to_yaml(data, head=("How the weights beside this file are packed, written by l4spec.",))
 
 
-def _spec_text(spec: ModelSpec) -> str:
+def spec_text(spec: ModelSpec) -> str:
+    """The text of a spec.yaml that stands beside weights."""
     from l4spec.huggingface.yaml_out import to_yaml
 
     data = spec.model_dump(mode="json", exclude_none=True, exclude={"extends", "claims", "estimated", "huggingface"})

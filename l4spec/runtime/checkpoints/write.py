@@ -32,12 +32,15 @@ _ALIGNMENT = 8
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor to write: its name, shape and format are known before `make` puts its values together on the CPU."""
+    """A tensor to write: its name, shape and format are known before `make` puts its values together on the CPU.
+
+    Without `make` its values are written by others, into the place that the header gives them.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    make: Callable[[], Tensor]
+    make: Callable[[], Tensor] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +52,7 @@ def write_folder(
     target: Path, entries: Sequence[Entry], texts: dict[str, str], max_shard_bytes: int, report: Report | None
 ) -> int:
     """Write the tensors and text files to a new folder; gives the number of weight files. Raises UserError."""
-    shards = _shards(entries, max_shard_bytes)
+    shards = shards_of(entries, max_shard_bytes)
     try:
         _write(target, shards, texts, report)
     except OSError as error:
@@ -69,7 +72,7 @@ def require_new_folder(directory: Path | str) -> Path:
     return path
 
 
-def _shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+def shards_of(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
     """Entries in order, a new file before the limit is passed; one tensor above it has a file of its own."""
     shards: list[list[Entry]] = [[]]
     size = 0
@@ -86,7 +89,7 @@ def _write(target: Path, shards: Sequence[Sequence[Entry]], texts: dict[str, str
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
     try:
-        names = _file_names(len(shards))
+        names = file_names(len(shards))
         total, done = sum(entry.num_bytes for shard in shards for entry in shard), 0
         for name, shard in zip(names, shards, strict=True):
             with (folder / name).open("wb") as file:
@@ -95,7 +98,7 @@ def _write(target: Path, shards: Sequence[Sequence[Entry]], texts: dict[str, str
                     if report:
                         report(done, total)
         if len(shards) > 1:
-            (folder / INDEX).write_text(json.dumps(_index(names, shards, total), indent=2) + "\n", encoding="utf-8")
+            (folder / INDEX).write_text(json.dumps(index_of(names, shards, total), indent=2) + "\n", encoding="utf-8")
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         folder.chmod(0o755)
@@ -107,17 +110,30 @@ def _write(target: Path, shards: Sequence[Sequence[Entry]], texts: dict[str, str
         raise
 
 
-def _file_names(count: int) -> list[str]:
+def file_names(count: int) -> list[str]:
+    """Names of `count` weight files."""
     return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def _index(names: Sequence[str], shards: Sequence[Sequence[Entry]], total: int) -> dict[str, Any]:
+def index_of(names: Sequence[str], shards: Sequence[Sequence[Entry]], total: int) -> dict[str, Any]:
+    """The content of the index of several weight files."""
     pairs = sorted((entry.name, name) for name, shard in zip(names, shards, strict=True) for entry in shard)
     return {"metadata": {"total_size": total}, "weight_map": dict(pairs)}
 
 
 def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
     """Write header and data; yields the bytes of each tensor once it is written."""
+    file.write(header_of(shard))
+    for entry in shard:
+        assert entry.make is not None, entry.name
+        tensor = entry.make().contiguous()
+        assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), entry.name
+        file.write(raw_bytes(tensor))
+        yield entry.num_bytes
+
+
+def header_of(shard: Sequence[Entry]) -> bytes:
+    """The beginning of a weight file, up to the first tensor's data; the others' follow without gaps."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in shard:
@@ -127,15 +143,10 @@ def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
         start = stop
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for entry in shard:
-        tensor = entry.make().contiguous()
-        assert (tensor.shape, tensor.dtype) == (entry.shape, entry.dtype), entry.name
-        file.write(_raw_bytes(tensor))
-        yield entry.num_bytes
+    return len(text).to_bytes(8, "little") + text
 
 
-def _raw_bytes(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
     """The tensor's own memory as bytes, without a copy: valid while the tensor lives.
 
     Little-endian, as the format and every machine that torch runs on.

@@ -1,0 +1,92 @@
+"""What this rank holds of every tensor of a training run: a region of the whole, and the memory where it lies."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l4spec.runtime.parallel.training import local_of
+from l4spec.sharding.rules import Region
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+MODEL = "model."
+OPTIMIZER = "optimizer."
+"""What names begin with in a sharded checkpoint: `model.NAME`, and `optimizer.NAME.exp_avg` for AdamW's moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A region of a whole tensor of `shape`; `tensor` is that region, on this rank."""
+
+    name: str
+    shape: tuple[int, ...]
+    region: Region
+    tensor: Tensor
+
+
+def held_of_model(model: "Model") -> dict[str, Held]:
+    """Every tensor of a model, whole or one rank's, by its name."""
+    shapes = whole_shapes(model)
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        local = local_of(tensor).detach()
+        region = _region(model, name, shapes[name])
+        assert tuple(local.shape) == tuple(map(len, region)), f"{name}: held {tuple(local.shape)}, said {region}"
+        found[name] = Held(name, shapes[name], region, local)
+    return found
+
+
+def whole_shapes(model: "Model") -> dict[str, tuple[int, ...]]:
+    """Shapes of the whole model's tensors, those of other ranks too."""
+    return {f"{node.id}.{p.name}": p.shape for node, p in model.graph.parameters() if p.tied_to is None}
+
+
+def held_of_optimizer(optimizer: torch.optim.Optimizer, model: "Model", held: Mapping[str, Held]) -> dict[str, Held]:
+    """Every tensor of an optimizer's state: those shaped like their parameter by its region, numbers whole."""
+    found = {}
+    for name, parameter in trained(optimizer, model):
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{key} of {name}: only tensors can be saved of an optimizer, found {type(value)}")
+            full, local = f"{name}.{key}", local_of(value).detach()
+            if local.dim() == 0:
+                found[full] = Held(full, (), (), local)
+            else:
+                found[full] = Held(full, held[name].shape, held[name].region, local)
+    return found
+
+
+def trained(optimizer: torch.optim.Optimizer, model: "Model") -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) of what an optimizer trains."""
+    of_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in of_optimizer)
+
+
+def _region(model: "Model", name: str, shape: tuple[int, ...]) -> Region:
+    from l4spec.runtime.parallel.model import RankModel
+
+    if isinstance(model, RankModel):
+        return model.held_region(name)
+    return tuple(map(range, shape))
+
+
+def chunks_of(region: Region, itemsize: int, limit: int) -> Iterator[Region]:
+    """A region in pieces of at most `limit` bytes (or single elements), cut along its first dims; none when empty."""
+    if not all(map(len, region)):
+        return
+    size = itemsize * prod(map(len, region))
+    dim = next((index for index, run in enumerate(region) if len(run) > 1), None)
+    if size <= limit or dim is None:
+        yield region
+        return
+    run = region[dim]
+    parts = min(len(run), -(-size // limit))
+    width = -(-len(run) // parts)
+    for start in range(run.start, run.stop, width):
+        piece = range(start, min(start + width, run.stop))
+        yield from chunks_of((*region[:dim], piece, *region[dim + 1 :]), itemsize, limit)

@@ -1,0 +1,197 @@
+"""Sharded checkpoints: every rank writes what it holds, and any other layout reads what it needs."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from l4spec.errors import Place, Problem, UserError
+from l4spec.runtime.checkpoints.headers import read_json
+from l4spec.runtime.checkpoints.load import checked_folder
+from l4spec.runtime.checkpoints.save import SPEC, spec_as_built, spec_text
+from l4spec.runtime.parallel.checkpoints.held import (
+    MODEL,
+    OPTIMIZER,
+    Held,
+    held_of_model,
+    held_of_optimizer,
+    trained,
+    whole_shapes,
+)
+from l4spec.runtime.parallel.checkpoints.hub import load_hub
+from l4spec.runtime.parallel.checkpoints.planners import CHUNK_BYTES, Ours, RegionLoadPlanner, RegionSavePlanner
+from l4spec.runtime.parallel.checkpoints.together import failures_named, is_first, new_folder, on_first
+from l4spec.runtime.parallel.checkpoints.trusted import METADATA, TrustedReader
+
+if TYPE_CHECKING:
+    from l4spec.runtime.model import Model
+
+RUN = "run.json"
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a checkpoint says of the run that wrote it: steps done, and what must be the same to go on."""
+
+    step: int = 0
+    settings: Mapping[str, Any] | None = None
+
+
+def save_sharded(
+    model: "Model",
+    directory: Path | str,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    state: RunState | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> None:
+    """Write a model, and an optimizer's state, to a new folder on storage that all ranks share; all must call it.
+
+    A tensor that several ranks hold is written once. The folder gets its name when all ranks have written, so that a
+    half-written one is never seen. Raises UserError on every rank when one of them cannot write.
+    """
+    model_part = held_of_model(model)
+    ours = _prefixed(MODEL, model_part)
+    if optimizer is not None:
+        ours |= _prefixed(OPTIMIZER, held_of_optimizer(optimizer, model, model_part))
+    with new_folder(directory) as folder:
+        save(Ours(ours).state(), storage_writer=FileSystemWriter(folder), planner=RegionSavePlanner(chunk_bytes))
+        if is_first():
+            (folder / SPEC).write_text(spec_text(spec_as_built(model.graph, model.dtype)), encoding="utf-8")
+            (folder / RUN).write_text(json.dumps(asdict(state or RunState())) + "\n", encoding="utf-8")
+
+
+def load_sharded(
+    model: "Model", directory: Path | str, optimizer: torch.optim.Optimizer | None = None
+) -> RunState | None:
+    """Fill a model, whole or one rank's, from a sharded folder or one of whole tensors; all ranks must call it.
+
+    Every rank reads what overlaps its own part, whatever layout wrote it; numbers are cast to the model's format. An
+    optimizer is filled from a sharded folder only. Returns what the run that wrote it said, None for a folder of whole
+    tensors. Everything is checked before anything is read: on UserError, which names every missing, extra, misshapen
+    and truncated tensor, the model is as it was.
+    """
+    folder = checked_folder(directory)
+    if any(held.tensor.is_meta for held in held_of_model(model).values()):
+        raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
+    if not (folder / METADATA).is_file():
+        if optimizer is not None:
+            raise UserError(f"{folder} holds no optimizer state", hint="only a sharded checkpoint does")
+        load_hub(model, folder)
+        return None
+    reader = TrustedReader(folder)
+    metadata = reader.read_metadata()
+    require_complete(model, metadata, folder, optimizer)
+    model_part = held_of_model(model)
+    ours = _prefixed(MODEL, model_part)
+    if optimizer is not None:
+        _make_room(optimizer, model, metadata)
+        ours |= _prefixed(OPTIMIZER, held_of_optimizer(optimizer, model, model_part))
+    with failures_named(f"cannot read {folder}"):
+        load(Ours(ours).state(), storage_reader=reader, planner=RegionLoadPlanner())
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> RunState:
+    """What the run that wrote a sharded folder said."""
+    data = on_first(lambda: read_json(folder / RUN))
+    step, settings = (data.get("step"), data.get("settings")) if isinstance(data, dict) else (None, None)
+    if type(step) is not int or step < 0 or not isinstance(settings, dict | None):
+        raise UserError([Problem("expected a step of at least 0 and settings", place=Place(RUN))])
+    return RunState(step, settings)
+
+
+def _prefixed(prefix: str, held: Mapping[str, Held]) -> dict[str, Held]:
+    return {prefix + name: replace(one, name=prefix + name) for name, one in held.items()}
+
+
+def require_complete(model: "Model", metadata: Metadata, folder: Path, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise UserError naming everything in which a sharded folder differs from what the whole model needs."""
+    found = metadata.state_dict_metadata
+    shapes = {MODEL + name: shape for name, shape in whole_shapes(model).items()}
+    problems = list(_differences(shapes, found))
+    problems += [
+        Problem("is stored, but the model has no such tensor", name)
+        for name in sorted(found)
+        if name.startswith(MODEL) and name not in shapes
+    ]
+    if optimizer is not None:
+        problems += _optimizer_differences(optimizer, model, found)
+    problems += _truncated(metadata, folder)
+    if problems:
+        plural = "s" if len(problems) > 1 else ""
+        head = f"{folder} does not fit the model: {len(problems)} problem{plural}, {len(shapes)} tensors expected"
+        raise UserError([Problem(head), *problems])
+
+
+def _differences(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, shape in shapes.items():
+        stored = found.get(name)
+        if not isinstance(stored, TensorStorageMetadata):
+            yield Problem("is missing", name)
+        elif tuple(stored.size) != shape:
+            yield Problem(f"expected shape {list(shape)}, found {list(stored.size)}", name)
+        elif stored.properties.dtype not in _FLOATS:
+            yield Problem(f"expected a floating-point format, found {stored.properties.dtype}", name)
+        elif sum(chunk.sizes.numel() for chunk in stored.chunks) != stored.size.numel():
+            yield Problem("is not complete", name)
+
+
+def _optimizer_differences(
+    optimizer: torch.optim.Optimizer, model: "Model", found: Mapping[str, Any]
+) -> Iterator[Problem]:
+    """State shaped like its parameter, or a number; none at all is a run of no steps."""
+    known, stored = whole_shapes(model), _state_keys(found)
+    for name, _ in trained(optimizer, model) if stored else ():
+        keys = stored.get(f"{OPTIMIZER}{name}", ())
+        if not keys:
+            yield Problem("is missing", f"{OPTIMIZER}{name}")
+        fulls = [f"{OPTIMIZER}{name}.{key}" for key in keys]
+        yield from _differences({full: known[name] for full in fulls if getattr(found[full], "size", None)}, found)
+
+
+def _state_keys(found: Iterable[str]) -> dict[str, list[str]]:
+    """By `optimizer.NAME`, the keys of what is stored of it: exp_avg, exp_avg_sq, step."""
+    keys: dict[str, list[str]] = {}
+    for full in found:
+        if full.startswith(OPTIMIZER):
+            name, _, key = full.rpartition(".")
+            keys.setdefault(name, []).append(key)
+    return keys
+
+
+def _truncated(metadata: Metadata, folder: Path) -> Iterator[Problem]:
+    ends: dict[str, int] = {}
+    for stored in metadata.storage_data.values():
+        ends[stored.relative_path] = max(ends.get(stored.relative_path, 0), stored.offset + stored.length)
+    for name, end in sorted(ends.items()):
+        if name != Path(name).name:
+            yield Problem("expected the name of a file in the folder", name[:200])
+            continue
+        path = folder / name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            yield Problem("is no file", place=Place(name))
+        elif size < end:
+            yield Problem(f"is truncated: {end:,} bytes expected, found {size:,}", place=Place(name))
+
+
+def _make_room(optimizer: torch.optim.Optimizer, model: "Model", metadata: Metadata) -> None:
+    """Give the optimizer the state that is stored, for it to be read into."""
+    found = metadata.state_dict_metadata
+    keys = _state_keys(found)
+    for name, parameter in trained(optimizer, model):
+        state: dict[str, torch.Tensor] = {}
+        for key in keys.get(f"{OPTIMIZER}{name}", ()):
+            stored = found[f"{OPTIMIZER}{name}.{key}"]
+            assert isinstance(stored, TensorStorageMetadata), "checked before"
+            state[key] = torch.zeros_like(parameter) if stored.size else torch.zeros((), dtype=stored.properties.dtype)
+        optimizer.state[parameter] = state

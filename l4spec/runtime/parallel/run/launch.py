@@ -1,0 +1,161 @@
+"""Ranks on this machine: processes that are started, watched and ended together."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import torch._dynamo  # noqa: F401 - FSDP and optimizers do at first use; forked ranks share it
+from torch._C._distributed_c10d import TCPStore
+
+from l4spec.runtime.parallel.run import work as _work  # noqa: F401 - ranks are forked with it
+from l4spec.runtime.parallel.run.job import Job
+from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
+from l4spec.runtime.parallel.run.watch import FAILURE, RANK_FAILED, Failure, leave
+
+HOST = "127.0.0.1"
+GRACE_SECONDS = 3.0
+"""For ranks to see that the run has ended; those that have not are killed."""
+INTERRUPTED = 130
+TERMINATED = 143
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def launch(job: Job, tell: Callable[[str], None]) -> int:
+    """Run a job's ranks on this machine; returns the exit code. `tell` is given the one message of a failed run."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    processes, ports = _start(job, job.layout.num_devices)
+    failure: Failure | None = None
+    store: TCPStore | None = None
+    try:
+        store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        for port in ports:
+            port.send(store.port)
+        tell(f"{job.layout}: ranks are processes {' '.join(str(process.pid) for process in processes)}")
+        failure = _watched(processes, store)
+    except KeyboardInterrupt:
+        failure = Failure("interrupted: the last checkpoint is whole", INTERRUPTED)
+    except _Terminated:
+        failure = Failure("terminated: the last checkpoint is whole", TERMINATED)
+    finally:
+        _end(processes, store, failure)
+    if failure is None:
+        return 0
+    if job.checkpoint is not None:
+        _remove_leftovers(job.checkpoint)
+    tell(failure.message)
+    return failure.code
+
+
+def _start(job: Job, world: int) -> tuple[list[BaseProcess], list[Connection]]:
+    context = _context(job.device)
+    processes: list[BaseProcess] = []
+    ports: list[Connection] = []
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for rank in range(world):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_be_rank, args=(replace(job), rank, world, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+        ports.append(ours)
+    return processes, ports
+
+
+def _context(device: str) -> ForkContext | SpawnContext:
+    """Forked ranks share the modules that the launcher has imported; a GPU, or a Mac, does not survive forking."""
+    is_safe = sys.platform == "linux" and device == "cpu"
+    return multiprocessing.get_context("fork") if is_safe else multiprocessing.get_context("spawn")
+
+
+def _be_rank(job: Job, rank: int, world: int, port: Connection) -> None:
+    """A rank's process: as torchrun would start it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher hears it and ends all
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        number = port.recv()
+    except EOFError:
+        leave(RANK_FAILED)
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": HOST,
+        "MASTER_PORT": str(number),
+        LAUNCHED: "1",
+    }
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback and job.device == "cpu":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    _share_cores(world)
+    run_rank(job)
+
+
+def _share_cores(world: int) -> None:
+    """As many threads a rank as there are cores for it: threads that wait for each other crawl."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+
+
+def _watched(processes: list[BaseProcess], store: TCPStore) -> Failure | None:
+    """Wait for all ranks; as soon as one has failed, why."""
+    running = {process.sentinel: rank for rank, process in enumerate(processes)}
+    while running:
+        for sentinel in wait(list(running)):
+            assert isinstance(sentinel, int)
+            rank = running.pop(sentinel)
+            processes[rank].join()
+            code = processes[rank].exitcode
+            if code:
+                return _why(rank, code, store)
+    return None
+
+
+def _why(rank: int, code: int, store: TCPStore) -> Failure:
+    if store.check([FAILURE]):
+        return Failure.read(store.get(FAILURE))
+    if code > 0:
+        return Failure(f"error: rank {rank} has ended with exit code {code}")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    guess = " (by the system, if memory ran out)" if name == "SIGKILL" else ""
+    return Failure(f"error: rank {rank} was killed by {name}{guess}")
+
+
+def _end(processes: list[BaseProcess], store: TCPStore | None, failure: Failure | None) -> None:
+    """Leave no process behind, and no zombie."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if store is not None and failure is not None:
+        store.compare_set(FAILURE, "", failure.written())
+    deadline = time.monotonic() + (GRACE_SECONDS if store is not None else 0.0)
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    from l4spec.runtime.parallel.checkpoints.together import remove_unfinished
+    from l4spec.runtime.parallel.run.work import STEP
+
+    remove_unfinished(folder, f"{STEP}*")
+
+
+def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+    raise _Terminated

@@ -1,0 +1,280 @@
+"""`l4spec run`: it trains the same under every layout, goes on where it stopped, and ends whole when a rank fails."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.command import Command, started
+from tests.distributed.world import FORKS, run_world
+
+TRAIN = "run tiny/maverick --dtype fp32 --batch 4 --context 16 --save-every 2 --checkpoint saved"
+ENDLESS = f"{TRAIN} --steps 100000"
+SECONDS = 10.0
+"""A run must have ended by then: far below the timeout of collectives, which is a minute."""
+
+
+def saved_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "saved").iterdir())
+
+
+def test_a_killed_rank_ends_all_with_its_name_and_another_layout_goes_on_from_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    with started(tmp_path, f"{ENDLESS} --tp 2 --ep 2 --nproc 4") as command:
+        command.wait_for("step 5 ")
+        os.kill(command.pids[2], signal.SIGKILL)
+        code, said = command.ended(SECONDS)
+    assert code == 4
+    assert said == ["error: rank 2 was killed by SIGKILL (by the system, if memory ran out)"]
+    assert all(re.fullmatch(r"step-\d{8}", name) for name in saved_in(tmp_path))
+    last = int(saved_in(tmp_path)[-1].removeprefix("step-"))
+    with started(tmp_path, f"{TRAIN} --steps {last + 1} --dp 2 --resume") as command:
+        command.process.join(60)
+    assert command.process.exitcode == 0, command.err.read_text()
+    assert f"after step {last}\n" in command.out.read_text()
+
+
+def exhaust_memory_of_rank_1() -> None:
+    """Let rank 1 ask for more memory than any machine has, in its second step."""
+    from l4spec.runtime.parallel.run import work
+
+    train_step, calls = work.train_step, []
+
+    def hungry(*args: Any) -> float:
+        calls.append(1)
+        if os.environ["RANK"] == "1" and len(calls) == 2:
+            torch.empty(2**52)
+        return train_step(*args)
+
+    work.train_step = hungry  # type: ignore[assignment]
+
+
+def raise_in_rank_1() -> None:
+    from l4spec.runtime.parallel.run import work
+
+    def broken(*_: Any) -> Any:
+        if os.environ["RANK"] == "1":
+            raise KeyError("no such thing")
+        time.sleep(60)
+
+    work.train_step = broken  # type: ignore[assignment]
+
+
+def fill_the_disk_of_rank_1() -> None:
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+    write_data = FileSystemWriter.write_data
+
+    def full(self: Any, plan: Any, planner: Any) -> Any:
+        if os.environ["RANK"] == "1" and "00000004" in str(self.path):
+            raise OSError(28, "No space left on device")
+        return write_data(self, plan, planner)
+
+    FileSystemWriter.write_data = full  # type: ignore[method-assign]
+
+
+FAULTS = {
+    "a full disk": (
+        fill_the_disk_of_rank_1,
+        2,
+        r"error: cannot write saved/step-00000004: rank 1: No space left on device",
+    ),
+    "memory runs out": (exhaust_memory_of_rank_1, 4, r"error: rank 1 is out of memory: .*can't allocate memory.*"),
+    "an error": (raise_in_rank_1, 4, r"error: rank 1 failed: KeyError: 'no such thing'"),
+}
+
+
+@pytest.mark.parametrize("fault", [*[*FAULTS][:2], pytest.param([*FAULTS][2], marks=pytest.mark.slow)])
+def test_whatever_fails_on_one_rank_ends_all_with_one_message(fault: str, tmp_path: Path) -> None:
+    patch, wanted, message = FAULTS[fault]
+    with started(tmp_path, f"{ENDLESS} --ep 2", patch) as command:
+        command.process.join(60)
+        code, said = command.ended(SECONDS)
+    assert code == wanted
+    assert len(said) == 1
+    assert re.fullmatch(message, said[0]), said
+    if fault == "a full disk":
+        assert saved_in(tmp_path) == ["step-00000002"]
+
+
+def interrupt(command: Command) -> None:
+    os.killpg(command.process.pid or 0, signal.SIGINT)
+
+
+def terminate(command: Command) -> None:
+    os.kill(command.process.pid or 0, signal.SIGTERM)
+
+
+def stop_rank_1(command: Command) -> None:
+    os.kill(command.pids[1], signal.SIGSTOP)
+
+
+ENDS = {
+    "Ctrl-C": (interrupt, 130, "interrupted: the last checkpoint is whole"),
+    "SIGTERM": (terminate, 143, "terminated: the last checkpoint is whole"),
+    "a rank that hangs": (stop_rank_1, 4, "error: rank 1 has not answered for 5 s"),
+}
+
+
+@pytest.mark.parametrize("name", ["Ctrl-C", "a rank that hangs", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+def test_every_end_is_said_once_and_leaves_no_process_behind(name: str, tmp_path: Path) -> None:
+    act, wanted, message = ENDS[name]
+    with started(tmp_path, f"{ENDLESS} --ep 2 --timeout 5") as command:
+        command.wait_for("step 1 ")
+        act(command)
+        code, said = command.ended(SECONDS)
+    assert code == wanted
+    assert said == [message]
+
+
+def test_ranks_end_by_themselves_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    with started(tmp_path, f"{ENDLESS} --ep 2") as command:
+        command.wait_for("step 1 ")
+        os.kill(command.process.pid or 0, signal.SIGKILL)
+        command.process.join(5)
+        assert command.has_no_orphans(SECONDS)
+
+
+def by_hand(folder: Path, rank: int, world: int, port: int, line: str) -> Any:
+    """A rank as torchrun starts it, by its environment."""
+    folder.mkdir()
+    for name in ("out", "err"):
+        (folder / name).write_text("")
+    process = FORKS.Process(target=_by_hand, args=(str(folder), rank, world, port, line))
+    process.start()
+    return process
+
+
+def _by_hand(folder: str, rank: int, world: int, port: int, line: str) -> None:
+    from tests.distributed.command import run_main
+
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    run_main(folder, line.split(), None)
+
+
+APART = {
+    "another seed": (["--ep 2 --seed 1", "--ep 2 --seed 2"], 2, 2, r"rank 1 was .* rank 0: --seed 2 instead of 1"),
+    "another model": (["--ep 2", "--ep 2 --set text.vocab_size=300"], 2, 2, r"rank 1 was .* rank 0: SPEC .*"),
+    "too few for the layout": (["--tp 2 --ep 2"] * 2, 2, 2, r"tp2 ep2 pp1 dp1 makes 4 ranks, and 2 are running"),
+    "a missing peer": (["--ep 2 --timeout 1"], 2, 4, r"rank 1 of 2 has not joined within 1 s"),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["another seed", *(pytest.param(name, marks=pytest.mark.slow) for name in [*APART][1:3]), "a missing peer"]
+)
+def test_ranks_that_do_not_belong_together_say_so_once(name: str, tmp_path: Path) -> None:
+    lines, world, wanted, message = APART[name]
+    port = free_port()
+    processes = [
+        by_hand(tmp_path / str(rank), rank, world, port, f"run tiny/maverick --steps 1 {line}")
+        for rank, line in enumerate(lines)
+    ]
+    for process in processes:
+        process.join(30)
+        process.kill()
+    assert [process.exitcode for process in processes] == [wanted] * len(lines)
+    said = [line for rank in range(len(lines)) for line in (tmp_path / str(rank) / "err").read_text().splitlines()]
+    assert len(said) == 1, said
+    assert re.fullmatch(f"error: {message}", said[0]), said
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def continued_and_straight(rank: int, folder: str) -> list[str]:
+    """Names of weights that differ, bit by bit, between four steps at once and two, saved and read, and two more."""
+    from l4spec.runtime.build import build
+    from l4spec.runtime.parallel.checkpoints import load_sharded, save_sharded
+    from l4spec.runtime.parallel.checkpoints.held import held_of_model
+    from l4spec.runtime.parallel.distribute import distribute
+    from l4spec.runtime.parallel.run.job import Job
+    from l4spec.runtime.parallel.run.synthetic import batch_of
+    from l4spec.runtime.parallel.run.work import make_optimizer, train_step
+    from l4spec.sharding.layout import Layout
+
+    job = Job("tiny/maverick", Layout(ep=2, dp=2), dtype="fp32")
+
+    def fresh(seed: int | None) -> tuple[Any, Any]:
+        model = distribute(build(job.graph, "meta", "fp32"), job.layout, device="cpu", seed=seed, train=True)
+        return model, make_optimizer(model, 1e-2)
+
+    def run(model: Any, optimizer: Any, steps: range) -> None:
+        for step in steps:
+            train_step(model, optimizer, batch_of(0, step, 4, 16, 128))
+
+    straight, optimizer = fresh(0)
+    run(straight, optimizer, range(2))
+    save_sharded(straight, f"{folder}/two", optimizer)
+    run(straight, optimizer, range(2, 4))
+    continued, optimizer = fresh(None)
+    load_sharded(continued, f"{folder}/two", optimizer)
+    run(continued, optimizer, range(2, 4))
+    wanted = held_of_model(straight)
+    return [
+        name for name, held in held_of_model(continued).items() if not torch.equal(held.tensor, wanted[name].tensor)
+    ]
+
+
+def test_a_run_that_goes_on_has_every_bit_of_one_that_never_stopped(tmp_path: Path) -> None:
+    assert run_world(4, continued_and_straight, str(tmp_path)) == [[], [], [], []]
+
+
+@pytest.mark.slow
+def test_under_torchrun_a_killed_rank_is_named_once_and_resuming_goes_on(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "l4spec", *ENDLESS.split()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*line, "--ep", "2"],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as run:
+        assert run.stdout is not None
+        for printed in run.stdout:
+            if printed.startswith("step 3 "):
+                break
+        os.kill(rank_1_of(run.pid), signal.SIGKILL)
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 1
+    ours = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(ours) <= 1  # torchrun may end the others before they have seen it, and then speaks for itself
+    assert ours in ([], ["error: rank 1 has ended without a word (killed, or its machine is gone)"])
+    assert saved_in(tmp_path)[-1] >= "step-00000002"
+
+
+def rank_1_of(agent: int) -> int:
+    """The process of rank 1 among the children of torchrun."""
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if (
+                b"\0RANK=1\0" in b"\0" + path.read_bytes()
+                and f"PPid:\t{agent}\n" in (path.parent / "status").read_text()
+            ):
+                return int(path.parent.name)
+        except OSError:
+            continue
+    raise AssertionError("no rank 1")

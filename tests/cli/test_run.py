@@ -11,7 +11,6 @@ WRONG = {
     ),
     "more stages than layers": ("--pp 5 --steps 1", "error: tp1 ep1 pp5 dp1: pp=5 exceeds the 4 layers"),
     "experts that ranks cannot share": ("--ep 6 --batch 6 --steps 1", "ep=6 does not divide 128 (experts)"),
-    "stages": ("--pp 2 --steps 1", "--pp: tp1 ep1 pp2 dp1: pipeline stages are planned and not run"),
     "ranks that the degrees do not make": (
         "--tp 2 --nproc 3 --steps 1",
         "--nproc: tp2 ep1 pp1 dp1 makes 2 ranks, not 3",

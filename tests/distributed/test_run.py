@@ -40,6 +40,27 @@ def test_a_killed_rank_ends_all_with_its_name_and_another_layout_goes_on_from_th
     assert f"after step {last}\n" in command.out.read_text()
 
 
+def losses_of(folder: Path, options: str) -> list[float]:
+    """The losses that a run prints, which must end well."""
+    with started(folder, f"{TRAIN} {options}") as command:
+        command.process.join(60)
+    assert command.process.exitcode == 0, command.err.read_text()
+    return [float(loss) for loss in re.findall(r"loss (\S+)", command.out.read_text())]
+
+
+def test_stages_and_shards_train_to_the_losses_of_one_rank_and_go_on_from_each_others_checkpoints(
+    tmp_path: Path,
+) -> None:
+    """fp32 and lr 1e-3 over three steps: losses near 6 printed to 7 places may differ in the last ones."""
+    folders = [tmp_path / name for name in ("alone", "staged")]
+    for folder in folders:
+        folder.mkdir()
+    alone = losses_of(folders[0], "--steps 3")
+    staged = losses_of(folders[1], "--steps 2 --pp 2") + losses_of(folders[1], "--steps 3 --tp 2 --resume")
+    assert len(alone) == 3
+    assert staged == pytest.approx(alone, rel=2e-5)
+
+
 def exhaust_memory_of_rank_1() -> None:
     """Let rank 1 ask for more memory than any machine has, in its second step."""
     from l4spec.runtime.parallel.run import work

@@ -107,8 +107,6 @@ class Job:
     def _problems(self) -> Iterator[Problem]:
         if reason := illegal_reason(self.graph, self.layout):
             yield Problem(f"{self.layout}: {reason}")
-        elif self.layout.pp > 1:
-            yield Problem(f"{self.layout}: pipeline stages are planned and not run", "--pp", hint="leave it out")
         data, width = self.layout.dp * self.layout.ep, self.model_spec.text
         if self.batch % data:
             yield Problem(f"{self.batch} sequences cannot be divided among {data} ranks (dp x ep)", "--batch")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.layers.torch_parallel import sum_over
 from l4spec.runtime.build import build
 from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
 from l4spec.runtime.parallel.checkpoints.sharded import RUN, RunState, read_state
@@ -18,6 +17,7 @@ from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.run.job import PROMPT_TOKENS, Job
 from l4spec.runtime.parallel.run.synthetic import batch_of
+from l4spec.runtime.parallel.step import train_step
 
 Say = Callable[[str], None]
 STEP = "step-"
@@ -85,7 +85,7 @@ def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: i
     for step in range(start, job.steps):
         began = time.perf_counter()
         ids = batch_of(job.seed, step, job.batch, job.context, vocab_size).to(model.device)
-        loss = train_step(model, optimizer, ids)
+        loss = optimize(model, optimizer, ids)
         seconds = time.perf_counter() - began
         say(f"step {step + 1}  loss {loss:.7f}  {job.batch * job.context / seconds:,.0f} tokens/s")
         done = step + 1
@@ -95,19 +95,15 @@ def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: i
             say(f"saved {folder}")
 
 
-def train_step(model: RankModel, optimizer: torch.optim.Optimizer, ids: Tensor) -> float:
+def optimize(model: RankModel, optimizer: torch.optim.Optimizer, ids: Tensor) -> float:
     """One step on a batch [sequences, tokens + 1] that all ranks know; the mean loss over all sequences."""
     own = model.own_rows(ids)
-    loss = model.loss(own[:, :-1], own[:, 1:])
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
+    loss = train_step(model, own[:, :-1], own[:, 1:], num_microbatches=None if model.mesh.layout.pp > 1 else 1)
     for parameter in model.parameters():
         if parameter.grad is None:  # experts without tokens, or layers that text does not reach: of all ranks alike
             parameter.grad = torch.zeros_like(parameter)
-    model.finish_backward()
     optimizer.step()
-    data = model.mesh.data
-    return float(sum_over(loss.detach(), data)) / data.size
+    return float(loss)
 
 
 def _latest(job: Job) -> str | None:

@@ -65,15 +65,15 @@ def exhaust_memory_of_rank_1() -> None:
     """Let rank 1 ask for more memory than any machine has, in its second step."""
     from l4spec.runtime.parallel.run import work
 
-    train_step, calls = work.train_step, []
+    optimize, calls = work.optimize, []
 
     def hungry(*args: Any) -> float:
         calls.append(1)
         if os.environ["RANK"] == "1" and len(calls) == 2:
             torch.empty(2**52)
-        return train_step(*args)
+        return optimize(*args)
 
-    work.train_step = hungry  # type: ignore[assignment]
+    work.optimize = hungry  # type: ignore[assignment]
 
 
 def raise_in_rank_1() -> None:
@@ -84,7 +84,7 @@ def raise_in_rank_1() -> None:
             raise KeyError("no such thing")
         time.sleep(60)
 
-    work.train_step = broken  # type: ignore[assignment]
+    work.optimize = broken  # type: ignore[assignment]
 
 
 def fill_the_disk_of_rank_1() -> None:
@@ -228,7 +228,7 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     from l4spec.runtime.parallel.distribute import distribute
     from l4spec.runtime.parallel.run.job import Job
     from l4spec.runtime.parallel.run.synthetic import batch_of
-    from l4spec.runtime.parallel.run.work import make_optimizer, train_step
+    from l4spec.runtime.parallel.run.work import make_optimizer, optimize
     from l4spec.sharding.layout import Layout
 
     job = Job("tiny/maverick", Layout(ep=2, dp=2), dtype="fp32")
@@ -239,7 +239,7 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
 
     def run(model: Any, optimizer: Any, steps: range) -> None:
         for step in steps:
-            train_step(model, optimizer, batch_of(0, step, 4, 16, 128))
+            optimize(model, optimizer, batch_of(0, step, 4, 16, 128))
 
     straight, optimizer = fresh(0)
     run(straight, optimizer, range(2))

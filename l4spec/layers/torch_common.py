@@ -117,7 +117,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), [..., in] to [..., out].
 
     For few rows in fp32 on the CPU the halves of W go as a batch of two matrices: MKL then streams weights up to twice
-    as fast as its product of one matrix and a vector does (docs/speed.md).
+    as fast as its product of one matrix and a vector does (benchmarks/speed_limits.py).
     """
     num_rows = x.numel() // x.shape[-1]
     if num_rows > MOST_FEW_ROWS or not _is_streamed(x, weight):

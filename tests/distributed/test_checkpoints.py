@@ -19,7 +19,7 @@ from tests.distributed.world import run_world
 
 CHUNK = 4096
 WRITTEN = Layout(tp=2, ep=2)
-READ = (Layout(ep=4), Layout(tp=2, dp=2), Layout(dp=2, ep=2))
+READ = (Layout(ep=4), Layout(tp=2, dp=2), Layout(tp=2, pp=2), Layout(dp=2, ep=2))
 
 
 def whole_model(name: str = "tiny/maverick", seed: int | None = 0) -> Any:

@@ -15,7 +15,7 @@ from tests.distributed.world import FORKS, run_world
 
 TRAIN = "run tiny/maverick --dtype fp32 --batch 4 --context 16 --save-every 2 --checkpoint saved"
 ENDLESS = f"{TRAIN} --steps 100000"
-SECONDS = 10.0
+SECONDS = 20.0
 """A run must have ended by then: far below the timeout of collectives, which is a minute."""
 
 

@@ -12,6 +12,7 @@ from l4spec.runtime.parallel.mesh import Mesh, make_mesh
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.rank import (
     check_rank,
+    form_groups,
     held_nodes,
     module_on_rank,
     narrowed,
@@ -72,6 +73,7 @@ def make_mesh_for(graph: LayerGraph, layout: Layout, device: torch.device) -> Me
 def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
     """The model of one rank on the meta device; needs none of the others."""
     require_legal(graph, mesh.layout)
+    form_groups(graph, mesh)
     nodes, shards = tuple(own_nodes(graph, mesh)), shards_of(graph, mesh)
     with torch.device("meta"):
         modules = {node.id: module_on_rank(node, mesh) for node in held_nodes(graph, mesh)}

@@ -115,6 +115,15 @@ def _add_up(module: LayerModule, tp: Axis) -> None:
     module.get_submodule(module.summed_at).register_forward_hook(behind)
 
 
+def form_groups(graph: LayerGraph, mesh: Mesh) -> None:
+    """Form the groups of ranks that layers of any stage need: every rank has to take part, in the same order."""
+    for node in (group.first for group in graph.groups):
+        tp = mesh.ranks(layout_for(node, mesh.layout).tp).tp
+        for dim in (dim for parameter in node.declaration.parameters for dim in parameter.dims):
+            if dim.axis == "kv_heads" and tp.size > dim.units:
+                mesh.neighbours(tp.size // dim.units)
+
+
 def summed_gradients(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> dict[str, Axis]:
     """Over which ranks the gradients of a tensor have to be added up, by its name.
 

@@ -1,6 +1,7 @@
 """Stage 5a: from a layer graph to the torch module that executes it."""
 
 import importlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def build(
     wanted = torch.device(device)
     chosen = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype or graph.model.text.dtype]
     with torch.device("meta"):
-        model = Model(graph, {node.id: _module_of(node) for node in graph.nodes})
+        model = Model(graph, {node.id: module_of(node) for node in graph.nodes})
     model.to(dtype=chosen)
     check(model, graph)
     if wanted.type != "meta":
@@ -58,18 +59,19 @@ def _quantized(
     return build_quantized(graph, scheme_named(quantization), device, seed=seed)
 
 
-def _module_of(node: LayerNode) -> LayerModule:
-    module = _class_of(KINDS[node.kind].module)(node.spec, node.width)
-    if not isinstance(module, LayerModule):
-        raise TypeError(f"{KINDS[node.kind].module} must be a LayerModule")
-    module.node_id = node.id
-    return module
+def module_of(node: LayerNode) -> LayerModule:
+    """The whole layer of a node."""
+    return make_module(KINDS[node.kind].module, node.id, node.spec, node.width)
 
 
-def _class_of(place: str) -> type[nn.Module]:
+def make_module(place: str, node_id: str, *arguments: Any) -> LayerModule:
+    """What `module:Class` makes of the arguments, for the node of this id. Raises TypeError for no LayerModule."""
     module_name, _, class_name = place.partition(":")
-    found: type[nn.Module] = getattr(importlib.import_module(module_name), class_name)
-    return found
+    module = getattr(importlib.import_module(module_name), class_name)(*arguments)
+    if not isinstance(module, LayerModule):
+        raise TypeError(f"{place} must be a LayerModule")
+    module.node_id = node_id
+    return module
 
 
 def check(model: nn.Module, graph: LayerGraph) -> None:

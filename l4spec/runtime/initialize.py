@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
 from l4spec.runtime.progress import Report
+from l4spec.sharding.rules import Region
 
 STANDARD_DEVIATION = 0.02
 _BLOCK = 2**18
 """Numbers drawn at once, each block from a seed of its own: few enough for a core's cache, and many for its threads.
 Changing it changes every random model."""
-
-Region = tuple[range, ...]
 
 
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:

@@ -108,6 +108,29 @@ def checkpoint(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class WeightFormats:
+    """What an engine reads of our schemes: plain ones by its dtype, what it packs on loading, what comes packed."""
+
+    plain: dict[str, str]
+    online: dict[str, str]
+    packed: dict[str, str]
+
+    def asked_of(self, engine: str, scheme: str, notes: list[str]) -> tuple[str, str | None]:
+        """The engine's dtype and quantization for a scheme; says in `notes` what the checkpoint has to be."""
+        if scheme in ("bf16", *self.plain):
+            return self.plain.get(scheme, "bfloat16"), None
+        if scheme in self.online:
+            once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
+            notes.append(f"{once}; for one packed before leave --quantization out")
+            return "bfloat16", self.online[scheme]
+        if scheme in self.packed:
+            notes.append(f"the checkpoint has to be packed as {scheme} already ({self.packed[scheme]})")
+            return "float16" if scheme == "awq" else "bfloat16", self.packed[scheme]
+        known = ", ".join(("bf16", *self.plain, *self.online, *self.packed))
+        return refuse(engine, f"it reads no weights packed as {scheme}", f"it reads {known}")
+
+
 def refuse(engine: str, reason: str, hint: str = "") -> NoReturn:
     """Raise UserError: the engine cannot run this plan, and why."""
     raise UserError([Problem(f"{engine} cannot express this plan: {reason}", path="--emit", hint=hint)])

@@ -7,7 +7,18 @@ tp x ep ranks with attention repeated over ep, and experts cut by ep and inside 
 
 import json
 
-from l4spec.report.emit.launch import HEAD, Command, Emission, FlagTable, Server, Wanted, checkpoint, refuse, servers
+from l4spec.report.emit.launch import (
+    HEAD,
+    Command,
+    Emission,
+    FlagTable,
+    Server,
+    Wanted,
+    WeightFormats,
+    checkpoint,
+    refuse,
+    servers,
+)
 
 PORT = 30000
 INIT_PORT = 20000
@@ -39,20 +50,22 @@ TABLE = FlagTable(
     },
 )
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
-_DTYPES = {"fp16": "float16", "fp32": "float32"}
-_ONLINE = {"fp8": "fp8"}
-_PACKED = {
-    "fp8-block": "fp8",
-    "w4a16": "compressed-tensors",
-    "w4a16-ffn": "compressed-tensors",
-    "int8": "compressed-tensors",
-    "nvfp4": "modelopt_fp4",
-    "awq": "awq",
-    "mxfp4-experts": "mxfp4",
-    "gguf-q4_k_m": "gguf",
-    "gguf-q8_0": "gguf",
-}
-"""Schemes of a checkpoint that was packed before, by SGLang's name (QUANTIZATION_CHOICES in its model fields)."""
+FORMATS = WeightFormats(
+    plain={"fp16": "float16", "fp32": "float32"},
+    online={"fp8": "fp8"},
+    packed={
+        "fp8-block": "fp8",
+        "w4a16": "compressed-tensors",
+        "w4a16-ffn": "compressed-tensors",
+        "int8": "compressed-tensors",
+        "nvfp4": "modelopt_fp4",
+        "awq": "awq",
+        "mxfp4-experts": "mxfp4",
+        "gguf-q4_k_m": "gguf",
+        "gguf-q8_0": "gguf",
+    },
+)
+"""Methods by SGLang's names (QUANTIZATION_CHOICES in its model fields)."""
 
 
 def emit_sglang(wanted: Wanted) -> Emission:
@@ -75,7 +88,7 @@ def emit_sglang(wanted: Wanted) -> Emission:
 def _flags(wanted: Wanted, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
     layout, asked = wanted.plan.layout, wanted.plan.deployment
     notes = [*_layout_notes(wanted)]
-    dtype, quantization = _weights(wanted, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     images = _images(wanted, notes)
@@ -130,23 +143,6 @@ def _layout_notes(wanted: Wanted) -> list[str]:
     if layout.pp > 1 and wanted.graph.num_layers % layout.pp:
         notes.append(f"{wanted.graph.num_layers} layers do not divide by pp {layout.pp}; SGLang may cut elsewhere")
     return notes
-
-
-def _weights(wanted: Wanted, notes: list[str]) -> tuple[str, str | None]:
-    """--dtype and --quantization."""
-    scheme = wanted.plan.deployment.quantization
-    if scheme in ("bf16", *_DTYPES):
-        return _DTYPES.get(scheme, "bfloat16"), None
-    if scheme in _ONLINE:
-        notes.append(
-            "SGLang packs fp8 while it loads a bf16 checkpoint; for one packed before leave --quantization out"
-        )
-        return "bfloat16", _ONLINE[scheme]
-    if scheme in _PACKED:
-        notes.append(f"the checkpoint has to be packed as {scheme} already ({_PACKED[scheme]})")
-        return "float16" if scheme == "awq" else "bfloat16", _PACKED[scheme]
-    known = ", ".join(("bf16", *_DTYPES, *_ONLINE, *_PACKED))
-    return refuse(TABLE.engine, f"it reads no weights packed as {scheme}", f"it reads {known}")
 
 
 def _images(wanted: Wanted, notes: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from l4spec.report.emit.launch import (
     FlagTable,
     Server,
     Wanted,
+    WeightFormats,
     checkpoint,
     dp_note,
     refuse,
@@ -51,18 +52,19 @@ TABLE = FlagTable(
 )
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}
 """vllm/config/cache.py, CacheDType: what the plan calls a format, and vLLM."""
-_DTYPES = {"fp16": "float16", "fp32": "float32"}
-_ONLINE = {"fp8": "fp8_per_channel", "fp8-block": "fp8_per_block"}
-"""Schemes that vLLM packs itself while it loads a bf16 checkpoint (vllm/config/quantization.py)."""
-_PACKED = {
-    "w4a16": "compressed-tensors",
-    "w4a16-ffn": "compressed-tensors",
-    "int8": "compressed-tensors",
-    "nvfp4": "compressed-tensors",
-    "awq": "awq",
-    "mxfp4-experts": "mxfp4",
-}
-"""Schemes of a checkpoint that was packed before, by vLLM's name of the method."""
+FORMATS = WeightFormats(
+    plain={"fp16": "float16", "fp32": "float32"},
+    online={"fp8": "fp8_per_channel", "fp8-block": "fp8_per_block"},
+    packed={
+        "w4a16": "compressed-tensors",
+        "w4a16-ffn": "compressed-tensors",
+        "int8": "compressed-tensors",
+        "nvfp4": "compressed-tensors",
+        "awq": "awq",
+        "mxfp4-experts": "mxfp4",
+    },
+)
+"""What vLLM packs itself while it loads is in vllm/config/quantization.py; what comes packed has its method's name."""
 _HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
 """Without it vLLM turns its hybrid cache manager off for chunked attention (vllm/config/vllm.py)."""
 
@@ -83,7 +85,7 @@ def arguments(wanted: Wanted, model: str) -> tuple[tuple[str, ...], tuple[str, .
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
     notes = [*_expert_notes(wanted)]
-    dtype, quantization = _weights(wanted, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {known}")
@@ -156,23 +158,6 @@ def _expert_notes(wanted: Wanted) -> list[str]:
     if layout.pp > 1:
         notes.append("vLLM lays pipeline stages inside a data-parallel rank, where the plan lays them outermost")
     return notes
-
-
-def _weights(wanted: Wanted, notes: list[str]) -> tuple[str, str | None]:
-    """--dtype and --quantization."""
-    scheme = wanted.plan.deployment.quantization
-    if scheme in ("bf16", *_DTYPES):
-        return _DTYPES.get(scheme, "bfloat16"), None
-    if scheme in _ONLINE:
-        notes.append(
-            f"vLLM packs {scheme} while it loads a bf16 checkpoint; for one packed before leave --quantization out"
-        )
-        return "bfloat16", _ONLINE[scheme]
-    if scheme in _PACKED:
-        notes.append(f"the checkpoint has to be packed as {scheme} already ({_PACKED[scheme]})")
-        return "float16" if scheme == "awq" else "bfloat16", _PACKED[scheme]
-    known = ", ".join(("bf16", *_DTYPES, *_ONLINE, *_PACKED))
-    return refuse(TABLE.engine, f"it reads no weights packed as {scheme}", f"it reads {known}")
 
 
 def _images(wanted: Wanted, notes: list[str]) -> str | None:

@@ -1,7 +1,6 @@
 """What one rank of a layout builds: its pipeline stage, with every tensor cut to what the rule table gives it."""
 
-import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from l4spec.layers import KINDS, declaration_of
 from l4spec.layers.declaration import Parameter
 from l4spec.layers.torch_common import LayerModule, Linear
 from l4spec.layers.torch_parallel import Axis, enter, leave
+from l4spec.runtime.build import make_module, module_of
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, Region, cuts_of, illegal_reason, layout_for, region_of, stage_of
@@ -78,28 +78,15 @@ def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
     kind, cut = KINDS[node.kind], layout_for(node, mesh.layout)
     degrees = {MESH_AXIS[axis]: getattr(cut, MESH_AXIS[axis]) for axis in cuts_of(node, cut)}
     if all(degree == 1 for degree in degrees.values()) and mesh.data.size == 1:
-        return _named(_class_of(kind.module)(node.spec, node.width), node)
+        return module_of(node)
     ranks, spec = mesh.ranks(cut.tp), node.spec.narrowed(cut.tp)
     if kind.parallel is None:
-        module = _named(_class_of(kind.module)(spec, node.width), node)
+        module = make_module(kind.module, node.id, spec, node.width)
     else:
-        module = _named(_class_of(kind.parallel)(spec, node.width, ranks, cuts_of(node, cut)), node)
+        module = make_module(kind.parallel, node.id, spec, node.width, ranks, cuts_of(node, cut))
     if degrees.get("tp", 1) > 1 and not module.joins_itself:
         _add_up(module, ranks.tp)
     return module
-
-
-def _named(module: nn.Module, node: LayerNode) -> LayerModule:
-    if not isinstance(module, LayerModule):
-        raise TypeError(f"{KINDS[node.kind].module} must be a LayerModule")
-    module.node_id = node.id
-    return module
-
-
-def _class_of(place: str) -> Callable[..., nn.Module]:
-    module_name, _, class_name = place.partition(":")
-    found: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), class_name)
-    return found
 
 
 def _add_up(module: LayerModule, tp: Axis) -> None:

@@ -2,7 +2,9 @@
 
 Serving: the widest moment of the forward pass over one prefill chunk - the residual stream twice, plus what the
 hungriest layer holds at once - or the logits. Attention keeps no score matrix (flash attention). Routed tokens are
-assumed spread evenly over expert-parallel ranks. Training: what autograd keeps for the backward pass.
+assumed spread evenly over expert-parallel ranks. Where a sequence's tokens are divided among ranks, a layer that sees
+those of other ranks holds two more blocks of what travels, and two results, one of them in fp32. Training: what
+autograd keeps for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -12,8 +14,11 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Buffer, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import layout_for, shard_size
+from l4spec.sharding.sequence import passes_on
 from planners.cost_sheet import Workload, work_of
+from planners.kv_cache import bytes_per_token
 
+SUM_BYTES = 4
 ACTIVATION_BYTES = 2
 """bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""
 
@@ -30,19 +35,24 @@ class ActivationRates:
 
 
 @lru_cache(maxsize=512)
-def activation_rates(graph: LayerGraph, tp: int, ep: int) -> ActivationRates:
-    """The rates of a layout; everything is proportional to tokens, rows or tiles."""
+def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = False) -> ActivationRates:
+    """The rates of a layout; everything is proportional to tokens, rows or tiles.
+
+    `divided` says that other ranks have other tokens of the same sequences.
+    """
     layout = Layout(tp=tp, ep=ep)
     stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     text = [group for group in graph.groups if group.first.scope == "text"]
-    widest = max(
-        (group for group in text if group.first.role != "head"),
-        key=lambda g: _bytes(g, g.declaration.live(Work(1, 1)), layout),
-    )
+
+    def held(group: LayerGroup) -> int:
+        passing = _passing_bytes(group, layout) if divided and passes_on(group.first) else 0
+        return _bytes(group, group.declaration.live(Work(1, 1)), layout) + passing
+
+    widest = max((group for group in text if group.first.role != "head"), key=held)
     head = next(group for group in text if group.first.role == "head")
     logits = _bytes(head, head.declaration.live(Work(1, 1)), layout)
     return ActivationRates(
-        per_token=2 * stream + _bytes(widest, widest.declaration.live(Work(1, 1)), layout),
+        per_token=2 * stream + held(widest),
         per_logit_row=logits,
         per_tile=_tile_bytes(graph, layout),
         widest=f"{widest.first.role} ({widest.first.label})",
@@ -71,6 +81,13 @@ def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> in
             elements *= shard_size(dim, layout)
         total += elements * (buffer.bytes_per_element or ACTIVATION_BYTES)
     return total
+
+
+def _passing_bytes(group: LayerGroup, layout: Layout) -> int:
+    """Two blocks of what travels, as large as an own one, a block's result, and all blocks' results in fp32."""
+    results = (b for b in group.declaration.live(Work(1, 1)) if b.name == "attended")
+    width = sum(shard_size(dim, layout) for buffer in results for dim in buffer.dims)
+    return 2 * bytes_per_token(group, layout, ACTIVATION_BYTES) + width * (ACTIVATION_BYTES + SUM_BYTES)
 
 
 def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:

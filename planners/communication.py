@@ -4,13 +4,16 @@ Two figures of every collective: the **payload**, bytes of the buffer that a ran
 out), and the **ring** traffic, bytes that it sends when the collective runs as a ring over p ranks: of n bytes an
 all-reduce sends 2 n (p - 1) / p, a reduce-scatter, an all-gather or an all-to-all n (p - 1) / p, a send n.
 Activations are bf16. Megatron's tensor parallelism (arXiv:1909.08053): one all-reduce behind attention and one behind
-each feed-forward layer. Training adds the backward pass, recomputation and data parallelism: `planners.traffic`.
+each feed-forward layer. Context parallelism passes what global layers keep of earlier tokens from rank to rank
+(`l4spec.sharding.sequence`). Training adds the backward pass, recomputation and data parallelism: `planners.traffic`.
 """
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.sequence import longest_run, runs_of, sent_tokens
 from planners.activations import ACTIVATION_BYTES
+from planners.kv_cache import bytes_per_token
 from planners.plan_types import Communication
 from planners.tiers import Axis, Pattern, between_hosts
 
@@ -30,8 +33,13 @@ def inter_host_bytes(layout: Layout, axis: Axis, collective: str, sent: int, hos
     return round(sent * between_hosts(layout, axis, PATTERNS.get(collective, "ring"), host_size))
 
 
-def communication(graph: LayerGraph, layout: Layout, host_size: int | None = None) -> tuple[Communication, ...]:
-    """One row per mesh axis that communicates in a forward pass; with the host's size also by tier of links."""
+def communication(
+    graph: LayerGraph, layout: Layout, host_size: int | None = None, context: int = 1
+) -> tuple[Communication, ...]:
+    """One row per mesh axis that communicates in a forward pass; with the host's size also by tier of links.
+
+    What travels along cp is that of the prefill of `context` tokens.
+    """
     width = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     rows = []
     if layout.tp > 1:
@@ -44,7 +52,22 @@ def communication(graph: LayerGraph, layout: Layout, host_size: int | None = Non
         rows.append(_row(layout, "ep", "all-to-all", routed * 2 * width, text, host_size))
     if layout.pp > 1:
         rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
+    if layout.cp > 1:
+        rows.append(_passed_on(graph, layout, host_size, context))
     return tuple(rows)
+
+
+def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> Communication:
+    """What the last rank but one sends, the busiest: everything that the last one sees of earlier tokens."""
+    runs, sent, terms = runs_of(graph, context, layout.cp), 0, dict[tuple[int, int], int]()
+    for group, tokens in sent_tokens(graph, runs):
+        each = (max(tokens), bytes_per_token(group, layout, ACTIVATION_BYTES))
+        terms[each] = terms.get(each, 0) + group.count
+        sent += group.count * each[0] * each[1]
+    text = " + ".join(f"{count} x {tokens:,} tokens x {size:,} B" for (tokens, size), count in terms.items())
+    run = longest_run(graph, context, layout.cp)
+    text = f"({text or '0'}) / {run:,} (keys and values, or latents, of earlier tokens; chunked layers none)"
+    return _row(layout, "cp", "send", -(-sent // run), text, host_size).model_copy(update={"bytes_per_sequence": sent})
 
 
 def _row(

@@ -45,7 +45,7 @@ def least_gpus(
     )
     first = -(-weigh(graph, scheme).bytes // hardware.usable.num_bytes)
     for num_gpus in range(max(first, 1), MAX_GPUS + 1):
-        legal, _ = layouts_for(setting, num_gpus, Pinned())
+        legal, _ = layouts_for(setting, num_gpus, Pinned(), context)
         for layout in sorted(legal, key=lambda layout: (layout.dp, -layout.tp, layout.pp)):
             if place(setting, layout).fits(context, batch):
                 return LeastGpus(num_gpus, layout)

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.sequence import longest_run
 from planners.activations import ActivationRates, activation_rates, serving_bytes
 from planners.catalog import Engine, Hardware
 from planners.kv_cache import CacheRow, bytes_per_token, cache_bytes
@@ -121,8 +122,12 @@ class Placement:
         return -(-batch // (self.layout.dp * self.layout.ep))
 
     def uses(self, context: int, batch: int) -> list[DeviceUse]:
-        """What a device of each distinct stage holds for `batch` sequences of `context` tokens."""
+        """What a device of each distinct stage holds for `batch` sequences of `context` tokens.
+
+        Of a sequence whose tokens are divided it caches and runs those of the busiest rank.
+        """
         setting, sequences = self.setting, self.sequences(batch)
+        context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
             return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
         activations = self._activations(context, sequences)
@@ -137,7 +142,8 @@ class Placement:
         ]
 
     def _activations(self, context: int, sequences: int) -> int:
-        chunk = min(self.setting.prefill_chunk, context * sequences)
+        whole = context * sequences  # the ranks of a divided sequence go through it together, not chunk by chunk
+        chunk = whole if self.layout.cp > 1 else min(self.setting.prefill_chunk, whole)
         tiles = self.setting.num_tiles
         formula = serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
         return max(formula, self.activation_floor)
@@ -169,7 +175,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
         setting=setting,
         layout=layout,
         stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
-        rates=activation_rates(graph, tp, layout.ep),
+        rates=activation_rates(graph, tp, layout.ep, divided=layout.cp > 1),
         activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
         reserved=sum(term.bytes for term in terms),
         budget=_budget(setting, tp),

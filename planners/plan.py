@@ -48,6 +48,7 @@ def plan(  # noqa: PLR0913 - the options of the command
     ep: int | None = None,
     pp: int | None = None,
     dp: int | None = None,
+    cp: int | None = None,
     engine: str = "ideal",
     objective: Objective = "balanced",
     mode: Mode = "serve",
@@ -63,7 +64,8 @@ def plan(  # noqa: PLR0913 - the options of the command
 
     `context` counts tokens a sequence (default 8,192 or the model's shorter limit, never silently its max_seq_len) and
     `batch` sequences over the whole deployment. Degrees left out are chosen by `objective`; without `gpus` they are 1
-    and nothing limits memory. `mode="train"` plans weights, gradients, optimizer states and saved activations by
+    and nothing limits memory. `cp` is never chosen: it divides the tokens of a prefill, and decoding needs a plan of
+    its own. `mode="train"` plans weights, gradients, optimizer states and saved activations by
     `train`. Time is told for a batch at the planned context, or with `output_tokens` for a closed loop of `batch`
     clients; `train_tokens` and `usd_per_gpu_hour` give hours and cost.
 
@@ -80,6 +82,7 @@ def plan(  # noqa: PLR0913 - the options of the command
         ep=ep,
         pp=pp,
         dp=dp,
+        cp=cp,
         engine=engine,
         objective=objective,
         mode=mode,
@@ -118,7 +121,7 @@ def plan_request(graph: LayerGraph, request: Request) -> Plan:
         layouts=rows,
         illegal_layouts=illegal,
         memory_per_device=memory,
-        communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None),
+        communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None, tokens),
         train_traffic=_traffic(setting, cluster, chosen.layout, tokens, batch),
         fits=chosen.fits if cluster else None,
         reasons=_reasons(memory, chosen, tokens, batch),
@@ -181,11 +184,11 @@ def _rows(
     """A row per legal layout of the cluster, and the illegal ones with their reason."""
     if cluster is None:
         layout = request.pinned.alone()
-        reason = why_not(setting, layout)
+        reason = why_not(setting, layout, tokens)
         if reason:
             raise UserError([Problem(reason, path=str(layout))])
         return (row_of(setting, layout, tokens, request.batch),), ()
-    legal, illegal = layouts_for(setting, cluster.num_gpus, request.pinned)
+    legal, illegal = layouts_for(setting, cluster.num_gpus, request.pinned, tokens)
     if not legal:
         raise UserError(_no_layout(cluster, request.pinned, illegal))
     return tuple(row_of(setting, layout, tokens, request.batch) for layout in legal), illegal
@@ -194,7 +197,8 @@ def _rows(
 def _no_layout(cluster: Cluster, pinned: Pinned, illegal: tuple[IllegalLayout, ...]) -> list[Problem]:
     if not illegal:
         layout = pinned.alone()
-        product = " x ".join(f"{axis}={getattr(layout, axis)}" for axis in ("tp", "ep", "pp", "dp"))
+        axes = ("tp", "ep", "pp", "dp", *(["cp"] if layout.cp > 1 else []))
+        product = " x ".join(f"{axis}={getattr(layout, axis)}" for axis in axes)
         message = f"{product} = {layout.num_devices} devices do not divide the {cluster.num_gpus} GPUs of {cluster}"
         return [Problem(message, hint="the product of the degrees must be the number of GPUs")]
     reasons = dict.fromkeys(row.reason for row in illegal)

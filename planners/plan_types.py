@@ -144,15 +144,18 @@ class Communication(Frozen):
     """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations.
 
     `payload_bytes_per_token` is what it hands in. The tiers say how much goes to devices of its host and to other
-    hosts, on average over all devices; null without GPUs.
+    hosts, on average over all devices; null without GPUs. Along cp what is sent grows with the context:
+    `bytes_per_sequence` is what the busiest device sends of one sequence in all, and `bytes_per_token` divides that by
+    the tokens that a device runs of it, rounded up.
     """
 
-    axis: Literal["tp", "ep", "pp", "dp"]
+    axis: Literal["tp", "cp", "ep", "pp", "dp"]
     collective: str
     bytes_per_token: int
     payload_bytes_per_token: int | None = None
     intra_host_bytes_per_token: int | None = None
     inter_host_bytes_per_token: int | None = None
+    bytes_per_sequence: int | None = None
     arithmetic: str
 
 
@@ -163,7 +166,7 @@ class CollectiveTraffic(Frozen):
     `dp_ep` are the ranks of dp and ep together.
     """
 
-    axis: Literal["tp", "ep", "pp", "dp", "dp_ep"]
+    axis: Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
     collective: str
     what: str
     ranks: int

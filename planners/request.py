@@ -18,18 +18,19 @@ LARGEST = 1 << 20
 LONGEST_CHUNK = 1 << 40
 MOST_TRAIN_TOKENS = 10**18
 
-_AXES = ("tp", "ep", "pp", "dp")
+_AXES = ("tp", "ep", "pp", "dp", "cp")
 _OPTIONS = {"num_tiles": "tiles", "train_tokens": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Degrees that the user fixed; None where the planner may choose."""
+    """Degrees that the user fixed; None where the planner may choose. Without a word `cp` is 1: it is for prefills."""
 
     tp: int | None = None
     ep: int | None = None
     pp: int | None = None
     dp: int | None = None
+    cp: int = 1
 
     def allows(self, layout: Layout) -> bool:
         """Whether a layout has the fixed degrees."""
@@ -38,11 +39,12 @@ class Pinned:
             and self.ep in (None, layout.ep)
             and self.pp in (None, layout.pp)
             and self.dp in (None, layout.dp)
+            and self.cp == layout.cp
         )
 
     def alone(self) -> Layout:
         """The layout of the fixed degrees, 1 elsewhere."""
-        return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1)
+        return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1, cp=self.cp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Request:
     ep: int | None = None
     pp: int | None = None
     dp: int | None = None
+    cp: int | None = None
     engine: str = "ideal"
     objective: Objective = "balanced"
     mode: Mode = "serve"
@@ -72,7 +75,7 @@ class Request:
     @property
     def pinned(self) -> Pinned:
         """The fixed degrees."""
-        return Pinned(self.tp, self.ep, self.pp, self.dp)
+        return Pinned(self.tp, self.ep, self.pp, self.dp, self.cp or 1)
 
     def tokens(self, graph: LayerGraph) -> int:
         """Tokens a sequence: the given context, or 8,192, or the model's shorter limit."""
@@ -96,6 +99,8 @@ class Request:
         problems = [*self._words(), *self._numbers(graph), *_training(self.train)]
         if self.mode == "train":
             problems += self._serving_only()
+        if self.pinned.cp > 1:
+            problems += self._prefill_only()
         if problems:
             raise UserError(problems)
 
@@ -140,6 +145,13 @@ class Request:
             yield Problem("training keeps no cache, so no engine plays a part", path="engine", hint="leave it out")
         if self.output_tokens is not None:
             yield Problem("training has no output tokens", path="output_tokens", hint="leave it out")
+
+    def _prefill_only(self) -> Iterator[Problem]:
+        if self.mode == "train":
+            yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+        if self.output_tokens is not None:
+            message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
+            yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")
 
 
 def max_seq_len(graph: LayerGraph) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from l4spec.errors import UserError
 from l4spec.sharding.layout import Layout, candidate_layouts
 from l4spec.sharding.rules import illegal_reason
+from l4spec.sharding.sequence import short_reason
 from planners.memory import Placement, Setting, place
 from planners.plan_types import IllegalLayout, LayoutRow, Objective
 from planners.request import Pinned
@@ -27,8 +28,9 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
 
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
-    limit = placement.setting.graph.model.text.stack.width.max_seq_len
-    return largest(lambda context: placement.fits(context, batch), limit)
+    graph = placement.setting.graph
+    found = largest(lambda context: placement.fits(context, batch), graph.model.text.stack.width.max_seq_len)
+    return 0 if short_reason(graph, placement.layout.cp, found) else found
 
 
 def max_batch(placement: Placement, context: int) -> int:
@@ -37,13 +39,13 @@ def max_batch(placement: Placement, context: int) -> int:
 
 
 def layouts_for(
-    setting: Setting, num_devices: int, pinned: Pinned
+    setting: Setting, num_devices: int, pinned: Pinned, context: int
 ) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
-    """Legal layouts of exactly `num_devices` devices, and the illegal ones with the reason."""
+    """Legal layouts of exactly `num_devices` devices for `context` tokens, and the illegal ones with the reason."""
     legal, illegal = [], []
-    for layout in candidate_layouts(num_devices):
+    for layout in candidate_layouts(num_devices, pinned.cp):
         if pinned.allows(layout):
-            reason = why_not(setting, layout)
+            reason = why_not(setting, layout, context)
             if reason is None:
                 legal.append(layout)
             else:
@@ -51,9 +53,9 @@ def layouts_for(
     return tuple(legal), tuple(illegal)
 
 
-def why_not(setting: Setting, layout: Layout) -> str | None:
-    """Why a layout cannot be used: the model's axes forbid it, or the scheme cannot pack its shards."""
-    reason = illegal_reason(setting.graph, layout)
+def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
+    """Why a layout cannot be used: the model's axes or too short a context forbid it, or no scheme packs its shards."""
+    reason = illegal_reason(setting.graph, layout) or short_reason(setting.graph, layout.cp, context)
     if reason is not None:
         return reason
     try:

@@ -78,15 +78,15 @@ def _checked(change: _Change) -> Suggestion | None:
 
 def _placements(change: _Change) -> list[Placement]:
     """Every legal layout that could hold the weights; the others are not worth working out."""
-    setting, pinned = change.setting, change.request.pinned
+    setting, pinned, context = change.setting, change.request.pinned, change.request.context or 1
     assert setting.hardware is not None, "only clusters can be too small"
     weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
     promising = [
         layout
-        for layout in candidate_layouts(change.num_gpus)
+        for layout in candidate_layouts(change.num_gpus, pinned.cp)
         if pinned.allows(layout) and weights <= usable * _most_shards(setting, layout)
     ]
-    return [place(setting, layout) for layout in promising if why_not(setting, layout) is None]
+    return [place(setting, layout) for layout in promising if why_not(setting, layout, context) is None]
 
 
 def _most_shards(setting: Setting, layout: Layout) -> int:

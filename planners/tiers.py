@@ -1,7 +1,7 @@
 """Which links a group of ranks sends over: how much of its traffic crosses hosts, by the mesh's rank order.
 
-Ranks are numbered row by row in the mesh pp x dp x ep x tp, and a host holds consecutive ranks; so tp, the axis of
-neighbouring ranks, is the first to stay inside a host, then ep, dp and pp.
+Ranks are numbered row by row in the mesh pp x dp x ep x cp x tp, and a host holds consecutive ranks; so tp, the axis of
+neighbouring ranks, is the first to stay inside a host, then cp, ep, dp and pp.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Literal
 
 from l4spec.sharding.layout import Layout
 
-Axis = Literal["tp", "ep", "pp", "dp", "dp_ep"]
+Axis = Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
 """A mesh axis, or the ranks of dp and ep together, which share all weights but experts."""
 Pattern = Literal["ring", "peers", "chain"]
 """Who sends to whom: everyone to the next one and the last to the first; everyone to everyone; a stage to the next."""
@@ -21,12 +21,14 @@ Pattern = Literal["ring", "peers", "chain"]
 
 def span_of(layout: Layout, axis: Axis) -> tuple[int, int]:
     """(ranks of a group, distance of neighbours in it) along an axis."""
+    inner = layout.tp * layout.cp
     return {
         "tp": (layout.tp, 1),
-        "ep": (layout.ep, layout.tp),
-        "dp": (layout.dp, layout.tp * layout.ep),
-        "dp_ep": (layout.dp * layout.ep, layout.tp),
-        "pp": (layout.pp, layout.tp * layout.ep * layout.dp),
+        "cp": (layout.cp, layout.tp),
+        "ep": (layout.ep, inner),
+        "dp": (layout.dp, inner * layout.ep),
+        "dp_ep": (layout.dp * layout.ep, inner),
+        "pp": (layout.pp, inner * layout.ep * layout.dp),
     }[axis]
 
 

@@ -22,6 +22,7 @@ def compare_command(
     ep: o.EpOption = None,
     pp: o.PpOption = None,
     dp: o.DpOption = None,
+    cp: o.CpOption = None,
     engine: o.EngineOption = "ideal",
     objective: o.ObjectiveOption = o.Objective.BALANCED,
     mode: o.ModeOption = o.Mode.SERVE,

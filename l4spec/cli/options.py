@@ -88,6 +88,10 @@ PpOption: TypeAlias = Annotated[
     int | None, typer.Option("--pp", metavar="N", help="Fix the number of pipeline stages.")
 ]
 DpOption: TypeAlias = Annotated[int | None, typer.Option("--dp", metavar="N", help="Fix the data-parallel degree.")]
+CpOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--cp", metavar="N", help="Divide the tokens of a long prefill among N devices.  [default: 1]"),
+]
 EngineOption: TypeAlias = Annotated[
     str, typer.Option("--engine", metavar="ENGINE", help="Cache policy and overheads: `l4spec ls engines`.")
 ]

@@ -38,6 +38,7 @@ def plan_command(
     ep: o.EpOption = None,
     pp: o.PpOption = None,
     dp: o.DpOption = None,
+    cp: o.CpOption = None,
     engine: o.EngineOption = "ideal",
     objective: o.ObjectiveOption = o.Objective.BALANCED,
     mode: o.ModeOption = o.Mode.SERVE,
@@ -68,18 +69,15 @@ def plan_command(
     and the least number of GPUs. Exit code 3 when a spec does not fit. With --emit, an engine's launch instead, planned
     by its own cache policy unless --engine names another.
     """
-    request = PlanRequest.of(ctx)
-    if spec is None:
-        _refuse_others(ctx)
-    text, fits = (_herd(request, format), True) if spec is None else _answer(ctx, request, compiled(spec, overrides))
+    text, fits = _herd(ctx, format) if spec is None else _answer(ctx, compiled(spec, overrides))
     deliver(text, out, force=force)
     if not fits:
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _answer(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> tuple[str, bool]:
+def _answer(ctx: typer.Context, graph: "LayerGraph") -> tuple[str, bool]:
     """The report or the launch, and whether the plan fits (or nothing limits it)."""
-    asked = ctx.params
+    request, asked = PlanRequest.of(ctx), ctx.params
     if asked["emit"] is not None:
         return launch(ctx, request, graph), True
     if asked["model"] is not None:
@@ -114,7 +112,10 @@ def _refuse_others(ctx: typer.Context) -> None:
         raise UserError([Problem(f"{option_name(name)} needs a SPEC", hint=hint) for name in alone])
 
 
-def _herd(request: PlanRequest, style: o.Format) -> str:
+def _herd(ctx: typer.Context, style: o.Format) -> tuple[str, bool]:
+    """The report on the shipped models, which nothing limits; raises UserError for options that are about one model."""
+    request = PlanRequest.of(ctx)
+    _refuse_others(ctx)
     from l4spec.report.herd import PRECISIONS, Conditions, herd_page, plan_herd
     from l4spec.report.page import to_markdown, to_text
 
@@ -123,5 +124,5 @@ def _herd(request: PlanRequest, style: o.Format) -> str:
     with options_named():
         herd = plan_herd([compiled(name, ()) for name in HERD], asked, precisions)
     if style is o.Format.JSON:
-        return herd.model_dump_json(indent=2)
-    return to_markdown(herd_page(herd)) if style is o.Format.MARKDOWN else to_text(herd_page(herd))
+        return herd.model_dump_json(indent=2), True
+    return (to_markdown if style is o.Format.MARKDOWN else to_text)(herd_page(herd)), True

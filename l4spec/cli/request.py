@@ -36,6 +36,7 @@ class PlanRequest:
     ep: int | None
     pp: int | None
     dp: int | None
+    cp: int | None
     engine: str
     objective: Any
     mode: Any
@@ -80,6 +81,7 @@ class PlanRequest:
             ep=self.ep,
             pp=self.pp,
             dp=self.dp,
+            cp=self.cp,
             engine=self.engine,
             objective=self.objective.value,
             mode=self.mode.value,

@@ -66,6 +66,8 @@ class LayerKind:
     slot: Slot
     parallel: str | None = None
     """Class that takes the module's place on a rank of a mesh, where narrowing the spec is not all there is to it."""
+    divides_sequence: bool = False
+    """Whether attention of this kind runs where the tokens of a sequence are divided among ranks (its `parallel`)."""
 
     @property
     def name(self) -> str:

@@ -63,6 +63,13 @@ def _pairs_from_start(mask: CausalMask | ChunkedMask | SlidingWindowMask, length
     return _triangle(length) if full == 0 else _triangle(mask.size) + (length - mask.size) * mask.size
 
 
+def seen_before(mask: Mask, position: int) -> int:
+    """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
+    if isinstance(mask, ChunkedMask):
+        return 0
+    return min(position, mask.size - 1) if isinstance(mask, SlidingWindowMask) else position
+
+
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2
 

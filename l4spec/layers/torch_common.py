@@ -22,7 +22,9 @@ class Layout:
     earlier tokens in the cache (an upper bound when rows differ). `positions` is [tokens] when all rows are alike, else
     [rows, tokens]. When rows differ, `lengths` [rows] holds the tokens each had before (None: none, or all `start`)
     and `num_new` [rows] how many of its columns are real. `sequence_ids` [rows, tokens] separates packed sequences.
-    `places` [tokens, 2] is where an image's patches lie: x + 1 and y + 1, both 0 for a class token.
+    `places` [tokens, 2] is where an image's patches lie: x + 1 and y + 1, both 0 for a class token. Of a sequence
+    that is divided among ranks, `runs` are the tokens of each; this rank's begin at `start`, and no cache holds earlier
+    ones.
     """
 
     num_rows: int
@@ -33,6 +35,7 @@ class Layout:
     num_new: Tensor | None = None
     sequence_ids: Tensor | None = None
     places: Tensor | None = None
+    runs: tuple[range, ...] = ()
 
     @property
     def is_uniform(self) -> bool:

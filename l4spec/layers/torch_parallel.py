@@ -4,11 +4,12 @@ Tensor parallelism as Megatron's pair of operators (arXiv:1909.08053, section 3)
 is summed over ranks, `leave` sums over ranks and lets the gradient pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -28,11 +29,15 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What a layer knows of the mesh. `data` are all ranks that hold other sequences: dp and ep as one axis."""
+    """What a layer knows of the mesh. `data` are all ranks that hold other sequences: dp and ep as one axis.
+
+    The ranks along `cp` hold other tokens of the same sequences.
+    """
 
     tp: Axis = Axis()
     ep: Axis = Axis()
     data: Axis = Axis()
+    cp: Axis = Axis()
 
 
 Cuts = Mapping[str, tuple[range, ...]]
@@ -75,6 +80,23 @@ def gather(x: Tensor, axis: Axis) -> Tensor:
         return x[None]
     ops = torch.ops._c10d_functional  # funcol's own name for it differs between versions
     return _done(ops.all_gather_into_tensor(x.contiguous()[None], axis.size, group_of(axis).group_name))
+
+
+def pass_on(sent: Tensor, received: Tensor, axis: Axis) -> Callable[[], None]:
+    """Start to send to the next rank and to fill `received` from the one before; what is empty does not travel.
+
+    Gives what waits for both; until then neither tensor may change. Without gradients.
+    """
+    group = group_of(axis)
+    moves = [(dist.isend, sent, axis.index + 1), (dist.irecv, received, axis.index - 1)]
+    operations = [dist.P2POp(move, x, group=group, group_peer=peer) for move, x, peer in moves if x.numel()]
+    works = dist.batch_isend_irecv(operations) if operations else []
+
+    def wait() -> None:
+        for work in works:
+            work.wait()
+
+    return wait
 
 
 def group_of(axis: Axis) -> ProcessGroup:

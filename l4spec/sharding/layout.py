@@ -7,7 +7,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Layout(BaseModel):
-    """Parallel degrees; tp * ep * pp * dp devices. Sequences are divided among dp * ep ranks, experts among ep."""
+    """Parallel degrees; tp * ep * pp * dp * cp devices.
+
+    Sequences are divided among dp * ep ranks, experts among ep, and the tokens of each sequence among cp.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -15,17 +18,19 @@ class Layout(BaseModel):
     ep: int = 1
     pp: int = 1
     dp: int = 1
+    cp: int = 1
 
     @property
     def num_devices(self) -> int:
         """Devices that the layout uses."""
-        return self.tp * self.ep * self.pp * self.dp
+        return self.tp * self.ep * self.pp * self.dp * self.cp
 
     def __str__(self) -> str:
-        return f"tp{self.tp} ep{self.ep} pp{self.pp} dp{self.dp}"
+        usual = f"tp{self.tp} ep{self.ep} pp{self.pp} dp{self.dp}"
+        return usual if self.cp == 1 else f"{usual} cp{self.cp}"
 
 
-MESH_ORDER = ("pp", "dp", "ep", "tp")
+MESH_ORDER = ("pp", "dp", "ep", "cp", "tp")
 """Axes of the mesh from the slowest to the fastest: neighbouring ranks differ in tp first."""
 
 
@@ -35,29 +40,32 @@ class Place(NamedTuple):
     pp: int
     dp: int
     ep: int
+    cp: int
     tp: int
 
 
 def place_of(layout: Layout, rank: int) -> Place:
-    """The place of a rank, 0 <= rank < num_devices, in the mesh pp x dp x ep x tp laid row by row."""
+    """The place of a rank, 0 <= rank < num_devices, in the mesh pp x dp x ep x cp x tp laid row by row."""
     assert 0 <= rank < layout.num_devices, f"rank {rank} of {layout.num_devices}"
     rest, tp = divmod(rank, layout.tp)
+    rest, cp = divmod(rest, layout.cp)
     rest, ep = divmod(rest, layout.ep)
     pp, dp = divmod(rest, layout.dp)
-    return Place(pp, dp, ep, tp)
+    return Place(pp, dp, ep, cp, tp)
 
 
 @lru_cache(maxsize=256)
-def candidate_layouts(num_devices: int) -> tuple[Layout, ...]:
-    """Every way to write `num_devices` as tp * ep * pp * dp."""
-    divisors = _divisors(num_devices)
+def candidate_layouts(num_devices: int, cp: int = 1) -> tuple[Layout, ...]:
+    """Every way to write `num_devices` as tp * ep * pp * dp * `cp`; none where `cp` does not divide it."""
+    others, left_over = divmod(num_devices, cp)
+    divisors = [] if left_over else _divisors(others)
     return tuple(
-        Layout(tp=tp, ep=ep, pp=pp, dp=num_devices // (tp * ep * pp))
+        Layout(tp=tp, ep=ep, pp=pp, dp=others // (tp * ep * pp), cp=cp)
         for tp in divisors
         for ep in divisors
-        if num_devices % (tp * ep) == 0
+        if others % (tp * ep) == 0
         for pp in divisors
-        if num_devices % (tp * ep * pp) == 0
+        if others % (tp * ep * pp) == 0
     )
 
 

@@ -1,8 +1,8 @@
 """Which axes a layout cuts, and what each rank holds of a tensor.
 
-Devices form a mesh pp x dp x ep x tp. A tensor is cut along its logical axes by one rule table; attention and other
-non-expert weights are repeated over ep and dp, and sequences are divided among the dp * ep ranks. The planner divides
-by these rules, and the runtime cuts by them.
+Devices form a mesh pp x dp x ep x cp x tp. A tensor is cut along its logical axes by one rule table; attention and
+other non-expert weights are repeated over ep, dp and cp, and sequences are divided among the dp * ep ranks, their
+tokens among cp (`l4spec.sharding.sequence`). The planner divides by these rules, and the runtime cuts by them.
 """
 
 from functools import lru_cache
@@ -11,6 +11,7 @@ from math import gcd
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
 from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.sequence import undivided_reason
 
 MESH_AXIS = {
     "heads": "tp",
@@ -94,7 +95,7 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
             return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
         return f"ep={layout.ep} needs experts, and the model has none"
-    return None
+    return undivided_reason(graph, layout)
 
 
 @lru_cache(maxsize=64)

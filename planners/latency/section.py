@@ -17,6 +17,8 @@ _MILLION = 1_000_000
 def plan_latency(setting: Setting, cluster: Cluster, layout: Layout, wanted: Wanted) -> Latency:
     """Time of the chosen layout on the cluster. What is not known is null, and says why."""
     machine = Machine(cluster.hardware, cluster.gpus_per_host)
+    if layout.cp > 1:
+        return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")
     if setting.train is not None:
         from planners.latency.train_section import train_latency
 

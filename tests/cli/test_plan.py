@@ -45,7 +45,7 @@ def test_json_has_the_documented_keys_with_exact_integers(run: Run) -> None:
     assert plan["kv_cache"]["policy"] == "ideal"
     assert plan["kv_cache"]["dtype"] == "bf16"
     assert plan["weights"]["bytes"] == 217_283_587_072
-    assert set(plan["layout"]) == {"tp", "ep", "pp", "dp"}
+    assert set(plan["layout"]) == {"tp", "ep", "pp", "dp", "cp"}
     device = plan["memory_per_device"]
     parts = ("weights_bytes", "kv_cache_bytes", "activation_bytes", "reserved_bytes")
     assert device["total_bytes"] == sum(device[part] for part in parts) <= device["capacity_bytes"]
@@ -63,7 +63,7 @@ def test_options_reach_the_planner(run: Run) -> None:
     expected = {"quantization": "fp8", "kv_dtype": "fp8", "context": 100_000, "batch": 2, "engine": "full"}
     assert expected.items() <= asked.items()
     assert (asked["num_tiles"], asked["prefill_chunk"], asked["memory_fraction"]) == (5, 2048, 0.9)
-    assert plan["layout"] == {"tp": 4, "ep": 1, "pp": 2, "dp": 1}
+    assert plan["layout"] == {"tp": 4, "ep": 1, "pp": 2, "dp": 1, "cp": 1}
 
 
 def test_objective_and_training_options_reach_the_planner(run: Run) -> None:

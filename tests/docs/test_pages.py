@@ -33,6 +33,10 @@ def test_a_page_does_what_it_says_in_an_empty_folder(page: str, tmp_path: Path) 
     assert walk_through(ROOT / page, tmp_path) >= 5
 
 
+def test_the_page_on_long_prompts_does_what_it_says(tmp_path: Path) -> None:
+    assert walk_through(ROOT / "docs" / "context-parallel.md", tmp_path) == 3
+
+
 def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")

@@ -4,4 +4,11 @@ from l4spec.layers.base import LayerKind
 from l4spec.layers.mla.cost import declare
 from l4spec.layers.mla.spec import MLASpec
 
-KIND = LayerKind(spec=MLASpec, declare=declare, module="l4spec.layers.mla.module:MLA", slot="attention")
+KIND = LayerKind(
+    spec=MLASpec,
+    declare=declare,
+    module="l4spec.layers.mla.module:MLA",
+    slot="attention",
+    parallel="l4spec.layers.mla.parallel:RingMLA",
+    divides_sequence=True,
+)

@@ -170,11 +170,14 @@ class MoE(LayerModule):
         valid = context.layout.valid()
         if valid is not None:
             choices = choices * valid.flatten().repeat_interleave(experts.shape[1])[:, None]
-        before, num_choices = self._batch_around(choices)
+        before, num_choices = self._batch_around(choices, context.layout.num_rows)
         capacity = math.ceil(self.spec.capacity_factor * num_choices / self.spec.num_experts)
         place = ((choices.cumsum(0) + before) * choices).sum(dim=-1)
         return (place <= capacity).view_as(experts)
 
-    def _batch_around(self, choices: Tensor) -> tuple[Tensor | int, int]:
-        """How many choices of each expert come before these [choices, experts], and how many there are in all."""
+    def _batch_around(self, choices: Tensor, num_rows: int) -> tuple[Tensor | int, int]:
+        """How many choices of each expert come before these [choices, experts], and how many there are in all.
+
+        They are those of `num_rows` sequences; what comes before may be given for each choice.
+        """
         return 0, choices.shape[0]

@@ -35,10 +35,18 @@ class ExpertParallelMoE(MoE):
         back = torch.empty_like(done).index_copy(0, order, done)
         return exchange(back, self.ranks.ep, received, sent)
 
-    def _batch_around(self, choices: Tensor) -> tuple[Tensor | int, int]:
+    def _batch_around(self, choices: Tensor, num_rows: int) -> tuple[Tensor | int, int]:
         """As on one rank that holds all sequences: those of earlier ranks come first."""
-        data = self.ranks.data
-        return gather(choices.sum(0), data)[: data.index].sum(0), data.size * choices.shape[0]
+        data, cp = self.ranks.data, self.ranks.cp
+        if cp.size == 1:
+            return gather(choices.sum(0), data)[: data.index].sum(0), data.size * choices.shape[0]
+        of_rows = choices.view(num_rows, -1, choices.shape[1]).sum(1)
+        everywhere = gather(gather(of_rows, cp), data)  # [data, cp, rows, experts]
+        whole_rows, own = everywhere[data.index].sum(0), everywhere[data.index, cp.index]
+        elsewhere = whole_rows - own  # `choices` themselves count those of earlier rows that are here
+        before = everywhere[: data.index].sum((0, 1, 2)) + elsewhere.cumsum(0) - elsewhere
+        before = before + everywhere[data.index, : cp.index].sum(0)
+        return before.repeat_interleave(choices.shape[0] // num_rows, dim=0), int(everywhere.sum())
 
 
 def _exchanged_counts(counts: Tensor, ep: Axis) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from l4spec.report.emit.k8s import emit_k8s, to_yaml
-from l4spec.report.emit.launch import Emission, Wanted, to_shell
+from l4spec.report.emit.launch import Emission, Wanted, refuse, to_shell
 from l4spec.report.emit.sglang import emit_sglang
 from l4spec.report.emit.tensorrt_llm import emit_tensorrt_llm
 from l4spec.report.emit.torchtitan import emit_torchtitan
@@ -20,6 +20,8 @@ EMITTERS: dict[str, Callable[[Wanted], Emission]] = {
 
 def emit(engine: str, wanted: Wanted) -> str:
     """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
+    if wanted.plan.layout.cp > 1:
+        refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
     if engine == "k8s":
         objects, notes = emit_k8s(wanted)
         return to_yaml(objects, notes, wanted)

@@ -22,6 +22,7 @@ from l4spec.runtime.parallel.rank import (
     share_biases,
     summed_gradients,
 )
+from l4spec.runtime.parallel.sequence import PrefillModel
 from l4spec.runtime.parallel.training import held_region, local_of, shard_over_data
 from l4spec.sharding.layout import Layout
 
@@ -79,7 +80,8 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
         modules = {node.id: module_on_rank(node, mesh) for node in held_nodes(graph, mesh)}
         share_biases(modules, shards, mesh)
         own = tuple(narrowed(node, mesh.layout) for node in nodes)
-        model = RankModel(graph, modules, own, mesh, shards, summed_gradients(modules, shards, mesh))
+        kind = RankModel if mesh.layout.cp == 1 else PrefillModel
+        model = kind(graph, modules, own, mesh, shards, summed_gradients(modules, shards, mesh))
     model.to(dtype=dtype)
     check_rank(model, shards)
     return model.eval()

@@ -30,7 +30,7 @@ class Mesh:
         return place_of(self.layout, self.rank)
 
     def axis(self, name: str) -> Axis:
-        """One axis of the mesh: `pp`, `dp`, `ep` or `tp`."""
+        """One axis of the mesh: `pp`, `dp`, `ep`, `cp` or `tp`."""
         size, index = getattr(self.layout, name), getattr(self.place, name)
         device_mesh = None if self.device_mesh is None else self.device_mesh[name]
         return Axis(size, index, _group_of(device_mesh) if size > 1 else None)
@@ -46,8 +46,8 @@ class Mesh:
         """What layers are told. With `tp` below the layout's, shards are repeated by neighbours (a vision tower's)."""
         whole = self.axis("tp")
         if tp is None or tp == self.layout.tp:
-            return Ranks(whole, self.axis("ep"), self.data)
-        return Ranks(self._narrowed(whole, tp), self.axis("ep"), self.data)
+            return Ranks(whole, self.axis("ep"), self.data, self.axis("cp"))
+        return Ranks(self._narrowed(whole, tp), self.axis("ep"), self.data, self.axis("cp"))
 
     def neighbours(self, count: int) -> Axis:
         """The `count` neighbouring tensor-parallel ranks that hold the same KV head."""

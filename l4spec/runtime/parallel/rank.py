@@ -77,7 +77,7 @@ def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
     """The module that runs a node on this rank; its outputs are those of the whole layer, on every rank."""
     kind, cut = KINDS[node.kind], layout_for(node, mesh.layout)
     degrees = {MESH_AXIS[axis]: getattr(cut, MESH_AXIS[axis]) for axis in cuts_of(node, cut)}
-    if all(degree == 1 for degree in degrees.values()) and mesh.data.size == 1:
+    if all(degree == 1 for degree in degrees.values()) and mesh.data.size == mesh.layout.cp == 1:
         return module_of(node)
     ranks, spec = mesh.ranks(cut.tp), node.spec.narrowed(cut.tp)
     if kind.parallel is None:

@@ -1,0 +1,94 @@
+"""How the tokens of a sequence are divided among context-parallel ranks, and what travels between them in a prefill.
+
+Each rank runs one run of neighbouring tokens, cut only between chunks of the chunked layers, so that these layers need
+nothing from other ranks. Elsewhere what a layer keeps per token travels to the next rank, and on to those behind it:
+all earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the last window - 1 for a sliding one.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from math import lcm
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
+from l4spec.layers import KINDS
+from l4spec.layers.masks import ChunkedMask, Mask, NoMask, seen_before
+from l4spec.sharding.layout import Layout
+
+
+@lru_cache(maxsize=64)
+def chunk_of(graph: LayerGraph) -> int:
+    """Tokens that stay together on a rank: whole chunks of every chunked layer; 1 without any."""
+    masks = (_mask_of(group.first) for group in graph.groups if _attends(group.first))
+    return lcm(*(mask.size for mask in masks if isinstance(mask, ChunkedMask)))
+
+
+def runs_of(graph: LayerGraph, num_tokens: int, cp: int) -> tuple[range, ...]:
+    """The tokens of a sequence that each rank runs: equal numbers of chunks, the first ranks one more where uneven.
+
+    Empty runs, where there are fewer chunks than ranks, are what `short_reason` refuses.
+    """
+    chunk = chunk_of(graph)
+    each, more = divmod(-(-num_tokens // chunk), cp)
+    bounds = [min((rank * each + min(rank, more)) * chunk, num_tokens) for rank in range(cp + 1)]
+    return tuple(range(start, stop) for start, stop in pairwise(bounds))
+
+
+def longest_run(graph: LayerGraph, num_tokens: int, cp: int) -> int:
+    """Tokens of a sequence that the busiest rank runs, the first one; all where it cannot be divided."""
+    chunk = chunk_of(graph)
+    return min(-(-num_tokens // (chunk * cp)) * chunk, num_tokens)
+
+
+def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why no sequence of this model can be divided as the layout asks, or None."""
+    if layout.cp == 1:
+        return None
+    if layout.pp > 1:
+        return f"cp={layout.cp} with pp={layout.pp}: the stages of a pipeline run whole sequences"
+    for node in (group.first for group in graph.groups if _attends(group.first)):
+        if not KINDS[node.kind].divides_sequence:
+            return f"cp={layout.cp} is for attention by gqa or mla, and {node.id} is {node.kind}"
+        if isinstance(_mask_of(node), NoMask):
+            return f"cp={layout.cp} divides what sees only earlier tokens, and {node.id} sees every token"
+    return None
+
+
+def short_reason(graph: LayerGraph, cp: int, num_tokens: int) -> str | None:
+    """Why a sequence of this many tokens cannot be divided among `cp` ranks, or None."""
+    chunk = chunk_of(graph)
+    if -(-num_tokens // chunk) >= cp:
+        return None
+    if chunk == 1:
+        return f"cp={cp} leaves ranks without tokens: a sequence has {num_tokens:,}"
+    least = (cp - 1) * chunk + 1
+    return (
+        f"cp={cp} cuts sequences between chunks of {chunk:,} tokens, one or more to a rank: "
+        f"they need {least:,} tokens or more, found {num_tokens:,}"
+    )
+
+
+def sent_tokens(graph: LayerGraph, runs: tuple[range, ...]) -> Iterator[tuple[LayerGroup, tuple[int, ...]]]:
+    """Layers of which something travels, and the tokens of one sequence that each rank sends on in one of them.
+
+    What a rank sees of earlier ones comes through the rank before it, which so sends on as much.
+    """
+    for group in graph.groups:
+        if passes_on(group.first):
+            mask = _mask_of(group.first)
+            assert mask is not None
+            yield group, tuple(seen_before(mask, run.start) for run in (*runs[1:], range(0)))
+
+
+def passes_on(node: LayerNode) -> bool:
+    """Whether a layer sees tokens of other ranks."""
+    return _attends(node) and not isinstance(_mask_of(node), ChunkedMask | None)
+
+
+def _attends(node: LayerNode) -> bool:
+    return node.scope == "text" and node.role == "attention"
+
+
+def _mask_of(node: LayerNode) -> Mask | None:
+    mask: Mask | None = getattr(node.spec, "mask", None)
+    return mask

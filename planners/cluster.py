@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass, field, replace
 
-from l4spec.catalog.shelf import find_beside, looks_like_path
+from l4spec.catalog.shelf import looks_like_path
 from l4spec.errors import UserError
 from planners.catalog import Hardware, hardware
 from planners.catalog.loader import find_shipped, unknown
+from planners.catalog.own import find_own
 
 MAX_GPUS = 1_000_000
 _EXAMPLES = "write it like 8xH100, or 2x8xH100 for two hosts of eight"
@@ -36,8 +37,8 @@ class Cluster:
 def parse_cluster(text: str) -> Cluster:
     """The cluster that `text` names: `[HOSTS x] [GPUS x] NAME`, or `NAME*GPUS`; a name alone is one GPU.
 
-    NAME is a catalogue name or alias, a path to a YAML file, or `this` for a file `./this.yaml`. More GPUs than a host
-    holds become several hosts. Raises UserError for anything else.
+    NAME is a catalogue name or alias, a path to a YAML file, or `this` for a file `this.yaml` here or on the user's
+    shelf. More GPUs than a host holds become several hosts. Raises UserError for anything else.
     """
     written = text.strip()
     if not written:
@@ -61,7 +62,7 @@ def _split(written: str) -> tuple[tuple[str, ...], str]:
 
 
 def _is_known(name: str) -> bool:
-    return find_shipped("hardware", name) is not None or find_beside(name) is not None
+    return find_shipped("hardware", name) is not None or find_own("hardware", name) is not None
 
 
 def _check_name(written: str, name: str) -> None:

@@ -10,6 +10,7 @@ from planners.cluster import Cluster, parse_cluster
 from planners.communication import communication
 from planners.flops import count_flops
 from planners.kv_cache import cache_dtype_bytes, plan_cache
+from planners.latency.routing import read_routing
 from planners.latency.section import plan_latency
 from planners.latency.section_parts import Wanted
 from planners.memory import Setting, describe_device, place
@@ -59,6 +60,7 @@ def plan(  # noqa: PLR0913 - the options of the command
     output_tokens: int | None = None,
     train_tokens: int | None = None,
     usd_per_gpu_hour: float | None = None,
+    routing: str | None = None,
 ) -> Plan:
     """What the model costs and, with `gpus` (`8xH100`), whether and how it fits.
 
@@ -67,7 +69,8 @@ def plan(  # noqa: PLR0913 - the options of the command
     and nothing limits memory. `cp` is never chosen: it divides the tokens of a prefill, and decoding needs a plan of
     its own. `mode="train"` plans weights, gradients, optimizer states and saved activations by
     `train`. Time is told for a batch at the planned context, or with `output_tokens` for a closed loop of `batch`
-    clients; `train_tokens` and `usd_per_gpu_hour` give hours and cost.
+    clients; `train_tokens` and `usd_per_gpu_hour` give hours and cost; `routing` is a measurement's JSON file,
+    whose expert load says how tokens choose experts (by default uniformly).
 
     Raises UserError for what cannot be planned: unknown names, degrees whose product is not the number of GPUs, layouts
     the model does not allow, schemes that cannot pack a tensor.
@@ -93,6 +96,7 @@ def plan(  # noqa: PLR0913 - the options of the command
         output_tokens=output_tokens,
         train_tokens=train_tokens,
         usd_per_gpu_hour=usd_per_gpu_hour,
+        routing=routing,
     )
     return plan_request(graph, request)
 
@@ -163,6 +167,7 @@ def _latency(setting: Setting, cluster: Cluster, chosen: LayoutRow, request: Req
         max_batch=chosen.max_batch,
         train_tokens=request.train_tokens,
         usd_per_gpu_hour=request.usd_per_gpu_hour,
+        routing=read_routing(request.routing, setting.graph),
     )
     return plan_latency(setting, cluster, chosen.layout, wanted)
 

@@ -235,12 +235,14 @@ class Latency(Frozen):
 
     Without output tokens, a first token takes the prefill of one prompt of the whole context, and an output token the
     decode step of the whole batch at that context. With them, prompts of the remaining context arrive in a closed loop
-    of `concurrency` clients. Throughput counts output tokens.
+    of `concurrency` clients. Throughput counts output tokens. With `by_module`, times are of our module on a calibrated
+    machine, where nobody queues: prompts are read at once, then all decode together.
     """
 
     reason: str | None = None
     factors: str | None = None
     extrapolated: bool = False
+    by_module: bool = False
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     concurrency: int | None = None

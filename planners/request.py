@@ -71,6 +71,7 @@ class Request:
     output_tokens: int | None = None
     train_tokens: int | None = None
     usd_per_gpu_hour: float | None = None
+    routing: str | None = None
 
     @property
     def pinned(self) -> Pinned:

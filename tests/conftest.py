@@ -16,3 +16,6 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, max_examples=200, derandomize=True, print_blob=True)
 settings.register_profile("exhaustive", deadline=None, max_examples=5000)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+# a profile of this machine, which `l4spec calibrate` writes, must not change what tests see
+os.environ["XDG_CONFIG_HOME"] = os.path.join(os.path.dirname(__file__), "no-such-folder")

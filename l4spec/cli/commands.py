@@ -3,6 +3,7 @@
 from l4spec.cli import (  # noqa: F401
     accuracy,
     build,
+    calibrate,
     compare,
     export,
     generate,

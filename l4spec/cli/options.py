@@ -156,6 +156,14 @@ TrainTokensOption: TypeAlias = Annotated[
 PriceOption: TypeAlias = Annotated[
     float | None, typer.Option("--usd-per-gpu-hour", metavar="USD", help="Price of a GPU, to tell what it costs.")
 ]
+RoutingOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--routing",
+        metavar="FILE",
+        help="How tokens choose experts, from `measure --format json`.  [default: uniformly]",
+    ),
+]
 VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table behind the answer.")]
 ExplainOption: TypeAlias = Annotated[
     bool, typer.Option("--explain", help="Add each number's arithmetic and the source of every constant.")

@@ -54,6 +54,7 @@ def plan_command(
     output_tokens: o.OutputTokensOption = None,
     tokens: o.TrainTokensOption = None,
     usd_per_gpu_hour: o.PriceOption = None,
+    routing: o.RoutingOption = None,
     overrides: o.SetOption = None,
     emit: o.EmitOption = None,
     model: o.ModelOption = None,

@@ -52,6 +52,7 @@ class PlanRequest:
     output_tokens: int | None = None
     tokens: str | None = None
     usd_per_gpu_hour: float | None = None
+    routing: str | None = None
 
     @classmethod
     def of(cls, ctx: typer.Context) -> "PlanRequest":
@@ -92,6 +93,7 @@ class PlanRequest:
             output_tokens=self.output_tokens,
             train_tokens=None if self.tokens is None else _count(self.tokens),
             usd_per_gpu_hour=self.usd_per_gpu_hour,
+            routing=self.routing,
         )
 
     def _train(self) -> "TrainSetting":

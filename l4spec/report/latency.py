@@ -25,8 +25,13 @@ def _serving_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], .
         mark, user, gpu = figures.mark, found.tokens_per_second_per_user, found.tokens_per_second_per_gpu
         speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(found)}"
         span = "while decoding" if found.output_tokens is None else "prompt included"
-        rows.append(("speed", f"{speed}, {span} (by {found.factors}'s factors)"))
+        rows.append(("speed", f"{speed}, {span} ({_told_by(found)})"))
     return (*rows, *_origin(found))
+
+
+def _told_by(found: Latency) -> str:
+    """Whose measurements an estimate rests on: an engine's, or this machine's own."""
+    return "by our own module" if found.by_module else f"by {found.factors}'s factors"
 
 
 def _cost_of_tokens(found: Latency) -> str:
@@ -92,10 +97,16 @@ def _errors(found: Latency) -> tuple[tuple[str, str], ...]:
         (
             f"error of {error.metric}",
             f"median {100 * error.median:.1f} %, 90th percentile {100 * error.p90:.1f} % over {error.num_rows} "
-            f"published figures, each of {error.num_sources} series left out of the fit in turn",
+            + _judged_on(error),
         )
         for error in found.errors
     )
+
+
+def _judged_on(error: LatencyError) -> str:
+    if error.num_sources:
+        return f"published figures, each of {error.num_sources} series left out of the fit in turn"
+    return "random models that nothing was calibrated on"
 
 
 def _kinds(step: StepLatency, figures: Figures) -> Table:

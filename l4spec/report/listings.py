@@ -39,25 +39,34 @@ def _specs() -> Page:
 
 
 def _hardware() -> Page:
-    from planners.catalog import hardware, shipped_names
+    from planners.catalog import hardware, own_files, shipped_names
 
     rows = []
-    for name in shipped_names("hardware"):
-        entry = hardware(name)
+    places = {name: name for name in shipped_names("hardware")}
+    places |= {path.stem: str(path) for path in own_files("hardware") if path.stem not in places}
+    for name, place in places.items():
+        entry = hardware(place)
         usable, bf16 = entry.usable, entry.peaks.bf16
         rows.append(
             (
                 name,
                 gib(usable.num_bytes),
                 "measured" if usable.measured else "datasheet",
-                f"{entry.memory.bandwidth.value / _TFLOPS:.2f} TB/s",
-                f"{bf16.value / _TFLOPS:,.0f} TFLOP/s" if bf16 else "-",
+                _rate(entry.memory.bandwidth.value, "B/s", 2),
+                _rate(bf16.value, "FLOP/s", 0) if bf16 else "-",
                 str(entry.gpus_per_host.value) if entry.gpus_per_host else "-",
-                ", ".join(entry.aliases),
+                f"calibrated {entry.eager.measured}" if entry.eager else ", ".join(entry.aliases),
             )
         )
     headers = ("hardware", "memory", "as", "bandwidth", "dense bf16", "a host", "other names")
     return (Section("", (Table(headers, tuple(rows), "lrlrrrl", 40),)),)
+
+
+def _rate(value: float, unit: str, digits: int) -> str:
+    """In T, or in G for what is no accelerator."""
+    if value < _TFLOPS / 10:
+        return f"{value / 10**9:,.0f} G{unit}"
+    return f"{value / _TFLOPS:,.{digits if value >= _TFLOPS or digits else 1}f} T{unit}"
 
 
 def _quantization() -> Page:

@@ -9,6 +9,7 @@ from l4spec.layers.declaration import Work
 from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.quantization.scheme import Quantization
 from l4spec.report import quantities
+from l4spec.report.expected_times import UNKNOWN, USUAL_ERROR, ExpectedTimes
 from l4spec.report.page import Lines, Page, Section, Table
 from planners.catalog import engine, quantization
 from planners.executed import executed_rows
@@ -22,8 +23,11 @@ from planners.weights import scheme_of, weigh
 if TYPE_CHECKING:
     from l4spec.runtime.measure.run import Measurement, Sample
 
-Law = Literal["exact", "bound", "shown"]
-"""exact: equal to the digit. bound: measured <= planned <= 1.25 x measured. shown: nothing to hold it to."""
+Law = Literal["exact", "bound", "timed", "shown"]
+"""exact: equal to the digit. bound: measured <= planned <= 1.25 x measured. shown: nothing to hold it to.
+
+timed: a prediction with its usual error, which a busy machine may exceed: told, and never a disagreement.
+"""
 SLACK_PERCENT = 25
 """How much more than was measured a planned activation peak may be."""
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -52,7 +56,10 @@ class ExpertLoad(Frozen):
 
 
 class MeasureReport(Frozen):
-    """Plan and measurement of one run, row by row. `finished` is false when the time limit cut it short."""
+    """Plan and measurement of one run, row by row. `finished` is false when the time limit cut it short.
+
+    `time_note` says what times were predicted by and how wrong that usually is, or why they were not.
+    """
 
     l4spec_measure: int = 1
     model: str
@@ -67,6 +74,7 @@ class MeasureReport(Frozen):
     expert_load: tuple[ExpertLoad, ...]
     finished: bool
     agrees: bool
+    time_note: str = ""
 
 
 def hold(
@@ -78,10 +86,12 @@ def hold(
     dtype: str,
     table: Quantization | None = None,
     logit_error: float | None = None,
+    expected: ExpectedTimes = UNKNOWN,
 ) -> MeasureReport:
     """Hold a measurement against the plan of the same graph, sample, number format and quantization scheme.
 
-    `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits.
+    `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits. Times are
+    held against `expected`.
     """
     rows = (
         *_parameters(graph, found, table or quantization(dtype)),
@@ -90,7 +100,7 @@ def hold(
         *_caches(graph, sample, found, dtype),
         *_activations(graph, sample, found, dtype, is_told=device == "cpu" and table is None),
         *_experts(graph, sample, found),
-        *_times(found),
+        *_times(found, expected),
     )
     from l4spec.runtime.measure.run import STAGES
 
@@ -106,6 +116,7 @@ def hold(
         rows=rows,
         expert_load=tuple(ExpertLoad(layer=k, choices_per_expert=tuple(v)) for k, v in found.expert_load.items()),
         finished=len(found.done) == len(STAGES),
+        time_note=expected.note,
         agrees=all(row.agrees is not False for row in rows),
     )
 
@@ -231,15 +242,17 @@ def _experts(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Itera
         yield _row("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
 
 
-def _times(found: "Measurement") -> Iterator[MeasuredRow]:
-    yield _row("time", "prefill", "seconds", None, found.prefill_seconds, "shown")
+def _times(found: "Measurement", expected: ExpectedTimes) -> Iterator[MeasuredRow]:
+    law: Law = "shown" if expected.prefill is None else "timed"
+    yield _row("time", "prefill", "seconds", expected.prefill, found.prefill_seconds, law)
     if found.decode_seconds is not None:
-        yield _row("time", "decode step", "seconds", None, found.decode_seconds, "shown")
+        yield _row("time", "decode step", "seconds", expected.decode, found.decode_seconds, law)
 
 
 def measure_page(report: MeasureReport) -> Page:
     """The verdict first, then a table for each section."""
-    sections = [Section("", (Lines((_verdict(report), _setting(report))),))]
+    told = (_verdict(report), _setting(report), *([report.time_note] if report.time_note else []))
+    sections = [Section("", (Lines(told),))]
     by_section: dict[str, list[MeasuredRow]] = defaultdict(list)
     for row in report.rows:
         by_section[row.section].append(row)
@@ -270,6 +283,8 @@ def _setting(report: MeasureReport) -> str:
 def _cells(row: MeasuredRow) -> tuple[str, ...]:
     change = "-" if row.difference is None or row.law == "shown" else quantities.difference(row.difference)
     verdict = {None: "-", True: "yes", False: "NO"}[row.agrees]
+    if row.law == "timed" and row.difference is not None:
+        verdict = "as usual" if abs(row.difference) <= USUAL_ERROR else "unusual"
     return row.name, _shown(row, row.planned), _shown(row, row.measured), change, verdict
 
 

@@ -12,6 +12,7 @@ from l4spec.layers.declaration import Work
 from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
+from l4spec.report.expected_times import UNKNOWN, expected_times
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
@@ -77,7 +78,19 @@ def measure(
     tell("random weights")
     model, logit_error = _built(setting)
     found = measure_run(model, sample, time_limit=time_limit, tell=tell)
-    return hold(graph, sample, found, device=device, dtype=setting.dtype, table=table, logit_error=logit_error)
+    expected = UNKNOWN
+    if table is None:
+        expected = expected_times(graph, sample, device=device, dtype=setting.dtype, threads=found.threads)
+    return hold(
+        graph,
+        sample,
+        found,
+        device=device,
+        dtype=setting.dtype,
+        table=table,
+        logit_error=logit_error,
+        expected=expected,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from l4spec.quantization.scheme import Law, Quantization, Target, scheme_named
 from planners.catalog.engines import Engine
 from planners.catalog.hardware import Capacity, Hardware
 from planners.catalog.loader import Folder, known_names, load, shipped_names
+from planners.catalog.own import find_own, own_files, user_folder
 
 __all__ = [
     "Capacity",
@@ -24,10 +25,13 @@ __all__ = [
     "Sourced",
     "Target",
     "engine",
+    "find_own",
     "hardware",
     "known_names",
+    "own_files",
     "quantization",
     "shipped_names",
+    "user_folder",
 ]
 
 

@@ -9,6 +9,7 @@ from l4spec.catalog.entry import Entry, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
 from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
+from planners.catalog.eager import EagerTimes
 
 PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
 
@@ -76,6 +77,8 @@ class Hardware(Entry):
     links: Links = Links()
     gpus_per_host: Sourced[Annotated[int, Field(ge=1, le=100_000)]] | None = None
     """Devices that reach each other at `links.intra_host`: a server, or a rack with one switch fabric."""
+    eager: EagerTimes | None = None
+    """What `l4spec calibrate` measured of our own module, where it did."""
 
     @property
     def usable(self) -> Capacity:

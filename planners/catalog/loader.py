@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from l4spec.catalog.entry import Entry
-from l4spec.catalog.shelf import Shelf
+from l4spec.catalog.shelf import Shelf, looks_like_path
 from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
+from planners.catalog.own import THIS_MACHINE, find_own
 
 Folder = Literal["hardware", "quantization", "engines", "efficiency"]
 E = TypeVar("E", bound=Entry)
@@ -22,15 +23,24 @@ SHELVES: Mapping[Folder, Shelf] = {
 
 
 def load(folder: Folder, schema: type[E], text: str) -> E:
-    """The entry that `text` names: a shipped name or alias, a path to a YAML file, or `NAME` for a file `./NAME.yaml`.
+    """The entry that `text` names: a shipped name or alias, a path to a YAML file, or `NAME` for an own `NAME.yaml`.
 
-    Raises UserError for an unknown name, with the nearest known one, and for a file that does not fit the schema.
+    An own file lies in the current folder; one of hardware or of an engine may also lie in the user's. Raises UserError
+    for an unknown name, with the nearest known one, and for a file that does not fit the schema.
     """
-    return SHELVES[folder].load(schema, text)
+    name, shelf = text.strip(), SHELVES[folder]
+    if folder in ("hardware", "engines") and not looks_like_path(name) and shelf.find(name) is None:
+        own = find_own(folder, name)
+        if own is None:
+            raise unknown(folder, name)
+        return shelf.load(schema, str(own))
+    return shelf.load(schema, text)
 
 
 def unknown(folder: Folder, text: str) -> UserError:
     """The error for a name that nothing in `folder` has."""
+    if folder == "hardware" and text.strip().lower() == THIS_MACHINE:
+        return UserError(f"no hardware is called {THIS_MACHINE!r} yet", hint="run `l4spec calibrate` on this machine")
     return SHELVES[folder].unknown(text)
 
 

@@ -77,15 +77,31 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How tokens choose experts: uniformly, or by `shares`, each expert's share of all choices."""
+    """How tokens choose experts: uniformly, or by `shares`, each expert's share of all choices.
+
+    `layers` gives shares for some layers by node id, before those for all.
+    """
 
     shares: tuple[float, ...] = ()
+    layers: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     def covered(self, kind: KindProfile, num_tokens: float) -> float:
-        """Distinct experts that `num_tokens` tokens reach, of all the layer's experts."""
-        if self.shares:
-            return coverage_of_histogram(self.shares, kind.experts_per_token, num_tokens)
-        return expected_coverage(kind.num_experts, kind.experts_per_token, num_tokens)
+        """Distinct experts that `num_tokens` tokens reach, of all the layer's experts; the mean over equal layers."""
+        return self.reached(kind.group, kind.num_experts, kind.experts_per_token, num_tokens)
+
+    def reached(self, group: LayerGroup, num_experts: int, experts_per_token: int, num_tokens: float) -> float:
+        """As `covered`, for the layers of a group."""
+        if not self.shares and not self.layers:
+            return expected_coverage(num_experts, experts_per_token, num_tokens)
+        known = dict(self.layers)
+        total = 0.0
+        for node in group.nodes:
+            shares = known.get(node.id, self.shares)
+            if shares:
+                total += coverage_of_histogram(shares, experts_per_token, num_tokens)
+            else:
+                total += expected_coverage(num_experts, experts_per_token, num_tokens)
+        return total / group.count
 
 
 UNIFORM = Routing()
@@ -115,7 +131,7 @@ def _profile_of(
     routed = spec.num_experts_per_token if isinstance(spec, MoESpec) and layout.ep > 1 else 0
     bound = group.declaration.cache[0].bound if group.declaration.cache else None
     return KindProfile(
-        name=_name(group),
+        name=kind_name(group),
         group=group,
         count=group.count,
         flops_per_row=_matmul_rates(graph, group, scheme, layout),
@@ -133,7 +149,8 @@ def _profile_of(
     )
 
 
-def _name(group: LayerGroup) -> str:
+def kind_name(group: LayerGroup) -> str:
+    """What a time's row calls equal layers."""
     role = group.first.role
     if role in ("attention", "ffn"):
         return f"{role} ({group.first.label})"

@@ -16,6 +16,10 @@ _MILLION = 1_000_000
 
 def plan_latency(setting: Setting, cluster: Cluster, layout: Layout, wanted: Wanted) -> Latency:
     """Time of the chosen layout on the cluster. What is not known is null, and says why."""
+    if cluster.hardware.eager is not None:
+        from planners.latency.eager_section import eager_latency
+
+        return eager_latency(setting, cluster.hardware, layout, wanted)
     machine = Machine(cluster.hardware, cluster.gpus_per_host)
     if layout.cp > 1:
         return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")
@@ -30,6 +34,7 @@ def plan_latency(setting: Setting, cluster: Cluster, layout: Layout, wanted: Wan
         machine=machine,
         kv_dtype_bytes=setting.kv_dtype_bytes,
         engine=setting.engine.name,
+        routing=wanted.routing,
     )
     if model.unknown:
         return Latency(reason=model.unknown)
@@ -109,6 +114,8 @@ def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
         notes.append(f"a batch is cut into {layout.pp} micro-batches; sending between stages is not counted")
     if model.graph.model.vision is not None:
         notes.append("image tiles are not timed")
+    if wanted_routing := model.routing.layers:
+        notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from planners.latency.demand import UNIFORM, Routing
 from planners.latency.efficiency import FitError
 from planners.latency.step import KindTime, StepTime
 from planners.plan_types import KindLatency, LatencyError, StepLatency
@@ -20,6 +21,7 @@ class Wanted:
     max_batch: int = 0
     train_tokens: int | None = None
     usd_per_gpu_hour: float | None = None
+    routing: Routing = UNIFORM
 
 
 def step_latency(time: StepTime) -> StepLatency:

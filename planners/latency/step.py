@@ -212,7 +212,7 @@ class StepModel:
             for kind, use in zip(self.kinds, uses, strict=True)
         )
         device = sum(time.estimate or 0.0 for time in times)
-        return StepTime(_gathered(times), max(0.0, self._host(step, server) - device))
+        return StepTime(gathered(times), max(0.0, self._host(step, server) - device))
 
     def seconds(self, step: Step, *, server: bool = True) -> float:
         """The estimate of `time`, without its parts. The model must have fitted factors."""
@@ -270,13 +270,20 @@ class StepModel:
 
 @lru_cache(maxsize=2048)
 def step_model(
-    graph: LayerGraph, scheme: Scheme, layout: Layout, *, machine: Machine, kv_dtype_bytes: int, engine: str
+    graph: LayerGraph,
+    scheme: Scheme,
+    layout: Layout,
+    *,
+    machine: Machine,
+    kv_dtype_bytes: int,
+    engine: str,
+    routing: Routing = UNIFORM,
 ) -> StepModel:
     """The model of a deployment with its engine's fitted factors: the same object for the same deployment."""
-    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine))
+    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine), routing)
 
 
-def _gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:
+def gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:
     """Kinds of one name in one row, in order of first appearance."""
     rows: dict[str, KindTime] = {}
     for time in times:

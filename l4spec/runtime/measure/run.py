@@ -62,6 +62,8 @@ class Measurement:
     prefill_seconds: float | None = None
     decode_seconds: float | None = None
     """Of one step, without the first."""
+    threads: int = 0
+    """Of torch's, that computed on the CPU."""
 
 
 def measure_run(
@@ -76,7 +78,7 @@ def measure_run(
 
     `tell` hears the name of each stage as it begins.
     """
-    found = Measurement()
+    found = Measurement(threads=torch.get_num_threads())
     measuring: dict[Stage, Callable[[], None]] = {
         "weights": lambda: _weights(model, found),
         "prefill": lambda: _prefill(model, sample, found),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from planners.latency.efficiency import serving_efficiency
 from planners.latency.machine import Machine
 from planners.latency.step import StepModel
 from planners.weights import scheme_of
+from tests.planners.latency.eager import made_up
 
 Build = Callable[..., StepModel]
 
@@ -43,3 +45,21 @@ def built(
 def model() -> Build:
     """Builds a model by spec, device and layout."""
     return built
+
+
+@pytest.fixture
+def empty_shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without entries of their own; gives the folder in which their hardware would lie."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "l4spec" / "hardware"
+
+
+@pytest.fixture
+def shelf_of_one(empty_shelf: Path) -> Path:
+    """A user whose machine is the made-up one; gives its file."""
+    from l4spec.report.calibrate import profile_text
+
+    empty_shelf.mkdir(parents=True)
+    (empty_shelf / "this.yaml").write_text(profile_text(made_up("fp32", "bf16")), encoding="utf-8")
+    return empty_shelf / "this.yaml"

@@ -1,0 +1,42 @@
+"""Matrix products as our layers call them, and how much of what is read again and again stays in the caches."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product as grid
+
+from l4spec.layers.torch_common import linear
+from l4spec.runtime.calibrate.room import Room
+from l4spec.runtime.calibrate.tables import TableCases
+from l4spec.runtime.calibrate.timing import Case, rotating
+
+FEW_ENOUGH_TO_STREAM = 128
+"""With more rows than this, computing takes so much longer than reading weights that where they lie is no matter."""
+RESIDENT = (512, 1024)
+"""Outputs and inputs of the matrices by which residency is measured: reading them takes longer than calling for it."""
+
+
+def products(room: Room) -> TableCases:
+    """x W^T by rows, inputs and outputs: the same weights each time, and weights that come from memory."""
+    hot, cold = [], []
+    for rows, inputs, outputs in grid(*room.sizes.product):
+        x = room.beside(rows, inputs)
+        hot.append(Case(partial(linear, x, room.take(outputs, inputs))))
+        if rows > FEW_ENOUGH_TO_STREAM:
+            cold.append(hot[-1])
+        else:
+            cold.append(Case(rotating([partial(linear, x, weight) for weight in room.pieces(outputs, inputs)])))
+    return TableCases(room.sizes.product, hot, cold)
+
+
+def residency(room: Room) -> TableCases:
+    """A vector through matrices that together take so many bytes, one after the other."""
+    x, cases = room.beside(1, RESIDENT[1]), []
+    for num_bytes in room.sizes.residency:
+        matrices = room.pieces(*RESIDENT, num_bytes=num_bytes)
+        cases.append(Case(partial(_all, [partial(linear, x, matrix) for matrix in matrices])))
+    return TableCases((room.sizes.residency,), cases)
+
+
+def _all(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()

@@ -1,0 +1,101 @@
+"""One calibration: everything measured in turns within a given time, as plain numbers."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from l4spec.runtime.build import DTYPES
+from l4spec.runtime.calibrate.attending import cached, causal, masked
+from l4spec.runtime.calibrate.machine import Conditions, conditions
+from l4spec.runtime.calibrate.products import products, residency
+from l4spec.runtime.calibrate.reference import Reference, references
+from l4spec.runtime.calibrate.room import Room
+from l4spec.runtime.calibrate.routing import dispatch, experts, route
+from l4spec.runtime.calibrate.sizes import Sizes, sizes_for
+from l4spec.runtime.calibrate.streams import streams
+from l4spec.runtime.calibrate.tables import RawTable, TableCases
+from l4spec.runtime.calibrate.timing import Clock, take_turns
+
+MEASURED_DTYPES = ("fp32", "bf16")
+DEFAULT_SECONDS = 100.0
+
+
+@dataclass(slots=True)
+class Calibration:
+    """What was measured: tables by number format and name, and narrow reference models.
+
+    `turns` is how often everything was measured at least; a time is the median over all of it.
+    """
+
+    conditions: Conditions
+    clock: Clock = "wall"
+    turns: int = 0
+    seconds: float = 0.0
+    tables: dict[str, dict[str, RawTable]] = field(default_factory=dict)
+    references: dict[str, list[Reference]] = field(default_factory=dict)
+
+
+def calibrate(
+    seconds: float = DEFAULT_SECONDS,
+    *,
+    threads: int | None = None,
+    dtypes: Sequence[str] = MEASURED_DTYPES,
+    sizes: Sizes | None = None,
+    clock: Clock = "wall",
+    tell: Callable[[int, int], None] | None = None,
+) -> Calibration:
+    """Measure this machine's CPU in about `seconds`, at least one turn of everything.
+
+    `threads` is how many of torch's threads compute, by default as many as it takes by itself. `sizes` are by default
+    the full grids where there is time for them. With `clock="cpu"` one thread computes, and the time that it had the
+    processor counts, for a machine that is busy otherwise. `tell` hears (milliseconds gone, milliseconds in all).
+    """
+    start, before = time.perf_counter(), torch.get_num_threads()
+    threads = 1 if clock == "cpu" else threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        found = Calibration(conditions(), clock)
+        turns = []
+        for number, dtype in enumerate(dtypes):
+            end = start + seconds * (number + 1) / len(dtypes)
+            with torch.no_grad():
+                turns.append(_one(found, dtype, sizes or sizes_for(seconds), end, clock, _teller(tell, start, seconds)))
+        found.turns = min(turns)
+    finally:
+        torch.set_num_threads(before)
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def _teller(tell: Callable[[int, int], None] | None, start: float, seconds: float) -> Callable[[], None]:
+    if tell is None:
+        return lambda: None
+    return lambda: tell(min(round(1000 * (time.perf_counter() - start)), round(1000 * seconds)), round(1000 * seconds))
+
+
+def _one(found: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, tell: Callable[[], None]) -> int:
+    room = Room(sizes, DTYPES[dtype])
+    tables = _cases(room)
+    narrow = references(room)
+    cases = [case for table in tables.values() for case in table]
+    turns = take_turns([*cases, *(case for each in narrow for case in each.cases())], end, clock=clock, tell=tell)
+    found.tables[dtype] = {name: table.table() for name, table in tables.items()}
+    found.references[dtype] = narrow
+    return turns
+
+
+def _cases(room: Room) -> dict[str, TableCases]:
+    return {
+        "product": products(room),
+        "causal": causal(room),
+        "masked": masked(room),
+        "cached": cached(room),
+        "route": route(room),
+        "dispatch": dispatch(room),
+        "experts": experts(room),
+        "residency": residency(room),
+        **streams(room),
+    }

@@ -1,0 +1,122 @@
+"""What calibration measured of our own module on a machine: seconds of its pieces by size, one set a number format.
+
+Every number is a median that `l4spec calibrate` measured on the machine itself; nothing here is from a datasheet.
+"""
+
+from math import prod
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from l4spec.layers.base import AsTuple, Size, Spec
+
+Positive = Annotated[float, Field(gt=0)]
+Axis = Annotated[tuple[Size, ...], AsTuple, Field(min_length=1)]
+
+
+class Grid(Spec):
+    """Seconds at every point of a grid of sizes, the last axis fastest.
+
+    `seconds` is measured again and again, with everything in the processor's caches; `cold` with weights and key-value
+    caches that come from memory, and of smaller work when weights have just driven its code out of the caches.
+    """
+
+    axes: Annotated[tuple[Axis, ...], AsTuple, Field(min_length=1)]
+    seconds: Annotated[tuple[Positive, ...], AsTuple]
+    cold: Annotated[tuple[Positive, ...], AsTuple] = ()
+    squares: Annotated[tuple[int, ...], AsTuple] = ()
+    """Axes along which work grows with the square of the size."""
+
+    @model_validator(mode="after")
+    def _full(self) -> Self:
+        points = prod(len(axis) for axis in self.axes)
+        for name, found in (("seconds", self.seconds), ("cold", self.cold)):
+            if len(found) != points and (found or name == "seconds"):
+                raise ValueError(f"`{name}` has {len(found)} numbers for a grid of {points} points")
+        if any(list(axis) != sorted(set(axis)) for axis in self.axes):
+            raise ValueError("the sizes along an axis must grow")
+        return self
+
+
+class Constant(Spec):
+    """Seconds of what has no size, with everything in the processor's caches and without.
+
+    What is left when pieces that were measured one by one are taken off a whole: below 0 where they share something.
+    """
+
+    seconds: float
+    cold: float
+
+    def at(self, cold: float) -> float:
+        """Seconds where a share `cold` comes from memory."""
+        return self.seconds + cold * (self.cold - self.seconds)
+
+
+class Pieces(Spec):
+    """What the pieces of our modules take in one number format.
+
+    `product`: x W^T by rows, inputs, outputs. `causal`: a prompt from its start by sequences x heads, tokens, head
+    width. `masked`: queries behind a past by sequences x heads, queries, keys, width. `cached`: a decode step by
+    sequences x key heads, queries to a key head, tokens, width. `norm` by elements and width of a row; `route` by
+    tokens, experts, experts a token; `dispatch` by (token, expert) pairs and experts; the others by elements.
+    """
+
+    product: Grid
+    causal: Grid
+    masked: Grid
+    cached: Grid
+    norm: Grid
+    route: Grid
+    dispatch: Grid
+    add: Grid
+    scale: Grid
+    write: Grid
+    gather: Grid
+    fresh: Grid
+    """Memory of a new tensor, before anything is computed into it."""
+    gate_silu: Grid
+    gate_gelu: Grid
+    gate_gelu_tanh: Grid
+    rotate_pairs: Grid
+    rotate_halves: Grid
+    expert: Constant
+    """What one more expert takes besides its products and its gate."""
+    layer: dict[str, Constant]
+    """What a layer of a kind takes besides its pieces: Python, modules, views."""
+    forward: Constant
+    """What a forward pass takes besides its layers."""
+
+
+class Residency(Spec):
+    """How much of what is read in every pass comes from memory, by how many bytes that is: 0 none, 1 all."""
+
+    bytes: Annotated[tuple[Size, ...], AsTuple, Field(min_length=1)]
+    share: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], AsTuple]
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        if len(self.bytes) != len(self.share) or list(self.bytes) != sorted(set(self.bytes)):
+            raise ValueError("`bytes` must grow, with one `share` each")
+        return self
+
+
+class EagerTimes(Spec):
+    """A machine on which our module's time can be predicted; `threads` of torch's computed while it was measured."""
+
+    processor: str
+    threads: Size
+    torch: str
+    measured: str
+    """The day."""
+    turns: Size
+    """How often everything was measured at least."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """cpu: the time that the one thread had the processor, on a machine that was busy otherwise."""
+    resident: dict[str, Residency]
+    """By number format."""
+    pieces: dict[str, Pieces]
+    """By number format."""
+
+    def __hash__(self) -> int:
+        """Of what tells calibrations apart; tables are left out."""
+        return hash((self.processor, self.threads, self.torch, self.measured, self.turns))

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 import l4spec
-from benchmarks.run_speed import CONTEXTS, MODELS, Options, long_contexts, measure
+from benchmarks.run_speed import CONTEXTS, MODELS, PARTS, Options, results
 from benchmarks.speed_models import TINY
 from benchmarks.speed_report import conditions, print_report
 from benchmarks.speed_timing import Timed, interleaved
@@ -76,22 +76,14 @@ def main() -> None:
         print("no CUDA device here: nothing was measured (`--rehearse` runs the code on the CPU)")
         raise SystemExit(NO_GPU)
     torch.set_grad_enabled(False)
-    options = Options(MODELS, ("fp32", "bf16"), given.rounds, 1024, CONTEXTS, (), 1 << 32, "cuda")
+    options = Options(
+        MODELS, ("fp32", "bf16"), PARTS, given.rounds, 1024, CONTEXTS, (), 1 << 32, "cuda", contexts_dtype="bf16"
+    )
     if given.rehearse:
         tiny = {"rounds": 1, "tokens": 272, "contexts": (256, 512), "overrides": TINY, "streamed_bytes": 1 << 20}
         options = replace(options, device="cpu", **tiny)  # type: ignore[arg-type]
-    results = []
-    for name in options.models:
-        exact: dict[str, Tensor] = {}
-        results += [measure(name, dtype, options, exact) for dtype in options.dtypes]
-    block = scout_block(options)
-    report = {
-        "conditions": conditions(),
-        "options": asdict(options),
-        "results": results,
-        "contexts": {"bf16": long_contexts(options, "bf16")},
-        "block": block,
-    }
+    found, block = list(results(options)), scout_block(options)
+    report = {"conditions": conditions(), "options": asdict(options), "results": found, "block": block}
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report)

@@ -1,7 +1,8 @@
 """How fast our models run on this machine: against transformers, and against what the machine can do.
 
     python -m benchmarks.run_speed [--models 16-experts 128-experts] [--dtypes fp32 bf16] [--rounds 5] [--threads 2]
-                                   [--clock wall|cpu] [--json RESULTS.json] [--tiny]
+                                   [--parts prefill decode-1 decode-8 contexts] [--clock wall|cpu]
+                                   [--json RESULTS.json] [--tiny]
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
@@ -13,10 +14,9 @@ per token stays the same however long the context is.
 
 import argparse
 import copy
-import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,14 @@ from benchmarks.speed_models import (
     spec_of,
     token_ids,
 )
-from benchmarks.speed_report import conditions, print_report
+from benchmarks.speed_report import add_to, conditions, load_average, print_report
 from benchmarks.speed_timing import Clock, Timed, Times, interleaved
 from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
+PARTS = ("prefill", "decode-1", "decode-8", "contexts")
+"""What can be measured by itself; behind `decode` stands how many sequences are decoded at once."""
 NUM_STEPS = 8
-NUM_ROWS = (1, 8)
-"""Sequences that are decoded at once."""
 PHASE = 128
 """Tokens into a chunk at which steps are timed in every context, so that they see equally many keys."""
 CONTEXTS = (1024, 4096, 16384)
@@ -60,6 +60,7 @@ class Options:
 
     models: Sequence[str]
     dtypes: Sequence[str]
+    parts: Sequence[str]
     rounds: int
     tokens: int
     contexts: Sequence[int]
@@ -67,52 +68,66 @@ class Options:
     streamed_bytes: int
     device: str = "cpu"
     clock: Clock = "wall"
+    contexts_dtype: str = "fp32"
 
 
-def measure(name: str, dtype: str, options: Options, exact: dict[str, Tensor]) -> dict[str, Any]:
-    """All measures of one model in one number format; `exact` keeps the fp32 logits for the bf16 run."""
+def measure(name: str, dtype: str, options: Options, exact: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+    """One result per part of one model in one number format; `exact` keeps the fp32 logits for the bf16 run."""
     model = ours(spec_of(name, options.overrides), options.device, dtype)
     other = reference(model)
     ids = token_ids(model, 8, options.tokens + NUM_STEPS)
     prefix, tokens = ids[:1, : options.tokens], ids[:, options.tokens :]
     past, difference = _check_agreement(name, model, other, prefix, tokens[:1, :1], exact)
-    routing = Routing.of(model, prefix)
+    about = {"model": name, "dtype": dtype, "logit_difference": difference, "load_average": load_average()}
+    for part in options.parts:
+        if part == "prefill":
+            yield about | _prefill(model, other, prefix, options)
+        elif part != "contexts":
+            yield about | _decode(model, other, prefix, tokens[: int(part.removeprefix("decode-"))], past, options)
+
+
+def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[str, Any]:
+    """Reading a prompt, beside the model's matmuls run alone."""
+    cache, routing = model.new_cache(1, prefix.shape[1]), Routing.of(model, prefix)
     matmuls, matmul_flops = plain_matmuls(model, options.tokens, routing)
-    streams, streamed = streaming(model, options.streamed_bytes)
-    things = _things(model, other, prefix, tokens, past) | {"matmuls": Timed(matmuls)}
-    things |= {kind: Timed(product) for kind, product in streams.items()}
-    times = interleaved(things, options.rounds, model.device, options.clock)
-    ideal = forward_flops(model, 1, options.tokens) / matmul_flops * times.ratio("matmuls", "prefill")
-    result: dict[str, Any] = {
-        "model": name,
-        "dtype": dtype,
-        "logit_difference": difference,
-        "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
-        "streamed_bytes_per_second": streamed / times.median("stream"),
-        "our_streamed_bytes_per_second": streamed / times.median("stream, ours"),
-        "experts_hit": {node: routing.num_touched(node) for node in routing.rows},
-        "prefill": _pair(times, "prefill", 1) | {"of_matmul_rate": ideal},
-        "prefill, last logits": {"seconds": times.median("prefill, last logits")},
-    }
-    for rows in NUM_ROWS:
-        step = f"decode {rows}"
-        touched = bytes_per_step(model, prefix.expand(rows, -1), tokens[:rows])
-        share = touched * NUM_STEPS / streamed * times.ratio("stream", step)
-        result[step] = _pair(times, step, NUM_STEPS) | {"touched_bytes": touched, "of_stream_rate": share}
-    return result | {"seconds_of_rounds": dict(times.rounds)}
-
-
-def _things(model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any) -> dict[str, Timed]:
-    cache = model.new_cache(1, prefix.shape[1])
-    found = {
+    things = {
         "prefill": Timed(lambda: model(prefix)),
         "prefill, transformers": Timed(lambda: other(prefix, use_cache=False), is_slow=True),
         "prefill, last logits": Timed(lambda: model(prefix, cache=cache, logits="last"), cache.reset),
+        "matmuls": Timed(matmuls),
     }
-    for rows in NUM_ROWS:
-        found[f"decode {rows}"] = our_steps(model, prefix.expand(rows, -1), tokens[:rows])
-        found[f"decode {rows}, transformers"] = reference_steps(other, past, tokens[:rows])
-    return found
+    times = interleaved(things, options.rounds, model.device, options.clock)
+    return {
+        "part": "prefill",
+        **_pair(times, "prefill", 1),
+        "last_logits_seconds": times.median("prefill, last logits"),
+        "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
+        "of_matmul_rate": forward_flops(model, 1, options.tokens) / matmul_flops * times.ratio("matmuls", "prefill"),
+        "experts_hit": {node: routing.num_touched(node) for node in routing.rows},
+        "seconds_of_rounds": dict(times.rounds),
+    }
+
+
+def _decode(model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any, options: Options) -> dict[str, Any]:
+    """Steps of `tokens` [rows, steps] behind `prefix`, beside products that stream weights from memory."""
+    prefix, step = prefix.expand(tokens.shape[0], -1), f"decode-{tokens.shape[0]}"
+    streams, streamed = streaming(model, options.streamed_bytes)
+    things = {
+        step: our_steps(model, prefix, tokens),
+        f"{step}, transformers": reference_steps(other, past, tokens),
+        **{name: Timed(product) for name, product in streams.items()},
+    }
+    times = interleaved(things, options.rounds, model.device, options.clock)
+    rates = {name: streamed / times.median(name) for name in streams}
+    touched, best = bytes_per_step(model, prefix, tokens), max(rates, key=lambda name: rates[name])
+    return {
+        "part": step,
+        **_pair(times, step, NUM_STEPS),
+        "touched_bytes": touched,
+        "streamed_bytes_per_second": rates,
+        "of_stream_rate": touched * NUM_STEPS / streamed * times.ratio(best, step),
+        "seconds_of_rounds": dict(times.rounds),
+    }
 
 
 def _pair(times: Times, name: str, steps: int) -> dict[str, float]:
@@ -139,17 +154,15 @@ def _check_agreement(
     if model.dtype == torch.float32:
         exact[name] = theirs
         is_fair = difference < FP32_AGREEMENT
-    elif name in exact:
+    else:
         ours_off, theirs_off = (float((x.float() - exact[name]).square().mean().sqrt()) for x in (mine, theirs))
         is_fair = ours_off <= BF16_SLACK * theirs_off
-    else:
-        raise SystemExit("bf16 is compared with the fp32 logits: name fp32 before it")
     if not is_fair:
         raise SystemExit(f"{name} {model.dtype}: logits differ by {difference:.1e}, so that no comparison is fair")
     return read.past_key_values, difference
 
 
-def long_contexts(options: Options, dtype: str) -> list[dict[str, float]]:
+def long_contexts(options: Options, dtype: str) -> list[dict[str, Any]]:
     """Time per token of a model of chunked layers alone, reading a prompt and behind it, at several lengths."""
     model = ours(spec_of("16-experts", (*options.overrides, ALL_LOCAL)), options.device, dtype)
     things = {}
@@ -162,6 +175,9 @@ def long_contexts(options: Options, dtype: str) -> list[dict[str, float]]:
     first = options.contexts[0]
     return [
         {
+            "model": "16-experts, local",
+            "dtype": dtype,
+            "part": f"context {context}",
             "context": context,
             "read_seconds_per_token": times.median(f"read {context}") / (context + PHASE),
             "step_seconds": times.median(f"step {context}") / NUM_STEPS,
@@ -175,17 +191,19 @@ def _options() -> tuple[Options, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for one thread of a busy machine"
     )
-    parser.add_argument("--json", type=Path, help="write results there too")
+    parser.add_argument("--json", type=Path, help="add results to this file, in the place of older ones of the same")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes: the numbers mean nothing")
     given = parser.parse_args()
     options = Options(
         given.models,
         given.dtypes,
+        given.parts,
         given.rounds,
         tokens=272 if given.tiny else 1024,
         contexts=(256, 512) if given.tiny else CONTEXTS,
@@ -196,27 +214,29 @@ def _options() -> tuple[Options, argparse.Namespace]:
     return options, given
 
 
+def results(options: Options) -> Iterator[dict[str, Any]]:
+    """Everything that the options ask for, one result per model, number format and part."""
+    for name in options.models if set(options.parts) - {"contexts"} else ():
+        exact: dict[str, Tensor] = {}
+        for dtype in options.dtypes:
+            print(f"measuring {name} in {dtype} …", file=sys.stderr, flush=True)
+            if dtype != "fp32" and name not in exact:
+                exhausted = measure(name, "fp32", replace(options, parts=()), exact)
+                assert not list(exhausted), "no part, no result: the run leaves its exact logits"
+            yield from measure(name, dtype, options, exact)
+    if "contexts" in options.parts:
+        print("measuring long contexts …", file=sys.stderr, flush=True)
+        yield from long_contexts(options, options.contexts_dtype)
+
+
 def main() -> None:
     """Measure, print a table, and write JSON when asked."""
     options, given = _options()
     torch.set_num_threads(given.threads)
     torch.set_grad_enabled(False)
-    results = []
-    for name in options.models:
-        exact: dict[str, Tensor] = {}
-        for dtype in options.dtypes:
-            print(f"measuring {name} in {dtype} …", file=sys.stderr, flush=True)
-            results.append(measure(name, dtype, options, exact))
-    print("measuring long contexts …", file=sys.stderr, flush=True)
-    contexts = {options.dtypes[0]: long_contexts(options, options.dtypes[0])}
-    report = {
-        "conditions": conditions() | {"clock": options.clock},
-        "options": asdict(options),
-        "results": results,
-        "contexts": contexts,
-    }
+    report = {"conditions": conditions() | {"clock": options.clock}, "results": list(results(options))}
     if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report = add_to(given.json, report)
     print_report(report)
 
 

@@ -1,8 +1,10 @@
 """Where and when the speed was measured, and the tables that say how it turned out."""
 
 import datetime
+import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import l4spec
 TO_REACH: Mapping[tuple[str, str, str], float] = {
     ("16-experts", "fp32", "prefill"): 6,
     ("128-experts", "fp32", "prefill"): 20,
-    ("16-experts", "fp32", "decode 1"): 1.5,
-    ("128-experts", "fp32", "decode 1"): 10,
+    ("16-experts", "fp32", "decode-1"): 1.5,
+    ("128-experts", "fp32", "decode-1"): 10,
 }
 """Times faster than transformers."""
 MATMUL_SHARE, STREAM_SHARE = 0.70, 0.60
@@ -37,8 +39,12 @@ def conditions() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def load_average() -> float | None:
+    """How many processes wanted to compute in the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _processor() -> str:
@@ -49,54 +55,54 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def add_to(path: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Join a report with the one in the file, newer results in the place of older ones of the same, and write it."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": []}
+    results = {_key(result): result for result in (*kept["results"], *report["results"])}
+    joined = report | {"results": [results[key] for key in sorted(results)]}
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return joined
+
+
+def _key(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    return result["model"], result["dtype"], result["part"]
+
+
 def print_report(report: Mapping[str, Any]) -> None:
     """The tables as Markdown."""
     print(", ".join(f"{name} {value}" for name, value in report["conditions"].items() if value is not None), end="\n\n")
-    rows = [row for result in report["results"] for row in _rows(result)]
-    head = ("model", "dtype", "what", "ours, ms", "transformers, ms", "times faster", "of the machine's limit")
-    print(tabulate(rows, head, tablefmt="github", disable_numparse=True), end="\n\n")
-    print(tabulate([_limits(result) for result in report["results"]], _LIMIT_HEAD, tablefmt="github"), end="\n\n")
+    results = [result for result in report["results"] if "seconds" in result]
+    print(tabulate([_row(result) for result in results], _HEAD, tablefmt="github", disable_numparse=True), end="\n\n")
+    rows = sorted((row for row in report["results"] if "context" in row), key=lambda row: row["context"])
     contexts = [
-        (dtype, row["context"], 1e6 * row["read_seconds_per_token"], 1e3 * row["step_seconds"], row["step_over_first"])
-        for dtype, found in report["contexts"].items()
-        for row in found
+        (row["dtype"], row["context"], 1e6 * row["read_seconds_per_token"], 1e3 * row["step_seconds"], row[_GROWTH])
+        for row in rows
     ]
-    context_head = ("dtype", "context", "reading, us a token", "decode step, ms", "step over the first's")
-    print(tabulate(contexts, context_head, tablefmt="github", floatfmt=("", "", ".1f", ".3f", ".2f")))
+    print(tabulate(contexts, _CONTEXT_HEAD, tablefmt="github", floatfmt=("", "", ".1f", ".3f", ".2f")))
 
 
-_LIMIT_HEAD = (
-    "model",
-    "dtype",
-    "plain matmuls, GFLOP/s",
-    "streaming, GB/s",
-    "streaming by our product, GB/s",
-    "largest difference of logits",
-)
+_HEAD = ("model", "dtype", "what", "ours, ms", "transformers, ms", "times faster", "the machine's limit", "share of it")
+_GROWTH = "step_over_first"
+_CONTEXT_HEAD = ("dtype", "context", "reading, us a token", "decode step, ms", "step over the first's")
 
 
-def _limits(result: Mapping[str, Any]) -> tuple[str, ...]:
-    streams = (f"{result[key] / 1e9:.1f}" for key in ("streamed_bytes_per_second", "our_streamed_bytes_per_second"))
-    matmuls = f"{result['matmul_flops_per_second'] / 1e9:.0f}"
-    return result["model"], result["dtype"], matmuls, *streams, f"{result['logit_difference']:.1e}"
+def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    wanted = TO_REACH.get(_key(result))
+    faster = f"{result['times_faster']:.1f}" + (f" (to reach: {wanted:g})" if wanted else "")
+    times = (f"{1e3 * result[key]:.2f}" for key in ("seconds", "transformers_seconds"))
+    return (*_key(result), *times, faster, *_limit(result))
 
 
-def _rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    found = []
-    for name in ("prefill", "prefill, last logits", "decode 1", "decode 8"):
-        row = result[name]
-        wanted = TO_REACH.get((result["model"], result["dtype"], name))
-        faster = f"{row['times_faster']:.1f}" if "times_faster" in row else ""
-        faster += f" (to reach: {wanted:g})" if wanted else ""
-        times = (f"{1e3 * row[key]:.2f}" if key in row else "" for key in ("seconds", "transformers_seconds"))
-        found.append((result["model"], result["dtype"], name, *times, faster, _share(row)))
-    return found
+def _limit(result: Mapping[str, Any]) -> tuple[str, str]:
+    """The limit that applies, and the share of it with the one to reach."""
+    if "of_matmul_rate" in result:
+        rate = f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s in plain matmuls"
+        return rate, f"{result['of_matmul_rate']:.0%} (to reach: {MATMUL_SHARE:.0%})"
+    rates = ", ".join(f"{rate / 1e9:.1f} GB/s by {name}" for name, rate in result["streamed_bytes_per_second"].items())
+    return rates, f"{result['of_stream_rate']:.0%} (to reach: {STREAM_SHARE:.0%})"
 
 
-def _share(row: Mapping[str, float]) -> str:
-    """The share of the limit that applies, with the one to reach."""
-    if "of_matmul_rate" in row:
-        return f"{row['of_matmul_rate']:.0%} of matmuls (to reach: {MATMUL_SHARE:.0%})"
-    if "of_stream_rate" in row:
-        return f"{row['of_stream_rate']:.0%} of streaming (to reach: {STREAM_SHARE:.0%})"
-    return ""
+if __name__ == "__main__":
+    print_report(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

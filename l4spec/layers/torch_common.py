@@ -3,9 +3,12 @@
 Only `layers/*/module.py`, the `torch_*` files beside this one and `runtime/` import torch.
 """
 
+import math
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -119,24 +122,66 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), [..., in] to [..., out].
 
-    For few rows in fp32 on the CPU the halves of W go as a batch of two matrices: MKL then streams weights up to twice
-    as fast as its product of one matrix and a vector does (benchmarks/speed_limits.py).
+    Few rows in fp32 on the CPU are a read of W: its halves go as a batch of two matrices, which MKL streams up to three
+    times as fast as its product of one matrix and a vector (docs/speed.md).
     """
-    num_rows = x.numel() // x.shape[-1]
+    shape = x.shape
+    num_rows = x.numel() // shape[-1]
     if num_rows > MOST_FEW_ROWS or not _is_streamed(x, weight):
         return nn.functional.linear(x, weight, bias)
-    halves = weight.view(2, -1, weight.shape[1])
-    columns = x.reshape(num_rows, -1).t().expand(2, -1, -1)
-    result = torch.bmm(halves, columns).flatten(0, 1).t().contiguous().view(*x.shape[:-1], -1)
+    halves = weight.view(2, -1, shape[-1])
+    if num_rows == 1 and x.stride(-1) == 1:
+        column = x.as_strided((2, shape[-1], 1), (0, 1, shape[-1]))  # MKL is slow with other strides
+        result = torch.bmm(halves, column).view(*shape[:-1], weight.shape[0])
+    else:
+        columns = x.reshape(num_rows, -1).t().expand(2, -1, -1)
+        result = torch.bmm(halves, columns).flatten(0, 1).t().contiguous().view(*shape[:-1], -1)
     return result if bias is None else result + bias
 
 
 def _is_streamed(x: Tensor, weight: Tensor) -> bool:
     """Whether a product with few rows is a read of plain fp32 weights on the CPU, outside autograd and the compiler."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.dtype != torch.float32:
+    if x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    is_plain = type(weight) in {Tensor, nn.Parameter} and weight.device.type == "cpu" and weight.is_contiguous()
+    is_plain = type(weight) in _PLAIN and weight.is_cpu and weight.is_contiguous()
     return is_plain and weight.dtype == x.dtype and weight.shape[0] % 2 == 0
+
+
+_PLAIN = {Tensor, nn.Parameter}
+
+
+class _WithoutOneDNN:
+    """While a thread is inside, torch multiplies without oneDNN, whose product of one row in bf16 takes twice as long.
+
+    The switch is one for the process, so threads count. It chooses between kernels that round differently and is no
+    part of the mathematics: a product of another thread that runs meanwhile is as right as before.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.was_on = threading.Lock(), 0, True
+
+    def __enter__(self) -> None:
+        switch: Any = torch.backends.mkldnn
+        with self.lock:
+            if not self.inside:
+                self.was_on, switch.enabled = switch.enabled, False
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        switch: Any = torch.backends.mkldnn
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                switch.enabled = self.was_on
+
+
+_WITHOUT_ONEDNN = _WithoutOneDNN()
+
+
+def fast_for(num_rows: int, weight: Tensor) -> AbstractContextManager[None]:
+    """Run products of `num_rows` rows and weights as `weight` by the fastest of torch's kernels (docs/speed.md)."""
+    is_vector = num_rows == 1 and weight.dtype == torch.bfloat16 and weight.is_cpu
+    return _WITHOUT_ONEDNN if is_vector and not torch.compiler.is_compiling() else nullcontext()
 
 
 class Norm(nn.Module):
@@ -163,10 +208,21 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, unit_offset: bool 
     if unit_offset:
         assert weight is not None
         return nn.functional.rms_norm(wide, x.shape[-1:], 1 + weight.to(wide.dtype), eps).to(x.dtype)
+    if _is_one_vector(x):
+        flat = wide.view(-1)  # one pass over it instead of four small operations
+        factor = 1 / math.sqrt(float(torch.dot(flat, flat)) / flat.shape[0] + eps)
+        normed = wide * factor if wide is x else (wide * factor).to(x.dtype)
+        return normed if weight is None else normed.mul_(weight)
     if x.dtype == wide.dtype:
         return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
     normed = nn.functional.rms_norm(wide, x.shape[-1:], None, eps).to(x.dtype)
     return normed if weight is None else normed * weight
+
+
+def _is_one_vector(x: Tensor) -> bool:
+    """Whether `x` is the one row of a decode step on the CPU, whose time is that of starting operations."""
+    is_alone = x.numel() == x.shape[-1] and x.device.type == "cpu" and x.is_contiguous()
+    return is_alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
-from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.layers.torch_common import Context, LayerModule, fast_for
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
@@ -155,7 +155,8 @@ class Model(nn.Module):
         `image_token_id` in order. Raises ValueError for what does not fit together.
         """
         batch = align(input_ids, attention_mask, sequence_ids, cache)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        fast = fast_for(batch.input_ids.numel(), next(self.parameters()))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None), fast:
             images = image_features if pixel_values is None else self.encode_images(pixel_values)
             return self._forward(batch, images, cache, logits)
 

@@ -6,6 +6,7 @@ from torch import Tensor
 from l4spec.layers.base import Width
 from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm, Temperature
 from l4spec.layers.positions import NoPosition, Rope
+from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.layers.torch_attention import Attention
 from l4spec.layers.torch_cache import Rows
 from l4spec.layers.torch_common import Context, LayerModule, Linear, Norm, group_last, rms_norm
@@ -37,15 +38,33 @@ class GQA(LayerModule):
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
-        by_head = (-1, self.spec.head_dim)
-        query = self._positioned(group_last(self.q_proj(x), *by_head), "q_norm", context)
-        key = self._positioned(group_last(self.k_proj(x), *by_head), "k_norm", context)
+        query, key = self._few(x, context) if self._are_few(x) else self._each(x, context)
         if self.spec.temperature is not None:
             query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
         rows = (key.flatten(-2), self.v_proj(x))
         attended = self.attention(query, rows, context, context.cache_of(self.node_id))
         result: Tensor = self.o_proj(attended.flatten(-2))
         return result
+
+    def _each(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Queries and keys [batch, tokens, heads, head_dim] with norm and rotation."""
+        by_head = (-1, self.spec.head_dim)
+        query = self._positioned(group_last(self.q_proj(x), *by_head), "q_norm", context)
+        return query, self._positioned(group_last(self.k_proj(x), *by_head), "k_norm", context)
+
+    def _are_few(self, x: Tensor) -> bool:
+        """Whether starting operations takes longer than a copy that makes one of two; not while autograd watches."""
+        turns_alike = not isinstance(self.spec.qk_norm, RMSQKNorm) and (self.rotation or self.spec.qk_norm)
+        if x.shape[0] * x.shape[1] > MOST_FEW_ROWS or not turns_alike:
+            return False
+        return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+    def _few(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """The same, turned and normed as heads of one tensor."""
+        joined = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1)
+        heads = self._positioned(group_last(joined, -1, self.spec.head_dim), "", context)
+        query, key = torch.split(heads, [self.spec.num_heads, self.spec.num_kv_heads], dim=2)
+        return query, key
 
     def _positioned(self, heads: Tensor, norm: str, context: Context) -> Tensor:
         qk_norm = self.spec.qk_norm

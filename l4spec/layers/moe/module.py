@@ -27,7 +27,7 @@ class Router(nn.Module):
         """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
         router, top_k = self.spec.router, self.spec.num_experts_per_token
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        logits = nn.functional.linear(x.to(wide), self.weight.to(wide))
+        logits = linear(x.to(wide), self.weight.to(wide))
         if self.correction_bias is None and router.num_groups == 1:
             # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
             chosen, experts = torch.topk(logits, top_k, dim=-1)
@@ -126,7 +126,7 @@ class MoE(LayerModule):
         """A decode step of one sequence: no sorting, each chosen expert's weights read where they lie."""
         scales_input = self.spec.router.scales == "input"
         total = None
-        for score, expert in zip(scores, experts, strict=True):
+        for score, expert in zip(scores.unbind(), experts, strict=True):
             if scales_input:
                 term = self.experts.single(token * score, expert)
             else:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
 from planners.executed import executed_rows
 from planners.latency.demand import kind_name
@@ -10,7 +11,7 @@ from planners.latency.eager import ITEM_BYTES, EagerModel
 from planners.latency.section_parts import Wanted, step_latency
 from planners.latency.step import KindTime, StepTime, gathered
 from planners.memory import Setting
-from planners.plan_types import Latency, Layout
+from planners.plan_types import Latency
 
 NOT_JUDGED = "how wrong they usually are has not been judged yet"
 """Until `benchmarks/predict_time.py` has been run on models that nothing was calibrated on."""

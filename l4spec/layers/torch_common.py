@@ -122,13 +122,20 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), [..., in] to [..., out].
 
-    Few rows in fp32 on the CPU are a read of W: its halves go as a batch of two matrices, which MKL streams up to three
-    times as fast as its product of one matrix and a vector (docs/speed.md).
+    fp32 on the CPU goes by faster products than torch's own choice (docs/speed.md): oneDNN's, and for few rows, which
+    are a read of W, its halves as a batch of two matrices, which MKL streams up to three times as fast as one matrix.
     """
-    shape = x.shape
-    num_rows = x.numel() // shape[-1]
-    if num_rows > MOST_FEW_ROWS or not _is_streamed(x, weight):
+    if not _is_plain_fp32(x, weight):
         return nn.functional.linear(x, weight, bias)
+    num_rows = x.numel() // x.shape[-1]
+    if num_rows > MOST_FEW_ROWS or weight.shape[0] % 2:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return result
+    return _by_halves(x, weight, bias, num_rows)
+
+
+def _by_halves(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
+    shape = x.shape
     halves = weight.view(2, -1, shape[-1])
     if num_rows == 1 and x.stride(-1) == 1:
         column = x.as_strided((2, shape[-1], 1), (0, 1, shape[-1]))  # MKL is slow with other strides
@@ -139,14 +146,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return result if bias is None else result + bias
 
 
-def _is_streamed(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product with few rows is a read of plain fp32 weights on the CPU, outside autograd and the compiler."""
+def _is_plain_fp32(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is one of plain fp32 weights on the CPU, outside autograd and the compiler."""
     if x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    is_plain = type(weight) in _PLAIN and weight.is_cpu and weight.is_contiguous()
-    return is_plain and weight.dtype == x.dtype and weight.shape[0] % 2 == 0
+    is_plain = type(weight) in _PLAIN and weight.is_cpu and weight.is_contiguous() and weight.numel() > 0
+    return is_plain and weight.dtype == x.dtype and _HAS_ONEDNN
 
 
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stub lacks it
 _PLAIN = {Tensor, nn.Parameter}
 
 

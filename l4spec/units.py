@@ -1,6 +1,7 @@
 """Quantities with their unit, as YAML and the command line write them: `80 GiB`, `3.35 TB/s`, `989.4 TFLOP/s`, `9 us`.
 
-Reading only. How a number is shown to a person is decided in `l4spec.report`.
+Counts of tokens go without a unit: `1M`, `128Ki`. Reading only: how a number is shown to a person is decided in
+`l4spec.report`.
 """
 
 import re
@@ -21,6 +22,8 @@ _PREFIXES: dict[str, dict[str, int | Fraction]] = {
     "FLOP": {**_DECIMAL},
     "s": {"": 1, **_SMALL},
 }
+_COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12, "ki": KiB, "mi": MiB, "gi": GiB}
+_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z", re.IGNORECASE)
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
 
 
@@ -42,6 +45,22 @@ def parse_bytes(text: object) -> int:
     value = parse_quantity(text, "B")
     if value.denominator != 1:
         raise ValueError(f"expected a whole number of bytes, found {text!r} = {float(value)} B")
+    return int(value)
+
+
+def parse_count(text: str) -> int:
+    """A whole number of tokens from `8192`, `8,192`, `100k`, `1M`, `15T` (decimal) or `128Ki`, `1Mi` (binary).
+
+    Raises ValueError for anything else, and for what is not whole.
+    """
+    plain = text.strip()
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", plain):
+        plain = plain.replace(",", "")
+    match = _COUNT.match(plain) if len(plain) <= 40 else None
+    value = Fraction(match[1]) * _COUNTS[match[2].lower()] if match else None
+    if value is None or value.denominator != 1:
+        shown = f"{text[:40]}…" if len(text) > 40 else text
+        raise ValueError(f"expected a number of tokens like 8192, 100k, 1M or 128Ki, found {shown!r}")
     return int(value)
 
 

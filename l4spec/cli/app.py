@@ -29,6 +29,16 @@ class Group(TyperGroup):
             refuse(error)
         except UsageError as error:
             refuse(_misused(error))
+        except (MemoryError, RuntimeError) as error:
+            if os.environ.get("L4SPEC_DEBUG") or not _is_out_of_memory(error):
+                raise
+            refuse(UserError("memory ran out", hint="fewer or shorter sequences, or a smaller model"))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or torch, which is not imported here, could not allocate."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
 
 
 def _misused(error: Any) -> UserError:

@@ -10,7 +10,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
-from l4spec.cli.output import complain, show
+from l4spec.cli.output import cleared_up, complain, show
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
 
@@ -92,7 +92,7 @@ def build_command(
     wanted = l4spec.load(spec, overrides or ())
     if scale is not None or layers is not None:
         wanted = scale_spec(wanted, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
-    place = checked_device(device or ("meta" if (scale, layers, out) == (None, None, None) else "cpu"))
+    place = checked_device(_default_device(scale, layers, out) if device is None else device)
     if out is not None:
         _require_new_folder(out, place)
     table, chosen = _formats(wanted, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
@@ -104,12 +104,17 @@ def build_command(
     if out is not None:
         from l4spec.runtime.checkpoints import save_checkpoint
 
-        with progress("writing", show_progress) as report:
+        with cleared_up(), progress("writing", show_progress) as report:
             saved = save_checkpoint(model, out, report=report)
         complain(_written(saved))
     show(_text(built, format))
     if not built.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+def _default_device(*miniature_or_folder: object) -> str:
+    """Where a model goes if nobody says: nowhere, unless something is to be run or written."""
+    return "cpu" if any(given is not None for given in miniature_or_folder) else "meta"
 
 
 def _formats(
@@ -161,7 +166,9 @@ def _built(
         return built, model
     from l4spec.runtime.trial import run_trial
 
-    return replace(built, device=device, dtype=dtype, build_seconds=seconds, trial=run_trial(model, seed)), model
+    with progress("running", show_progress) as report:
+        trial = run_trial(model, seed, report)
+    return replace(built, device=device, dtype=dtype, build_seconds=seconds, trial=trial), model
 
 
 def _filled(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import MAX_SEED, DeviceOption, DtypeOption, ProgressOption
 from l4spec.cli.output import complain, show_piece
@@ -15,6 +16,7 @@ from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from l4spec.runtime.tokenizer import TextTokenizer
+    from l4spec.spec.model import ModelSpec
 
 MAX_PROMPT_BYTES = 16 << 20
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.", show_default=False)]
@@ -30,7 +32,9 @@ TokenizerOption = Annotated[
     Path | None,
     typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json or a tiktoken file.  [default: the one in DIR]"),
 ]
-MaxOption = Annotated[int, typer.Option("--max-new-tokens", metavar="N", help="Most tokens to say.")]
+MaxOption = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="TOKENS", parser=o.tokens, help="Most tokens to say, as 64 or 4k.")
+]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token.")]
 TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the K most likely tokens.")]
 TopPOption = Annotated[
@@ -42,7 +46,10 @@ StopOption = Annotated[
     typer.Option("--stop-ids", metavar="IDS", help="Tokens to stop behind.  [default: the checkpoint's own]"),
 ]
 ChunkOption = Annotated[
-    int, typer.Option("--prefill-chunk", metavar="N", help="Tokens of the prompt that one step reads.")
+    int,
+    typer.Option(
+        "--prefill-chunk", metavar="TOKENS", parser=o.tokens, help="Tokens of the prompt that one step reads."
+    ),
 ]
 
 
@@ -69,7 +76,7 @@ def generate_command(
 
     A prompt is text (--prompt, --chat) where there is a tokenizer file, or token ids (--ids); the answer likewise.
     """
-    from l4spec.runtime.checkpoints import open_model
+    from l4spec.runtime.checkpoints import open_model, spec_of
     from l4spec.runtime.generate import OptionFields, Options
 
     text = _tokenizer(directory, tokenizer) if ids is None or tokenizer else None
@@ -83,10 +90,10 @@ def generate_command(
         "seed": seed,
         "prefill_chunk": prefill_chunk,
     }
-    Options(**options)  # before the weights are read
+    Options(**options)  # before the weights are read, as is what follows
+    _require_fit(spec_of(directory), tokens, max_new_tokens)
     with progress("loading", show_progress) as report:
         model = open_model(directory, _real_device(device), dtype.value if dtype else None, report=report)
-    _require_length(len(tokens) + max_new_tokens, model.graph.model.text.stack.width.max_seq_len)
     _say((int(token) for token in model.stream([tokens], **options)), text, options["stop_ids"])
 
 
@@ -95,7 +102,7 @@ def _real_device(device: str | None) -> str:
 
     if device == "meta":
         raise UserError([Problem("holds no weights: expected cpu or cuda", path="--device")])
-    return checked_device(device or "cpu")
+    return checked_device("cpu" if device is None else device)
 
 
 def _tokenizer(directory: Path, given: Path | None) -> "TextTokenizer":
@@ -143,9 +150,14 @@ def _stop_ids(directory: Path, given: str | None, tokenizer: "TextTokenizer | No
     return stop_ids_of(directory) or (tokenizer.stop_ids if tokenizer else ())
 
 
-def _require_length(num_tokens: int, max_seq_len: int) -> None:
-    if num_tokens > max_seq_len:
-        message = f"prompt and answer are up to {num_tokens:,} tokens, the model is made for {max_seq_len:,}"
+def _require_fit(spec: "ModelSpec", tokens: Sequence[int], max_new_tokens: int) -> None:
+    """Refuse what the model of this spec cannot read, or cannot read to its end."""
+    wrong = [token for token in tokens if token >= spec.text.vocab_size]
+    if wrong:
+        raise UserError(f"expected token ids from 0 to {spec.text.vocab_size - 1}, found {wrong[0]}")
+    num_tokens = len(tokens) + max_new_tokens
+    if num_tokens > spec.text.max_seq_len:
+        message = f"prompt and answer are up to {num_tokens:,} tokens, the model is made for {spec.text.max_seq_len:,}"
         raise UserError(message, hint="a smaller --max-new-tokens, or a shorter prompt")
 
 

@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
     from l4spec.report.measure import MeasureReport
 
-PrefillOption = Annotated[int, typer.Option("--prefill", metavar="TOKENS", min=1, help="Tokens of each prompt.")]
-DecodeOption = Annotated[int, typer.Option("--decode", metavar="TOKENS", min=0, help="Steps after the prompt.")]
+PrefillOption = Annotated[
+    int,
+    typer.Option("--prefill", metavar="TOKENS", parser=o.tokens_from(1), help="Tokens of each prompt, as 256 or 4k."),
+]
+DecodeOption = Annotated[
+    int, typer.Option("--decode", metavar="TOKENS", parser=o.tokens_from(0), help="Steps after the prompt.")
+]
 TrainOption = Annotated[bool, typer.Option("--train", help="Also count a forward and backward pass over the prompts.")]
 LimitOption = Annotated[
     float | None,
@@ -101,7 +106,7 @@ def _computing_device(device: str | None) -> str:
 
     if device == "meta":
         raise UserError([Problem("expected a device that computes, found meta", path="--device")])
-    return checked_device(device or "cpu")
+    return checked_device("cpu" if device is None else device)
 
 
 def _teller(show_progress: bool | None) -> "Callable[[str], None] | None":

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, each with its help."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -40,6 +41,22 @@ class Emit(StrEnum):
     K8S = "k8s"
 
 
+def tokens_from(least: int | None = None) -> Callable[[str | int], int]:
+    """A reader of token counts as `1M` or `128Ki` for an option; fewer than `least` are refused."""
+
+    def read(text: str | int) -> int:
+        from l4spec.units import parse_count
+
+        count = text if isinstance(text, int) else parse_count(text)
+        if least is not None and count < least:
+            raise ValueError(f"expected at least {least}, found {count:,}")
+        return count
+
+    return read
+
+
+tokens = tokens_from()
+"""Where the planner or the runtime says itself what it takes."""
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
 SpecArgument: TypeAlias = Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)]
 SpecsArgument: TypeAlias = Annotated[
@@ -76,7 +93,9 @@ ContextOption: TypeAlias = Annotated[
     typer.Option(
         "--context",
         metavar="TOKENS",
-        help="Tokens of a sequence.  [default: 8192, or the model's shorter limit]",
+        parser=tokens,
+        help="Tokens of a sequence, as 8192, 1M (a million) or 128Ki (128 x 1024).  "
+        "[default: 8192, or the model's shorter limit]",
     ),
 ]
 BatchOption: TypeAlias = Annotated[
@@ -113,7 +132,7 @@ FractionOption: TypeAlias = Annotated[
     ),
 ]
 ChunkOption: TypeAlias = Annotated[
-    int, typer.Option("--prefill-chunk", metavar="TOKENS", help="Most tokens that one step prefills.")
+    int, typer.Option("--prefill-chunk", metavar="TOKENS", parser=tokens, help="Most tokens that one step prefills.")
 ]
 OptimizerOption: TypeAlias = Annotated[
     str, typer.Option("--optimizer", metavar="NAME", help="With --mode train: adamw, adamw-bf16 or sgd.")
@@ -146,12 +165,16 @@ OutputTokensOption: TypeAlias = Annotated[
     int | None,
     typer.Option(
         "--output-tokens",
-        metavar="N",
+        metavar="TOKENS",
+        parser=tokens,
         help="Of the context, tokens that each of --batch clients gets in a closed loop.",
     ),
 ]
 TrainTokensOption: TypeAlias = Annotated[
-    str | None, typer.Option("--tokens", metavar="N", help="With --mode train: tokens of the whole run, as 15T.")
+    int | None,
+    typer.Option(
+        "--tokens", metavar="TOKENS", parser=tokens, help="With --mode train: tokens of the whole run, as 15T."
+    ),
 ]
 PriceOption: TypeAlias = Annotated[
     float | None, typer.Option("--usd-per-gpu-hour", metavar="USD", help="Price of a GPU, to tell what it costs.")

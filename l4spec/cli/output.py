@@ -1,8 +1,11 @@
 """Where text goes: to the terminal in characters that it can show, or to a file, whole or not at all."""
 
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -43,6 +46,22 @@ def deliver(text: str, out: Path | None, *, force: bool = False) -> None:
         return
     write_file(out, text, force=force)
     complain(f"wrote {out}")
+
+
+@contextmanager
+def cleared_up() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP end the program as an exception does, so that nothing half-written is left behind."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, leave) for number in ending if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_file(path: Path, text: str, *, force: bool) -> None:

@@ -1,10 +1,8 @@
 """What `plan` and `compare` ask of the planner, read from their options."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,8 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_QUANTIZATION = "bf16"
 MOST_IMAGES = 10_000
 _OF_TRAINING = {"optimizer", "zero_stage", "checkpointing", "micro_batch", "precision", "tokens"}
-_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)([KMBT]?)\Z", re.IGNORECASE)
-_POWERS = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ class PlanRequest:
     micro_batch: int
     precision: str = "bf16"
     output_tokens: int | None = None
-    tokens: str | None = None
+    tokens: int | None = None
     usd_per_gpu_hour: float | None = None
     routing: str | None = None
 
@@ -91,7 +87,7 @@ class PlanRequest:
             memory_fraction=self.memory_fraction,
             train=self._train(),
             output_tokens=self.output_tokens,
-            train_tokens=None if self.tokens is None else _count(self.tokens),
+            train_tokens=self.tokens,
             usd_per_gpu_hour=self.usd_per_gpu_hour,
             routing=self.routing,
         )
@@ -118,15 +114,6 @@ class PlanRequest:
             raise UserError([Problem(f"expected 0 to {MOST_IMAGES:,}, found {self.images:,}", path="--images")])
         whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
         return self.tiles + self.images * (vision.max_tiles + whole_image)
-
-
-def _count(text: str) -> int:
-    """A whole number of tokens from `15T`, `400B` or plain digits. Raises UserError."""
-    match = _COUNT.match(text.strip()) if len(text) <= 40 else None
-    number = Fraction(match[1]) * 10 ** _POWERS[match[2].lower()] if match else Fraction(1, 2)
-    if number.denominator != 1:
-        raise UserError([Problem(f"expected a number of tokens like 15T or 400B, found {text!r}", path="train_tokens")])
-    return int(number)
 
 
 def given_options(ctx: typer.Context) -> tuple[str, ...]:

@@ -30,7 +30,12 @@ IdsOption = Annotated[
     typer.Option("--ids", metavar="IDS", help="The prompt as token ids.  [default: pieces of the synthetic text]"),
 ]
 BatchOption = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Sequences of a step, over all ranks.")]
-ContextOption = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Tokens of each sequence.")]
+ContextOption = Annotated[
+    int,
+    typer.Option(
+        "--context", metavar="TOKENS", parser=o.tokens_from(1), help="Tokens of each sequence, as 64, 8k or 8Ki."
+    ),
+]
 RateOption = Annotated[float, typer.Option("--learning-rate", metavar="RATE", min=0.0, help="AdamW's.")]
 CheckpointOption = Annotated[
     Path | None,

@@ -48,6 +48,16 @@ Count = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
 
 
+class InnerWidthSpec(LayerSpec):
+    """Base of kinds with one width inside, of which each tensor-parallel rank computes a part."""
+
+    intermediate_size: Size
+
+    def narrowed(self, tp: int) -> Self:
+        """The inner width divided."""
+        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})
+
+
 @dataclass(frozen=True, slots=True)
 class Width:
     """What a layer is told about its surroundings: the stream's width and the longest sequence."""

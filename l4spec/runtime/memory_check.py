@@ -1,6 +1,7 @@
 """Is there room? Asked before anything is allocated, so that a model too large is refused instead of being killed."""
 
 import os
+import resource
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +43,7 @@ def free_bytes(device: str) -> int | None:
         import torch
 
         return int(torch.cuda.mem_get_info(torch.device(device))[0])
-    limits = [bytes_left for bytes_left in (_available(), *_cgroup_left()) if bytes_left is not None]
+    limits = [bytes_left for bytes_left in (_available(), *_cgroup_left(), *_rlimits_left()) if bytes_left is not None]
     return min(limits, default=None)
 
 
@@ -127,6 +128,15 @@ def _cgroup_left() -> Iterator[int]:
                 yield max(0, limit - used + _droppable(group))
             if group == root:
                 break
+
+
+def _rlimits_left() -> Iterator[int]:
+    """What the shell's limits (`ulimit -v`, `ulimit -d`) leave this process beside what it has mapped."""
+    mapped = dict(line.partition(":")[::2] for line in _read(_PROC / "self" / "status").splitlines())
+    for which, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        limit, used = resource.getrlimit(which)[0], mapped.get(name, "").split()
+        if limit != resource.RLIM_INFINITY and used and used[0].isdigit():
+            yield max(0, limit - int(used[0]) * 1024)
 
 
 def _droppable(group: Path) -> int:

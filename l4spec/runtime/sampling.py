@@ -8,6 +8,9 @@ from torch import Tensor
 
 from l4spec.errors import Problem, UserError
 
+_COLDEST = torch.finfo(torch.float32).tiny
+"""Colder ones round to 0 in fp32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -38,7 +41,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None
     """The next token of each sequence [batch] from its logits [batch, vocab]; `generator` makes draws repeat."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    scores = logits.float() / sampling.temperature
+    scores = logits.float()
+    # the best has score 0: a temperature near 0 makes the others' -inf, and overflows nowhere
+    scores = (scores - scores.amax(dim=-1, keepdim=True)) / max(sampling.temperature, _COLDEST)
     if sampling.top_k is not None:
         scores = _keep_top_k(scores, sampling.top_k)
     if sampling.top_p is not None:

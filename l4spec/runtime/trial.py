@@ -11,6 +11,7 @@ from torch import Tensor
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.contents import held_bytes
 from l4spec.runtime.model import Model
+from l4spec.runtime.progress import Report
 
 MOST_TOKENS = 512
 FEWEST_TOKENS = 64
@@ -51,8 +52,9 @@ def trial_bytes(graph: LayerGraph) -> int:
     return _LOGIT_COPIES * 4 * num_trial_tokens(graph) * graph.model.text.head.vocab_size
 
 
-def run_trial(model: Model, seed: int = 0) -> Trial:
-    """Run random tokens, and a random tile where the model sees, through `model`."""
+def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Trial:
+    """Run random tokens, and a random tile where the model sees, through `model`; `report` is told (done, all)."""
+    tell = report or (lambda done, total: None)
     ids, pixels, num_places = _inputs(model, seed)
     with torch.no_grad():
         model(ids[:, :1])  # what a first call sets up is not the model's time
@@ -61,12 +63,14 @@ def run_trial(model: Model, seed: int = 0) -> Trial:
         forward_seconds = _now(model.device) - start
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         del logits
+    tell(1, 1 + NUM_NEW_TOKENS)
     cache = model.new_cache(1, ids.shape[1] + NUM_NEW_TOKENS - 1)
     times = [_now(model.device)]
     generated = []
     for token in model.stream(ids, pixel_values=pixels, max_new_tokens=NUM_NEW_TOKENS):
         generated.append(int(token))
         times.append(_now(model.device))
+        tell(1 + len(generated), 1 + NUM_NEW_TOKENS)
     return Trial(
         num_tokens=ids.shape[1],
         num_image_tokens=num_places,

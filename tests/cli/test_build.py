@@ -1,7 +1,9 @@
 """`l4spec build` and `l4spec generate`: a spec becomes a module, a miniature runs, a checkpoint speaks."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 import l4spec
 from l4spec.library import shipped_specs
-from l4spec.runtime import memory_check
+from l4spec.runtime import checkpoints, memory_check, trial
 from tests.cli.conftest import Run
 from tests.runtime.checkpoints.models import save_small
 from tests.runtime.test_tokenizer import write_hugging_face, write_tiktoken
@@ -116,9 +118,39 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(run: Run, monkeypat
     assert "--layers 3 or --scale 1/4 fits" in result.stderr
 
 
+def test_memory_that_runs_out_all_the_same_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "run_trial", lambda *_: torch.empty(1 << 56, dtype=torch.uint8))
+    result = run("build", "tiny/scout", "--device", "cpu")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: memory ran out")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no such signal")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_in_the_middle_of_a_save_leaves_nothing(
+    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number, whole = getattr(signal, name), checkpoints.save_checkpoint
+    seen: list[Path] = []
+
+    def stopped(done: int, total: int) -> None:
+        seen.extend(tmp_path.rglob("*.safetensors"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda model, out, **_: whole(model, out, report=stopped))
+    before = signal.getsignal(number)
+    result = run("build", "tiny/scout", "--out", str(tmp_path / "new"))
+    assert result.exit_code == (128 + number if name != "SIGINT" else 130)
+    assert seen
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(number) == before
+
+
 def test_progress_is_shown_where_asked_for_and_not_in_a_pipe(run: Run) -> None:
     assert "filling" not in run("build", "tiny/scout", "--device", "cpu").stderr
-    assert "filling with random weights" in run("build", "tiny/scout", "--device", "cpu", "--progress").stderr
+    told = run("build", "tiny/scout", "--device", "cpu", "--progress").stderr
+    assert "filling with random weights" in told
+    assert "running" in told
 
 
 @pytest.mark.parametrize(
@@ -129,6 +161,8 @@ def test_progress_is_shown_where_asked_for_and_not_in_a_pipe(run: Run) -> None:
         (("tiny/scout", "--layers", "5"), "1 to 4 layers"),
         (("tiny/scout", "--device", "tpu"), "expected cpu, cuda"),
         (("tiny/scout", "--device", "cuda:x"), "expected cpu, cuda"),
+        (("tiny/scout", "--device", ""), "expected cpu, cuda"),
+        (("tiny/scout", "--out", "."), "exists and is not empty"),
         (("tiny/scout", "--device", "cuda:99"), "is not there"),
         (("tiny/scout", "--device", "meta", "--out", "x"), "needs weights"),
         (("tiny/scout", "--dtype", "int4"), "int4"),
@@ -149,6 +183,26 @@ def test_a_folder_that_holds_something_is_not_written_to(run: Run, checkpoint: P
     assert result.exit_code == 2
     assert "not empty" in result.stderr
     assert sorted(checkpoint.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", [".", "", "../here"])
+def test_the_folder_we_are_in_is_not_replaced(
+    name: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    result = run("build", "tiny/scout", "--out", name)
+    assert result.exit_code == 2
+    assert "is the folder we are in (name a new one in it)" in result.stderr
+
+
+def test_what_does_not_fit_the_model_is_refused_before_its_weights_are_read(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    assert "holds no weights" in run("generate", str(tmp_path), "--ids", "1").stderr
+    assert "made for 4,096" in run("generate", str(tmp_path), "--ids", "1", "--max-new-tokens", "5k").stderr
+    assert "from 0 to 511" in run("generate", str(tmp_path), "--ids", "512").stderr
 
 
 def test_a_checkpoint_goes_on_from_ids_as_the_model_does(run: Run, checkpoint: Path) -> None:

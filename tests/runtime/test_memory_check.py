@@ -1,6 +1,7 @@
 """A model that does not fit is refused before it is allocated, and the refusal names one that fits."""
 
 import re
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -130,3 +131,12 @@ def test_limits_of_the_first_cgroup_version_count(tmp_path: Path, monkeypatch: p
     }
     lay_out(tmp_path, files, monkeypatch)
     assert free_bytes("cpu") == GIB * 3 // 4
+
+
+@pytest.mark.parametrize(("which", "line"), [("RLIMIT_AS", "VmSize"), ("RLIMIT_DATA", "VmData")])
+def test_the_shells_limits_count(which: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(tmp_path, {"proc/self/status": f"Name:\tpython\n{line}:\t 1048576 kB\n"}, monkeypatch)
+    infinite = resource.RLIM_INFINITY
+    limits = {getattr(resource, which): (3 * GIB, infinite)}
+    monkeypatch.setattr(resource, "getrlimit", lambda wanted: limits.get(wanted, (infinite, infinite)))
+    assert free_bytes("cpu") == 2 * GIB

@@ -1,12 +1,14 @@
 """Images equal the reference implementation: one and several tiles, placed at their tokens, with gradients."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 
 from l4spec.runtime.model import Model
 from tests.runtime.oracles import PATCH_TOKEN, Oracle, llama4_vision, translated
-from tests.runtime.test_oracle_text import loss_of, relative
+from tests.runtime.test_oracle_text import MEDIANS_DIFFER, loss_of, median_error, relative
 from tests.runtime.tiny import graph_of, token_ids
 
 TOKENS_PER_TILE = 4
@@ -46,6 +48,18 @@ def test_images_at_their_places_equal_the_reference(oracle: Oracle, ids: Tensor)
         wanted = oracle.reference(input_ids=ids, pixel_values=pixels(tiles)).logits
         got = model_of(oracle)(ids, pixel_values=pixels(tiles))
     assert relative(got, wanted) < oracle.bound
+
+
+def test_bf16_images_are_no_farther_from_fp32_than_the_references_own(oracle: Oracle) -> None:
+    ids = prompt(*((row, 2, 3) for row in range(20)), rows=20)
+    model = oracle.ours("bf16")
+    model.image_token_id = PATCH_TOKEN
+    rounded = copy.deepcopy(oracle.reference).bfloat16()
+    with torch.no_grad():
+        exact = oracle.reference(input_ids=ids, pixel_values=pixels(60)).logits
+        theirs = rounded(input_ids=ids, pixel_values=pixels(60).bfloat16()).logits.float()
+        ours = model(ids, pixel_values=pixels(60))
+    assert median_error(ours, exact) <= MEDIANS_DIFFER * median_error(theirs, exact)
 
 
 def test_gradients_through_the_image_equal_the_reference(oracle: Oracle) -> None:

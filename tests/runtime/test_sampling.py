@@ -27,6 +27,12 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     assert torch.allclose(shares, LOGITS.exp()[0], atol=4 * (0.25 / 20_000) ** 0.5)
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-45, 1e-300])
+def test_next_to_temperature_zero_the_most_likely_token_is_taken(temperature: float) -> None:
+    logits = torch.tensor([[90.0, -90.0, 89.0, 0.0]])
+    assert choose(logits, Sampling(temperature, top_k=3, top_p=0.9), None).tolist() == [0]
+
+
 def test_temperature_flattens_and_sharpens() -> None:
     assert drawn(Sampling(temperature=0.25))[0] > 0.8
     assert drawn(Sampling(temperature=100.0))[1] > 0.2

@@ -1,11 +1,11 @@
 """Schema of the GeGLU feed-forward layer."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from l4spec.layers.base import LayerSpec, Size
+from l4spec.layers.base import InnerWidthSpec, Size
 
 
-class GeGLUSpec(LayerSpec):
+class GeGLUSpec(InnerWidthSpec):
     """Gated feed-forward layer, (GELU(x W_gate) * (x W_up)) W_down (Shazeer 2020, arXiv:2002.05202)."""
 
     kind: Literal["geglu"]
@@ -15,7 +15,3 @@ class GeGLUSpec(LayerSpec):
     """GELU by its tanh approximation (Gemma) or exactly."""
     bias: bool = False
     """Biases on all three projections."""
-
-    def narrowed(self, tp: int) -> Self:
-        """The width between the two projections divided."""
-        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

@@ -1,11 +1,11 @@
 """Schema of the plain two-layer feed-forward network."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from l4spec.layers.base import LayerSpec, Size
+from l4spec.layers.base import InnerWidthSpec, Size
 
 
-class MLPSpec(LayerSpec):
+class MLPSpec(InnerWidthSpec):
     """Feed-forward layer GELU(x W_up) W_down, as in GPT-2 and vision transformers."""
 
     kind: Literal["mlp"]
@@ -15,7 +15,3 @@ class MLPSpec(LayerSpec):
     """Exact GELU, its tanh approximation, or ReLU."""
     bias: bool = True
     """Biases on both projections."""
-
-    def narrowed(self, tp: int) -> Self:
-        """The width between the two projections divided."""
-        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

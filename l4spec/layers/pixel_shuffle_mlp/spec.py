@@ -4,10 +4,10 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from l4spec.layers.base import LayerSpec, PositiveFloat, Size
+from l4spec.layers.base import InnerWidthSpec, PositiveFloat, Size
 
 
-class PixelShuffleMLPSpec(LayerSpec):
+class PixelShuffleMLPSpec(InnerWidthSpec):
     """Drops the class token, folds neighbouring patches into channels, then applies a two-layer MLP (Llama 4).
 
     A ratio of 0.5 turns a grid of 24 x 24 x 1408 into 12 x 12 x 5632. The activation follows both layers.
@@ -35,7 +35,3 @@ class PixelShuffleMLPSpec(LayerSpec):
         if self.pixel_shuffle_ratio > 1 or abs(1 / self.pixel_shuffle_ratio - self.fold) > 1e-9:
             raise ValueError(f"pixel_shuffle_ratio must be 1 / a whole number, found {self.pixel_shuffle_ratio}")
         return self
-
-    def narrowed(self, tp: int) -> Self:
-        """The width between the two projections divided."""
-        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

@@ -1,11 +1,11 @@
 """Schema of the SwiGLU feed-forward layer."""
 
-from typing import Literal, Self
+from typing import Literal
 
-from l4spec.layers.base import LayerSpec, Size
+from l4spec.layers.base import InnerWidthSpec, Size
 
 
-class SwiGLUSpec(LayerSpec):
+class SwiGLUSpec(InnerWidthSpec):
     """Gated feed-forward layer, (SiLU(x W_gate) * (x W_up)) W_down (Shazeer 2020, arXiv:2002.05202)."""
 
     kind: Literal["swiglu"]
@@ -13,7 +13,3 @@ class SwiGLUSpec(LayerSpec):
     """Width between the two projections."""
     bias: bool = False
     """Biases on all three projections."""
-
-    def narrowed(self, tp: int) -> Self:
-        """The width between the two projections divided."""
-        return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})

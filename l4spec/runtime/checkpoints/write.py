@@ -65,10 +65,14 @@ def require_new_folder(directory: Path | str) -> Path:
     path = Path(directory)
     try:
         taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        here = path.is_dir() and path.samefile(".")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {str(path)[:200]!r}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"cannot write {str(path)[:200]!r}: {reason}") from None
     if taken:
         raise UserError(f"{path} exists and is not empty", hint="name a new folder")
+    if here:  # it takes its name at the end, and would pull the ground from under the shell
+        raise UserError(f"{path} is the folder we are in", hint="name a new one in it")
     return path
 
 

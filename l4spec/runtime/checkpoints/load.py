@@ -6,7 +6,7 @@ from _codecs import encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,7 @@ from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
+from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.regions import part
@@ -56,12 +57,12 @@ def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Repo
     headers = read_headers(directory)
     layout = hub_layout_of(model.graph, frozenset(), _model_type(directory))
     wanted = matched(model, layout, headers)
-    opened = {path: _mapped(path, files) for path in dict.fromkeys(header.file for header in headers.values())}
+    opened = _all_mapped(headers, files)
     targets = held_tensors(model)
     fill(
         model,
         wanted,
-        lambda name: opened[headers[name].file].get_tensor(name),
+        lambda name: opened.tensor(headers[name].file, name),
         lambda stored, source: _copy([stored], lambda _: source, targets, None),
     )
     if report:
@@ -71,12 +72,12 @@ def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Repo
 def open_stored(graph: LayerGraph, directory: Path | str, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
     """What a checkpoint directory stores of a model, checked by every header, and a function that maps one tensor.
 
-    Files stay mapped while `files` is open; only what is read of a mapped tensor comes into memory. Raises UserError as
-    `load_checkpoint` does.
+    Files stay mapped while `files` is open; only what is read of a mapped tensor comes into memory, and leaves it again
+    (`MappedFiles`). Raises UserError as `load_checkpoint` does.
     """
     directory = checked_folder(directory)
     if any(directory.glob("*.pth")):
-        return _open_meta(graph, directory)
+        return _open_meta(graph, directory, files)
     return _open_safetensors(graph, directory, files)
 
 
@@ -96,20 +97,25 @@ def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> t
     headers = read_headers(directory)
     layout = hub_layout_of(graph, frozenset(headers), _model_type(directory))
     wanted = require_match(layout, {(0, name): header for name, header in headers.items()})
-    opened = {path: _mapped(path, files) for path in dict.fromkeys(header.file for header in headers.values())}
-
-    def read(stored: StoredTensor) -> Tensor:
-        tensor: Tensor = opened[headers[stored.name].file].get_tensor(stored.name)
-        return tensor
-
-    return wanted, read
+    opened = _all_mapped(headers, files)
+    return wanted, lambda stored: opened.tensor(headers[stored.name].file, stored.name)
 
 
-def _mapped(path: Path, files: ExitStack) -> Any:
+def _all_mapped(headers: Mapping[str, Header], files: ExitStack) -> MappedFiles:
+    """Every file of these tensors, each opened once now, so that one that cannot be is known before the first copy."""
+    opened = MappedFiles(_mapped)
+    files.callback(opened.close)
+    for path in dict.fromkeys(header.file for header in headers.values()):
+        opened.open(path)
+    return opened
+
+
+def _mapped(path: Path) -> ReadByName:
     try:
-        return files.enter_context(safe_open(path, framework="pt", device="cpu"))
+        get: ReadByName = safe_open(path, framework="pt", device="cpu").get_tensor
     except (SafetensorError, OSError) as error:
         raise UserError([Problem(f"cannot be read: {error}", place=Place(path.name))]) from None
+    return get
 
 
 def _model_type(directory: Path) -> str | None:
@@ -119,18 +125,19 @@ def _model_type(directory: Path) -> str | None:
     return model_type if isinstance(model_type, str) else None
 
 
-def _open_meta(graph: LayerGraph, directory: Path) -> tuple[tuple[StoredTensor, ...], Read]:
+def _open_meta(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
     paths = _rank_files(directory)
     layout = meta_layout(graph, len(paths))
     if layout is None:
         raise UserError(f"{directory} is a checkpoint of Meta's Llama 4, which this model is not")
-    shards = [_unpickled(path) for path in paths]
     found: dict[Key, Header] = {}
-    for rank, (path, shard) in enumerate(zip(paths, shards, strict=True)):
-        for name, tensor in shard.items():
+    for rank, path in enumerate(paths):
+        for name, tensor in _unpickled(path).items():
             dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
             found[rank, name] = Header(tuple(tensor.shape), dtype, path)
-    return require_match(layout, found), lambda stored: shards[stored.rank][stored.name]
+    opened = MappedFiles(lambda path: _unpickled(path).__getitem__)
+    files.callback(opened.close)
+    return require_match(layout, found), lambda stored: opened.tensor(paths[stored.rank], stored.name)
 
 
 def _rank_files(directory: Path) -> list[Path]:

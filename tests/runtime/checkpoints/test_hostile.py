@@ -280,12 +280,14 @@ def test_an_empty_folder_may_be_saved_to(tmp_path: Path) -> None:
 MEASURE = """
 import sys, torch, l4spec
 from pathlib import Path
+from l4spec.runtime.checkpoints import mapped
 
-def private_bytes():
+def resident_bytes():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-    return int(fields["RssAnon"].split()[0]) * 1024
+    return int(fields["VmRSS"].split()[0]) * 1024
 
 torch.set_num_threads(1)
+mapped.MOST_MAPPED_BYTES = 16 << 20
 spec = l4spec.load("tiny/scout", ["text.parts.moe.intermediate_size=4096", "text.parts.moe.num_experts=32"])
 model = l4spec.build(l4spec.compile(spec), seed=None)
 for tensor in model.state_dict().values():
@@ -293,11 +295,11 @@ for tensor in model.state_dict().values():
 l4spec.save_checkpoint(l4spec.build(l4spec.compile(l4spec.load("tiny/deepseek"))), Path(sys.argv[1]) / "warm")
 weights = sum(tensor.nbytes for tensor in model.state_dict().values())
 largest = max(tensor.nbytes for tensor in model.state_dict().values())
-start, peak = private_bytes(), 0
+start, peak = resident_bytes(), 0
 
 def watch(done, total):
     global peak
-    peak = max(peak, private_bytes())
+    peak = max(peak, resident_bytes())
 
 l4spec.save_checkpoint(model, Path(sys.argv[1]) / "saved", report=watch)
 l4spec.load_checkpoint(model, Path(sys.argv[1]) / "saved", report=watch)
@@ -312,5 +314,5 @@ def test_loading_and_saving_need_no_second_copy_of_the_weights(tmp_path: Path) -
     assert run.returncode == 0, run.stderr
     weights, largest, extra = map(int, run.stdout.split())
     assert weights > 300 << 20
-    assert extra <= 2 * largest + (32 << 20)
+    assert extra <= 2 * largest + (48 << 20)  # 16 MiB of mapped files, and what torch and Python set up
     assert extra < weights // 2

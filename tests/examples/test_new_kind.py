@@ -98,6 +98,12 @@ def test_the_module_holds_what_is_planned(installed: Installed, spec: str) -> No
     assert built["contents"]["num_parameters"] == installed.json("plan", spec)["params"]["total"]
 
 
+def test_a_run_measures_what_is_declared(installed: Installed) -> None:
+    measured = installed.json("measure", "tiny.yaml", "--prefill", "40", "--decode", "2", "--train")
+    assert measured["agrees"] is True
+    assert "attention (conv)" in json.dumps(measured)
+
+
 def test_a_package_of_kinds_may_be_imported_before_l4spec(installed: Installed) -> None:
     code = (
         "import l4spec_short_conv, l4spec; print(l4spec.load('tiny.yaml').name, 'torch' in __import__('sys').modules)"

@@ -12,6 +12,7 @@ import torch
 import l4spec
 from l4spec.library import shipped_specs
 from l4spec.runtime import checkpoints, memory_check, trial
+from l4spec.runtime.generate import OptionFields
 from l4spec.runtime.tokenizer import Message, open_tokenizer, stop_ids_of
 from tests.cli.conftest import Run
 from tests.runtime.checkpoints.models import save_small
@@ -240,9 +241,10 @@ def test_text_goes_in_and_out_with_a_tokenizer_file(write: object, run: Run, tmp
         reader.encode_chat([Message("system", "Be brief."), Message("user", "the")]),
     ]
     stops = stop_ids_of(tmp_path / "saved") or reader.stop_ids
+    drawn: OptionFields = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 1}
+    drawn["stop_ids"] = stops
     for prompt, said in zip(prompts, (beside.stdout, chat.stdout), strict=True):
-        draws = {"temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 1}
-        ids = model.generate([prompt], max_new_tokens=8, stop_ids=stops, **draws)[0][len(prompt) :]
+        ids = model.generate([prompt], **drawn)[0][len(prompt) :]
         assert said == "".join(reader.stream(token for token in ids if token not in stops)) + "\n"
 
 

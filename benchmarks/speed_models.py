@@ -67,7 +67,7 @@ def reference(model: Model) -> Any:
 def token_ids(model: Model, rows: int, tokens: int) -> Tensor:
     """Random tokens [rows, tokens], always the same.
 
-    With seed 1 a router scores two experts within 1e-6 of each other, so that any other order of sums chooses the other.
+    With seed 1 a router scores two experts within 1e-6 of each other: any other order of sums chooses the other.
     """
     generator = torch.Generator().manual_seed(2)
     return torch.randint(model.graph.model.text.head.vocab_size, (rows, tokens), generator=generator).to(model.device)

@@ -5,13 +5,15 @@
 
 Each model is predicted by the profile of `l4spec calibrate`, then run: a prefill into a cache, one unmeasured and three
 of which the median counts, and decode steps likewise. Before and after, a product and a read of
-weights are timed; where either takes much longer than the profile says, somebody else was computing, and the model is
-measured again later. What never had a quiet moment is named, and left out. `--lock FILE` is held while measuring.
+weights are timed; where either takes much longer or shorter than the profile says, the machine is not as it was
+calibrated (others compute beside us, or no longer do), and the model is measured again later. What never had such a
+moment is named, and left out. `--lock FILE` is held while measuring.
 """
 
 import argparse
 import csv
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,8 +36,8 @@ from planners.latency.eager_table import seconds_at
 from planners.params import count_params
 
 NUM_PREFILLS = 3
-QUIET = 1.15
-"""How much longer than calibrated a reference may take."""
+AS_CALIBRATED = 1.15
+"""By which factor a reference may take longer or shorter than calibrated."""
 MOST_TRIES = 8
 HOLD_SECONDS = 75.0
 MOST_BYTES = 4 << 30
@@ -96,13 +98,13 @@ class Runner:
         run()
         return now() - start
 
-    def busy(self) -> float:
-        """How much longer than calibrated the references take; the longer of both."""
+    def drift(self) -> float:
+        """How much longer (above 1) or shorter than calibrated a reference takes; of both the one farther from 1."""
         product = median(self.seconds(lambda: linear(self.square, self.square)) for _ in range(5))
         read = median(self.seconds(lambda: linear(self.square[:1], self.weights)) for _ in range(5))
         table = self.times.pieces[self.dtype].product
         expected = seconds_at(table, (1024, 1024, 1024)), seconds_at(table, (1, 1024, 16384), cold=1.0)
-        return max(product / expected[0], read / expected[1])
+        return _farther(product / expected[0], read / expected[1])
 
     def measure(self, trial: Trial, model: Model) -> tuple[float, float]:
         """Median seconds of prefills into a cache after one to warm up, and of decode steps after the first."""
@@ -143,15 +145,23 @@ def _build(waiting: Sequence[Judged], dtype: str) -> list[tuple[Judged, Model]]:
 
 def _measure(each: Judged, model: Model, runner: Runner) -> None:
     each.tries += 1
-    before = runner.busy()
-    if before > QUIET:
+    before = runner.drift()
+    if not _is_as_calibrated(before):
         return
     measured = runner.measure(each.trial, model)
-    each.reference = max(before, runner.busy())
-    if each.reference <= QUIET:
+    each.reference = _farther(before, runner.drift())
+    if _is_as_calibrated(each.reference):
         each.measured = measured
         for row in each.rows():
             print(*row.values(), sep="  ", flush=True)
+
+
+def _farther(*ratios: float) -> float:
+    return max(ratios, key=lambda ratio: abs(math.log(ratio)))
+
+
+def _is_as_calibrated(ratio: float) -> bool:
+    return 1 / AS_CALIBRATED <= ratio <= AS_CALIBRATED
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run should take by this machine's profile, where it was calibrated."""
+"""What a run should take by this machine's profile, where it was calibrated, and how wrong that usually is."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,11 +7,14 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from planners.catalog import find_own, hardware
 from planners.catalog.own import THIS_MACHINE
-from planners.latency.eager_section import NOT_JUDGED
+from planners.latency.eager_error import DECODE, PREFILL
 
 if TYPE_CHECKING:
     from l4spec.runtime.measure.run import Sample
     from planners.catalog.eager import EagerTimes
+
+USUAL_ERROR = max(PREFILL.p90, DECODE.p90)
+"""Nine in ten predictions were at most this wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,4 +57,8 @@ def _unlike(times: "EagerTimes", dtype: str, threads: int) -> str:
 
 
 def _note(times: "EagerTimes") -> str:
-    return f"times are predicted by the calibration of {times.measured}; {NOT_JUDGED}"
+    return (
+        f"times are predicted by the calibration of {times.measured}; usual error: "
+        f"prefill {100 * PREFILL.median:.0f} % (p90 {100 * PREFILL.p90:.0f} %), "
+        f"decode {100 * DECODE.median:.0f} % (p90 {100 * DECODE.p90:.0f} %)"
+    )

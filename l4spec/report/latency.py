@@ -97,10 +97,16 @@ def _errors(found: Latency) -> tuple[tuple[str, str], ...]:
         (
             f"error of {error.metric}",
             f"median {100 * error.median:.1f} %, 90th percentile {100 * error.p90:.1f} % over {error.num_rows} "
-            f"published figures, each of {error.num_sources} series left out of the fit in turn",
+            + _judged_on(error),
         )
         for error in found.errors
     )
+
+
+def _judged_on(error: LatencyError) -> str:
+    if error.num_sources:
+        return f"published figures, each of {error.num_sources} series left out of the fit in turn"
+    return "random models that nothing was calibrated on"
 
 
 def _kinds(step: StepLatency, figures: Figures) -> Table:

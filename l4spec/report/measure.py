@@ -9,7 +9,7 @@ from l4spec.layers.declaration import Work
 from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.quantization.scheme import Quantization
 from l4spec.report import quantities
-from l4spec.report.expected_times import UNKNOWN, ExpectedTimes
+from l4spec.report.expected_times import UNKNOWN, USUAL_ERROR, ExpectedTimes
 from l4spec.report.page import Lines, Page, Section, Table
 from planners.catalog import engine, quantization
 from planners.executed import executed_rows
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Law = Literal["exact", "bound", "timed", "shown"]
 """exact: equal to the digit. bound: measured <= planned <= 1.25 x measured. shown: nothing to hold it to.
 
-timed: a prediction, whose difference a busy machine may explain: told, and never a disagreement.
+timed: a prediction with its usual error, which a busy machine may exceed: told, and never a disagreement.
 """
 SLACK_PERCENT = 25
 """How much more than was measured a planned activation peak may be."""
@@ -283,6 +283,8 @@ def _setting(report: MeasureReport) -> str:
 def _cells(row: MeasuredRow) -> tuple[str, ...]:
     change = "-" if row.difference is None or row.law == "shown" else quantities.difference(row.difference)
     verdict = {None: "-", True: "yes", False: "NO"}[row.agrees]
+    if row.law == "timed" and row.difference is not None:
+        verdict = "as usual" if abs(row.difference) <= USUAL_ERROR else "unusual"
     return row.name, _shown(row, row.planned), _shown(row, row.measured), change, verdict
 
 

@@ -26,6 +26,9 @@ ROTATION = "rotation"
 """Key under `layer` of what a rotation table takes, once a pass."""
 _READING = ("product", "cached")
 """Pieces that are measured cold with other weights or another cache each time, their code as it is."""
+_CODE_LEAST, _CODE_MOST = 0.15, 0.45
+"""How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as behind 64 MiB of
+weights, since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
 _RELATIVES = {"geglu": "swiglu", "layernorm": "rmsnorm"}
 """Kinds whose module is the code of another."""
 
@@ -68,14 +71,15 @@ class EagerModel:
         for group in groups:
             kinds[group.first.kind] += group.count
         cold = share_from_memory(resident, num_bytes)
-        code = {kind: share_from_memory(resident, num_bytes / count) for kind, count in kinds.items()}
+        code = {kind: _code(share_from_memory(resident, num_bytes / count)) for kind, count in kinds.items()}
         return tuple(
             GroupTime(group, group.count * self.layer_seconds(group, work, cold, code[group.first.kind]))
             for group in groups
         )
 
     def constant(self, cold: float) -> float:
-        """Seconds of a pass besides its layers."""
+        """Seconds of a pass besides its layers, of which this share would not stay in the caches."""
+        cold = _code(cold)
         return self.pieces.forward.at(cold) + self._layer(ROTATION, cold) * len(self._rotations)
 
     def _layer(self, kind: str, cold: float) -> float:
@@ -128,3 +132,8 @@ class EagerModel:
             read = entry.bound.num_read(work.num_cached + work.num_queries)
             elements += work.num_sequences * read * entry.elements_per_token
         return ITEM_BYTES[self.dtype] * elements
+
+
+def _code(share: float) -> float:
+    """How cold code is of which this share would not stay in the caches."""
+    return _CODE_LEAST + (_CODE_MOST - _CODE_LEAST) * share

@@ -8,13 +8,11 @@ from planners.catalog.hardware import Hardware
 from planners.executed import executed_rows
 from planners.latency.demand import kind_name
 from planners.latency.eager import ITEM_BYTES, EagerModel
-from planners.latency.section_parts import Wanted, step_latency
+from planners.latency.eager_error import ERRORS, SOURCE
+from planners.latency.section_parts import Wanted, latency_errors, step_latency
 from planners.latency.step import KindTime, StepTime, gathered
 from planners.memory import Setting
 from planners.plan_types import Latency
-
-NOT_JUDGED = "how wrong they usually are has not been judged yet"
-"""Until `benchmarks/predict_time.py` has been run on models that nothing was calibrated on."""
 
 
 def eager_latency(setting: Setting, hardware: Hardware, layout: Layout, wanted: Wanted) -> Latency:
@@ -53,7 +51,8 @@ def eager_latency(setting: Setting, hardware: Hardware, layout: Layout, wanted: 
         tokens_per_second_per_user=rate / wanted.batch,
         tokens_per_second_per_gpu=rate,
         usd_per_gpu_hour=wanted.usd_per_gpu_hour,
-        sources=(hardware.memory.bandwidth.source,),
+        errors=latency_errors(ERRORS),
+        sources=(SOURCE,),
         notes=tuple(_notes(setting, hardware)),
     )
 
@@ -71,7 +70,6 @@ def _notes(setting: Setting, hardware: Hardware) -> Iterable[str]:
         f"our own module, {times.threads} threads of torch {times.torch}, calibrated {times.measured}; "
         "prompts are read at once, and nobody waits"
     )
-    yield f"of these times, {NOT_JUDGED}"
     if setting.graph.model.vision is not None:
         yield "image tiles are not timed"
     if setting.kv_dtype_bytes != ITEM_BYTES[setting.scheme.name]:

@@ -87,7 +87,7 @@ def test_a_measurement_shows_its_times_beside_the_predicted_ones(run: Run, shelf
     assert [row["name"] for row in times] == ["prefill", "decode step"]
     assert all(row["planned"] > 0 and row["measured"] > 0 and row["law"] == "timed" for row in times)
     assert all(row["agrees"] is None for row in times), "a busy machine is no failure"
-    assert "predicted by the calibration of" in found["time_note"]
+    assert "usual error" in found["time_note"]
 
 
 def test_a_profile_of_other_threads_predicts_nothing_and_says_so(run: Run, shelf: Path) -> None:

@@ -10,7 +10,7 @@ from l4spec.runtime.calibrate.tables import TableCases
 from l4spec.runtime.calibrate.timing import Case, rotating
 
 FEW_ENOUGH_TO_STREAM = 128
-"""With more rows than this, computing takes so much longer than reading weights that where they lie is no matter."""
+"""With more rows than this, where the rows lie matters too: just written by another operation, as in a model."""
 RESIDENT = (512, 1024)
 """Outputs and inputs of the matrices by which residency is measured: reading them takes longer than calling for it."""
 
@@ -21,10 +21,8 @@ def products(room: Room) -> TableCases:
     for rows, inputs, outputs in grid(*room.sizes.product):
         x = room.beside(rows, inputs)
         hot.append(Case(partial(linear, x, room.take(outputs, inputs))))
-        if rows > FEW_ENOUGH_TO_STREAM:
-            cold.append(hot[-1])
-        else:
-            cold.append(Case(rotating([partial(linear, x, weight) for weight in room.pieces(outputs, inputs)])))
+        written = partial(x.mul_, 1.0) if rows > FEW_ENOUGH_TO_STREAM else None
+        cold.append(Case(rotating([partial(linear, x, weight) for weight in room.pieces(outputs, inputs)]), written))
     return TableCases(room.sizes.product, hot, cold)
 
 

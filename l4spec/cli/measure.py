@@ -1,5 +1,6 @@
 """`l4spec measure`: a spec built and run, its plan held against what the run shows."""
 
+import os
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -19,11 +20,13 @@ from l4spec.cli.build import (
 )
 from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
+from l4spec.sharding.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from l4spec.report.measure import MeasureReport
+    from l4spec.runtime.measure.job import MeasureJob
 
 PrefillOption = Annotated[
     int,
@@ -33,6 +36,10 @@ DecodeOption = Annotated[
     int, typer.Option("--decode", metavar="TOKENS", parser=o.tokens_from(0), help="Steps after the prompt.")
 ]
 TrainOption = Annotated[bool, typer.Option("--train", help="Also count a forward and backward pass over the prompts.")]
+BatchOption = Annotated[
+    int | None,
+    typer.Option("--batch", metavar="N", help="Sequences at a time, over all ranks.  [default: 1, or dp x ep]"),
+]
 LimitOption = Annotated[
     float | None,
     typer.Option("--time-limit", metavar="SECONDS", min=0, help="Stop measuring then, with what there is."),
@@ -49,9 +56,14 @@ def measure_command(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     quantization: PackingOption = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, metavar="N", help="Tensor-parallel degree.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, metavar="N", help="Expert-parallel degree.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, metavar="N", help="Pipeline stages.")] = 1,
+    dp: Annotated[int, typer.Option("--dp", min=1, metavar="N", help="Data-parallel degree.")] = 1,
+    cp: Annotated[int, typer.Option("--cp", min=1, metavar="N", help="Ranks that divide each prompt's tokens.")] = 1,
     prefill: PrefillOption = 256,
     decode: DecodeOption = 8,
-    batch: o.BatchOption = 1,
+    batch: BatchOption = None,
     tiles: o.TilesOption = 0,
     train: TrainOption = False,
     seed: SeedOption = 0,
@@ -64,31 +76,81 @@ def measure_command(
     """Run a spec and print its plan beside what was measured, row by row, with the difference.
 
     Parameters, FLOPs and caches must agree exactly, the activation peak within a quarter above what was measured.
-    Exit code 1 when a row does not agree. The whole model is run, or a miniature of it by --scale or --layers.
+    With degrees, as --tp 2 --ep 2, ranks are started on this machine, and each one's weights, caches, FLOPs and
+    collectives are held against the plan of its layout. Exit code 1 when a row does not agree, 4 when a rank fails.
+    The whole model is run, or a miniature of it by --scale or --layers.
     """
-    import l4spec
-    from l4spec.report.run_measure import measure
+    layout = Layout(tp=tp, ep=ep, pp=pp, dp=dp, cp=cp)
+    if layout.num_devices > 1:
+        from l4spec.runtime.measure.job import MeasureJob
 
-    with _interruptible():
-        report = measure(
-            l4spec.load(spec, overrides or ()),
-            scale=scale,
-            num_layers=layers,
-            device=_computing_device(device),
+        _require_plain(device, quantization, tiles)
+        job = MeasureJob(
+            spec,
+            layout,
+            tuple(overrides or ()),
+            scale,
+            layers,
             dtype=dtype.value if dtype else None,
-            quantization=quantization,
+            seed=seed,
             prefill=prefill,
             decode=decode,
-            batch=batch,
-            tiles=tiles,
+            batch=dp * ep if batch is None else batch,
             train=train,
-            seed=seed,
-            time_limit=time_limit,
-            tell=_teller(show_progress),
+            progress=_is_shown(show_progress),
         )
+        report = _of_ranks(job, time_limit)
+    else:
+        import l4spec
+        from l4spec.report.run_measure import measure
+
+        with _interruptible():
+            report = measure(
+                l4spec.load(spec, overrides or ()),
+                scale=scale,
+                num_layers=layers,
+                device=_computing_device(device),
+                dtype=dtype.value if dtype else None,
+                quantization=quantization,
+                prefill=prefill,
+                decode=decode,
+                batch=1 if batch is None else batch,
+                tiles=tiles,
+                train=train,
+                seed=seed,
+                time_limit=time_limit,
+                tell=_teller(show_progress),
+            )
     deliver(_text(report, format), out, force=force)
     if not report.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+def _require_plain(device: str | None, quantization: str | None, tiles: int) -> None:
+    """Raise UserError for options that ranks do not go with."""
+    problems = []
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        problems.append(Problem("measure starts the ranks of its degrees itself", hint="leave torchrun out"))
+    if device not in (None, "cpu"):
+        problems.append(Problem("ranks are measured on the cpu", "--device", hint="leave it, or the degrees"))
+    if quantization is not None:
+        problems.append(Problem("packed weights are not cut into shards", "--quantization", hint="leave the degrees"))
+    if tiles:
+        problems.append(Problem("image tiles are measured in one process", "--tiles", hint="leave the degrees"))
+    if problems:
+        raise UserError(problems)
+
+
+def _of_ranks(job: "MeasureJob", time_limit: float | None) -> "MeasureReport":
+    """Exits with 4 and the message on stderr when a rank fails, with 130 when interrupted."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own log tells a user nothing
+    from l4spec.report.run_measure_ranks import RanksEnded, measure_ranks
+
+    try:
+        return measure_ranks(job, time_limit=time_limit, tell=complain if job.progress else None)
+    except RanksEnded as ended:
+        complain(str(ended))
+        raise typer.Exit(ended.code) from None
 
 
 @contextmanager
@@ -110,12 +172,15 @@ def _computing_device(device: str | None) -> str:
 
 
 def _teller(show_progress: bool | None) -> "Callable[[str], None] | None":
-    talks = sys.stderr.isatty() if show_progress is None else show_progress
-    return (lambda stage: complain(f"measuring {stage} ...")) if talks else None
+    return (lambda stage: complain(f"measuring {stage} ...")) if _is_shown(show_progress) else None
+
+
+def _is_shown(show_progress: bool | None) -> bool:
+    return sys.stderr.isatty() if show_progress is None else show_progress
 
 
 def _text(report: "MeasureReport", style: o.Format) -> str:
-    from l4spec.report.measure import measure_page
+    from l4spec.report.measure_page import measure_page
     from l4spec.report.page import to_markdown, to_text
 
     if style is o.Format.JSON:

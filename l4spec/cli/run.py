@@ -122,7 +122,7 @@ def run_command(
         save_every,
         resume,
         out,
-        timeout,
+        timeout=timeout,
     )
     if environment is not None:
         if nproc is not None:

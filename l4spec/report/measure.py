@@ -9,8 +9,8 @@ from l4spec.layers.declaration import Work
 from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.quantization.scheme import Quantization
 from l4spec.report import quantities
-from l4spec.report.expected_times import UNKNOWN, USUAL_ERROR, ExpectedTimes
-from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.expected_times import UNKNOWN, ExpectedTimes
+from l4spec.sharding.layout import Layout
 from planners.catalog import engine, quantization
 from planners.executed import executed_rows
 from planners.held import activation_bytes
@@ -32,11 +32,14 @@ SLACK_PERCENT = 25
 """How much more than was measured a planned activation peak may be."""
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 Number = int | float
-Unit = Literal["parameters", "flops", "bytes", "tokens", "experts", "seconds", "ratio"]
+Unit = Literal["parameters", "calls", "flops", "bytes", "tokens", "experts", "seconds", "ratio"]
 
 
 class MeasuredRow(Frozen):
-    """One number, planned and measured, in base units. `agrees` is null where one is missing or nothing holds it."""
+    """One number, planned and measured, in base units. `agrees` is null where one is missing or nothing holds it.
+
+    `ranks` are those that have these two numbers; none where the number is of all together.
+    """
 
     section: str
     name: str
@@ -46,6 +49,7 @@ class MeasuredRow(Frozen):
     difference: float | None
     law: Law
     agrees: bool | None
+    ranks: tuple[int, ...] = ()
 
 
 class ExpertLoad(Frozen):
@@ -58,7 +62,8 @@ class ExpertLoad(Frozen):
 class MeasureReport(Frozen):
     """Plan and measurement of one run, row by row. `finished` is false when the time limit cut it short.
 
-    `time_note` says what times were predicted by and how wrong that usually is, or why they were not.
+    `time_note` says what times were predicted by and how wrong that usually is, or why they were not. With a `layout`
+    rows are of its ranks, and `left_out` says what of them no plan gives.
     """
 
     l4spec_measure: int = 1
@@ -75,6 +80,8 @@ class MeasureReport(Frozen):
     finished: bool
     agrees: bool
     time_note: str = ""
+    layout: Layout | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def hold(
@@ -95,11 +102,15 @@ def hold(
     """
     rows = (
         *_parameters(graph, found, table or quantization(dtype)),
-        *([_row("output error", f"logits, of those in {dtype}", "ratio", None, logit_error, "shown")] if table else []),
+        *(
+            [row_of("output error", f"logits, of those in {dtype}", "ratio", None, logit_error, "shown")]
+            if table
+            else []
+        ),
         *_flops(graph, sample, found),
         *_caches(graph, sample, found, dtype),
         *_activations(graph, sample, found, dtype, is_told=device == "cpu" and table is None),
-        *_experts(graph, sample, found),
+        *expert_rows(graph, sample, found.expert_load, is_known="prefill" in found.done),
         *_times(found, expected),
     )
     from l4spec.runtime.measure.run import STAGES
@@ -128,14 +139,17 @@ def cache_lengths(graph: LayerGraph, longest: int) -> tuple[int, ...]:
     return tuple(sorted(length for length in wanted if length <= longest))
 
 
-def _row(
+def row_of(
     section: str,
     name: str,
     unit: Unit,
     planned: Number | None,
     measured: Number | None,
     law: Law = "exact",
+    *,
+    ranks: tuple[int, ...] = (),
 ) -> MeasuredRow:
+    """The row, judged by its law."""
     known = planned is not None and measured is not None
     agrees = None
     if known and law == "exact":
@@ -152,6 +166,7 @@ def _row(
         difference=0.0 if known and planned == measured else difference,
         law=law,
         agrees=agrees,
+        ranks=ranks,
     )
 
 
@@ -159,8 +174,8 @@ def _parameters(graph: LayerGraph, found: "Measurement", table: Quantization) ->
     measured = found.params_by_part if "weights" in found.done else None
     for part, planned in count_params(graph).by_part.items():
         if planned or (measured or {}).get(part):
-            yield _row("parameters", part, "parameters", planned, None if measured is None else measured.get(part, 0))
-    yield _row("weights", table.name, "bytes", weigh(graph, scheme_of(table)).bytes, found.weight_bytes)
+            yield row_of("parameters", part, "parameters", planned, None if measured is None else measured.get(part, 0))
+    yield row_of("weights", table.name, "bytes", weigh(graph, scheme_of(table)).bytes, found.weight_bytes)
 
 
 def _flops(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Iterator[MeasuredRow]:
@@ -182,19 +197,20 @@ def _flop_rows(
     planned: dict[str, int] = defaultdict(int)
     measured: dict[str, int] = defaultdict(int)
     for row in executed_rows(graph, work, tiles):
-        planned[_layer_name(row.group)] += row.flops
+        planned[layer_name(row.group)] += row.flops
     for group in graph.groups:
-        measured[_layer_name(group)] += sum(counted.get(node.id, 0) for node in group.nodes)
+        measured[layer_name(group)] += sum(counted.get(node.id, 0) for node in group.nodes)
     strayed = sum(counted.values()) - sum(measured.values())
     if strayed:
         measured["outside any layer"] = strayed
     title = f"executed FLOPs, {section}"
     for name in dict.fromkeys((*planned, *measured)):
         if planned[name] or measured[name]:
-            yield _row(title, name, "flops", planned[name], measured[name] if is_done else None)
+            yield row_of(title, name, "flops", planned[name], measured[name] if is_done else None)
 
 
-def _layer_name(group: LayerGroup) -> str:
+def layer_name(group: LayerGroup) -> str:
+    """What a report calls a group of layers."""
     node = group.first
     name = node.role if node.label == node.role else f"{node.role} ({node.label})"
     return f"vision {name}" if node.scope == "vision" else name
@@ -204,8 +220,12 @@ def _caches(graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: st
     for length in sample.cache_lengths:
         planned = plan_cache(graph, engine("ideal"), dtype=dtype, context=length, batch=sample.batch).bytes
         if planned:
-            name = f"{quantities.whole(length)} tokens" if length > 1 else "1 token"
-            yield _row("KV cache", name, "bytes", planned, found.cache_bytes.get(length))
+            yield row_of("KV cache", length_name(length), "bytes", planned, found.cache_bytes.get(length))
+
+
+def length_name(length: int) -> str:
+    """What a report calls a cache of this many tokens."""
+    return f"{quantities.whole(length)} tokens" if length > 1 else "1 token"
 
 
 def _activations(
@@ -218,10 +238,13 @@ def _activations(
     # other devices run other kernels, with workspaces of their own; packed weights are unpacked on the way; few rows go
     # through products in halves
     law: Law = "bound" if is_told and sample.batch * sample.prefill > MOST_FEW_ROWS else "shown"
-    yield _row("activations", "peak of prefill", "bytes", planned, found.activation_bytes, law)
+    yield row_of("activations", "peak of prefill", "bytes", planned, found.activation_bytes, law)
 
 
-def _experts(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Iterator[MeasuredRow]:
+def expert_rows(
+    graph: LayerGraph, sample: "Sample", expert_load: Mapping[str, list[int]], *, is_known: bool
+) -> Iterator[MeasuredRow]:
+    """How the tokens of a prefill spread over experts, where that `is_known`."""
     tokens = {"text": sample.batch * sample.prefill}
     if graph.model.vision is not None and sample.tiles:
         tokens["vision"] = sample.tiles * graph.model.vision.patch_embedding.num_tokens
@@ -230,70 +253,20 @@ def _experts(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Itera
         top_k, num_experts = getattr(spec, "num_experts_per_token", 0), getattr(spec, "num_experts", 0)
         if not num_experts or not num_tokens:
             continue
-        name, loads = _layer_name(group), [found.expert_load.get(node.id) for node in group.nodes]
-        known = [load for load in loads if load is not None and "prefill" in found.done]
+        name, loads = layer_name(group), [expert_load.get(node.id) for node in group.nodes]
+        known = [load for load in loads if load is not None and is_known]
         chosen = sum(map(sum, known)) if known else None
-        yield _row("experts", f"{name}: choices", "tokens", group.count * num_tokens * top_k, chosen)
+        yield row_of("experts", f"{name}: choices", "tokens", group.count * num_tokens * top_k, chosen)
         reached = sum(1 for load in known for count in load if count) / group.count if known else None
         expected = round(expected_coverage(num_experts, top_k, num_tokens), 2)
-        yield _row("experts", f"{name}: reached a layer, if uniform", "experts", expected, reached, "shown")
+        yield row_of("experts", f"{name}: reached a layer, if uniform", "experts", expected, reached, "shown")
         busiest = max(map(max, known)) if known else None
         evenly = -(-num_tokens * top_k // num_experts)
-        yield _row("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
+        yield row_of("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
 
 
 def _times(found: "Measurement", expected: ExpectedTimes) -> Iterator[MeasuredRow]:
     law: Law = "shown" if expected.prefill is None else "timed"
-    yield _row("time", "prefill", "seconds", expected.prefill, found.prefill_seconds, law)
+    yield row_of("time", "prefill", "seconds", expected.prefill, found.prefill_seconds, law)
     if found.decode_seconds is not None:
-        yield _row("time", "decode step", "seconds", expected.decode, found.decode_seconds, law)
-
-
-def measure_page(report: MeasureReport) -> Page:
-    """The verdict first, then a table for each section."""
-    told = (_verdict(report), _setting(report), *([report.time_note] if report.time_note else []))
-    sections = [Section("", (Lines(told),))]
-    by_section: dict[str, list[MeasuredRow]] = defaultdict(list)
-    for row in report.rows:
-        by_section[row.section].append(row)
-    headers = ("", "planned", "measured", "difference", "agrees")
-    for title, rows in by_section.items():
-        table = Table(headers, tuple(_cells(row) for row in rows), "lrrrl")
-        sections.append(Section(title[0].upper() + title[1:], (table,)))
-    return tuple(sections)
-
-
-def _verdict(report: MeasureReport) -> str:
-    held = [row for row in report.rows if row.agrees is not None]
-    failed = sum(not row.agrees for row in held)
-    text = f"{report.model}: {failed} of {len(held)} rows do NOT agree" if failed else ""
-    text = text or f"{report.model}: plan and run agree in all {len(held)} rows"
-    return text if report.finished else f"{text}; the time limit came before the rest was measured"
-
-
-def _setting(report: MeasureReport) -> str:
-    tiles = f", {report.tiles} image tiles" if report.tiles else ""
-    weights = report.quantization or report.dtype
-    return (
-        f"{report.device}, {weights}, batch {report.batch}: prefill of {quantities.whole(report.prefill)} tokens"
-        f"{tiles}, then {report.decode} decode steps; weights are random"
-    )
-
-
-def _cells(row: MeasuredRow) -> tuple[str, ...]:
-    change = "-" if row.difference is None or row.law == "shown" else quantities.difference(row.difference)
-    verdict = {None: "-", True: "yes", False: "NO"}[row.agrees]
-    if row.law == "timed" and row.difference is not None:
-        verdict = "as usual" if abs(row.difference) <= USUAL_ERROR else "unusual"
-    return row.name, _shown(row, row.planned), _shown(row, row.measured), change, verdict
-
-
-def _shown(row: MeasuredRow, value: Number | None) -> str:
-    if value is None:
-        return "-"
-    if row.unit == "seconds":
-        return f"{value * 1000:,.3f} ms"
-    if row.unit == "ratio":
-        return f"{100 * value:,.3f} %"
-    text = f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
-    return f"{text} B" if row.unit == "bytes" else text
+        yield row_of("time", "decode step", "seconds", expected.decode, found.decode_seconds, law)

@@ -14,6 +14,7 @@ from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
 from l4spec.report.expected_times import UNKNOWN, expected_times
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
+from l4spec.sharding.layout import Layout
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
 from planners.activations import activation_rates, saved_per_token, training_bytes
@@ -54,6 +55,7 @@ def measure(
     dtype: str | None = None,
     quantization: str | None = None,
     time_limit: float | None = None,
+    layout: Layout | None = None,
     tell: Callable[[str], None] | None = None,
     **run: Unpack[RunFields],
 ) -> MeasureReport:
@@ -62,12 +64,18 @@ def measure(
     `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
     `quantization` they are packed, and the logits held against those before it where memory allows; with `scale` the
     scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit`
-    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what
-    cannot be run, for too long a sequence and for more memory than there is.
+    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. With a `layout` of several
+    ranks these are started in a new process, and every row is of each rank. Raises UserError for what cannot be run,
+    for too long a sequence and for more memory than there is.
     """
     from l4spec.runtime.measure.run import measure_run
 
     wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
+    if layout is not None and layout.num_devices > 1:
+        from l4spec.report.run_measure_ranks import measure_in_new_process
+
+        options = {"scale": scale, "layers": num_layers, "device": device, "dtype": dtype, "quantization": quantization}
+        return measure_in_new_process(wanted, layout, {**options, "time-limit": time_limit, **run}, tell)
     if scale is not None or num_layers is not None:
         wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
     graph, tell = l4spec.compile(wanted), tell or (lambda stage: None)

@@ -25,6 +25,11 @@ class Layout(BaseModel):
         """Devices that the layout uses."""
         return self.tp * self.ep * self.pp * self.dp * self.cp
 
+    @property
+    def data_axis(self) -> str:
+        """What the ranks of dp and ep together are called: the one of them that has ranks where the other has none."""
+        return "dp_ep" if self.dp > 1 and self.ep > 1 else "dp" if self.dp > 1 else "ep"
+
     def __str__(self) -> str:
         usual = f"tp{self.tp} ep{self.ep} pp{self.pp} dp{self.dp}"
         return usual if self.cp == 1 else f"{usual} cp{self.cp}"

@@ -80,6 +80,19 @@ def sent_tokens(graph: LayerGraph, runs: tuple[range, ...]) -> Iterator[tuple[La
             yield group, tuple(seen_before(mask, run.start) for run in (*runs[1:], range(0)))
 
 
+def passed_blocks(
+    graph: LayerGraph, runs: tuple[range, ...], index: int
+) -> Iterator[tuple[LayerGroup, tuple[int, ...]]]:
+    """The same layers, and the tokens of each block that one of them on the rank `index` sends on, its own first."""
+    for group, tokens in sent_tokens(graph, runs):
+        left, blocks = tokens[index], []
+        for run in reversed(runs[: index + 1]):
+            if left:
+                blocks.append(min(len(run), left))
+                left -= blocks[-1]
+        yield group, tuple(blocks)
+
+
 def passes_on(node: LayerNode) -> bool:
     """Whether a layer sees tokens of other ranks."""
     return _attends(node) and not isinstance(_mask_of(node), ChunkedMask | None)

@@ -217,19 +217,20 @@ def _time(model: Model, sample: Sample, found: Measurement) -> None:
     for turn in range(NUM_TIMED + 1):
         if cache is not None:
             cache.reset()
-        start = _now(model.device)
+        start = now(model.device)
         with torch.no_grad():
             model(ids, pixel_values=pixels, cache=cache, logits="last")
-        prefills.append(_now(model.device) - start)
+        prefills.append(now(model.device) - start)
         for _ in range(sample.decode if cache is not None and not turn else 0):
-            start = _now(model.device)
+            start = now(model.device)
             model(ids[:, -1:], cache=cache, logits="last")
-            steps.append(_now(model.device) - start)
+            steps.append(now(model.device) - start)
     found.prefill_seconds = median(prefills[1:])
     found.decode_seconds = median(steps[1:]) if len(steps) > 1 else None
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

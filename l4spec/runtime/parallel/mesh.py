@@ -49,6 +49,14 @@ class Mesh:
             return Ranks(whole, self.axis("ep"), self.data, self.axis("cp"))
         return Ranks(self._narrowed(whole, tp), self.axis("ep"), self.data, self.axis("cp"))
 
+    def groups(self) -> dict[str, dist.ProcessGroup]:
+        """The groups that this rank sends in, by axis; more of one axis are `axis:n`, of dp and ep the `data_axis`."""
+        found = {axis: self.axis(axis).group for axis in MESH_ORDER}
+        found |= {f"{self.layout.data_axis}:data": self.data.group}
+        parts = (*self._repeats.values(), *self._narrow.values())
+        found |= {f"tp:{number}": axis.group for number, axis in enumerate(parts)}
+        return {name: group for name, group in found.items() if group is not None}
+
     def neighbours(self, count: int) -> Axis:
         """The `count` neighbouring tensor-parallel ranks that hold the same KV head."""
         if count not in self._repeats:

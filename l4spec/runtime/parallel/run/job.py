@@ -1,39 +1,22 @@
 """What `l4spec run` is asked for, and whether it can be done: checked before any process starts. Knows no torch."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from l4spec.errors import Problem, UserError
-from l4spec.graph.build import build_graph
-from l4spec.graph.layer_graph import LayerGraph
-from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import illegal_reason
-from l4spec.spec.document import load_document
-from l4spec.spec.model import ModelSpec
-from l4spec.spec.parse import parse_spec
-from l4spec.spec.resolve import resolve
-from l4spec.spec.scale import parse_scale, scale_spec
+from l4spec.errors import Problem
+from l4spec.runtime.parallel.run.task import Say, Store, Task
 
-DEFAULT_TIMEOUT = 60.0
+_COPIES_TO_TRAIN = 4
+"""Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
 PROMPT_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Task):
     """One run. Degrees are in `layout`; `steps` are counted from the first run, `generate` are tokens a sequence."""
 
-    spec: str
-    layout: Layout
-    overrides: tuple[str, ...] = ()
-    scale: str | None = None
-    layers: int | None = None
-    device: str = "cpu"
-    dtype: str | None = None
-    seed: int = 0
     batch: int = 4
     context: int = 64
     steps: int = 0
@@ -45,31 +28,13 @@ class Job:
     save_every: int | None = None
     resume: bool = False
     out: Path | None = None
-    timeout: float = DEFAULT_TIMEOUT
 
-    @cached_property
-    def model_spec(self) -> ModelSpec:
-        """The spec that is run, scaled. Raises SpecError."""
-        spec = parse_spec(load_document(self.spec, self.overrides))
-        if self.scale is not None or self.layers is not None:
-            scales = [] if self.scale is None else [parse_scale(self.scale)]
-            spec = scale_spec(spec, *scales, num_layers=self.layers)
-        return spec
-
-    @cached_property
-    def graph(self) -> LayerGraph:
-        """Its layer graph."""
-        return build_graph(resolve(self.model_spec))
+    is_safe: ClassVar[str] = "the last checkpoint is whole"
 
     @property
-    def model_digest(self) -> str:
-        """Eight bytes that differ where models do."""
-        return hashlib.blake2b(self.model_spec.model_dump_json().encode(), digest_size=8).hexdigest()
-
-    @property
-    def number_format(self) -> str:
-        """The number format of the weights."""
-        return self.dtype or self.model_spec.text.dtype
+    def copies(self) -> int:
+        """See `Task`."""
+        return _COPIES_TO_TRAIN if self.steps else 1
 
     def continued(self) -> dict[str, Any]:
         """What must be the same to go on from a checkpoint, by the names of options."""
@@ -98,18 +63,23 @@ class Job:
             "--out": _text(self.out),
         }
 
-    def check(self) -> None:
-        """Raise UserError naming everything that cannot be done."""
-        problems = list(self._problems())
-        if problems:
-            raise UserError(problems)
+    def work(self, say: Say, store: Store) -> None:
+        """Build, load, train, save, say something."""
+        from l4spec.runtime.parallel.run.work import work
 
-    def _problems(self) -> Iterator[Problem]:
-        if reason := illegal_reason(self.graph, self.layout):
-            yield Problem(f"{self.layout}: {reason}")
-        data, width = self.layout.dp * self.layout.ep, self.model_spec.text
-        if self.batch % data:
-            yield Problem(f"{self.batch} sequences cannot be divided among {data} ranks (dp x ep)", "--batch")
+        work(self, say)
+
+    def clean_up(self) -> None:
+        """Remove half a checkpoint."""
+        from l4spec.runtime.parallel.run.work import remove_half_saved
+
+        if self.checkpoint is not None:
+            remove_half_saved(self.checkpoint)
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Task`."""
+        width = self.model_spec.text
+        yield from self.undivided(self.batch)
         longest = max(self.context if self.steps else 0, self._num_generated())
         if longest > width.max_seq_len:
             yield Problem(f"{longest:,} tokens, the model is made for {width.max_seq_len:,}", "--context")

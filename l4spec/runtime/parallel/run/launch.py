@@ -7,19 +7,17 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from types import FrameType
 
 import torch._dynamo  # noqa: F401 - FSDP and optimizers do at first use; forked ranks share it
 from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.parallel.run import work as _work  # noqa: F401 - ranks are forked with it
-from l4spec.runtime.parallel.run.job import Job
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
+from l4spec.runtime.parallel.run.task import Task
 from l4spec.runtime.parallel.run.watch import FAILURE, RANK_FAILED, Failure, leave
 
 HOST = "127.0.0.1"
@@ -27,47 +25,61 @@ GRACE_SECONDS = 3.0
 """For ranks to see that the run has ended; those that have not are killed."""
 INTERRUPTED = 130
 TERMINATED = 143
+TIME_UP = Failure("the time limit has come", 0)
 
 
 class _Terminated(BaseException):
     """SIGTERM has come."""
 
 
-def launch(job: Job, tell: Callable[[str], None]) -> int:
-    """Run a job's ranks on this machine; returns the exit code. `tell` is given the one message of a failed run."""
+def launch(
+    task: Task,
+    tell: Callable[[str], None],
+    *,
+    greet: bool = True,
+    time_limit: float | None = None,
+    read: Callable[[TCPStore], None] = lambda store: None,
+) -> int:
+    """Run a task's ranks on this machine; returns the exit code. `tell` is given the one message of a failed run.
+
+    With `greet` it hears first which processes they are. After `time_limit` seconds all ranks are ended, which is no
+    failure; `read` is then, or when they are done, shown the store that they have written to.
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
-    processes, ports = _start(job, job.layout.num_devices)
+    processes, ports = _start(task, task.layout.num_devices)
     failure: Failure | None = None
     store: TCPStore | None = None
     try:
         store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         for port in ports:
             port.send(store.port)
-        tell(f"{job.layout}: ranks are processes {' '.join(str(process.pid) for process in processes)}")
-        failure = _watched(processes, store)
+        if greet:
+            tell(f"{task.layout}: ranks are processes {' '.join(str(process.pid) for process in processes)}")
+        failure = _watched(processes, store, time_limit)
+        if failure in (None, TIME_UP):
+            read(store)
     except KeyboardInterrupt:
-        failure = Failure("interrupted: the last checkpoint is whole", INTERRUPTED)
+        failure = Failure(f"interrupted: {task.is_safe}", INTERRUPTED)
     except _Terminated:
-        failure = Failure("terminated: the last checkpoint is whole", TERMINATED)
+        failure = Failure(f"terminated: {task.is_safe}", TERMINATED)
     finally:
         _end(processes, store, failure)
-    if failure is None:
+    if failure in (None, TIME_UP):
         return 0
-    if job.checkpoint is not None:
-        _remove_leftovers(job.checkpoint)
+    task.clean_up()
     tell(failure.message)
     return failure.code
 
 
-def _start(job: Job, world: int) -> tuple[list[BaseProcess], list[Connection]]:
-    context = _context(job.device)
+def _start(task: Task, world: int) -> tuple[list[BaseProcess], list[Connection]]:
+    context = _context(task.device)
     processes: list[BaseProcess] = []
     ports: list[Connection] = []
     sys.stdout.flush()
     sys.stderr.flush()
     for rank in range(world):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_be_rank, args=(replace(job), rank, world, theirs), daemon=True)
+        process = context.Process(target=_be_rank, args=(task.fresh(), rank, world, theirs), daemon=True)
         process.start()
         theirs.close()
         processes.append(process)
@@ -81,7 +93,7 @@ def _context(device: str) -> ForkContext | SpawnContext:
     return multiprocessing.get_context("fork") if is_safe else multiprocessing.get_context("spawn")
 
 
-def _be_rank(job: Job, rank: int, world: int, port: Connection) -> None:
+def _be_rank(task: Task, rank: int, world: int, port: Connection) -> None:
     """A rank's process: as torchrun would start it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher hears it and ends all
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -98,10 +110,10 @@ def _be_rank(job: Job, rank: int, world: int, port: Connection) -> None:
         LAUNCHED: "1",
     }
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    if loopback and job.device == "cpu":
+    if loopback and task.device == "cpu":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     _share_cores(world)
-    run_rank(job)
+    run_rank(task)
 
 
 def _share_cores(world: int) -> None:
@@ -112,11 +124,15 @@ def _share_cores(world: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
 
 
-def _watched(processes: list[BaseProcess], store: TCPStore) -> Failure | None:
-    """Wait for all ranks; as soon as one has failed, why."""
+def _watched(processes: list[BaseProcess], store: TCPStore, time_limit: float | None) -> Failure | None:
+    """Wait for all ranks; as soon as one has failed, why, or TIME_UP."""
     running = {process.sentinel: rank for rank, process in enumerate(processes)}
+    end = None if time_limit is None else time.monotonic() + time_limit
     while running:
-        for sentinel in wait(list(running)):
+        ended = wait(list(running), None if end is None else max(0.0, end - time.monotonic()))
+        if not ended:
+            return TIME_UP
+        for sentinel in ended:
             assert isinstance(sentinel, int)
             rank = running.pop(sentinel)
             processes[rank].join()
@@ -148,13 +164,6 @@ def _end(processes: list[BaseProcess], store: TCPStore | None, failure: Failure 
         if process.is_alive():
             process.kill()
         process.join()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    from l4spec.runtime.parallel.checkpoints.together import remove_unfinished
-    from l4spec.runtime.parallel.run.work import STEP
-
-    remove_unfinished(folder, f"{STEP}*")
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from l4spec.errors import UserError
-from l4spec.runtime.parallel.run.job import Job
+from l4spec.runtime.parallel.run.task import Task
 from l4spec.runtime.parallel.run.watch import Address, Watch, leave
 
 LAUNCHED = "L4SPEC_LAUNCHED"
@@ -22,7 +22,7 @@ def is_under_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run_rank(job: Job) -> None:
+def run_rank(task: Task) -> None:
     """Be the rank that the environment says, as torchrun sets it, and leave the process."""
     numbers = [os.environ.get(name, "") for name in _NEEDED]
     if not (numbers[0].isdecimal() and numbers[1].isdecimal() and numbers[2] and numbers[3].isdecimal()):
@@ -30,26 +30,25 @@ def run_rank(job: Job) -> None:
     rank, world, host, port = int(numbers[0]), int(numbers[1]), numbers[2], int(numbers[3])
     launched = LAUNCHED in os.environ
     kept_elsewhere = launched or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    watch = Watch(Address(host, port, kept_elsewhere), rank, world, job.timeout, speaks=not launched)
+    watch = Watch(Address(host, port, kept_elsewhere), rank, world, task.timeout, speaks=not launched)
     with watch.guarded():
-        job.check()
-        watch.meet(job.shared())
-        if world != job.layout.num_devices:
-            raise UserError(f"{job.layout} makes {job.layout.num_devices} ranks, and {world} are running")
-        _work(job, watch, rank, world)
+        task.check()
+        watch.meet(task.shared())
+        if world != task.layout.num_devices:
+            raise UserError(f"{task.layout} makes {task.layout.num_devices} ranks, and {world} are running")
+        _work(task, watch, rank, world)
     leave(0)
 
 
-def _work(job: Job, watch: Watch, rank: int, world: int) -> None:
+def _work(task: Task, watch: Watch, rank: int, world: int) -> None:
     from l4spec.runtime.devices import checked_device
-    from l4spec.runtime.parallel.run.work import work
 
-    checked_device(job.device)
-    backend = "cpu:gloo,cuda:nccl" if job.device.startswith("cuda") else "gloo"
+    checked_device(task.device)
+    backend = "cpu:gloo,cuda:nccl" if task.device.startswith("cuda") else "gloo"
     store = PrefixStore("group", watch.store)
-    limit = timedelta(seconds=job.timeout)
+    limit = timedelta(seconds=task.timeout)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=limit)
-    work(job, _printer(rank))
+    task.work(_printer(rank), watch.store)
 
 
 def _printer(rank: int) -> Callable[[str], None]:

@@ -111,9 +111,14 @@ def _latest(job: Job) -> str | None:
     folder = job.checkpoint
     if folder is None or not folder.is_dir():
         return None
-    remove_unfinished(folder, f"{STEP}*")
+    remove_half_saved(folder)
     steps = {int(path.name.removeprefix(STEP)): path for path in folder.glob(f"{STEP}*") if _is_step(path)}
     return str(steps[max(steps)]) if steps else None
+
+
+def remove_half_saved(folder: Path) -> None:
+    """Remove checkpoints that a run has begun and not finished."""
+    remove_unfinished(folder, f"{STEP}*")
 
 
 def _is_step(path: Path) -> bool:

@@ -1,0 +1,74 @@
+"""What the ranks of `l4spec measure --tp …` are asked for: checked before any process starts. Knows no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from l4spec.errors import Problem
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.runtime.parallel.run.task import Say, Store, Task
+from l4spec.sharding.sequence import short_reason
+
+_COPIES_TO_TRAIN = 2
+"""Weights and gradients."""
+TRAINS_NOT = "gradients do not travel between context-parallel ranks yet"
+
+
+@dataclass(frozen=True)
+class MeasureJob(Task):
+    """Prompts of `prefill` tokens, `batch` over all ranks, then `decode` steps; with `train` a training step too."""
+
+    prefill: int = 256
+    decode: int = 8
+    batch: int = 1
+    train: bool = False
+    cache_lengths: tuple[int, ...] = ()
+    progress: bool = False
+
+    is_safe: ClassVar[str] = "nothing was written"
+
+    @property
+    def copies(self) -> int:
+        """See `Task`."""
+        return _COPIES_TO_TRAIN if self.train else 1
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one rank."""
+        return self.batch // (self.layout.dp * self.layout.ep)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of caches that sequences under this layout may have."""
+        return tuple(n for n in self.cache_lengths if short_reason(self.graph, self.layout.cp, n) is None)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether there are decode steps: a divided prefill has none."""
+        return self.decode > 0 and self.layout.cp == 1 and can_cache(self.graph)
+
+    def shared(self) -> dict[str, Any]:
+        """See `Task`; the launcher gives the same to all."""
+        return {"SPEC": self.model_digest, "degrees": str(self.layout)}
+
+    def work(self, say: Say, store: Store) -> None:
+        """Build, and measure stage by stage; what is found is written to the store."""
+        from l4spec.runtime.measure.rank import measure_on_rank
+
+        measure_on_rank(self, store)
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Task`."""
+        yield from self.undivided(self.batch)
+        if reason := short_reason(self.graph, self.layout.cp, self.prefill):
+            yield Problem(f"{self.layout}: {reason}", "--prefill")
+        if self.train and self.layout.cp > 1:
+            yield Problem(f"{self.layout}: {TRAINS_NOT}", "--train", hint="leave it, or --cp")
+
+    def clean_up(self) -> None:
+        """Nothing is left behind."""
+
+
+def can_cache(graph: LayerGraph) -> bool:
+    """Whether every layer of the text can go on from a cache."""
+    return all(node.declaration.cache for node in graph.nodes if node.scope == "text" and node.role == "attention")

@@ -1,0 +1,109 @@
+"""What ranks are started for: a spec, a layout, and what each of them does. Knows no torch."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar, Protocol, Self
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import illegal_reason
+from l4spec.spec.document import load_document
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.parse import parse_spec
+from l4spec.spec.resolve import resolve
+from l4spec.spec.scale import parse_scale, scale_spec
+
+DEFAULT_TIMEOUT = 60.0
+Say = Callable[[str], None]
+
+
+class Store(Protocol):
+    """Where all ranks and the launcher read and write."""
+
+    def set(self, key: str, value: str, /) -> None:
+        """Write what others will read."""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """What ranks do together. Degrees are in `layout`; `timeout` is the longest wait for a rank, in seconds."""
+
+    spec: str
+    layout: Layout
+    overrides: tuple[str, ...] = ()
+    scale: str | None = None
+    layers: int | None = None
+    device: str = "cpu"
+    dtype: str | None = None
+    seed: int = 0
+    timeout: float = field(default=DEFAULT_TIMEOUT, kw_only=True)
+
+    is_safe: ClassVar[str]
+    """What a user who stops the ranks is told."""
+
+    @property
+    @abstractmethod
+    def copies(self) -> int:
+        """How many tensors of every weight's size a rank holds; more than one are divided among data ranks."""
+
+    @abstractmethod
+    def shared(self) -> dict[str, Any]:
+        """What must be the same on every rank, by the names of options."""
+
+    @abstractmethod
+    def work(self, say: Say, store: Store) -> None:
+        """One rank's part; `say` is heard from rank 0 alone."""
+
+    @abstractmethod
+    def problems(self) -> Iterator[Problem]:
+        """Whatever cannot be done, under a legal layout."""
+
+    @abstractmethod
+    def clean_up(self) -> None:
+        """Remove what a failed run has left."""
+
+    def check(self) -> None:
+        """Raise UserError naming everything that cannot be done, the planner's reason against the layout first."""
+        reason = illegal_reason(self.graph, self.layout)
+        problems = [*([Problem(f"{self.layout}: {reason}")] if reason else []), *self.problems()]
+        if problems:
+            raise UserError(problems)
+
+    def fresh(self) -> Self:
+        """The same without what was worked out, to be sent to another process."""
+        return replace(self)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """The spec that is run, scaled. Raises SpecError."""
+        spec = parse_spec(load_document(self.spec, self.overrides))
+        if self.scale is not None or self.layers is not None:
+            scales = [] if self.scale is None else [parse_scale(self.scale)]
+            spec = scale_spec(spec, *scales, num_layers=self.layers)
+        return spec
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """Its layer graph."""
+        return build_graph(resolve(self.model_spec))
+
+    @property
+    def model_digest(self) -> str:
+        """Eight bytes that differ where models do."""
+        return hashlib.blake2b(self.model_spec.model_dump_json().encode(), digest_size=8).hexdigest()
+
+    @property
+    def number_format(self) -> str:
+        """The number format of the weights."""
+        return self.dtype or self.model_spec.text.dtype
+
+    def undivided(self, batch: int) -> Iterator[Problem]:
+        """Why this many sequences cannot be divided among the ranks."""
+        data = self.layout.dp * self.layout.ep
+        if batch % data:
+            yield Problem(f"{batch} sequences cannot be divided among {data} ranks (dp x ep)", "--batch")

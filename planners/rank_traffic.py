@@ -13,8 +13,9 @@ uneven share. T are the tokens that a rank runs, s = T x hidden_size numbers its
 - ep, dp, cp: with a capacity, an all-gather of how many tokens chose each expert (int64), so that all count alike.
 
 Choosing the next token: an all-gather of ids (int64) over dp x ep, and a broadcast of them over pp. A training step is
-`planners.traffic.stage_traffic` with what arrives from ep, those counts, the number of labels (int64) and the loss
-(fp32), which is told to all; tied tables of the first and last stage exchange their gradients.
+`planners.traffic.stage_traffic` along tp, ep and pp, with what arrives from ep and those counts; what FSDP2 gathers and
+scatters over dp and ep, padded where ranks share a tensor unevenly; the number of labels (int64) and the loss (fp32),
+which is told to all; and the gradients that the first and the last stage exchange of a tied table.
 
 Payloads are as in `planners.communication`: bytes of the buffer that is handed in, of an all-gather what comes out.
 """
@@ -22,12 +23,13 @@ Payloads are as in `planners.communication`: bytes of the buffer that is handed 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Work
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout, Place, place_of
-from l4spec.sharding.rules import region_of, shard_shape, shard_size
+from l4spec.sharding.rules import region_of, shard_size
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from planners.activations import ACTIVATION_BYTES
 from planners.kv_cache import bytes_per_token
@@ -37,6 +39,8 @@ from planners.traffic import Load, stage_traffic
 from planners.training import TrainSetting
 
 ID_BYTES, COUNT_BYTES, ROWS_BYTES, LOGIT_BYTES = 8, 8, 4, 4
+GRADIENT_BYTES = 4
+"""In which data-parallel ranks add up gradients; tensor-parallel ranks do so in the format of the weights."""
 Key = tuple[str, str]
 """Axis of the mesh and collective. The ranks of dp and ep together are `dp_ep`, or the one of them that has ranks."""
 
@@ -105,19 +109,18 @@ def forward_on_rank(
 def training_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, stage: Stage, step: Pass, micro_batches: int
 ) -> dict[Key, Handed]:
-    """What a rank of `stage` hands over in a training step of our runtime, as FSDP2 runs it (ZeRO 3).
-
-    Data-parallel ranks add up gradients in fp32, tensor-parallel ones in the format of the weights.
-    """
+    """What a rank of `stage` hands over in a training step of our runtime, whose text sees no image."""
     own, load = _rank(graph, layout, rank), Load(step.work.num_tokens, micro_batches)
+    train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=step.item_bytes)
+    first = stage_traffic(graph, train, layout, load, stage, None).rows
+    at_place = stage_traffic(graph, train, layout, load, stage, None, data_place=(own.place.dp, own.place.ep)).rows
+    sizes = {row.what: row.payload_bytes for row in at_place}
     calls: list[_Call] = []
-    for kept, axes in ((LOGIT_BYTES, ("dp", "dp_ep")), (step.item_bytes, ("tp", "ep", "pp"))):
-        train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=kept)
-        rows = stage_traffic(graph, train, layout, load, stage, None).rows
-        for row in (row for row in rows if row.axis in axes):
-            is_kept = row.what.startswith(("gradients of", "loss"))
-            wider = 1 if is_kept else step.item_bytes // ACTIVATION_BYTES
-            calls.append((row.axis, row.collective, row.calls, row.payload_bytes * wider))
+    for row in (row for row in first if row.axis not in ("dp", "dp_ep")):
+        is_kept = row.what.startswith(("gradients of", "loss"))
+        wider = 1 if is_kept else step.item_bytes // ACTIVATION_BYTES
+        calls.append((row.axis, row.collective, row.calls, sizes.get(row.what, 0) * wider))
+    calls += _shared_by_data(own, step, micro_batches)
     calls += _uneven_routing(own, step)
     calls += _row_counts(own, micro_batches)
     calls += _capacity(own, step.work.num_sequences // micro_batches, micro_batches)
@@ -125,17 +128,35 @@ def training_on_rank(
     return _summed(layout, calls)
 
 
-def pads_shards(graph: LayerGraph, layout: Layout, rank: int) -> bool:
-    """Whether ranks do not share equally in training what this one holds: FSDP2 pads, which is not planned."""
-    place, data = place_of(layout, rank), layout.dp * layout.ep
-    for node in held_nodes(graph, layout, place):
+def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Call]:
+    """What FSDP2 gathers and scatters, block by block; experts apart where ep divides them; the rest with the model.
+
+    Blocks are gathered for each forward and each backward pass, the rest once for both. Blocks of a vision tower that
+    no image reaches are not gathered; what stands between them and the text is, and has no gradient.
+    """
+    groups: dict[str, list[tuple[int, bool]]] = {}
+    layout = own.layout
+    for node in held_nodes(own.graph, layout, own.place):
         for parameter in node.declaration.parameters:
-            region = region_of(node, parameter, layout, place)
-            sharers = layout.dp if parameter.role == "expert" else data
-            is_uneven = tuple(map(len, region)) != shard_shape(node, parameter, layout)
-            if data > 1 and parameter.tied_to is None and (is_uneven or len(region[0]) % sharers):
-                return True
-    return False
+            is_apart = parameter.role == "expert" and layout.ep > 1
+            ranks = layout.dp if is_apart else layout.dp * layout.ep
+            if (
+                parameter.buffer
+                or parameter.tied_to
+                or ranks == 1
+                or (node.scope == "vision" and node.layer is not None)
+            ):
+                continue
+            rows, *rest = map(len, region_of(node, parameter, layout, own.place))
+            group = f"dp experts of {node.id}" if is_apart else f"dp_ep {'model' if node.layer is None else node.layer}"
+            groups.setdefault(group, []).append((-(-rows // ranks) * ranks * prod(rest), node.scope == "text"))
+    for group, sizes in groups.items():
+        axis, gathers = group.partition(" ")[0], 1 if group == "dp_ep model" else 2
+        whole, trained = sum(size for size, _ in sizes), sum(size for size, is_used in sizes if is_used)
+        times = micro_batches * gathers
+        yield axis, "all-gather", times, times * whole * step.item_bytes
+        if trained:
+            yield axis, "reduce-scatter", micro_batches, micro_batches * trained * GRADIENT_BYTES
 
 
 def _rank(graph: LayerGraph, layout: Layout, rank: int) -> _Rank:
@@ -148,7 +169,7 @@ def _summed(layout: Layout, calls: list[_Call]) -> dict[Key, Handed]:
     numbers, sizes = Counter[Key](), Counter[Key]()
     for axis, collective, count, payload in calls:
         key = (layout.data_axis if axis == "dp_ep" else axis, collective)
-        if payload:
+        if count or payload:
             numbers[key] += count
             sizes[key] += payload
     return {key: Handed(numbers[key], sizes[key]) for key in numbers}

@@ -80,11 +80,22 @@ def train_traffic(
 
 
 def stage_traffic(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage, host_size: int | None
+    graph: LayerGraph,
+    train: TrainSetting,
+    layout: Layout,
+    load: Load,
+    stage: Stage,
+    host_size: int | None,
+    *,
+    data_place: tuple[int, int] = (0, 0),
 ) -> TrainTraffic:
-    """The traffic of one device of a stage in one optimizer step."""
+    """The traffic of one device of a stage in one optimizer step.
+
+    Where ZeRO shares tensors unevenly, tensor-parallel ranks add up the shares of the rank at `data_place`, its places
+    along dp and ep: by default the first, whose shares are the largest.
+    """
     calls = [
-        *_tensor(graph, train, layout, load, stage),
+        *_tensor(graph, train, layout, load, stage, data_place),
         *_expert(graph, train, layout, load, stage),
         *_pipeline(graph, layout, load, stage),
         *_data(graph, train, layout, load, stage),
@@ -122,7 +133,9 @@ def _blocks(graph: LayerGraph, stage: Stage) -> Iterator[LayerNode]:
     return (node for node in graph.nodes if node.scope == "text" and node.layer in layers)
 
 
-def _tensor(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
+def _tensor(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage, data_place: tuple[int, int]
+) -> Iterator[_Call]:
     if layout.tp == 1:
         return
     stream, micro = load.tokens * _stream(graph), load.micro_batches
@@ -132,13 +145,15 @@ def _tensor(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, 
         passes.append(("recomputed", layers))
     for name, count in passes:
         yield _Call("tp", "all-reduce", f"activations, {name}", count * micro, count * stream)
-    yield from _partial_gradients(graph, train, layout, stage)
+    yield from _partial_gradients(graph, train, layout, stage, data_place)
     if stage.last:
         payload = LOSS_NUMBERS * LOSS_BYTES * load.tokens
         yield _Call("tp", "all-reduce", "loss over the divided vocabulary", LOSS_NUMBERS * micro, payload)
 
 
-def _partial_gradients(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage) -> Iterator[_Call]:
+def _partial_gradients(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, data_place: tuple[int, int]
+) -> Iterator[_Call]:
     """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
     whole = repeated = 0
     repeats = 1
@@ -146,7 +161,7 @@ def _partial_gradients(graph: LayerGraph, train: TrainSetting, layout: Layout, s
         if not any(_over_tp(dim) for parameter in node.declaration.parameters for dim in parameter.dims):
             continue
         for parameter in node.declaration.parameters:
-            held = _gradients_held(node, parameter, train, layout)
+            held = _gradients_held(node, parameter, train, layout, data_place)
             cut = [dim for dim in parameter.dims if _over_tp(dim)]
             shared = next((dim for dim in cut if dim.axis == "kv_heads" and layout.tp > dim.units), None)
             if not cut and not parameter.buffer:
@@ -162,11 +177,18 @@ def _over_tp(dim: Dim) -> bool:
     return MESH_AXIS.get(dim.axis) == "tp"
 
 
-def _gradients_held(node: LayerNode, parameter: Parameter, train: TrainSetting, layout: Layout) -> int:
-    """Elements of a tensor's gradient on the first of the ranks that share it, along its first dim (FSDP2)."""
+def _gradients_held(
+    node: LayerNode, parameter: Parameter, train: TrainSetting, layout: Layout, data_place: tuple[int, int]
+) -> int:
+    """Elements of a tensor's gradient on one of the ranks that share it, along its first dim (FSDP2)."""
     first, *rest = shard_shape(node, parameter, layout)
-    ranks = (layout.dp if parameter.role == "expert" else layout.dp * layout.ep) if train.zero_stage >= 2 else 1
-    return -(-first // ranks) * prod(rest)
+    if train.zero_stage < 2:
+        return first * prod(rest)
+    dp, ep = data_place
+    is_expert = parameter.role == "expert"
+    share = -(-first // (layout.dp if is_expert else layout.dp * layout.ep))
+    start = share * (dp if is_expert else dp * layout.ep + ep)
+    return max(0, min(share, first - start)) * prod(rest)
 
 
 def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:

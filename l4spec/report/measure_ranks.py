@@ -31,13 +31,11 @@ from l4spec.sharding.rules import cuts_of
 from l4spec.sharding.sequence import longest_run, runs_of
 from planners.catalog import quantization
 from planners.on_rank import Arrived, cache_on_rank, executed_on_rank, held_on_rank, stage_on_rank
-from planners.rank_traffic import Handed, Key, Pass, forward_on_rank, pads_shards, training_on_rank
+from planners.rank_traffic import Handed, Key, Pass, forward_on_rank, training_on_rank
 from planners.weights import Scheme, scheme_of
 
 Values = Sequence[tuple[Number | None, Number | None]]
 """Planned and measured, rank by rank."""
-_SHARED = ("all-gather", "reduce-scatter")
-"""How FSDP2 shares weights and gradients among data-parallel ranks."""
 
 
 def hold_ranks(job: MeasureJob, found: Sequence[FoundOnRank]) -> MeasureReport:
@@ -255,8 +253,6 @@ def _traffic(run: _Run, each: _Pass) -> Iterator[MeasuredRow]:
     handed = {key for sent in measured if sent is not None for key in sent}
     keys = sorted(handed.union(*planned))
     for key in keys:
-        if each.name == "training step" and key in _unplanned(run):
-            continue
         known = [plan.get(key, Handed(0, 0)) for plan in planned]
         seen = [(None, None) if sent is None else sent.get(key, (0, 0)) for sent in measured]
         name = " ".join(key)
@@ -271,41 +267,12 @@ def _key(name: str) -> Key:
     return axis, collective
 
 
-def _unplanned(run: _Run) -> set[Key]:
-    """What of a training step no plan says: see `_left_out`."""
-    if not (_pads(run) or _is_blind(run)):
-        return set()
-    axes = {run.layout.data_axis, "dp"}
-    return {(axis, collective) for axis in axes for collective in _SHARED} | ({("tp", "all-reduce")} & _padded(run))
-
-
-def _padded(run: _Run) -> set[Key]:
-    return {("tp", "all-reduce")} if _pads(run) else set()
-
-
-def _pads(run: _Run) -> bool:
-    return any(pads_shards(run.graph, run.layout, rank) for rank in run.ranks)
-
-
-def _is_blind(run: _Run) -> bool:
-    """Whether data-parallel ranks share the weights of a vision tower that no image reaches."""
-    return run.graph.model.vision is not None and run.layout.dp * run.layout.ep > 1
-
-
 def _left_out(run: _Run) -> Iterator[str]:
-    job, layout = run.job, run.layout
-    if layout.cp > 1:
+    if run.layout.cp > 1:
         yield "left out: decode steps, since cp divides prefills alone"
         unplanned = _not_planned_along_cp(run)
         if unplanned:
             yield f"left out: executed FLOPs of {' and '.join(unplanned)}, whose blocks come from other ranks"
-    shared = " and ".join(_SHARED)
-    if job.train and _pads(run):
-        over = f"{layout.data_axis}, and all-reduce over tp" if layout.tp > 1 else layout.data_axis
-        yield f"left out: {shared} of the training step over {over}: uneven shards are padded"
-    elif job.train and _is_blind(run):
-        hint = "--set vision=null leaves the tower out"
-        yield f"left out: {shared} of the training step over {layout.data_axis}: no image reaches the tower ({hint})"
 
 
 def _not_planned_along_cp(run: _Run) -> list[str]:

@@ -269,7 +269,8 @@ def _key(name: str) -> Key:
 
 def _left_out(run: _Run) -> Iterator[str]:
     if run.layout.cp > 1:
-        yield "left out: decode steps, since cp divides prefills alone"
+        if run.job.decode:
+            yield "left out: decode steps, since cp divides prefills alone"
         unplanned = _not_planned_along_cp(run)
         if unplanned:
             yield f"left out: executed FLOPs of {' and '.join(unplanned)}, whose blocks come from other ranks"

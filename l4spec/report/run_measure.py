@@ -9,11 +9,11 @@ import l4spec
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
 from l4spec.report.expected_times import UNKNOWN, expected_times
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
+from l4spec.runtime.measure.job import unplaced
 from l4spec.sharding.layout import Layout
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
@@ -35,7 +35,8 @@ class RunFields(TypedDict, total=False):
     """What is run: `batch` prompts of `prefill` tokens (by default one of 256), then `decode` steps (8).
 
     `tiles` image tiles stand first in the first prompt; `train` adds a forward and backward pass over the prompts;
-    `seed` makes weights and tokens.
+    `seed` makes weights and tokens. With a `layout` of several ranks these are started in a new process, `batch` is of
+    all of them (by default one prompt for each of dp x ep), and rows are of each rank.
     """
 
     prefill: int
@@ -44,6 +45,7 @@ class RunFields(TypedDict, total=False):
     tiles: int
     train: bool
     seed: int
+    layout: Layout | None
 
 
 def measure(
@@ -55,7 +57,6 @@ def measure(
     dtype: str | None = None,
     quantization: str | None = None,
     time_limit: float | None = None,
-    layout: Layout | None = None,
     tell: Callable[[str], None] | None = None,
     **run: Unpack[RunFields],
 ) -> MeasureReport:
@@ -64,13 +65,13 @@ def measure(
     `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
     `quantization` they are packed, and the logits held against those before it where memory allows; with `scale` the
     scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit`
-    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. With a `layout` of several
-    ranks these are started in a new process, and every row is of each rank. Raises UserError for what cannot be run,
-    for too long a sequence and for more memory than there is.
+    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what
+    cannot be run, for too long a sequence and for more memory than there is, RanksEnded when a rank fails.
     """
     from l4spec.runtime.measure.run import measure_run
 
     wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
+    layout = run.pop("layout", None)
     if layout is not None and layout.num_devices > 1:
         from l4spec.report.run_measure_ranks import measure_in_new_process
 
@@ -175,12 +176,6 @@ def _check(graph: LayerGraph, sample: "Sample", dtype: str, table: Quantization 
     problems = []
     if table is not None and sample.training:
         problems.append(Problem("packed weights do not train", path="train", hint="measure training unquantized"))
-    longest = sample.prefill + sample.decode
-    positions = [
-        node.spec.num_positions
-        for node in graph.nodes
-        if node.scope == "text" and isinstance(node.spec, LearnedPositionSpec)
-    ]
     if dtype not in ITEM_BYTES:
         problems.append(Problem(f"expected one of {', '.join(ITEM_BYTES)}, found {dtype}", path="dtype"))
     for name, value, least in (
@@ -190,10 +185,7 @@ def _check(graph: LayerGraph, sample: "Sample", dtype: str, table: Quantization 
     ):
         if value < least:
             problems.append(Problem(f"expected at least {least}, found {value}", path=name))
-    if positions and longest > min(positions):
-        problems.append(
-            Problem(f"{longest} tokens are more than the {min(positions)} learned positions", path="prefill")
-        )
+    problems.extend(unplaced(graph, sample.prefill + sample.decode, "prefill"))
     problems.extend(_tile_problems(graph, sample))
     if problems:
         raise UserError(problems)

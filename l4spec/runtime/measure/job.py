@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from l4spec.errors import Problem
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.runtime.parallel.run.task import Say, Store, Task
 from l4spec.sharding.sequence import short_reason
 
@@ -60,6 +61,7 @@ class MeasureJob(Task):
     def problems(self) -> Iterator[Problem]:
         """See `Task`."""
         yield from self.undivided(self.batch)
+        yield from unplaced(self.graph, self.prefill + (self.decode if self.decodes else 0), "--prefill")
         if reason := short_reason(self.graph, self.layout.cp, self.prefill):
             yield Problem(f"{self.layout}: {reason}", "--prefill")
         if self.train and self.layout.cp > 1:
@@ -72,3 +74,11 @@ class MeasureJob(Task):
 def can_cache(graph: LayerGraph) -> bool:
     """Whether every layer of the text can go on from a cache."""
     return all(node.declaration.cache for node in graph.nodes if node.scope == "text" and node.role == "attention")
+
+
+def unplaced(graph: LayerGraph, num_tokens: int, option: str) -> Iterator[Problem]:
+    """Why a sequence of this many tokens has more than there are learned positions."""
+    text = (node.spec for node in graph.nodes if node.scope == "text")
+    positions = [spec.num_positions for spec in text if isinstance(spec, LearnedPositionSpec)]
+    if positions and num_tokens > min(positions):
+        yield Problem(f"{num_tokens} tokens are more than the {min(positions)} learned positions", path=option)

@@ -155,8 +155,7 @@ def _partial_gradients(
     graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, data_place: tuple[int, int]
 ) -> Iterator[_Call]:
     """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
-    whole = repeated = 0
-    repeats = 1
+    whole, repeated = 0, dict[int, int]()
     for node in _blocks(graph, stage):
         if not any(_over_tp(dim) for parameter in node.declaration.parameters for dim in parameter.dims):
             continue
@@ -167,10 +166,12 @@ def _partial_gradients(
             if not cut and not parameter.buffer:
                 whole += held
             elif shared is not None:
-                repeated, repeats = repeated + held, layout.tp // shared.units
+                repeats = layout.tp // shared.units
+                repeated[repeats] = repeated.get(repeats, 0) + held
     size = train.gradient_bytes
     yield _Call("tp", "all-reduce", "gradients of what is held whole", 1, whole * size)
-    yield _Call("tp", "all-reduce", "gradients of repeated KV heads", 1, repeated * size, repeats)
+    for repeats, number in repeated.items():
+        yield _Call("tp", "all-reduce", "gradients of repeated KV heads", 1, number * size, repeats)
 
 
 def _over_tp(dim: Dim) -> bool:

@@ -114,12 +114,12 @@ def training_on_rank(
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=step.item_bytes)
     first = stage_traffic(graph, train, layout, load, stage, None).rows
     at_place = stage_traffic(graph, train, layout, load, stage, None, data_place=(own.place.dp, own.place.ep)).rows
-    sizes = {row.what: row.payload_bytes for row in at_place}
+    sizes = {(row.axis, row.what, row.ranks): row.payload_bytes for row in at_place}
     calls: list[_Call] = []
     for row in (row for row in first if row.axis not in ("dp", "dp_ep")):
         is_kept = row.what.startswith(("gradients of", "loss"))
         wider = 1 if is_kept else step.item_bytes // ACTIVATION_BYTES
-        calls.append((row.axis, row.collective, row.calls, sizes.get(row.what, 0) * wider))
+        calls.append((row.axis, row.collective, row.calls, sizes.get((row.axis, row.what, row.ranks), 0) * wider))
     calls += _shared_by_data(own, step, micro_batches)
     calls += _uneven_routing(own, step)
     calls += _row_counts(own, micro_batches)

@@ -71,14 +71,14 @@ def measure(
     from l4spec.runtime.measure.run import measure_run
 
     wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
+    if scale is not None or num_layers is not None:
+        wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
     layout = run.pop("layout", None)
     if layout is not None and layout.num_devices > 1:
         from l4spec.report.run_measure_ranks import measure_in_new_process
 
-        options = {"scale": scale, "layers": num_layers, "device": device, "dtype": dtype, "quantization": quantization}
-        return measure_in_new_process(wanted, layout, {**options, "time-limit": time_limit, **run}, tell)
-    if scale is not None or num_layers is not None:
-        wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
+        options = {"device": device, "dtype": dtype, "quantization": quantization, "time-limit": time_limit, **run}
+        return measure_in_new_process(wanted, layout, options, tell)
     graph, tell = l4spec.compile(wanted), tell or (lambda stage: None)
     sample = _sample(graph, run)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)

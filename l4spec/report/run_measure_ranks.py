@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import Problem, UserError
+from l4spec.graph.build import build_graph
 from l4spec.layers.declaration import Work
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths
 from l4spec.report.measure_ranks import hold_ranks
@@ -16,8 +17,10 @@ from l4spec.runtime.measure.found import RANK_STAGES, FoundOnRank
 from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.parallel.run.room import require_room
 from l4spec.sharding.layout import Layout, place_of
+from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import longest_run
 from l4spec.spec.model import ModelSpec
+from l4spec.spec.resolve import resolve
 from planners.catalog import quantization
 from planners.held import activation_bytes
 from planners.on_rank import cache_on_rank, stage_on_rank
@@ -110,6 +113,8 @@ def measure_in_new_process(
     """
     from l4spec.runtime.checkpoints.save import spec_text
 
+    if reason := illegal_reason(build_graph(resolve(spec)), layout):
+        raise UserError([Problem(f"{layout}: {reason}")])
     with TemporaryDirectory() as folder:
         path, out = Path(folder) / "spec.yaml", Path(folder) / "report.json"
         path.write_text(spec_text(spec), encoding="utf-8")

@@ -136,3 +136,36 @@ def test_measure_is_a_function_of_the_package() -> None:
     assert report.finished
     with pytest.raises(UserError, match="vision"):
         l4spec.measure("tiny/deepseek", tiles=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--tp 3", "tp3 ep1 pp1 dp1: tp=3 does not divide 10 (query heads)"),
+        ("--pp 9", "tp1 ep1 pp9 dp1: pp=9 exceeds the 4 layers"),
+        ("--ep 2 --batch 3", "--batch: 3 sequences cannot be divided among 2 ranks (dp x ep)"),
+        ("--cp 2 --prefill 16", "--prefill: tp1 ep1 pp1 dp1 cp2: cp=2 cuts sequences between chunks of 16 tokens"),
+        ("--cp 2 --train", "--train: tp1 ep1 pp1 dp1 cp2: gradients do not travel between context-parallel ranks"),
+        ("--tp 2 --device cuda", "--device: ranks are measured on the cpu"),
+        ("--tp 2 -q int8", "--quantization: packed weights are not cut into shards"),
+        ("--tp 2 --tiles 1", "--tiles: image tiles are measured in one process"),
+        ("--tp 2 --batch 0", "--batch: expected at least 1, found 0"),
+        ("--tp 2 --set text.vocab_size=9000000000", "2 ranks need at least"),
+    ],
+)
+def test_what_ranks_cannot_do_is_refused_before_any_starts(
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, told: str
+) -> None:
+    monkeypatch.setattr("l4spec.runtime.parallel.run.launch._start", lambda *_: pytest.fail("processes were started"))
+    result = run("measure", "tiny/scout", *options.split())
+    assert result.exit_code == 2
+    assert f"error: {told}" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_under_torchrun_it_says_that_it_starts_ranks_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run("measure", "tiny/scout", "--tp", "2")
+    assert result.exit_code == 2
+    assert "measure starts the ranks of its degrees itself (leave torchrun out)" in result.stderr

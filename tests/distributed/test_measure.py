@@ -52,7 +52,7 @@ QUICK = {
 }
 SLOW = {
     "tiny/deepseek --tp 2 --pp 2 --dtype bf16 --train": PASSES,
-    "tiny/scout --cp 4 --dtype bf16": PASSES[:1],
+    "tiny/scout --cp 4 --dtype bf16 --prefill 70": PASSES[:1],
     "uneven.yaml --pp 3 --ep 2 --train": PASSES,
     "uneven.yaml --pp 2 --tp 2 --dp 2 --batch 4 --train": PASSES,
     "uneven.yaml --tp 4 --dp 2 --train": PASSES,
@@ -65,7 +65,7 @@ SLOW = {
 def measured(folder: Path, line: str, wanted: int = 0, patch: Any = None) -> MeasureReport:
     """The report of `l4spec measure LINE`, which must end with this exit code."""
     (folder / "uneven.yaml").write_text(UNEVEN)
-    with started(folder, f"measure {line} {FAST} --no-progress --format json --out report.json", patch) as command:
+    with started(folder, f"measure {FAST} {line} --no-progress --format json --out report.json", patch) as command:
         command.process.join(90)
         assert command.process.exitcode == wanted, command.err.read_text()
     return MeasureReport.model_validate_json((folder / "report.json").read_text())
@@ -161,8 +161,24 @@ def fail_in_decode() -> None:
     rank._Measured._decode = fail  # type: ignore[method-assign]
 
 
+def be_late_once_prefill_is_measured() -> None:
+    """The time limit comes when both ranks have written what they found in the prefill, and one hangs in decode."""
+    from l4spec.runtime.parallel.run import launch
+
+    sleep_in_decode()
+    watched = launch._watched
+
+    def late(processes: Any, store: Any, time_limit: float | None) -> Any:
+        assert time_limit == 1000
+        while not store.check(["measured/0/prefill", "measured/1/prefill"]):
+            time.sleep(0.05)
+        return watched(processes, store, 0.0)
+
+    launch._watched = late
+
+
 def test_a_time_limit_ends_ranks_that_hang_and_keeps_what_all_have_measured(tmp_path: Path) -> None:
-    report = measured(tmp_path, "tiny/maverick --ep 2 --time-limit 10", patch=sleep_in_decode)
+    report = measured(tmp_path, "tiny/maverick --ep 2 --time-limit 1000", patch=be_late_once_prefill_is_measured)
     rows = by_name(report)
     assert not report.finished
     assert report.agrees

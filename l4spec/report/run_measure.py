@@ -64,9 +64,9 @@ def measure(
 
     `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
     `quantization` they are packed, and the logits held against those before it where memory allows; with `scale` the
-    scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit`
-    seconds of measuring the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what
-    cannot be run, for too long a sequence and for more memory than there is, RanksEnded when a rank fails.
+    scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit` seconds of measuring
+    the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what cannot be run, for too
+    long a sequence and for more memory than there is, RanksEnded when a rank fails.
     """
     from l4spec.runtime.measure.run import measure_run
 
@@ -90,16 +90,8 @@ def measure(
     expected = UNKNOWN
     if table is None:
         expected = expected_times(graph, sample, device=device, dtype=setting.dtype, threads=found.threads)
-    return hold(
-        graph,
-        sample,
-        found,
-        device=device,
-        dtype=setting.dtype,
-        table=table,
-        logit_error=logit_error,
-        expected=expected,
-    )
+    told = {"device": device, "dtype": setting.dtype}
+    return hold(graph, sample, found, **told, table=table, logit_error=logit_error, expected=expected)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.layers.declaration import Work
 from l4spec.report.measure import ITEM_BYTES, MeasureReport, cache_lengths
 from l4spec.report.measure_ranks import hold_ranks
-from l4spec.runtime.measure.found import RANK_STAGES, FoundOnRank
+from l4spec.runtime.measure.found import FoundOnRank
 from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.parallel.run.room import require_room
 from l4spec.sharding.layout import Layout, place_of
@@ -25,9 +25,6 @@ from planners.catalog import quantization
 from planners.held import activation_bytes
 from planners.on_rank import cache_on_rank, stage_on_rank
 from planners.weights import scheme_of
-
-if TYPE_CHECKING:
-    from torch._C._distributed_c10d import TCPStore
 
 WRONG_INPUT = 2
 
@@ -53,6 +50,7 @@ def measure_ranks(
     _require_sizes(job)
     job.check()
     require_room(job, sum(_beside_weights(job)))
+    from l4spec.runtime.measure.rank import read_found
     from l4spec.runtime.parallel.run.launch import launch
 
     told: list[str] = []
@@ -63,22 +61,11 @@ def measure_ranks(
         if tell is not None and len(told) == 1:
             tell(line)
 
-    def read(store: "TCPStore") -> None:
-        found.extend(_read(store, job.layout.num_devices))
-
-    code = launch(job, hear, time_limit=time_limit, read=read)
+    world = job.layout.num_devices
+    code = launch(job, hear, time_limit=time_limit, read=lambda store: found.extend(read_found(store, world)))
     if code:
         raise RanksEnded(told[-1], code)
     return hold_ranks(job, found)
-
-
-def _read(store: "TCPStore", world: int) -> Iterator[FoundOnRank]:
-    """What each rank has written, of the stages that all of them have finished."""
-    from l4spec.runtime.measure.rank import key_of
-
-    done = [stage for stage in RANK_STAGES if all(store.check([key_of(rank, stage)]) for rank in range(world))]
-    for rank in range(world):
-        yield FoundOnRank.read([store.get(key_of(rank, stage)) for stage in done])
 
 
 def _require_sizes(job: MeasureJob) -> None:

@@ -5,12 +5,15 @@ import re
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from l4spec.report.measure import MeasuredRow, MeasureReport
+from l4spec.runtime.measure import rank as rank_module
 from l4spec.sharding.layout import Layout
 from tests.distributed.command import started
 from tests.distributed.test_run import interrupt, terminate
@@ -62,10 +65,10 @@ SLOW = {
 }
 
 
-def measured(folder: Path, line: str, wanted: int = 0, patch: Any = None) -> MeasureReport:
+def measured(folder: Path, line: str, wanted: int = 0, change: Any = None) -> MeasureReport:
     """The report of `l4spec measure LINE`, which must end with this exit code."""
     (folder / "uneven.yaml").write_text(UNEVEN)
-    with started(folder, f"measure {FAST} {line} --no-progress --format json --out report.json", patch) as command:
+    with started(folder, f"measure {FAST} {line} --no-progress --format json --out report.json", change) as command:
         command.process.join(90)
         assert command.process.exitcode == wanted, command.err.read_text()
     return MeasureReport.model_validate_json((folder / "report.json").read_text())
@@ -109,29 +112,30 @@ def test_a_rank_that_holds_something_else_is_named_and_leaves_with_1(tmp_path: P
 
 
 def hold_more_on_rank_1() -> None:
-    from l4spec.runtime.measure import rank
+    from l4spec.runtime.contents import held_bytes
 
-    held_bytes = rank.held_bytes
-    rank.held_bytes = lambda model: held_bytes(model) + (os.environ["RANK"] == "1")
+    def more(model: Any) -> int:
+        return held_bytes(model) + (os.environ["RANK"] == "1")
+
+    patch.object(rank_module, "held_bytes", more).start()
 
 
-def send_more_on_rank_0() -> None:
-    from torch.distributed import all_reduce
+def send_more_on_each_rank() -> None:
+    import torch
 
-    from l4spec.runtime.measure import rank
     from l4spec.runtime.parallel.model import RankModel
 
     choose_next = RankModel.choose_next
 
     def chatty(self: RankModel, *args: Any) -> Any:
-        all_reduce(rank.torch.zeros(3), group=self.mesh.data.group)
+        torch.distributed.all_reduce(torch.zeros(3), group=self.mesh.data.group)
         return choose_next(self, *args)
 
-    RankModel.choose_next = chatty  # type: ignore[method-assign]
+    patch.object(RankModel, "choose_next", chatty).start()
 
 
 def test_a_collective_that_nobody_planned_is_a_row_that_disagrees(tmp_path: Path) -> None:
-    report = measured(tmp_path, "tiny/maverick --ep 2", 1, send_more_on_rank_0)
+    report = measured(tmp_path, "tiny/maverick --ep 2", 1, send_more_on_each_rank)
     wrong = {(row.section, row.name): (row.planned, row.measured) for row in report.rows if row.agrees is False}
     assert wrong == {
         ("collectives, decode step", "ep all-reduce"): (0, 12),
@@ -140,25 +144,21 @@ def test_a_collective_that_nobody_planned_is_a_row_that_disagrees(tmp_path: Path
 
 
 def sleep_in_decode() -> None:
-    from l4spec.runtime.measure import rank
-
     def sleep(_: Any) -> Any:
         if os.environ["RANK"] == "1":
             time.sleep(60)
         return {}
 
-    rank._Measured._decode = sleep  # type: ignore[method-assign]
+    patch.object(rank_module._Measured, "_decode", sleep).start()
 
 
 def fail_in_decode() -> None:
-    from l4spec.runtime.measure import rank
-
     def fail(_: Any) -> Any:
         if os.environ["RANK"] == "1":
             raise KeyError("no such thing")
         time.sleep(60)
 
-    rank._Measured._decode = fail  # type: ignore[method-assign]
+    patch.object(rank_module._Measured, "_decode", fail).start()
 
 
 def be_late_once_prefill_is_measured() -> None:
@@ -174,11 +174,11 @@ def be_late_once_prefill_is_measured() -> None:
             time.sleep(0.05)
         return watched(processes, store, 0.0)
 
-    launch._watched = late
+    patch.object(launch, "_watched", late).start()
 
 
 def test_a_time_limit_ends_ranks_that_hang_and_keeps_what_all_have_measured(tmp_path: Path) -> None:
-    report = measured(tmp_path, "tiny/maverick --ep 2 --time-limit 1000", patch=be_late_once_prefill_is_measured)
+    report = measured(tmp_path, "tiny/maverick --ep 2 --time-limit 1000", change=be_late_once_prefill_is_measured)
     rows = by_name(report)
     assert not report.finished
     assert report.agrees
@@ -186,7 +186,7 @@ def test_a_time_limit_ends_ranks_that_hang_and_keeps_what_all_have_measured(tmp_
     assert [row.measured for row in rows["executed FLOPs, decode step", "together"]] == [None]
 
 
-ENDS = {
+ENDS: dict[str, tuple[Any, Callable[[], None], int, str]] = {
     "an error": (None, fail_in_decode, 4, r"error: rank 1 failed: KeyError: 'no such thing'"),
     "a killed rank": ("rank", sleep_in_decode, 4, r"error: rank 1 was killed by SIGKILL .*"),
     "Ctrl-C": (interrupt, sleep_in_decode, 130, "interrupted: nothing was written"),
@@ -196,9 +196,9 @@ ENDS = {
 
 @pytest.mark.parametrize("name", [*[*ENDS][:3], pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_every_end_is_said_once_leaves_no_process_and_writes_nothing(name: str, tmp_path: Path) -> None:
-    act, patch, wanted, message = ENDS[name]
+    act, change, wanted, message = ENDS[name]
     line = f"measure tiny/maverick --ep 2 {FAST} --progress --out report"
-    with started(tmp_path, line, patch) as command:
+    with started(tmp_path, line, change) as command:
         deadline = time.monotonic() + 60
         while "measuring decode" not in command.err.read_text() and command.process.is_alive():
             assert time.monotonic() < deadline

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.build import build
 from l4spec.runtime.contents import contents_of, held_bytes
@@ -43,6 +44,12 @@ def measure_on_rank(job: MeasureJob, store: Store) -> None:
 def key_of(rank: int, stage: RankStage) -> str:
     """Where a rank writes what it has found in a stage."""
     return f"measured/{rank}/{stage}"
+
+
+def read_found(store: TCPStore, world: int) -> list[FoundOnRank]:
+    """What each of the ranks has written, of the stages that all of them have finished."""
+    done = [stage for stage in RANK_STAGES if all(store.check([key_of(rank, stage)]) for rank in range(world))]
+    return [FoundOnRank.read([store.get(key_of(rank, stage)) for stage in done]) for rank in range(world)]
 
 
 class _Measured:

@@ -20,7 +20,6 @@ from l4spec.cli.build import (
 )
 from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
-from l4spec.sharding.layout import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,6 +79,8 @@ def measure_command(
     collectives are held against the plan of its layout. Exit code 1 when a row does not agree, 4 when a rank fails.
     The whole model is run, or a miniature of it by --scale or --layers.
     """
+    from l4spec.sharding.layout import Layout
+
     layout = Layout(tp=tp, ep=ep, pp=pp, dp=dp, cp=cp)
     if layout.num_devices > 1:
         from l4spec.runtime.measure.job import MeasureJob

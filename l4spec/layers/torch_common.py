@@ -5,13 +5,14 @@ Only `layers/*/module.py`, the `torch_*` files beside this one and `runtime/` im
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.layers.torch_cache import LayerCache
@@ -119,16 +120,20 @@ class Linear(nn.Linear):
         return linear(x, self.weight, bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, is_any_count: bool = False) -> Tensor:
     """x W^T (+ b), [..., in] to [..., out].
 
     fp32 on the CPU goes by faster products than torch's own choice (docs/speed.md): oneDNN's, and for few rows, which
     are a read of W, its halves as a batch of two matrices, which MKL streams up to three times as fast as one matrix.
+    oneDNN keeps a kernel for each number of rows, some 200 KB each, so not for an expert's rows (`is_any_count`), whose
+    number is another one each time.
     """
     if not _is_plain_fp32(x, weight):
         return nn.functional.linear(x, weight, bias)
     num_rows = x.numel() // x.shape[-1]
     if num_rows > MOST_FEW_ROWS or weight.shape[0] % 2:
+        if is_any_count:
+            return nn.functional.linear(x, weight, bias)
         result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return result
     return _by_halves(x, weight, bias, num_rows)
@@ -155,6 +160,15 @@ def _is_plain_fp32(x: Tensor, weight: Tensor) -> bool:
 
 
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's stub lacks it
+
+
+def _onednn_flops(x: Sequence[int], weight: Sequence[int], *args: Any, **kwargs: Any) -> int:
+    """From shapes, for every `FlopCounterMode`, which would count nothing."""
+    return 2 * math.prod(x) * weight[0]
+
+
+if _HAS_ONEDNN:
+    register_flop_formula(torch.ops.mkldnn._linear_pointwise)(_onednn_flops)
 _PLAIN = {Tensor, nn.Parameter}
 
 

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 
 from l4spec.layers.base import Width
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import Context, GatedFFN, LayerModule, Linear, activation, empty, group_last, linear
+from l4spec.layers.torch_common import (
+    Context,
+    GatedFFN,
+    LayerModule,
+    Linear,
+    activation,
+    empty,
+    group_last,
+    linear,
+)
 from l4spec.layers.torch_experts import grouped_linear, hit
 
 
@@ -82,12 +91,12 @@ class Experts(nn.Module):
 
     def gated(self, x: Tensor, expert: int) -> Tensor:
         """act(x W_gate^T) * (x W_up^T) of one expert, without gradients."""
-        gate = self.act(linear(x, self.gate_proj[expert]))
-        return gate.mul_(linear(x, self.up_proj[expert]))
+        gate = self.act(linear(x, self.gate_proj[expert], is_any_count=True))
+        return gate.mul_(linear(x, self.up_proj[expert], is_any_count=True))
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows, without gradients."""
-        return linear(self.gated(x, expert), self.down_proj[expert])
+        return linear(self.gated(x, expert), self.down_proj[expert], is_any_count=True)
 
 
 class MoE(LayerModule):

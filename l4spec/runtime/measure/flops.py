@@ -1,8 +1,8 @@
 """Counting the floating-point operations that a model runs, layer by layer, forward and backward.
 
 The formulas are torch's own (`torch.utils.flop_counter`: a multiply-add is 2, attention is counted dense), with those
-added that torch lacks: flash attention on the CPU, the grouped matmuls of experts, oneDNN's products and those with
-packed weights would count as nothing.
+added that torch lacks: flash attention on the CPU, the grouped matmuls of experts and products with packed weights
+would count as nothing. (`l4spec.layers.torch_common` registers oneDNN's product.)
 """
 
 from collections import Counter
@@ -55,10 +55,6 @@ def _packed_mm(x: Shape, packed: Shape, *args: Any, out_shape: Shape, **kwargs: 
     return 2 * prod(x) * out_shape[-1]
 
 
-def _linear(x: Shape, weight: Shape, *args: Any, **kwargs: Any) -> int:
-    return 2 * prod(x) * weight[0]
-
-
 FORMULAS: dict[Any, Formula] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -66,7 +62,6 @@ FORMULAS: dict[Any, Formula] = {
     torch.ops.aten._weight_int4pack_mm: _packed_mm,
     torch.ops.aten._weight_int4pack_mm_for_cpu: _packed_mm,
     torch.ops.aten._weight_int8pack_mm: _packed_mm,
-    torch.ops.mkldnn._linear_pointwise: _linear,
     torch.ops.l4spec.grouped_linear: _grouped_linear,
     torch.ops.l4spec.grouped_outer: _grouped_outer,
 }

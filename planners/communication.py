@@ -4,13 +4,19 @@ Two figures of every collective: the **payload**, bytes of the buffer that a ran
 out), and the **ring** traffic, bytes that it sends when the collective runs as a ring over p ranks: of n bytes an
 all-reduce sends 2 n (p - 1) / p, a reduce-scatter, an all-gather or an all-to-all n (p - 1) / p, a send n.
 Activations are bf16. Megatron's tensor parallelism (arXiv:1909.08053): one all-reduce behind attention and one behind
-each feed-forward layer. Context parallelism passes what global layers keep of earlier tokens from rank to rank
+each feed-forward layer; the ranks' logits are joined in fp32, where they are wanted: of each generated token, and of a
+prompt's last one. Context parallelism passes what global layers keep of earlier tokens from rank to rank
 (`l4spec.sharding.sequence`). Training adds the backward pass, recomputation and data parallelism: `planners.traffic`.
+
+Left out: image tiles, and whole numbers that travel beside tokens (chosen ids, how many rows go to each expert).
 """
+
+from collections import Counter
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_size, stage_of
 from l4spec.sharding.sequence import longest_run, runs_of, sent_tokens
 from planners.activations import ACTIVATION_BYTES
 from planners.kv_cache import bytes_per_token
@@ -19,6 +25,7 @@ from planners.tiers import Axis, Pattern, between_hosts
 
 PATTERNS: dict[str, Pattern] = {"all-to-all": "peers", "send": "chain"}
 """Who sends to whom in a collective; all others are rings."""
+LOGIT_BYTES = 4
 
 
 def ring_bytes(collective: str, payload: int, ranks: int) -> int:
@@ -36,18 +43,21 @@ def inter_host_bytes(layout: Layout, axis: Axis, collective: str, sent: int, hos
 def communication(
     graph: LayerGraph, layout: Layout, host_size: int | None = None, context: int = 1
 ) -> tuple[Communication, ...]:
-    """One row per mesh axis that communicates in a forward pass; with the host's size also by tier of links.
+    """A row per mesh axis and collective of a forward pass; with the host's size also by tier of links.
 
-    What travels along cp is that of the prefill of `context` tokens.
+    Of the stages of a pipeline each row tells the one that sends most. What travels along cp is that of the prefill of
+    `context` tokens.
     """
     width = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     rows = []
     if layout.tp > 1:
-        reductions = 1 + sum(node.scope == "text" and node.role in ("attention", "ffn") for node in graph.nodes)
-        text = f"{reductions} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} (each layer's output and the embedding)"
+        stage, reductions = _busiest(graph, layout, ("attention", "ffn", "embedding"))
+        outputs = "each layer's output" if stage else "each layer's output and the embedding"
+        text = f"{reductions} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} ({outputs})"
         rows.append(_row(layout, "tp", "all-reduce", reductions * width, text, host_size))
+        rows.append(_joined_logits(graph, layout, host_size))
     if layout.ep > 1:
-        routed = sum(node.spec.num_experts_per_token for node in graph.nodes if isinstance(node.spec, MoESpec))
+        _, routed = _busiest(graph, layout, ("ffn",), mixtures=True)
         text = f"{routed} routed copies x 2 (there and back) x {width:,} B x {layout.ep - 1}/{layout.ep}"
         rows.append(_row(layout, "ep", "all-to-all", routed * 2 * width, text, host_size))
     if layout.pp > 1:
@@ -55,6 +65,27 @@ def communication(
     if layout.cp > 1:
         rows.append(_passed_on(graph, layout, host_size, context))
     return tuple(rows)
+
+
+def _busiest(graph: LayerGraph, layout: Layout, roles: tuple[str, ...], *, mixtures: bool = False) -> tuple[int, int]:
+    """The stage with the most layers of these roles, the foremost among equals, and how many; or chosen experts."""
+    counts = Counter[int]()
+    for node in graph.nodes:
+        if node.scope == "text" and node.role in roles:
+            chosen = node.spec.num_experts_per_token if isinstance(node.spec, MoESpec) else 0
+            counts[stage_of(graph, node, layout.pp)] += chosen if mixtures else 1
+    stage = min(counts, key=lambda stage: (-counts[stage], stage))
+    return stage, counts[stage]
+
+
+def _joined_logits(graph: LayerGraph, layout: Layout, host_size: int | None) -> Communication:
+    """Every rank takes in the others' logits, as many of each as the first one has."""
+    head = next(node for node in graph.nodes if node.role == "head")
+    number = layout.tp * shard_size(head.declaration.parameters[0].dims[0], layout)
+    text = (
+        f"{number:,} logits x {LOGIT_BYTES} B x {layout.tp - 1}/{layout.tp} (of a prompt's last token, of each new one)"
+    )
+    return _row(layout, "tp", "all-gather", number * LOGIT_BYTES, text, host_size)
 
 
 def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> Communication:

@@ -143,6 +143,8 @@ class IllegalLayout(Frozen):
 class Communication(Frozen):
     """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations.
 
+    An all-gather is of fp32 logits: of a prompt only the last token's.
+
     `payload_bytes_per_token` is what it hands in. The tiers say how much goes to devices of its host and to other
     hosts, on average over all devices; null without GPUs. Along cp what is sent grows with the context:
     `bytes_per_sequence` is what the busiest device sends of one sequence in all, and `bytes_per_token` divides that by

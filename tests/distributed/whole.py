@@ -35,6 +35,21 @@ def bound_of(graph: LayerGraph, dtype: str) -> float:
     return math.sqrt(8 * longest * deepest) * UNIT_ROUNDOFF[dtype]
 
 
+NARROWER = 2.0**-29
+"""An fp64 rounding error in terms of an fp32 one."""
+
+
+def explained(graph: LayerGraph, noise: float, scale: float) -> float:
+    """How far results of fp64 that are as large as `scale` may differ: what rounding explains in this very model.
+
+    `bound_of` takes every layer for well-conditioned. A drawn model may magnify its rounding errors without limit
+    (sharp softmaxes, norms of what cancels), and by how much is measured: `noise` is how far one process in fp32 is
+    from the same one in fp64. fp64 errs by the same sums, each 2^-29 times as much, in another random order; largest of many
+    such errors lie within a few deviations of each other, for which a factor of 8 is allowed.
+    """
+    return 8 * NARROWER * noise + bound_of(graph, "fp64") * scale
+
+
 def labelled(graph: LayerGraph, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Random tokens, and random labels of which every seventh counts for nothing."""
     vocab = graph.model.text.head.vocab_size

@@ -96,7 +96,9 @@ def _serve(end: "Connection[Any, Any]") -> None:
 def _answer(rank: int, size: int, folder: str, work: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
     import torch.distributed as dist
     from torch._C._distributed_c10d import FileStore
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
+    _clear_sharding_prop_cache()  # it holds meshes of earlier worlds, whose groups are gone
     try:
         store = FileStore(str(Path(folder) / "store"), size)
         limit = timedelta(seconds=LIMIT_SECONDS)

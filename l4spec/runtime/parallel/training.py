@@ -31,7 +31,7 @@ def shard_over_data(model: "RankModel") -> None:
     assert mesh.data_mesh is not None
     assert mesh.device_mesh is not None
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if model.dtype.itemsize < 4 else None)
-    apart: set[nn.Parameter] = set()
+    apart = {parameter for parameter in model.parameters() if not parameter.numel()}  # FSDP cannot reduce nothing
     for module in model.modules():
         experts = getattr(module, "experts", None)
         if mesh.layout.ep > 1 and isinstance(experts, nn.Module):

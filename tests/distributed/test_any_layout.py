@@ -1,0 +1,151 @@
+"""Random models under random layouts: they compute what one process does, and hold and send what is planned."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import illegal_reason
+from planners.catalog import engine, quantization
+from planners.kv_cache import cache_bytes
+from planners.memory import cache_rows
+from planners.sharding import every_stage
+from planners.weights import scheme_of
+from tests.distributed.anywhere import Case, Found, on_rank, one_process
+from tests.distributed.test_divided_specs import tamed
+from tests.distributed.whole import explained, graph_from
+from tests.distributed.world import run_world
+from tests.properties.runs import can_cache
+from tests.strategies import Data, Draw, models
+
+FP64 = 8
+
+
+def even(model: Data, factor: int) -> Data:
+    """The same model with `factor` times as many query heads, experts, and widths of feed-forward layers."""
+    for part in model["text"]["parts"].values():
+        grown = {"gqa": ["num_heads"], "mla": ["num_heads"], "moe": ["num_experts", "intermediate_size"]}
+        for name in grown.get(part["kind"], ["intermediate_size"]):
+            part[name] *= factor
+        if part.get("shared_intermediate_size"):
+            part["shared_intermediate_size"] *= factor
+    return model
+
+
+def legal_layouts(text: str, most_ranks: int) -> list[Layout]:
+    """Of two to `most_ranks` ranks, those that cut layers first."""
+    graph, degrees = graph_from(text), range(1, most_ranks + 1)
+    found = [
+        Layout(tp=tp, ep=ep, pp=pp, dp=dp)
+        for tp in degrees
+        for ep in degrees
+        for pp in degrees
+        for dp in degrees
+        if 1 < tp * ep * pp * dp <= most_ranks
+    ]
+    return sorted(
+        (layout for layout in found if illegal_reason(graph, layout) is None),
+        key=lambda layout: (-(layout.tp > 1) - (layout.ep > 1), -layout.num_devices),
+    )
+
+
+@st.composite
+def cases(draw: Draw, most_ranks: int) -> Case:
+    """A model, a layout that it allows, and a batch that the layout divides."""
+    factor = draw(st.sampled_from([2, 4, 1, 6]))
+    text = yaml.safe_dump(even(tamed(draw(models())), factor))
+    graph = graph_from(text)
+    layouts = legal_layouts(text, most_ranks)
+    assume(layouts)
+    layout = draw(st.sampled_from(layouts))
+    microbatches = draw(st.integers(1, 3)) if layout.pp > 1 else 1
+    sequences = layout.dp * layout.ep * microbatches * draw(st.integers(1, 2))
+    new = draw(st.integers(1, 3))
+    tokens, tiles = draw(st.integers(new + 1, 24)), ()
+    if graph.model.vision is not None:
+        assume(graph.model.text.head.vocab_size > 1)
+        tiles = tuple(draw(st.lists(st.integers(0, 2), min_size=sequences, max_size=sequences)))
+        tokens += max(tiles) * graph.model.vision.num_tokens_per_tile
+    return Case(text, layout, sequences, tokens, new, tiles, microbatches)
+
+
+def check(case: Case) -> None:
+    """Everything that is promised of a layout."""
+    ranks = run_world(case.layout.num_devices, on_rank, case)
+    whole, narrow = one_process(case), one_process(case, "fp32")
+    check_results(case, ranks, whole, narrow)
+    check_held(case, ranks)
+
+
+def noise(wanted: Tensor, narrow: Tensor) -> float:
+    """The largest difference of fp32 from fp64."""
+    return float((narrow.double() - wanted).abs().max()) if wanted.numel() else 0.0
+
+
+def size_of(x: Tensor) -> float:
+    """The largest value."""
+    return float(x.abs().max()) if x.numel() else 0.0
+
+
+def check_results(case: Case, ranks: list[Found], whole: Found, narrow: Found) -> None:
+    graph, last = graph_from(case.text), case.layout.pp - 1
+    for found in ranks:
+        data = found.place.dp * case.layout.ep + found.place.ep
+        for name in ("prefill", "decode"):
+            logits, wanted, other = (getattr(one, name) for one in (found, whole, narrow))
+            if wanted is not None and found.place.pp == last:
+                most = explained(graph, noise(wanted, other), size_of(wanted))
+                off = (logits - wanted.chunk(case.data_ranks)[data]).abs().max()
+                assert off <= most, f"{name} at {found.place}"
+        assert found.said == whole.said, found.place
+        shaken = abs(narrow.loss - whole.loss) + noise(whole.prefill, narrow.prefill)
+        most = explained(graph, shaken, size_of(whole.prefill) + abs(whole.loss))
+        assert math.isclose(found.loss, whole.loss, rel_tol=0, abs_tol=most), found.place
+    check_gradients(case, ranks, whole, narrow)
+
+
+def check_gradients(case: Case, ranks: list[Found], whole: Found, narrow: Found) -> None:
+    """All regions of all tensors; a gradient passes through the contractions of two passes more."""
+    pairs = [(grad, narrow.gradients[name][1]) for name, (_, grad) in whole.gradients.items()]
+    shaken, largest = max(noise(*pair) for pair in pairs), max(size_of(grad) for grad, _ in pairs)
+    most = explained(graph_from(case.text), shaken, 3 * largest)
+    covered = dict.fromkeys(whole.gradients, 0)
+    for found in ranks:
+        for name, (region, grad) in found.gradients.items():
+            wanted = whole.gradients[name][1][tuple(slice(run.start, run.stop) for run in region)]
+            assert grad.shape == wanted.shape, name
+            assert size_of(grad - wanted) <= most, f"{name} at {found.place}"
+            covered[name] += grad.numel()
+    missing = [name for name, count in covered.items() if count < whole.gradients[name][1].numel()]
+    assert not missing, "gradients that no rank has"
+
+
+def check_held(case: Case, ranks: list[Found]) -> None:
+    """The fullest rank of every stage, which is its first, holds the plan's bytes; no other holds more."""
+    graph, layout = graph_from(case.text), case.layout
+    stages = every_stage(graph, scheme_of(quantization("fp32")), layout.tp, layout.ep, layout.pp)
+    for found in ranks:
+        stage = stages[found.place.pp]
+        planned = stage.weights.total_bytes * FP64 // 4
+        assert found.param_bytes == planned if found.place.tp == 0 else found.param_bytes <= planned
+        if can_cache(graph):
+            rows = cache_rows(graph, stage, layout.tp, FP64)
+            kept = cache_bytes(rows, engine("ideal"), case.tokens, case.sequences // case.data_ranks)
+            assert found.cache_bytes == kept
+
+
+@settings(max_examples=15)
+@given(cases(4))
+def test_any_model_runs_under_any_layout_as_planned(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.slow
+@settings(max_examples=400)
+@given(cases(8))
+def test_any_model_runs_under_any_layout_of_up_to_eight_ranks_as_planned(case: Case) -> None:
+    check(case)

@@ -16,6 +16,7 @@ from planners.memory import cache_rows
 from planners.sharding import every_stage
 from planners.weights import scheme_of
 from tests.distributed.anywhere import Case, Found, on_rank, one_process
+from tests.distributed.sent import check_forward, check_training
 from tests.distributed.test_divided_specs import tamed
 from tests.distributed.whole import explained, graph_from
 from tests.distributed.world import run_world
@@ -79,6 +80,11 @@ def check(case: Case) -> None:
     whole, narrow = one_process(case), one_process(case, "fp32")
     check_results(case, ranks, whole, narrow)
     check_held(case, ranks)
+    check_forward(case, ranks, "prefill", case.tokens)
+    if can_cache(graph_from(case.text)):
+        check_forward(case, ranks, "decode", case.new)
+    if graph_from(case.text).model.vision is None:  # the plan leaves image tiles out
+        check_training(case, ranks)
 
 
 def noise(wanted: Tensor, narrow: Tensor) -> float:

@@ -44,8 +44,8 @@ def explained(graph: LayerGraph, noise: float, scale: float) -> float:
 
     `bound_of` takes every layer for well-conditioned. A drawn model may magnify its rounding errors without limit
     (sharp softmaxes, norms of what cancels), and by how much is measured: `noise` is how far one process in fp32 is
-    from the same one in fp64. fp64 errs by the same sums, each 2^-29 times as much, in another random order; largest of many
-    such errors lie within a few deviations of each other, for which a factor of 8 is allowed.
+    from the same one in fp64. fp64 errs by the same sums, each 2^-29 times as much, in another random order; the
+    largest of many such errors lie within a few deviations of each other, for which a factor of 8 is allowed.
     """
     return 8 * NARROWER * noise + bound_of(graph, "fp64") * scale
 

@@ -26,7 +26,7 @@ def vocab_parallel_cross_entropy(
     is_here = (wanted >= held.start) & (wanted < held.stop)
     chosen = leave(_chosen(shifted, (wanted - held.start), is_here), tp)
     losses = torch.where(counts, total.log() - chosen, 0.0)
-    return losses.sum() / (counts.sum().clamp(min=1) if count is None else count)
+    return losses.sum() / (counts.sum().clamp(min=1) if count is None else count.to(losses.dtype))
 
 
 def _chosen(shifted: Tensor, columns: Tensor, is_here: Tensor) -> Tensor:

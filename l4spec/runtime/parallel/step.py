@@ -39,7 +39,7 @@ def train_step(
     num_microbatches = len(input_ids) if num_microbatches is None else num_microbatches
     batches = microbatches(model, input_ids, labels, num_microbatches, inputs)
     data = model.mesh.data
-    count = sum_over((labels != IGNORED).sum(), data).clamp(min=1) / data.size
+    count = sum_over((labels != IGNORED).sum(), data).clamp(min=1).double() / data.size
     if isinstance(model, FSDPModule):
         model.reshard()  # an evaluation leaves the whole model's own weights gathered, whose gradients are others
     model.zero_grad(set_to_none=True)

@@ -150,10 +150,8 @@ def on_rank(rank: int, case: Case) -> Found:
     param_bytes = sum(tensor.nbytes for tensor in model.state_dict(keep_vars=True).values())
     model = distribute(whole, case.layout, train=True)
     own = model.own_rows(torch.arange(case.sequences))
-    given: dict[str, Tensor] = {}
-    if tiles is not None:
-        mine = _tiles_of(case, own, tiles)
-        given["pixel_values"] = tiles[:0] if mine is None else mine
+    mine = _tiles_of(case, own, tiles)
+    given = {} if mine is None else {"pixel_values": mine}
     for _ in range(2):  # the first step also makes torch's stages known to each other
         with counting_traffic(groups_of(model)) as sent["train"]:
             loss = train_step(model, ids[own], labels[own], num_microbatches=case.microbatches, **given)

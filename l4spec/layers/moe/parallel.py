@@ -20,6 +20,8 @@ class ExpertParallelMoE(MoE):
         self.experts = Experts(spec.model_copy(update={"num_experts": num_held}), width.hidden_size)
 
     def _routed(self, tokens: Tensor, scores: Tensor, experts: Tensor, context: Context) -> Tensor:
+        if self.ranks.ep.size == 1:
+            return super()._routed(tokens, scores, experts, context)
         fits = None if self.spec.capacity_factor is None else self._fits(experts, context)
         return self._sorted(tokens, scores, experts, fits)
 

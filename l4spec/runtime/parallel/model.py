@@ -163,7 +163,8 @@ class RankModel(Model):
 
         Logits stay divided along the vocabulary. `inputs` are those of `forward`. `count` replaces the number of labels
         that the sum is divided by. In a pipeline every stage gets the value without a gradient, which `train_step`
-        makes: it gives the last stage the `hidden` states of the one before.
+        makes: it gives the last stage the `hidden` states of the one before. Where data-parallel ranks share a tower's
+        weights (FSDP2), either all are given `pixel_values`, of no tiles where a rank has none, or nobody is.
         """
         in_line = self.line.pp.size > 1 and hidden is None
         with self._divided_logits():

@@ -33,13 +33,17 @@ def train_step(
 
     `input_ids` and `labels` [sequences, tokens] are this rank's own (`own_rows`), the same on all stages; a label
     follows each token, -100 counts not. They run in `num_microbatches` equal parts, by default one sequence each.
-    `inputs` are `attention_mask` or `sequence_ids`, and `pixel_values`, of `RankModel.forward`. Earlier gradients are
-    dropped; a mixture's capacity counts within a part. Raises ValueError for sequences that cannot be divided.
+    `inputs` are `attention_mask` or `sequence_ids`, and `pixel_values`, of `RankModel.forward`; a rank whose sequences
+    have no images may leave them out. Earlier gradients are dropped; a mixture's capacity counts within a part. Raises
+    ValueError for sequences that cannot be divided.
     """
     num_microbatches = len(input_ids) if num_microbatches is None else num_microbatches
-    batches = microbatches(model, input_ids, labels, num_microbatches, inputs)
     data = model.mesh.data
-    count = sum_over((labels != IGNORED).sum(), data).clamp(min=1).double() / data.size
+    num_labels, somebody_sees = _told_to_all(model, labels, "pixel_values" in inputs)
+    if somebody_sees:
+        inputs.setdefault("pixel_values", _no_tiles(model))
+    batches = microbatches(model, input_ids, labels, num_microbatches, inputs)
+    count = num_labels.clamp(min=1).double() / data.size
     if isinstance(model, FSDPModule):
         model.reshard()  # an evaluation leaves the whole model's own weights gathered, whose gradients are others
     model.zero_grad(set_to_none=True)
@@ -48,6 +52,22 @@ def train_step(
     model.finish_backward()
     add_tied_gradients(model)
     return sum_over(loss, data) / data.size
+
+
+def _told_to_all(model: RankModel, labels: Tensor, sees: bool) -> tuple[Tensor, bool]:
+    """How many labels count on all data-parallel ranks, and whether one of these has images, which all have to know."""
+    number = (labels != IGNORED).sum()
+    if model.num_tokens_per_tile == 0:
+        return sum_over(number, model.mesh.data), False
+    number, seeing = sum_over(torch.stack((number, torch.full_like(number, sees))), model.mesh.data)
+    return number, bool(seeing)
+
+
+def _no_tiles(model: RankModel) -> Tensor:
+    vision = model.graph.model.vision
+    assert vision is not None, "only a model with a tower is given images"
+    size, channels = vision.patch_embedding.image_size, vision.patch_embedding.num_channels
+    return torch.empty(0, channels, size, size, dtype=model.dtype, device=model.device)
 
 
 def microbatches(

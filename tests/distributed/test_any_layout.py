@@ -18,9 +18,11 @@ from planners.weights import scheme_of
 from tests.distributed.anywhere import Case, Found, on_rank, one_process
 from tests.distributed.sent import check_forward, check_training
 from tests.distributed.test_divided_specs import tamed
+from tests.distributed.test_truth import ONE_KV_HEAD
 from tests.distributed.whole import explained, graph_from
 from tests.distributed.world import run_world
 from tests.properties.runs import can_cache
+from tests.runtime.tiny import SWIGLU, gqa, moe, text_of, vision
 from tests.strategies import Data, Draw, models
 
 FP64 = 8
@@ -142,6 +144,28 @@ def check_held(case: Case, ranks: list[Found]) -> None:
             rows = cache_rows(graph, stage, layout.tp, FP64)
             kept = cache_bytes(rows, engine("ideal"), case.tokens, case.sequences // case.data_ranks)
             assert found.cache_bytes == kept
+
+
+FEW_WORDS = ONE_KV_HEAD.replace("vocab_size: 51", "vocab_size: 3")
+SEEING = yaml.safe_dump(
+    {
+        "l4spec": 1,
+        "name": "seeing",
+        "text": text_of({"a": gqa(), "m": moe(), "f": SWIGLU}, [{"attention": "a", "ffn": ffn} for ffn in ("f", "m")]),
+        "vision": vision(),
+    }
+)
+CERTAIN = {
+    "a shard without rows, which FSDP cannot reduce": Case(FEW_WORDS, Layout(tp=4, dp=2), 2, 9, 2),
+    "a third of the labels, and images on one rank alone": Case(SEEING, Layout(dp=3), 3, 14, 2, (1, 0, 0)),
+    "stages of cut layers": Case(ONE_KV_HEAD, Layout(tp=4, pp=2), 4, 12, 2, (), 2),
+    "stages whose weights data-parallel ranks share": Case(ONE_KV_HEAD, Layout(ep=2, dp=2, pp=2), 8, 12, 2, (), 2),
+}
+
+
+@pytest.mark.parametrize("name", CERTAIN)
+def test_what_once_failed_and_what_is_seldom_drawn(name: str) -> None:
+    check(CERTAIN[name])
 
 
 @settings(max_examples=15)

@@ -1,5 +1,6 @@
 """`l4spec run`: it trains the same under every layout, goes on where it stopped, and ends whole when a rank fails."""
 
+import math
 import os
 import re
 import signal
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from l4spec.runtime.build import build
+from l4spec.runtime.parallel.run.synthetic import batch_of
 from tests.distributed.command import Command, started
+from tests.distributed.whole import bound_of, graph_from
 from tests.distributed.world import FORKS, run_world
 
 TRAIN = "run tiny/maverick --dtype fp32 --batch 4 --context 16 --save-every 2 --checkpoint saved"
@@ -48,17 +52,35 @@ def losses_of(folder: Path, options: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss (\S+)", command.out.read_text())]
 
 
+def drift(loss: float, num_steps: int) -> float:
+    """How far losses of layouts may be apart, relative to `loss`, by rounding alone after steps of AdamW in fp32.
+
+    b bounds the relative rounding error of logits and gradients (`bound_of`); a loss is a mean over tokens, whose
+    errors have random signs. AdamW's first steps move every weight by about the learning rate, by the sign of its
+    gradient. That sign is rounding's where a gradient is below b times the usual one, which a share b of them is: those
+    weights, up to 2 lr apart, are 2 lr sqrt(b n) apart together (n weights), and a later step's gradient, of size |g|
+    and random in their direction, tells 2 lr sqrt(b) |g| of it. Steps add up as a random walk.
+    """
+    graph, tokens = graph_from("tiny/maverick"), 4 * 16
+    model = build(graph, dtype="fp32").train()
+    ids = batch_of(0, 0, 4, 16, graph.model.text.head.vocab_size)
+    torch.autograd.backward(torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()))
+    size = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    bound, learning_rate = bound_of(graph, "fp32"), 1e-3
+    step = 2 * learning_rate * math.sqrt(bound) * float(size) / loss
+    return bound / math.sqrt(tokens) + math.sqrt(num_steps - 1) * step
+
+
 def test_stages_and_shards_train_to_the_losses_of_one_rank_and_go_on_from_each_others_checkpoints(
     tmp_path: Path,
 ) -> None:
-    """fp32 and lr 1e-3 over three steps: losses near 6 printed to 7 places may differ in the last ones."""
     folders = [tmp_path / name for name in ("alone", "staged")]
     for folder in folders:
         folder.mkdir()
     alone = losses_of(folders[0], "--steps 3")
     staged = losses_of(folders[1], "--steps 2 --pp 2") + losses_of(folders[1], "--steps 3 --tp 2 --resume")
     assert len(alone) == 3
-    assert staged == pytest.approx(alone, rel=2e-5)
+    assert staged == pytest.approx(alone, rel=drift(alone[0], num_steps=3))
 
 
 def exhaust_memory_of_rank_1() -> None:
@@ -258,15 +280,25 @@ def test_a_run_that_goes_on_has_every_bit_of_one_that_never_stopped(tmp_path: Pa
     assert run_world(4, continued_and_straight, str(tmp_path)) == [[], [], [], []]
 
 
+ROOT_CAUSE = re.compile(
+    r"Root Cause \(first observed failure\):\n.*?rank +: (\d+) .*?traceback : ([^\n]*) by PID (\d+)", re.S
+)
+"""How torchrun reports the process whose end it saw first."""
+
+
 @pytest.mark.slow
 def test_under_torchrun_a_killed_rank_is_named_once_and_resuming_goes_on(tmp_path: Path) -> None:
+    """By torchrun itself: it sees its process end within a tenth of a second, and ends the others before they ask why.
+
+    Should they be faster, their one message must name the same rank.
+    """
     import subprocess
     import sys
 
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "l4spec", *ENDLESS.split()]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "l4spec"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [*line, "--ep", "2"],
+        [*line, *ENDLESS.split(), "--ep", "2"],
         cwd=tmp_path,
         env=environment,
         text=True,
@@ -278,13 +310,20 @@ def test_under_torchrun_a_killed_rank_is_named_once_and_resuming_goes_on(tmp_pat
         for printed in run.stdout:
             if printed.startswith("step 3 "):
                 break
-        os.kill(rank_1_of(run.pid), signal.SIGKILL)
-        said = run.communicate(timeout=60)[1]
+        victim = rank_1_of(run.pid)
+        os.kill(victim, signal.SIGKILL)
+        said = run.communicate(timeout=SECONDS)[1]
     assert run.returncode == 1
+    assert ROOT_CAUSE.findall(said) == [("1", "Signal 9 (SIGKILL) received", str(victim))]
     ours = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(ours) <= 1  # torchrun may end the others before they have seen it, and then speaks for itself
     assert ours in ([], ["error: rank 1 has ended without a word (killed, or its machine is gone)"])
-    assert saved_in(tmp_path)[-1] >= "step-00000002"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(run.pid, 0)
+    last = int(saved_in(tmp_path)[-1].removeprefix("step-"))
+    assert last >= 2
+    again = f"{TRAIN} --steps {last + 1} --ep 2 --resume".split()
+    resumed = subprocess.run([*line, *again], cwd=tmp_path, env=environment, text=True, capture_output=True, check=True)
+    assert f"after step {last}\n" in resumed.stdout
 
 
 def rank_1_of(agent: int) -> int:

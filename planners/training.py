@@ -121,7 +121,8 @@ def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
         for parameter in group.declaration.parameters:
             if parameter.buffer:
                 continue
-            size, expert = prod(shard_shape(group.first, parameter, layout)), int(parameter.role == "expert")
+            size = prod(shard_shape(group.first, parameter, layout))
+            expert = int(parameter.role == "expert" and group.first.scope == "text")
             for node in group.nodes:
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size

@@ -68,13 +68,13 @@ def layout_for(node: LayerNode, layout: Layout) -> Layout:
     """The layout by which a node is cut.
 
     tp is chosen for the language model. A vision layer whose heads or widths it does not divide is cut into fewer
-    shards, the most that divide both, and each shard is repeated.
+    shards, the most that divide both, and each shard is repeated. Its experts are whole on every rank: ranks whose
+    sequences have no images do not run it, and could not take part in an exchange.
     """
-    if node.scope == "text" or layout.tp == 1:
+    if node.scope == "text" or layout.tp == layout.ep == 1:
         return layout
     dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims]
-    tp = gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp"))
-    return layout if tp == layout.tp else Layout(tp=tp, ep=layout.ep)
+    return Layout(tp=gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp")))
 
 
 def stands_behind(node: LayerNode) -> bool:
@@ -95,7 +95,19 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
             return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
         return f"ep={layout.ep} needs experts, and the model has none"
-    return undivided_reason(graph, layout)
+    return undivided_reason(graph, layout) or _unseen_reason(graph, layout)
+
+
+def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why the vision tower cannot run where ranks have other images, or None."""
+    if layout.dp * layout.ep > 1:
+        for node in (group.first for group in graph.groups if group.first.scope == "vision"):
+            if getattr(node.spec, "capacity_factor", None) is not None:
+                return (
+                    f"dp={layout.dp} x ep={layout.ep} divides images among ranks, and {node.id} counts those of all "
+                    "(capacity_factor)"
+                )
+    return None
 
 
 @lru_cache(maxsize=64)

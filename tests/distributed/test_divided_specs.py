@@ -35,14 +35,16 @@ def prefill_cases(draw: Draw, most_ranks: int) -> Prefill:
 def tamed(model: Data) -> Data:
     """The same model with factors that do not magnify rounding, and chunks that short sequences have several of."""
     text = model["text"]
-    text |= {"max_seq_len": MAX_SEQ_LEN, "norm": text["norm"] | {"eps": 1e-5}}
+    text |= {"max_seq_len": MAX_SEQ_LEN}
     _bound(text, "embedding_scale", "logit_softcap")
-    for part in text["parts"].values():
-        _bound(part, "scale", "logit_softcap", "norm_eps")
-        _bound(part.get("router", {}), "scaling_factor")
-        mask = part.get("mask", {})
-        if mask.get("kind") == "chunked":
-            mask["size"] = CHUNKS[mask["size"] % len(CHUNKS)]
+    for stack in (text, *([model["vision"]["tower"]] if "vision" in model else [])):
+        stack["norm"] |= {"eps": 1e-5}
+        for part in stack["parts"].values():
+            _bound(part, "scale", "logit_softcap", "norm_eps")
+            _bound(part.get("router", {}), "scaling_factor")
+            mask = part.get("mask", {})
+            if mask.get("kind") == "chunked":
+                mask["size"] = CHUNKS[mask["size"] % len(CHUNKS)]
     return model
 
 

@@ -80,6 +80,8 @@ def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
     if all(degree == 1 for degree in degrees.values()) and mesh.data.size == mesh.layout.cp == 1:
         return module_of(node)
     ranks, spec = mesh.ranks(cut.tp), node.spec.narrowed(cut.tp)
+    if node.scope == "vision":  # its experts are whole, and so are the tiles
+        ranks = replace(ranks, ep=Axis(), cp=Axis())
     if kind.parallel is None:
         module = make_module(kind.module, node.id, spec, node.width)
     else:

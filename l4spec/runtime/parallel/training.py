@@ -16,6 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from l4spec.graph.layer_graph import LayerNode
+from l4spec.layers.moe.parallel import ExpertParallelMoE
 from l4spec.layers.torch_parallel import Axis, sum_over
 from l4spec.sharding.rules import Region
 
@@ -33,11 +34,10 @@ def shard_over_data(model: "RankModel") -> None:
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if model.dtype.itemsize < 4 else None)
     apart = {parameter for parameter in model.parameters() if not parameter.numel()}  # FSDP cannot reduce nothing
     for module in model.modules():
-        experts = getattr(module, "experts", None)
-        if mesh.layout.ep > 1 and isinstance(experts, nn.Module):
-            apart |= set(experts.parameters())
+        if isinstance(module, ExpertParallelMoE) and module.ranks.ep.size > 1:
+            apart |= set(module.experts.parameters())
             if mesh.layout.dp > 1:
-                fully_shard(experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
+                fully_shard(module.experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
     for block in _blocks(model):
         fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)

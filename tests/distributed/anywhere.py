@@ -113,7 +113,7 @@ def _tiles_of(case: Case, rows: Tensor, tiles: Tensor | None) -> Tensor | None:
     """The tiles of some sequences; None where they have none, or the model does not see."""
     if tiles is None:
         return None
-    parts = torch.split(tiles, case.tiles)
+    parts = torch.split(tiles, list(case.tiles))
     found = torch.cat([parts[row] for row in rows.tolist()])
     return found if len(found) else None
 

@@ -68,7 +68,7 @@ def cases(draw: Draw, most_ranks: int) -> Case:
     microbatches = draw(st.integers(1, 3)) if layout.pp > 1 else 1
     sequences = layout.dp * layout.ep * microbatches * draw(st.integers(1, 2))
     new = draw(st.integers(1, 3))
-    tokens, tiles = draw(st.integers(new + 1, 24)), ()
+    tokens, tiles = draw(st.integers(new + 1, 24)), tuple[int, ...]()
     if graph.model.vision is not None:
         assume(graph.model.text.head.vocab_size > 1)
         tiles = tuple(draw(st.lists(st.integers(0, 2), min_size=sequences, max_size=sequences)))

@@ -98,7 +98,7 @@ def _answer(rank: int, size: int, folder: str, work: Callable[..., Any], args: t
     from torch._C._distributed_c10d import FileStore
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
-    _clear_sharding_prop_cache()  # it holds meshes of earlier worlds, whose groups are gone
+    _clear_sharding_prop_cache()  # type: ignore[no-untyped-call]  # it holds meshes of earlier worlds, whose groups are gone
     try:
         store = FileStore(str(Path(folder) / "store"), size)
         limit = timedelta(seconds=LIMIT_SECONDS)

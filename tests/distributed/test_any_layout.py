@@ -175,7 +175,7 @@ def test_any_model_runs_under_any_layout_as_planned(case: Case) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(cases(8))
 def test_any_model_runs_under_any_layout_of_up_to_eight_ranks_as_planned(case: Case) -> None:
     check(case)

@@ -14,8 +14,9 @@ uneven share. T are the tokens that a rank runs, s = T x hidden_size numbers its
 
 Choosing the next token: an all-gather of ids (int64) over dp x ep, and a broadcast of them over pp. A training step is
 `planners.traffic.stage_traffic` along tp, ep and pp, with what arrives from ep and those counts; what FSDP2 gathers and
-scatters over dp and ep, padded where ranks share a tensor unevenly; the number of labels (int64) and the loss (fp32),
-which is told to all; and the gradients that the first and the last stage exchange of a tied table.
+scatters over dp and ep, padded where ranks share a tensor unevenly; the number of labels (int64), beside it whether a
+rank has images where the model sees (int64), and the loss (fp32), which is told to all; and the gradients that the
+first and the last stage exchange of a tied table.
 
 Payloads are as in `planners.communication`: bytes of the buffer that is handed in, of an all-gather what comes out.
 """
@@ -250,7 +251,8 @@ def _choice(own: _Rank, sequences: int) -> Iterator[_Call]:
 
 def _telling_the_loss(own: _Rank, step: Pass) -> Iterator[_Call]:
     if own.layout.dp * own.layout.ep > 1:
-        yield "dp_ep", "all-reduce", 2, COUNT_BYTES + LOGIT_BYTES
+        counts = 2 if own.graph.model.vision is not None else 1
+        yield "dp_ep", "all-reduce", 2, counts * COUNT_BYTES + LOGIT_BYTES
     if own.layout.pp == 1:
         return
     yield "pp", "broadcast", 1, LOGIT_BYTES

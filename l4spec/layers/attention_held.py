@@ -36,8 +36,9 @@ def hold_attention(tally: Tally, walk: Walk, heads: Heads) -> int:
 
 
 def _lie_apart(walk: Walk, heads: Heads) -> bool:
-    """Whether whole chunks must be copied to become a batch: those of several sequences whose last one is partial."""
-    return walk.folded and heads.sequences > 1 and len({block.queries for block in walk.blocks}) > 1
+    """Whether whole chunks must be copied to become a batch: several of several sequences whose last one is partial."""
+    several = heads.sequences > 1 and any(block.whole and block.count > 1 for block in walk.blocks)
+    return walk.folded and several and len({block.queries for block in walk.blocks}) > 1
 
 
 def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterator[int]:
@@ -47,7 +48,7 @@ def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterato
         tally.once(f"band {block.mask_name}", pairs, 3 * pairs + INDEX * (block.queries + block.keys))
     queries, keys = sequences * block.queries * heads.num_heads, sequences * block.keys * heads.num_kv_heads
     folded = queries * heads.dim + keys * (heads.dim + heads.value_dim) if lie_apart else 0
-    if heads.by_head and heads.sequences > 1 and not lie_apart:
+    if heads.by_head and heads.sequences > 1 and block.count > 1 and not lie_apart:
         folded = keys * heads.dim
     padded = 0
     if heads.dim != heads.value_dim:  # the fused kernels take one width

@@ -120,27 +120,37 @@ class Linear(nn.Linear):
         return linear(x, self.weight, bias)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, is_any_count: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), [..., in] to [..., out].
 
     fp32 on the CPU goes by faster products than torch's own choice (docs/speed.md): oneDNN's, and for few rows, which
     are a read of W, its halves as a batch of two matrices, which MKL streams up to three times as fast as one matrix.
-    oneDNN keeps a kernel for each number of rows, some 200 KB each, so not for an expert's rows (`is_any_count`), whose
-    number is another one each time.
     """
     if not _is_plain_fp32(x, weight):
         return nn.functional.linear(x, weight, bias)
-    num_rows = x.numel() // x.shape[-1]
-    if num_rows > MOST_FEW_ROWS or weight.shape[0] % 2:
-        if is_any_count:
-            return nn.functional.linear(x, weight, bias)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return result
-    return _by_halves(x, weight, bias, num_rows)
+    if _are_halved(x, weight):
+        return _by_halves(x, weight, bias)
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
 
 
-def _by_halves(x: Tensor, weight: Tensor, bias: Tensor | None, num_rows: int) -> Tensor:
+def expert_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`linear` of the rows of one expert, whose number is another one each time, [rows, in] to [rows, out].
+
+    Not by oneDNN, which compiles and keeps a kernel of some 200 KB for each number of rows.
+    """
+    if _is_plain_fp32(x, weight) and _are_halved(x, weight):
+        return _by_halves(x, weight, None)
+    return nn.functional.linear(x, weight)
+
+
+def _are_halved(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() // x.shape[-1] <= MOST_FEW_ROWS and weight.shape[0] % 2 == 0
+
+
+def _by_halves(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     shape = x.shape
+    num_rows = x.numel() // shape[-1]
     halves = weight.view(2, -1, shape[-1])
     if num_rows == 1 and x.stride(-1) == 1:
         column = x.as_strided((2, shape[-1], 1), (0, 1, shape[-1]))  # MKL is slow with other strides

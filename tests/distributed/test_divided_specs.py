@@ -55,7 +55,7 @@ def _bound(fields: Data, *names: str) -> None:
             fields[name] = min(max(fields[name], 0.25), 4.0)
 
 
-def prefilled(case: Prefill) -> None:
+def assert_as_one_process(case: Prefill) -> None:
     wanted = one_process(case)
     largest = float(wanted.abs().max())
     noise = float((one_process(case._replace(dtype="fp32")) - wanted).abs().max())
@@ -66,11 +66,11 @@ def prefilled(case: Prefill) -> None:
 @settings(max_examples=6)
 @given(prefill_cases(4))
 def test_any_model_is_divided(case: Prefill) -> None:
-    prefilled(case)
+    assert_as_one_process(case)
 
 
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(prefill_cases(8))
 def test_any_model_is_divided_on_up_to_eight_ranks(case: Prefill) -> None:
-    prefilled(case)
+    assert_as_one_process(case)

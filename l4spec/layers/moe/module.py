@@ -15,6 +15,7 @@ from l4spec.layers.torch_common import (
     Linear,
     activation,
     empty,
+    expert_linear,
     group_last,
     linear,
 )
@@ -89,14 +90,10 @@ class Experts(nn.Module):
         done = [self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)]
         return torch.cat(done) if done else x.new_zeros(x.shape)
 
-    def gated(self, x: Tensor, expert: int) -> Tensor:
-        """act(x W_gate^T) * (x W_up^T) of one expert, without gradients."""
-        gate = self.act(linear(x, self.gate_proj[expert], is_any_count=True))
-        return gate.mul_(linear(x, self.up_proj[expert], is_any_count=True))
-
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows, without gradients."""
-        return linear(self.gated(x, expert), self.down_proj[expert], is_any_count=True)
+        gate = self.act(expert_linear(x, self.gate_proj[expert]))
+        return expert_linear(gate.mul_(expert_linear(x, self.up_proj[expert])), self.down_proj[expert])
 
 
 class MoE(LayerModule):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.moe.module import Experts
-from l4spec.layers.torch_common import linear
+from l4spec.layers.torch_common import expert_linear
 from l4spec.layers.torch_experts import hit
 from l4spec.runtime.quantize.weight import PackedWeight
 
@@ -34,4 +34,4 @@ class QuantizedExperts(nn.Module):
 
     def _project(self, name: str, x: Tensor, expert: int) -> Tensor:
         weight = getattr(self, name)
-        return weight.linear(x, expert) if isinstance(weight, PackedWeight) else linear(x, weight[expert])
+        return weight.linear(x, expert) if isinstance(weight, PackedWeight) else expert_linear(x, weight[expert])

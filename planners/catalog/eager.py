@@ -55,13 +55,15 @@ class Constant(Spec):
 class Pieces(Spec):
     """What the pieces of our modules take in one number format.
 
-    `product`: x W^T by rows, inputs, outputs. `causal`: a prompt from its start by sequences x heads, tokens, head
-    width. `masked`: queries behind a past by sequences x heads, queries, keys, width. `cached`: a decode step by
-    sequences x key heads, queries to a key head, tokens, width. `norm` by elements and width of a row; `route` by
-    tokens, experts, experts a token; `dispatch` by (token, expert) pairs and experts; the others by elements.
+    `product`: x W^T by rows, inputs, outputs; `expert_product` of an expert's rows. `causal`: a prompt from its start
+    by sequences x heads, tokens, head width. `masked`: queries behind a past by sequences x heads, queries, keys,
+    width. `cached`: a decode step by sequences x key heads, queries to a key head, tokens, width. `norm` by elements
+    and width of a row; `route` by tokens, experts, experts a token; `dispatch` by (token, expert) pairs and experts;
+    the others by elements.
     """
 
     product: Grid
+    expert_product: Grid
     causal: Grid
     masked: Grid
     cached: Grid

@@ -24,7 +24,7 @@ from planners.latency.eager_table import seconds_at, share_from_memory
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 ROTATION = "rotation"
 """Key under `layer` of what a rotation table takes, once a pass."""
-_READING = ("product", "cached")
+_READING = ("product", "expert_product", "cached")
 """Pieces that are measured cold with other weights or another cache each time, their code as it is."""
 _CODE_LEAST, _CODE_MOST = 0.15, 0.45
 """How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as behind 64 MiB of

@@ -20,6 +20,7 @@ from l4spec.layers.mlp.spec import MLPSpec
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
 from l4spec.layers.swiglu.spec import SwiGLUSpec
+from l4spec.layers.tally import MOST_FEW_ROWS
 from planners.latency.demand import UNIFORM, Routing
 
 
@@ -80,7 +81,9 @@ def _products(node: LayerNode, work: Work, hit: float) -> Iterator[Piece]:
             outputs, inputs = op.weight.shape[-2:]
             is_stacked = op.weight.dims[0].axis == "experts" and len(op.weight.shape) == 3
             times = hit if is_stacked else 1.0
-            yield Piece("product", (op.rows / times, inputs, outputs), times)
+            is_of_expert = is_stacked and op.rows / times > MOST_FEW_ROWS
+            name = "expert_product" if is_of_expert else "product"
+            yield Piece(name, (op.rows / times, inputs, outputs), times)
             if op.rows / times * outputs > LARGE:
                 yield Piece("fresh", (op.rows / times * outputs,), times)
 

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product as grid
 
-from l4spec.layers.torch_common import linear
+from torch import Tensor
+
+from l4spec.layers.torch_common import expert_linear, linear
 from l4spec.runtime.calibrate.room import Room
+from l4spec.runtime.calibrate.sizes import Grid
 from l4spec.runtime.calibrate.tables import TableCases
 from l4spec.runtime.calibrate.timing import Case, rotating
 
@@ -17,13 +20,22 @@ RESIDENT = (512, 1024)
 
 def products(room: Room) -> TableCases:
     """x W^T by rows, inputs and outputs: the same weights each time, and weights that come from memory."""
+    return _products(room, room.sizes.product, linear)
+
+
+def expert_products(room: Room) -> TableCases:
+    """The same for the rows of one expert."""
+    return _products(room, room.sizes.expert_product, expert_linear)
+
+
+def _products(room: Room, axes: Grid, multiply: Callable[[Tensor, Tensor], Tensor]) -> TableCases:
     hot, cold = [], []
-    for rows, inputs, outputs in grid(*room.sizes.product):
+    for rows, inputs, outputs in grid(*axes):
         x = room.beside(rows, inputs)
-        hot.append(Case(partial(linear, x, room.take(outputs, inputs))))
+        hot.append(Case(partial(multiply, x, room.take(outputs, inputs))))
         written = partial(x.mul_, 1.0) if rows > FEW_ENOUGH_TO_STREAM else None
-        cold.append(Case(rotating([partial(linear, x, weight) for weight in room.pieces(outputs, inputs)]), written))
-    return TableCases(room.sizes.product, hot, cold)
+        cold.append(Case(rotating([partial(multiply, x, weight) for weight in room.pieces(outputs, inputs)]), written))
+    return TableCases(axes, hot, cold)
 
 
 def residency(room: Room) -> TableCases:

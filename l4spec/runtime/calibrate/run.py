@@ -9,7 +9,7 @@ import torch
 from l4spec.runtime.build import DTYPES
 from l4spec.runtime.calibrate.attending import cached, causal, masked
 from l4spec.runtime.calibrate.machine import Conditions, conditions
-from l4spec.runtime.calibrate.products import products, residency
+from l4spec.runtime.calibrate.products import expert_products, products, residency
 from l4spec.runtime.calibrate.reference import Reference, references
 from l4spec.runtime.calibrate.room import Room
 from l4spec.runtime.calibrate.routing import dispatch, experts, route
@@ -90,6 +90,7 @@ def _one(found: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock,
 def _cases(room: Room) -> dict[str, TableCases]:
     return {
         "product": products(room),
+        "expert_product": expert_products(room),
         "causal": causal(room),
         "masked": masked(room),
         "cached": cached(room),

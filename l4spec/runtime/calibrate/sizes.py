@@ -13,6 +13,8 @@ class Sizes:
 
     product: Grid
     """Rows, inputs and outputs of a matrix product."""
+    expert_product: Grid
+    """The same where the rows are those of an expert, more than a few."""
     causal: Grid
     """Sequences x heads, tokens, width of a head."""
     masked: Grid
@@ -36,6 +38,7 @@ class Sizes:
 
 FULL = Sizes(
     product=((1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024), (64, 256, 1024, 4096), (64, 256, 1024, 4096)),
+    expert_product=((4, 16, 64, 256), (64, 512, 4096), (64, 512, 4096)),
     causal=((2, 8, 32), (16, 64, 256, 512, 1024), (32, 64, 128, 256)),
     masked=((2, 8, 32), (32, 512), (64, 512, 2048), (32, 128)),
     cached=((1, 2, 8, 32), (1, 8), (32, 256, 2048), (32, 128, 512)),
@@ -49,6 +52,7 @@ FULL = Sizes(
 )
 COARSE = Sizes(
     product=((1, 64), (64, 512), (64, 512)),
+    expert_product=((4, 64), (64, 512), (64, 512)),
     causal=((2, 8), (16, 128), (32, 128)),
     masked=((2, 8), (32, 128), (64, 256), (32, 128)),
     cached=((1, 8), (1, 4), (32, 256), (32, 128)),

@@ -33,13 +33,14 @@ from l4spec.sharding.layout import Layout, Place, place_of
 from l4spec.sharding.rules import region_of, shard_size
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from planners.activations import ACTIVATION_BYTES
+from planners.communication import LOGIT_BYTES
 from planners.kv_cache import bytes_per_token
 from planners.on_rank import Arrived, held_nodes, nodes_on_rank
 from planners.sharding import Stage
 from planners.traffic import Load, stage_traffic
 from planners.training import TrainSetting
 
-ID_BYTES, COUNT_BYTES, ROWS_BYTES, LOGIT_BYTES = 8, 8, 4, 4
+ID_BYTES, COUNT_BYTES, ROWS_BYTES = 8, 8, 4
 GRADIENT_BYTES = 4
 """In which data-parallel ranks add up gradients; tensor-parallel ranks do so in the format of the weights."""
 Key = tuple[str, str]
@@ -135,7 +136,7 @@ def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Cal
     Blocks are gathered for each forward and each backward pass, the rest once for both. Blocks of a vision tower that
     no image reaches are not gathered; what stands between them and the text is, and has no gradient.
     """
-    groups: dict[str, list[tuple[int, bool]]] = {}
+    groups: dict[tuple[str, str | int | None], list[tuple[int, bool]]] = {}
     layout = own.layout
     for node in held_nodes(own.graph, layout, own.place):
         for parameter in node.declaration.parameters:
@@ -149,10 +150,10 @@ def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Cal
             ):
                 continue
             rows, *rest = map(len, region_of(node, parameter, layout, own.place))
-            group = f"dp experts of {node.id}" if is_apart else f"dp_ep {'model' if node.layer is None else node.layer}"
+            group = ("dp", node.id) if is_apart else ("dp_ep", node.layer)
             groups.setdefault(group, []).append((-(-rows // ranks) * ranks * prod(rest), node.scope == "text"))
-    for group, sizes in groups.items():
-        axis, gathers = group.partition(" ")[0], 1 if group == "dp_ep model" else 2
+    for (axis, unit), sizes in groups.items():
+        gathers = 1 if unit is None else 2
         whole, trained = sum(size for size, _ in sizes), sum(size for size, is_used in sizes if is_used)
         times = micro_batches * gathers
         yield axis, "all-gather", times, times * whole * step.item_bytes

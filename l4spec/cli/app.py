@@ -14,6 +14,7 @@ UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 CLAIM_FAILED = 1
 USER_ERROR = 2
 DOES_NOT_FIT = 3
+INTERRUPTED = 130
 
 
 class Group(TyperGroup):

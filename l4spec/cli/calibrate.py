@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l4spec.cli import options as o
-from l4spec.cli.app import app
+from l4spec.cli.app import INTERRUPTED, app
 from l4spec.cli.build import ProgressOption
 from l4spec.cli.output import complain, show, write_file
 from l4spec.cli.progress import progress
@@ -40,7 +40,6 @@ ProfileOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", help="Where to write it.  [default: where `--gpus 1xthis` finds it]"),
 ]
-INTERRUPTED = 130
 
 
 @app.command("calibrate")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l4spec.cli import options as o
-from l4spec.cli.app import CLAIM_FAILED, app
+from l4spec.cli.app import CLAIM_FAILED, INTERRUPTED, app
 from l4spec.cli.build import (
     DeviceOption,
     DtypeOption,
@@ -43,7 +43,6 @@ LimitOption = Annotated[
     float | None,
     typer.Option("--time-limit", metavar="SECONDS", min=0, help="Stop measuring then, with what there is."),
 ]
-INTERRUPTED = 130
 
 
 @app.command("measure")

@@ -205,7 +205,12 @@ class Attention:
 def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Zeros behind the last dimension of the narrower ones, which change no score and no value."""
     width = max(tensor.shape[-1] for tensor in tensors)
-    return tuple(x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1])) for x in tensors)
+    return tuple(widened(x, width) for x in tensors)
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """`x` with zeros behind its last dimension up to this width."""
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 
 def _columns(rows: Rows, start: int, stop: int) -> Rows:

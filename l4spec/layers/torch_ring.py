@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from l4spec.layers.attention_walk import BLOCK
 from l4spec.layers.masks import CausalMask, Mask, SlidingWindowMask, seen_before
-from l4spec.layers.torch_attention import Attention
+from l4spec.layers.torch_attention import Attention, widened
 from l4spec.layers.torch_cache import LayerCache, Rows, split_last
 from l4spec.layers.torch_common import Context, soft_cap
 from l4spec.layers.torch_parallel import Axis, pass_on
@@ -126,20 +125,15 @@ def attend_with_sums(
     wanted = value.shape[-1]
     if cap is None and query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        query, key, value = (_widened(x, width) for x in (query, key, value))
+        query, key, value = (widened(x, width) for x in (query, key, value))
         result, sums = kernel(query, key, value, 0.0, causal, scale=scale)
     elif cap is None and query.device.type == "cuda" and query.itemsize == 2 and width <= _WIDEST_ON_CUDA:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
-        query, key, value = (_widened(x, -(-width // 8) * 8) for x in (query, key, value))
+        query, key, value = (widened(x, -(-width // 8) * 8) for x in (query, key, value))
         result, sums = kernel(query, key, value, 0.0, causal, scale=scale)[:2]
     else:
         return _plain(query, key, value, causal=causal, scale=scale, cap=cap)
     return result[..., :wanted], sums
-
-
-def _widened(x: Tensor, width: int) -> Tensor:
-    """Zeros behind the last dimension, which change no score and no value: the fused kernels take one width."""
-    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 
 def _plain(

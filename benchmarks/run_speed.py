@@ -7,9 +7,9 @@
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
 (`prefill`; for us also into a cache, the last token's logits alone), and decode steps behind 1024 tokens, for one
-sequence and for eight. The machine's own limits are the model's matmuls run alone, and the weights of a matrix far
-larger than any cache read by a matrix-vector product. Last, a model with chunked attention alone shows that its time
-per token stays the same however long the context is.
+sequence, by a compiled step too, and for eight. The machine's own limits are the model's matmuls run alone, and the
+weights of a matrix far larger than any cache read by a matrix-vector product. Last, a model with chunked attention
+alone shows that its time per token stays the same however long the context is.
 """
 
 import argparse
@@ -39,6 +39,7 @@ from benchmarks.speed_models import (
 )
 from benchmarks.speed_report import add_to, conditions, load_average, print_report
 from benchmarks.speed_timing import Clock, Timed, Times, interleaved
+from l4spec.runtime.compiled import CompiledStep, compile_step
 from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
@@ -50,6 +51,8 @@ PHASE = 128
 CONTEXTS = (1024, 4096, 16384)
 FP32_AGREEMENT = 1e-4
 """Largest relative difference of logits at which a comparison is fair; kernels sum in other orders."""
+BF16_AGREEMENT = 0.05
+"""The same of two ways to compute a step in bf16, which keeps 8 bits."""
 BF16_SLACK = 1.25
 """How much farther from fp32 logits than the reference's our bf16 logits may lie, as root mean square."""
 
@@ -83,7 +86,8 @@ def measure(name: str, dtype: str, options: Options, exact: dict[str, Tensor]) -
         if part == "prefill":
             yield about | _prefill(model, other, prefix, options)
         elif part != "contexts":
-            yield about | _decode(model, other, prefix, tokens[: int(part.removeprefix("decode-"))], past, options)
+            rows = tokens[: int(part.removeprefix("decode-"))]
+            yield from (about | result for result in _decode(model, other, prefix, rows, past, options))
 
 
 def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[str, Any]:
@@ -92,14 +96,14 @@ def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict
     matmuls, matmul_flops = plain_matmuls(model, options.tokens, routing)
     things = {
         "prefill": Timed(lambda: model(prefix)),
-        "prefill, transformers": Timed(lambda: other(prefix, use_cache=False), is_slow=True),
+        "transformers": Timed(lambda: other(prefix, use_cache=False), is_slow=True),
         "prefill, last logits": Timed(lambda: model(prefix, cache=cache, logits="last"), cache.reset),
         "matmuls": Timed(matmuls),
     }
     times = interleaved(things, options.rounds, model.device, options.clock)
     return {
         "part": "prefill",
-        **_pair(times, "prefill", 1),
+        **_pair(times, "prefill", "transformers", 1),
         "last_logits_seconds": times.median("prefill, last logits"),
         "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
         "of_matmul_rate": forward_flops(model, 1, options.tokens) / matmul_flops * times.ratio("matmuls", "prefill"),
@@ -108,30 +112,46 @@ def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict
     }
 
 
-def _decode(model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any, options: Options) -> dict[str, Any]:
-    """Steps of `tokens` [rows, steps] behind `prefix`, beside products that stream weights from memory."""
-    prefix, step = prefix.expand(tokens.shape[0], -1), f"decode-{tokens.shape[0]}"
+def _decode(
+    model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any, options: Options
+) -> Iterator[dict[str, Any]]:
+    """Steps of `tokens` [rows, steps] behind `prefix`, beside products that stream weights from memory.
+
+    Those of one sequence also by a compiled step, as a result of its own from the same rounds.
+    """
+    prefix, name, theirs = prefix.expand(tokens.shape[0], -1), f"decode-{tokens.shape[0]}", "transformers"
+    readers = {name: model} | ({f"{name}, compiled": _compiled(model, prefix, tokens)} if len(tokens) == 1 else {})
     streams, streamed = streaming(model, options.streamed_bytes)
     things = {
-        step: our_steps(model, prefix, tokens),
-        f"{step}, transformers": reference_steps(other, past, tokens),
-        **{name: Timed(product) for name, product in streams.items()},
+        **{what: our_steps(model, prefix, tokens, reader) for what, reader in readers.items()},
+        theirs: reference_steps(other, past, tokens),
+        **{way: Timed(product) for way, product in streams.items()},
     }
     times = interleaved(things, options.rounds, model.device, options.clock)
-    rates = {name: streamed / times.median(name) for name in streams}
-    touched, best = bytes_per_step(model, prefix, tokens), max(rates, key=lambda name: rates[name])
-    return {
-        "part": step,
-        **_pair(times, step, NUM_STEPS),
-        "touched_bytes": touched,
-        "streamed_bytes_per_second": rates,
-        "of_stream_rate": touched * NUM_STEPS / streamed * times.ratio(best, step),
-        "seconds_of_rounds": dict(times.rounds),
-    }
+    rates = {way: streamed / times.median(way) for way in streams}
+    touched, best = bytes_per_step(model, prefix, tokens), max(rates, key=lambda way: rates[way])
+    for what in readers:
+        yield {
+            "part": what,
+            **_pair(times, what, theirs, NUM_STEPS),
+            "touched_bytes": touched,
+            "streamed_bytes_per_second": rates,
+            "of_stream_rate": touched * NUM_STEPS / streamed * times.ratio(best, what),
+            "seconds_of_rounds": dict(times.rounds),
+        }
 
 
-def _pair(times: Times, name: str, steps: int) -> dict[str, float]:
-    theirs = f"{name}, transformers"
+def _compiled(model: Model, prefix: Tensor, tokens: Tensor) -> CompiledStep:
+    """A compiled step; exits where it says something else than the model."""
+    step = compile_step(model)
+    mine, plain = (reader(tokens[:, :1], cache=prefilled(model, prefix, 1)) for reader in (step, model))
+    difference = relative_difference(mine, plain)
+    if difference >= (FP32_AGREEMENT if model.dtype == torch.float32 else BF16_AGREEMENT):
+        raise SystemExit(f"{model.dtype}: a compiled step differs by {difference:.1e}, so that no comparison is fair")
+    return step
+
+
+def _pair(times: Times, name: str, theirs: str, steps: int) -> dict[str, float]:
     return {
         "seconds": times.median(name) / steps,
         "transformers_seconds": times.median(theirs) / steps,

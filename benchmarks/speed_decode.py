@@ -1,6 +1,7 @@
 """Decode steps of our model and of the reference, behind the same prefix and on the same tokens."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,12 +24,12 @@ def prefilled(model: Model, prefix: Tensor, num_steps: int = 0) -> Cache:
     return cache
 
 
-def our_steps(model: Model, prefix: Tensor, tokens: Tensor) -> Timed:
-    """One step per column of `tokens` [rows, steps] behind `prefix`.
+def our_steps(model: Model, prefix: Tensor, tokens: Tensor, read: Callable[..., Tensor] | None = None) -> Timed:
+    """One step per column of `tokens` [rows, steps] behind `prefix`, by the model or by what else may `read`.
 
     Before each run the cache is put back to what it was behind the prefix.
     """
-    cache = prefilled(model, prefix, tokens.shape[1])
+    cache, step = prefilled(model, prefix, tokens.shape[1]), read or model
     kept = {name: layer.data.clone() for name, layer in cache.layers.items()}
 
     def rewind() -> None:
@@ -38,7 +39,7 @@ def our_steps(model: Model, prefix: Tensor, tokens: Tensor) -> Timed:
 
     def run() -> None:
         for column in torch.split(tokens, 1, dim=1):
-            model(column, cache=cache)
+            step(column, cache=cache)
 
     return Timed(run, rewind)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed_models import Routing
-from l4spec.layers.torch_common import fast_for, linear
+from l4spec.layers.torch_common import fast_for, linear, read_rows
 from l4spec.runtime.model import Model
 
 
@@ -48,7 +48,8 @@ def _products(model: Model, num_tokens: int, routing: Routing) -> Iterator[tuple
 def streaming(model: Model, num_bytes: int) -> tuple[dict[str, Callable[[], Tensor]], int]:
     """Ways of multiplying a matrix far larger than any cache by one vector, and the bytes each reads.
 
-    `linear` is torch's own product, `ours` the one that our layers use; the machine's limit is the fastest.
+    `linear` is torch's own product, `ours` the one that our layers use, `compiled` that of compiled steps; the
+    machine's limit is the fastest.
     """
     width, itemsize = 4096, model.dtype.itemsize
     matrix = torch.randn(num_bytes // width // itemsize, width, device=model.device).to(model.dtype)
@@ -58,4 +59,9 @@ def streaming(model: Model, num_bytes: int) -> tuple[dict[str, Callable[[], Tens
         with fast_for(1, matrix):
             return linear(vector, matrix)
 
-    return {"linear": partial(torch.nn.functional.linear, vector, matrix), "ours": ours}, matrix.numel() * itemsize
+    ways: dict[str, Callable[[], Tensor]] = {
+        "linear": partial(torch.nn.functional.linear, vector, matrix),
+        "ours": ours,
+        "compiled": partial(torch.compile(read_rows, dynamic=False), vector, matrix),
+    }
+    return ways, matrix.numel() * itemsize

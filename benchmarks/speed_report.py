@@ -19,6 +19,8 @@ TO_REACH: Mapping[tuple[str, str, str], float] = {
     ("128-experts", "fp32", "prefill"): 20,
     ("16-experts", "fp32", "decode-1"): 1.5,
     ("128-experts", "fp32", "decode-1"): 10,
+    ("16-experts", "fp32", "decode-1, compiled"): 1.5,
+    ("128-experts", "fp32", "decode-1, compiled"): 10,
 }
 """Times faster than transformers."""
 MATMUL_SHARE, STREAM_SHARE = 0.70, 0.60

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from l4spec.report.run_measure import measure
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
+    from l4spec.runtime.compiled import compile_step
     from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
     from l4spec.runtime.parallel.distribute import distribute
     from l4spec.runtime.quantize.apply import quantize
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "compile_step",
     "distribute",
     "load",
     "load_checkpoint",
@@ -51,6 +53,7 @@ _PLACES = {
     "Layout": "l4spec.sharding.layout",
     "ModelSpec": "l4spec.spec.model",
     "build": "l4spec.runtime.build",
+    "compile_step": "l4spec.runtime.compiled",
     "distribute": "l4spec.runtime.parallel.distribute",
     "load_checkpoint": "l4spec.runtime.checkpoints",
     "load_sharded": "l4spec.runtime.parallel.checkpoints",

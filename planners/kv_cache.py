@@ -61,11 +61,21 @@ def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequen
         return 0
     if isinstance(engine.kv, LayerGroupsKv):
         return sequences * blocks_per_sequence(rows, engine, context) * block_bytes(rows, engine)
-    return sum(row.count * row.bytes_per_token * tokens_kept(row.bound, engine, context, sequences) for row in rows)
+    widest = _widest_window(rows)
+    return sum(
+        row.count * row.bytes_per_token * tokens_kept(row.bound, engine, context, sequences, widest) for row in rows
+    )
 
 
-def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int) -> int:
-    """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one."""
+def _widest_window(rows: tuple[CacheRow, ...]) -> int:
+    return max((row.bound.size or 0 for row in rows if row.bound.kind == "window"), default=0)
+
+
+def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int, widest_window: int) -> int:
+    """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one.
+
+    `widest_window` is that of any layer of the model, 0 without windows: pools in a fixed ratio grow together.
+    """
     policy = engine.kv
     if isinstance(policy, CellsKv):
         pad = policy.pad_cells.value
@@ -76,21 +86,24 @@ def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int) -> i
     kept = bound.num_kept(context) if isinstance(policy, BoundedKv) else context
     if engine.block_size_tokens is not None:
         kept = _round_up(kept, engine.block_size_tokens.value)
-    if isinstance(policy, TwoPoolsKv) and bound.size is not None:
-        return _in_local_pool(policy, bound.kind == "window", bound.size, kept, sequences)
-    return kept * sequences
+    if not isinstance(policy, TwoPoolsKv):
+        return kept * sequences
+    return _in_pools(policy, bound, kept, sequences, widest_window)
 
 
-def _in_local_pool(policy: TwoPoolsKv, is_window: bool, size: int, full: int, sequences: int) -> int:
-    """Tokens of the local pool beside `full` tokens a sequence: a ratio for windows, a mix for chunks (SGLang).
+def _in_pools(policy: TwoPoolsKv, bound: Bound, kept: int, sequences: int, widest_window: int) -> int:
+    """Tokens of the pool that a layer belongs to, for sequences of `kept` tokens (SGLang).
 
-    Chunks: full * ((1 - p) + p * chunk / full), in whole numbers so that it never shrinks as the context grows.
+    The pool of windows is a share of the full one, which must then be larger than its own tokens where windows would
+    not fit otherwise. That of chunks is full * ((1 - p) + p * chunk / full), in whole numbers so that it never shrinks
+    as the context grows.
     """
-    if is_window:
-        ratio = Fraction(str(policy.swa_full_tokens_ratio.value))
-        return ceil(ratio * full * sequences)
-    mix = Fraction(str(policy.hybrid_kvcache_ratio.value))
-    return ceil(((1 - mix) * full + mix * min(full, size)) * sequences)
+    if bound.kind == "chunk" and bound.size is not None:
+        mix = Fraction(str(policy.hybrid_kvcache_ratio.value))
+        return ceil(((1 - mix) * kept + mix * min(kept, bound.size)) * sequences)
+    share = Fraction(str(policy.swa_full_tokens_ratio.value))
+    full = max(kept * sequences, ceil(min(kept, widest_window) * sequences / share))
+    return ceil(share * full) if bound.kind == "window" else full
 
 
 def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
@@ -192,8 +205,8 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
             bound=row.bound.size,
             num_layers=row.count,
             bytes_per_token_per_layer=row.bytes_per_token,
-            tokens_kept=_kept_by(row.bound, engine, context),
-            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context),
+            tokens_kept=_kept_by(row.bound, engine, context, _widest_window(rows)),
+            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, _widest_window(rows)),
         )
         for group, row in zip(caching_groups(graph), rows, strict=True)
     )
@@ -210,7 +223,7 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
     )
 
 
-def _kept_by(bound: Bound, engine: Engine, context: int) -> int:
+def _kept_by(bound: Bound, engine: Engine, context: int, widest_window: int) -> int:
     if isinstance(engine.kv, LayerGroupsKv):
         return _round_up(bound.num_kept(context), _block_tokens(engine))
-    return tokens_kept(bound, engine, context, 1) if context else 0
+    return tokens_kept(bound, engine, context, 1, widest_window) if context else 0

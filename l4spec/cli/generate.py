@@ -15,6 +15,8 @@ from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from l4spec.runtime.compiled import CompiledStep
+    from l4spec.runtime.model import Model
     from l4spec.runtime.tokenizer import TextTokenizer
     from l4spec.spec.model import ModelSpec
 
@@ -45,6 +47,12 @@ StopOption = Annotated[
     str | None,
     typer.Option("--stop-ids", metavar="IDS", help="Tokens to stop behind.  [default: the checkpoint's own]"),
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Compile the step from token to token: seconds a layer at first, faster then. Needs C++."
+    ),
+]
 ChunkOption = Annotated[
     int,
     typer.Option(
@@ -68,6 +76,7 @@ def generate_command(
     seed: SeedOption = None,
     stop_ids: StopOption = None,
     prefill_chunk: ChunkOption = 2048,
+    compile_step: CompileOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     show_progress: ProgressOption = None,
@@ -94,7 +103,19 @@ def generate_command(
     _require_fit(spec_of(directory), tokens, max_new_tokens)
     with progress("loading", show_progress) as report:
         model = open_model(directory, _real_device(device), dtype.value if dtype else None, report=report)
-    _say((int(token) for token in model.stream([tokens], **options)), text, options["stop_ids"])
+    step = _compiled(model, show_progress) if compile_step else None
+    _say((int(token) for token in model.stream([tokens], step=step, **options)), text, options["stop_ids"])
+
+
+def _compiled(model: "Model", show_progress: bool | None) -> "CompiledStep":
+    from l4spec.runtime.compiled import CompiledStep
+
+    step = CompiledStep(model)
+    with progress("compiling", show_progress) as report:
+        step.prepare()
+        if report is not None:
+            report(1, 1)
+    return step
 
 
 def _real_device(device: str | None) -> str:

@@ -16,6 +16,7 @@ from l4spec.layers.attention_walk import BLOCK
 from l4spec.layers.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.torch_cache import LayerCache, Rows
 from l4spec.layers.torch_common import Context, Layout, soft_cap
+from l4spec.layers.torch_deferred import DeferredCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Attention:
 
     def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
         """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
+        if isinstance(cache, DeferredCache):
+            return cache.defer(self, query, new)
         query = query.transpose(1, 2)
         layout = context.layout
         if not layout.is_uniform or (layout.num_new is not None and isinstance(self.mask, NoMask)):
@@ -111,8 +114,7 @@ class Attention:
         results = []
         if num_chunks:
             parts = (_fold(tensor[:, :, :whole], size) for tensor in (query, key, value))
-            folded = self._attend(*parts, causal=True)
-            results.append(_unfold(folded, num_chunks))
+            results.append(_unfold(self._attend(*parts, causal=True), num_chunks))  # which may copy: keep but one
         if num_left:
             parts = (tensor[:, :, whole:] for tensor in (query, key, value))
             results.append(self._attend(*parts, causal=True))

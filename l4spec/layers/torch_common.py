@@ -126,6 +126,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     fp32 on the CPU goes by faster products than torch's own choice (docs/speed.md): oneDNN's, and for few rows, which
     are a read of W, its halves as a batch of two matrices, which MKL streams up to three times as fast as one matrix.
     """
+    if _is_compiled_read(x, weight):
+        return _as_read(x, weight, bias)
     if not _is_plain_fp32(x, weight):
         return nn.functional.linear(x, weight, bias)
     if _are_halved(x, weight):
@@ -142,6 +144,28 @@ def expert_linear(x: Tensor, weight: Tensor) -> Tensor:
     if _is_plain_fp32(x, weight) and _are_halved(x, weight):
         return _by_halves(x, weight, None)
     return nn.functional.linear(x, weight)
+
+
+def _is_compiled_read(x: Tensor, weight: Tensor) -> bool:
+    """Whether a compiler is to make one row's product a loop of its own, without gradients, on the CPU."""
+    is_traced = torch.compiler.is_compiling() and not torch.is_grad_enabled()
+    return is_traced and weight.is_cpu and x.numel() == x.shape[-1]
+
+
+def _as_read(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One row's product as products and sums, which a compiler joins with what comes before and behind."""
+    result = read_rows(x.reshape(-1), weight).view(*x.shape[:-1], -1)
+    return result if bias is None else result + bias
+
+
+def read_rows(x: Tensor, weight: Tensor) -> Tensor:
+    """Scalar products of `x` [..., in] with the rows of `weight` [..., out, in], in at least fp32: [..., out]."""
+    return (wide(weight) * wide(x)[..., None, :]).sum(-1).to(x.dtype)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In fp32, or in fp64 where it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _are_halved(x: Tensor, weight: Tensor) -> bool:
@@ -236,18 +260,18 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, unit_offset: bool 
     Rounded to the dtype of `x` before the weight, as Llama does; with `unit_offset` the factor is 1 + weight, applied
     in fp32 before rounding, as Gemma does.
     """
-    wide = x if x.dtype == torch.float64 else x.float()
+    precise = wide(x)
     if unit_offset:
         assert weight is not None
-        return nn.functional.rms_norm(wide, x.shape[-1:], 1 + weight.to(wide.dtype), eps).to(x.dtype)
+        return nn.functional.rms_norm(precise, x.shape[-1:], 1 + weight.to(precise.dtype), eps).to(x.dtype)
     if _is_one_vector(x):
-        flat = wide.view(-1)  # one pass over it instead of four small operations
+        flat = precise.view(-1)  # one pass over it instead of four small operations
         factor = 1 / math.sqrt(float(torch.dot(flat, flat)) / flat.shape[0] + eps)
-        normed = wide * factor if wide is x else (wide * factor).to(x.dtype)
+        normed = precise * factor if precise is x else (precise * factor).to(x.dtype)
         return normed if weight is None else normed.mul_(weight)
-    if x.dtype == wide.dtype:
+    if x.dtype == precise.dtype:
         return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-    normed = nn.functional.rms_norm(wide, x.shape[-1:], None, eps).to(x.dtype)
+    normed = nn.functional.rms_norm(precise, x.shape[-1:], None, eps).to(x.dtype)
     return normed if weight is None else normed * weight
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.positions import LinearScaling, Llama3Scaling, Rope, Rope2d, YarnScaling
-from l4spec.layers.torch_common import Context, group_last
+from l4spec.layers.torch_common import Context, group_last, wide
 
 
 def inverse_frequencies(rope: Rope, dim: int) -> Tensor:
@@ -107,14 +107,14 @@ class Rotation:
     def _rotate(self, x: Tensor, context: Context) -> Tensor:
         if self.is_interleaved and self.even and not torch.compiler.is_compiling():
             table = context.once(self.key + " complex", lambda: torch.complex(*self._cos_sin(context)))
-            pairs = torch.view_as_complex(group_last(_wide(x), -1, 2))
+            pairs = torch.view_as_complex(group_last(wide(x), -1, 2))
             return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
         cos = context.once(self.key + " cos", lambda: self._cos_sin(context)[0])
         sin = context.once(self.key + " sin", lambda: self._cos_sin(context)[1])
         if self.is_interleaved:
-            even, odd = group_last(_wide(x), -1, 2).unbind(-1)
+            even, odd = group_last(wide(x), -1, 2).unbind(-1)
             return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
-        first, second = _wide(x).chunk(2, dim=-1)
+        first, second = wide(x).chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
     def _cos_sin(self, context: Context) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,3 @@ class Rotation:
         if found is None:
             found = self.frequencies[device] = next(iter(self.frequencies.values())).to(device)
         return found
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

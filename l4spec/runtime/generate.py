@@ -4,8 +4,9 @@ model.generate(input_ids, max_new_tokens=64)                 prompts and what fo
 for tokens in model.stream(input_ids, max_new_tokens=64):    the same, a token of each sequence at a time
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Required, TypedDict, Unpack, overload
 
 import torch
@@ -16,6 +17,7 @@ from l4spec.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from l4spec.runtime.cache import Cache
+    from l4spec.runtime.compiled import CompiledStep
     from l4spec.runtime.model import Model
 
 DEFAULT_PREFILL_CHUNK = 2048
@@ -86,6 +88,7 @@ def generate(
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
+    step: "CompiledStep | None" = None,
     **options: Unpack[OptionFields],
 ) -> Tensor: ...
 
@@ -97,6 +100,7 @@ def generate(
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
+    step: "CompiledStep | None" = None,
     **options: Unpack[OptionFields],
 ) -> list[list[int]]: ...
 
@@ -107,15 +111,18 @@ def generate(
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
+    step: "CompiledStep | None" = None,
     **options: Unpack[OptionFields],
 ) -> Tensor | list[list[int]]:
     """Prompts with what the model says behind them.
 
     A tensor [batch, tokens], padded on the left where `attention_mask` is 0, gives one [batch, tokens + new], with
     `pad_id` behind a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending
-    with its own last token. Raises UserError for an empty prompt or an id outside the vocabulary.
+    with its own last token. `step`, from `l4spec.compile_step(model)`, runs what follows the prompts faster. Raises
+    UserError for an empty prompt or an id outside the vocabulary, ValueError for a step of another model.
     """
-    steps = stream(model, input_ids, attention_mask=attention_mask, pixel_values=pixel_values, **options)
+    given = {"attention_mask": attention_mask, "pixel_values": pixel_values}
+    steps = stream(model, input_ids, **given, step=step, **options)
     new = torch.stack(tuple(steps), dim=1)
     if isinstance(input_ids, Tensor):
         return torch.cat((input_ids.to(new.device), new), dim=1)
@@ -129,6 +136,7 @@ def stream(
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
+    step: "CompiledStep | None" = None,
     **options: Unpack[OptionFields],
 ) -> Iterator[Tensor]:
     """The next token of each sequence [batch], again and again, until all have stopped or the most are said.
@@ -137,11 +145,18 @@ def stream(
     """
     wanted = Options(**options)
     prompts = _padded(model, input_ids, attention_mask, wanted.pad_id)
-    return _steps(model, prompts, wanted, pixel_values)
+    if step is not None and step.model is not model:
+        raise ValueError("expected a compiled step of this model, found one of another")
+    return _steps(model, prompts, wanted, pixel_values, step or partial(model, logits="last"))
 
 
-def _steps(model: "Model", prompts: _Padded, options: Options, pixel_values: Tensor | None) -> Iterator[Tensor]:
-    """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it."""
+def _steps(
+    model: "Model", prompts: _Padded, options: Options, pixel_values: Tensor | None, read: Callable[..., Tensor]
+) -> Iterator[Tensor]:
+    """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it.
+
+    Prompts are read by the model, every further token by `read`.
+    """
     batch, num_tokens = prompts.ids.shape
     generator = None
     if options.seed is not None:
@@ -158,7 +173,7 @@ def _steps(model: "Model", prompts: _Padded, options: Options, pixel_values: Ten
             if bool(finished.all()):
                 return
         if step + 1 < options.max_new_tokens:
-            logits = model(model.own_rows(tokens)[:, None], cache=cache, logits="last")
+            logits = read(model.own_rows(tokens)[:, None], cache=cache)
 
 
 def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel_values: Tensor | None) -> Tensor:

@@ -183,13 +183,20 @@ class Model(nn.Module):
         self, context: Context, batch: Batch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
     ) -> Tensor:
         """What leaves the last layer before the head; to the first one enter token ids, or what a stage before made."""
-        values: dict[str, Tensor | None] = {self._text[0].inputs[0]: entering}
-        if self._vision:
-            values[self._vision[-1].output] = image_features
-        hidden = self._run(self._text[:-1] if self.has_head else self._text, context, values)
+        hidden = self._through_layers(context, image_features, entering)
         if cache is not None:
             cache.advance(batch.layout.num_tokens, batch.layout.num_new)
         return hidden
+
+    def _through_layers(self, context: Context, image_features: Tensor | None, entering: Tensor) -> Tensor:
+        values: dict[str, Tensor | None] = {self._text[0].inputs[0]: entering}
+        if self._vision:
+            values[self._vision[-1].output] = image_features
+        return self._run(self._text[:-1] if self.has_head else self._text, context, values)
+
+    def step(self, input_ids: Tensor, context: Context) -> Tensor:
+        """Logits [batch, 1, vocab] of one more token each, of which `context` tells all; caches do not advance."""
+        return self._text[-1](context, self._through_layers(context, None, input_ids))
 
     def _logits(self, context: Context, batch: Batch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
         head = self._text[-1]

@@ -218,6 +218,14 @@ def test_a_checkpoint_goes_on_from_ids_as_the_model_does(run: Run, checkpoint: P
     assert [int(word) for word in result.stdout.split()] == expected
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's compiler uses what torch calls outdated
+def test_a_compiled_checkpoint_says_the_same(run: Run, checkpoint: Path) -> None:
+    result = run("generate", str(checkpoint), "--ids", "1,2 3", "--max-new-tokens", "6", "--dtype", "fp32", "--compile")
+    assert result.exit_code == 0, result.stderr
+    expected = l4spec.open_model(checkpoint, dtype="fp32").generate([[1, 2, 3]], max_new_tokens=6)[0][3:]
+    assert [int(word) for word in result.stdout.split()] == expected
+
+
 def test_generation_stops_behind_the_ids_that_are_given(run: Run, checkpoint: Path) -> None:
     first = run("generate", str(checkpoint), "--ids", "1", "--max-new-tokens", "1").stdout.strip()
     result = run("generate", str(checkpoint), "--ids", "1", "--stop-ids", first)

@@ -144,12 +144,13 @@ def test_a_compiled_model_equals_the_eager_one(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_text_model_compiles_without_a_break() -> None:
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_text_model_compiles_without_a_break(rows: int) -> None:
     torch.compiler.reset()
-    model, ids = randomised(graph_of(llama4_text())), token_ids(2, 19)
+    model, ids = randomised(graph_of(llama4_text())), token_ids(rows, 19)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         assert torch.allclose(compiled(ids), model(ids), rtol=1e-12, atol=1e-12)
-    cache, twin = model.new_cache(2, 30), model.new_cache(2, 30)
+    cache, twin = model.new_cache(rows, 30), model.new_cache(rows, 30)
     for part in torch.split(ids, [11, 1, 1, 1, 5], dim=1):
         assert torch.allclose(compiled(part, cache=cache), model(part, cache=twin), rtol=1e-12, atol=1e-12)

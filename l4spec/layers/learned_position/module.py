@@ -18,8 +18,13 @@ class LearnedPosition(LayerModule):
         """[batch, tokens, hidden] to the same; ValueError for a sequence longer than the table."""
         layout = context.layout
         end = layout.start + layout.num_tokens
-        if end > self.weight.shape[0]:
-            raise ValueError(f"{end} tokens are more than the {self.weight.shape[0]} learned positions")
+        require_places(end, self.weight.shape[0])
         if layout.is_uniform:
             return x + self.weight[layout.start : end]
         return x + self.weight[layout.positions.clamp(min=0)]
+
+
+def require_places(num_tokens: int, num_positions: int) -> None:
+    """Raise ValueError for a sequence longer than the table."""
+    if num_tokens > num_positions:
+        raise ValueError(f"{num_tokens} tokens are more than the {num_positions} learned positions")

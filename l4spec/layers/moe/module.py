@@ -18,6 +18,7 @@ from l4spec.layers.torch_common import (
     expert_linear,
     group_last,
     linear,
+    read_rows,
 )
 from l4spec.layers.torch_experts import grouped_linear, hit
 
@@ -95,6 +96,11 @@ class Experts(nn.Module):
         gate = self.act(expert_linear(x, self.gate_proj[expert]))
         return expert_linear(gate.mul_(expert_linear(x, self.up_proj[expert])), self.down_proj[expert])
 
+    def indexed(self, x: Tensor, experts: Tensor) -> Tensor:
+        """Row i of `x` [rows, hidden] through expert experts[i], which a compiler reads where it lies."""
+        gated = self.act(read_rows(x, self.gate_proj[experts])) * read_rows(x, self.up_proj[experts])
+        return read_rows(gated, self.down_proj[experts])
+
 
 class MoE(LayerModule):
     """Routed experts on the tokens that chose them, plus the shared expert on all tokens."""
@@ -126,6 +132,8 @@ class MoE(LayerModule):
         alone = tokens.shape[0] == 1 and tokens.device.type == "cpu" and not torch.is_grad_enabled()
         if alone and not torch.compiler.is_compiling():
             return self._one_token(tokens, scores[0], experts[0].tolist())
+        if alone and isinstance(self.experts, Experts):
+            return self._one_token_compiled(tokens, scores[0], experts[0])
         return self._sorted(tokens, scores, experts, None)
 
     def _one_token(self, token: Tensor, scores: Tensor, experts: list[int]) -> Tensor:
@@ -140,6 +148,13 @@ class MoE(LayerModule):
             total = term if total is None else total.add_(term)
         assert total is not None
         return total
+
+    def _one_token_compiled(self, token: Tensor, scores: Tensor, experts: Tensor) -> Tensor:
+        """The same for a compiler, which must not ask which experts they are; scores and experts are [top-k]."""
+        scales_input = self.spec.router.scales == "input"
+        given = token * scores[:, None] if scales_input else token.expand(len(experts), -1)
+        terms = self.experts.indexed(given, experts)
+        return (terms if scales_input else terms * scores[:, None]).sum(dim=0, keepdim=True)
 
     def _sorted(self, tokens: Tensor, scores: Tensor, experts: Tensor, fits: Tensor | None) -> Tensor:
         """Sort (token, expert) pairs by expert, run each expert on its rows, and sum the rows of each token."""

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,21 @@ def add_to(path: Path, report: dict[str, Any]) -> dict[str, Any]:
     unfinished.write_text(json.dumps(joined, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
     return joined
+
+
+def median_results(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Of each result the run with the median share of the machine's limit (the lower one of two), with all shares."""
+    found = []
+    for results in zip(*runs, strict=True):
+        ranked = sorted(results, key=_share)
+        found.append({**ranked[(len(ranked) - 1) // 2], "shares_of_processes": [_share(result) for result in ranked]})
+    return found
+
+
+def _share(result: Mapping[str, Any]) -> float:
+    names = ("of_matmul_rate", "of_stream_rate", _GROWTH)
+    share: float = next(result[name] for name in names if name in result)
+    return share
 
 
 def _key(result: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -46,9 +46,21 @@ class Attention:
         elif layout.num_new is not None:
             result = self._from_start(query, new, context)
             cache.write_ragged(new, torch.zeros_like(layout.num_new), layout.num_new)
+        elif layout.num_tokens == 1:
+            result = self._one_more(query, new, cache, layout.start)
         else:
             result = self._with_cache(query, new, context, cache)
         return result.transpose(1, 2)
+
+    def _one_more(self, query: Tensor, new: Rows, cache: LayerCache, start: int) -> Tensor:
+        """One token of each sequence: it takes its slot, and attends to all that are filled, in whatever order.
+
+        Of a ring it takes the slot of the token that leaves the window, of chunks the one behind this chunk's last.
+        """
+        slot = start % cache.num_slots
+        cache.write(new, slot)
+        stop = slot + 1 if isinstance(self.mask, ChunkedMask) else min(start + 1, cache.num_slots)
+        return self._attend(query, *self.expand(cache.read(self.widths, 0, stop)))
 
     def _from_start(self, query: Tensor, new: Rows, context: Context) -> Tensor:
         """Sequences that begin with these tokens: queries [batch, heads, tokens, head_dim]."""
@@ -94,10 +106,7 @@ class Attention:
 
     def _round_the_ring(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
         """A window whose ring is full, or fills now."""
-        start, num_tokens, size = context.layout.start, query.shape[2], cache.num_slots
-        if num_tokens == 1:  # the new token takes the slot of the one that leaves the window; order does not matter
-            cache.write(new, start % size)
-            return self._attend(query, *self.expand(cache.read(self.widths, 0, size)))
+        start, size = context.layout.start, cache.num_slots
         num_old = min(start, size - 1)
         old = cache.read_ring(self.widths, start, num_old)
         rows = tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))

@@ -39,11 +39,10 @@ class LayerCache:
 
     def write(self, rows: Rows, slot: int) -> None:
         """Copy rows into consecutive slots from `slot` on; they must not run over the end."""
-        stop = slot + rows[0].shape[1]
-        first = 0
+        here, first = self.data.narrow(1, slot, rows[0].shape[1]), 0
         for tensor in rows:
             width = tensor.shape[-1]
-            self.data[:, slot:stop, first : first + width] = tensor
+            (here if len(rows) == 1 else here.narrow(2, first, width)).copy_(tensor)
             first += width
 
     def write_ring(self, rows: Rows, start: int) -> None:

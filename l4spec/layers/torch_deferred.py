@@ -35,7 +35,7 @@ class DeferredCache(LayerCache):
         """Attend when the step runs: [batch, 1, heads, width of a value]."""
         self.attentions[self.node_id] = attention
         width = attention.expand(tuple(new))[1].shape[-1]
-        result: Tensor = torch.ops.l4spec.attend(query, list(new), self.node_id, width)
+        result: Tensor = torch.ops.l4spec.attend(query, torch.cat(tuple(new), dim=-1), self.node_id, width)
         return result
 
 
@@ -52,15 +52,15 @@ def attending(attentions: "dict[str, Attention]", context: "Context") -> Iterato
 _RUNNING: "ContextVar[tuple[dict[str, Attention], Context]]" = ContextVar("running step")
 
 
-torch.library.define("l4spec::attend", "(Tensor query, Tensor[] rows, str node_id, int width) -> Tensor")
+torch.library.define("l4spec::attend", "(Tensor query, Tensor row, str node_id, int width) -> Tensor")
 
 
 @torch.library.impl("l4spec::attend", "default")  # `custom_op` would add 50 us to every layer of every step
-def _attend(query: Tensor, rows: list[Tensor], node_id: str, width: int) -> Tensor:
+def _attend(query: Tensor, row: Tensor, node_id: str, width: int) -> Tensor:
     attentions, context = _RUNNING.get()
-    return attentions[node_id](query, tuple(rows), context, context.cache_of(node_id)).contiguous()
+    return attentions[node_id](query, (row,), context, context.cache_of(node_id)).contiguous()
 
 
 @torch.library.register_fake("l4spec::attend")  # type: ignore[untyped-decorator]  # as torch left it
-def _(query: Tensor, rows: list[Tensor], node_id: str, width: int) -> Tensor:
+def _(query: Tensor, row: Tensor, node_id: str, width: int) -> Tensor:
     return query.new_empty(*query.shape[:-1], width)

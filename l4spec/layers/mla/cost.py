@@ -149,7 +149,8 @@ def _hold_expanded(spec: MLASpec, width: Width, work: Work, tally: Tally, walked
     with tally.holding((spec.num_heads * whole + joined) * tally.item):
         copied = hold_attention(tally, walked, heads)
     out = tokens * width.hidden_size * tally.item
-    tally.touch(copied + (2 * out if spec.bias and spec.v_head_dim == 1 else out))  # heads of 1 lie apart: bias behind
+    lie_apart = spec.v_head_dim == 1 and not tally.is_wide  # then torch, unlike oneDNN, adds the bias behind
+    tally.touch(copied + (2 * out if spec.bias and lie_apart else out))
     tally.free(attended)
 
 

@@ -45,7 +45,9 @@ def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterato
     """Take the results of a block and yield their sizes."""
     sequences, pairs, width = heads.sequences * block.count, block.queries * block.keys, max(heads.dim, heads.value_dim)
     if block.masked:
-        tally.once(f"band {block.mask_name}", pairs, 3 * pairs + INDEX * (block.queries + block.keys))
+        places = INDEX * (block.queries + block.keys)
+        moved = INDEX * block.queries if block.windowed else 0  # where each query's window begins, beside two masks
+        tally.once(f"band {block.mask_name}", pairs, places + 2 * pairs + max(pairs, moved))
     queries, keys = sequences * block.queries * heads.num_heads, sequences * block.keys * heads.num_kv_heads
     folded = queries * heads.dim + keys * (heads.dim + heads.value_dim) if lie_apart else 0
     if heads.by_head and heads.sequences > 1 and block.count > 1 and not lie_apart:

@@ -17,8 +17,8 @@ BLOCK = 512
 class Block:
     """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself.
 
-    A `masked` block has an explicit mask, which blocks of the same `mask_name` share; a `whole` one is of whole chunks
-    that became a batch.
+    A `masked` block has an explicit mask, which blocks of the same `mask_name` share, and which is `windowed` where it
+    forbids the keys before a window too; a `whole` one is of whole chunks that became a batch.
     """
 
     count: int
@@ -27,6 +27,7 @@ class Block:
     causal: bool = False
     masked: bool = False
     mask_name: str = ""
+    windowed: bool = False
     whole: bool = False
 
 
@@ -92,7 +93,7 @@ def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Bloc
         last = min(first + BLOCK, num_queries)
         low = 0 if window is None else max(0, offset + first + 1 - window)
         name = f"{offset + first - low} {last - first} {offset + last - low} {window}"
-        yield Block(1, last - first, offset + last - low, masked=True, mask_name=name)
+        yield Block(1, last - first, offset + last - low, masked=True, mask_name=name, windowed=window is not None)
 
 
 def _band_pairs(block: Block) -> int:

@@ -15,7 +15,7 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.gated import gated_live, gated_operations, gated_parameters, gated_saved
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.tally import COUNT, FLAG, INDEX, WIDE, Tally, gated_ffn
+from l4spec.layers.tally import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
 
 
 def declare(spec: MoESpec, width: Width) -> Declaration:
@@ -118,6 +118,18 @@ def _hold_alone(spec: MoESpec, hidden_size: int, tally: Tally) -> int:
     return out
 
 
+def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, tally: Tally) -> int:
+    """Bytes between the projections of the expert that takes the most, whose output is counted already.
+
+    In fp32 a few rows go in halves (`l4spec.layers.torch_common.linear`), which are copied to lie row by row; so three
+    rows may take more than four.
+    """
+    size, few = spec.intermediate_size, min(busiest, MOST_FEW_ROWS) if tally.is_wide and busiest > 1 else 0
+    made = 3 * few * size if size % 2 == 0 else 0  # gate, up, and the copy
+    left = few * (size + hidden_size) if hidden_size % 2 == 0 else 0  # their product, and the copy of the output
+    return max(2 * busiest * size, made, left) * tally.item
+
+
 def _hold_sorted(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> int:
     """Takes what the routed output keeps alive and gives its bytes: with one choice a token, the rows themselves."""
     tokens, item = work.num_tokens, tally.item
@@ -131,7 +143,8 @@ def _hold_sorted(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> i
     with tally.holding(indices + counted):  # the order; how many tokens each expert has, and which choices fit
         tally.touch(max(2 * indices, rows + indices, 2 * rows if spec.router.scales == "input" else 0))
         with tally.holding(2 * rows):  # sorted tokens and results
-            tally.touch(2 * busiest * spec.intermediate_size * item + counts)  # where each expert's rows end
+            # beside it, where each expert's rows end
+            tally.touch(_hidden_in_an_expert(spec, hidden_size, busiest, tally) + counts)
             with tally.holding(indices):  # the way back
                 tally.touch(2 * indices)
                 is_scaled = spec.router.scales == "output" or spec.capacity_factor is not None

@@ -197,6 +197,7 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
     """The whole model's cache, before sharding. `bytes_per_token_global` counts only layers that keep every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)
     rows = model_rows(graph, whole, size)
+    widest = _widest_window(rows)
     layers = tuple(
         CacheLayer(
             label=group.first.label,
@@ -205,8 +206,8 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
             bound=row.bound.size,
             num_layers=row.count,
             bytes_per_token_per_layer=row.bytes_per_token,
-            tokens_kept=_kept_by(row.bound, engine, context, _widest_window(rows)),
-            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, _widest_window(rows)),
+            tokens_kept=_kept_by(row.bound, engine, context, widest),
+            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, widest),
         )
         for group, row in zip(caching_groups(graph), rows, strict=True)
     )

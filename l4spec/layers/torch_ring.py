@@ -15,7 +15,7 @@ from l4spec.layers.attention_walk import BLOCK
 from l4spec.layers.masks import CausalMask, Mask, SlidingWindowMask, seen_before
 from l4spec.layers.torch_attention import Attention, widened
 from l4spec.layers.torch_cache import LayerCache, Rows, split_last
-from l4spec.layers.torch_common import Context, soft_cap
+from l4spec.layers.torch_common import Context, soft_cap, wide
 from l4spec.layers.torch_parallel import Axis, pass_on
 
 _WIDEST_ON_CUDA = 256
@@ -155,8 +155,7 @@ def _plain_block(
     batch, heads, num_queries, dim = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)
-    scores = soft_cap((grouped @ key.transpose(2, 3)) * scale, cap)
-    scores = scores.double() if scores.dtype == torch.float64 else scores.float()
+    scores = wide(soft_cap((grouped @ key.transpose(2, 3)) * scale, cap))
     if first is not None:
         places = torch.arange(first, first + num_queries, device=key.device)
         later = torch.arange(num_keys, device=key.device) > places[:, None]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.torch_parallel import Axis
+from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.traffic import Ledger, counting_traffic
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.distribute import distribute
@@ -17,7 +18,6 @@ from l4spec.runtime.parallel.training import local_of
 from l4spec.sharding.layout import Layout, Place
 from l4spec.sharding.rules import Region
 from tests.distributed.whole import graph_from
-from tests.properties.runs import can_cache
 from tests.runtime.tiny import randomised, token_ids
 
 IMAGE = 0

@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from l4spec.runtime.measure.job import can_cache
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import engine, quantization
@@ -21,7 +22,6 @@ from tests.distributed.test_divided_specs import tamed
 from tests.distributed.test_truth import ONE_KV_HEAD
 from tests.distributed.whole import explained, graph_from
 from tests.distributed.world import run_world
-from tests.properties.runs import can_cache
 from tests.runtime.tiny import SWIGLU, gqa, moe, text_of, vision
 from tests.strategies import Data, Draw, models
 

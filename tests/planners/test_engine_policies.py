@@ -2,7 +2,10 @@
 
 import pytest
 
+from l4spec.layers.declaration import Bound
 from planners.catalog import engine, hardware
+from planners.kv_cache import CacheRow
+from planners.kv_cache import cache_bytes as cache_bytes_of
 from planners.memory import Budget, DeviceUse
 from planners.plan import plan
 from tests.planners.models import graph
@@ -36,6 +39,13 @@ def test_the_laws_of_the_engines(context: int, batch: int) -> None:
     }
     for name, (in_global, in_local) in tokens.items():
         assert cache_bytes(name, context, batch) == FULL_LAYER * (GLOBAL * in_global + LOCAL * in_local), name
+
+
+def test_pools_in_a_fixed_ratio_are_large_enough_for_windows_that_are_not_full() -> None:
+    window, full = CacheRow(1, Bound("window", 100), 1), CacheRow(1, Bound("full"), 1)
+    for context, in_full, in_windows in ((50, 63, 51), (120, 125, 100), (1000, 1000, 800)):  # 0.8 of the full pool
+        assert cache_bytes_of((window,), engine("sglang-hybrid"), context, 1) == in_windows
+        assert cache_bytes_of((window, full), engine("sglang-hybrid"), context, 1) == in_full + in_windows
 
 
 def test_every_result_names_its_policy() -> None:

@@ -8,7 +8,6 @@ import torch
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.run import Measurement, Sample, Stage, measure_run
@@ -33,15 +32,8 @@ def small_blocks(size: int) -> ExitStack:
 
 def longest_prompt(graph: LayerGraph) -> int:
     """Tokens that the model can read at once: learned positions end somewhere."""
-    tables = (
-        n.spec.num_positions for n in graph.nodes if isinstance(n.spec, LearnedPositionSpec) and n.scope == "text"
-    )
-    return min(tables, default=1000)
-
-
-def can_cache(graph: LayerGraph) -> bool:
-    """Whether every attention layer of the text sees only earlier tokens."""
-    return all(node.declaration.cache for node in graph.nodes if node.scope == "text" and node.role == "attention")
+    learned = graph.model.text.position
+    return 1000 if learned is None else learned.num_positions
 
 
 def planned_flops(graph: LayerGraph, work: Work, num_tiles: int = 0) -> dict[str, int]:

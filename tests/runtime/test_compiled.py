@@ -17,8 +17,9 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.gqa.module import GQA
 from l4spec.layers.torch_common import Context
 from l4spec.runtime.compiled import CompiledStep
+from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.model import Model
-from tests.properties.runs import can_cache, longest_prompt
+from tests.properties.runs import longest_prompt
 from tests.runtime.test_training import MODELS
 from tests.runtime.tiny import MLA, SWIGLU, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 from tests.strategies import graphs

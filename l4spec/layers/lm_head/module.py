@@ -1,11 +1,10 @@
 """The torch module of the language-model head."""
 
-import torch
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
 from l4spec.layers.lm_head.spec import LMHeadSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty, linear, soft_cap
+from l4spec.layers.torch_common import Context, LayerModule, empty, linear, soft_cap, wide
 
 
 class LMHead(LayerModule):
@@ -28,5 +27,4 @@ class LMHead(LayerModule):
         """[batch, tokens, hidden] to fp32 logits [batch, tokens, vocab] (fp64 in a model of fp64)."""
         weight = self._owner[0].weight if self._owner else self.weight
         assert isinstance(weight, Tensor)
-        logits = linear(x, weight, self.bias)
-        return soft_cap(logits if logits.dtype == torch.float64 else logits.float(), self.softcap)
+        return soft_cap(wide(linear(x, weight, self.bias)), self.softcap)

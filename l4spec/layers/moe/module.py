@@ -19,6 +19,7 @@ from l4spec.layers.torch_common import (
     group_last,
     linear,
     read_rows,
+    wide,
 )
 from l4spec.layers.torch_experts import grouped_linear, hit
 
@@ -37,8 +38,7 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
         router, top_k = self.spec.router, self.spec.num_experts_per_token
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        logits = linear(x.to(wide), self.weight.to(wide))
+        logits = linear(wide(x), wide(self.weight))
         if self.correction_bias is None and router.num_groups == 1:
             # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
             chosen, experts = torch.topk(logits, top_k, dim=-1)

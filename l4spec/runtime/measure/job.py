@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from l4spec.errors import Problem
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.runtime.parallel.run.task import Say, Store, Task
 from l4spec.sharding.sequence import short_reason
 
@@ -78,7 +77,6 @@ def can_cache(graph: LayerGraph) -> bool:
 
 def unplaced(graph: LayerGraph, num_tokens: int, option: str) -> Iterator[Problem]:
     """Why a sequence of this many tokens has more than there are learned positions."""
-    text = (node.spec for node in graph.nodes if node.scope == "text")
-    positions = [spec.num_positions for spec in text if isinstance(spec, LearnedPositionSpec)]
-    if positions and num_tokens > min(positions):
-        yield Problem(f"{num_tokens} tokens are more than the {min(positions)} learned positions", path=option)
+    learned = graph.model.text.position
+    if learned is not None and num_tokens > learned.num_positions:
+        yield Problem(f"{num_tokens} tokens are more than the {learned.num_positions} learned positions", path=option)

@@ -15,6 +15,7 @@ from l4spec.layers.torch_common import LayerModule
 from l4spec.runtime.contents import contents_of, held_bytes
 from l4spec.runtime.measure.experts import Load, watching_experts
 from l4spec.runtime.measure.flops import counting_flops
+from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.memory import tracking_memory
 from l4spec.runtime.model import Model
 
@@ -160,10 +161,6 @@ def relative_error(found: Tensor, reference: Tensor) -> float:
     return float((found - reference).double().norm() / reference.double().norm())
 
 
-def _can_cache(model: Model) -> bool:
-    return all(n.declaration.cache for n in model.graph.nodes if n.scope == "text" and n.role == "attention")
-
-
 def _prefill(model: Model, sample: Sample, found: Measurement) -> None:
     ids, pixels = _inputs(model, sample)
     with torch.no_grad(), watching_experts(model) as load, counting_flops(model) as flops:
@@ -172,7 +169,7 @@ def _prefill(model: Model, sample: Sample, found: Measurement) -> None:
 
 
 def _decode(model: Model, sample: Sample, found: Measurement) -> None:
-    if not sample.decode or not _can_cache(model):
+    if not sample.decode or not can_cache(model.graph):
         return
     ids, pixels = _inputs(model, sample)
     cache = model.new_cache(sample.batch, sample.prefill + sample.decode)
@@ -195,14 +192,14 @@ def _training(model: Model, sample: Sample, found: Measurement) -> None:
 
 
 def _caches(model: Model, sample: Sample, found: Measurement) -> None:
-    if _can_cache(model):
+    if can_cache(model.graph):
         found.cache_bytes = {n: model.new_cache(sample.batch, n).num_bytes for n in sample.cache_lengths}
 
 
 def _memory(model: Model, sample: Sample, found: Measurement) -> None:
     """Of a prefill into a cache, or without one where nothing can be cached."""
     ids, pixels = _inputs(model, sample)
-    cache = model.new_cache(sample.batch, sample.prefill) if _can_cache(model) else None
+    cache = model.new_cache(sample.batch, sample.prefill) if can_cache(model.graph) else None
     with torch.no_grad(), tracking_memory(model.device) as memory:
         result = model(ids, pixel_values=pixels, cache=cache, logits="last")
     found.activation_bytes = memory.peak_bytes
@@ -211,8 +208,7 @@ def _memory(model: Model, sample: Sample, found: Measurement) -> None:
 
 def _time(model: Model, sample: Sample, found: Measurement) -> None:
     ids, pixels = _inputs(model, sample)
-    can_cache = _can_cache(model)
-    cache = model.new_cache(sample.batch, sample.prefill + sample.decode) if can_cache else None
+    cache = model.new_cache(sample.batch, sample.prefill + sample.decode) if can_cache(model.graph) else None
     prefills, steps = [], []
     for turn in range(NUM_TIMED + 1):
         if cache is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from planners.executed import executed_flops
-from planners.params import count_params
+from planners.counts.params import count_params
+from planners.module.executed import executed_flops
 
 HIDDEN = (256, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 MOST_PARAMETERS = 350_000_000

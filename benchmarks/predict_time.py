@@ -26,14 +26,14 @@ import torch
 
 import l4spec
 from benchmarks.predict_models import DECODE_STEPS, Trial, trials
-from l4spec.layers.torch_common import linear
+from l4spec.layers.common.modules import linear
 from l4spec.runtime.calibrate.timing import CLOCKS, Clock
 from l4spec.runtime.model import Model
 from planners.catalog import hardware
-from planners.catalog.eager import EagerTimes
-from planners.latency.eager import EagerModel
-from planners.latency.eager_table import seconds_at
-from planners.params import count_params
+from planners.catalog.cpu_profile import EagerTimes
+from planners.counts.params import count_params
+from planners.module.step_time import EagerModel
+from planners.module.time_table import seconds_at
 
 NUM_PREFILLS = 3
 AS_CALIBRATED = 1.15

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed_models import Routing
-from l4spec.layers.torch_common import fast_for, linear, read_rows
+from l4spec.layers.common.modules import fast_for, linear, read_rows
 from l4spec.runtime.model import Model
 
 

@@ -16,7 +16,6 @@ from l4spec.errors import SpecError, UserError
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
-    from l4spec.report.run_measure import measure
     from l4spec.runtime.build import build
     from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
     from l4spec.runtime.compiled import compile_step
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from l4spec.runtime.quantize.apply import quantize
     from l4spec.sharding.layout import Layout
     from l4spec.spec.model import ModelSpec
+    from l4spec.verification.run_measure import measure
 
 __version__ = "0.1.0"
 __all__ = [
@@ -60,7 +60,7 @@ _PLACES = {
     "save_hub": "l4spec.runtime.parallel.checkpoints",
     "save_sharded": "l4spec.runtime.parallel.checkpoints",
     "open_model": "l4spec.runtime.checkpoints",
-    "measure": "l4spec.report.run_measure",
+    "measure": "l4spec.verification.run_measure",
     "quantize": "l4spec.runtime.quantize.apply",
     "save_checkpoint": "l4spec.runtime.checkpoints",
 }

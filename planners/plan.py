@@ -6,15 +6,16 @@ from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
 from planners.catalog import engine as engine_of
 from planners.catalog import quantization as quantization_of
-from planners.cluster import Cluster, parse_cluster
-from planners.communication import communication
-from planners.flops import count_flops
-from planners.kv_cache import cache_dtype_bytes, plan_cache
-from planners.latency.routing import read_routing
-from planners.latency.section import plan_latency
-from planners.latency.section_parts import Wanted
-from planners.memory import Setting, describe_device, place
-from planners.params import count_params
+from planners.catalog.cluster import Cluster, parse_cluster
+from planners.collectives.communication import communication
+from planners.collectives.training_traffic import Load, train_traffic
+from planners.counts.flops import count_flops
+from planners.counts.kv_cache import cache_dtype_bytes, plan_cache
+from planners.counts.params import count_params
+from planners.counts.weights import scheme_of, weigh
+from planners.device.memory import Setting, describe_device, place
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting
 from planners.plan_types import (
     ClusterInfo,
     Deployment,
@@ -29,12 +30,11 @@ from planners.plan_types import (
     TrainTraffic,
 )
 from planners.request import DEFAULT_PREFILL_CHUNK, LARGEST, Pinned, Request
-from planners.search import choose, layouts_for, row_of, why_not
-from planners.sharding import stages
-from planners.suggestions import suggest
-from planners.traffic import Load, train_traffic
-from planners.training import TrainSetting
-from planners.weights import scheme_of, weigh
+from planners.search.layouts import choose, layouts_for, row_of, why_not
+from planners.search.suggestions import suggest
+from planners.timing.latency_report import plan_latency
+from planners.timing.latency_rows import Wanted
+from planners.timing.routing import read_routing
 
 
 def plan(  # noqa: PLR0913 - the options of the command

@@ -182,7 +182,8 @@ class CollectiveTraffic(Frozen):
 class TrainTraffic(Frozen):
     """What a device of pipeline stage `stage`, the one that sends the most, sends in one optimizer step.
 
-    `tokens` and `micro_batches` are those of its data-parallel rank. `planners.traffic` states every convention.
+    `tokens` and `micro_batches` are those of its data-parallel rank. `planners.collectives.training_traffic` states
+    every convention.
     """
 
     stage: int

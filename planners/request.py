@@ -8,8 +8,8 @@ from typing import Any, get_args
 from l4spec.errors import Problem, UserError, nearest
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from planners.device.training_state import CHECKPOINTING, OPTIMIZER_BYTES, PRECISIONS, TrainSetting
 from planners.plan_types import Mode, Objective
-from planners.training import CHECKPOINTING, OPTIMIZER_BYTES, PRECISIONS, TrainSetting
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import l4spec
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, Layout
 from l4spec.layers.declaration import Work
-from l4spec.layers.torch_common import Context, Layout
 from l4spec.runtime.build import build
 from l4spec.runtime.model import Model
 

@@ -10,7 +10,7 @@ from l4spec.cli.app import app
 from l4spec.cli.output import deliver
 
 if TYPE_CHECKING:
-    from planners.accuracy.replay import Prediction
+    from planners.evidence.replay import Prediction
 
 RowsOption = Annotated[
     Path | None,
@@ -36,8 +36,8 @@ def accuracy_command(
     """Replay published measurements as plans and tell how wrong the predictions are."""
     from l4spec.report.accuracy import accuracy_document, accuracy_page, rows_sections
     from l4spec.report.page import to_markdown, to_text
-    from planners.accuracy.replay import replay
-    from planners.accuracy.rows import published_rows, read_rows
+    from planners.evidence.replay import replay
+    from planners.evidence.rows import published_rows, read_rows
 
     chosen = published_rows() if rows is None else read_rows(rows)
     predictions = replay(row for row in chosen if split is None or row.split == split)

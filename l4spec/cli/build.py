@@ -122,7 +122,7 @@ def _formats(
 ) -> tuple["Quantization | None", str]:
     """The scheme that packs the weights, if any, and the number format of the rest."""
     import l4spec
-    from l4spec.report.run_measure import number_format_of, scheme_for
+    from l4spec.verification.run_measure import number_format_of, scheme_for
 
     graph = l4spec.compile(spec)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=is_miniature)
@@ -150,7 +150,7 @@ def _built(
 ) -> tuple["Built", "Model"]:
     import l4spec
     from l4spec.report.built import Built, planned_bytes, planned_parts
-    from l4spec.runtime.contents import contents_of
+    from l4spec.runtime.module_inventory import contents_of
 
     graph, start = l4spec.compile(spec), time.perf_counter()
     model = _filled(spec, table, device, dtype, seed, show_progress)
@@ -164,7 +164,7 @@ def _built(
     )
     if device == "meta":
         return built, model
-    from l4spec.runtime.trial import run_trial
+    from l4spec.runtime.smoke_run import run_trial
 
     with progress("running", show_progress) as report:
         trial = run_trial(model, seed, report)
@@ -179,7 +179,7 @@ def _filled(
     from l4spec.runtime.initialize import initialize
     from l4spec.runtime.memory_check import require_memory
     from l4spec.runtime.quantize.build import build_quantized
-    from l4spec.runtime.trial import trial_bytes
+    from l4spec.runtime.smoke_run import trial_bytes
 
     graph = l4spec.compile(spec)
     require_memory(spec, graph, device, dtype, trial_bytes(graph), table)

@@ -23,7 +23,7 @@ def launch(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> str
 
     Raises UserError for what cannot be planned, and for what the engine cannot express.
     """
-    from l4spec.report.emit import Wanted, emit
+    from l4spec.deploy import Wanted, emit
     from l4spec.report.plan_page import verdict
 
     target, given = ctx.params["emit"].value, given_options(ctx)

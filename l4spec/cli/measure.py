@@ -24,8 +24,8 @@ from l4spec.errors import Problem, UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from l4spec.report.measure import MeasureReport
     from l4spec.runtime.measure.job import MeasureJob
+    from l4spec.verification.measure import MeasureReport
 
 PrefillOption = Annotated[
     int,
@@ -102,7 +102,7 @@ def measure_command(
         report = _of_ranks(job, time_limit)
     else:
         import l4spec
-        from l4spec.report.run_measure import measure
+        from l4spec.verification.run_measure import measure
 
         with _interruptible():
             report = measure(
@@ -144,7 +144,7 @@ def _require_plain(device: str | None, quantization: str | None, tiles: int) -> 
 def _of_ranks(job: "MeasureJob", time_limit: float | None) -> "MeasureReport":
     """Exits with 4 and the message on stderr when a rank fails, with 130 when interrupted."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own log tells a user nothing
-    from l4spec.report.run_measure_ranks import RanksEnded, measure_ranks
+    from l4spec.verification.run_measure_ranks import RanksEnded, measure_ranks
 
     try:
         return measure_ranks(job, time_limit=time_limit, tell=complain if job.progress else None)

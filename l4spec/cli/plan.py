@@ -117,7 +117,7 @@ def _herd(ctx: typer.Context, style: o.Format) -> tuple[str, bool]:
     """The report on the shipped models, which nothing limits; raises UserError for options that are about one model."""
     request = PlanRequest.of(ctx)
     _refuse_others(ctx)
-    from l4spec.report.herd import PRECISIONS, Conditions, herd_page, plan_herd
+    from l4spec.report.model_table import PRECISIONS, Conditions, herd_page, plan_herd
     from l4spec.report.page import to_markdown, to_text
 
     asked = Conditions(request.gpus or HERD_GPUS, request.kv_dtype, request.context, request.batch, request.engine)

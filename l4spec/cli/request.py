@@ -11,8 +11,8 @@ from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from planners.device.training_state import TrainSetting
     from planners.plan_types import Plan
-    from planners.training import TrainSetting
 
 DEFAULT_QUANTIZATION = "bf16"
 MOST_IMAGES = 10_000
@@ -93,7 +93,7 @@ class PlanRequest:
         )
 
     def _train(self) -> "TrainSetting":
-        from planners.training import TrainSetting
+        from planners.device.training_state import TrainSetting
 
         return TrainSetting(
             optimizer=self.optimizer,

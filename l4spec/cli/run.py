@@ -99,7 +99,7 @@ def run_command(
     says which and why, and the exit code is 4; a checkpoint is whole or not there.
     """
     from l4spec.runtime.parallel.run.job import Job
-    from l4spec.runtime.parallel.run.room import require_room
+    from l4spec.runtime.parallel.run.memory_check import require_room
 
     environment = _prepare()
     job = Job(

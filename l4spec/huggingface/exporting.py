@@ -9,7 +9,7 @@ from l4spec.errors import Problem, SpecError
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.importing import import_config
-from l4spec.huggingface.meaning import differences
+from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel, resolve

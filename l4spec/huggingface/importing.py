@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from l4spec.errors import Place, Problem, SpecError, nearest
-from l4spec.huggingface.carried import finish_common
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import rope_style
 from l4spec.huggingface.yaml_out import to_yaml
 from l4spec.spec.document import Document

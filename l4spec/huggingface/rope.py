@@ -3,8 +3,8 @@
 from typing import Any, Literal
 
 from l4spec.huggingface.fields import Fields
+from l4spec.layers.attention.positions import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from l4spec.layers.base import Spec
-from l4spec.layers.positions import LinearScaling, Llama3Scaling, Rope, YarnScaling
 from l4spec.spec.origin import RopeStyle
 
 Layout = Literal["interleaved", "half"]

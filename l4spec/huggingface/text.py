@@ -6,9 +6,9 @@ from typing import Any
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.pattern import Pattern, compact
 from l4spec.huggingface.rope import Layout, read_rope, write_rope
+from l4spec.layers.attention.masks import ChunkedMask, SlidingWindowMask
+from l4spec.layers.attention.positions import Rope
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import ChunkedMask, SlidingWindowMask
-from l4spec.layers.positions import Rope
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
 from l4spec.spec.model import MAX_LAYERS
 from l4spec.spec.origin import RopeStyle

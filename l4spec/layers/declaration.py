@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from l4spec.layers.tally import Tally
+from l4spec.layers.common.ledger import Tally
 
 Part = Literal[
     "embedding",

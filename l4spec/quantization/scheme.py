@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field
 
 from l4spec.catalog.entry import Entry, Source
-from l4spec.catalog.shelf import Shelf, find_beside, looks_like_path
+from l4spec.catalog.registry import Shelf, find_beside, looks_like_path
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.layers.declaration import Part, Role
 

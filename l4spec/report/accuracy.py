@@ -5,8 +5,8 @@ from itertools import groupby
 
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
-from planners.accuracy.replay import Prediction
-from planners.accuracy.summary import Group, quantity_of, summarise
+from planners.evidence.replay import Prediction
+from planners.evidence.summary import Group, quantity_of, summarise
 
 FAMILIES = {
     "SRV": "Serving: time per output token and time to first token",
@@ -135,7 +135,7 @@ def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
     """docs/accuracy.md: what was compared, how wrong it is, where it is known to be wrong, and every row."""
     intro = (
         "Published measurements with all their settings, replayed by the planner. Factors are fitted on rows marked "
-        "`calibrate` alone (`python -m planners.fitting`); rows marked `test` played no part. Errors are relative: "
+        "`calibrate` alone (`python -m planners.evidence`); rows marked `test` played no part. Errors are relative: "
         "predicted / published - 1. Written by `l4spec accuracy --document`; a test keeps it in step.",
     )
     known = (KNOWN_WRONG[0], *(f"- {text}" for text in KNOWN_WRONG[1:]))

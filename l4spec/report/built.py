@@ -10,12 +10,12 @@ from l4spec.quantization.scheme import Quantization
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.quantities import count, exact_bytes, gib, whole
 from planners.catalog import quantization
-from planners.params import count_params
-from planners.weights import scheme_of, weigh
+from planners.counts.params import count_params
+from planners.counts.weights import scheme_of, weigh
 
 if TYPE_CHECKING:
-    from l4spec.runtime.contents import Contents, TreeRow
-    from l4spec.runtime.trial import Trial
+    from l4spec.runtime.module_inventory import Contents, TreeRow
+    from l4spec.runtime.smoke_run import Trial
 
 _INDENT = "  "
 

@@ -8,9 +8,9 @@ from l4spec.report.page import Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import gib
 from l4spec.report.quantities import seconds as duration
 from planners.catalog import Hardware
-from planners.catalog.eager import EagerTimes
-from planners.latency.eager import ROTATION, EagerModel
-from planners.latency.eager_pieces import Piece
+from planners.catalog.cpu_profile import EagerTimes
+from planners.module.pieces import Piece
+from planners.module.step_time import ROTATION, EagerModel
 
 if TYPE_CHECKING:
     from l4spec.runtime.calibrate.run import Calibration

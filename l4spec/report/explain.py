@@ -10,10 +10,10 @@ from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw
 from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
 from planners.catalog import engine, hardware, quantization
-from planners.cost_sheet import CostRow, Workload, cost
-from planners.kv_cache import cache_dtype_bytes
+from planners.counts.cost_sheet import CostRow, Workload, cost
+from planners.counts.kv_cache import cache_dtype_bytes
+from planners.counts.weights import scheme_of, stored_size, target_of
 from planners.plan_types import Plan
-from planners.weights import scheme_of, stored_size, target_of
 
 
 def explain_page(graph: LayerGraph, plan: Plan) -> Page:

@@ -22,7 +22,7 @@ def _specs() -> Page:
     import l4spec
     from l4spec.library import shipped_specs
     from l4spec.spec.estimates import estimates_of
-    from planners.params import count_params
+    from planners.counts.params import count_params
 
     rows, estimated = [], False
     for name in shipped_specs():

@@ -4,9 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from l4spec.report import quantities
-from l4spec.report.expected_times import USUAL_ERROR
-from l4spec.report.measure import MeasuredRow, MeasureReport, Number
 from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.verification.expected_times import USUAL_ERROR
+from l4spec.verification.measure import MeasuredRow, MeasureReport, Number
 
 MOST_GROUPS = 2
 """Groups of ranks with different numbers up to which a table shows each; of more it shows the one that differs most."""

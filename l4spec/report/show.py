@@ -12,7 +12,7 @@ from l4spec.report.quantities import Figures, whole
 from l4spec.spec.estimates import Estimates, estimates_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import ResolvedBlock, ResolvedStack
-from planners.params import count_params
+from planners.counts.params import count_params
 
 _STRIP_WIDTH = 64
 _LONGEST_STRIP = 512

@@ -9,7 +9,7 @@ from torch import nn
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import KINDS
-from l4spec.layers.torch_common import LayerModule
+from l4spec.layers.common.modules import LayerModule
 from l4spec.runtime.initialize import initialize
 from l4spec.runtime.model import Model
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.errors import UserError
+from l4spec.layers.attention.cache import LayerCache
+from l4spec.layers.attention.compute import Attention
+from l4spec.layers.attention.traced import DeferredCache, attending
+from l4spec.layers.common.modules import Context, Layout
 from l4spec.layers.learned_position.module import require_places
-from l4spec.layers.torch_attention import Attention
-from l4spec.layers.torch_cache import LayerCache
-from l4spec.layers.torch_common import Context, Layout
-from l4spec.layers.torch_deferred import DeferredCache, attending
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import align
 from l4spec.runtime.model import Model

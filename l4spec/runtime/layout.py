@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from l4spec.layers.torch_common import Layout
+from l4spec.layers.common.modules import Layout
 from l4spec.runtime.cache import Cache
 
 

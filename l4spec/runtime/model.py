@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.common.modules import Context, LayerModule, fast_for
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
-from l4spec.layers.torch_common import Context, LayerModule, fast_for
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache

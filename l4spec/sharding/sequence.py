@@ -12,7 +12,7 @@ from math import lcm
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers import KINDS
-from l4spec.layers.masks import ChunkedMask, Mask, NoMask, seen_before
+from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, seen_before
 from l4spec.sharding.layout import Layout
 
 

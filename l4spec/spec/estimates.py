@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from l4spec.layers.attention.positions import Rope
 from l4spec.layers.base import LayerSpec
-from l4spec.layers.positions import Rope
 from l4spec.spec.model import ModelSpec, StackSpec
 
 Effect = Literal["none", "work", "sizes"]

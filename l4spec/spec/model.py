@@ -8,10 +8,10 @@ from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import specs_for
+from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
-from l4spec.layers.positions import Rope2d
 from l4spec.spec.claims import Claim
 from l4spec.spec.origin import HuggingFaceSpec
 

@@ -13,11 +13,11 @@ from fractions import Fraction
 from typing import Any, Literal, TypeVar
 
 from l4spec.errors import UserError
+from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
+from l4spec.layers.attention.positions import Llama3Scaling, Position, Rope, YarnScaling
 from l4spec.layers.base import LayerSpec, Spec
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import ChunkedMask, Mask, SlidingWindowMask
 from l4spec.layers.mla.spec import MLASpec
-from l4spec.layers.positions import Llama3Scaling, Position, Rope, YarnScaling
 from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
 
 S = TypeVar("S", bound=Spec)

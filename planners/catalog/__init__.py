@@ -12,7 +12,7 @@ from l4spec.quantization.scheme import Law, Quantization, Target, scheme_named
 from planners.catalog.engines import Engine
 from planners.catalog.hardware import Capacity, Hardware
 from planners.catalog.loader import Folder, known_names, load, shipped_names
-from planners.catalog.own import find_own, own_files, user_folder
+from planners.catalog.user_catalog import find_own, own_files, user_folder
 
 __all__ = [
     "Capacity",

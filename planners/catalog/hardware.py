@@ -9,7 +9,7 @@ from l4spec.catalog.entry import Entry, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
 from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
-from planners.catalog.eager import EagerTimes
+from planners.catalog.cpu_profile import EagerTimes
 
 PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from l4spec.catalog.entry import Entry
-from l4spec.catalog.shelf import Shelf, looks_like_path
+from l4spec.catalog.registry import Shelf, looks_like_path
 from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
-from planners.catalog.own import THIS_MACHINE, find_own
+from planners.catalog.user_catalog import THIS_MACHINE, find_own
 
 Folder = Literal["hardware", "quantization", "engines", "efficiency"]
 E = TypeVar("E", bound=Entry)

@@ -8,9 +8,9 @@ import pytest
 from l4spec.errors import UserError
 from l4spec.report.accuracy import accuracy_document
 from l4spec.report.page import to_markdown
-from planners.accuracy.replay import Prediction, replay
-from planners.accuracy.rows import PUBLISHED, published_rows, read_rows
-from planners.accuracy.summary import Group, quantity_of, summarise
+from planners.evidence.replay import Prediction, replay
+from planners.evidence.rows import PUBLISHED, published_rows, read_rows
+from planners.evidence.summary import Group, quantity_of, summarise
 
 ROOT = Path(__file__).parents[2]
 

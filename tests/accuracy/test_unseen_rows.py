@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 
-from planners.accuracy.replay import Prediction, predict
-from planners.accuracy.rows import Row
+from planners.evidence.replay import Prediction, predict
+from planners.evidence.rows import Row
 
 SCOUT = {
     "id": "SRV-9999",

@@ -11,7 +11,7 @@ import torch
 
 import l4spec
 from l4spec.library import shipped_specs
-from l4spec.runtime import checkpoints, memory_check, trial
+from l4spec.runtime import checkpoints, memory_check, smoke_run
 from l4spec.runtime.generate import OptionFields
 from l4spec.runtime.tokenizer import Message, open_tokenizer, stop_ids_of
 from tests.cli.conftest import Run
@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(run: Run, monkeypat
 
 
 def test_memory_that_runs_out_all_the_same_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "run_trial", lambda *_: torch.empty(1 << 56, dtype=torch.uint8))
+    monkeypatch.setattr(smoke_run, "run_trial", lambda *_: torch.empty(1 << 56, dtype=torch.uint8))
     result = run("build", "tiny/scout", "--device", "cpu")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: memory ran out")

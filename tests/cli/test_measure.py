@@ -8,7 +8,7 @@ import pytest
 
 import l4spec
 from l4spec.errors import UserError
-from l4spec.report.measure import MeasureReport
+from l4spec.verification.measure import MeasureReport
 from tests.cli.conftest import Run
 
 FAST = ("--prefill", "40", "--decode", "2")
@@ -39,7 +39,7 @@ def test_markdown_has_a_table_for_each_section(run: Run) -> None:
 
 
 def test_a_row_that_disagrees_is_named_and_leaves_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planners.kv_cache.bytes_per_token", lambda group, layout, size: 1)
+    monkeypatch.setattr("planners.counts.kv_cache.bytes_per_token", lambda group, layout, size: 1)
     result = run("measure", "tiny/scout", *FAST)
     assert result.exit_code == 1
     assert "rows do NOT agree" in result.stdout.splitlines()[0]

@@ -51,7 +51,7 @@ def test_what_cannot_be_done_is_refused_before_any_process_starts(name: str, run
 
 
 def test_ranks_that_need_more_memory_than_is_free_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l4spec.runtime.parallel.run.room.free_bytes", lambda _: 2**20)
+    monkeypatch.setattr("l4spec.runtime.parallel.run.memory_check.free_bytes", lambda _: 2**20)
     result = run("run", "tiny/maverick", "--tp", "2", "--steps", "1")
     assert result.exit_code == 2
     assert "2 ranks need at least" in result.stderr

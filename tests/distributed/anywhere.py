@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from l4spec.layers.torch_parallel import Axis
+from l4spec.layers.common.parallel import Axis
 from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.traffic import Ledger, counting_traffic
 from l4spec.runtime.model import Model

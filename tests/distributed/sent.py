@@ -15,11 +15,11 @@ from l4spec.runtime.measure.traffic import Ledger
 from l4spec.sharding.layout import Layout, Place
 from l4spec.sharding.rules import region_of, stage_of
 from planners.catalog import quantization
-from planners.communication import communication
-from planners.sharding import Stage, every_stage
-from planners.traffic import Load, stage_traffic
-from planners.training import TrainSetting
-from planners.weights import scheme_of
+from planners.collectives.communication import communication
+from planners.collectives.training_traffic import Load, stage_traffic
+from planners.counts.weights import scheme_of
+from planners.device.stages import Stage, every_stage
+from planners.device.training_state import TrainSetting
 from tests.distributed.anywhere import Case, Found
 from tests.distributed.whole import graph_from
 

@@ -12,10 +12,10 @@ from l4spec.runtime.measure.job import can_cache
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import engine, quantization
-from planners.kv_cache import cache_bytes
-from planners.memory import cache_rows
-from planners.sharding import every_stage
-from planners.weights import scheme_of
+from planners.counts.kv_cache import cache_bytes
+from planners.counts.weights import scheme_of
+from planners.device.memory import cache_rows
+from planners.device.stages import every_stage
 from tests.distributed.anywhere import Case, Found, on_rank, one_process
 from tests.distributed.sent import check_forward, check_training
 from tests.distributed.test_divided_specs import tamed

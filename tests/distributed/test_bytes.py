@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from l4spec.errors import UserError
-from l4spec.layers.torch_parallel import Axis, leave
+from l4spec.layers.common.parallel import Axis, leave
 from l4spec.runtime.parallel.distribute import build_rank
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.runtime.parallel.model import RankModel
@@ -15,9 +15,9 @@ from l4spec.runtime.parallel.rank import own_nodes
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import engine, quantization
-from planners.memory import Setting, place
-from planners.sharding import stages
-from planners.weights import scheme_of
+from planners.counts.weights import scheme_of
+from planners.device.memory import Setting, place
+from planners.device.stages import stages
 from tests.distributed.whole import graph_from
 
 BF16 = scheme_of(quantization("bf16"))

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 import l4spec
 from l4spec.errors import UserError
 from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
-from l4spec.runtime.parallel.checkpoints.held import chunks_of, held_of_model
+from l4spec.runtime.parallel.checkpoints.local_shards import chunks_of, held_of_model
 from l4spec.runtime.parallel.checkpoints.sharded import RunState
 from l4spec.sharding.layout import Layout
 from tests.distributed.world import run_world

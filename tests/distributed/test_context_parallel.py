@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from l4spec.layers.torch_ring import Merged, _plain, attend_with_sums
+from l4spec.layers.attention.ring import Merged, _plain, attend_with_sums
 from l4spec.runtime.parallel.distribute import build_rank
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import runs_of, sent_tokens
 from planners.catalog import engine, quantization
-from planners.communication import communication
-from planners.kv_cache import bytes_per_token
-from planners.memory import Setting, place
-from planners.weights import scheme_of
+from planners.collectives.communication import communication
+from planners.counts.kv_cache import bytes_per_token
+from planners.counts.weights import scheme_of
+from planners.device.memory import Setting, place
 from tests.distributed.divided import Found, Prefill, continued, one_process, prefills, refused, whole
 from tests.distributed.whole import bound_of, graph_from, relative
 from tests.distributed.world import run_world
@@ -206,7 +206,7 @@ def test_blocks_of_keys_merge_to_attention_over_all(dtype: torch.dtype, width: i
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_plain_blocks_are_the_fused_ones(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l4spec.layers.torch_ring.BLOCK", 7)
+    monkeypatch.setattr("l4spec.layers.attention.ring.BLOCK", 7)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, n, 20, 8, generator=generator, dtype=torch.float64) for n in (6, 2, 2))
     fused = attend_with_sums(query, key, value, causal=causal, scale=0.3)

@@ -12,9 +12,9 @@ from unittest.mock import patch
 
 import pytest
 
-from l4spec.report.measure import MeasuredRow, MeasureReport
 from l4spec.runtime.measure import rank as rank_module
 from l4spec.sharding.layout import Layout
+from l4spec.verification.measure import MeasuredRow, MeasureReport
 from tests.distributed.command import started
 from tests.distributed.test_run import interrupt, terminate
 
@@ -112,7 +112,7 @@ def test_a_rank_that_holds_something_else_is_named_and_leaves_with_1(tmp_path: P
 
 
 def hold_more_on_rank_1() -> None:
-    from l4spec.runtime.contents import held_bytes
+    from l4spec.runtime.module_inventory import held_bytes
 
     def more(model: Any) -> int:
         return held_bytes(model) + (os.environ["RANK"] == "1")

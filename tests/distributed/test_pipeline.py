@@ -18,11 +18,11 @@ from l4spec.runtime.parallel.distribute import distribute
 from l4spec.sharding.layout import Layout, Place
 from l4spec.spec.model import ModelSpec
 from planners.catalog import engine, quantization
-from planners.communication import communication
-from planners.kv_cache import cache_bytes
-from planners.memory import cache_rows
-from planners.sharding import every_stage
-from planners.weights import scheme_of
+from planners.collectives.communication import communication
+from planners.counts.kv_cache import cache_bytes
+from planners.counts.weights import scheme_of
+from planners.device.memory import cache_rows
+from planners.device.stages import every_stage
 from tests.distributed.staged import IDS, MAX_LEN, Results, drawn, infer, train, whole_model
 from tests.distributed.whole import bound_of
 from tests.distributed.world import run_world

@@ -85,7 +85,7 @@ def test_stages_and_shards_train_to_the_losses_of_one_rank_and_go_on_from_each_o
 
 def exhaust_memory_of_rank_1() -> None:
     """Let rank 1 ask for more memory than any machine has, in its second step."""
-    from l4spec.runtime.parallel.run import work
+    from l4spec.runtime.parallel.run import train_worker as work
 
     optimize, calls = work.optimize, []
 
@@ -99,7 +99,7 @@ def exhaust_memory_of_rank_1() -> None:
 
 
 def raise_in_rank_1() -> None:
-    from l4spec.runtime.parallel.run import work
+    from l4spec.runtime.parallel.run import train_worker as work
 
     def broken(*_: Any) -> Any:
         if os.environ["RANK"] == "1":
@@ -246,11 +246,11 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     """Names of weights that differ, bit by bit, between four steps at once and two, saved and read, and two more."""
     from l4spec.runtime.build import build
     from l4spec.runtime.parallel.checkpoints import load_sharded, save_sharded
-    from l4spec.runtime.parallel.checkpoints.held import held_of_model
+    from l4spec.runtime.parallel.checkpoints.local_shards import held_of_model
     from l4spec.runtime.parallel.distribute import distribute
     from l4spec.runtime.parallel.run.job import Job
     from l4spec.runtime.parallel.run.synthetic import batch_of
-    from l4spec.runtime.parallel.run.work import make_optimizer, optimize
+    from l4spec.runtime.parallel.run.train_worker import make_optimizer, optimize
     from l4spec.sharding.layout import Layout
 
     job = Job("tiny/maverick", Layout(ep=2, dp=2), dtype="fp32")

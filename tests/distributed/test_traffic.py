@@ -12,11 +12,11 @@ from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
+from planners.collectives.training_traffic import Load, stage_traffic
+from planners.counts.weights import scheme_of
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting
 from planners.plan_types import CollectiveTraffic
-from planners.sharding import stages
-from planners.traffic import Load, stage_traffic
-from planners.training import TrainSetting
-from planners.weights import scheme_of
 from tests.distributed.world import run_world
 
 SEQUENCES, TOKENS = 8, 32

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l4spec.layers.torch_parallel import Axis
+from l4spec.layers.common.parallel import Axis
 from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
 from l4spec.sharding.layout import Layout
 from tests.distributed.whole import alone, bound_of, generated, graph_from, on_rank, relative

@@ -7,8 +7,8 @@ from statistics import median
 import pytest
 
 from benchmarks.predict_time import percentile
-from planners.latency.eager_error import DECODE, PREFILL
-from planners.latency.efficiency import FitError
+from planners.module.error import DECODE, PREFILL
+from planners.timing.efficiency import FitError
 
 POINTS = Path(__file__).parents[2] / "docs" / "calibrate.csv"
 

@@ -8,7 +8,7 @@ import transformers
 
 import l4spec
 from l4spec.huggingface import export_config, import_config
-from l4spec.huggingface.meaning import differences
+from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4spec.huggingface import FAMILIES, export_config, import_config
-from l4spec.huggingface.meaning import differences
+from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve

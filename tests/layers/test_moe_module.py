@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.grouped_linear import grouped_linear
+from l4spec.layers.common.modules import Context, Layout
 from l4spec.layers.moe.module import MoE
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import Context, Layout
-from l4spec.layers.torch_experts import grouped_linear
 from tests.runtime.tiny import Json, moe, randomise
 
 HIDDEN = 24

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from l4spec.layers.attention.positions import Llama3Scaling, Rope
+from l4spec.layers.attention.rope import Rotation, inverse_frequencies
+from l4spec.layers.common.modules import Context, Layout
 from l4spec.layers.gqa.module import _temperature
 from l4spec.layers.gqa.spec import Temperature
-from l4spec.layers.positions import Llama3Scaling, Rope
-from l4spec.layers.torch_common import Context, Layout
-from l4spec.layers.torch_rope import Rotation, inverse_frequencies
 
 SCOUT = Llama3Scaling(kind="llama3", factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_max_seq_len=8192)
 

@@ -4,12 +4,12 @@ import pytest
 
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import split_layers
-from planners.activations import activation_rates
 from planners.catalog import quantization
+from planners.counts.weights import scheme_of
+from planners.device.activations import activation_rates
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting, training_state
 from planners.plan import plan
-from planners.sharding import stages
-from planners.training import TrainSetting, training_state
-from planners.weights import scheme_of
 from tests.planners.models import graph
 
 HIDDEN, HEADS, KV, EXPERT, VOCAB = 5120, 5120, 1024, 8192, 202_048

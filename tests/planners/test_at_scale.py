@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
-from planners.training import TrainSetting
 from tests.planners.models import graph
 
 PUBLISHED = 390e12

@@ -3,7 +3,7 @@
 import pytest
 
 from l4spec.sharding.layout import Layout
-from planners.communication import communication
+from planners.collectives.communication import communication
 from tests.planners.models import graph
 
 WIDTH = 5120 * 2  # bytes of one token's bf16 activations

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from l4spec.deploy import EMITTERS, Wanted, emit
 from l4spec.errors import UserError
-from l4spec.report.emit import EMITTERS, Wanted, emit
 from l4spec.sharding.layout import MESH_ORDER, Layout, candidate_layouts, place_of
 from l4spec.sharding.sequence import chunk_of, longest_run, runs_of, short_reason
-from planners.communication import communication
+from planners.collectives.communication import communication
 from planners.plan import plan
 from planners.plan_types import Plan
 from tests.planners.models import graph

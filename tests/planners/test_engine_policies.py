@@ -4,9 +4,9 @@ import pytest
 
 from l4spec.layers.declaration import Bound
 from planners.catalog import engine, hardware
-from planners.kv_cache import CacheRow
-from planners.kv_cache import cache_bytes as cache_bytes_of
-from planners.memory import Budget, DeviceUse
+from planners.counts.kv_cache import CacheRow
+from planners.counts.kv_cache import cache_bytes as cache_bytes_of
+from planners.device.memory import Budget, DeviceUse
 from planners.plan import plan
 from tests.planners.models import graph
 

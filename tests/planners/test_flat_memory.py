@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -33,11 +34,19 @@ def test_memory_stays_flat_however_many_plans_there_were() -> None:
     assert grown < count * 2000  # one plan as an object is some 20 kB
 
 
+def iter_modules(package: str) -> Iterator[str]:
+    """Dotted names of every module of the planner but the scripts."""
+    for path in sorted(Path(planners.__path__[0]).rglob("*.py")):
+        parts = path.relative_to(planners.__path__[0]).with_suffix("").parts
+        if parts[-1] not in ("__init__", "__main__"):
+            yield ".".join((package, *parts))
+
+
 def test_every_cache_of_the_planner_is_bounded() -> None:
     sizes: dict[str, int | None] = {}
-    for path in sorted(Path(planners.__path__[0]).glob("*.py")):
-        for name, value in vars(import_module(f"planners.{path.stem}")).items():
+    for module in iter_modules("planners"):
+        for name, value in vars(import_module(module)).items():
             if hasattr(value, "cache_parameters"):
-                sizes[f"{path.stem}.{name}"] = value.cache_parameters()["maxsize"]
+                sizes[f"{module}.{name}"] = value.cache_parameters()["maxsize"]
     assert len(sizes) >= 10
     assert all(size is not None and size <= 4096 for size in sizes.values()), sizes

@@ -10,13 +10,13 @@ from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.sequence import passed_blocks, runs_of, sent_tokens
 from planners.catalog import quantization
-from planners.executed import executed_flops
-from planners.on_rank import executed_on_rank, held_on_rank, stage_on_rank
-from planners.rank_traffic import Pass, forward_on_rank, training_on_rank
-from planners.sharding import every_stage
-from planners.traffic import Load, stage_traffic
-from planners.training import TrainSetting
-from planners.weights import scheme_of
+from planners.collectives.training_traffic import Load, stage_traffic
+from planners.counts.weights import scheme_of
+from planners.device.stages import every_stage
+from planners.device.training_state import TrainSetting
+from planners.module.executed import executed_flops
+from planners.module.runtime_collectives import Pass, forward_on_rank, training_on_rank
+from planners.module.runtime_rank import executed_on_rank, held_on_rank, stage_on_rank
 
 BF16 = scheme_of(quantization("bf16"))
 

@@ -8,9 +8,9 @@ import pytest
 
 from l4spec.sharding.layout import Layout
 from planners.catalog import engine
-from planners.flops import count_flops
-from planners.kv_cache import model_rows, requests_in_blocks, tokens_in_blocks
-from planners.params import count_params
+from planners.counts.flops import count_flops
+from planners.counts.kv_cache import model_rows, requests_in_blocks, tokens_in_blocks
+from planners.counts.params import count_params
 from planners.plan import plan
 from tests.planners.models import graph
 

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from l4spec.errors import UserError
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from planners.plan_types import Plan
-from planners.training import TrainSetting
 from tests.planners.models import graph
 
 

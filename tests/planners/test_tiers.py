@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l4spec.sharding.layout import Layout, place_of
-from planners.tiers import Axis, Pattern, between_hosts
+from planners.collectives.link_tiers import Axis, Pattern, between_hosts
 
 AXES: dict[Axis, tuple[str, ...]] = {
     "tp": ("tp",),

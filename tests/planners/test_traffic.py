@@ -6,13 +6,13 @@ import pytest
 
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
-from planners.communication import communication
+from planners.collectives.communication import communication
+from planners.collectives.training_traffic import Load, stage_traffic
+from planners.counts.weights import scheme_of
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from planners.plan_types import CollectiveTraffic
-from planners.sharding import stages
-from planners.traffic import Load, stage_traffic
-from planners.training import TrainSetting
-from planners.weights import scheme_of
 from tests.planners.models import graph
 
 STREAM = 5120 * 2

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from l4spec.graph.layer_graph import LayerGraph
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from planners.plan_types import DeviceMemory
-from planners.training import TrainSetting
 from tests.planners.models import graph
 
 GIB = 1 << 30

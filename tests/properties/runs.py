@@ -12,13 +12,13 @@ from l4spec.runtime.build import build
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.run import Measurement, Sample, Stage, measure_run
 from l4spec.runtime.model import Model
-from planners.executed import executed_rows
+from planners.module.executed import executed_rows
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 CODE_WITH_BLOCKS = (
-    "l4spec.layers.attention_walk.BLOCK",
-    "l4spec.layers.attention_held.BLOCK",
-    "l4spec.layers.torch_attention.BLOCK",
+    "l4spec.layers.attention.walk.BLOCK",
+    "l4spec.layers.attention.ledger.BLOCK",
+    "l4spec.layers.attention.compute.BLOCK",
 )
 
 

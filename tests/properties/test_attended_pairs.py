@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from l4spec.layers.masks import Mask, attended_pairs, cache_bound
+from l4spec.layers.attention.masks import Mask, attended_pairs, cache_bound
 from tests.strategies import masks
 
 ANY_MASK: st.SearchStrategy[Mask] = masks().map(TypeAdapter(Mask).validate_python)

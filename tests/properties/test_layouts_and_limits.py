@@ -11,12 +11,12 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout, candidate_layouts
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import engine, hardware, quantization
-from planners.memory import Placement, Setting, place
+from planners.counts.weights import scheme_of
+from planners.device.memory import Placement, Setting, place
 from planners.plan import plan
 from planners.plan_types import Objective, Plan
 from planners.request import max_seq_len
-from planners.search import MAX_BATCH, largest, max_batch, max_context
-from planners.weights import scheme_of
+from planners.search.layouts import MAX_BATCH, largest, max_batch, max_context
 from tests.strategies import graphs
 
 DEVICE = "rtx-4090"

@@ -9,6 +9,7 @@ import pytest
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import (
     AttentionPairs,
     CacheEntry,
@@ -20,15 +21,14 @@ from l4spec.layers.declaration import (
     Parameter,
     Work,
 )
-from l4spec.layers.tally import Tally
 from l4spec.runtime.measure.run import Measurement, Sample
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
 from planners.catalog import engine
-from planners.executed import executed_rows
-from planners.held import activation_bytes
-from planners.kv_cache import plan_cache
-from planners.params import count_params
+from planners.counts.kv_cache import plan_cache
+from planners.counts.params import count_params
+from planners.module.activation_ledger import activation_bytes
+from planners.module.executed import executed_rows
 from tests.properties.runs import decoded, measured, planned_flops, some
 
 OTHER_KINDS = """

@@ -10,12 +10,12 @@ from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization, Rule, ScaledLaw
 from l4spec.quantization.tensors import fitted, scheme_of
 from l4spec.runtime.build import build
-from l4spec.runtime.contents import contents_of, held_bytes
 from l4spec.runtime.measure.flops import counting_flops
+from l4spec.runtime.module_inventory import contents_of, held_bytes
 from l4spec.runtime.quantize.apply import quantize
 from l4spec.runtime.quantize.build import build_quantized
-from planners.params import count_params
-from planners.weights import weigh
+from planners.counts.params import count_params
+from planners.counts.weights import weigh
 from tests.properties.runs import longest_prompt, planned_flops, some, tokens
 from tests.runtime.quantize.laws import RUNNABLE, fitted_scheme, runnable_laws
 from tests.strategies import graphs

@@ -8,22 +8,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
-from l4spec.layers.tally import MOST_FEW_ROWS
 from l4spec.runtime.build import build
-from l4spec.runtime.contents import contents_of
 from l4spec.runtime.measure.flops import FORMULAS, counting_flops
 from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.run import Sample
+from l4spec.runtime.module_inventory import contents_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
 from planners.catalog import engine, quantization
-from planners.cost_sheet import Workload, cost
-from planners.executed import executed_rows
-from planners.held import activation_bytes
-from planners.kv_cache import plan_cache
-from planners.params import count_params
-from planners.weights import scheme_of, weigh
+from planners.counts.cost_sheet import Workload, cost
+from planners.counts.kv_cache import plan_cache
+from planners.counts.params import count_params
+from planners.counts.weights import scheme_of, weigh
+from planners.module.activation_ledger import activation_bytes
+from planners.module.executed import executed_rows
 from tests.properties.runs import (
     ITEM_BYTES,
     decoded,

@@ -22,13 +22,13 @@ from l4spec.sharding.rules import (
     split_layers,
 )
 from planners.catalog import engine, quantization, shipped_names
-from planners.cost_sheet import Workload, cost
-from planners.flops import count_flops, model_flops
-from planners.kv_cache import cache_bytes, model_rows, plan_cache
-from planners.params import count_params
+from planners.counts.cost_sheet import Workload, cost
+from planners.counts.flops import count_flops, model_flops
+from planners.counts.kv_cache import cache_bytes, model_rows, plan_cache
+from planners.counts.params import count_params
+from planners.counts.weights import scheme_of, weigh
+from planners.device.stages import stages
 from planners.plan import plan
-from planners.sharding import stages
-from planners.weights import scheme_of, weigh
 from tests.strategies import graphs
 
 DEGREES = (1, 2, 3, 4, 6, 8)

@@ -15,8 +15,8 @@ from l4spec.report.page import to_markdown, to_text
 from l4spec.report.plan_detail import detail_page
 from l4spec.report.plan_page import plan_page
 from l4spec.report.show import show_page
-from l4spec.report.verify import verify, verify_page
 from l4spec.spec.json_schema import spec_schema
+from l4spec.verification.claims import verify, verify_page
 from planners.plan import plan
 from tests.strategies import graphs, models
 

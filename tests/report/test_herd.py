@@ -3,7 +3,7 @@
 import pytest
 
 from l4spec.errors import UserError
-from l4spec.report.herd import Conditions, herd_page, plan_herd
+from l4spec.report.model_table import Conditions, herd_page, plan_herd
 from l4spec.report.page import to_text
 from tests.report.conftest import Compile
 

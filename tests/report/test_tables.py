@@ -9,8 +9,8 @@ from l4spec.layers import KINDS
 from l4spec.library import shipped_specs
 from l4spec.report.compare import compare, compare_page
 from l4spec.report.graph_views import view_of, write_view
-from l4spec.report.herd import Conditions, herd_page, plan_herd
 from l4spec.report.listings import listing
+from l4spec.report.model_table import Conditions, herd_page, plan_herd
 from l4spec.report.page import to_text
 from l4spec.report.show import show_page
 from planners.catalog import Folder, shipped_names

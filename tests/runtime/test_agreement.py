@@ -149,14 +149,14 @@ def test_tokens_of_another_chunk_are_not_seen() -> None:
 
 
 def test_blocks_of_queries_agree_with_one_mask(monkeypatch: pytest.MonkeyPatch) -> None:
-    from l4spec.layers import torch_attention
+    from l4spec.layers.attention import compute
 
     ids = token_ids(2, LENGTH)
     for text in (MODELS["llama4"], MODELS["window"], MODELS["causal, soft-capped"], MODELS["mla, window"]):
         model = randomised(graph_of(text))
         with torch.no_grad():
             wanted = model(ids)
-            monkeypatch.setattr(torch_attention, "BLOCK", 3)
+            monkeypatch.setattr(compute, "BLOCK", 3)
             assert close(in_pieces(model, ids, [5, 32]), wanted)
             monkeypatch.undo()
 

@@ -14,8 +14,8 @@ from torch import Tensor
 import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.common.modules import Context
 from l4spec.layers.gqa.module import GQA
-from l4spec.layers.torch_common import Context
 from l4spec.runtime.compiled import CompiledStep
 from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.model import Model

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import l4spec
 from l4spec.huggingface import export_config
+from l4spec.layers.attention.masks import ChunkedMask
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import ChunkedMask
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.library import shipped_specs
 from l4spec.spec.model import ModelSpec

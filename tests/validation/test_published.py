@@ -13,7 +13,7 @@ import pytest
 
 from l4spec.sharding.layout import Layout
 from planners.catalog import engine
-from planners.kv_cache import (
+from planners.counts.kv_cache import (
     CacheRow,
     block_bytes,
     cache_dtype_bytes,

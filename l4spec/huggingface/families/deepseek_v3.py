@@ -6,9 +6,9 @@ from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.rope import read_rope, write_rope
 from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
+from l4spec.layers.attention.positions import Rope
 from l4spec.layers.mla.spec import MLASpec
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.positions import Rope
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel

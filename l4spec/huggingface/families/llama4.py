@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from l4spec.huggingface.carried import finish_common
 from l4spec.huggingface.families import llama4_text
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import read_rope
 from l4spec.huggingface.text import DTYPES, Data
+from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.mlp.spec import MLPSpec
-from l4spec.layers.positions import Rope2d
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel, ResolvedVision
 

@@ -20,10 +20,10 @@ from l4spec.huggingface.text import (
     write_gqa,
     write_text,
 )
+from l4spec.layers.attention.masks import ChunkedMask
+from l4spec.layers.attention.positions import Rope
 from l4spec.layers.gqa.spec import GQASpec, L2Norm
-from l4spec.layers.masks import ChunkedMask
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.positions import Rope
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedBlock, ResolvedModel

@@ -5,8 +5,8 @@ from typing import Any
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.text import block, local_size, num_layers, read_gqa, read_text, window, write_gqa, write_text
+from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import SlidingWindowMask
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel

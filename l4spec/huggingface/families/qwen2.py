@@ -20,8 +20,8 @@ from l4spec.huggingface.text import (
     write_layer_types,
     write_text,
 )
+from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import SlidingWindowMask
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel

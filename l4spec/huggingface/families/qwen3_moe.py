@@ -7,8 +7,8 @@ from l4spec.huggingface.families.qwen3 import read_attention
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.text import block, local_size, num_layers, read_text, window, write_gqa, write_text
+from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.masks import SlidingWindowMask
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle

@@ -2,8 +2,8 @@
 
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Elementwise, Operation, Work, tokens_of
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: AddSpec, width: Width) -> Declaration:

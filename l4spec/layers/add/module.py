@@ -4,7 +4,7 @@ from torch import Tensor
 
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import Width
-from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.layers.common.modules import Context, LayerModule
 
 
 class Add(LayerModule):

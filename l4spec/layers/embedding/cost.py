@@ -1,9 +1,9 @@
 """What a token embedding costs: its table, and a gather without FLOPs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.embedding.spec import EmbeddingSpec
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: EmbeddingSpec, width: Width) -> Declaration:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, empty
 from l4spec.layers.embedding.spec import EmbeddingSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty
 
 
 class Embedding(LayerModule):

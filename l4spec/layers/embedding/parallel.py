@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, empty
+from l4spec.layers.common.parallel import Cuts, Ranks, leave
 from l4spec.layers.embedding.module import Embedding
 from l4spec.layers.embedding.spec import EmbeddingSpec
-from l4spec.layers.torch_common import Context, empty
-from l4spec.layers.torch_parallel import Cuts, Ranks, leave
 
 
 class VocabEmbedding(Embedding):

@@ -1,8 +1,8 @@
 """The torch module of GeGLU."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import GatedFFN
 from l4spec.layers.geglu.spec import GeGLUSpec
-from l4spec.layers.torch_common import GatedFFN
 
 
 class GeGLU(GatedFFN):

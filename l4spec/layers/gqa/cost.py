@@ -1,8 +1,11 @@
 """What grouped-query attention costs."""
 
-from l4spec.layers.attention_held import Heads, hold_attention
-from l4spec.layers.attention_walk import walk
+from l4spec.layers.attention.ledger import Heads, hold_attention
+from l4spec.layers.attention.masks import attended_pairs, cache_bound
+from l4spec.layers.attention.positions import NoPosition, Rope, Rope2d
+from l4spec.layers.attention.walk import walk
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import WIDE, Tally, rms_norm, rotate, rotation_table
 from l4spec.layers.declaration import (
     AttentionPairs,
     Buffer,
@@ -18,9 +21,6 @@ from l4spec.layers.declaration import (
     tokens_of,
 )
 from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm
-from l4spec.layers.masks import attended_pairs, cache_bound
-from l4spec.layers.positions import NoPosition, Rope, Rope2d
-from l4spec.layers.tally import WIDE, Tally, rms_norm, rotate, rotation_table
 
 
 def declare(spec: GQASpec, width: Width) -> Declaration:

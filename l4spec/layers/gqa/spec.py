@@ -4,9 +4,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from l4spec.layers.attention.masks import Mask
+from l4spec.layers.attention.positions import Position, Rope, Rope2d
 from l4spec.layers.base import LayerSpec, PositiveFloat, Size, Spec
-from l4spec.layers.masks import Mask
-from l4spec.layers.positions import Position, Rope, Rope2d
 
 
 class L2Norm(Spec):

@@ -1,9 +1,9 @@
 """What a LayerNorm costs: a weight and a bias per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.layernorm.spec import LayerNormSpec
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: LayerNormSpec, width: Width) -> Declaration:

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, empty
 from l4spec.layers.layernorm.spec import LayerNormSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty
 
 
 class LayerNorm(LayerModule):

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, empty
 from l4spec.layers.learned_position.spec import LearnedPositionSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty
 
 
 class LearnedPosition(LayerModule):

@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule
+from l4spec.layers.common.modules import Linear as Projection
 from l4spec.layers.linear.spec import LinearSpec
-from l4spec.layers.torch_common import Context, LayerModule
-from l4spec.layers.torch_common import Linear as Projection
 
 
 class Linear(LayerModule):

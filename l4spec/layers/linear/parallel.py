@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context
+from l4spec.layers.common.parallel import Cuts, Ranks, enter, gather_last
 from l4spec.layers.linear.module import Linear
 from l4spec.layers.linear.spec import LinearSpec
-from l4spec.layers.torch_common import Context
-from l4spec.layers.torch_parallel import Cuts, Ranks, enter, gather_last
 
 
 class GatheredLinear(Linear):

@@ -1,9 +1,9 @@
 """What the language-model head costs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import MOST_FEW_ROWS, WIDE, Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Parameter, Work, tokens_of
 from l4spec.layers.lm_head.spec import LMHeadSpec
-from l4spec.layers.tally import MOST_FEW_ROWS, WIDE, Tally
 
 TIED_WEIGHT = "text.embedding.weight"
 

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, empty, linear, soft_cap, wide
 from l4spec.layers.lm_head.spec import LMHeadSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty, linear, soft_cap, wide
 
 
 class LMHead(LayerModule):

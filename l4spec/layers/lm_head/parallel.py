@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, empty
+from l4spec.layers.common.parallel import Cuts, Ranks, enter, gather_last
 from l4spec.layers.lm_head.module import LMHead
 from l4spec.layers.lm_head.spec import LMHeadSpec
-from l4spec.layers.torch_common import Context, empty
-from l4spec.layers.torch_parallel import Cuts, Ranks, enter, gather_last
 
 
 class VocabHead(LMHead):

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.layers.merge.spec import MergeSpec
-from l4spec.layers.torch_common import Context, LayerModule
 
 
 class Merge(LayerModule):

@@ -6,9 +6,12 @@ the cheaper form, which is the expanded one for every published model, and leave
 `executed_operations` says which form our module takes, and counts those.
 """
 
-from l4spec.layers.attention_held import Heads, hold_attention
-from l4spec.layers.attention_walk import Walk, walk
+from l4spec.layers.attention.ledger import Heads, hold_attention
+from l4spec.layers.attention.masks import NoMask, attended_pairs, cache_bound
+from l4spec.layers.attention.positions import Rope
+from l4spec.layers.attention.walk import Walk, walk
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally, rms_norm, rotate, rotation_table
 from l4spec.layers.declaration import (
     AttentionPairs,
     Buffer,
@@ -23,10 +26,7 @@ from l4spec.layers.declaration import (
     linear,
     tokens_of,
 )
-from l4spec.layers.masks import NoMask, attended_pairs, cache_bound
 from l4spec.layers.mla.spec import MLASpec
-from l4spec.layers.positions import Rope
-from l4spec.layers.tally import Tally, rms_norm, rotate, rotation_table
 
 
 def declare(spec: MLASpec, width: Width) -> Declaration:

@@ -1,10 +1,10 @@
 """Multi-head latent attention of which each rank has its heads, and of long sequences its tokens."""
 
+from l4spec.layers.attention.ring import RingAttention
 from l4spec.layers.base import Width
+from l4spec.layers.common.parallel import Cuts, Ranks
 from l4spec.layers.mla.module import MLA
 from l4spec.layers.mla.spec import MLASpec
-from l4spec.layers.torch_parallel import Cuts, Ranks
-from l4spec.layers.torch_ring import RingAttention
 
 
 class RingMLA(MLA):

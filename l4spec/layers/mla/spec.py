@@ -4,9 +4,9 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from l4spec.layers.attention.masks import Mask
+from l4spec.layers.attention.positions import Position, Rope, Rope2d
 from l4spec.layers.base import LayerSpec, PositiveFloat, Size
-from l4spec.layers.masks import Mask
-from l4spec.layers.positions import Position, Rope, Rope2d
 
 
 class MLASpec(LayerSpec):

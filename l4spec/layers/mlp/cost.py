@@ -1,9 +1,9 @@
 """What a plain two-layer feed-forward network costs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Matmul, Operation, Work, linear, tokens_of
 from l4spec.layers.mlp.spec import MLPSpec
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: MLPSpec, width: Width) -> Declaration:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, Linear, activation
 from l4spec.layers.mlp.spec import MLPSpec
-from l4spec.layers.torch_common import Context, LayerModule, Linear, activation
 
 
 class MLP(LayerModule):

@@ -1,6 +1,8 @@
 """What a mixture of experts costs: all experts in memory, a few in compute."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.gated import gated_live, gated_operations, gated_parameters, gated_saved
+from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
 from l4spec.layers.declaration import (
     Buffer,
     Declaration,
@@ -13,9 +15,7 @@ from l4spec.layers.declaration import (
     linear,
     tokens_of,
 )
-from l4spec.layers.gated import gated_live, gated_operations, gated_parameters, gated_saved
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.tally import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
 
 
 def declare(spec: MoESpec, width: Width) -> Declaration:
@@ -121,8 +121,8 @@ def _hold_alone(spec: MoESpec, hidden_size: int, tally: Tally) -> int:
 def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, tally: Tally) -> int:
     """Bytes between the projections of the expert that takes the most, whose output is counted already.
 
-    In fp32 a few rows go in halves (`l4spec.layers.torch_common.linear`), which are copied to lie row by row; so three
-    rows may take more than four.
+    In fp32 a few rows go in halves (`l4spec.layers.common.modules.linear`), which are copied to lie row by row; so
+    three rows may take more than four.
     """
     size, few = spec.intermediate_size, min(busiest, MOST_FEW_ROWS) if tally.is_wide and busiest > 1 else 0
     made = 3 * few * size if size % 2 == 0 else 0  # gate, up, and the copy

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
-from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import (
+from l4spec.layers.common.grouped_linear import grouped_linear, hit
+from l4spec.layers.common.modules import (
     Context,
     GatedFFN,
     LayerModule,
@@ -21,7 +21,7 @@ from l4spec.layers.torch_common import (
     read_rows,
     wide,
 )
-from l4spec.layers.torch_experts import grouped_linear, hit
+from l4spec.layers.moe.spec import MoESpec
 
 
 class Router(nn.Module):

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context
+from l4spec.layers.common.parallel import Axis, Cuts, Ranks, exchange, gather
 from l4spec.layers.moe.module import Experts, MoE
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.torch_common import Context
-from l4spec.layers.torch_parallel import Axis, Cuts, Ranks, exchange, gather
 
 
 class ExpertParallelMoE(MoE):

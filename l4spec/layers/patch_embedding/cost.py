@@ -1,9 +1,9 @@
 """What a patch embedding costs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Dim, Matmul, Operation, Parameter, Work, linear, tokens_of
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:

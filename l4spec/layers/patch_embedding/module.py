@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, Linear, empty
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
-from l4spec.layers.torch_common import Context, LayerModule, Linear, empty
 
 
 class PatchEmbedding(LayerModule):

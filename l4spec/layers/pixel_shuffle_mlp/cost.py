@@ -1,9 +1,9 @@
 """What the adapter behind a vision tower costs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Work, linear, tokens_of
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
-from l4spec.layers.tally import Tally
 
 
 def declare(spec: PixelShuffleMLPSpec, width: Width) -> Declaration:

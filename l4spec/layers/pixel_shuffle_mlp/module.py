@@ -5,8 +5,8 @@ from math import isqrt
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, Linear, activation
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
-from l4spec.layers.torch_common import Context, LayerModule, Linear, activation
 
 
 class PixelShuffleMLP(LayerModule):

@@ -1,9 +1,9 @@
 """What an RMSNorm costs: one weight per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Tally, rms_norm
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
-from l4spec.layers.tally import Tally, rms_norm
 
 
 def declare(spec: RMSNormSpec, width: Width) -> Declaration:

@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import Context, LayerModule, empty, rms_norm
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
-from l4spec.layers.torch_common import Context, LayerModule, empty, rms_norm
 
 
 class RMSNorm(LayerModule):

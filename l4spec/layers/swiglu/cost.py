@@ -1,8 +1,8 @@
 """What a SwiGLU layer costs."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.gated import declare_gated
 from l4spec.layers.declaration import Declaration
-from l4spec.layers.gated import declare_gated
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 
 

@@ -1,8 +1,8 @@
 """The torch module of SwiGLU."""
 
 from l4spec.layers.base import Width
+from l4spec.layers.common.modules import GatedFFN
 from l4spec.layers.swiglu.spec import SwiGLUSpec
-from l4spec.layers.torch_common import GatedFFN
 
 
 class SwiGLU(GatedFFN):

@@ -7,11 +7,11 @@ from itertools import product as grid
 import torch
 from torch import Tensor
 
-from l4spec.layers.masks import CausalMask
-from l4spec.layers.torch_attention import Attention
-from l4spec.layers.torch_cache import LayerCache, Rows
-from l4spec.layers.torch_common import Context, Layout, group_last
-from l4spec.runtime.calibrate.room import Room
+from l4spec.layers.attention.cache import LayerCache, Rows
+from l4spec.layers.attention.compute import Attention
+from l4spec.layers.attention.masks import CausalMask
+from l4spec.layers.common.modules import Context, Layout, group_last
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 from l4spec.runtime.calibrate.timing import Case, rotating
 

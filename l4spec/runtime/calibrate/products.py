@@ -6,8 +6,8 @@ from itertools import product as grid
 
 from torch import Tensor
 
-from l4spec.layers.torch_common import expert_linear, linear
-from l4spec.runtime.calibrate.room import Room
+from l4spec.layers.common.modules import expert_linear, linear
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.sizes import Grid
 from l4spec.runtime.calibrate.tables import TableCases
 from l4spec.runtime.calibrate.timing import Case, rotating

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.torch_common import Context, LayerModule
+from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.runtime.build import build
-from l4spec.runtime.calibrate.room import Room
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import median_of
 from l4spec.runtime.calibrate.timing import Case
 from l4spec.runtime.model import Model

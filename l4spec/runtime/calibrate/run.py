@@ -8,10 +8,10 @@ import torch
 
 from l4spec.runtime.build import DTYPES
 from l4spec.runtime.calibrate.attending import cached, causal, masked
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.machine import Conditions, conditions
 from l4spec.runtime.calibrate.products import expert_products, products, residency
 from l4spec.runtime.calibrate.reference import Reference, references
-from l4spec.runtime.calibrate.room import Room
 from l4spec.runtime.calibrate.routing import dispatch, experts, route
 from l4spec.runtime.calibrate.sizes import Sizes, sizes_for
 from l4spec.runtime.calibrate.streams import streams

@@ -7,10 +7,10 @@ from itertools import product as grid
 import torch
 from torch import Tensor
 
-from l4spec.layers.positions import Rope
-from l4spec.layers.torch_common import Context, Layout, activation, rms_norm
-from l4spec.layers.torch_rope import Rotation
-from l4spec.runtime.calibrate.room import Room
+from l4spec.layers.attention.positions import Rope
+from l4spec.layers.attention.rope import Rotation
+from l4spec.layers.common.modules import Context, Layout, activation, rms_norm
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 
 ROW = 64

@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from l4spec.runtime.calibrate.room import Room
+from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.sizes import Grid
 from l4spec.runtime.calibrate.timing import Case
 

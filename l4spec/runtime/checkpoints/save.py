@@ -18,7 +18,7 @@ from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
 from l4spec.runtime.checkpoints.regions import part
 from l4spec.runtime.checkpoints.write import Entry, require_new_folder, write_folder
-from l4spec.runtime.contents import held_tensors
+from l4spec.runtime.module_inventory import held_tensors
 from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.export import (
     SHAPE_BYTES,

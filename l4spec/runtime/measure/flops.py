@@ -2,7 +2,7 @@
 
 The formulas are torch's own (`torch.utils.flop_counter`: a multiply-add is 2, attention is counted dense), with those
 added that torch lacks: flash attention on the CPU, the grouped matmuls of experts and products with packed weights
-would count as nothing. (`l4spec.layers.torch_common` registers oneDNN's product.)
+would count as nothing. (`l4spec.layers.common.modules` registers oneDNN's product.)
 """
 
 from collections import Counter
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from l4spec.layers import torch_experts  # noqa: F401 - registers l4spec::grouped_linear
-from l4spec.layers.torch_common import LayerModule
+from l4spec.layers.common import grouped_linear  # noqa: F401 - registers l4spec::grouped_linear
+from l4spec.layers.common.modules import LayerModule
 
 OUTSIDE = ""
 """Where operations count that no layer runs: a loss on the logits."""

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.build import build
-from l4spec.runtime.contents import contents_of, held_bytes
 from l4spec.runtime.measure.experts import watching_experts
 from l4spec.runtime.measure.flops import counting_flops
-from l4spec.runtime.measure.found import RANK_STAGES, FoundOnRank, Ran, RankStage
 from l4spec.runtime.measure.job import MeasureJob, can_cache
 from l4spec.runtime.measure.memory import tracking_memory
+from l4spec.runtime.measure.results import RANK_STAGES, FoundOnRank, Ran, RankStage
 from l4spec.runtime.measure.run import NUM_TIMED, now
 from l4spec.runtime.measure.traffic import counting_traffic
+from l4spec.runtime.module_inventory import contents_of, held_bytes
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.run.task import Store

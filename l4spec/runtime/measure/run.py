@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from l4spec.layers.torch_common import LayerModule
-from l4spec.runtime.contents import contents_of, held_bytes
+from l4spec.layers.common.modules import LayerModule
 from l4spec.runtime.measure.experts import Load, watching_experts
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.memory import tracking_memory
 from l4spec.runtime.model import Model
+from l4spec.runtime.module_inventory import contents_of, held_bytes
 
 Stage = Literal["weights", "prefill", "decode", "training", "caches", "memory", "time"]
 STAGES: tuple[Stage, ...] = ("weights", "prefill", "decode", "training", "caches", "memory", "time")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from l4spec.layers.torch_parallel import Axis, leave, sum_over
+from l4spec.layers.common.parallel import Axis, leave, sum_over
 
 IGNORED = -100
 """A label that counts for nothing, as in `torch.nn.functional.cross_entropy`."""

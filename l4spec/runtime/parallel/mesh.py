@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from l4spec.errors import UserError
-from l4spec.layers.torch_parallel import Axis, Ranks
+from l4spec.layers.common.parallel import Axis, Ranks
 from l4spec.sharding.layout import MESH_ORDER, Layout, Place, place_of
 
 

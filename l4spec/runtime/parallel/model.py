@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.common.modules import LayerModule
+from l4spec.layers.common.parallel import Axis, gather
 from l4spec.layers.lm_head.parallel import VocabHead
-from l4spec.layers.torch_common import LayerModule
-from l4spec.layers.torch_parallel import Axis, gather
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import Batch, align
 from l4spec.runtime.model import Model

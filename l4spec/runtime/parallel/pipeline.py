@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from l4spec.layers.torch_parallel import Axis, group_of
+from l4spec.layers.common.parallel import Axis, group_of
 
 
 class Line:

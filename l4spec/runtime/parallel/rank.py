@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import KINDS, declaration_of
+from l4spec.layers.common.modules import LayerModule, Linear
+from l4spec.layers.common.parallel import Axis, enter, leave
 from l4spec.layers.declaration import Parameter
-from l4spec.layers.torch_common import LayerModule, Linear
-from l4spec.layers.torch_parallel import Axis, enter, leave
 from l4spec.runtime.build import make_module, module_of
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.layout import Layout

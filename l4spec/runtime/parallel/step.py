@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from l4spec.layers.torch_parallel import group_of, sum_over
+from l4spec.layers.common.parallel import group_of, sum_over
 from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.training import local_of

@@ -16,8 +16,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from l4spec.graph.layer_graph import LayerNode
+from l4spec.layers.common.parallel import Axis, sum_over
 from l4spec.layers.moe.parallel import ExpertParallelMoE
-from l4spec.layers.torch_parallel import Axis, sum_over
 from l4spec.sharding.rules import Region
 
 if TYPE_CHECKING:

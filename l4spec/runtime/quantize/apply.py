@@ -7,9 +7,9 @@ from torch import nn
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.layers.common.modules import LayerModule
 from l4spec.layers.declaration import Parameter
 from l4spec.layers.moe.module import Experts
-from l4spec.layers.torch_common import LayerModule
 from l4spec.quantization.scheme import BlockLaw, PlainLaw, Quantization, ScaledLaw, scheme_named
 from l4spec.quantization.tensors import fitted, scheme_of, stored_tensors, target_of
 from l4spec.runtime.model import Model

@@ -1,4 +1,4 @@
-"""From weights to codes and scales and back, as a packing law says; words are `l4spec.runtime.quantize.words`.
+"""From weights to codes and scales and back, as a packing law says; words are `l4spec.runtime.quantize.bit_packing`.
 
 A code is what the payload stores of one weight, in a byte of its own here: whole numbers are stored from 0 upwards
 (symmetric: 2^(bits - 1) more than the number), floats as their bits. Scales are rounded up, so that the largest weight

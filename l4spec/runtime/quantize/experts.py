@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from l4spec.layers.common.grouped_linear import hit
+from l4spec.layers.common.modules import expert_linear
 from l4spec.layers.moe.module import Experts
-from l4spec.layers.torch_common import expert_linear
-from l4spec.layers.torch_experts import hit
 from l4spec.runtime.quantize.weight import PackedWeight
 
 

@@ -20,8 +20,8 @@ from l4spec.quantization.scheme import PlainLaw, Quantization, ScaledLaw
 from l4spec.quantization.tensors import target_of
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
 from l4spec.runtime.checkpoints.write import Entry
+from l4spec.runtime.quantize.bit_packing import pack_nibbles
 from l4spec.runtime.quantize.weight import PackedWeight
-from l4spec.runtime.quantize.words import pack_nibbles
 
 Json = dict[str, Any]
 PACKED, FLOAT = "pack-quantized", "float-quantized"

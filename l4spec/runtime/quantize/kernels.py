@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from l4spec.quantization.scheme import ScaledLaw
-from l4spec.runtime.quantize.words import unpack_nibbles
+from l4spec.runtime.quantize.bit_packing import unpack_nibbles
 
 _aten = torch.ops.aten
 GROUPS = (256, 128, 64, 32)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4spec.errors import UserError
-from planners.cluster import MAX_GPUS, Cluster, parse_cluster
+from planners.catalog.cluster import MAX_GPUS, Cluster, parse_cluster
 
 COUNT_AND_NAME = st.tuples(
     st.integers(1, MAX_GPUS), st.sampled_from(["h100", "RTX4090", "mi300x", "gb200", "m3-ultra"])

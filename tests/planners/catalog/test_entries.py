@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l4spec.catalog.shelf import normal
+from l4spec.catalog.registry import normal
 from l4spec.errors import UserError
 from planners import catalog
 from planners.catalog import Engine, Entry, Hardware, Quantization, Sourced, engine, hardware, loader, quantization

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.accuracy.rows import published_rows
-from planners.accuracy.settings import serving_case
-from planners.fitting.minimise import minimise
-from planners.fitting.serving import Bench, samples_of, unfit
-from planners.fitting.spread import errors_of, quantile
-from planners.fitting.training import training_samples
-from planners.latency.efficiency import serving_efficiency
+from planners.evidence.deployments import serving_case
+from planners.evidence.fit_serving import Bench, samples_of, unfit
+from planners.evidence.fit_training import training_samples
+from planners.evidence.minimise import minimise
+from planners.evidence.rows import published_rows
+from planners.evidence.spread import errors_of, quantile
+from planners.timing.efficiency import serving_efficiency
 
 
 def test_the_simplex_finds_the_bottom_of_a_bent_valley() -> None:
@@ -51,7 +51,7 @@ def test_no_training_factor_is_fitted_on_a_test_row() -> None:
 @pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm", "sglang"])
 def test_shipped_factors_are_at_a_minimum_of_the_fits_cost(engine: str) -> None:
     """Moving any factor by a fifth, either way, makes the robust error of the calibration rows no better than 2 %."""
-    from planners.fitting import serving
+    from planners.evidence import fit_serving as serving
 
     shipped = serving_efficiency(engine)
     assert shipped is not None

@@ -9,10 +9,10 @@ import pytest
 import l4spec
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
-from planners.latency.efficiency import serving_efficiency
-from planners.latency.machine import Machine
-from planners.latency.step import StepModel
-from planners.weights import scheme_of
+from planners.counts.weights import scheme_of
+from planners.timing.efficiency import serving_efficiency
+from planners.timing.machine import Machine
+from planners.timing.step import StepModel
 from tests.planners.latency.eager import made_up
 
 Build = Callable[..., StepModel]

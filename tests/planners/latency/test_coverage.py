@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.latency.coverage import coverage_of_histogram, expected_coverage
+from planners.timing.expert_coverage import coverage_of_histogram, expected_coverage
 
 EXPERTS = st.integers(1, 256)
 

@@ -11,9 +11,9 @@ import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from planners.catalog.eager import EagerTimes, Grid, Residency
-from planners.latency.eager import EagerModel
-from planners.latency.eager_table import seconds_at, share_from_memory
+from planners.catalog.cpu_profile import EagerTimes, Grid, Residency
+from planners.module.step_time import EagerModel
+from planners.module.time_table import seconds_at, share_from_memory
 from planners.plan import plan
 from tests.planners.latency.eager import AXES, made_up
 from tests.strategies import graphs

@@ -2,11 +2,11 @@
 
 import pytest
 
-from planners.accuracy.rows import published_rows
 from planners.catalog.loader import load, shipped_names
-from planners.fitting.__main__ import ENGINES
-from planners.fitting.training import FAMILIES, most_devices, training_samples
-from planners.latency.efficiency import (
+from planners.evidence.__main__ import ENGINES
+from planners.evidence.fit_training import FAMILIES, most_devices, training_samples
+from planners.evidence.rows import published_rows
+from planners.timing.efficiency import (
     ServingEfficiency,
     TrainingEfficiency,
     serving_efficiency,

@@ -11,11 +11,11 @@ import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from planners.latency.coverage import coverage_of_histogram, expected_coverage
-from planners.latency.demand import UNIFORM
-from planners.latency.eager_pieces import hit_experts
-from planners.latency.routing import read_routing
+from planners.module.pieces import hit_experts
 from planners.plan import plan
+from planners.timing.expert_coverage import coverage_of_histogram, expected_coverage
+from planners.timing.layer_demand import UNIFORM
+from planners.timing.routing import read_routing
 
 NUM_EXPERTS = 16
 

@@ -7,8 +7,8 @@ import pytest
 import l4spec
 import planners
 from l4spec.errors import UserError
+from planners.device.training_state import TrainSetting
 from planners.plan_types import Latency
-from planners.training import TrainSetting
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from planners.latency.demand import Step
-from planners.latency.serving import Load, most_throughput, open_loop, serve
-from planners.latency.step import StepModel
+from planners.timing.closed_loop import Load, most_throughput, open_loop, serve
+from planners.timing.layer_demand import Step
+from planners.timing.step import StepModel
 
 Build = Callable[..., StepModel]
 

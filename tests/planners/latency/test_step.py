@@ -10,12 +10,12 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
-from planners.flops import model_flops
-from planners.latency.demand import Routing, Step
-from planners.latency.efficiency import serving_efficiency
-from planners.latency.machine import Machine
-from planners.latency.step import StepModel
-from planners.weights import scheme_of, weigh
+from planners.counts.flops import model_flops
+from planners.counts.weights import scheme_of, weigh
+from planners.timing.efficiency import serving_efficiency
+from planners.timing.layer_demand import Routing, Step
+from planners.timing.machine import Machine
+from planners.timing.step import StepModel
 from tests.strategies import graphs
 
 Build = Callable[..., StepModel]

@@ -7,11 +7,11 @@ import pytest
 import l4spec
 from l4spec.layers.declaration import Work
 from planners.catalog import hardware, quantization
-from planners.flops import model_flops
-from planners.latency.efficiency import training_efficiency
-from planners.latency.machine import Machine
-from planners.latency.train_step import TrainLoad, TrainModel, communication_seconds
-from planners.weights import scheme_of
+from planners.counts.flops import model_flops
+from planners.counts.weights import scheme_of
+from planners.timing.efficiency import training_efficiency
+from planners.timing.machine import Machine
+from planners.timing.training_step import TrainLoad, TrainModel, communication_seconds
 
 LOAD = TrainLoad(sequences=128, length=8192, num_devices=64)
 

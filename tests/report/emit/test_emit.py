@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from l4spec.deploy import EMITTERS, Wanted, emit, k8s, sglang, tensorrt_llm, torchtitan, vllm
+from l4spec.deploy.launch import Command, written
 from l4spec.errors import UserError
-from l4spec.report.emit import EMITTERS, Wanted, emit, k8s, sglang, tensorrt_llm, torchtitan, vllm
-from l4spec.report.emit.launch import Command, written
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
-from planners.training import TrainSetting
 from tests.planners.models import graph
 
 KNOWN = Path(__file__).with_name("known")

@@ -14,7 +14,7 @@ from l4spec.runtime.calibrate.sizes import COARSE, FULL, Sizes, sizes_for
 from l4spec.runtime.calibrate.timing import Case, rotating, take_turns
 from l4spec.units import MiB
 from planners.catalog import hardware
-from planners.catalog.eager import Pieces
+from planners.catalog.cpu_profile import Pieces
 from planners.plan import plan
 
 SMALL = replace(

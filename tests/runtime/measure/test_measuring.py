@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.torch_experts import grouped_linear
+from l4spec.layers.common.grouped_linear import grouped_linear
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.experts import watching_experts
 from l4spec.runtime.measure.flops import FORMULAS, OUTSIDE, counting_flops

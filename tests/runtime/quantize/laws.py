@@ -21,7 +21,7 @@ def fitted_scheme(graph: Any, name: str) -> Quantization:
 
 def planned_bytes(graph: Any, table: Quantization) -> int:
     """The planner's bytes of all weights."""
-    from planners.weights import weigh
+    from planners.counts.weights import weigh
 
     return weigh(graph, scheme_of(table)).bytes
 

@@ -35,7 +35,7 @@ from l4spec.runtime.checkpoints.load import open_stored
 from l4spec.runtime.checkpoints.regions import part
 from l4spec.runtime.checkpoints.save import DEFAULT_SHARD_BYTES, SavedCheckpoint, layout_and_text
 from l4spec.runtime.checkpoints.write import Entry, file_names, header_of, index_of, raw_bytes, shards_of
-from l4spec.runtime.parallel.checkpoints.held import held_of_model, whole_shapes
+from l4spec.runtime.parallel.checkpoints.local_shards import held_of_model, whole_shapes
 from l4spec.runtime.parallel.checkpoints.planners import (
     CHUNK_BYTES,
     Ours,
@@ -43,7 +43,7 @@ from l4spec.runtime.parallel.checkpoints.planners import (
     RegionSavePlanner,
     as_chunk,
 )
-from l4spec.runtime.parallel.checkpoints.together import failures_named, new_folder
+from l4spec.runtime.parallel.checkpoints.rank_coordination import failures_named, new_folder
 from l4spec.sharding.rules import Region
 
 if TYPE_CHECKING:

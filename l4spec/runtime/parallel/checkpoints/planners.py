@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from l4spec.runtime.parallel.checkpoints.held import Held, chunks_of
+from l4spec.runtime.parallel.checkpoints.local_shards import Held, chunks_of
 from l4spec.sharding.rules import Region
 
 CHUNK_BYTES = 1 << 26

@@ -16,7 +16,8 @@ from l4spec.errors import Place, Problem, UserError
 from l4spec.runtime.checkpoints.headers import read_json
 from l4spec.runtime.checkpoints.load import checked_folder
 from l4spec.runtime.checkpoints.save import SPEC, spec_as_built, spec_text
-from l4spec.runtime.parallel.checkpoints.held import (
+from l4spec.runtime.parallel.checkpoints.hub import load_hub
+from l4spec.runtime.parallel.checkpoints.local_shards import (
     MODEL,
     OPTIMIZER,
     Held,
@@ -25,10 +26,9 @@ from l4spec.runtime.parallel.checkpoints.held import (
     trained,
     whole_shapes,
 )
-from l4spec.runtime.parallel.checkpoints.hub import load_hub
 from l4spec.runtime.parallel.checkpoints.planners import CHUNK_BYTES, Ours, RegionLoadPlanner, RegionSavePlanner
-from l4spec.runtime.parallel.checkpoints.together import failures_named, is_first, new_folder, on_first
-from l4spec.runtime.parallel.checkpoints.trusted import METADATA, TrustedReader
+from l4spec.runtime.parallel.checkpoints.rank_coordination import failures_named, is_first, new_folder, on_first
+from l4spec.runtime.parallel.checkpoints.safe_reader import METADATA, TrustedReader
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model

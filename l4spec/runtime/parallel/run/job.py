@@ -65,13 +65,13 @@ class Job(Task):
 
     def work(self, say: Say, store: Store) -> None:
         """Build, load, train, save, say something."""
-        from l4spec.runtime.parallel.run.work import work
+        from l4spec.runtime.parallel.run.train_worker import work
 
         work(self, say)
 
     def clean_up(self) -> None:
         """Remove half a checkpoint."""
-        from l4spec.runtime.parallel.run.work import remove_half_saved
+        from l4spec.runtime.parallel.run.train_worker import remove_half_saved
 
         if self.checkpoint is not None:
             remove_half_saved(self.checkpoint)

@@ -15,10 +15,10 @@ from types import FrameType
 import torch._dynamo  # noqa: F401 - FSDP and optimizers do at first use; forked ranks share it
 from torch._C._distributed_c10d import TCPStore
 
-from l4spec.runtime.parallel.run import work as _work  # noqa: F401 - ranks are forked with it
+from l4spec.runtime.parallel.run import train_worker as _train_worker  # noqa: F401 - ranks are forked with it
+from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
 from l4spec.runtime.parallel.run.task import Task
-from l4spec.runtime.parallel.run.watch import FAILURE, RANK_FAILED, Failure, leave
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 3.0

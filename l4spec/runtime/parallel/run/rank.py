@@ -9,8 +9,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore
 
 from l4spec.errors import UserError
+from l4spec.runtime.parallel.run.failure_detection import Address, Watch, leave
 from l4spec.runtime.parallel.run.task import Task
-from l4spec.runtime.parallel.run.watch import Address, Watch, leave
 
 LAUNCHED = "L4SPEC_LAUNCHED"
 """Set by `l4spec run --nproc`, which prints for its ranks what has ended them."""

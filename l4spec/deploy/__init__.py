@@ -1,0 +1,31 @@
+"""`l4spec plan --emit`: the launch command or configuration of an engine that a plan stands for."""
+
+from collections.abc import Callable
+
+from l4spec.deploy.k8s import emit_k8s, to_yaml
+from l4spec.deploy.launch import Emission, Wanted, refuse, to_shell
+from l4spec.deploy.sglang import emit_sglang
+from l4spec.deploy.tensorrt_llm import emit_tensorrt_llm
+from l4spec.deploy.torchtitan import emit_torchtitan
+from l4spec.deploy.vllm import emit_vllm
+
+EMITTERS: dict[str, Callable[[Wanted], Emission]] = {
+    "vllm": emit_vllm,
+    "sglang": emit_sglang,
+    "tensorrt-llm": emit_tensorrt_llm,
+    "torchtitan": emit_torchtitan,
+}
+"""Engines that are launched by commands."""
+
+
+def emit(engine: str, wanted: Wanted) -> str:
+    """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
+    if wanted.plan.layout.cp > 1:
+        refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
+    if engine == "k8s":
+        objects, notes = emit_k8s(wanted)
+        return to_yaml(objects, notes, wanted)
+    return to_shell(EMITTERS[engine](wanted), wanted)
+
+
+__all__ = ["EMITTERS", "Emission", "Wanted", "emit"]

@@ -1,0 +1,133 @@
+"""A plan as Kubernetes objects that run vLLM.
+
+A server on one host is a pod of a Deployment; one over several hosts is a group of a LeaderWorkerSet, whose controller
+gives each pod its index and the leader's address (docs.vllm.ai, deployment/frameworks/lws).
+"""
+
+import re
+from typing import Any
+
+from l4spec.deploy.launch import FlagTable, Server, Wanted, checkpoint, heading, refuse, servers
+from l4spec.deploy.vllm import IMAGE, MASTER_PORT, PORT, arguments, cache_env
+from l4spec.deploy.vllm import TABLE as VLLM
+
+TABLE = FlagTable(
+    engine="Kubernetes",
+    version="apps/v1, leaderworkerset.x-k8s.io/v1",
+    source="kubernetes.io Deployment, Service; docs.vllm.ai deployment/frameworks/lws",
+    flags={
+        "Deployment": "servers on one host",
+        "LeaderWorkerSet": "servers over several hosts",
+        "Service": "their port",
+    },
+)
+_SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+_NAME_LENGTH = 50
+
+
+def emit_k8s(wanted: Wanted) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """The objects, and what is to say about them. Raises UserError for what they cannot express."""
+    found = servers(wanted, "Kubernetes", wanted.plan.layout.dp, PORT)
+    model, notes = checkpoint(wanted)
+    argv, more = arguments(wanted, model)
+    name = _name(wanted.graph.name)
+    notes += (
+        *more,
+        f"the pods run {IMAGE}; its flags are those of vLLM {VLLM.version}",
+        "HF_TOKEN is read from the secret hf-token, if there is one",
+    )
+    if any(server.devices for server in found):
+        notes += ("the device plugin gives each pod GPUs of its own, several pods to a host",)
+    workload = _group(name, found, argv, wanted) if len(found[0].hosts) > 1 else _deployment(name, found, argv, wanted)
+    return (workload, _service(name, leaders=len(found[0].hosts) > 1)), notes
+
+
+def to_yaml(objects: tuple[dict[str, Any], ...], notes: tuple[str, ...], wanted: Wanted) -> str:
+    """The objects as YAML documents below comments with the plan and the notes."""
+    import yaml
+
+    return "\n".join(heading(TABLE, wanted, notes)) + "\n" + yaml.safe_dump_all(objects, sort_keys=False, width=120)
+
+
+def _name(model: str) -> str:
+    """A DNS label from the model's name: letters, digits and hyphens, a letter first."""
+    name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:_NAME_LENGTH].strip("-")
+    if not name:
+        refuse("Kubernetes", f"no letter of {model!r} may stand in the name of an object")
+    return name if name[0].isalpha() else f"m-{name}"
+
+
+def _container(name: str, argv: tuple[str, ...], num_gpus: int, wanted: Wanted) -> dict[str, Any]:
+    token = {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}
+    env = [{"name": key, "value": value} for key, value in cache_env(wanted)]
+    return {
+        "name": name,
+        "image": IMAGE,
+        "command": list(argv),
+        "env": [*env, {"name": "HF_TOKEN", "valueFrom": token}],
+        "resources": {"limits": {"nvidia.com/gpu": num_gpus}},
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+    }
+
+
+def _answering(container: dict[str, Any]) -> dict[str, Any]:
+    """The same container where the API server runs."""
+    probe = {"httpGet": {"path": "/health", "port": PORT}, "periodSeconds": 10, "failureThreshold": 360}
+    return {**container, "ports": [{"containerPort": PORT}], "startupProbe": probe}
+
+
+def _deployment(name: str, found: tuple[Server, ...], argv: tuple[str, ...], wanted: Wanted) -> dict[str, Any]:
+    size = wanted.cluster.num_gpus // len(found)
+    container = _answering(_container("vllm", (*argv, *VLLM.written({"--port": PORT})), size, wanted))
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {
+            "replicas": len(found),
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {"containers": [container], "volumes": [_SHARED_MEMORY]},
+            },
+        },
+    }
+
+
+def _group(name: str, found: tuple[Server, ...], argv: tuple[str, ...], wanted: Wanted) -> dict[str, Any]:
+    size, room = len(found[0].hosts), wanted.cluster.gpus_per_host
+    together: dict[str, object] = {
+        "--nnodes": size,
+        "--node-rank": "$(LWS_WORKER_INDEX)",
+        "--master-addr": "$(LWS_LEADER_ADDRESS)",
+        "--master-port": MASTER_PORT,
+    }
+    leader = _answering(_container("vllm-leader", (*argv, *VLLM.written({**together, "--port": PORT})), room, wanted))
+    worker = _container("vllm-worker", (*argv, *VLLM.written({**together, "--headless": True})), room, wanted)
+    return {
+        "apiVersion": "leaderworkerset.x-k8s.io/v1",
+        "kind": "LeaderWorkerSet",
+        "metadata": {"name": name},
+        "spec": {
+            "replicas": len(found),
+            "leaderWorkerTemplate": {
+                "size": size,
+                "restartPolicy": "RecreateGroupOnPodRestart",
+                "leaderTemplate": {
+                    "metadata": {"labels": {"app": name, "role": "leader"}},
+                    "spec": {"containers": [leader], "volumes": [_SHARED_MEMORY]},
+                },
+                "workerTemplate": {"spec": {"containers": [worker], "volumes": [_SHARED_MEMORY]}},
+            },
+        },
+    }
+
+
+def _service(name: str, *, leaders: bool) -> dict[str, Any]:
+    selector = {"app": name, "role": "leader"} if leaders else {"app": name}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": selector, "ports": [{"port": PORT, "targetPort": PORT}]},
+    }

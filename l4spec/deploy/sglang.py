@@ -1,0 +1,154 @@
+"""A plan as `sglang.launch_server`.
+
+SGLang's --tp-size counts all ranks of a pipeline stage; --attn-dp-size divides them into data-parallel groups for
+attention and --ep-size into expert-parallel ones, with tensor parallelism inside each. That is the mesh of the plan:
+tp x ep ranks with attention repeated over ep, and experts cut by ep and inside by tp.
+"""
+
+import json
+
+from l4spec.deploy.launch import (
+    HEAD,
+    Command,
+    Emission,
+    FlagTable,
+    Server,
+    Wanted,
+    WeightFormats,
+    checkpoint,
+    refuse,
+    servers,
+)
+
+PORT = 30000
+INIT_PORT = 20000
+TABLE = FlagTable(
+    engine="SGLang",
+    version="0.5.23",
+    source="sglang/srt/arg_groups/fields/*.py of the wheel",
+    flags={
+        "--model-path": "checkpoint",
+        "--tp-size": "tp x ep: all ranks of a stage",
+        "--pp-size": "pp",
+        "--dp-size": "dp on one host: copies of the model",
+        "--attn-dp-size": "ep: attention repeated, sequences divided",
+        "--ep-size": "ep",
+        "--dist-init-addr": "the first host",
+        "--nnodes": "hosts of a server",
+        "--node-rank": "this host",
+        "--host": "address that answers requests",
+        "--port": "HTTP port",
+        "--dtype": "format of unquantized weights",
+        "--quantization": "scheme",
+        "--kv-cache-dtype": "format of the cache",
+        "--context-length": "context",
+        "--max-running-requests": "sequences of a server",
+        "--chunked-prefill-size": "prefill chunk, of all attention groups together",
+        "--mem-fraction-static": "memory fraction",
+        "--enable-multimodal": "images at all",
+        "--limit-mm-data-per-request": "images of a request",
+    },
+)
+KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
+FORMATS = WeightFormats(
+    plain={"fp16": "float16", "fp32": "float32"},
+    online={"fp8": "fp8"},
+    packed={
+        "fp8-block": "fp8",
+        "w4a16": "compressed-tensors",
+        "w4a16-ffn": "compressed-tensors",
+        "int8": "compressed-tensors",
+        "nvfp4": "modelopt_fp4",
+        "awq": "awq",
+        "mxfp4-experts": "mxfp4",
+        "gguf-q4_k_m": "gguf",
+        "gguf-q8_0": "gguf",
+    },
+)
+"""Methods by SGLang's names (QUANTIZATION_CHOICES in its model fields)."""
+
+
+def emit_sglang(wanted: Wanted) -> Emission:
+    """The commands of every host. Raises UserError for what SGLang cannot express."""
+    layout, asked = wanted.plan.layout, wanted.plan.deployment
+    if asked.mode != "serve":
+        refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
+    model, notes = checkpoint(wanted)
+    copies = 1 if wanted.cluster.num_hosts == 1 else layout.dp
+    flags, more = _flags(wanted, model, own_copies=copies == 1)
+    found = servers(wanted, TABLE.engine, copies, PORT)
+    notes += more
+    if copies > 1:
+        notes += (f"dp{layout.dp} is that many servers of their own: put SGLang's router in front of them",)
+    if len(found[0].hosts) > 1:
+        notes += (f"{HEAD}, host-1, … stand for the addresses of the hosts, in the order of the mesh's ranks",)
+    return Emission(TABLE, tuple(command for server in found for command in _commands(server, flags)), notes)
+
+
+def _flags(wanted: Wanted, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
+    layout, asked = wanted.plan.layout, wanted.plan.deployment
+    notes = [*_layout_notes(wanted)]
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
+    if asked.kv_dtype not in KV_DTYPES:
+        refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
+    images = _images(wanted, notes)
+    flags: dict[str, object] = {
+        "--model-path": model,
+        "--tp-size": layout.tp * layout.ep,
+        "--pp-size": layout.pp if layout.pp > 1 else None,
+        "--dp-size": layout.dp if own_copies and layout.dp > 1 else None,
+        "--attn-dp-size": layout.ep if layout.ep > 1 else None,
+        "--ep-size": layout.ep if layout.ep > 1 else None,
+        "--dtype": dtype,
+        "--quantization": quantization,
+        "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
+        "--context-length": asked.context,
+        "--max-running-requests": wanted.sequences * layout.ep,
+        "--chunked-prefill-size": asked.prefill_chunk * layout.ep,
+        "--mem-fraction-static": wanted.memory_fraction,
+        "--enable-multimodal": images is not None,
+        "--limit-mm-data-per-request": images,
+    }
+    if asked.engine != "sglang-hybrid":
+        notes.append(f"planned by the cache policy of {asked.engine}; SGLang keeps its own: --engine sglang-hybrid")
+    return flags, tuple(notes)
+
+
+def _commands(server: Server, flags: dict[str, object]) -> tuple[Command, ...]:
+    start = ("python", "-m", "sglang.launch_server")
+    if len(server.hosts) == 1:
+        told = flags | {"--host": "0.0.0.0", "--port": server.port}
+        return (Command(server.hosts[0], (*start, *TABLE.written(told)), server.env),)
+    found = []
+    for rank, host in enumerate(server.hosts):
+        told = flags | {
+            "--dist-init-addr": f"{server.hosts[0]}:{INIT_PORT}",
+            "--nnodes": len(server.hosts),
+            "--node-rank": rank,
+            "--host": None if rank else "0.0.0.0",
+            "--port": None if rank else server.port,
+        }
+        found.append(Command(host, (*start, *TABLE.written(told)), server.env))
+    return tuple(found)
+
+
+def _layout_notes(wanted: Wanted) -> list[str]:
+    layout = wanted.plan.layout
+    notes = []
+    if layout.ep > 1:
+        notes.append(
+            f"SGLang cuts dense and shared feed-forward layers and the vocabulary over all {layout.tp * layout.ep} "
+            f"ranks of a stage, where the plan repeats them over ep: less memory a GPU, one more gather"
+        )
+    if layout.pp > 1 and wanted.graph.num_layers % layout.pp:
+        notes.append(f"{wanted.graph.num_layers} layers do not divide by pp {layout.pp}; SGLang may cut elsewhere")
+    return notes
+
+
+def _images(wanted: Wanted, notes: list[str]) -> str | None:
+    """The limit of images a request; None where none were planned, and then images are not enabled."""
+    if wanted.plan.deployment.num_tiles and not wanted.images:
+        refuse(TABLE.engine, "it limits images, and tiles were planned", "give --images instead of --tiles")
+    if wanted.graph.model.vision is not None and not wanted.images:
+        notes.append("no images were planned, so they are not enabled: --images changes it")
+    return json.dumps({"image": wanted.images}) if wanted.images else None

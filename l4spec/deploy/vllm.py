@@ -1,0 +1,171 @@
+"""A plan as `vllm serve`.
+
+vLLM's expert parallelism spreads whole experts over the tensor- and data-parallel ranks of one engine together
+(vllm/model_executor/layers/fused_moe/config.py); attention is repeated over data-parallel ranks, each with sequences of
+its own. So the mesh's ep is vLLM's data parallelism with --enable-expert-parallel, and the mesh's dp is servers apart.
+"""
+
+import json
+
+from l4spec.deploy.launch import (
+    HEAD,
+    Command,
+    Emission,
+    FlagTable,
+    Server,
+    Wanted,
+    WeightFormats,
+    checkpoint,
+    dp_note,
+    refuse,
+    servers,
+)
+
+PORT = 8000
+MASTER_PORT = 29501
+IMAGE = "vllm/vllm-openai:v0.33.0"
+TABLE = FlagTable(
+    engine="vLLM",
+    version="0.33.0",
+    source="vllm/engine/arg_utils.py and vllm/entrypoints/common/cli_args.py of the wheel",
+    flags={
+        "--tensor-parallel-size": "tp",
+        "--pipeline-parallel-size": "pp",
+        "--data-parallel-size": "ep: attention repeated, sequences divided",
+        "--enable-expert-parallel": "experts divided over tensor- and data-parallel ranks",
+        "--nnodes": "hosts of a server",
+        "--node-rank": "this host",
+        "--master-addr": "the first host",
+        "--master-port": "its port for torch.distributed",
+        "--headless": "no API server on hosts but the first",
+        "--port": "HTTP port",
+        "--dtype": "format of unquantized weights",
+        "--quantization": "scheme",
+        "--kv-cache-dtype": "format of the cache",
+        "--max-model-len": "context",
+        "--max-num-seqs": "sequences of a data-parallel rank",
+        "--max-num-batched-tokens": "prefill chunk",
+        "--gpu-memory-utilization": "memory fraction",
+        "--limit-mm-per-prompt": "images of a prompt",
+        "--disable-hybrid-kv-cache-manager": "every layer keeps every token",
+    },
+)
+KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}
+"""vllm/config/cache.py, CacheDType: what the plan calls a format, and vLLM."""
+FORMATS = WeightFormats(
+    plain={"fp16": "float16", "fp32": "float32"},
+    online={"fp8": "fp8_per_channel", "fp8-block": "fp8_per_block"},
+    packed={
+        "w4a16": "compressed-tensors",
+        "w4a16-ffn": "compressed-tensors",
+        "int8": "compressed-tensors",
+        "nvfp4": "compressed-tensors",
+        "awq": "awq",
+        "mxfp4-experts": "mxfp4",
+    },
+)
+"""What vLLM packs itself while it loads is in vllm/config/quantization.py; what comes packed has its method's name."""
+_HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
+"""Without it vLLM turns its hybrid cache manager off for chunked attention (vllm/config/vllm.py)."""
+
+
+def emit_vllm(wanted: Wanted) -> Emission:
+    """The commands of every host. Raises UserError for what vLLM cannot express."""
+    model, notes = checkpoint(wanted)
+    found = servers(wanted, TABLE.engine, wanted.plan.layout.dp, PORT)
+    argv, more = arguments(wanted, model)
+    commands = tuple(command for server in found for command in commands_of(server, argv, cache_env(wanted)))
+    notes += (*more, *dp_note(wanted), *_host_note(found[0]))
+    return Emission(TABLE, commands, notes)
+
+
+def arguments(wanted: Wanted, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The command of a server without what differs by host, and what is to say about it."""
+    layout, asked = wanted.plan.layout, wanted.plan.deployment
+    if asked.mode != "serve":
+        refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
+    notes = [*_expert_notes(wanted)]
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
+    if asked.kv_dtype not in KV_DTYPES:
+        known = ", ".join(KV_DTYPES)
+        refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {known}")
+    flags: dict[str, object] = {
+        "--tensor-parallel-size": layout.tp,
+        "--pipeline-parallel-size": layout.pp if layout.pp > 1 else None,
+        "--data-parallel-size": layout.ep if layout.ep > 1 else None,
+        "--enable-expert-parallel": layout.ep > 1,
+        "--dtype": dtype,
+        "--quantization": quantization,
+        "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
+        "--max-model-len": asked.context,
+        "--max-num-seqs": wanted.sequences,
+        "--max-num-batched-tokens": max(asked.prefill_chunk, wanted.sequences),
+        "--gpu-memory-utilization": wanted.memory_fraction,
+        "--limit-mm-per-prompt": _images(wanted, notes),
+        "--disable-hybrid-kv-cache-manager": asked.engine == "vllm",
+    }
+    if asked.engine not in ("vllm", "vllm-hybrid"):
+        notes.append(f"planned by the cache policy of {asked.engine}; vLLM keeps its own: --engine vllm-hybrid or vllm")
+    return ("vllm", "serve", model, *TABLE.written(flags)), tuple(notes)
+
+
+def commands_of(server: Server, argv: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> tuple[Command, ...]:
+    """One command a host: the first answers requests, the others work for it."""
+    env += server.env
+    if len(server.hosts) == 1:
+        return (Command(server.hosts[0], (*argv, *TABLE.written({"--port": server.port})), env),)
+    found = []
+    for rank, host in enumerate(server.hosts):
+        flags: dict[str, object] = {
+            "--nnodes": len(server.hosts),
+            "--node-rank": rank,
+            "--master-addr": server.hosts[0],
+            "--master-port": MASTER_PORT,
+            "--headless": rank > 0,
+            "--port": None if rank else server.port,
+        }
+        found.append(Command(host, (*argv, *TABLE.written(flags)), env))
+    return tuple(found)
+
+
+def cache_env(wanted: Wanted) -> tuple[tuple[str, str], ...]:
+    """The variable without which chunked layers keep every token."""
+    chunked = any(layer.law == "chunk" for layer in wanted.plan.kv_cache.layers)
+    return _HYBRID if chunked and wanted.plan.deployment.engine == "vllm-hybrid" else ()
+
+
+def _host_note(server: Server) -> tuple[str, ...]:
+    """What stands for addresses."""
+    if len(server.hosts) == 1:
+        return ()
+    return (f"{HEAD}, host-1, … stand for the addresses of the hosts, in the order of the mesh's ranks",)
+
+
+def _expert_notes(wanted: Wanted) -> list[str]:
+    layout = wanted.plan.layout
+    if layout.ep == 1:
+        return []
+    ranks = layout.tp * layout.ep
+    if wanted.num_experts % ranks:
+        reason = f"it divides whole experts over tp x ep = {ranks} GPUs, and {wanted.num_experts} do not divide"
+        refuse(TABLE.engine, reason, "choose --tp 1 or another --ep")
+    notes = [f"ep{layout.ep} is data-parallel attention over {layout.ep} ranks with expert parallelism"]
+    if layout.tp > 1:
+        notes.append(
+            f"inside an expert vLLM does not use tp: a GPU holds {wanted.num_experts // ranks} whole experts, "
+            f"where the plan cuts {wanted.num_experts // layout.ep} into {layout.tp}: the same bytes, other messages"
+        )
+    if layout.pp > 1:
+        notes.append("vLLM lays pipeline stages inside a data-parallel rank, where the plan lays them outermost")
+    return notes
+
+
+def _images(wanted: Wanted, notes: list[str]) -> str | None:
+    """As many images as were planned, none included; nothing for a model without vision."""
+    if wanted.graph.model.vision is None:
+        return None
+    if wanted.plan.deployment.num_tiles and not wanted.images:
+        refuse(TABLE.engine, "it limits images, and tiles were planned", "give --images instead of --tiles")
+    if not wanted.images:
+        notes.append("no images were planned, so none are allowed: --images changes it")
+    return json.dumps({"image": wanted.images})

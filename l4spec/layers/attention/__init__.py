@@ -1,0 +1,1 @@
+"""What attention kinds share: masks, positions, walk, ledger, caches, kernels, ring."""

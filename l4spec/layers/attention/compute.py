@@ -1,0 +1,317 @@
+"""Attention that computes only what its mask allows, with or without a cache, for every mask and layout.
+
+Uniform rows go through plain slices: chunks are folded into the batch, windows become bands of blocks, a query behind a
+cached past sees slices of the cache. Rows with different pasts and packed sequences go through one explicit mask, made
+once per forward pass for all layers that share it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from l4spec.layers.attention.cache import LayerCache, Rows
+from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
+from l4spec.layers.attention.traced import DeferredCache
+from l4spec.layers.attention.walk import BLOCK
+from l4spec.layers.common.modules import Context, Layout, soft_cap
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How one layer attends.
+
+    `expand` turns what is kept per token into keys and values [batch, kv_heads, tokens, head_dim]; `widths` says how a
+    cache cuts into what is kept. Queries come as [batch, tokens, heads, head_dim] and so does the result.
+    """
+
+    mask: Mask
+    scale: float
+    widths: tuple[int, ...]
+    expand: Callable[[Rows], tuple[Tensor, Tensor]]
+    softcap: float | None = None
+
+    def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
+        """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
+        if isinstance(cache, DeferredCache):
+            return cache.defer(self, query, new)
+        query = query.transpose(1, 2)
+        layout = context.layout
+        if not layout.is_uniform or (layout.num_new is not None and isinstance(self.mask, NoMask)):
+            result = self._by_mask(query, new, context, cache)
+        elif cache is None or isinstance(self.mask, NoMask):
+            result = self._from_start(query, new, context)
+        elif layout.num_new is not None:
+            result = self._from_start(query, new, context)
+            cache.write_ragged(new, torch.zeros_like(layout.num_new), layout.num_new)
+        elif layout.num_tokens == 1:
+            result = self._one_more(query, new, cache, layout.start)
+        else:
+            result = self._with_cache(query, new, context, cache)
+        return result.transpose(1, 2)
+
+    def _one_more(self, query: Tensor, new: Rows, cache: LayerCache, start: int) -> Tensor:
+        """One token of each sequence: it takes its slot, and attends to all that are filled, in whatever order.
+
+        Of a ring it takes the slot of the token that leaves the window, of chunks the one behind this chunk's last.
+        """
+        slot = start % cache.num_slots
+        cache.write(new, slot)
+        stop = slot + 1 if isinstance(self.mask, ChunkedMask) else min(start + 1, cache.num_slots)
+        return self._attend(query, *self.expand(cache.read(self.widths, 0, stop)))
+
+    def _from_start(self, query: Tensor, new: Rows, context: Context) -> Tensor:
+        """Sequences that begin with these tokens: queries [batch, heads, tokens, head_dim]."""
+        num_tokens = query.shape[2]
+        match self.mask:
+            case NoMask():
+                return self._attend(query, *self.expand(new))
+            case ChunkedMask(size=size) if num_tokens > size:
+                return self._folded(query, new, size)
+            case SlidingWindowMask(size=size) if num_tokens > size:
+                return self._banded(query, new, context, size)
+        return self._attend(query, *self.expand(new), causal=True)
+
+    def _with_cache(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
+        """Uniform rows behind `start` cached tokens."""
+        start, num_tokens = context.layout.start, query.shape[2]
+        if isinstance(self.mask, ChunkedMask):
+            return self._chunk_by_chunk(query, new, context, cache, self.mask.size)
+        if isinstance(self.mask, SlidingWindowMask) and start + num_tokens > cache.num_slots:
+            return self._round_the_ring(query, new, context, cache)
+        cache.write(new, start)
+        if start == 0:
+            return self._from_start(query, new, context)
+        return self._behind(query, cache.read(self.widths, 0, start + num_tokens), context)
+
+    def _chunk_by_chunk(self, query: Tensor, new: Rows, context: Context, cache: LayerCache, size: int) -> Tensor:
+        """Finish the chunk that the cache holds, then whole chunks, and leave the last one in the cache."""
+        num_tokens, slot = query.shape[2], context.layout.start % size
+        if slot == 0 and num_tokens > size:
+            num_last = (num_tokens - 1) % size + 1
+            cache.write(_columns(new, num_tokens - num_last, num_tokens), 0)
+            return self._folded(query, new, size)
+        here = min(num_tokens, size - slot)
+        cache.write(_columns(new, 0, here), slot)
+        result = self._behind(query[:, :, :here], cache.read(self.widths, 0, slot + here), context)
+        if here == num_tokens:
+            return result
+        rest, num_rest = _columns(new, here, num_tokens), num_tokens - here
+        num_last = (num_rest - 1) % size + 1
+        cache.write(_columns(rest, num_rest - num_last, num_rest), 0)
+        later = self._folded(query[:, :, here:], rest, size)
+        return torch.cat((result, later), dim=2)
+
+    def _round_the_ring(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
+        """A window whose ring is full, or fills now."""
+        start, size = context.layout.start, cache.num_slots
+        num_old = min(start, size - 1)
+        old = cache.read_ring(self.widths, start, num_old)
+        rows = tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
+        result = self._banded(query, rows, context, size)
+        cache.write_ring(new, start)
+        return result
+
+    def _folded(self, query: Tensor, rows: Rows, size: int) -> Tensor:
+        """Aligned chunks from their first token on: whole chunks become a batch, the last partial one stands alone."""
+        num_tokens = query.shape[2]
+        num_chunks, num_left = num_tokens // size, num_tokens % size  # divmod does not compile
+        whole = num_chunks * size
+        key, value = self.expand(rows)
+        results = []
+        if num_chunks:
+            parts = (_fold(tensor[:, :, :whole], size) for tensor in (query, key, value))
+            results.append(_unfold(self._attend(*parts, causal=True), num_chunks))  # which may copy: keep but one
+        if num_left:
+            parts = (tensor[:, :, whole:] for tensor in (query, key, value))
+            results.append(self._attend(*parts, causal=True))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2)
+
+    def _behind(self, query: Tensor, rows: Rows, context: Context) -> Tensor:
+        """Causal queries that are the last tokens of `rows`."""
+        if query.shape[2] == rows[0].shape[1]:
+            return self._attend(query, *self.expand(rows), causal=True)
+        if query.shape[2] == 1:
+            return self._attend(query, *self.expand(rows))
+        return self._banded(query, rows, context, None)
+
+    def _banded(self, query: Tensor, rows: Rows, context: Context, window: int | None) -> Tensor:
+        """Blocks of queries, each with the keys that any of its queries sees; queries are the last tokens of `rows`."""
+        num_queries, num_keys = query.shape[2], rows[0].shape[1]
+        offset = num_keys - num_queries
+        key, value = self.expand(rows)
+        results = []
+        for first in range(0, num_queries, BLOCK):
+            last = min(first + BLOCK, num_queries)
+            low = 0 if window is None else max(0, offset + first + 1 - window)
+            high = offset + last
+            band = context.once(
+                f"band {first + offset - low} {last - first} {high - low} {window}",
+                _band_maker(first + offset - low, last - first, high - low, window, query.device),
+            )
+            block = (query[:, :, first:last], key[:, :, low:high], value[:, :, low:high])
+            results.append(self._attend(*block, allowed=band))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2)
+
+    def _by_mask(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
+        """Any layout, by an explicit mask over what is cached and what is new."""
+        layout = context.layout
+        name = f"allowed {self.mask.model_dump_json()}"
+        if cache is None:
+            allowed = context.once(name, lambda: _allowed(self.mask, layout, _own_positions(layout)))
+            return self._attend(query, *self.expand(new), allowed=allowed)
+        lengths = layout.lengths
+        assert lengths is not None, "packed sequences are not cached"
+        name += f" {cache.num_slots}"
+        if layout.num_tokens == 1 and layout.num_new is None:
+            cache.write_one_each(new, lengths)
+            stop = min(cache.num_slots, layout.start + 1)
+            allowed = context.once(
+                name, lambda: _allowed(self.mask, layout, cache.slot_positions(lengths + 1)[:, :stop], own=False)
+            )
+            return self._attend(query, *self.expand(cache.read(self.widths, 0, stop)), allowed=allowed)
+        stop = min(cache.num_slots, layout.start)
+        old = cache.read(self.widths, 0, stop)
+        rows = tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
+        allowed = context.once(
+            name,
+            lambda: _allowed(
+                self.mask, layout, torch.cat((cache.slot_positions(lengths)[:, :stop], _own_positions(layout)), dim=1)
+            ),
+        )
+        result = self._attend(query, *self.expand(rows), allowed=allowed)
+        num_new = torch.full_like(lengths, layout.num_tokens) if layout.num_new is None else layout.num_new
+        cache.write_ragged(new, lengths, num_new)
+        return result
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """softmax(query key^T * scale) value for all heads; grouped keys and values are not repeated."""
+        if self.softcap is not None:
+            return _capped(query, key, value, allowed, causal=causal, scale=self.scale, cap=self.softcap)
+        heads, kv_heads = query.shape[1], key.shape[1]
+        is_folded = query.shape[2] == 1 and heads != kv_heads
+        if is_folded:  # one query per head: the heads of a group are queries of its key head, which reads keys once
+            query = query.reshape(-1, kv_heads, heads // kv_heads, query.shape[-1])
+        num_wanted = value.shape[-1]
+        if num_wanted != query.shape[-1]:  # the fused kernels take one width
+            query, key, value = _as_wide_as_the_widest(query, key, value)
+        result = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=allowed,
+            is_causal=causal,
+            scale=self.scale,
+            enable_gqa=query.shape[1] != kv_heads,
+        )
+        if result.shape[-1] != num_wanted:
+            result = result[..., :num_wanted]
+        return result.reshape(-1, heads, 1, num_wanted) if is_folded else result
+
+
+def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Zeros behind the last dimension of the narrower ones, which change no score and no value."""
+    width = max(tensor.shape[-1] for tensor in tensors)
+    return tuple(widened(x, width) for x in tensors)
+
+
+def widened(x: Tensor, width: int) -> Tensor:
+    """`x` with zeros behind its last dimension up to this width."""
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+
+
+def _columns(rows: Rows, start: int, stop: int) -> Rows:
+    return tuple(tensor[:, start:stop] for tensor in rows)
+
+
+def _fold(x: Tensor, size: int) -> Tensor:
+    """[batch, heads, n * size, dim] to [batch * n, heads, size, dim], without a copy of token-major tensors."""
+    _, heads, _, dim = x.shape
+    return x.transpose(1, 2).reshape(-1, size, heads, dim).transpose(1, 2)
+
+
+def _unfold(x: Tensor, num_chunks: int) -> Tensor:
+    _, heads, size, dim = x.shape
+    return x.transpose(1, 2).reshape(-1, num_chunks * size, heads, dim).transpose(1, 2)
+
+
+def _band_maker(
+    offset: int, num_queries: int, num_keys: int, window: int | None, device: torch.device
+) -> Callable[[], Tensor]:
+    """Query i stands at key offset + i and sees the keys up to there, the last `window` of them."""
+
+    def make() -> Tensor:
+        place = torch.arange(num_queries, device=device)[:, None] + offset
+        key = torch.arange(num_keys, device=device)
+        band = key <= place
+        return band if window is None else band & (key > place - window)
+
+    return make
+
+
+def _own_positions(layout: Layout) -> Tensor:
+    """Positions of the new tokens as keys [rows, tokens]; -1 for columns that hold none."""
+    positions = layout.positions.expand(layout.num_rows, -1)
+    valid = layout.valid()
+    return positions if valid is None else torch.where(valid, positions, -1)
+
+
+def _allowed(mask: Mask, layout: Layout, key_positions: Tensor, *, own: bool = True) -> Tensor:
+    """Which keys each query sees, [rows, 1, queries, keys]; with `own`, the last keys are the queries themselves.
+
+    A query always sees itself, so that columns without a token stay finite.
+    """
+    key = key_positions[:, None, :]
+    query = layout.positions.expand(layout.num_rows, -1)[:, :, None]
+    allowed = (key >= 0) & torch.ones_like(query, dtype=torch.bool)
+    if not isinstance(mask, NoMask):
+        allowed &= key <= query
+    if isinstance(mask, ChunkedMask):
+        allowed &= torch.div(key, mask.size, rounding_mode="floor") == query // mask.size
+    if isinstance(mask, SlidingWindowMask):
+        allowed &= key > query - mask.size
+    if layout.sequence_ids is not None:
+        allowed &= layout.sequence_ids[:, None, :] == layout.sequence_ids[:, :, None]
+    if own:
+        num_queries = layout.num_tokens
+        itself = torch.eye(num_queries, dtype=torch.bool, device=key.device)
+        allowed = allowed | pad(itself, (key.shape[-1] - num_queries, 0))
+    return allowed[:, None]
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, causal: bool, scale: float, cap: float
+) -> Tensor:
+    """Attention with soft-capped scores, in blocks of queries so that no more than BLOCK * keys scores live at once."""
+    num_queries = query.shape[2]
+    results = []
+    for first in range(0, num_queries, BLOCK):
+        last = min(first + BLOCK, num_queries)
+        seen = None if allowed is None else allowed[..., first:last, :]
+        high = key.shape[2]
+        if causal:
+            high, seen = last, _band_maker(first, last - first, last, None, query.device)()
+        block = (query[:, :, first:last], key[:, :, :high], value[:, :, :high])
+        results.append(_capped_block(*block, seen, scale=scale, cap=cap))
+    return results[0] if len(results) == 1 else torch.cat(results, dim=2)
+
+
+def _capped_block(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, scale: float, cap: float
+) -> Tensor:
+    """Scores [batch, kv_heads, group * queries, keys]: the query heads of a group are more queries to its key head."""
+    batch, heads, num_queries, dim = query.shape
+    kv_heads, num_keys = key.shape[1], key.shape[2]
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)
+    scores = soft_cap((grouped @ key.transpose(2, 3)) * scale, cap)
+    if seen is not None:
+        by_head = scores.view(batch, kv_heads, heads // kv_heads, num_queries, num_keys)
+        seen = seen if seen.dim() == 2 else seen[:, None]
+        scores = by_head.masked_fill(~seen, float("-inf")).view_as(scores)
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
+    return (weights @ value).view(batch, heads, num_queries, value.shape[-1])

@@ -1,0 +1,92 @@
+"""What `l4spec.layers.attention.compute` holds while it attends: masks, scores where it keeps any, and results."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from l4spec.layers.attention.walk import BLOCK, Block, Walk
+from l4spec.layers.common.ledger import INDEX, WIDE, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Queries, keys and values of `sequences` sequences. `capped`: scores are soft-capped, which no fused kernel does.
+
+    `by_head`: keys lie head by head, so that chunks of several sequences are copied to become a batch.
+    """
+
+    sequences: int
+    num_heads: int
+    num_kv_heads: int
+    dim: int
+    value_dim: int
+    capped: bool = False
+    by_head: bool = False
+
+
+def hold_attention(tally: Tally, walk: Walk, heads: Heads) -> int:
+    """Take the attended values, and say how many bytes their copy takes where heads must be put side by side."""
+    width = max(heads.dim, heads.value_dim)
+    sizes = [size for block in walk.blocks for size in _block(tally, block, heads, _lie_apart(walk, heads))]
+    attended = sum(sizes)
+    if len(sizes) > 1:
+        tally.touch(attended)  # the joined results
+    is_one = heads.num_heads == 1 or walk.blocks[0].queries == 1
+    lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or not heads.capped)
+    return 0 if lies_by_token else attended * heads.value_dim // width
+
+
+def _lie_apart(walk: Walk, heads: Heads) -> bool:
+    """Whether whole chunks must be copied to become a batch: several of several sequences whose last one is partial."""
+    several = heads.sequences > 1 and any(block.whole and block.count > 1 for block in walk.blocks)
+    return walk.folded and several and len({block.queries for block in walk.blocks}) > 1
+
+
+def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterator[int]:
+    """Take the results of a block and yield their sizes."""
+    sequences, pairs, width = heads.sequences * block.count, block.queries * block.keys, max(heads.dim, heads.value_dim)
+    if block.masked:
+        places = INDEX * (block.queries + block.keys)
+        moved = INDEX * block.queries if block.windowed else 0  # where each query's window begins, beside two masks
+        tally.once(f"band {block.mask_name}", pairs, places + 2 * pairs + max(pairs, moved))
+    queries, keys = sequences * block.queries * heads.num_heads, sequences * block.keys * heads.num_kv_heads
+    folded = queries * heads.dim + keys * (heads.dim + heads.value_dim) if lie_apart else 0
+    if heads.by_head and heads.sequences > 1 and block.count > 1 and not lie_apart:
+        folded = keys * heads.dim
+    padded = 0
+    if heads.dim != heads.value_dim:  # the fused kernels take one width
+        padded = keys * width if heads.value_dim < heads.dim else (queries + keys) * width
+    with tally.holding(((folded if block.whole else 0) + padded) * tally.item):
+        if heads.capped:
+            sizes = list(_capped(tally, block, heads))
+        else:
+            sizes = [queries * width * tally.item]
+            tally.touch((pairs * tally.item if block.masked else 0) + queries * WIDE + sizes[0])
+            tally.take(sizes[0])
+    yield from sizes
+
+
+def _capped(tally: Tally, block: Block, heads: Heads) -> Iterator[int]:
+    """Bands of BLOCK queries, each with its scores: capped, masked, widened for the softmax."""
+    sequences, item = heads.sequences * block.count, tally.item
+    kept = 2 if block.masked or block.causal else 1
+    for first in range(0, block.queries, BLOCK):
+        queries = min(BLOCK, block.queries - first)
+        keys = first + queries if block.causal else block.keys
+        scores = sequences * heads.num_heads * queries * keys
+        by_group = sequences * queries * heads.num_heads * heads.dim * item if queries > 1 else 0
+        grouped = by_group if heads.num_heads > heads.num_kv_heads else 0
+        copied = sequences * keys * heads.num_kv_heads * heads.dim * item if sequences > 1 else 0
+        out = sequences * queries * heads.num_heads * heads.value_dim * item
+        softmax = scores * WIDE * (1 if tally.is_wide else 2)
+        mask = queries * keys if block.causal else 0
+        with tally.holding(grouped + mask):
+            tally.touch(2 * mask)
+            tally.touch(copied + (by_group - grouped if copied else 0) + scores * item)
+            tally.touch(3 * scores * item)  # scores, scores / cap, tanh
+            with tally.holding(kept * scores * item):  # before and behind the mask
+                tally.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
+                tally.touch(softmax)
+                tally.touch(scores * (WIDE + item) if not tally.is_wide else 0)
+                tally.touch(scores * item + copied + out)
+        tally.take(out)
+        yield out

@@ -1,0 +1,102 @@
+"""Which dense blocks of queries and keys our attention computes, masked pairs included: what a FLOP counter sees.
+
+`l4spec.layers.attention.compute` walks a mask without computing most of what it forbids: whole chunks are folded into
+the batch, windows and queries behind a past go in bands of BLOCK queries. Here is the same walk in numbers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
+
+BLOCK = 512
+"""Queries that share one explicit mask: bounds the memory of masks at BLOCK * keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """`count` dense products of `queries` with `keys`; with `causal` the kernel masks later keys itself.
+
+    A `masked` block has an explicit mask, which blocks of the same `mask_name` share, and which is `windowed` where it
+    forbids the keys before a window too; a `whole` one is of whole chunks that became a batch.
+    """
+
+    count: int
+    queries: int
+    keys: int
+    causal: bool = False
+    masked: bool = False
+    mask_name: str = ""
+    windowed: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What one sequence computes: its blocks, and of how many tokens the keys and values are made.
+
+    `folded` says that whole chunks became a batch, `joined` that what was cached and what is new became one tensor.
+    """
+
+    blocks: tuple[Block, ...]
+    num_expanded: int
+    folded: bool = False
+    joined: bool = False
+
+    def pairs(self, *, capped: bool = False) -> int:
+        """(query, key) pairs that are computed.
+
+        Soft-capped attention, which no fused kernel runs, cuts causal blocks into bands of BLOCK queries.
+        """
+        return sum(
+            block.count * (_band_pairs(block) if capped and block.causal else block.queries * block.keys)
+            for block in self.blocks
+        )
+
+
+def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
+    """How `num_queries` new tokens of one sequence attend behind `num_cached` earlier ones."""
+    if isinstance(mask, NoMask):
+        return Walk((Block(1, num_queries, num_cached + num_queries),), num_cached + num_queries)
+    if isinstance(mask, ChunkedMask):
+        return _chunks(num_queries, num_cached % mask.size, mask.size)
+    if isinstance(mask, SlidingWindowMask) and num_cached + num_queries > mask.size:
+        if num_queries == 1:
+            return Walk((Block(1, 1, mask.size),), mask.size)
+        num_keys = min(num_cached, mask.size - 1) + num_queries
+        return Walk(tuple(_bands(num_queries, num_keys, mask.size)), num_keys, joined=True)
+    return _behind(num_queries, num_cached)
+
+
+def _behind(num_queries: int, num_cached: int) -> Walk:
+    """Causal queries that are the last of all tokens."""
+    num_keys = num_cached + num_queries
+    if num_queries == 1 or not num_cached:
+        return Walk((Block(1, num_queries, num_keys, causal=not num_cached),), num_keys)
+    return Walk(tuple(_bands(num_queries, num_keys, None)), num_keys)
+
+
+def _chunks(num_queries: int, slot: int, size: int) -> Walk:
+    """The rest of the chunk whose first `slot` tokens are cached, whole chunks, and the last partial one."""
+    here = min(num_queries, size - slot) if slot else 0
+    first = _behind(here, slot) if here else Walk((), 0)
+    num_chunks, num_left = divmod(num_queries - here, size)
+    whole = (Block(num_chunks, size, size, causal=True, whole=True),) if num_chunks else ()
+    left = (Block(1, num_left, num_left, causal=True),) if num_left else ()
+    return Walk((*first.blocks, *whole, *left), first.num_expanded + num_queries - here, folded=num_chunks > 0)
+
+
+def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Block]:
+    """Bands of BLOCK queries, each with the keys that any of them sees; queries are the last of all tokens."""
+    offset = num_keys - num_queries
+    for first in range(0, num_queries, BLOCK):
+        last = min(first + BLOCK, num_queries)
+        low = 0 if window is None else max(0, offset + first + 1 - window)
+        name = f"{offset + first - low} {last - first} {offset + last - low} {window}"
+        yield Block(1, last - first, offset + last - low, masked=True, mask_name=name, windowed=window is not None)
+
+
+def _band_pairs(block: Block) -> int:
+    """Pairs of a causal block in bands of BLOCK queries, each with all keys up to its last query."""
+    full, rest = divmod(block.queries, BLOCK)
+    return BLOCK * BLOCK * full * (full + 1) // 2 + rest * block.queries

@@ -1,0 +1,1 @@
+"""What layer kinds share: gated products, allocation ledger, modules, parallel pieces."""

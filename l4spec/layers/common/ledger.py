@@ -1,0 +1,117 @@
+"""What our modules hold while they run without gradients on a CPU, number by number: a ledger, and common passages.
+
+A kind's `held` tells the ledger what its module takes and frees, in the order in which it does, so that the most ever
+held at once comes out. Larger than `live`, which a fused engine would hold: eager code keeps every intermediate result.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+WIDE = 4
+"""Bytes of an fp32 number."""
+INDEX = 8
+"""Bytes of an index."""
+COUNT = 4
+"""Bytes of a count of tokens."""
+FLAG = 1
+"""Bytes of a truth value."""
+
+MOST_FEW_ROWS = 3
+"""Rows up to which an fp32 product goes another way, in halves: `l4spec.layers.common.modules.linear`."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Bytes held now and at the most; `item` is the size of an activation's number.
+
+    `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, held until its end.
+    """
+
+    item: int
+    now: int = 0
+    peak: int = 0
+    shared: set[str] = field(default_factory=set)
+    shared_bytes: int = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether activations are fp32 already, so that widening them copies nothing."""
+        return self.item == WIDE
+
+    def take(self, num_bytes: int) -> None:
+        """Hold so much more."""
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+
+    def free(self, num_bytes: int) -> None:
+        """Hold so much less."""
+        self.now -= num_bytes
+
+    def touch(self, num_bytes: int) -> None:
+        """Take and free at once."""
+        self.take(num_bytes)
+        self.free(num_bytes)
+
+    @contextmanager
+    def holding(self, num_bytes: int) -> Iterator[None]:
+        """Hold so much for the length of the block."""
+        self.take(num_bytes)
+        yield
+        self.free(num_bytes)
+
+    def once(self, name: str, num_bytes: int, at_most: int) -> None:
+        """Make what is shared, if nobody has yet: `at_most` bytes while it is made, `num_bytes` from then on."""
+        if name not in self.shared:
+            self.shared.add(name)
+            self.touch(at_most)
+            self.take(num_bytes)
+            self.shared_bytes += num_bytes
+
+    def forget(self) -> None:
+        """Free what is shared: another forward pass begins."""
+        self.free(self.shared_bytes)
+        self.shared.clear()
+        self.shared_bytes = 0
+
+
+def rms_norm(tally: Tally, rows: int, width: int, *, weighted: bool, unit_offset: bool = False) -> None:
+    """Take the normed tensor of `rows` vectors: squares and their means on the way, in fp32."""
+    wide, out, copied = rows * width * WIDE, rows * width * tally.item, 0 if tally.is_wide else rows * width * WIDE
+    scaled = 2 if weighted and (tally.is_wide or unit_offset) else 1
+    with tally.holding(copied + (width * WIDE if unit_offset else 0)):
+        tally.touch(wide + 2 * rows * WIDE)  # squares, their means, the factor
+        tally.touch(scaled * wide + rows * WIDE)
+        tally.touch(wide + out if copied else 0)
+        tally.touch(2 * out if copied and weighted and not unit_offset else 0)
+    tally.take(out)
+
+
+def gated_ffn(tally: Tally, rows: int, ffn_size: int, hidden_size: int) -> None:
+    """Take the output of a gated layer: gate, which becomes the product, and up beside it."""
+    inner, out = rows * ffn_size * tally.item, rows * hidden_size * tally.item
+    tally.touch(2 * inner + out)
+    tally.take(out)
+
+
+def rotate(tally: Tally, elements: int, rotated: int, *, as_complex: bool) -> None:
+    """Replace `elements` numbers by themselves with `rotated` of them turned, in fp32."""
+    wide = rotated * WIDE
+    copy = 0 if tally.is_wide else wide
+    if as_complex:
+        tally.touch(copy + wide + (0 if tally.is_wide else rotated * tally.item))
+    else:
+        tally.touch(copy + 2 * wide)  # one half done, two products and their sum; or both halves and the whole
+    if rotated < elements:  # joined with the part that is not turned
+        tally.touch((rotated + elements) * tally.item)
+    tally.touch(elements * tally.item)
+
+
+def rotation_table(tally: Tally, name: str, tokens: int, dim: int, *, as_complex: bool) -> None:
+    """Cosines and sines of `tokens` positions, shared by all layers with an equal rotation."""
+    half = tokens * (dim // 2) * WIDE
+    if as_complex:
+        tally.once(f"{name} complex", 2 * half, 4 * half + tokens * WIDE)
+        return
+    for part in ("cos", "sin"):
+        tally.once(f"{name} {part}", half, 4 * half + tokens * WIDE)

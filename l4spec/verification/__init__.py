@@ -1,0 +1,1 @@
+"""Plan against measurement, and claims against the plan."""

@@ -1,0 +1,236 @@
+"""Stage 7: what people claim about a model, held against the plan."""
+
+from collections.abc import Callable
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.report import quantities
+from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.plan_page import estimate_notes
+from l4spec.spec.claims import Claim, Quantity
+from l4spec.spec.estimates import estimates_of
+from planners.device.training_state import TrainSetting
+from planners.plan import plan
+from planners.plan_types import Estimates, Frozen, Plan
+
+Value = bool | int | float
+
+
+class Check(Frozen):
+    """One claim and what the plan says. `difference` is (computed - claimed) / claimed; null for yes-or-no claims.
+
+    `rests_on_estimates` tells of the computed value.
+    """
+
+    quantity: Quantity
+    condition: str
+    claimed: Value
+    computed: Value
+    difference: float | None
+    tolerance: float
+    holds: bool
+    rests_on_estimates: bool
+    source: str
+    note: str | None = None
+
+
+class Report(Frozen):
+    """All claims of a model."""
+
+    l4spec_verify: int = 1
+    model: str
+    estimated: tuple[str, ...]
+    estimates: Estimates
+    checks: tuple[Check, ...]
+    holds: bool
+
+
+def verify(graph: LayerGraph) -> Report:
+    """Compute what every claim of the model's spec is about, under the conditions that it names.
+
+    A number holds when it is within the claim's relative tolerance of the computed one; a `max_context` on named
+    GPUs is a bound that somebody reached, and holds when at least as much fits. Raises UserError for a claim that
+    cannot be computed, naming it.
+    """
+    found = estimates_of(graph.model.spec)
+    checks = tuple(_check(graph, index, claim) for index, claim in enumerate(graph.model.spec.claims))
+    return Report(
+        model=graph.name,
+        estimated=graph.model.estimated,
+        estimates=Estimates(params=found.params, work=found.work),
+        checks=checks,
+        holds=all(check.holds for check in checks),
+    )
+
+
+def _check(graph: LayerGraph, index: int, claim: Claim) -> Check:
+    try:
+        computed = compute(graph, claim)
+    except UserError as error:
+        raise UserError([Problem(str(problem), path=f"claims[{index}]") for problem in error.problems]) from None
+    return Check(
+        quantity=claim.quantity,
+        condition=condition(claim),
+        claimed=claim.value,
+        computed=computed,
+        difference=relative_difference(claim.value, computed),
+        tolerance=claim.tolerance,
+        holds=holds(claim, computed),
+        rests_on_estimates=_rests_on_estimates(graph, claim.quantity),
+        source=claim.source,
+        note=claim.note,
+    )
+
+
+def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
+    """Whether an estimated field could change the quantity; counts of layers, experts and tokens rest on their own."""
+    found = estimates_of(graph.model.spec)
+    own = {"num_layers": "layers", "num_experts": "num_experts", "tokens_per_tile": "vision"}.get(quantity)
+    if own is not None:
+        return any(own in path.replace("[", ".").split(".") for path in found.params)
+    return bool(found.params if quantity in _OF_SIZES else found.work)
+
+
+def compute(graph: LayerGraph, claim: Claim) -> Value:
+    """The value that the plan gives for what a claim is about. Raises UserError where there is none."""
+    of_graph = _OF_GRAPH.get(claim.quantity)
+    if of_graph is not None:
+        return of_graph(graph)
+    if claim.quantity == "max_context" and claim.on is None:
+        return graph.model.text.stack.width.max_seq_len
+    return _OF_PLAN[claim.quantity](_plan_for(graph, claim))
+
+
+def _plan_for(graph: LayerGraph, claim: Claim) -> Plan:
+    if claim.quantity == "train_flops_per_second_per_gpu":
+        train = TrainSetting(precision=claim.precision or "bf16")
+        batch = claim.batch or 1
+        return plan(graph, gpus=claim.on, mode="train", train=train, context=claim.context, batch=batch, tp=claim.tp)
+    return plan(
+        graph,
+        gpus=claim.on,
+        quantization=claim.quantization or "bf16",
+        kv_dtype=claim.kv_dtype or "bf16",
+        context=claim.context,
+        batch=claim.batch or 1,
+        engine=claim.engine or "ideal",
+        tp=claim.tp,
+        objective="max-context" if claim.quantity == "max_context" else "balanced",
+    )
+
+
+def _num_experts(graph: LayerGraph) -> int:
+    """Routed experts of the widest mixture; 0 in a dense model."""
+    return max((node.spec.num_experts for node in graph.nodes if isinstance(node.spec, MoESpec)), default=0)
+
+
+def _tokens_per_tile(graph: LayerGraph) -> int:
+    return graph.model.vision.num_tokens_per_tile if graph.model.vision else 0
+
+
+def _train_rate(found: Plan) -> float:
+    rate = found.latency.model_flops_per_second_per_gpu if found.latency else None
+    if rate is None:
+        reason = found.latency.reason if found.latency else "no GPUs are named"
+        raise UserError(f"no training rate can be told: {reason}")
+    return rate
+
+
+_OF_GRAPH: dict[str, Callable[[LayerGraph], int]] = {
+    "num_layers": lambda graph: graph.num_layers,
+    "num_experts": _num_experts,
+    "tokens_per_tile": _tokens_per_tile,
+}
+_OF_SIZES = {"total_params", "active_params", "active_params_without_embedding", "vision_params", "weight_bytes"}
+_OF_PLAN: dict[str, Callable[[Plan], Value]] = {
+    "total_params": lambda plan: plan.params.total,
+    "active_params": lambda plan: plan.params.active,
+    "active_params_without_embedding": lambda plan: plan.params.active_without_embedding,
+    "vision_params": lambda plan: plan.params.by_part.get("vision", 0),  # tower and adapter; the projector is apart
+    "weight_bytes": lambda plan: plan.weights.bytes,
+    "kv_cache_bytes": lambda plan: plan.kv_cache.bytes,
+    "kv_cache_bytes_per_token": lambda plan: plan.kv_cache.bytes_per_token_unbounded,
+    "kv_cache_bytes_per_layer": lambda plan: max((layer.bytes for layer in plan.kv_cache.layers), default=0),
+    "flops_per_token": lambda plan: plan.flops.forward_per_token,
+    "fits": lambda plan: bool(plan.fits),
+    "max_context": lambda plan: plan.max_context or 0,
+    "train_flops_per_second_per_gpu": _train_rate,
+}
+
+
+def holds(claim: Claim, computed: Value) -> bool:
+    """Whether the computed value bears the claim out."""
+    if claim.quantity == "fits":
+        return computed == claim.value
+    if claim.quantity == "max_context" and claim.on is not None:
+        return computed >= claim.value * (1 - claim.tolerance)
+    return abs(computed - claim.value) <= claim.tolerance * claim.value
+
+
+def relative_difference(claimed: Value, computed: Value) -> float | None:
+    """(computed - claimed) / claimed; None for yes-or-no values and for a claimed zero."""
+    if isinstance(claimed, bool) or not claimed:
+        return None
+    return (computed - claimed) / claimed
+
+
+def condition(claim: Claim) -> str:
+    """Under which deployment the claim is meant: `on 1xH100, int4, 8,192 tokens`."""
+    parts = [
+        f"on {claim.on}" if claim.on else "",
+        claim.quantization or "",
+        f"{quantities.whole(claim.context)} tokens" if claim.context is not None else "",
+        f"batch {quantities.whole(claim.batch)}" if claim.batch is not None else "",
+        f"KV in {claim.kv_dtype}" if claim.kv_dtype else "",
+        f"tp {claim.tp}" if claim.tp else "",
+        f"training in {claim.precision}" if claim.precision else "",
+        f"engine {claim.engine}" if claim.engine else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def verify_page(report: Report) -> Page:
+    """The verdict, then every claim."""
+    failed = sum(not check.holds for check in report.checks)
+    if not report.checks:
+        sentence = f"{report.model} makes no claims"
+    elif failed:
+        sentence = f"{report.model}: {failed} of {len(report.checks)} claims do not hold"
+    else:
+        sentence = f"{report.model}: all {len(report.checks)} claims hold"
+    sections = [Section("", (Lines((sentence,)),))]
+    if report.checks:
+        headers = ("claim", "on", "claimed", "computed", "difference", "holds", "source")
+        rows = tuple(_cells(check) for check in report.checks)
+        sections.append(Section("", (Table(headers, rows, "llrrrll", 50),)))
+    notes = tuple(f"{check.quantity.replace('_', ' ')}: {check.note}" for check in report.checks if check.note)
+    if notes:
+        sections.append(Section("Notes", (Lines(notes),)))
+    told = estimate_notes(report.estimated, report.estimates)
+    if told:
+        sections.append(Section("", (Lines(told),)))
+    return tuple(sections)
+
+
+def _cells(check: Check) -> tuple[str, ...]:
+    change = "-" if check.difference is None else quantities.difference(check.difference)
+    verdict = "yes" if check.holds else "NO"
+    mark = quantities.Figures(check.rests_on_estimates).mark
+    claimed, computed = _shown(check.quantity, check.claimed), mark + _shown(check.quantity, check.computed)
+    return (check.quantity.replace("_", " "), check.condition, claimed, computed, change, verdict, check.source)
+
+
+def _shown(quantity: str, value: Value) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    number = round(value)
+    if "per_second" in quantity:
+        return f"{quantities.flops(number)}/s"
+    if quantity.endswith("per_token") and "bytes" in quantity:
+        return quantities.exact_bytes(number)
+    if "_bytes" in quantity:
+        return quantities.gib(number)
+    if "params" in quantity:
+        return quantities.count(number)
+    return quantities.flops(number) if "flops" in quantity else quantities.whole(number)

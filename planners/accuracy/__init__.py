@@ -1,1 +1,0 @@
-"""Published figures and what the planner says of them."""

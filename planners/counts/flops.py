@@ -1,0 +1,66 @@
+"""How many floating-point operations a model's mathematics needs."""
+
+from functools import lru_cache
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import AttentionPairs, Elementwise, Work
+from planners.counts.cost_sheet import CostRow, Workload, row_of_group
+from planners.plan_types import Flops
+
+
+@lru_cache(maxsize=1024)
+def count_flops(graph: LayerGraph, *, context: int, batch: int) -> Flops:
+    """`model_flops` of the usual passes: multiply-adds count 2, only attended pairs and chosen experts count.
+
+    Norms, softmax, rotations and activations are left out by convention.
+    """
+    forward, pair, tile = _rates(graph)
+    return Flops(
+        forward_per_token=forward,
+        attention_per_pair=pair,
+        prefill=model_flops(graph, Work(batch, context, phase="prefill", num_logits=min(1, context))),
+        decode=model_flops(graph, Work(batch, 1, max(context - 1, 0), phase="decode")),
+        train_step=3 * model_flops(graph, Work(batch, context, phase="train")),
+        vision_per_tile=tile,
+    )
+
+
+def model_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:
+    """FLOPs of one forward pass over `text` and `num_tiles` image tiles."""
+    return sum(row.flops for row in _rows(graph, Workload(text, num_tiles)))
+
+
+def _rows(graph: LayerGraph, workload: Workload) -> list[CostRow]:
+    """The cost sheet's rows that can have FLOPs and have work to do."""
+    scopes = ("text", "vision") if workload.num_tiles else ("text",)
+    return [row_of_group(graph, group, workload) for scope in scopes for group in _computing_groups(graph, scope)]
+
+
+@lru_cache(maxsize=128)
+def _computing_groups(graph: LayerGraph, scope: str) -> tuple[LayerGroup, ...]:
+    """Groups with a matmul or attention among their operations."""
+    work = Work(1, 1)
+    return tuple(
+        group
+        for group in graph.groups
+        if group.first.scope == scope
+        and not all(isinstance(op, Elementwise) for op in group.declaration.operations(work))
+    )
+
+
+@lru_cache(maxsize=64)
+def _rates(graph: LayerGraph) -> tuple[int, int, int | None]:
+    """FLOPs of one token without attention pairs, of one pair in every text layer, and of one image tile.
+
+    A pair costs 2 * num_heads * (qk_dim + v_dim), summed over layers.
+    """
+    rows = _rows(graph, Workload(Work(1, 1)))
+    forward = sum(row.group.count * row.matmul_flops for row in rows)
+    pair = sum(
+        row.group.count * op.flops // op.pairs
+        for row in rows
+        for op in row.operations
+        if isinstance(op, AttentionPairs) and op.pairs
+    )
+    tile = None if graph.model.vision is None else model_flops(graph, Work(0, 0), num_tiles=1)
+    return forward, pair, tile

@@ -1,0 +1,1 @@
+"""Memory of the most loaded device: weights, cache, activations, training state, engine overhead."""

@@ -1,0 +1,270 @@
+"""What the fullest device holds, and whether it may: weights, cache, activations, reserved terms, training state.
+
+A `Placement` is a setting on a layout with everything worked out that does not depend on context and batch. Searches
+ask it again and again, so asking is cheap.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.sequence import longest_run
+from planners.catalog import Engine, Hardware
+from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes
+from planners.counts.weights import Scheme
+from planners.device.activations import ActivationRates, activation_rates, serving_bytes
+from planners.device.engine_overhead import reserved_terms, uncovered_bytes
+from planners.device.stages import Stage, stages
+from planners.device.training_state import TrainSetting, training_state
+from planners.plan_types import DeviceMemory, MemoryTerm
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Everything about a deployment except layout, context and batch, which searches vary.
+
+    `num_tiles` image tiles go through the vision tower of one device at once. With `train`, engine and cache play no
+    part.
+    """
+
+    graph: LayerGraph
+    scheme: Scheme
+    engine: Engine
+    hardware: Hardware | None
+    kv_dtype_bytes: int
+    memory_fraction: float | None
+    prefill_chunk: int
+    num_tiles: int = 0
+    train: TrainSetting | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """Bytes on one device of one pipeline stage."""
+
+    weights: int
+    cache: int
+    activations: int
+    reserved: int
+    gradients: int = 0
+    optimizer: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.activations + self.reserved + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a device may hold: everything in `usable_bytes`, and what `covers` lists in `fraction` of it.
+
+    `after_load`: the fraction is of what is left once all but the cache is there, and is for the cache alone.
+    `uncovered_bytes` are reserved terms outside the fraction.
+    """
+
+    usable_bytes: int
+    source: str
+    fraction: float | None = None
+    after_load: bool = False
+    covers: frozenset[str] = frozenset()
+    uncovered_bytes: int = 0
+
+    def limit(self, use: DeviceUse) -> int:
+        """Bytes that `use.total` may reach."""
+        usable = self.usable_bytes
+        if self.fraction is None:
+            return usable
+        if self.after_load:
+            others = use.total - use.cache
+            return min(usable, others + int(self.fraction * max(usable - others, 0)))
+        spent = {"weights": use.weights, "activations": use.activations, "kv_cache": use.cache}
+        outside = self.uncovered_bytes + sum(size for name, size in spent.items() if name not in self.covers)
+        return min(usable, int(self.fraction * usable) + outside)
+
+    def __str__(self) -> str:
+        if self.fraction is None:
+            return self.source
+        whole = f"{self.fraction:g} of {self.usable_bytes:,} B ({self.source})"
+        return f"{whole}, of what is free after loading" if self.after_load else whole
+
+
+_EVERYTHING = frozenset({"weights", "activations", "kv_cache"})
+
+
+def _budget(setting: Setting, tp: int) -> Budget | None:
+    if setting.hardware is None:
+        return None
+    usable, share = setting.hardware.usable, setting.engine.memory
+    if share is None or setting.train is not None:
+        return Budget(usable.num_bytes, usable.source, setting.memory_fraction, covers=_EVERYTHING)
+    fraction = share.fraction.value if setting.memory_fraction is None else setting.memory_fraction
+    after_load = share.of == "free_after_load"
+    outside = uncovered_bytes(setting.engine, tp)
+    return Budget(usable.num_bytes, usable.source, fraction, after_load, frozenset(share.covers), outside)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placement:
+    """A setting on a layout: pipeline stages with their cache rows, and what every device has in common."""
+
+    setting: Setting
+    layout: Layout
+    stages: tuple[tuple[Stage, tuple[CacheRow, ...]], ...]
+    rates: ActivationRates
+    activation_floor: int
+    reserved: int
+    budget: Budget | None
+
+    def sequences(self, batch: int) -> int:
+        """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
+        return -(-batch // (self.layout.dp * self.layout.ep))
+
+    def uses(self, context: int, batch: int) -> list[DeviceUse]:
+        """What a device of each distinct stage holds for `batch` sequences of `context` tokens.
+
+        Of a sequence whose tokens are divided it caches and runs those of the busiest rank.
+        """
+        setting, sequences = self.setting, self.sequences(batch)
+        context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
+        if setting.train is not None:
+            return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
+        activations = self._activations(context, sequences)
+        return [
+            DeviceUse(
+                weights=stage.weights.total_bytes,
+                cache=cache_bytes(rows, setting.engine, context, sequences),
+                activations=activations,
+                reserved=self.reserved,
+            )
+            for stage, rows in self.stages
+        ]
+
+    def _activations(self, context: int, sequences: int) -> int:
+        whole = context * sequences  # the ranks of a divided sequence go through it together, not chunk by chunk
+        chunk = whole if self.layout.cp > 1 else min(self.setting.prefill_chunk, whole)
+        tiles = self.setting.num_tiles
+        formula = serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
+        return max(formula, self.activation_floor)
+
+    def _training_use(self, train: TrainSetting, stage: Stage, context: int, sequences: int) -> DeviceUse:
+        state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
+        return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
+
+    def fits(self, context: int, batch: int) -> bool:
+        """Whether every device holds what it must; True without hardware, where nothing limits it."""
+        budget = self.budget
+        return budget is None or all(use.total <= budget.limit(use) for use in self.uses(context, batch))
+
+    def tightest(self, context: int, batch: int) -> DeviceUse:
+        """The stage whose device has the least room left (without hardware: holds the most)."""
+        budget, uses = self.budget, self.uses(context, batch)
+        if budget is None:
+            return max(uses, key=lambda use: use.total)
+        return min(uses, key=lambda use: budget.limit(use) - use.total)
+
+
+@lru_cache(maxsize=4096)
+def place(setting: Setting, layout: Layout) -> Placement:
+    """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
+    graph, tp = setting.graph, layout.tp
+    found = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
+    terms = _terms_besides(setting, tp)
+    return Placement(
+        setting=setting,
+        layout=layout,
+        stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
+        rates=activation_rates(graph, tp, layout.ep, divided=layout.cp > 1),
+        activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
+        reserved=sum(term.bytes for term in terms),
+        budget=_budget(setting, tp),
+    )
+
+
+def cache_rows(graph: LayerGraph, stage: Stage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+    """Cache rows of one device of a stage."""
+    layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
+    for index, count in stage.cache_counts:
+        group = graph.groups[index]
+        size, bound = bytes_per_token(group, layout, dtype_bytes), group.declaration.cache[0].bound
+        known = counts.get((size, bound))
+        counts[size, bound] = CacheRow(size, bound, count + (known.count if known else 0))
+    return tuple(counts.values())
+
+
+def _terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
+    return reserved_terms(setting.graph, setting.engine, setting.hardware, tp)
+
+
+def _readings(engine: Engine, tp: int) -> list[int]:
+    return [term.num_bytes for term in engine.reserved_for(tp) if term.kind == "activations"]
+
+
+def describe_device(placement: Placement, context: int, batch: int) -> DeviceMemory:
+    """The tightest device's memory, term by term."""
+    use, setting = placement.tightest(context, batch), placement.setting
+    limit = None if placement.budget is None else placement.budget.limit(use)
+    terms = (*_named_terms(placement, use), *_terms_besides(setting, placement.layout.tp))
+    return DeviceMemory(
+        weights_bytes=use.weights,
+        kv_cache_bytes=use.cache,
+        activation_bytes=use.activations,
+        reserved_bytes=use.reserved,
+        gradient_bytes=use.gradients,
+        optimizer_bytes=use.optimizer,
+        total_bytes=use.total,
+        capacity_bytes=limit,
+        capacity_source="" if placement.budget is None else str(placement.budget),
+        headroom_bytes=None if limit is None else limit - use.total,
+        terms=tuple(term for term in terms if term.bytes),
+    )
+
+
+def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]:
+    setting, scheme = placement.setting, placement.setting.scheme
+    training = MemoryTerm(
+        name="gradients", bytes=use.gradients, origin="exact", source="planners/device/training_state.py"
+    )
+    return (
+        MemoryTerm(
+            name="weights",
+            bytes=use.weights,
+            origin="exact",
+            source=scheme.table.source,
+            arithmetic=f"{scheme.name}, {placement.layout}",
+        ),
+        MemoryTerm(
+            name="kv cache",
+            bytes=use.cache,
+            origin="exact",
+            source=setting.engine.source,
+            arithmetic=setting.engine.name,
+        ),
+        training,
+        training.model_copy(update={"name": "optimizer", "bytes": use.optimizer}),
+        _activation_term(placement, use),
+    )
+
+
+def _activation_term(placement: Placement, use: DeviceUse) -> MemoryTerm:
+    """By formula, unless the engine's own logs show more."""
+    term = MemoryTerm(
+        name="activations",
+        bytes=use.activations,
+        origin="exact",
+        source="planners/device/activations.py",
+        arithmetic=f"widest: {placement.rates.widest}",
+    )
+    if not placement.activation_floor or use.activations != placement.activation_floor:
+        return term
+    readings = placement.setting.engine.reserved_for(placement.layout.tp)
+    reading = max((t for t in readings if t.kind == "activations"), key=lambda t: t.num_bytes)
+    return MemoryTerm(
+        name="activations",
+        bytes=use.activations,
+        origin="calibrated",
+        spread=reading.spread,
+        source="; ".join(reading.sources),
+        arithmetic=reading.note,
+    )

@@ -1,0 +1,137 @@
+"""What training keeps on one device besides activations: weights, gradients and optimizer states, and how they shard.
+
+Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments
+(12 B a parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients
+too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weights are repeated over ep, and sharded over
+dp * ep.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_shape, stands_behind
+from planners.device.activations import activation_rates, saved_per_token, training_bytes
+from planners.device.stages import Stage
+
+OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
+"""Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
+WEIGHT_BYTES = 2
+CHECKPOINTING = ("none", "full")
+PRECISIONS = ("bf16", "fp8")
+"""Formats that the matmuls of training may run in; what is kept stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSetting:
+    """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter.
+
+    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and cast layer by layer; the casts, like
+    the gathered weights of ZeRO 3, are not counted.
+    """
+
+    optimizer: str = "adamw"
+    zero_stage: int = 1
+    checkpointing: str = "full"
+    gradient_bytes: int = 4
+    micro_batch: int = 1
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """Bytes on one device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+
+def training_state(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, context: int, sequences: int
+) -> TrainingState:
+    """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
+    dense, experts = params_on_device(graph, layout, stage)
+    divided = {level: _over_ranks(dense, experts, layout) for level in (1, 2, 3)}
+    whole = dense + experts
+
+    def kept(level: int) -> int:
+        return divided[level] if train.zero_stage >= level else whole
+
+    micro = min(train.micro_batch, max(sequences, 1))
+    in_flight = min(layout.pp - stage.index, -(-max(sequences, 1) // micro))  # one forward, one backward (1F1B)
+    rates = activation_rates(graph, layout.tp, layout.ep)
+    saved = saved_per_token(graph, layout.tp, layout.ep)
+    return TrainingState(
+        weights=WEIGHT_BYTES * kept(3),
+        gradients=train.gradient_bytes * kept(2),
+        optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(1),
+        activations=training_bytes(
+            rates,
+            tuple(saved[layer] for layer in stage.layers),
+            tokens=micro * context,
+            in_flight=in_flight,
+            last=stage.last,
+            checkpointing=train.checkpointing,
+        ),
+    )
+
+
+def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
+    return -(-dense // (layout.dp * layout.ep)) + -(-experts // layout.dp)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """(dense, routed-expert) parameters of one device: of each block, before the first, behind the last, and tied."""
+
+    layers: tuple[tuple[int, int], ...]
+    before: tuple[int, int]
+    behind: tuple[int, int]
+    tied: tuple[int, int]
+
+
+@lru_cache(maxsize=4096)
+def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[int, int]:
+    """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
+    held = _held(graph, layout.tp, layout.ep)
+    parts = [held.layers[layer] for layer in stage.layers]
+    if stage.first:
+        parts.append(held.before)
+    if stage.last:
+        parts += [held.behind, held.tied] if layout.pp > 1 else [held.behind]
+    return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
+
+
+def ends_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> int:
+    """Of a stage's dense parameters those outside blocks: what stands before the first one, and behind the last."""
+    blocks = params_on_device(graph, layout, replace(stage, first=False, last=False))
+    return params_on_device(graph, layout, stage)[0] - blocks[0]
+
+
+@lru_cache(maxsize=512)
+def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
+    """What a device holds under these degrees; equal layers are counted once."""
+    layout = Layout(tp=tp, ep=ep)
+    layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "behind": [0, 0], "tied": [0, 0]}
+    for group in graph.groups:
+        for parameter in group.declaration.parameters:
+            if parameter.buffer:
+                continue
+            size = prod(shard_shape(group.first, parameter, layout))
+            expert = int(parameter.role == "expert" and group.first.scope == "text")
+            for node in group.nodes:
+                if _in_block(node) and node.layer is not None:
+                    layers[node.layer][expert] += size
+                else:
+                    end = "tied" if parameter.tied_to else "behind" if stands_behind(node) else "before"
+                    ends[end][expert] += size
+    counts = {name: (dense, experts) for name, (dense, experts) in ends.items()}
+    return _Held(tuple((dense, experts) for dense, experts in layers), **counts)
+
+
+def _in_block(node: LayerNode) -> bool:
+    return node.scope == "text" and node.layer is not None

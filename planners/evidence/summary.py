@@ -1,0 +1,71 @@
+"""How far predictions are from what was published, by family, source and split."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from planners.evidence.replay import THROUGHPUT, Prediction
+from planners.evidence.spread import errors_of
+
+_METRICS = {
+    "tpot_mean": "time per output token",
+    "itl_mean": "time per output token",
+    "ttft_mean": "time to first token",
+    "e2e_mean": "end to end",
+    "output_throughput_total": "maximum throughput",
+    "output_throughput_per_gpu": "maximum throughput",
+    "step_time": "training step",
+    "step_time_ms": "training step",
+    "tokens_per_s_per_gpu": "training step",
+    "tokens_per_s_total": "training step",
+    "tokens_per_s_total_or_per_gpu": "training step",
+    "model_tflops_per_gpu": "training TFLOP/s",
+    "mfu": "training TFLOP/s",
+    "model_flops_per_sample_fwd_bwd": "model FLOPs",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of one quantity, model, document and split: how many were replayed and how wrong the predictions were.
+
+    `bias` is the median signed error; without replayed rows the errors are None.
+    """
+
+    quantity: str
+    model: str
+    document: str
+    split: str
+    num_rows: int
+    num_replayed: int
+    median: float | None
+    p90: float | None
+    bias: float | None
+
+
+def quantity_of(prediction: Prediction) -> str:
+    """What a row measures, in words; its metric where there are none."""
+    row = prediction.row
+    if row.metric in THROUGHPUT and row.family == "SRV":
+        return "throughput"
+    return _METRICS.get(row.metric, row.metric)
+
+
+def summarise(predictions: Iterable[Prediction], *, by_model: bool = True) -> tuple[Group, ...]:
+    """Groups in order of quantity, split, document and model."""
+    grouped: dict[tuple[str, str, str, str], list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        row = prediction.row
+        model = row.model if by_model else "all"
+        grouped[quantity_of(prediction), row.split, row.document if by_model else "all", model].append(prediction)
+    return tuple(_group(key, found) for key, found in sorted(grouped.items()))
+
+
+def _group(key: tuple[str, str, str, str], found: list[Prediction]) -> Group:
+    quantity, split, document, model = key
+    errors = sorted(prediction.error for prediction in found if prediction.error is not None)
+    if not errors:
+        return Group(quantity, model, document, split, len(found), 0, None, None, None)
+    spread = errors_of(quantity, [(error, None) for error in errors])
+    bias = errors_of(quantity, [(1 + error, None) for error in errors]).median - 1
+    return Group(quantity, model, document, split, len(found), len(errors), spread.median, spread.p90, bias)

@@ -1,1 +1,0 @@
-"""Fitting the efficiency factors of the latency planner: `python -m planners.fitting`."""

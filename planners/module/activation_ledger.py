@@ -1,0 +1,109 @@
+"""How much memory our module takes beyond weights and cache while it reads a prompt: the ledger of every layer's code.
+
+`planners.device.activations` says what a serving engine with fused kernels needs; this is what our eager module holds
+on a CPU, where every intermediate result is a tensor, and what a memory tracker sees there. What an operator keeps
+inside is left out.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
+from l4spec.layers.common.ledger import FLAG, INDEX, Tally
+from l4spec.layers.declaration import Work
+from l4spec.layers.merge.spec import MergeSpec
+from planners.counts.cost_sheet import Workload, work_of
+
+Load = Mapping[str, Sequence[int]]
+
+
+def activation_bytes(
+    graph: LayerGraph, text: Work, *, num_tiles: int = 0, item_bytes: int = 2, expert_load: Load | None = None
+) -> int:
+    """The most bytes held at once while `text` (prompts from their start) and `num_tiles` tiles before it are read.
+
+    `item_bytes` is the size of an activation's number. `expert_load` gives by node id how many tokens chose each
+    expert; without it an expert may get all tokens, which is the most that is possible.
+    """
+    tally = Tally(item_bytes)
+    run = _Run(graph, Workload(text, num_tiles), tally, expert_load or {})
+    positions = text.num_queries * INDEX
+    tally.touch(2 * positions)  # columns, then positions
+    tally.take(positions)
+    if num_tiles:
+        run.stack("vision", _hold_places(graph, tally))
+    places = text.num_tokens * FLAG if num_tiles else 0
+    run.stack("text", places)
+    return tally.peak
+
+
+def _hold_places(graph: LayerGraph, tally: Tally) -> int:
+    """Make the positions and places of a tile's patches; gives their bytes without taking them."""
+    vision = graph.model.vision
+    assert vision is not None, "tiles need a model with vision"
+    embedding = vision.patch_embedding
+    side, patches, tokens = (count * INDEX for count in (embedding.grid, embedding.grid**2, embedding.num_tokens))
+    with tally.holding(side):
+        tally.touch(4 * patches)  # rows, columns, both together
+        with tally.holding(2 * INDEX):  # the class token's place
+            tally.touch(2 * patches + (2 * tokens if embedding.class_token != "none" else 0))
+            tally.touch(3 * tokens)
+    return 3 * tokens
+
+
+@dataclass(slots=True)
+class _Run:
+    """A walk over the graph as the module runs it: values live until their last reader, a block's inputs to its end."""
+
+    graph: LayerGraph
+    workload: Workload
+    tally: Tally
+    expert_load: Load
+    sizes: dict[str, int] = field(default_factory=dict)
+    readers: Counter[str] = field(default_factory=Counter)
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.inputs = {node.id: self.graph.inputs_of(node.id) for node in self.graph.nodes}
+        self.readers = Counter(name for names in self.inputs.values() for name in names)
+        self.readers.update(node.id for node in self.graph.nodes if node.role == "projector")  # the caller keeps it
+
+    def stack(self, scope: str, index_bytes: int) -> None:
+        """Run the nodes of a scope; what its layers share is held until its end, its result longer."""
+        self.tally.take(index_bytes)
+        nodes = [node for node in self.graph.nodes if node.scope == scope]
+        for _, run in groupby(nodes, key=lambda node: node.id if node.layer is None else str(node.layer)):
+            self._segment(list(run))
+        self.tally.forget()
+        self.tally.free(index_bytes)
+
+    def _segment(self, nodes: list[LayerNode]) -> None:
+        own = {node.id for node in nodes}
+        leaving: list[str] = []
+        for node in nodes:
+            self._node(node)
+            for name in self.inputs[node.id]:
+                self.readers[name] -= 1
+                if not self.readers[name] and name in own:
+                    self._drop(name)
+                elif not self.readers[name]:
+                    leaving.append(name)
+        for name in leaving:
+            self._drop(name)
+
+    def _node(self, node: LayerNode) -> None:
+        if isinstance(node.spec, MergeSpec) and not self.workload.num_tiles:
+            text = self.inputs[node.id][0]  # passes as it is
+            self.sizes[node.id] = self.sizes.pop(text)
+            return
+        before = self.tally.now - self.tally.shared_bytes
+        work = work_of(self.graph, LayerGroup((node,)), self.workload)
+        if node.id in self.expert_load:
+            work = replace(work, busiest_expert=max(self.expert_load[node.id]))
+        node.declaration.hold(work, self.tally)
+        self.sizes[node.id] = self.tally.now - self.tally.shared_bytes - before
+
+    def _drop(self, name: str) -> None:
+        self.tally.free(self.sizes.pop(name, 0))

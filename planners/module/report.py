@@ -1,0 +1,94 @@
+"""The `latency` section of a plan on a calibrated machine: our own module on its CPU, one device, no server."""
+
+from collections.abc import Iterable
+
+from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
+from planners.catalog.hardware import Hardware
+from planners.device.memory import Setting
+from planners.module.error import ERRORS, SOURCE
+from planners.module.executed import executed_rows
+from planners.module.step_time import ITEM_BYTES, EagerModel
+from planners.plan_types import Latency
+from planners.timing.latency_rows import Wanted, latency_errors, step_latency
+from planners.timing.layer_demand import kind_name
+from planners.timing.step import KindTime, StepTime, gathered
+
+
+def eager_latency(setting: Setting, hardware: Hardware, layout: Layout, wanted: Wanted) -> Latency:
+    """Time of our module on the machine. What was not calibrated is null, and says why."""
+    times = hardware.eager
+    assert times is not None
+    dtype = setting.scheme.name
+    if setting.train is not None:
+        return Latency(reason="calibration measures inference, not training")
+    if layout.num_devices > 1:
+        return Latency(reason=f"{hardware.name} was calibrated as one device")
+    if dtype not in times.pieces:
+        known = " or ".join(f"--quantization {name}" for name in times.pieces)
+        return Latency(reason=f"{hardware.name} was not calibrated for {dtype}: ask with {known}")
+    model = EagerModel(setting.graph, times, dtype, wanted.routing)
+    prompt = max(1, wanted.context - (wanted.output_tokens or 0))
+    prompts = 1 if wanted.output_tokens is None else wanted.batch
+    prefill = eager_step(model, hardware, Work(prompts, prompt, num_logits=1))
+    decode = eager_step(model, hardware, _decode(wanted, prompt))
+    ttft, tpot = prefill.estimate or 0.0, decode.estimate or 0.0
+    rate = wanted.batch / tpot
+    if wanted.output_tokens is not None:
+        rate = wanted.batch * wanted.output_tokens / (ttft + (wanted.output_tokens - 1) * tpot)
+    return Latency(
+        factors=hardware.name,
+        by_module=True,
+        prompt_tokens=prompt,
+        output_tokens=wanted.output_tokens,
+        concurrency=wanted.batch,
+        prefill=step_latency(prefill),
+        decode=step_latency(decode),
+        ttft_seconds=ttft,
+        ttft_bound_seconds=prefill.bound,
+        time_per_output_token_seconds=tpot,
+        time_per_output_token_bound_seconds=decode.bound,
+        tokens_per_second_per_user=rate / wanted.batch,
+        tokens_per_second_per_gpu=rate,
+        usd_per_gpu_hour=wanted.usd_per_gpu_hour,
+        errors=latency_errors(ERRORS),
+        sources=(SOURCE,),
+        notes=tuple(_notes(setting, hardware)),
+    )
+
+
+def _decode(wanted: Wanted, prompt: int) -> Work:
+    """The step in the middle of the output, or at the end of the context."""
+    seen = wanted.context if wanted.output_tokens is None else prompt + wanted.output_tokens // 2
+    return Work(wanted.batch, 1, max(0, seen - 1), phase="decode", num_logits=1)
+
+
+def _notes(setting: Setting, hardware: Hardware) -> Iterable[str]:
+    times = hardware.eager
+    assert times is not None
+    yield (
+        f"our own module, {times.threads} threads of torch {times.torch}, calibrated {times.measured}; "
+        "prompts are read at once, and nobody waits"
+    )
+    if setting.graph.model.vision is not None:
+        yield "image tiles are not timed"
+    if setting.kv_dtype_bytes != ITEM_BYTES[setting.scheme.name]:
+        yield f"times are of a cache in {setting.scheme.name}, as our module keeps it"
+
+
+def eager_step(model: EagerModel, hardware: Hardware, work: Work) -> StepTime:
+    """One pass kind by kind: executed FLOPs at the best measured rate, bytes from memory at its bandwidth, estimate.
+
+    Only what does not stay in the processor's caches from one pass to the next has to come from memory.
+    """
+    cold, bandwidth = model.cold(work), hardware.memory.bandwidth.value
+    peak = getattr(hardware.peaks, model.dtype)
+    rate = peak.value if peak is not None else float("inf")
+    flops = {id(row.group): row.flops for row in executed_rows(model.graph, work)}
+    rows = []
+    for time in model.by_group(work):
+        group = time.group
+        compute = flops.get(id(group), 0) / rate
+        memory = cold * group.count * model.layer_bytes(group, work) / bandwidth
+        rows.append(KindTime(kind_name(group), group.count, compute, memory, 0.0, time.seconds))
+    return StepTime(gathered(tuple(rows)), model.constant(cold))

@@ -1,0 +1,139 @@
+"""How long a step of our own module takes on a machine that was calibrated: its pieces, one after the other.
+
+A layer is the matrix products that it declares, the element-wise work and attention between them, each looked up in the
+measured tables at its sizes, and a constant for its kind. A pass adds a constant, and one for each rotation table.
+What is read from weights and caches comes from memory or from the processor's caches, by how much a pass reads in all.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.attention.positions import NoPosition
+from l4spec.layers.declaration import Work
+from l4spec.layers.gqa.spec import GQASpec
+from l4spec.layers.mla.spec import MLASpec
+from planners.catalog.cpu_profile import EagerTimes, Pieces
+from planners.module.activation_ledger import activation_bytes
+from planners.module.pieces import Piece, hit_experts, pieces_of
+from planners.module.time_table import seconds_at, share_from_memory
+from planners.timing.layer_demand import UNIFORM, Routing
+
+ITEM_BYTES = {"fp32": 4, "bf16": 2}
+ROTATION = "rotation"
+"""Key under `layer` of what a rotation table takes, once a pass."""
+_READING = ("product", "expert_product", "cached")
+"""Pieces that are measured cold with other weights or another cache each time, their code as it is."""
+_CODE_LEAST, _CODE_MOST = 0.15, 0.45
+"""How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as behind 64 MiB of
+weights, since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
+_RELATIVES = {"geglu": "swiglu", "layernorm": "rmsnorm"}
+"""Kinds whose module is the code of another."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTime:
+    """Seconds of all equal layers of a group in one pass."""
+
+    group: LayerGroup
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EagerModel:
+    """A model in one number format on a calibrated machine."""
+
+    graph: LayerGraph
+    times: EagerTimes
+    dtype: str
+    routing: Routing = UNIFORM
+
+    @property
+    def pieces(self) -> Pieces:
+        """What was measured in the model's number format."""
+        return self.times.pieces[self.dtype]
+
+    def seconds(self, work: Work) -> float:
+        """Seconds of one pass over `work` of text tokens."""
+        return self.constant(self.cold(work)) + sum(time.seconds for time in self.by_group(work))
+
+    def cold(self, work: Work) -> float:
+        """The share of what a pass reads, code included, that comes from memory and not from the processor's caches."""
+        return share_from_memory(self.times.resident[self.dtype], self.read_bytes(work))
+
+    def by_group(self, work: Work) -> tuple[GroupTime, ...]:
+        """Seconds of each group of equal text layers, in graph order, without the pass's constant."""
+        resident, num_bytes = self.times.resident[self.dtype], self.read_bytes(work)
+        groups = [group for group in self.graph.groups if group.first.scope == "text"]
+        kinds = Counter[str]()
+        for group in groups:
+            kinds[group.first.kind] += group.count
+        cold = share_from_memory(resident, num_bytes)
+        code = {kind: _code(share_from_memory(resident, num_bytes / count)) for kind, count in kinds.items()}
+        return tuple(
+            GroupTime(group, group.count * self.layer_seconds(group, work, cold, code[group.first.kind]))
+            for group in groups
+        )
+
+    def constant(self, cold: float) -> float:
+        """Seconds of a pass besides its layers, of which this share would not stay in the caches."""
+        cold = _code(cold)
+        return self.pieces.forward.at(cold) + self._layer(ROTATION, cold) * len(self._rotations)
+
+    def _layer(self, kind: str, cold: float) -> float:
+        found = self.pieces.layer.get(_RELATIVES.get(kind, kind))
+        return 0.0 if found is None else found.at(cold)
+
+    @cached_property
+    def _rotations(self) -> set[str]:
+        found = set()
+        for group in self.graph.groups:
+            spec = group.first.spec
+            if isinstance(spec, GQASpec | MLASpec) and not isinstance(spec.position, NoPosition):
+                found.add(f"{spec.position} {getattr(spec, 'head_dim', None)}")
+        return found
+
+    def layer_seconds(self, group: LayerGroup, work: Work, cold: float, code: float) -> float:
+        """Seconds of one layer of a group.
+
+        `cold` is the share of weights and caches that comes from memory, `code` that of the code of its kind, which is
+        run again sooner: as often in a pass as there are layers of the kind.
+        """
+        hit = hit_experts(group, work, self.routing)
+        pieces = sum(
+            self.piece_seconds(piece, cold if piece.name in _READING else code)
+            for piece in pieces_of(group.first, work, hit)
+        )
+        return self._layer(group.first.kind, code) + pieces
+
+    def piece_seconds(self, piece: Piece, cold: float) -> float:
+        """Seconds of a piece, all its times."""
+        if piece.name == "expert":
+            return piece.times * self.pieces.expert.at(cold)
+        return piece.times * seconds_at(getattr(self.pieces, piece.name), piece.sizes, cold)
+
+    def read_bytes(self, work: Work) -> float:
+        """Bytes that one pass goes through before it comes to the same weights again."""
+        groups = (group for group in self.graph.groups if group.first.scope == "text")
+        held = sum(group.count * self.layer_bytes(group, work) for group in groups)
+        return held + activation_bytes(self.graph, work, item_bytes=ITEM_BYTES[self.dtype])
+
+    def layer_bytes(self, group: LayerGroup, work: Work) -> float:
+        """Bytes of weights and cache that one layer reads; of experts those that are expected to get a row."""
+        elements = 0.0
+        for parameter in group.declaration.parameters:
+            if parameter.role == "expert":
+                elements += hit_experts(group, work, self.routing) * prod(parameter.shape[1:])
+            elif parameter.role != "embedding":
+                elements += prod(parameter.shape)
+        for entry in group.declaration.cache:
+            read = entry.bound.num_read(work.num_cached + work.num_queries)
+            elements += work.num_sequences * read * entry.elements_per_token
+        return ITEM_BYTES[self.dtype] * elements
+
+
+def _code(share: float) -> float:
+    """How cold code is of which this share would not stay in the caches."""
+    return _CODE_LEAST + (_CODE_MOST - _CODE_LEAST) * share

@@ -1,0 +1,1 @@
+"""Which layout, and what would fit: legal layouts, suggestions, fewest GPUs."""

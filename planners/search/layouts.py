@@ -1,0 +1,110 @@
+"""Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
+
+from collections.abc import Callable, Iterable
+
+from l4spec.errors import UserError
+from l4spec.sharding.layout import Layout, candidate_layouts
+from l4spec.sharding.rules import illegal_reason
+from l4spec.sharding.sequence import short_reason
+from planners.device.memory import Placement, Setting, place
+from planners.plan_types import IllegalLayout, LayoutRow, Objective
+from planners.request import Pinned
+
+MAX_BATCH = 1 << 20
+
+
+def largest(holds: Callable[[int], bool], limit: int) -> int:
+    """The largest n in 1..limit for which `holds(n)`, true up to some point and false behind it; 0 if it never is."""
+    if limit < 1 or not holds(1):
+        return 0
+    if holds(limit):
+        return limit
+    low, high = 1, limit  # holds(low), not holds(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def max_context(placement: Placement, batch: int) -> int:
+    """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
+    graph = placement.setting.graph
+    found = largest(lambda context: placement.fits(context, batch), graph.model.text.stack.width.max_seq_len)
+    return 0 if short_reason(graph, placement.layout.cp, found) else found
+
+
+def max_batch(placement: Placement, context: int) -> int:
+    """Most sequences of `context` tokens that fit together, up to 2**20; 0 if not even one does."""
+    return largest(lambda batch: placement.fits(context, batch), MAX_BATCH)
+
+
+def layouts_for(
+    setting: Setting, num_devices: int, pinned: Pinned, context: int
+) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
+    """Legal layouts of exactly `num_devices` devices for `context` tokens, and the illegal ones with the reason."""
+    legal, illegal = [], []
+    for layout in candidate_layouts(num_devices, pinned.cp):
+        if pinned.allows(layout):
+            reason = why_not(setting, layout, context)
+            if reason is None:
+                legal.append(layout)
+            else:
+                illegal.append(IllegalLayout(layout=layout, reason=reason))
+    return tuple(legal), tuple(illegal)
+
+
+def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
+    """Why a layout cannot be used: the model's axes or too short a context forbid it, or no scheme packs its shards."""
+    reason = illegal_reason(setting.graph, layout) or short_reason(setting.graph, layout.cp, context)
+    if reason is not None:
+        return reason
+    try:
+        place(setting, layout)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def row_of(setting: Setting, layout: Layout, context: int, batch: int) -> LayoutRow:
+    """What a layout gives."""
+    placement = place(setting, layout)
+    return LayoutRow(
+        layout=layout,
+        fits=placement.fits(context, batch),
+        total_bytes=placement.tightest(context, batch).total,
+        max_context=max_context(placement, batch),
+        max_batch=max_batch(placement, context),
+    )
+
+
+def choose(
+    rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, *, training: bool, batch: int
+) -> LayoutRow:
+    """The row that serves the objective best; among equals the simplest one.
+
+    balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for training the
+    fewest devices a replica that leave no data-parallel rank without a sequence. max-context: the longest context.
+    min-gpus: fits with the fewest devices a replica. Where nothing fits, the row whose fullest device holds the least
+    comes first.
+    """
+
+    def simplest(row: LayoutRow) -> tuple[int, ...]:
+        layout = row.layout
+        return (int(layout.tp > gpus_per_host), layout.pp, layout.ep, -layout.tp)
+
+    def excess(row: LayoutRow) -> int:
+        return 0 if row.fits else row.total_bytes
+
+    def replica(row: LayoutRow) -> int:
+        return row.layout.tp * row.layout.ep * row.layout.pp
+
+    def idle(row: LayoutRow) -> int:
+        return max(row.layout.dp * row.layout.ep - batch, 0)
+
+    keys: dict[str, Callable[[LayoutRow], tuple[int, ...]]] = {
+        "balanced": lambda row: (int(not row.fits), excess(row), *simplest(row)),
+        "max-context": lambda row: (int(not row.fits), -row.max_context, excess(row), *simplest(row)),
+        "min-gpus": lambda row: (int(not row.fits), excess(row), replica(row), *simplest(row)),
+        "training": lambda row: (int(not row.fits), excess(row), idle(row), replica(row), *simplest(row)),
+    }
+    return min(rows, key=keys["training" if training and objective == "balanced" else objective])

@@ -1,0 +1,109 @@
+"""From steps to what users see: time to first token, time per output token and throughput, in a closed loop.
+
+`concurrency` clients each send a request, wait for its last token and send the next. Prompts are prefilled in chunks
+mixed into decode steps (vLLM, SGLang, TensorRT-LLM), so every prompt slows everybody's tokens by what it adds:
+
+    TPOT = decode(n) + (n - 1) / output * prefill
+    TTFT = request + decode(n) + prefill + waiting for other prompts
+
+with n the sequences that decode at once: the concurrency, or fewer where the cache holds no more; the others queue, and
+Little's law gives their wait.
+"""
+
+from dataclasses import dataclass
+
+from planners.timing.layer_demand import Step
+from planners.timing.step import StepModel
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A closed loop on one replica: mean prompt and output length in tokens, clients, and sequences that fit at once.
+
+    `waves` is how many requests each client sends: all start together, so the first prompts wait for each other. None
+    is a loop that has run for ever. `server` is False for an offline benchmark without a front end.
+    """
+
+    prompt: float
+    output: float
+    concurrency: float
+    capacity: float = float("inf")
+    waves: float | None = None
+    server: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Seconds and tokens per second of one replica."""
+
+    ttft: float
+    tpot: float
+    requests_per_second: float
+    running: float
+    decode: Step
+    prefill_seconds: float
+
+    def tokens_per_second(self, output: float) -> float:
+        """Output tokens per second of all clients together."""
+        return self.requests_per_second * output
+
+
+_MOST_PREFILL = 0.8
+"""Share of time in prefill beyond which the waiting formula would leave its range."""
+
+
+def serve(model: StepModel, load: Load) -> Served:
+    """Estimated service of a closed loop. The model must have fitted factors and know its machine.
+
+    Raises no error: ask `model.unknown` and `model.efficiency` first.
+    """
+    running = max(1.0, min(load.concurrency, load.capacity))
+    decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
+    step = model.seconds(decode, server=load.server)
+    prefill = added_by_prompt(model, load.prompt, running)
+    others = (running - 1) / load.output * prefill
+    tpot = step + others
+    busy = min(_MOST_PREFILL, others / tpot)
+    rate = running / (load.output * tpot)
+    first = 0.0 if model.efficiency is None else model.efficiency.request
+    ttft = first + step + prefill + busy * prefill / 2
+    if load.waves is not None:
+        ttft += (running - 1) / 2 * prefill / load.waves
+    if load.concurrency > running:
+        ttft = max(ttft, load.concurrency / rate - load.output * tpot)
+    return Served(ttft, tpot, rate, running, decode, prefill)
+
+
+def added_by_prompt(model: StepModel, prompt: float, decoding: float) -> float:
+    """Seconds that one prompt adds to steps in which `decoding` sequences read the weights anyway."""
+    with_prompt = Step(decode=decoding, context=1.0, prompt_tokens=prompt, prompt_length=prompt)
+    without = Step(decode=decoding, context=1.0)
+    return max(0.0, model.seconds(with_prompt, server=False) - model.seconds(without, server=False))
+
+
+def most_throughput(model: StepModel, load: Load) -> Served:
+    """The best closed loop with any number of clients that the cache holds: what an offline benchmark finds."""
+    best = serve(model, load)
+    tried = load.capacity
+    while tried > 8:
+        tried /= 2
+        found = serve(model, Load(load.prompt, load.output, tried, tried, server=load.server))
+        if found.requests_per_second > best.requests_per_second:
+            best = found
+    return best
+
+
+def open_loop(model: StepModel, load: Load, rate: float) -> Served:
+    """Requests that arrive at `rate` per second whatever the service: by Little's law rate x time are under way.
+
+    The fixed point is approached from an empty system; a rate beyond the capacity ends at the capacity.
+    """
+    running, served = 1.0, serve(model, load)
+    for _ in range(40):
+        served = serve(model, Load(load.prompt, load.output, running, load.capacity, None, load.server))
+        wanted = rate * (served.ttft + load.output * served.tpot)
+        following = min(max(1.0, wanted), load.capacity)
+        if abs(following - running) < 1e-3 * running:
+            break
+        running = (running + following) / 2
+    return served

@@ -1,0 +1,236 @@
+"""What one device must do in a step, by layer kind: FLOPs, bytes and messages, from the declared operations.
+
+A profile has no hardware in it: weights and rates per token, worked out once per graph, scheme and layout. A step then
+costs a few multiplications per kind.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, Matmul, Work
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.quantization.scheme import PlainLaw
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import degree_of, shard_shape
+from planners.counts.kv_cache import bytes_per_token
+from planners.counts.weights import Scheme, stored_size, target_of
+from planners.device.activations import ACTIVATION_BYTES
+from planners.timing.expert_coverage import coverage_of_histogram, expected_coverage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KindProfile:
+    """`count` equal layers on one device: rates per token of one layer, before any step is known.
+
+    `flops` is by number format of the matmul. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
+    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law. `collectives` counts all-reduces
+    over tp behind this layer, `routed` expert choices per token that cross ep.
+    """
+
+    name: str
+    group: LayerGroup
+    count: int
+    flops_per_row: tuple[tuple[str, int], ...]
+    per_logit_row: bool
+    weight_bytes: int
+    expert_bytes: int
+    num_experts: int
+    experts_per_token: int
+    cache_bytes: int
+    bound: Bound | None
+    pair_flops: int
+    moved_bytes_per_token: int
+    collectives: int
+    routed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a device sees in one forward pass: decoding sequences, and tokens of prompts.
+
+    `decode` sequences each bring one token that is the last of `context` tokens. `prompt_tokens` new tokens stand in
+    prompts of `prompt_length` tokens, of which the first `prompt_cached` are in the cache. `logit_rows` counts logits;
+    None takes one per decoding sequence and prompt.
+    """
+
+    decode: float = 0.0
+    context: float = 1.0
+    prompt_tokens: float = 0.0
+    prompt_length: float = 0.0
+    prompt_cached: float = 0.0
+    logit_rows: float | None = None
+
+    @property
+    def tokens(self) -> float:
+        """New tokens of the step."""
+        return self.decode + self.prompt_tokens
+
+    @property
+    def rows_of_logits(self) -> float:
+        """Rows for which the head runs."""
+        if self.logit_rows is not None:
+            return self.logit_rows
+        return self.decode + (self.prompt_tokens / self.prompt_length if self.prompt_length else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How tokens choose experts: uniformly, or by `shares`, each expert's share of all choices.
+
+    `layers` gives shares for some layers by node id, before those for all.
+    """
+
+    shares: tuple[float, ...] = ()
+    layers: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    def covered(self, kind: KindProfile, num_tokens: float) -> float:
+        """Distinct experts that `num_tokens` tokens reach, of all the layer's experts; the mean over equal layers."""
+        return self.reached(kind.group, kind.num_experts, kind.experts_per_token, num_tokens)
+
+    def reached(self, group: LayerGroup, num_experts: int, experts_per_token: int, num_tokens: float) -> float:
+        """As `covered`, for the layers of a group."""
+        if not self.shares and not self.layers:
+            return expected_coverage(num_experts, experts_per_token, num_tokens)
+        known = dict(self.layers)
+        total = 0.0
+        for node in group.nodes:
+            shares = known.get(node.id, self.shares)
+            if shares:
+                total += coverage_of_histogram(shares, experts_per_token, num_tokens)
+            else:
+                total += expected_coverage(num_experts, experts_per_token, num_tokens)
+        return total / group.count
+
+
+UNIFORM = Routing()
+
+
+@lru_cache(maxsize=1024)
+def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: int) -> tuple[KindProfile, ...]:
+    """Every kind of layer of the language model, in graph order; the degrees tp and ep of `layout` cut its tensors."""
+    cut = Layout(tp=layout.tp, ep=layout.ep)
+    found: dict[object, KindProfile] = {}
+    for group in graph.groups:
+        if group.first.scope == "text":
+            kind = _profile_of(graph, group, scheme, cut, kv_dtype_bytes)
+            key = (kind.name, id(group.declaration))
+            found[key] = replace(kind, count=found[key].count + kind.count) if key in found else kind
+    return tuple(found.values())
+
+
+def _profile_of(
+    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, kv_dtype_bytes: int
+) -> KindProfile:
+    node, spec = group.first, group.first.spec
+    one = group.declaration.operations(Work(1, 1))
+    sharded = any(degree_of(dim, layout) > 1 for p in group.declaration.parameters for dim in p.dims)
+    moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise))
+    weights, experts = _stored(graph, group, scheme, layout)
+    routed = spec.num_experts_per_token if isinstance(spec, MoESpec) and layout.ep > 1 else 0
+    bound = group.declaration.cache[0].bound if group.declaration.cache else None
+    return KindProfile(
+        name=kind_name(group),
+        group=group,
+        count=group.count,
+        flops_per_row=_matmul_rates(graph, group, scheme, layout),
+        per_logit_row=node.role == "head",
+        weight_bytes=weights,
+        expert_bytes=experts,
+        num_experts=spec.num_experts if isinstance(spec, MoESpec) else 0,
+        experts_per_token=spec.num_experts_per_token if isinstance(spec, MoESpec) else 0,
+        cache_bytes=bytes_per_token(group, layout, kv_dtype_bytes) if bound else 0,
+        bound=bound,
+        pair_flops=sum(op.flops // op.pairs // layout.tp for op in one if isinstance(op, AttentionPairs)),
+        moved_bytes_per_token=moved * ACTIVATION_BYTES // (layout.tp if sharded else 1),
+        collectives=1 if layout.tp > 1 and node.role in ("attention", "ffn", "embedding") else 0,
+        routed=routed,
+    )
+
+
+def kind_name(group: LayerGroup) -> str:
+    """What a time's row calls equal layers."""
+    role = group.first.role
+    if role in ("attention", "ffn"):
+        return f"{role} ({group.first.label})"
+    return role if role in ("embedding", "head") else "norms and adds"
+
+
+def _matmul_rates(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout) -> tuple[tuple[str, int], ...]:
+    """FLOPs that one token costs one device in one layer, by number format.
+
+    A routed token's rows spread over ep ranks, and each of the ep ranks sends tokens of its own: the two cancel.
+    """
+    rates: dict[str, int] = {}
+    for op in group.declaration.operations(Work(1, 1)):
+        if isinstance(op, Matmul):
+            shape = shard_shape(group.first, op.weight, layout)
+            law = scheme.table.law_for(target_of(graph, group.first, op.weight))
+            dtype = law.dtype if isinstance(law, PlainLaw) else scheme.table.compute_dtype
+            rates[dtype] = rates.get(dtype, 0) + 2 * op.rows * prod(shape[-2:])
+    return tuple(rates.items())
+
+
+def _stored(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout) -> tuple[int, int]:
+    """Bytes that one layer holds on one device: everything that each step reads, and one routed expert.
+
+    An embedding table is only looked up: it counts nothing here.
+    """
+    if group.first.role == "embedding":
+        return 0, 0
+    every, one_expert = 0, 0
+    nodes = group.nodes if scheme.depends_on_layer else group.nodes[:1]
+    for node in nodes:
+        for parameter in node.declaration.parameters:
+            shape = shard_shape(node, parameter, layout)
+            size = stored_size(graph, node, parameter, shape, scheme).total_bytes
+            if parameter.role == "expert":
+                one_expert += size // shape[0]
+            else:
+                every += size
+    return every // len(nodes), one_expert // len(nodes)
+
+
+def covered_experts(kind: KindProfile, step: Step, ep: int, routing: Routing = UNIFORM) -> float:
+    """Experts of one device whose weights a step reads: the tokens of all `ep` ranks choose among all experts."""
+    return routing.covered(kind, step.tokens * ep) / ep if kind.num_experts else 0.0
+
+
+def rows_of(kind: KindProfile, step: Step) -> float:
+    """Rows that go through the matmuls of this kind: new tokens, or rows of logits for the head."""
+    return step.rows_of_logits if kind.per_logit_row else step.tokens
+
+
+def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
+    """(query, key) pairs of one layer, and cached tokens that it reads or writes."""
+    if kind.bound is None:
+        return 0.0, 0.0
+    pairs = read = 0.0
+    if step.decode:
+        seen = mean_read(kind.bound, step.context)
+        pairs, read = step.decode * seen, step.decode * seen
+    if step.prompt_tokens:
+        length, cached = round(step.prompt_length), round(step.prompt_cached)
+        of_prompt = pairs_of(kind, length, cached)
+        new = max(length - cached, 1)
+        pairs += step.prompt_tokens / new * of_prompt
+        read += step.prompt_tokens + step.prompt_tokens / new * min(cached, kind.bound.num_kept(length))
+    return pairs, read
+
+
+@lru_cache(maxsize=4096)
+def pairs_of(kind: KindProfile, length: int, cached: int) -> float:
+    """Attended pairs of one sequence of `length` tokens whose first `cached` are there already."""
+    work = Work(1, max(length - cached, 1), cached)
+    return float(sum(op.pairs for op in kind.group.declaration.operations(work) if isinstance(op, AttentionPairs)))
+
+
+def mean_read(bound: Bound, context: float) -> float:
+    """Tokens that a decode step reads whose own token is the last of about `context`.
+
+    A fractional context is an average over sequences of unequal lengths: a chunk layer then reads half a chunk.
+    """
+    if bound.kind == "chunk" and bound.size is not None and context != int(context):
+        return context if context <= bound.size else (bound.size + 1) / 2
+    return float(bound.num_read(int(context))) if context == int(context) else min(context, bound.size or context)

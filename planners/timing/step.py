@@ -1,0 +1,297 @@
+"""How long one step takes on one device: the bound, the estimate, and what bounds each kind of layer.
+
+bound     per kind of layer the longest of compute, memory and links at their published peaks, as if each were
+          perfectly overlapped with the others; kinds follow each other.
+estimate  every resource at the share of its peak that an engine was measured to reach, one after the other, plus
+          constants per block, per collective and per step.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
+from planners.counts.weights import Scheme
+from planners.device.activations import ACTIVATION_BYTES
+from planners.timing.efficiency import ServingEfficiency, serving_efficiency
+from planners.timing.layer_demand import (
+    UNIFORM,
+    KindProfile,
+    Routing,
+    Step,
+    attended,
+    covered_experts,
+    profile,
+    rows_of,
+)
+from planners.timing.machine import Machine, missing, ring_share
+
+Resource = Literal["compute", "memory", "links"]
+ATTENTION_DTYPE = "bf16"
+MOST_TOTALS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
+
+    `blocks` counts blocks (an attention and a feed-forward layer are half a block each), `moe_blocks` those whose
+    feed-forward is routed.
+    """
+
+    held: float = 0.0
+    cached: float = 0.0
+    matmul: float = 0.0
+    attention: float = 0.0
+    links: float = 0.0
+    collectives: float = 0.0
+    blocks: float = 0.0
+    moe_blocks: float = 0.0
+
+    def __add__(self, other: "Use") -> "Use":
+        return Use(
+            self.held + other.held,
+            self.cached + other.cached,
+            self.matmul + other.matmul,
+            self.attention + other.attention,
+            self.links + other.links,
+            self.collectives + other.collectives,
+            self.blocks + other.blocks,
+            self.moe_blocks + other.moe_blocks,
+        )
+
+    def estimate(self, found: ServingEfficiency, wide: bool) -> float:
+        """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
+        return (
+            self.held / found.memory
+            + self.cached / found.cache
+            + self.matmul / found.compute
+            + self.attention / found.attention
+            + self.links / found.links
+            + self.collectives * found.collective
+            + self.blocks * (found.layer + (found.wide_layer if wide else 0.0))
+            + self.moe_blocks * (found.moe_layer - found.layer)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
+
+    kind: KindProfile
+    held: float
+    expert: float
+    cached_token: float
+    matmul_row: float
+    pair: float
+    moved_row: float
+    links_row: float
+    collectives: int
+    blocks: float
+    moe_blocks: float
+
+    def use(self, step: Step, ep: int, routing: Routing) -> Use:
+        """What these layers use in a step."""
+        rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
+        return Use(
+            self.held + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
+            cached * self.cached_token,
+            rows * self.matmul_row,
+            pairs * self.pair,
+            rows * self.links_row,
+            self.collectives,
+            self.blocks,
+            self.moe_blocks,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class KindTime:
+    """Seconds of all layers of one kind in one step: each resource at its peak, and the estimate (None: not fitted)."""
+
+    name: str
+    count: int
+    compute: float
+    memory: float
+    links: float
+    estimate: float | None
+
+    @property
+    def bound(self) -> float:
+        """The least time in seconds."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def bounded_by(self) -> Resource:
+        """The resource that takes longest."""
+        times: dict[Resource, float] = {"compute": self.compute, "memory": self.memory, "links": self.links}
+        return max(times, key=lambda resource: times[resource])
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """One step, kind by kind; `constant` is what the engine spends per step, host included, above the kinds' sum."""
+
+    kinds: tuple[KindTime, ...]
+    constant: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """The least time in seconds."""
+        return sum(kind.bound for kind in self.kinds)
+
+    @property
+    def estimate(self) -> float | None:
+        """The estimated time in seconds; None without fitted factors."""
+        total = self.constant
+        for kind in self.kinds:
+            if kind.estimate is None:
+                return None
+            total += kind.estimate
+        return total
+
+    @property
+    def bounded_by(self) -> Resource:
+        """The resource that bounds most of the step's time."""
+        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
+        for kind in self.kinds:
+            shares[kind.bounded_by] += kind.bound
+        return max(shares, key=lambda resource: shares[resource])
+
+
+@dataclass(frozen=True, eq=False)
+class StepModel:
+    """A model under a scheme and a layout on a machine, ready to be asked for step after step.
+
+    With pipeline stages a step is one micro-batch on its way through all of them.
+    """
+
+    graph: LayerGraph
+    scheme: Scheme
+    layout: Layout
+    machine: Machine
+    kv_dtype_bytes: int
+    efficiency: ServingEfficiency | None
+    routing: Routing = UNIFORM
+    totals: dict[Step, Use] = field(default_factory=dict)
+    """What steps use in all, kept because searches and fits ask for the same steps again."""
+
+    @cached_property
+    def kinds(self) -> tuple[KindProfile, ...]:
+        """The kinds of layers, with their rates."""
+        return profile(self.graph, self.scheme, self.layout, self.kv_dtype_bytes)
+
+    @cached_property
+    def rates(self) -> tuple[Rates, ...]:
+        """Every kind's rates on this machine. `unknown` must be None."""
+        return tuple(self._rates(kind) for kind in self.kinds)
+
+    @cached_property
+    def unknown(self) -> str | None:
+        """Why no time can be told on this machine; None if it can."""
+        dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
+        return missing(self.machine, self.layout, dtypes)
+
+    def uses(self, step: Step) -> tuple[Use, ...]:
+        """What every kind of layer uses in a step."""
+        return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
+
+    def time(self, step: Step, *, server: bool = True) -> StepTime:
+        """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
+        found, wide, uses = self.efficiency, self._wide(step), self.uses(step)
+        times = tuple(
+            KindTime(
+                kind.name,
+                kind.count,
+                use.matmul + use.attention,
+                use.held + use.cached,
+                use.links,
+                None if found is None else use.estimate(found, wide),
+            )
+            for kind, use in zip(self.kinds, uses, strict=True)
+        )
+        device = sum(time.estimate or 0.0 for time in times)
+        return StepTime(gathered(times), max(0.0, self._host(step, server) - device))
+
+    def seconds(self, step: Step, *, server: bool = True) -> float:
+        """The estimate of `time`, without its parts. The model must have fitted factors."""
+        assert self.efficiency is not None, "ask for `efficiency` first"
+        total = self.totals.get(step)
+        if total is None:
+            if len(self.totals) >= MOST_TOTALS:
+                self.totals.clear()
+            total = self.totals[step] = sum(self.uses(step), Use())
+        return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
+
+    def _wide(self, step: Step) -> bool:
+        return self.efficiency is not None and step.decode > self.efficiency.wide_from
+
+    def _host(self, step: Step, server: bool) -> float:
+        """Seconds between steps below which the host cannot go."""
+        found = self.efficiency
+        if found is None or not server or not step.decode:
+            return 0.0
+        return found.host_step + found.host_sequence * step.decode
+
+    def _rates(self, kind: KindProfile) -> Rates:
+        bandwidth, count = self.machine.bandwidth, kind.count
+        in_block = kind.name.startswith(("attention", "ffn"))
+        return Rates(
+            kind=kind,
+            held=count * kind.weight_bytes / bandwidth,
+            expert=count * kind.expert_bytes / bandwidth,
+            cached_token=count * kind.cache_bytes / bandwidth,
+            matmul_row=count * sum(flops / self._peak(dtype) for dtype, flops in kind.flops_per_row),
+            pair=count * kind.pair_flops / self._peak(ATTENTION_DTYPE),
+            moved_row=count * kind.moved_bytes_per_token / bandwidth,
+            links_row=count * self._link_seconds_per_row(kind),
+            collectives=count * (kind.collectives + (2 if kind.routed else 0)),
+            blocks=count / 2 if in_block else 0.0,
+            moe_blocks=count if kind.num_experts else 0.0,
+        )
+
+    def _peak(self, dtype: str) -> float:
+        peak = self.machine.peak(dtype)
+        assert peak is not None, "ask `unknown` first"
+        return peak
+
+    def _link_seconds_per_row(self, kind: KindProfile) -> float:
+        """A ring all-reduce over tp sends its buffer twice; routed rows go to their expert and back."""
+        tp, ep = self.layout.tp, self.layout.ep
+        stream = self.graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+        seconds = 0.0
+        if tp > 1:
+            seconds += 2 * ring_share(tp) * kind.collectives * stream / (self.machine.link(tp) or 1.0)
+        if ep > 1:
+            seconds += 2 * ring_share(ep) * kind.routed * stream / (self.machine.link(tp * ep) or 1.0)
+        return seconds
+
+
+@lru_cache(maxsize=2048)
+def step_model(
+    graph: LayerGraph,
+    scheme: Scheme,
+    layout: Layout,
+    *,
+    machine: Machine,
+    kv_dtype_bytes: int,
+    engine: str,
+    routing: Routing = UNIFORM,
+) -> StepModel:
+    """The model of a deployment with its engine's fitted factors: the same object for the same deployment."""
+    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine), routing)
+
+
+def gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:
+    """Kinds of one name in one row, in order of first appearance."""
+    rows: dict[str, KindTime] = {}
+    for time in times:
+        known = rows.get(time.name)
+        rows[time.name] = time if known is None else _sum(known, time)
+    return tuple(rows.values())
+
+
+def _sum(a: KindTime, b: KindTime) -> KindTime:
+    estimate = None if a.estimate is None or b.estimate is None else a.estimate + b.estimate
+    return KindTime(a.name, a.count + b.count, a.compute + b.compute, a.memory + b.memory, a.links + b.links, estimate)

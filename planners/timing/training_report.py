@@ -1,0 +1,106 @@
+"""The `latency` section of a training plan: step time, utilisation, GPU-hours and cost."""
+
+from math import inf
+
+from l4spec.sharding.layout import Layout
+from planners.catalog import quantization as quantization_of
+from planners.collectives.training_traffic import Load, train_traffic
+from planners.counts.flops import count_flops
+from planners.counts.weights import scheme_of
+from planners.device.memory import Setting
+from planners.device.stages import stages
+from planners.plan_types import Latency
+from planners.timing.efficiency import TrainingEfficiency, training_efficiency
+from planners.timing.latency_rows import Wanted, latency_errors, step_latency
+from planners.timing.machine import Machine
+from planners.timing.training_step import TrainLoad, TrainModel
+
+_SECONDS_PER_HOUR = 3600
+_SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
+_HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
+_CASTS = ("fp8 is for linear layers of blocks: attention scores, router and head are in bf16, as are the weights kept",)
+
+
+def train_latency(setting: Setting, machine: Machine, layout: Layout, wanted: Wanted) -> Latency:
+    """Time, rate, hours and cost of training steps with the plan's layout."""
+    train = setting.train
+    assert train is not None
+    found = training_efficiency(machine.hardware.name)
+    model = TrainModel(setting.graph, scheme_of(quantization_of(train.precision)), machine, found)
+    if machine.peak(train.precision) is None:
+        return Latency(reason=f"no dense {train.precision} peak is published for {machine.hardware.name}")
+    load = TrainLoad(
+        sequences=wanted.batch,
+        length=wanted.context,
+        num_devices=layout.num_devices,
+        tp=layout.tp,
+        pp=layout.pp,
+        ep=layout.ep,
+        ep_span=layout.ep * layout.tp,
+        micro_batch=train.micro_batch,
+        recompute=1.0 if train.checkpointing == "full" else 0.0,
+    )
+    time = model.time(load)
+    fitted = found is not None and time.estimate is not None
+    what = "training runs" if found is None else f"training runs in {train.precision}"
+    section = Latency(
+        reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
+        train=step_latency(time),
+        step_time_bound_seconds=time.bound,
+        notes=(_HIDDEN, *(_CASTS if train.precision == "fp8" else ())),
+    )
+    if found is None or not fitted:
+        return section
+    beyond = _beyond(found, layout.num_devices, train.precision)
+    waited = _data_parallel_seconds(setting, machine, layout, wanted)
+    seconds = max(time.estimate or 0.0, waited)
+    hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate or 0.0) else section.notes
+    told = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
+    return section.model_copy(update=told | _trained(model, found, load, seconds, wanted))
+
+
+def _data_parallel_seconds(setting: Setting, machine: Machine, layout: Layout, wanted: Wanted) -> float:
+    """Seconds that the links are busy with gradients and weights: no step is shorter, however well they are hidden."""
+    train = setting.train
+    assert train is not None
+    load = Load.of(train, layout, wanted.context, wanted.batch)
+    found = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+    rows = train_traffic(setting.graph, train, layout, load, found, machine.host_size).rows
+    inner, outer = machine.link(1) or inf, machine.link(machine.host_size + 1) or inf
+    shared = [row for row in rows if row.axis in ("dp", "dp_ep")]
+    return sum((row.intra_host_bytes or 0) / inner + (row.inter_host_bytes or 0) / outer for row in shared)
+
+
+def _beyond(found: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:
+    """What the estimate extrapolates: more devices than any fitted run had."""
+    most = found.most_devices.get(precision)
+    if most is None or num_devices <= most:
+        return ()
+    return (
+        f"fitted on {precision} runs of at most {most:,} devices: {num_devices:,} are an extrapolation ({found.name})",
+    )
+
+
+def _trained(
+    model: TrainModel, found: TrainingEfficiency, load: TrainLoad, seconds: float, wanted: Wanted
+) -> dict[str, object]:
+    flops = count_flops(model.graph, context=load.length, batch=load.sequences).train_step
+    rate = flops / seconds / load.num_devices
+    tokens_per_second = load.sequences * load.length / seconds
+    hours = None
+    if wanted.train_tokens is not None:
+        hours = wanted.train_tokens / tokens_per_second * load.num_devices / _SECONDS_PER_HOUR
+    price = wanted.usd_per_gpu_hour
+    return {
+        "factors": found.name,
+        "step_time_seconds": seconds,
+        "mfu": rate / (model.machine.peak(model.scheme.table.compute_dtype) or 1.0),
+        "model_flops_per_second_per_gpu": rate,
+        "train_tokens_per_second": tokens_per_second,
+        "train_tokens": wanted.train_tokens,
+        "gpu_hours": hours,
+        "usd_per_gpu_hour": price,
+        "usd": None if hours is None or price is None else hours * price,
+        "errors": latency_errors(found.errors),
+        "sources": (found.source,),
+    }

@@ -1,0 +1,167 @@
+"""How long a training step takes: forward, backward and recomputed passes, exposed communication, pipeline bubble.
+
+Work is spread evenly over all devices, as data, tensor, pipeline, context and balanced expert parallelism all do; what
+they differ in is what they send and how long stages wait for each other.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.mla.spec import MLASpec
+from l4spec.sharding.layout import Layout
+from planners.counts.weights import Scheme
+from planners.device.activations import ACTIVATION_BYTES
+from planners.timing.efficiency import TrainingEfficiency
+from planners.timing.layer_demand import KindProfile, pairs_of, profile
+from planners.timing.machine import Machine, ring_share
+from planners.timing.step import ATTENTION_DTYPE, KindTime, StepTime
+
+FORWARD_AND_BACKWARD = 3.0
+"""A backward pass costs two forward passes: gradients of inputs and of weights."""
+FLASH_RECOMPUTE = 0.5
+"""Flash attention's backward pass computes the scores once more: half of a forward pass (arXiv:2205.14135)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainLoad:
+    """One optimizer step over `sequences` of `length` tokens on `num_devices` devices.
+
+    `ep` experts' groups lie inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
+    pipeline. `recompute` forward passes are done again for the backward pass; `attention_recompute` only attention.
+    `frozen_weights` (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
+    """
+
+    sequences: int
+    length: int
+    num_devices: int
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    cp: int = 1
+    ep_span: int = 1
+    micro_batch: int = 1
+    virtual_stages: int = 1
+    recompute: float = 0.0
+    attention_recompute: float = 0.0
+    frozen_weights: bool = False
+    trainer: str = "megatron"
+    matmul_format: str | None = None
+
+    @property
+    def share(self) -> float:
+        """Sequences that one device works through: never less than a whole one for the ranks that have any."""
+        return max(self.sequences / self.num_devices, 1 / (self.tp * self.pp * self.cp))
+
+    @property
+    def passes(self) -> float:
+        """Matmul work in forward passes."""
+        return FORWARD_AND_BACKWARD + self.recompute - (1.0 if self.frozen_weights else 0.0)
+
+    @property
+    def bubble(self) -> float:
+        """Idle share of a pipelined step: (pp - 1) / (virtual stages x micro-batches) (arXiv:2104.04473)."""
+        ranks = self.num_devices / (self.tp * self.pp * self.cp)
+        micro_batches = max(1.0, self.sequences / ranks / self.micro_batch)
+        return (self.pp - 1) / (self.virtual_stages * micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainModel:
+    """A model trained with `scheme`'s number formats on a machine."""
+
+    graph: LayerGraph
+    scheme: Scheme
+    machine: Machine
+    efficiency: TrainingEfficiency | None
+
+    def time(self, load: TrainLoad) -> StepTime:
+        """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
+        kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES)
+        share = load.share
+        times = []
+        for kind in kinds:
+            rows = share * kind.count * load.length * load.passes
+            matmuls = [(dtype, rows * flops) for dtype, flops in kind.flops_per_row]
+            pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
+            attention = pairs * kind.pair_flops * self._attention_passes(load)
+            moved = rows * kind.moved_bytes_per_token
+            times.append(self._kind(kind, matmuls, attention, moved, load))
+        busy = sum(time.estimate or 0.0 for time in times)
+        return StepTime(tuple(times), self._besides(load, busy) if self.efficiency else 0.0)
+
+    def _attention_passes(self, load: TrainLoad) -> float:
+        return FORWARD_AND_BACKWARD + FLASH_RECOMPUTE + load.recompute + load.attention_recompute
+
+    def _kind(
+        self, kind: KindProfile, matmuls: list[tuple[str, float]], attention: float, moved: float, load: TrainLoad
+    ) -> KindTime:
+        compute = {dtype: flops / self._peak(dtype) for dtype, flops in matmuls}
+        scores = attention / self._peak(ATTENTION_DTYPE)
+        memory = moved / self.machine.bandwidth
+        found, estimate = self.efficiency, None
+        if found is not None:
+            factor = found.moe_moved if kind.num_experts else found.moved
+            shares = [(seconds, self._share(dtype, load)) for dtype, seconds in compute.items()]
+            if all(share is not None for _, share in shares):
+                estimate = sum(seconds / share for seconds, share in shares if share)
+                estimate += scores / found.attention + memory * factor
+        return KindTime(kind.name, kind.count, sum(compute.values()) + scores, memory, 0.0, estimate)
+
+    def _share(self, dtype: str, load: TrainLoad) -> float | None:
+        """The share of the peak that matmuls of this format reach; a named format replaces that of packed weights."""
+        assert self.efficiency is not None
+        named = load.matmul_format if dtype in ("fp8", "fp4") and load.matmul_format else dtype
+        return self.efficiency.matmul.get(named)
+
+    def _peak(self, dtype: str) -> float:
+        peak = self.machine.peak(dtype)
+        assert peak is not None, "ask for missing peaks first"
+        return peak
+
+    def _besides(self, load: TrainLoad, busy: float) -> float:
+        """Exposed communication, the bubble and the trainer's factor, in seconds above `busy`."""
+        found = self.efficiency
+        assert found is not None
+        sent = communication_seconds(self.graph, self.machine, load)
+        exposed = busy + found.tp * sent["tp"] + found.ep * sent["ep"] + found.cp * sent["cp"]
+        return exposed * (1 + load.bubble) * found.trainers.get(load.trainer, 1.0) - busy
+
+
+def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) -> dict[str, float]:
+    """Seconds that one device's links are busy in a step, per axis, were nothing hidden behind computation.
+
+    tp: an all-reduce behind attention and behind feed-forward, forward and backward and recomputed (arXiv:1909.08053).
+    ep: routed tokens there and back, twice. cp: keys and values once around the ring, forward and twice backward.
+    """
+    tokens = load.share * load.length
+    stream, routed, cached = _streams(graph)
+    found = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
+    if load.tp > 1:
+        passes = load.passes - 1
+        buffer = tokens * load.tp * stream * graph.num_layers * 2
+        found["tp"] = passes * 2 * ring_share(load.tp) * buffer / (machine.link(load.tp) or 1.0)
+    if load.ep > 1:
+        span = max(load.ep, load.ep_span)
+        sent = tokens * routed * 4
+        inner, outer = machine.link(1) or 1.0, machine.link(span) or 1.0
+        crossing = max(0.0, 1 - machine.host_size / span)
+        found["ep"] = sent * (crossing / outer + (1 - crossing) / inner)
+    if load.cp > 1:
+        sent = tokens * cached * (load.cp - 1) * 3
+        found["cp"] = sent / (machine.link(load.tp * load.cp) or 1.0)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _streams(graph: LayerGraph) -> tuple[int, int, int]:
+    """Bytes per token of the residual stream, of all routed copies, and of all layers' keys and values."""
+    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    routed = cached = 0
+    for group in graph.groups:
+        if group.first.scope == "text":
+            routed += group.count * int(getattr(group.first.spec, "num_experts_per_token", 0)) * stream
+            if not isinstance(group.first.spec, MLASpec):
+                cached += group.count * sum(prod(d.size for d in e.dims) for e in group.declaration.cache)
+    return stream, routed, cached * ACTIVATION_BYTES

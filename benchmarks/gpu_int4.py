@@ -25,9 +25,9 @@ import planners
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.scheme import scheme_named
 from l4spec.quantization.tensors import fitted
+from l4spec.runtime.build import build_quantized
 from l4spec.runtime.model import Model
 from l4spec.runtime.module_inventory import held_bytes
-from l4spec.runtime.quantize.build import build_quantized
 
 NO_GPU = 3
 PIECE = 2048

@@ -97,7 +97,7 @@ def build_command(
         _require_new_folder(out, place)
     table, chosen = _formats(wanted, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
     if out is not None and table is not None:
-        from l4spec.runtime.quantize.export import require_exportable
+        from l4spec.runtime.checkpoints.packed_save import require_exportable
 
         require_exportable(l4spec.compile(wanted), table)
     built, model = _built(wanted, table, place, chosen, seed, show_progress)
@@ -176,9 +176,9 @@ def _filled(
 ) -> "Model":
     """The model with random weights, packed layer by layer where a scheme is given; empty on meta."""
     import l4spec
+    from l4spec.runtime.build import build_quantized
     from l4spec.runtime.initialize import initialize
     from l4spec.runtime.memory_check import require_memory
-    from l4spec.runtime.quantize.build import build_quantized
     from l4spec.runtime.smoke_run import trial_bytes
 
     graph = l4spec.compile(spec)

@@ -128,6 +128,11 @@ class LayerGraph:
         """Blocks of the language model."""
         return len(self.model.text.stack.blocks)
 
+    @cached_property
+    def can_cache(self) -> bool:
+        """Whether every attention layer of the text declares a cache, so that decoding can follow a prefill."""
+        return all(node.declaration.cache for node in self.nodes if node.scope == "text" and node.role == "attention")
+
     def inputs_of(self, node_id: str) -> tuple[str, ...]:
         """Ids of the nodes that feed this one, in the order of its ports."""
         return self._sources.get(node_id, ())

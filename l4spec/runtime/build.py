@@ -10,8 +10,12 @@ from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import KINDS
 from l4spec.layers.common.modules import LayerModule
-from l4spec.runtime.initialize import initialize
+from l4spec.quantization.scheme import Quantization, scheme_named
+from l4spec.runtime.initialize import initialize, initialize_layer
 from l4spec.runtime.model import Model
+from l4spec.runtime.progress import Report
+from l4spec.runtime.quantize.apply import DTYPES as PLAIN_DTYPES
+from l4spec.runtime.quantize.apply import number_format, quantize_layer, require_packable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 """Torch's number formats by the names that specs and options use."""
@@ -34,29 +38,52 @@ def build(
     UserError for a scheme that cannot be run.
     """
     if quantization is not None:
-        return _quantized(graph, device, dtype, seed, quantization)
-    wanted = torch.device(device)
+        if dtype is not None:
+            raise UserError(f"{quantization} says the number formats of the weights", hint="leave out dtype")
+        return build_quantized(graph, scheme_named(quantization), device, seed=seed)
+    target = torch.device(device)
     chosen = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype or graph.model.text.dtype]
     with torch.device("meta"):
         model = Model(graph, {node.id: module_of(node) for node in graph.nodes})
     model.to(dtype=chosen)
     check(model, graph)
-    if wanted.type != "meta":
-        model.to_empty(device=wanted)
+    if target.type != "meta":
+        model.to_empty(device=target)
         if seed is not None:
             initialize(model, graph, seed)
     return model.eval()
 
 
-def _quantized(
-    graph: LayerGraph, device: torch.device | str, dtype: torch.dtype | str | None, seed: int | None, quantization: str
+def build_quantized(
+    graph: LayerGraph,
+    table: Quantization,
+    device: torch.device | str = "cpu",
+    *,
+    seed: int | None = 0,
+    report: Report | None = None,
 ) -> Model:
-    from l4spec.quantization.scheme import scheme_named
-    from l4spec.runtime.quantize.build import build_quantized
+    """What `quantize(build(graph, device, seed=seed), table)` gives, built in the scheme's number format.
 
-    if dtype is not None:
-        raise UserError(f"{quantization} says the number formats of the weights", hint="leave out dtype")
-    return build_quantized(graph, scheme_named(quantization), device, seed=seed)
+    `seed=None` leaves the packed tensors unset, for a state to fill. Raises UserError as `quantize` does.
+    """
+    dtype = PLAIN_DTYPES[number_format(graph, table)]
+    model = build(graph, "meta", dtype)
+    require_packable(model, table)
+    is_filled = seed is not None and torch.device(device).type != "meta"
+    for done, node in enumerate(graph.nodes, start=1):
+        layer = model.get_submodule(node.id)
+        if is_filled:
+            assert seed is not None
+            layer.to_empty(device=device)
+            initialize_layer(layer, node, seed)
+        quantize_layer(graph, node, layer, table, dtype)
+        if report:
+            report(done, len(graph.nodes))
+    if not is_filled:
+        model.to_empty(device=device)
+    model.requires_grad_(False)
+    model.quantization = table
+    return model
 
 
 def module_of(node: LayerNode) -> LayerModule:

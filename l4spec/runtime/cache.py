@@ -8,7 +8,7 @@ from torch import Tensor
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerNode
-from l4spec.layers.attention.cache import LayerCache, allocate
+from l4spec.layers.common.cache import LayerCache, allocate
 from l4spec.runtime.memory_check import free_bytes
 
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.errors import UserError
-from l4spec.layers.attention.cache import LayerCache
-from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.traced import DeferredCache, attending
+from l4spec.layers.common.cache import Attend, LayerCache
 from l4spec.layers.common.modules import Context, Layout
 from l4spec.layers.learned_position.module import require_places
 from l4spec.runtime.cache import Cache, require_cacheable
@@ -42,7 +41,7 @@ class CompiledStep:
         require_cacheable(model.nodes)
         self.model, self.backend = model, backend
         self._compiled: dict[tuple[int, torch.dtype, torch.device], _Compiled] = {}
-        self._attentions: dict[str, Attention] = {}
+        self._attentions: dict[str, Attend] = {}
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, *, cache: Cache) -> Tensor:
@@ -108,7 +107,7 @@ class _Step(nn.Module):
     Rows are told to differ, as those of the next call may, so that no layer takes the `start` of this one for its own.
     """
 
-    def __init__(self, model: Model, attentions: dict[str, Attention]) -> None:
+    def __init__(self, model: Model, attentions: dict[str, Attend]) -> None:
         super().__init__()
         self.model = model
         self.caches: dict[str, LayerCache] = {

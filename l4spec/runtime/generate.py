@@ -5,24 +5,66 @@ for tokens in model.stream(input_ids, max_new_tokens=64):    the same, a token o
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Required, TypedDict, Unpack, overload
+from typing import Any, Protocol, Required, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.runtime.cache import Cache
 from l4spec.runtime.sampling import Sampling
-
-if TYPE_CHECKING:
-    from l4spec.runtime.cache import Cache
-    from l4spec.runtime.compiled import CompiledStep
-    from l4spec.runtime.model import Model
 
 DEFAULT_PREFILL_CHUNK = 2048
 """Tokens that one step of a prompt's prefill reads: activations are bounded by these, whatever the prompt's length."""
 Prompt = Tensor | Sequence[Sequence[int]]
+
+
+class Generates(Protocol):
+    """What generation needs of a model: a whole one, or one rank's part that runs the sequences in `own_rows`."""
+
+    graph: LayerGraph
+    image_token_id: int | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+
+    @property
+    def num_tokens_per_tile(self) -> int:
+        """Text positions that an image tile takes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Logits; see `Model.forward`."""
+
+    def new_cache(self, batch: int, max_len: int) -> Cache:
+        """Empty KV caches for `batch` sequences of at most `max_len` tokens."""
+
+    def own_rows(self, batch: Tensor) -> Tensor:
+        """The rows of a batch that this process runs."""
+
+    def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+        """The next token of every sequence of the batch."""
+
+    def reads_ahead(self) -> AbstractContextManager[None]:
+        """Surrounds the passes of a chunked prefill."""
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Image vectors [tiles, tokens per tile, hidden]."""
+
+
+class DecodeStep(Protocol):
+    """A faster decode step of one model, as `l4spec.compile_step` makes it."""
+
+    @property
+    def model(self) -> Generates:
+        """The model whose step it is."""
+
+    def __call__(self, input_ids: Tensor, *, cache: Cache) -> Tensor:
+        """Logits [batch, 1, vocab] after `input_ids` [batch, 1]."""
 
 
 class OptionFields(TypedDict, total=False):
@@ -83,35 +125,35 @@ class _Padded:
 
 @overload
 def generate(
-    model: "Model",
+    model: Generates,
     input_ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
-    step: "CompiledStep | None" = None,
+    step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> Tensor: ...
 
 
 @overload
 def generate(
-    model: "Model",
+    model: Generates,
     input_ids: Sequence[Sequence[int]],
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
-    step: "CompiledStep | None" = None,
+    step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> list[list[int]]: ...
 
 
 def generate(
-    model: "Model",
+    model: Generates,
     input_ids: Prompt,
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
-    step: "CompiledStep | None" = None,
+    step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> Tensor | list[list[int]]:
     """Prompts with what the model says behind them.
@@ -131,12 +173,12 @@ def generate(
 
 
 def stream(
-    model: "Model",
+    model: Generates,
     input_ids: Prompt,
     *,
     attention_mask: Tensor | None = None,
     pixel_values: Tensor | None = None,
-    step: "CompiledStep | None" = None,
+    step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> Iterator[Tensor]:
     """The next token of each sequence [batch], again and again, until all have stopped or the most are said.
@@ -151,7 +193,7 @@ def stream(
 
 
 def _steps(
-    model: "Model", prompts: _Padded, options: Options, pixel_values: Tensor | None, read: Callable[..., Tensor]
+    model: Generates, prompts: _Padded, options: Options, pixel_values: Tensor | None, read: Callable[..., Tensor]
 ) -> Iterator[Tensor]:
     """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it.
 
@@ -176,7 +218,7 @@ def _steps(
             logits = read(model.own_rows(tokens)[:, None], cache=cache)
 
 
-def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel_values: Tensor | None) -> Tensor:
+def _prefill(model: Generates, prompts: _Padded, cache: Cache, chunk: int, pixel_values: Tensor | None) -> Tensor:
     """Read the prompts chunk by chunk into the cache; logits [batch, 1, vocab] behind their last tokens."""
     places, vectors = _image_places(model, prompts.ids, pixel_values)
     ids = model.own_rows(prompts.ids)
@@ -198,7 +240,7 @@ def _prefill(model: "Model", prompts: _Padded, cache: "Cache", chunk: int, pixel
     return logits
 
 
-def _image_places(model: "Model", ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+def _image_places(model: Generates, ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which image vector [own rows, tokens] each token is replaced by, -1 for none; the vectors [places, hidden].
 
     Tiles of other processes' rows are not encoded here.
@@ -219,7 +261,7 @@ def _image_places(model: "Model", ids: Tensor, pixel_values: Tensor | None) -> t
     return torch.where(places >= 0, places - first * per_tile, -1), vectors
 
 
-def _padded(model: "Model", prompts: Prompt, attention_mask: Tensor | None, pad_id: int) -> _Padded:
+def _padded(model: Generates, prompts: Prompt, attention_mask: Tensor | None, pad_id: int) -> _Padded:
     """Prompts on the model's device, aligned at their ends. Raises UserError for what the model cannot read."""
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or not prompts.numel():

@@ -5,9 +5,6 @@ from collections.abc import Callable
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.report import quantities
-from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.plan_page import estimate_notes
 from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
 from planners.device.training_state import TrainSetting
@@ -180,57 +177,11 @@ def condition(claim: Claim) -> str:
     parts = [
         f"on {claim.on}" if claim.on else "",
         claim.quantization or "",
-        f"{quantities.whole(claim.context)} tokens" if claim.context is not None else "",
-        f"batch {quantities.whole(claim.batch)}" if claim.batch is not None else "",
+        f"{claim.context:,} tokens" if claim.context is not None else "",
+        f"batch {claim.batch:,}" if claim.batch is not None else "",
         f"KV in {claim.kv_dtype}" if claim.kv_dtype else "",
         f"tp {claim.tp}" if claim.tp else "",
         f"training in {claim.precision}" if claim.precision else "",
         f"engine {claim.engine}" if claim.engine else "",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def verify_page(report: Report) -> Page:
-    """The verdict, then every claim."""
-    failed = sum(not check.holds for check in report.checks)
-    if not report.checks:
-        sentence = f"{report.model} makes no claims"
-    elif failed:
-        sentence = f"{report.model}: {failed} of {len(report.checks)} claims do not hold"
-    else:
-        sentence = f"{report.model}: all {len(report.checks)} claims hold"
-    sections = [Section("", (Lines((sentence,)),))]
-    if report.checks:
-        headers = ("claim", "on", "claimed", "computed", "difference", "holds", "source")
-        rows = tuple(_cells(check) for check in report.checks)
-        sections.append(Section("", (Table(headers, rows, "llrrrll", 50),)))
-    notes = tuple(f"{check.quantity.replace('_', ' ')}: {check.note}" for check in report.checks if check.note)
-    if notes:
-        sections.append(Section("Notes", (Lines(notes),)))
-    told = estimate_notes(report.estimated, report.estimates)
-    if told:
-        sections.append(Section("", (Lines(told),)))
-    return tuple(sections)
-
-
-def _cells(check: Check) -> tuple[str, ...]:
-    change = "-" if check.difference is None else quantities.difference(check.difference)
-    verdict = "yes" if check.holds else "NO"
-    mark = quantities.Figures(check.rests_on_estimates).mark
-    claimed, computed = _shown(check.quantity, check.claimed), mark + _shown(check.quantity, check.computed)
-    return (check.quantity.replace("_", " "), check.condition, claimed, computed, change, verdict, check.source)
-
-
-def _shown(quantity: str, value: Value) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    number = round(value)
-    if "per_second" in quantity:
-        return f"{quantities.flops(number)}/s"
-    if quantity.endswith("per_token") and "bytes" in quantity:
-        return quantities.exact_bytes(number)
-    if "_bytes" in quantity:
-        return quantities.gib(number)
-    if "params" in quantity:
-        return quantities.count(number)
-    return quantities.flops(number) if "flops" in quantity else quantities.whole(number)

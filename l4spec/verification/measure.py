@@ -8,7 +8,6 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization
-from l4spec.report import quantities
 from l4spec.sharding.layout import Layout
 from l4spec.verification.expected_times import UNKNOWN, ExpectedTimes
 from planners.catalog import engine, quantization
@@ -225,7 +224,7 @@ def _caches(graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: st
 
 def length_name(length: int) -> str:
     """What a report calls a cache of this many tokens."""
-    return f"{quantities.whole(length)} tokens" if length > 1 else "1 token"
+    return f"{length:,} tokens" if length > 1 else "1 token"
 
 
 def _activations(

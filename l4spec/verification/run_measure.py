@@ -5,15 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
-import l4spec
 from l4spec.errors import Problem, UserError
+from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
 from l4spec.runtime.measure.job import unplaced
 from l4spec.sharding.layout import Layout
+from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
+from l4spec.spec.parse import parse_spec
+from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import parse_scale, scale_spec
 from l4spec.verification.expected_times import UNKNOWN, expected_times
 from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
@@ -70,7 +73,7 @@ def measure(
     """
     from l4spec.runtime.measure.run import measure_run
 
-    wanted = spec if isinstance(spec, ModelSpec) else l4spec.load(spec)
+    wanted = spec if isinstance(spec, ModelSpec) else parse_spec(load_document(spec))
     if scale is not None or num_layers is not None:
         wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
     layout = run.pop("layout", None)
@@ -79,7 +82,7 @@ def measure(
 
         options = {"device": device, "dtype": dtype, "quantization": quantization, "time-limit": time_limit, **run}
         return measure_in_new_process(wanted, layout, options, tell)
-    graph, tell = l4spec.compile(wanted), tell or (lambda stage: None)
+    graph, tell = build_graph(resolve(wanted)), tell or (lambda stage: None)
     sample = _sample(graph, run)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)
     setting = Setting(wanted, graph, sample, device, number_format_of(graph, dtype, table), table)
@@ -127,10 +130,10 @@ def number_format_of(graph: LayerGraph, dtype: str | None, table: Quantization |
 
 def _built(setting: Setting) -> tuple["Model", float | None]:
     """The model to measure, and what quantization changes in its logits where both versions fit."""
+    from l4spec.runtime.build import build, build_quantized
     from l4spec.runtime.measure.run import prompt_logits, relative_error
     from l4spec.runtime.memory_check import require_memory
     from l4spec.runtime.quantize.apply import quantize
-    from l4spec.runtime.quantize.build import build_quantized
 
     graph, sample, table = setting.graph, setting.sample, setting.table
     beside = _beside_weights(graph, sample, setting.dtype)
@@ -141,7 +144,7 @@ def _built(setting: Setting) -> tuple["Model", float | None]:
             raise
         require_memory(setting.spec, graph, setting.device, setting.dtype, beside, table)
         return build_quantized(graph, table, setting.device, seed=sample.seed), None
-    model = l4spec.build(graph, setting.device, setting.dtype, seed=sample.seed)
+    model = build(graph, setting.device, setting.dtype, seed=sample.seed)
     if table is None:
         return model, None
     reference = prompt_logits(model, sample)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.common.parallel import Axis
-from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.traffic import Ledger, counting_traffic
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.distribute import distribute
@@ -129,7 +128,7 @@ def _served(
         images = None if given is None else model.encode_images(given)
         with counting_traffic(groups) as sent["prefill"]:
             prefill = model(mine, image_features=images)
-    if not can_cache(model.graph):
+    if not model.graph.can_cache:
         return prefill, None, None, 0
     cache = model.new_cache(len(mine), case.tokens)
     known = case.tokens - case.new

@@ -8,7 +8,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l4spec.runtime.measure.job import can_cache
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import engine, quantization
@@ -83,7 +82,7 @@ def check(case: Case) -> None:
     check_results(case, ranks, whole, narrow)
     check_held(case, ranks)
     check_forward(case, ranks, "prefill", case.tokens)
-    if can_cache(graph_from(case.text)):
+    if graph_from(case.text).can_cache:
         check_forward(case, ranks, "decode", case.new)
     if graph_from(case.text).model.vision is None:  # the plan leaves image tiles out
         check_training(case, ranks)
@@ -140,7 +139,7 @@ def check_held(case: Case, ranks: list[Found]) -> None:
         stage = stages[found.place.pp]
         planned = stage.weights.total_bytes * FP64 // 4
         assert found.param_bytes == planned if found.place.tp == 0 else found.param_bytes <= planned
-        if can_cache(graph):
+        if graph.can_cache:
             rows = cache_rows(graph, stage, layout.tp, FP64)
             kept = cache_bytes(rows, engine("ideal"), case.tokens, case.sequences // case.data_ranks)
             assert found.cache_bytes == kept

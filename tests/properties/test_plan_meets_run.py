@@ -12,7 +12,6 @@ from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.flops import FORMULAS, counting_flops
-from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.run import Sample
 from l4spec.runtime.module_inventory import contents_of
 from l4spec.spec.model import ModelSpec
@@ -200,6 +199,6 @@ def test_a_miniature_keeps_the_laws(spec: ModelSpec, scale: str) -> None:
     found = measured(graph, Sample(length, 0, cache_lengths=(1, length)), "weights", "prefill", "caches")
     assert found.params_by_part == some(count_params(graph).by_part)
     assert some(found.prefill_flops) == planned_flops(graph, Work(1, length, num_logits=1))
-    if can_cache(graph):
+    if graph.can_cache:
         for context, num_bytes in found.cache_bytes.items():
             assert plan_cache(graph, engine("ideal"), dtype="fp32", context=context, batch=1).bytes == num_bytes

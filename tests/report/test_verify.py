@@ -6,9 +6,10 @@ import pytest
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.report.claims_page import verify_page
 from l4spec.report.page import to_text
 from l4spec.spec.claims import Claim
-from l4spec.verification.claims import compute, condition, holds, relative_difference, verify, verify_page
+from l4spec.verification.claims import compute, condition, holds, relative_difference, verify
 from planners.plan import plan
 from tests.report.conftest import Compile
 

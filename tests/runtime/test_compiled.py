@@ -17,7 +17,6 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.modules import Context
 from l4spec.layers.gqa.module import GQA
 from l4spec.runtime.compiled import CompiledStep
-from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.model import Model
 from tests.properties.runs import longest_prompt
 from tests.runtime.test_training import MODELS
@@ -75,7 +74,7 @@ def test_rows_of_unequal_length_go_on_each_from_its_own_place() -> None:
 @settings(max_examples=40)
 def test_steps_of_any_model_are_the_models(graph: LayerGraph, past: int, batch: int) -> None:
     torch.set_num_threads(1)
-    assume(can_cache(graph) and past + 4 <= longest_prompt(graph))
+    assume(graph.can_cache and past + 4 <= longest_prompt(graph))
     model = randomised(graph)
     ids = torch.randint(0, graph.model.text.embedding.vocab_size, (batch, past + 4))
     assert_as_the_model(model, ids, past, CompiledStep(model, TRACED))

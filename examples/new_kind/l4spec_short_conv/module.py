@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import LayerCache
 from l4spec.layers.base import Width
+from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.modules import Context, LayerModule, Layout, Linear, empty
 from l4spec_short_conv.spec import ShortConvSpec
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from l4spec.layers.attention.cache import LayerCache, Rows
 from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
-from l4spec.layers.attention.traced import DeferredCache
 from l4spec.layers.attention.walk import BLOCK
+from l4spec.layers.common.cache import LayerCache, Rows
 from l4spec.layers.common.modules import Context, Layout, soft_cap
 
 
@@ -35,8 +34,8 @@ class Attention:
 
     def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
         """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
-        if isinstance(cache, DeferredCache):
-            return cache.defer(self, query, new)
+        if cache is not None and cache.defers:
+            return cache.defer(self, query, new, self.expand(new)[1].shape[-1])
         query = query.transpose(1, 2)
         layout = context.layout
         if not layout.is_uniform or (layout.num_new is not None and isinstance(self.mask, NoMask)):

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import LayerCache, Rows, split_last
 from l4spec.layers.attention.compute import Attention, widened
 from l4spec.layers.attention.masks import CausalMask, Mask, SlidingWindowMask, seen_before
 from l4spec.layers.attention.walk import BLOCK
+from l4spec.layers.common.cache import LayerCache, Rows, split_last
 from l4spec.layers.common.modules import Context, soft_cap, wide
 from l4spec.layers.common.parallel import Axis, pass_on
 

@@ -4,20 +4,17 @@ What a step attends to grows with every token, and where it is written wanders r
 saw that would compile again and again; one that sees an operator compiles once, for every position of every cache.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import LayerCache
-
-if TYPE_CHECKING:
-    from l4spec.layers.attention.compute import Attention
-    from l4spec.layers.common.modules import Context
+from l4spec.layers.common.cache import Attend, LayerCache, Rows
+from l4spec.layers.common.modules import Context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,19 +25,19 @@ class DeferredCache(LayerCache):
     """
 
     node_id: str
-    attentions: "dict[str, Attention]"
+    attentions: dict[str, Attend]
     data: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    defers: ClassVar[bool] = True
 
-    def defer(self, attention: "Attention", query: Tensor, new: Sequence[Tensor]) -> Tensor:
+    def defer(self, attend: Attend, query: Tensor, new: Rows, width: int) -> Tensor:
         """Attend when the step runs: [batch, 1, heads, width of a value]."""
-        self.attentions[self.node_id] = attention
-        width = attention.expand(tuple(new))[1].shape[-1]
-        result: Tensor = torch.ops.l4spec.attend(query, torch.cat(tuple(new), dim=-1), self.node_id, width)
+        self.attentions[self.node_id] = attend
+        result: Tensor = torch.ops.l4spec.attend(query, torch.cat(new, dim=-1), self.node_id, width)
         return result
 
 
 @contextmanager
-def attending(attentions: "dict[str, Attention]", context: "Context") -> Iterator[None]:
+def attending(attentions: dict[str, Attend], context: Context) -> Iterator[None]:
     """What deferred layers attend to inside: the caches and the layout of `context`."""
     token = _RUNNING.set((attentions, context))
     try:
@@ -49,7 +46,7 @@ def attending(attentions: "dict[str, Attention]", context: "Context") -> Iterato
         _RUNNING.reset(token)
 
 
-_RUNNING: "ContextVar[tuple[dict[str, Attention], Context]]" = ContextVar("running step")
+_RUNNING: ContextVar[tuple[dict[str, Attend], Context]] = ContextVar("running step")
 
 
 torch.library.define("l4spec::attend", "(Tensor query, Tensor row, str node_id, int width) -> Tensor")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from l4spec.layers.attention.cache import LayerCache
+from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
 
 

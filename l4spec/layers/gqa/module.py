@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import Rows
 from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.positions import NoPosition, Rope
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.base import Width
+from l4spec.layers.common.cache import Rows
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.common.modules import Context, LayerModule, Linear, Norm, group_last, rms_norm
 from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm, Temperature

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import Rows, split_last
 from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.positions import Rope, YarnScaling
 from l4spec.layers.attention.rope import Rotation, yarn_scale
 from l4spec.layers.base import Width
+from l4spec.layers.common.cache import Rows, split_last
 from l4spec.layers.common.modules import Context, LayerModule, Linear, Norm, group_last
 from l4spec.layers.mla.cost import absorbs
 from l4spec.layers.mla.spec import MLASpec

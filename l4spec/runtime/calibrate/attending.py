@@ -7,9 +7,9 @@ from itertools import product as grid
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.cache import LayerCache, Rows
 from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.masks import CausalMask
+from l4spec.layers.common.cache import LayerCache, Rows
 from l4spec.layers.common.modules import Context, Layout, group_last
 from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed

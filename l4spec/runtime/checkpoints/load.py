@@ -19,10 +19,10 @@ from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
+from l4spec.runtime.checkpoints.packed_load import fill, matched
 from l4spec.runtime.checkpoints.regions import part
 from l4spec.runtime.module_inventory import held_tensors
 from l4spec.runtime.progress import Report
-from l4spec.runtime.quantize.load import fill, matched
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model

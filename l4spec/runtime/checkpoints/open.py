@@ -9,14 +9,13 @@ from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.huggingface import import_file
 from l4spec.quantization.scheme import scheme_named
-from l4spec.runtime.build import build
+from l4spec.runtime.build import build, build_quantized
 from l4spec.runtime.checkpoints.load import load_checkpoint
+from l4spec.runtime.checkpoints.packed_load import quantization_file
 from l4spec.runtime.checkpoints.save import CONFIG, SPEC
 from l4spec.runtime.memory_check import require_memory
 from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.apply import number_format
-from l4spec.runtime.quantize.build import build_quantized
-from l4spec.runtime.quantize.load import quantization_file
 from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec

@@ -16,18 +16,18 @@ from l4spec.huggingface import export_config
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
-from l4spec.runtime.checkpoints.regions import part
-from l4spec.runtime.checkpoints.write import Entry, require_new_folder, write_folder
-from l4spec.runtime.module_inventory import held_tensors
-from l4spec.runtime.progress import Report
-from l4spec.runtime.quantize.export import (
+from l4spec.runtime.checkpoints.packed_load import QUANTIZATION
+from l4spec.runtime.checkpoints.packed_save import (
     SHAPE_BYTES,
     packed_entries,
     quantization_config,
     require_exportable,
     stored_tensors,
 )
-from l4spec.runtime.quantize.load import QUANTIZATION
+from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.checkpoints.write import Entry, require_new_folder, write_folder
+from l4spec.runtime.module_inventory import held_tensors
+from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.weight import packed_weights
 from l4spec.spec.model import ModelSpec
 

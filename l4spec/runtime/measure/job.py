@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from l4spec.errors import Problem
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.runtime.parallel.run.task import Say, Store, Task
+from l4spec.runtime.parallel.run.task import Task
 from l4spec.sharding.sequence import short_reason
 
 _COPIES_TO_TRAIN = 2
@@ -26,6 +26,7 @@ class MeasureJob(Task):
     progress: bool = False
 
     is_safe: ClassVar[str] = "nothing was written"
+    worker: ClassVar[str] = "l4spec.runtime.measure.rank:measure_on_rank"
 
     @property
     def copies(self) -> int:
@@ -45,17 +46,11 @@ class MeasureJob(Task):
     @property
     def decodes(self) -> bool:
         """Whether there are decode steps: a divided prefill has none."""
-        return self.decode > 0 and self.layout.cp == 1 and can_cache(self.graph)
+        return self.decode > 0 and self.layout.cp == 1 and self.graph.can_cache
 
     def shared(self) -> dict[str, Any]:
         """See `Task`; the launcher gives the same to all."""
         return {"SPEC": self.model_digest, "degrees": str(self.layout)}
-
-    def work(self, say: Say, store: Store) -> None:
-        """Build, and measure stage by stage; what is found is written to the store."""
-        from l4spec.runtime.measure.rank import measure_on_rank
-
-        measure_on_rank(self, store)
 
     def problems(self) -> Iterator[Problem]:
         """See `Task`."""
@@ -68,11 +63,6 @@ class MeasureJob(Task):
 
     def clean_up(self) -> None:
         """Nothing is left behind."""
-
-
-def can_cache(graph: LayerGraph) -> bool:
-    """Whether every layer of the text can go on from a cache."""
-    return all(node.declaration.cache for node in graph.nodes if node.scope == "text" and node.role == "attention")
 
 
 def unplaced(graph: LayerGraph, num_tokens: int, option: str) -> Iterator[Problem]:

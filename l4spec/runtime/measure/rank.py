@@ -14,22 +14,22 @@ from torch._C._distributed_c10d import TCPStore
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.experts import watching_experts
 from l4spec.runtime.measure.flops import counting_flops
-from l4spec.runtime.measure.job import MeasureJob, can_cache
+from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.measure.memory import tracking_memory
 from l4spec.runtime.measure.results import RANK_STAGES, FoundOnRank, Ran, RankStage
-from l4spec.runtime.measure.run import NUM_TIMED, now
+from l4spec.runtime.measure.timing import NUM_TIMED, now
 from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.module_inventory import contents_of, held_bytes
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
-from l4spec.runtime.parallel.run.task import Store
+from l4spec.runtime.parallel.run.task import Say, Store
 from l4spec.runtime.parallel.step import train_step
 from l4spec.runtime.sampling import Sampling
 
 GREEDY = Sampling()
 
 
-def measure_on_rank(job: MeasureJob, store: Store) -> None:
+def measure_on_rank(job: MeasureJob, say: Say, store: Store) -> None:
     """Measure stage by stage, and write what each has found under `key_of(rank, stage)`."""
     rank = dist.get_rank()
     measured = _Measured(job)
@@ -90,7 +90,7 @@ class _Measured:
         return {"params_by_part": contents_of(self.model).by_part, "weight_bytes": held_bytes(self.model)}
 
     def _caches(self) -> dict[str, Any]:
-        if not can_cache(self.job.graph):
+        if not self.job.graph.can_cache:
             return {}
         return {"cache_bytes": {n: self.model.new_cache(self.job.sequences, n).num_bytes for n in self.job.lengths}}
 
@@ -113,7 +113,7 @@ class _Measured:
 
     def _memory(self) -> dict[str, Any]:
         ids = self.ids
-        cache = self.model.new_cache(len(ids), self.job.prefill) if can_cache(self.job.graph) else None
+        cache = self.model.new_cache(len(ids), self.job.prefill) if self.job.graph.can_cache else None
         with tracking_memory(self.model.device) as memory:
             result = self.model(ids, cache=cache, logits="last")
         del result
@@ -123,7 +123,7 @@ class _Measured:
         """All ranks begin together; each tells when it is done, in a pipeline the first one earlier than the last."""
         model, ids = self.model, self.ids
         steps = self.job.decode if self.job.decodes else 0
-        cache = model.new_cache(len(ids), self.job.prefill + steps) if can_cache(self.job.graph) else None
+        cache = model.new_cache(len(ids), self.job.prefill + steps) if self.job.graph.can_cache else None
         prefills = []
         for _ in range(NUM_TIMED + 1):
             if cache is not None:

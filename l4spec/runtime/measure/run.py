@@ -14,15 +14,13 @@ from torch import Tensor
 from l4spec.layers.common.modules import LayerModule
 from l4spec.runtime.measure.experts import Load, watching_experts
 from l4spec.runtime.measure.flops import counting_flops
-from l4spec.runtime.measure.job import can_cache
 from l4spec.runtime.measure.memory import tracking_memory
+from l4spec.runtime.measure.timing import NUM_TIMED, now
 from l4spec.runtime.model import Model
 from l4spec.runtime.module_inventory import contents_of, held_bytes
 
 Stage = Literal["weights", "prefill", "decode", "training", "caches", "memory", "time"]
 STAGES: tuple[Stage, ...] = ("weights", "prefill", "decode", "training", "caches", "memory", "time")
-NUM_TIMED = 3
-"""Runs of which a time is the median, after one that is not timed."""
 
 
 class TimeUpError(Exception):
@@ -169,7 +167,7 @@ def _prefill(model: Model, sample: Sample, found: Measurement) -> None:
 
 
 def _decode(model: Model, sample: Sample, found: Measurement) -> None:
-    if not sample.decode or not can_cache(model.graph):
+    if not sample.decode or not model.graph.can_cache:
         return
     ids, pixels = _inputs(model, sample)
     cache = model.new_cache(sample.batch, sample.prefill + sample.decode)
@@ -192,14 +190,14 @@ def _training(model: Model, sample: Sample, found: Measurement) -> None:
 
 
 def _caches(model: Model, sample: Sample, found: Measurement) -> None:
-    if can_cache(model.graph):
+    if model.graph.can_cache:
         found.cache_bytes = {n: model.new_cache(sample.batch, n).num_bytes for n in sample.cache_lengths}
 
 
 def _memory(model: Model, sample: Sample, found: Measurement) -> None:
     """Of a prefill into a cache, or without one where nothing can be cached."""
     ids, pixels = _inputs(model, sample)
-    cache = model.new_cache(sample.batch, sample.prefill) if can_cache(model.graph) else None
+    cache = model.new_cache(sample.batch, sample.prefill) if model.graph.can_cache else None
     with torch.no_grad(), tracking_memory(model.device) as memory:
         result = model(ids, pixel_values=pixels, cache=cache, logits="last")
     found.activation_bytes = memory.peak_bytes
@@ -208,7 +206,7 @@ def _memory(model: Model, sample: Sample, found: Measurement) -> None:
 
 def _time(model: Model, sample: Sample, found: Measurement) -> None:
     ids, pixels = _inputs(model, sample)
-    cache = model.new_cache(sample.batch, sample.prefill + sample.decode) if can_cache(model.graph) else None
+    cache = model.new_cache(sample.batch, sample.prefill + sample.decode) if model.graph.can_cache else None
     prefills, steps = [], []
     for turn in range(NUM_TIMED + 1):
         if cache is not None:
@@ -223,10 +221,3 @@ def _time(model: Model, sample: Sample, found: Measurement) -> None:
             steps.append(now(model.device) - start)
     found.prefill_seconds = median(prefills[1:])
     found.decode_seconds = median(steps[1:]) if len(steps) > 1 else None
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -54,7 +54,7 @@ def distribute(
     rank.image_token_id = model.image_token_id
     rank.checkpoint_activations = model.checkpoint_activations
     if train:
-        shard_over_data(rank.train())
+        shard_over_data(rank.train(), mesh, rank.nodes, rank.dtype)
     if chosen.type == "meta":
         return rank
     rank.to_empty(device=chosen)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.layers.attention.cache import LayerCache
+from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.parallel import gather, sum_over
 from l4spec.runtime.cache import Cache, new_cache
 from l4spec.runtime.layout import Batch

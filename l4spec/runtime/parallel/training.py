@@ -6,9 +6,8 @@ ranks' losses.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,38 +17,38 @@ from torch.distributed.tensor import DTensor
 from l4spec.graph.layer_graph import LayerNode
 from l4spec.layers.common.parallel import Axis, sum_over
 from l4spec.layers.moe.parallel import ExpertParallelMoE
+from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.rules import Region
 
-if TYPE_CHECKING:
-    from l4spec.runtime.parallel.model import RankModel
 
+def shard_over_data(model: nn.Module, mesh: Mesh, nodes: Sequence[LayerNode], dtype: torch.dtype) -> None:
+    """Let dp x ep ranks share the weights of every block; embedding and head belong to the whole model.
 
-def shard_over_data(model: "RankModel") -> None:
-    """Let dp x ep ranks share the weights of every block; embedding and head belong to the whole model."""
-    mesh = model.mesh
+    `nodes` are the layers that this rank runs, `dtype` is the number format of their weights.
+    """
     if mesh.data.size == 1:
         return
     assert mesh.data_mesh is not None
     assert mesh.device_mesh is not None
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if model.dtype.itemsize < 4 else None)
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if dtype.itemsize < 4 else None)
     apart = {parameter for parameter in model.parameters() if not parameter.numel()}  # FSDP cannot reduce nothing
     for module in model.modules():
         if isinstance(module, ExpertParallelMoE) and module.ranks.ep.size > 1:
             apart |= set(module.experts.parameters())
             if mesh.layout.dp > 1:
                 fully_shard(module.experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
-    for block in _blocks(model):
+    for block in _blocks(model, nodes):
         fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     register_fsdp_forward_method(model, "run_stage")
 
 
-def _blocks(model: "RankModel") -> list[list[nn.Module]]:
+def _blocks(model: nn.Module, nodes: Sequence[LayerNode]) -> list[list[nn.Module]]:
     def place(node: LayerNode) -> tuple[str, int | None]:
         return (node.scope, node.layer)
 
-    runs = [list(nodes) for (_, layer), nodes in groupby(model.nodes, key=place) if layer is not None]
-    return [[model.get_submodule(node.id) for node in nodes] for nodes in runs]
+    runs = [list(run) for (_, layer), run in groupby(nodes, key=place) if layer is not None]
+    return [[model.get_submodule(node.id) for node in run] for run in runs]
 
 
 def local_of(tensor: Tensor) -> Tensor:

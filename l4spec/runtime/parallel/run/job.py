@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from l4spec.errors import Problem
-from l4spec.runtime.parallel.run.task import Say, Store, Task
+from l4spec.runtime.parallel.run.task import Task
 
 _COPIES_TO_TRAIN = 4
 """Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
 PROMPT_TOKENS = 8
+STEP = "step-"
+"""How the name of a checkpoint's folder begins, before the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Job(Task):
     out: Path | None = None
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
+    worker: ClassVar[str] = "l4spec.runtime.parallel.run.train_worker:work"
 
     @property
     def copies(self) -> int:
@@ -63,18 +66,12 @@ class Job(Task):
             "--out": _text(self.out),
         }
 
-    def work(self, say: Say, store: Store) -> None:
-        """Build, load, train, save, say something."""
-        from l4spec.runtime.parallel.run.train_worker import work
-
-        work(self, say)
-
     def clean_up(self) -> None:
-        """Remove half a checkpoint."""
-        from l4spec.runtime.parallel.run.train_worker import remove_half_saved
+        """Remove checkpoints that the run began and did not finish."""
+        from l4spec.runtime.parallel.checkpoints.rank_coordination import remove_unfinished
 
         if self.checkpoint is not None:
-            remove_half_saved(self.checkpoint)
+            remove_unfinished(self.checkpoint, f"{STEP}*")
 
     def problems(self) -> Iterator[Problem]:
         """See `Task`."""

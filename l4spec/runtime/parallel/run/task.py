@@ -1,6 +1,7 @@
 """What ranks are started for: a spec, a layout, and what each of them does. Knows no torch."""
 
 import hashlib
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,8 @@ class Task(ABC):
     seed: int = 0
     timeout: float = field(default=DEFAULT_TIMEOUT, kw_only=True)
 
+    worker: ClassVar[str]
+    """`module:function` of one rank's part, called with (task, say, store); imported on the rank, with torch."""
     is_safe: ClassVar[str]
     """What a user who stops the ranks is told."""
 
@@ -55,9 +58,10 @@ class Task(ABC):
     def shared(self) -> dict[str, Any]:
         """What must be the same on every rank, by the names of options."""
 
-    @abstractmethod
     def work(self, say: Say, store: Store) -> None:
-        """One rank's part; `say` is heard from rank 0 alone."""
+        """One rank's part, by the task's `worker`; `say` prints on rank 0 alone."""
+        module, _, function = self.worker.partition(":")
+        getattr(importlib.import_module(module), function)(self, say, store)
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:

@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,19 +10,17 @@ from torch import Tensor
 from l4spec.errors import UserError
 from l4spec.runtime.build import build
 from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
-from l4spec.runtime.parallel.checkpoints.rank_coordination import on_first, remove_unfinished
+from l4spec.runtime.parallel.checkpoints.rank_coordination import on_first
 from l4spec.runtime.parallel.checkpoints.sharded import RUN, RunState, read_state
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
-from l4spec.runtime.parallel.run.job import PROMPT_TOKENS, Job
+from l4spec.runtime.parallel.run.job import PROMPT_TOKENS, STEP, Job
 from l4spec.runtime.parallel.run.synthetic import batch_of
+from l4spec.runtime.parallel.run.task import Say, Store
 from l4spec.runtime.parallel.step import train_step
 
-Say = Callable[[str], None]
-STEP = "step-"
 
-
-def work(job: Job, say: Say) -> None:
+def work(job: Job, say: Say, store: Store) -> None:
     """One rank's part of a run; `say` prints a line on rank 0 and nothing elsewhere."""
     found = on_first(lambda: _latest(job)) if job.resume else None
     is_filled = found is not None or job.weights is not None
@@ -111,14 +108,9 @@ def _latest(job: Job) -> str | None:
     folder = job.checkpoint
     if folder is None or not folder.is_dir():
         return None
-    remove_half_saved(folder)
+    job.clean_up()
     steps = {int(path.name.removeprefix(STEP)): path for path in folder.glob(f"{STEP}*") if _is_step(path)}
     return str(steps[max(steps)]) if steps else None
-
-
-def remove_half_saved(folder: Path) -> None:
-    """Remove checkpoints that a run has begun and not finished."""
-    remove_unfinished(folder, f"{STEP}*")
 
 
 def _is_step(path: Path) -> bool:

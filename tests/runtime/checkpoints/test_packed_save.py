@@ -18,9 +18,9 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.checkpoints.hub_names import hub_layout
 from l4spec.runtime.checkpoints.layout import StoredTensor
+from l4spec.runtime.checkpoints.packed_save import SHAPE_BYTES, matrix_index, stored_tensors
 from l4spec.runtime.checkpoints.save import SavedCheckpoint
 from l4spec.runtime.model import Model
-from l4spec.runtime.quantize.export import SHAPE_BYTES, matrix_index, stored_tensors
 from l4spec.runtime.quantize.weight import packed_weights
 from l4spec.spec.scale import scale_spec
 from tests.runtime.quantize.laws import fitted_scheme, planned_bytes

@@ -5,7 +5,9 @@ chunk-bounded one the slots of a single chunk (aligned chunks: a new chunk start
 one is a ring.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from l4spec.layers.declaration import Declaration
 
 Rows = tuple[Tensor, ...]
 """What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
+Attend = Callable[[Tensor, Rows, Any, "LayerCache | None"], Tensor]
+"""How a layer attends: (query, new rows, context of the pass, cache) to one vector per query."""
 
 
 def split_last(x: Tensor, widths: tuple[int, ...]) -> Rows:
@@ -27,6 +31,12 @@ class LayerCache:
     """`data` is [batch, num_slots, elements per token], filled by the layer in the order of its declared entries."""
 
     data: Tensor
+    defers: ClassVar[bool] = False
+    """Whether attention is recorded by `defer` instead of computed, as while a step is traced."""
+
+    def defer(self, attend: Attend, query: Tensor, new: Rows, width: int) -> Tensor:
+        """Record how the layer attends; see `layers.attention.traced`. A cache that holds rows does not defer."""
+        raise NotImplementedError("a cache that holds rows does not defer")
 
     @property
     def num_slots(self) -> int:

@@ -11,11 +11,11 @@ from torch import Tensor
 from l4spec.errors import Place, Problem, UserError
 from l4spec.runtime.checkpoints.headers import Header
 from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
+from l4spec.runtime.checkpoints.packed_save import matrix_index, packed_entries, stored_tensors
 from l4spec.runtime.checkpoints.write import FORMATS, Entry
 from l4spec.runtime.module_inventory import held_tensors
 from l4spec.runtime.quantize.bit_packing import unpack_nibbles
 from l4spec.runtime.quantize.codes import Coded
-from l4spec.runtime.quantize.export import matrix_index, packed_entries, stored_tensors
 from l4spec.runtime.quantize.weight import PackedWeight, packed_weights
 
 if TYPE_CHECKING:

@@ -79,10 +79,10 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec"
     `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
     Raises SpecError naming every problem with its file, line and column.
     """
-    from l4spec.spec.document import load_document
-    from l4spec.spec.parse import parse_spec
+    from l4spec.spec.document_kinds import load as load_as
+    from l4spec.spec.model import ModelSpec
 
-    return parse_spec(load_document(path_or_name, overrides))
+    return load_as(path_or_name, ModelSpec, overrides)
 
 
 def compile(spec: "ModelSpec") -> "LayerGraph":  # noqa: A001 - the stage's name in the field

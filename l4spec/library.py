@@ -14,6 +14,8 @@ from l4spec.errors import SpecError, nearest
 SUFFIX = ".yaml"
 _PACKAGE = Path(__file__).resolve().parent
 _SHORT_FOLDER = "compare"
+FOLDERS = {"scenario": "scenarios", "recipe": "recipes"}
+"""Folders of shipped documents that are no specs of models, by kind. A bare name is never looked up in them."""
 _MAX_SIBLINGS = 1000
 _MAX_NAME = 200
 
@@ -24,11 +26,22 @@ def specs_folder() -> Path:
     return packaged if packaged.is_dir() else _PACKAGE.parent / "specs"
 
 
-def shipped_specs() -> dict[str, Path]:
-    """Every shipped spec by its name (`scout`, `tiny/scout`, `compare/llama-3.1-8b`), sorted by name."""
+def shipped_documents() -> dict[str, Path]:
+    """Every shipped document by its name (`scout`, `tiny/scout`, `scenarios/chat`), sorted by name."""
     folder = specs_folder()
     files = {path.relative_to(folder).as_posix().removesuffix(SUFFIX): path for path in folder.rglob(f"*{SUFFIX}")}
     return dict(sorted(files.items()))
+
+
+def shipped_specs() -> dict[str, Path]:
+    """Every shipped spec of a model by its name (`scout`, `tiny/scout`, `compare/llama-3.1-8b`), sorted by name."""
+    others = tuple(f"{folder}/" for folder in FOLDERS.values())
+    return {name: path for name, path in shipped_documents().items() if not name.startswith(others)}
+
+
+def shipped_of(kind: str) -> dict[str, Path]:
+    """Every shipped document of a kind of `FOLDERS` by its name (`scenarios/chat`), sorted by name."""
+    return {name: path for name, path in shipped_documents().items() if name.startswith(f"{FOLDERS[kind]}/")}
 
 
 def find_shipped(name: str) -> Path | None:
@@ -81,7 +94,7 @@ def _is_special(path: Path) -> bool:
 
 def _known(name: str, folder: Path) -> Iterator[str]:
     """The names that `name` may have been meant to be: shipped ones, and YAML files in the folder it points at."""
-    for known in shipped_specs():
+    for known in shipped_documents():
         yield known
         yield known.removeprefix(f"{_SHORT_FOLDER}/")
     parent = os.path.dirname(name)

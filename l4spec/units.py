@@ -80,3 +80,22 @@ Bytes = Annotated[int, Field(ge=0), BeforeValidator(_bytes)]
 BytesPerSecond = Annotated[float, Field(gt=0), _rate("B/s")]
 FlopsPerSecond = Annotated[float, Field(gt=0), _rate("FLOP/s")]
 Seconds = Annotated[float, Field(ge=0), _rate("s")]
+
+
+_LONG = {"min": 60, "h": 3600, "d": 86400}
+_LONG_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(min|h|d)\s*\Z")
+_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h|d)\s*\Z")
+
+
+def parse_duration(text: object) -> Fraction:
+    """Seconds from `200 ms`, `1.5 s`, `5 min`, `2 h` or `30 d`, exactly. Raises ValueError, for a bare number too."""
+    match = _LONG_DURATION.match(text) if isinstance(text, str) and len(text) <= 64 else None
+    return Fraction(match[1]) * _LONG[match[2]] if match else parse_quantity(text, "s")
+
+
+def parse_rate(text: object) -> Fraction:
+    """Events a second from `4/s`, `90/min`, `2000/h` or `50000/d`, exactly. Raises ValueError for anything else."""
+    match = _RATE.match(text) if isinstance(text, str) and len(text) <= 64 else None
+    if match is None:
+        raise ValueError(f"expected a rate like '4/s', '90/min' or '2000/h', found {text!r}")
+    return Fraction(match[1]) / {"s": 1, **_LONG}[match[2]]

@@ -27,7 +27,7 @@ def import_command(
 ) -> None:
     """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name."""
     from l4spec.huggingface import import_file
-    from l4spec.spec.model import NAME
+    from l4spec.spec.header import NAME
 
     if name is not None and not re.fullmatch(NAME, name):
         message = f"expected up to 120 letters, digits and ._ /- after a letter or digit, found {name!r}"

@@ -14,6 +14,8 @@ class Shelf(StrEnum):
     """What can be listed."""
 
     SPECS = "specs"
+    SCENARIOS = "scenarios"
+    RECIPES = "recipes"
     HARDWARE = "hardware"
     QUANTIZATION = "quantization"
     ENGINES = "engines"
@@ -24,11 +26,15 @@ class Shelf(StrEnum):
 def ls_command(
     what: Annotated[
         Shelf,
-        typer.Argument(metavar="WHAT", help="specs, hardware, quantization, engines or kinds.", show_default=False),
+        typer.Argument(
+            metavar="WHAT",
+            help="specs, scenarios, recipes, hardware, quantization, engines or kinds.",
+            show_default=False,
+        ),
     ] = Shelf.SPECS,
     markdown: o.MarkdownOption = False,
 ) -> None:
-    """List the shipped specs, or the hardware, quantization schemes, engines and layer kinds that are known."""
+    """List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known."""
     from l4spec.report.listings import listing
     from l4spec.report.page import to_markdown, to_text
 

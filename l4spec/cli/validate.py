@@ -1,26 +1,52 @@
-"""`l4spec validate`: are specs right?"""
+"""`l4spec validate`: are documents right?"""
+
+from collections.abc import Sequence
 
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import USER_ERROR, app
 from l4spec.cli.output import complain, show
-from l4spec.cli.request import compiled
 from l4spec.errors import UserError
 
 
 @app.command("validate")
 def validate_command(specs: o.SpecsArgument, overrides: o.SetOption = None) -> None:
-    """Check specs: print `ok` or every problem with its file, line and column. Exit code 2 when one is wrong."""
+    """Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.
+
+    Exit code 2 when one is wrong.
+    """
     wrong = False
     for spec in specs:
         try:
-            graph = compiled(spec, overrides)
+            summary = _checked(spec, overrides or ())
         except UserError as error:
             wrong = True
             for problem in error.problems:
                 complain(f"error: {problem}")
         else:
-            show(f"{spec}: ok ({graph.name}, {graph.num_layers} layers)")
+            show(f"{spec}: ok ({summary})")
     if wrong:
         raise typer.Exit(USER_ERROR)
+
+
+def _checked(path_or_name: str, overrides: Sequence[str]) -> str:
+    """What the document is, in a few words. Raises UserError with every problem."""
+    from l4spec.spec.document import load_document
+    from l4spec.spec.document_kinds import parse_any
+    from l4spec.spec.model import ModelSpec
+    from l4spec.spec.scenario import Scenario
+
+    document = load_document(path_or_name, overrides)
+    parsed = parse_any(document)
+    if isinstance(parsed, ModelSpec):
+        import l4spec
+
+        graph = l4spec.compile(parsed)
+        return f"{graph.name}, {graph.num_layers} layers"
+    if isinstance(parsed, Scenario):
+        from l4spec.spec.scenario.references import with_models
+
+        models = with_models(parsed, document).models
+        return f"{parsed.name}, a scenario with {', '.join(spec.name for spec in models.values())}"
+    return parsed.name

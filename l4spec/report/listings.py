@@ -1,5 +1,8 @@
 """`l4spec ls`: what is shipped, one line each."""
 
+from collections.abc import Callable
+from functools import partial
+
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import ESTIMATE_MARK, Figures, gib
 
@@ -7,9 +10,11 @@ _TFLOPS = 10**12
 
 
 def listing(what: str) -> Page:
-    """The specs, hardware, quantization schemes, engines or layer kinds that are shipped."""
-    tables = {
+    """The specs, scenarios, recipes, hardware, quantization schemes, engines or layer kinds that are shipped."""
+    tables: dict[str, Callable[[], Page]] = {
         "specs": _specs,
+        "scenarios": partial(_documents, "scenario"),
+        "recipes": partial(_documents, "recipe"),
         "hardware": _hardware,
         "quantization": _quantization,
         "engines": _engines,
@@ -36,6 +41,15 @@ def _specs() -> Page:
         note = f"{ESTIMATE_MARK} rests on fields that nobody has published; `l4spec show` lists them"
         sections.append(Section("", (Lines((note,)),)))
     return tuple(sections)
+
+
+def _documents(kind: str) -> Page:
+    """Shipped documents of a kind other than specs, with what each says of itself."""
+    from l4spec.library import shipped_of
+    from l4spec.spec.document import load_document
+
+    rows = [(name, str(load_document(name).data.get("description") or "")) for name in shipped_of(kind)]
+    return (Section("", (Table((kind, "what it is"), tuple(rows), "ll"),)),)
 
 
 def _hardware() -> Page:

@@ -1,4 +1,4 @@
-"""The JSON Schema of the spec language, for editors: what `ModelSpec` accepts, with the docs under its fields.
+"""The JSON Schema of a kind of document, for editors: what its root schema accepts, with the docs under its fields.
 
 A file that `extends` another one may leave out whatever it likes and say null to drop a field; for it there is a
 second, partial copy of every definition.
@@ -15,15 +15,17 @@ from textwrap import dedent
 from typing import Any, get_args
 
 from l4spec.layers.base import Spec
+from l4spec.spec.document_kinds import kind_word
+from l4spec.spec.header import Header
 from l4spec.spec.model import ModelSpec
 
 Json = dict[str, Any]
 _REF = "#/$defs/"
 _PARTIAL = "Partial"
 _EXAMPLES: dict[tuple[str, str], list[Any]] = {
-    ("ModelSpec", "name"): ["llama-4-scout-17b-16e"],
-    ("ModelSpec", "extends"): ["scout", "./parent.yaml"],
-    ("ModelSpec", "estimated"): [["text.hidden_size", "text.parts.moe.intermediate_size"]],
+    ("Header", "name"): ["llama-4-scout-17b-16e"],
+    ("Header", "extends"): ["scout", "./parent.yaml"],
+    ("Header", "estimated"): [["text.hidden_size", "text.parts.moe.intermediate_size"]],
     ("TextSpec", "vocab_size"): [202048],
     ("TextSpec", "max_seq_len"): [8192, 1048576],
     ("StackSpec", "hidden_size"): [5120],
@@ -36,36 +38,43 @@ _EXAMPLES: dict[tuple[str, str], list[Any]] = {
 }
 
 
-def schema_text() -> str:
-    """The schema as the file `docs/spec.schema.json` holds it."""
-    return json.dumps(spec_schema(), indent=2, ensure_ascii=False) + "\n"
+def schema_text(root: type[Header] = ModelSpec) -> str:
+    """The schema of a kind of document as a file in `docs/` has it (`docs/spec.schema.json` for specs)."""
+    return json.dumps(document_schema(root), indent=2, ensure_ascii=False) + "\n"
 
 
 def spec_schema() -> Json:
     """The schema of a spec file (JSON Schema 2020-12)."""
-    top = ModelSpec.model_json_schema(ref_template=f"{_REF}{{model}}")
+    return document_schema(ModelSpec)
+
+
+def document_schema(root: type[Header]) -> Json:
+    """The schema of files of the kind that `root` describes (JSON Schema 2020-12)."""
+    name = root.__name__
+    top = root.model_json_schema(ref_template=f"{_REF}{{model}}")
     definitions: Json = top.pop("$defs")
-    definitions["ModelSpec"] = top
+    definitions[name] = top
     top["required"].remove("name")  # a file without a name is called as the file
     for definition in definitions.values():
-        _document(definition)
+        _document(definition, root)
         _close(definition)
-    partial = {f"{name}{_PARTIAL}": _partial(definition) for name, definition in definitions.items()}
+    partial = {f"{key}{_PARTIAL}": _partial(definition) for key, definition in definitions.items()}
+    word = kind_word(root)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "l4spec model",
+        "title": f"l4spec {'model' if root is ModelSpec else word}",
         "description": top["description"],
         "type": "object",
         "if": {"required": ["extends"]},
-        "then": {"$ref": f"{_REF}ModelSpec{_PARTIAL}"},
-        "else": {"$ref": f"{_REF}ModelSpec"},
+        "then": {"$ref": f"{_REF}{name}{_PARTIAL}"},
+        "else": {"$ref": f"{_REF}{name}"},
         "$defs": dict(sorted({**definitions, **partial}.items())),
     }
 
 
-def _document(definition: Json) -> None:
+def _document(definition: Json, root: type[Header]) -> None:
     """Give every property the text that stands under its field, and examples."""
-    schema = _classes().get(definition.get("title", ""))
+    schema = _classes(root).get(definition.get("title", ""))
     if schema is None:
         return
     for owner in reversed(schema.__mro__):
@@ -79,10 +88,10 @@ def _document(definition: Json) -> None:
 
 
 @cache
-def _classes() -> dict[str, type[Spec]]:
-    """Every schema that a spec is made of, by name."""
+def _classes(root: type[Header]) -> dict[str, type[Spec]]:
+    """Every schema that a document is made of, by name."""
     found: dict[str, type[Spec]] = {}
-    waiting: list[type[Spec]] = [ModelSpec]
+    waiting: list[type[Spec]] = [root]
     while waiting:
         schema = waiting.pop()
         if schema.__name__ not in found:
@@ -162,4 +171,4 @@ def _loosened(entry: Any) -> Any:
     return changed
 
 
-__all__ = ["field_docs", "schema_text", "spec_schema"]
+__all__ = ["document_schema", "field_docs", "schema_text", "spec_schema"]

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import specs_for
@@ -13,6 +12,7 @@ from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
+from l4spec.spec.header import Header, located
 from l4spec.spec.origin import HuggingFaceSpec
 
 if TYPE_CHECKING:
@@ -22,15 +22,8 @@ else:
     NormSpec = Annotated[Union[specs_for("norm")], Field(discriminator="kind")]
     PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._ /-]{0,119}$"
-Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME)]
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
-
-
-def located(path: tuple[str | int, ...], message: str, hint: str = "") -> PydanticCustomError:
-    """An error of a cross-field rule at a `path` below the model that checks it."""
-    return PydanticCustomError("cross_field", "{message}", {"message": message, "path": path, "hint": hint})
 
 
 class BlockSpec(Spec):
@@ -220,25 +213,13 @@ class VisionSpec(Spec):
         return self
 
 
-class ModelSpec(Spec):
+class ModelSpec(Header):
     """A model as its author wrote it."""
 
-    l4spec: Literal[1]
-    """Version of the spec language."""
-    name: Name
-    """Name of the model."""
-    extends: str | None = None
-    """Shipped name or path of the spec that this one changes."""
-    description: str | None = None
-    """One line for people."""
-    sources: Annotated[tuple[str, ...], AsTuple] = ()
-    """Where the numbers come from."""
     text: TextSpec
     """The language model."""
     vision: VisionSpec | None = None
     """Early-fusion vision, if any."""
-    estimated: Annotated[tuple[str, ...], AsTuple] = ()
-    """Paths of fields that nobody has published; every report marks what rests on them."""
     claims: Annotated[tuple[Claim, ...], AsTuple] = ()
     """What people say about the model, for `l4spec verify`."""
     huggingface: HuggingFaceSpec | None = None

@@ -1,7 +1,7 @@
-"""From a `Document` to a `ModelSpec`: every schema error with its place, path, expectation and nearest spelling."""
+"""From a `Document` to a root schema: every error with its place, path, expectation and nearest spelling."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -9,11 +9,16 @@ from l4spec.errors import Place, Problem, SpecError, nearest
 from l4spec.layers import KINDS
 from l4spec.spec.document import Document
 from l4spec.spec.files import label
+from l4spec.spec.header import Header
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.schema_walk import schema_at
 from l4spec.spec.tree import dotted
 
 Path = tuple[str | int, ...]
+Root = TypeVar("Root", bound=Header)
+Finder = Callable[[Document], Iterator[Problem]]
+UNION_TAGS = frozenset(("group", "block", "token_count", "distribution", "short_form", "long_form"))
+"""Names of members of unions that pydantic puts into locations; no field of a schema is called so."""
 _EXPECTED = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -30,17 +35,27 @@ _EXPECTED = {
 
 def parse_spec(document: Document) -> ModelSpec:
     """The document as a `ModelSpec`. Raises SpecError with all problems at once."""
+    return parse(document, ModelSpec, _unknown_parts)
+
+
+def parse(document: Document, root: type[Root], also: Finder | None = None) -> Root:
+    """The document as an instance of `root`, the schema of a kind of document.
+
+    Raises SpecError with all problems at once: those of the schema, and those that `also` finds by itself when fields
+    elsewhere keep the schema's own rules from being asked.
+    """
     try:
-        spec = ModelSpec.model_validate(document.data)
+        parsed = root.model_validate(document.data)
     except ValidationError as error:
-        found = [_problem(document, details) for details in error.errors(include_url=False)]
-        seen = {problem.path for problem in found}
-        found += [problem for problem in _unknown_parts(document) if problem.path not in seen]
-        raise SpecError(sorted(dict.fromkeys(found), key=_reading_order)) from None
-    problems = list(_unknown_estimates(document, spec))
+        problems = [_problem(root, document, details) for details in error.errors(include_url=False)]
+        seen = {problem.path for problem in problems}
+        if also is not None:
+            problems += [problem for problem in also(document) if problem.path not in seen]
+        raise SpecError(sorted(dict.fromkeys(problems), key=_reading_order)) from None
+    problems = list(_unknown_estimates(document, parsed))
     if problems:
         raise SpecError(problems)
-    return spec
+    return parsed
 
 
 def _reading_order(problem: Problem) -> tuple[str, int, int]:
@@ -48,20 +63,21 @@ def _reading_order(problem: Problem) -> tuple[str, int, int]:
     return (place.file, place.line or 0, place.column or 0) if place else ("", 0, 0)
 
 
-def _problem(document: Document, details: Mapping[str, Any]) -> Problem:
+def _problem(root: type[Header], document: Document, details: Mapping[str, Any]) -> Problem:
     context: Mapping[str, Any] = details.get("ctx", {})
     path = written_path(document.data, details["loc"])
-    message, hint = _words(document, details, context, path)
+    message, hint = _words(root, document, details, path)
     inner = context.get("path")
     path = (*path, *inner) if inner else path
     return Problem(message, path=dotted(path), place=place_of(document, path), hint=hint)
 
 
-def _words(document: Document, details: Mapping[str, Any], context: Mapping[str, Any], path: Path) -> tuple[str, str]:
+def _words(root: type[Header], document: Document, details: Mapping[str, Any], path: Path) -> tuple[str, str]:
     """What was expected and found, and the mend."""
+    context: Mapping[str, Any] = details.get("ctx", {})
     kind, found = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":
-        schema = schema_at(ModelSpec, document.data, path[:-1])
+        schema = schema_at(root, document.data, path[:-1])
         return "unknown field", nearest(str(path[-1]), schema.model_fields if schema else ())
     if kind == "missing":
         return "missing field", f"add `{path[-1]}`"
@@ -115,7 +131,7 @@ def _child(data: Any, step: str | int) -> tuple[Any] | None:
 
 def _is_tag(data: Any, step: str | int) -> bool:
     """Whether the last step of a location names a member of a union instead of a field."""
-    return not isinstance(data, dict) or data.get("kind") == step or step in ("group", "block")
+    return not isinstance(data, dict) or data.get("kind") == step or step in UNION_TAGS
 
 
 def place_of(document: Document, path: Path) -> Place | None:
@@ -155,7 +171,7 @@ def _part_uses(layers: Any, path: Path) -> Iterator[tuple[Path, str, str]]:
                     yield (*path, index, slot), slot, item[slot]
 
 
-def _unknown_estimates(document: Document, spec: ModelSpec) -> Iterator[Problem]:
+def _unknown_estimates(document: Document, spec: Header) -> Iterator[Problem]:
     """Paths under `estimated` that lead nowhere, of those that the document's own file lists."""
     parents = {label(path) for path in document.extends}
     known = {dotted(path) for path in document.places}

@@ -108,4 +108,4 @@ def test_descriptions_are_the_texts_under_the_fields() -> None:
     properties = spec_schema()["$defs"]["TextSpec"]["properties"]
     assert properties["vocab_size"]["description"] == field_docs(TextSpec)["vocab_size"]
     assert properties["hidden_size"]["description"] == "Width of the residual stream."
-    assert field_docs(ModelSpec)["name"] == "Name of the model."
+    assert field_docs(ModelSpec)["text"] == "The language model."

@@ -1,0 +1,39 @@
+"""What every document begins with, whatever its kind: version, name, parent, sources, and what nobody has published."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_core import PydanticCustomError
+
+from l4spec.layers.base import AsTuple, Spec
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._ /-]{0,119}$"
+Name = Annotated[str, Field(min_length=1, max_length=120, pattern=NAME)]
+
+
+class Header(Spec):
+    """Base of every kind of document.
+
+    A kind other than a model's spec declares `kind: Literal["its name"]` besides; a document without `kind` is a spec.
+    """
+
+    l4spec: Literal[1]
+    """Version of the spec language."""
+    name: Name
+    """Name of the document; a file without one is called as the file."""
+    extends: str | None = None
+    """Shipped name or path of the document that this one changes."""
+    description: str | None = None
+    """One line for people."""
+    sources: Annotated[tuple[str, ...], AsTuple] = ()
+    """Where the numbers come from."""
+    estimated: Annotated[tuple[str, ...], AsTuple] = ()
+    """Paths of fields that nobody has published; every report marks what rests on them."""
+
+
+def located(path: tuple[str | int, ...], message: str, hint: str = "") -> PydanticCustomError:
+    """An error of a cross-field rule at a `path` below the model that checks it."""
+    return PydanticCustomError("cross_field", "{message}", {"message": message, "path": path, "hint": hint})
+
+
+__all__ = ["NAME", "Header", "Name", "located"]

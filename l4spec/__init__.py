@@ -76,13 +76,15 @@ def __getattr__(name: str) -> Any:
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec":
     """Read a spec by path or shipped name (`scout`, `tiny/maverick`) and check it.
 
+    A path may also lead to a config.json of Hugging Face, or to the folder of a model: it is imported.
     `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
     Raises SpecError naming every problem with its file, line and column.
     """
-    from l4spec.spec.document_kinds import load as load_as
+    from l4spec.huggingface.opening import open_document
+    from l4spec.spec.document_kinds import parse_as
     from l4spec.spec.model import ModelSpec
 
-    return load_as(path_or_name, ModelSpec, overrides)
+    return parse_as(open_document(path_or_name, overrides)[0], ModelSpec)
 
 
 def compile(spec: "ModelSpec") -> "LayerGraph":  # noqa: A001 - the stage's name in the field

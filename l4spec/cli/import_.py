@@ -8,11 +8,16 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import deliver
+from l4spec.cli.output import complain, deliver
 from l4spec.errors import Problem, UserError
 
 Config = Annotated[
-    Path, typer.Argument(metavar="CONFIG.json", help="A config.json of Hugging Face.", show_default=False)
+    Path,
+    typer.Argument(metavar="CONFIG", help="A config.json of Hugging Face, or the folder of one.", show_default=False),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="FIELD", help="Read as if the config had no such field; again for more."),
 ]
 
 
@@ -22,14 +27,22 @@ def import_command(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the model.  [default: the file's or folder's]")
     ] = None,
+    ignore: IgnoreOption = None,
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name."""
+    """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name.
+
+    Metadata never stands in the way. --ignore is a last resort for a field that is refused and that you know to have no
+    effect on the model: what was ignored is said in the result.
+    """
     from l4spec.huggingface import import_file
     from l4spec.spec.header import NAME
 
     if name is not None and not re.fullmatch(NAME, name):
         message = f"expected up to 120 letters, digits and ._ /- after a letter or digit, found {name!r}"
         raise UserError([Problem(message, path="--name")])
-    deliver(import_file(config, name).yaml, out, force=force)
+    imported = import_file(config, name, ignore=ignore or ())
+    for note in imported.notes:
+        complain(f"note: {note}")
+    deliver(imported.yaml, out, force=force)

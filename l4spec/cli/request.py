@@ -143,7 +143,17 @@ def _in_options(problem: Problem) -> Problem:
 
 
 def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph":
-    """The layer graph of a spec by path or shipped name. Raises UserError."""
-    import l4spec
+    """The layer graph of a spec by path or shipped name, or of a config.json; says on stderr what an import left out.
 
-    return l4spec.compile(l4spec.load(path_or_name, overrides or ()))
+    Raises UserError.
+    """
+    import l4spec
+    from l4spec.cli.output import complain
+    from l4spec.huggingface.opening import open_document
+    from l4spec.spec.document_kinds import parse_as
+    from l4spec.spec.model import ModelSpec
+
+    document, notes = open_document(path_or_name, overrides or ())
+    for note in notes:
+        complain(f"note: {note}")
+    return l4spec.compile(parse_as(document, ModelSpec))

@@ -32,12 +32,12 @@ def validate_command(specs: o.SpecsArgument, overrides: o.SetOption = None) -> N
 
 def _checked(path_or_name: str, overrides: Sequence[str]) -> str:
     """What the document is, in a few words. Raises UserError with every problem."""
-    from l4spec.spec.document import load_document
+    from l4spec.huggingface.opening import open_document
     from l4spec.spec.document_kinds import parse_any
     from l4spec.spec.model import ModelSpec
     from l4spec.spec.scenario import Scenario
 
-    document = load_document(path_or_name, overrides)
+    document, _ = open_document(path_or_name, overrides)
     parsed = parse_any(document)
     if isinstance(parsed, ModelSpec):
         import l4spec

@@ -15,10 +15,10 @@ from l4spec.errors import Problem, UserError
 
 def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[Problem]:
     """The problems of claims with the places of these claims in the spec."""
-    from l4spec.spec.document import load_document
+    from l4spec.huggingface.opening import open_document
     from l4spec.spec.parse import place_of
 
-    document = load_document(spec, overrides)
+    document = open_document(spec, overrides)[0]
     for problem in error.problems:
         found = re.fullmatch(r"claims\[([0-9]+)\]", problem.path)
         yield replace(problem, place=place_of(document, ("claims", int(found[1])))) if found else problem

@@ -8,8 +8,20 @@ every field without effect that the import carried along (token ids, architectur
 config left to transformers are written out, and class names of classification heads are dropped.
 """
 
-from l4spec.huggingface.exporting import export_config
-from l4spec.huggingface.families import FAMILIES
-from l4spec.huggingface.importing import ImportedSpec, import_config, import_file
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from l4spec.huggingface.exporting import export_config
+    from l4spec.huggingface.families import FAMILIES
+    from l4spec.huggingface.importing import ImportedSpec, import_config, import_file
 
 __all__ = ["FAMILIES", "ImportedSpec", "export_config", "import_config", "import_file"]
+_PLACES = {"FAMILIES": "families", "export_config": "exporting"}
+
+
+def __getattr__(name: str) -> Any:
+    """Families are imported when one is asked for: every plan passes by here on its way to a spec."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'importing')}"), name)

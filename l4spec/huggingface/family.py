@@ -33,6 +33,8 @@ class Family:
     """What the config class assumes for a field that is left out."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of a field."""
+    fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    """Fields that only repeat what the family always is, with the values that say so; others are refused."""
     ignorable: Sequence[str] = ()
     """Fields of this family without effect on the forward pass."""
 

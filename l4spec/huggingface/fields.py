@@ -1,5 +1,6 @@
 """Reading a Hugging Face config: every field is asked for by name and type, and what nobody asked for is a problem."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,15 @@ from l4spec.spec.tree import shortened
 
 MISSING = object()
 LARGEST_NUMBER = 1e12
+MOST_PROBLEMS = 50
+METADATA = re.compile(
+    r"^_|^(unsloth|transformers|peft|adapters?|auto_map$|trainer|tokenizer|vocab_file|wandb|tags?$|licen[cs]e$)"
+    r"|_token_(id|ids|index|idx)$|^(bos|eos|pad|unk|cls|sep|mask|boi|eoi|image|video|audio)_token$|_version$"
+    r"|loss_(coef|coeff|alpha|weight)$|^(attn|mlp|resid|embd|embed|hidden|classifier|ffn)_(pdrop|dropout)$"
+)
+"""Names of fields that say who, when, with which tokens or how it was trained: they change no number of a forward pass.
+
+Private fields (`_commit_hash`) are among them, unless they repeat a public one."""
 
 
 @dataclass(slots=True)
@@ -24,6 +34,10 @@ class Fields:
     file: str
     path: str = ""
     problems: list[Problem] = field(default_factory=list)
+    consequences: list[Problem] = field(default_factory=list)
+    """Problems of fields that are measured by other fields: nothing to say while one of those is wrong itself."""
+    notes: list[str] = field(default_factory=list)
+    """What the import left out or took for granted, for the reader of the result."""
     read: set[str] = field(default_factory=set)
     carried: dict[str, Any] = field(default_factory=dict)
 
@@ -63,9 +77,9 @@ class Fields:
         return None if value is None else self._number(name, value)
 
     def flag(self, name: str) -> bool:
-        """True or false; null counts as false."""
+        """True or false; null counts as false, and a number as Python counts it (transformers 4.51 writes a 4)."""
         value = self.raw(name)
-        if value is None or isinstance(value, bool):
+        if value is None or isinstance(value, bool | int):
             return bool(value)
         self.problem(name, f"expected true or false, found {shortened(value)}")
         return False
@@ -81,10 +95,27 @@ class Fields:
     def expect(self, name: str, *allowed: Any) -> None:
         """The field must have one of the `allowed` values; any other would change the mathematics."""
         value = self.raw(name)
-        if not any(type(value) is type(known) and value == known for known in allowed):
-            shown = " or ".join(map(repr, allowed))
-            message = f"expected {shown}, found {shortened(value)}, which would change the mathematics"
-            self.problem(name, message)
+        if not _among(value, allowed):
+            self.problem(name, _other_mathematics(value, allowed))
+
+    def expect_derived(self, name: str, value: Any) -> None:
+        """The field, where the config has it, must say what other fields say already; it is carried.
+
+        A deviation is reported only if every other field was read without a problem.
+        """
+        self.carry(name)
+        if self.has(name) and not _among(self.data[name], (value,)):
+            self.consequence(name, _other_mathematics(self.data[name], (value,)))
+
+    def fix(self, fixed: Mapping[str, Sequence[Any]]) -> None:
+        """Fields that may only say what the family always is: carried with one of these values, or null; else refused.
+
+        A problem is a reason for `--ignore`: the family's mathematics has no such switch.
+        """
+        for name, allowed in fixed.items():
+            self.carry(name)
+            if self.has(name) and not _among(self.data[name], allowed):
+                self.problem(name, _other_mathematics(self.data[name], allowed))
 
     def mapping(self, name: str, defaults: Mapping[str, Any] | None = None) -> "Fields | None":
         """The fields of a mapping, which shares this one's problems; None when it is null or missing."""
@@ -95,7 +126,8 @@ class Fields:
         if not isinstance(value, dict):
             self.problem(name, f"expected a mapping, found {shortened(value)}")
             value = {}
-        return Fields(value, defaults or {}, self.file, self._dotted(name), self.problems)
+        path = self._dotted(name)
+        return Fields(value, defaults or {}, self.file, path, self.problems, self.consequences, self.notes)
 
     def carry(self, *names: str) -> None:
         """These fields have no effect here; they are kept for the way back."""
@@ -109,20 +141,40 @@ class Fields:
             if self.has(name) and self.data[name] != usual:
                 self.carry(name)
         self.carry(*ignorable)
-        for name in self.data:
-            if name not in self.read:
-                message = "unknown field, which may change the mathematics"
-                self.problem(name, message, nearest(name, self.read) if len(name) < 80 else "")
+        unknown = [name for name in self.data if name not in self.read and not self._says_nothing(name)]
+        for name in unknown[:MOST_PROBLEMS]:
+            message = "unknown field, which may change the mathematics"
+            hint = nearest(name, self.read) if len(name) < 80 else ""
+            self.problem(name, message, hint if hint.startswith("did you mean") else f"--ignore {name[:80]} drops it")
         return self.carried
+
+    def _says_nothing(self, name: str) -> bool:
+        """Whether a field nobody asked for is metadata, null or the private copy of a public one; carried if so."""
+        public = name.lstrip("_")
+        if public != name and public in self.read:
+            same = bool(self.data[name] == self.data.get(public, self.defaults.get(public)))
+        else:
+            same = self.data[name] is None or METADATA.search(name) is not None
+        if same:
+            self.carry(name)
+        return same
 
     def problem(self, name: str, message: str, hint: str = "") -> None:
         """Note what is wrong with a field."""
         self.problems.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
 
+    def consequence(self, name: str, message: str, hint: str = "") -> None:
+        """Note a problem that rests on what other fields say: reported only where those are right."""
+        self.consequences.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
+
+    def note(self, text: str) -> None:
+        """Say something to the reader of the result."""
+        self.notes.append(text)
+
     def raise_problems(self) -> None:
         """Raise SpecError with all problems, if there are any."""
-        if self.problems:
-            raise SpecError(dict.fromkeys(self.problems))
+        if self.problems or self.consequences:
+            raise SpecError(list(dict.fromkeys(self.problems or self.consequences))[:MOST_PROBLEMS])
 
     def _dotted(self, name: str) -> str:
         shown = name if len(name) <= 80 else f"{name[:80]}…"
@@ -150,6 +202,15 @@ class Fields:
             return value
         self.problem(name, f"expected a list{what}, found {shortened(value)}")
         return None
+
+
+def _among(value: Any, allowed: Iterable[Any]) -> bool:
+    return any(type(value) is type(known) and value == known for known in allowed)
+
+
+def _other_mathematics(value: Any, allowed: Iterable[Any]) -> str:
+    shown = " or ".join(map(repr, allowed))
+    return f"expected {shown}, found {shortened(value)}, which would change the mathematics"
 
 
 def _shown(value: Any) -> str:

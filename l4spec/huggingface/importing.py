@@ -1,22 +1,26 @@
 """From a Hugging Face config to a spec."""
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.errors import Place, Problem, SpecError
+from l4spec.huggingface.carried import storable
+from l4spec.huggingface.config_file import read_config
 from l4spec.huggingface.families import FAMILIES
+from l4spec.huggingface.families.refused import REFUSED
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.heads import refused_head
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import rope_style
 from l4spec.huggingface.yaml_out import to_yaml
 from l4spec.spec.document import Document
-from l4spec.spec.files import label, read_utf8
+from l4spec.spec.files import MAX_BYTES, label
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import ResolvedStack, resolve
@@ -28,33 +32,50 @@ _DROPPED_IF_NULL = ("architectures", "quantization_config", "compression_config"
 
 @dataclass(frozen=True, slots=True)
 class ImportedSpec:
-    """An imported model: as plain data, as commented YAML that says the same, and checked."""
+    """An imported model: as plain data, as commented YAML that says the same, and checked.
+
+    `notes` say what was left out, ignored or taken for granted; they stand in the YAML too.
+    """
 
     data: Data
     yaml: str
     spec: ModelSpec
+    notes: tuple[str, ...] = ()
 
 
-def import_file(path: Path | str, name: str | None = None) -> ImportedSpec:
-    """The spec of a `config.json`. Raises SpecError for anything that is no config of a known family."""
+def import_file(path: Path | str, name: str | None = None, *, ignore: Sequence[str] = ()) -> ImportedSpec:
+    """The spec of a `config.json`, or of the folder that holds one; `ignore` as for `import_config`.
+
+    Raises SpecError for anything that is no config of a known family.
+    """
     path = Path(path)
-    config = _parse_json(read_utf8(path), label(path))
-    if not isinstance(config, dict):
-        raise SpecError([Problem(f"expected a mapping, found {shortened(config)}", place=Place(label(path)))])
-    return import_config(config, name=name or _name_of(config, path), file=label(path))
+    config, usual_name = read_config(path)
+    return import_config(config, name=name or usual_name, file=label(path), ignore=ignore)
 
 
-def import_config(config: Mapping[str, Any], *, name: str | None = None, file: str = "config") -> ImportedSpec:
+def import_config(
+    config: Mapping[str, Any], *, name: str | None = None, file: str = "config", ignore: Sequence[str] = ()
+) -> ImportedSpec:
     """The spec of a config as plain data (the JSON of a release, or `to_dict()` of a transformers config).
 
     Raises SpecError that names every unknown field, every value that would change the mathematics without the spec
-    language having words for it, and an unknown `model_type`. `file` stands for the config in messages.
+    language having words for it, an unknown `model_type`, and a class with another head than a language model's.
+    `ignore` names fields that are read as if the config did not have them (`text_config.rope_scaling` in a mapping):
+    a last resort, which the result says. `file` stands for the config in messages.
     """
     family = _family(config, file)
-    fields = Fields(_unaliased(config, family, file), family.defaults, file)
+    notes = [f"read as if the config had no {path}, as asked" for path in ignore]
+    config = _without(config, ignore, file)
+    fields = Fields(_unaliased(config, family, file), family.defaults, file, notes=notes)
+    if problem := refused_head(config, file):
+        fields.problems.append(problem)
     sections = family.read(fields)
-    carried = finish_common(fields, family.ignorable)
+    fields.fix(family.fixed)
+    carried, left = storable(_worth_keeping(finish_common(fields, family.ignorable)))
     fields.raise_problems()
+    if left:
+        more = f" and {len(left) - 8:,} more" if len(left) > 8 else ""
+        fields.note(f"left out, since a spec cannot hold it: {', '.join(left[:8])}{more}")
     text_config = config.get("text_config")
     style = rope_style(Fields(text_config if isinstance(text_config, dict) else config, {}, file))
     data: Data = {
@@ -65,10 +86,17 @@ def import_config(config: Mapping[str, Any], *, name: str | None = None, file: s
             f"huggingface/transformers {family.source}",
         ],
         **sections,
-        "huggingface": {"model_type": family.model_type, "rope_style": style, "fields": _json_only(carried)},
+        "huggingface": {"model_type": family.model_type, "rope_style": style, "fields": carried},
     }
     spec = parse_spec(Document(data, {(): Place(file)}, file))
-    return ImportedSpec(data, to_yaml(data, head=_head(data, family, carried), notes=_notes(spec)), spec)
+    return ImportedSpec(data, _yaml(data, family, spec, notes, file), spec, tuple(notes))
+
+
+def _yaml(data: Data, family: Family, spec: ModelSpec, notes: Sequence[str], file: str) -> str:
+    text = to_yaml(data, head=_head(data, family, notes), notes=_notes(spec))
+    if len(text.encode()) > MAX_BYTES:
+        raise SpecError([Problem("says more than a spec of 1 MiB can hold", place=Place(file))])
+    return text
 
 
 def _family(config: Mapping[str, Any], file: str) -> Family:
@@ -76,9 +104,30 @@ def _family(config: Mapping[str, Any], file: str) -> Family:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is not None:
         return family
+    place = Place(file)
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise SpecError([Problem(f"{model_type} is not read: {REFUSED[model_type]}", path="model_type", place=place)])
     found = "nothing" if model_type is None else shortened(model_type)
-    hint = nearest(str(model_type)[:80], FAMILIES)
-    raise SpecError([Problem(f"unknown model_type: found {found}", path="model_type", place=Place(file), hint=hint)])
+    hint = f"one of: {', '.join(sorted(FAMILIES))}"
+    raise SpecError([Problem(f"unknown model_type: found {found}", path="model_type", place=place, hint=hint)])
+
+
+def _without(config: Mapping[str, Any], ignore: Sequence[str], file: str) -> Mapping[str, Any]:
+    """The config without the fields at these dotted paths. Raises SpecError for a path that is not there."""
+    if not ignore:
+        return config
+    found: Any = deepcopy(dict(config))
+    for path in ignore:
+        inner, (*outer, last) = found, path.split(".")
+        for step in outer:
+            inner = inner.get(step) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or last not in inner:
+            raise SpecError(
+                [Problem("is to be ignored, but the config has no such field", path=path, place=Place(file))]
+            )
+        del inner[last]
+    kept: Mapping[str, Any] = found
+    return kept
 
 
 def _unaliased(config: Mapping[str, Any], family: Family, file: str) -> Data:
@@ -92,26 +141,8 @@ def _unaliased(config: Mapping[str, Any], family: Family, file: str) -> Data:
     return found
 
 
-def _json_only(carried: Mapping[str, Any]) -> Data:
-    """Carried fields as plain JSON: lists for tuples, text for keys."""
-    return {
-        str(key): _plain(value) for key, value in carried.items() if key not in _DROPPED_IF_NULL or value is not None
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return _json_only(value)
-    if isinstance(value, list | tuple | set):
-        return [_plain(inner) for inner in list(value)]
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
-
-
-def _name_of(config: Any, path: Path) -> str:
-    """A config.json is called as its folder."""
-    stem = path.resolve().parent.name if path.stem == "config" else path.stem
-    given = config.get("_name_or_path") if isinstance(config, Mapping) else None
-    return str(given).rstrip("/").rsplit("/", 1)[-1] if given else stem
+def _worth_keeping(carried: Mapping[str, Any]) -> Data:
+    return {key: value for key, value in carried.items() if key not in _DROPPED_IF_NULL or value is not None}
 
 
 def _clean(name: str) -> str:
@@ -119,38 +150,13 @@ def _clean(name: str) -> str:
     return kept or "imported"
 
 
-def _parse_json(text: str, file: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError as error:
-        place = Place(file, error.lineno, error.colno)
-        raise SpecError([Problem(f"expected JSON: {error.msg}", place=place)]) from None
-    except (ValueError, RecursionError) as error:
-        told = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";", maxsplit=1)[0]
-        raise SpecError([Problem(f"expected a JSON config: {told}", place=Place(file))]) from None
-
-
-def _no_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number")
-
-
-def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> Data:
-    found: Data = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the field {key[:80]!r} stands there twice")
-        found[key] = value
-    return found
-
-
-def _head(data: Data, family: Family, carried: Mapping[str, Any]) -> Sequence[str]:
-    stored = "quantization_config" in carried
+def _head(data: Data, family: Family, notes: Sequence[str]) -> Sequence[str]:
     return (
         f"{data['name']}, imported from its Hugging Face config (model_type {family.model_type}).",
+        *(f"Note: {' '.join(note.split())[:300]}" for note in notes),
         "",
         f"  l4spec plan {data['name']}.yaml --gpus 8xH100",
         "",
-        *(("Its published weights are quantized; plan them with --quantization.", "") if stored else ()),
     )
 
 

@@ -31,9 +31,20 @@ IGNORABLE = (
     "temperature",
     "top_k",
     "top_p",
-    # how it is stored: plan with --quantization instead
+    # where its code and its saved state came from
+    "pretraining_tp",
+    "ep_size",
+    "aux_loss_alpha",
+    "seq_aux",
+    "fused_mlp",
+    "use_flash_attn",
+    "gradient_checkpointing",
+    "onnx_opset",
+    "transformers.js_config",
+    # how it is stored, which `stored_as` says
     "quantization_config",
     "compression_config",
+    "quantization",
 )
 DROPPED: Mapping[str, Any] = {
     "_name_or_path": "",
@@ -45,10 +56,51 @@ DROPPED: Mapping[str, Any] = {
     "problem_type": None,
     "torchscript": False,
     "use_bfloat16": False,
+    "tf_legacy_loss": False,
+    # how text was drawn by default, as transformers 4 wrote it into every config
+    "min_length": 0,
+    "early_stopping": False,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "output_scores": False,
+    "return_dict_in_generate": False,
+    "remove_invalid_values": False,
 }
 """Fields of every config with the value they always have; kept only when they differ."""
-_NEVER_KEPT = ("model_type", "id2label", "label2id")
+_NEVER_KEPT = ("model_type", "id2label", "label2id", "num_labels")
 """Written anyway, and the names of classes of a classification head."""
+
+
+OFF: Mapping[str, Any] = {
+    "qkv_bias": False,
+    "use_bias": False,
+    "add_bias_linear": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_qk_norm": False,
+    "qk_layernorm": False,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "use_parallel_residual": False,
+    "parallel_attn": False,
+    "alibi": False,
+    "shared_expert_intermediate_size": 0,
+    "num_shared_experts": 0,
+    "n_shared_experts": 0,
+    "num_nextn_predict_layers": 0,
+    "router_jitter_noise": 0.0,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
+"""Switches of other families as they stand when they are off: saying so changes nothing, anything else is refused."""
 
 
 def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:
@@ -65,5 +117,6 @@ def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:
         if fields.has(name):
             fields.expect(name, *allowed)
     fields.carry("attention_dropout")
+    fields.fix({name: (usual,) for name, usual in OFF.items() if name not in fields.read})
     fields.read.update(_NEVER_KEPT)
     return fields.finish((*IGNORABLE, *ignorable), DROPPED)

@@ -9,6 +9,8 @@ from l4spec.spec.origin import RopeStyle
 
 Layout = Literal["interleaved", "half"]
 _NAMES = {"original_max_seq_len": "original_max_position_embeddings"}
+_ZERO_IS_UNSET = ("mscale", "mscale_all_dim")
+"""transformers tests these for truth: `if mscale and mscale_all_dim` (modeling_rope_utils.py)."""
 _SCALINGS: dict[str, type[Spec]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
 
 
@@ -85,6 +87,8 @@ def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
             continue
         if name == "original_max_seq_len":
             found[name] = source.size(spelling)
+        elif name in _ZERO_IS_UNSET and source.data.get(spelling) in (0, None):
+            pass
         elif info.is_required() or source.has(spelling):
             found[name] = _whole(source.number(spelling))
         source.read.add(spelling)

@@ -8,6 +8,7 @@ from l4spec.huggingface.pattern import Pattern, compact
 from l4spec.huggingface.rope import Layout, read_rope, write_rope
 from l4spec.layers.attention.masks import ChunkedMask, SlidingWindowMask
 from l4spec.layers.attention.positions import Rope
+from l4spec.layers.base import LARGEST
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
 from l4spec.spec.model import MAX_LAYERS
@@ -35,6 +36,7 @@ def num_layers(fields: Fields) -> int:
 def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any) -> Data:
     """The section `text` of a spec; `more` adds and replaces fields."""
     sizes = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
+    sizes["max_seq_len"] = _longest(fields, sizes["max_seq_len"])
     common = {
         **sizes,
         "dtype": read_dtype(fields),
@@ -42,6 +44,21 @@ def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any)
         "norm": {"kind": "rmsnorm", "eps": fields.number("rms_norm_eps")},
     }
     return {**common, **more, "parts": parts, "layers": [_written(pattern) for pattern in compact(blocks)]}
+
+
+def _longest(fields: Fields, limit: int) -> int:
+    """The longest sequence: what YaRN makes of the length of pre-training, where a config's limit is from before it.
+
+    vLLM's rule (vllm/config/model.py, `_get_and_verify_max_len`); DeepSeek's configs hold the product already.
+    """
+    for name in ("rope_parameters", "rope_scaling"):
+        rope = fields.data.get(name)
+        if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "yarn":
+            before, factor = rope.get("original_max_position_embeddings", limit), rope.get("factor")
+            if isinstance(before, int) and isinstance(factor, int | float) and limit < before * factor <= LARGEST:
+                fields.carry("max_position_embeddings")
+                return int(before * factor)
+    return limit
 
 
 def read_dtype(fields: Fields) -> str:
@@ -71,7 +88,7 @@ def read_gqa(fields: Fields, layout: Layout = "half", **more: Any) -> Data:
         fields.carry("head_dim")
     if head_dim is None:
         if hidden % heads:
-            fields.problem("head_dim", f"missing, and hidden_size ({hidden}) is no multiple of the heads ({heads})")
+            fields.consequence("head_dim", f"missing, and hidden_size ({hidden}) is no multiple of the heads ({heads})")
         head_dim = max(hidden // heads, 1)
     found = {
         "kind": "gqa",

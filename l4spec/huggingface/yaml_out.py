@@ -5,12 +5,14 @@ from typing import Any
 
 import yaml
 
+from l4spec.spec.yaml_scalars import read_plain
+
 WIDTH = 118
 _INDENT = "  "
 
 
 def to_yaml(data: Mapping[str, Any], *, head: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> str:
-    """`data` as YAML: `head` as comment lines on top, and `notes` as a comment behind the key at their path.
+    """`data` as YAML: `head` as comment lines on top, and `notes` as a comment after the key at their path.
 
     Paths are dotted (`text.parts.moe`). Reading the result back gives `data`.
     """
@@ -58,9 +60,25 @@ def _is_long(value: Any) -> bool:
 
 def _flow(value: Any) -> str:
     """A value on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**9, sort_keys=False, allow_unicode=True)
+    return str(text).removesuffix("\n").removesuffix("\n...")
 
 
 def _scalar(key: str) -> str:
     return _flow(key)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer, which quotes what it would read otherwise; this one also quotes what `l4spec` would."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Equal values are written out each time: a spec is for people."""
+        return True
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    plain = value.isascii() and "\n" not in value and (not value or read_plain(value) == value)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _text)

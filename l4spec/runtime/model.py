@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.huggingface.tokens import image_token_of
 from l4spec.layers.common.modules import Context, LayerModule, fast_for
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 from l4spec.quantization.scheme import Quantization
@@ -86,7 +87,7 @@ class Model(nn.Module):
         super().__init__()
         self.graph = graph
         self.nodes = graph.nodes if nodes is None else nodes
-        self.image_token_id: int | None = PATCH_TOKEN_ID if _vocab_size(graph) > PATCH_TOKEN_ID else None
+        self.image_token_id = _image_token(graph)
         self.checkpoint_activations = False
         self.quantization: Quantization | None = None
         for node_id, module in modules.items():
@@ -276,8 +277,13 @@ def _segment(
     return Segment(steps, outside, finished, leaving[0])
 
 
-def _vocab_size(graph: LayerGraph) -> int:
-    return graph.model.text.head.vocab_size
+def _image_token(graph: LayerGraph) -> int | None:
+    """The image token that the spec's Hugging Face config names; Llama 4's where it names none and there is room."""
+    origin = graph.model.spec.huggingface
+    named = image_token_of(origin.fields) if origin else None
+    if named is not None:
+        return named
+    return PATCH_TOKEN_ID if graph.model.text.head.vocab_size > PATCH_TOKEN_ID else None
 
 
 def _patches_of(graph: LayerGraph) -> tuple[int, Literal["first", "last", "none"]]:

@@ -61,6 +61,11 @@ def load_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Do
     return _document(override(_named(merged, path), overrides), path, parents)
 
 
+def load_text(text: str, label: str, overrides: Sequence[str] = ()) -> Document:
+    """As `load_document`, for a text at hand that extends nothing."""
+    return _document(override(_composed(text, label), overrides), label)
+
+
 def _read_tree(path: Path) -> Tree:
     return _composed(read_utf8(path), label(path))
 

@@ -16,8 +16,8 @@ def label(path: Path) -> str:
     return below or absolute
 
 
-def read_utf8(path: Path) -> str:
-    """The text of the regular file `path`, at most 1 MiB, without a byte order mark.
+def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """The text of the regular file `path`, by default at most 1 MiB, without a byte order mark.
 
     Raises SpecError for everything else; a larger file is refused before it is read.
     """
@@ -25,16 +25,16 @@ def read_utf8(path: Path) -> str:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise _refused(path, f"expected a regular file, found {_what(found.st_mode)}")
-        if found.st_size > MAX_BYTES:
-            raise _too_large(path)
+        if found.st_size > max_bytes:
+            raise _too_large(path, max_bytes)
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
         raise _refused(path, f"cannot read the file: {getattr(error, 'strerror', None) or error}") from error
-    if len(content) > MAX_BYTES:
-        raise _too_large(path)
+    if len(content) > max_bytes:
+        raise _too_large(path, max_bytes)
     return _decoded(content, path)
 
 
@@ -51,8 +51,8 @@ def _decoded(content: bytes, path: Path) -> str:
         raise SpecError([problem]) from error
 
 
-def _too_large(path: Path) -> SpecError:
-    return _refused(path, "expected a file of at most 1 MiB, found a larger one")
+def _too_large(path: Path, max_bytes: int) -> SpecError:
+    return _refused(path, f"expected a file of at most {max_bytes >> 20} MiB, found a larger one")
 
 
 def _refused(path: Path, message: str, hint: str = "") -> SpecError:

@@ -35,7 +35,8 @@ _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafe
 _UNREADABLE = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )  # not text, or what YAML 1.1 takes for a line break and editors do not, or invisible (U+FEFF)
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+"""Characters that no string of a spec may hold, however they are written."""
 _TOO_DEEP = f"expected at most {MAX_DEPTH} levels of nesting"
 _EMPTY = "expected a value, found nothing"
 _SYNTAX_HINTS = {
@@ -126,7 +127,7 @@ class _Composer:
         self._refuse_tag(event, path)
         place = self._place(event)
         if not event.implicit[0]:
-            if match := _UNPRINTABLE.search(event.value):
+            if match := UNPRINTABLE.search(event.value):
                 self._problem(f"expected printable text, found U+{ord(match[0]):04X} in a string", event, path)
             return Tree(event.value, place)
         value = read_plain(event.value)

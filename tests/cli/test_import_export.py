@@ -26,6 +26,26 @@ def test_the_imported_text_is_yaml_that_is_valid(run: Run, tmp_path: Path) -> No
     assert run("validate", str(spec)).exit_code == 0
 
 
+def test_a_config_and_its_folder_are_planned_as_their_import_is(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(run("export", "compare/llama-3.1-8b").stdout)
+    spec = tmp_path / "spec2.yaml"
+    run("import", str(tmp_path), "--out", str(spec))
+    texts = {run("plan", str(path), "--format", "json").stdout for path in (tmp_path, tmp_path / "config.json", spec)}
+    assert len(texts) == 1
+    assert run("validate", str(tmp_path)).exit_code == 0
+
+
+def test_an_ignored_field_is_said_on_stderr_and_in_the_spec(run: Run, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(run("export", "compare/llama-3.1-8b").stdout), "twist": 1}))
+    assert run("import", str(config)).exit_code == 2
+    result = run("import", str(config), "--ignore", "twist")
+    assert result.exit_code == 0
+    assert "note: " in result.stderr
+    assert "twist" in result.stderr
+    assert "twist" in result.stdout
+
+
 def test_what_is_not_understood_is_refused_by_name(run: Run, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     for text, word in (

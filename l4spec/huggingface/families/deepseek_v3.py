@@ -21,7 +21,6 @@ _MLA_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_di
 def read(fields: Fields) -> dict[str, Any]:
     """The base model; its multi-token prediction modules (`num_nextn_predict_layers`) stand outside of it."""
     fields.expect("hidden_act", "silu")
-    _refuse_other_routing(fields)
     count = num_layers(fields)
     num_dense = min(fields.count("first_k_dense_replace"), count)
     fields.carry("first_k_dense_replace", "num_nextn_predict_layers", "num_mtp_layers")
@@ -32,26 +31,16 @@ def read(fields: Fields) -> dict[str, Any]:
         fields.carry("intermediate_size")
     parts["moe"] = _moe(fields)
     if num_dense == count:
-        fields.problem("first_k_dense_replace", f"leaves no MoE layer among {count}")
+        fields.consequence("first_k_dense_replace", f"leaves no MoE layer among {count}")
     blocks = [block("attention", "dense")] * num_dense + [block("attention", "moe")] * (count - num_dense)
     return {"text": read_text(fields, parts, blocks)}
-
-
-def _refuse_other_routing(fields: Fields) -> None:
-    """The repository's own code has switches that transformers leaves out."""
-    for name, only in (("topk_method", "noaux_tc"), ("scoring_func", "sigmoid"), ("moe_layer_freq", 1)):
-        if name in fields.data:
-            fields.expect(name, only)
-            fields.carry(name)
 
 
 def _mla(fields: Fields) -> Data:
     heads, rope_dim = fields.size("num_attention_heads"), fields.size("qk_rope_head_dim")
     nope_dim = fields.size("qk_nope_head_dim")
     for name, only in (("num_key_value_heads", heads), ("head_dim", rope_dim), ("qk_head_dim", nope_dim + rope_dim)):
-        if fields.has(name):
-            fields.expect(name, only)
-        fields.carry(name)
+        fields.expect_derived(name, only)
     bias = {"bias": True} if fields.flag("attention_bias") else {}
     return {
         "kind": "mla",
@@ -154,5 +143,5 @@ FAMILY = Family(
         "moe_intermediate_size": 2048,
     },
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
-    ignorable=("pretraining_tp", "aux_loss_alpha", "seq_aux", "ep_size", "auto_map"),
+    fixed={"topk_method": ("noaux_tc",), "scoring_func": ("sigmoid",), "moe_layer_freq": (1,)},
 )

@@ -54,5 +54,4 @@ FAMILY = Family(
         "attention_bias": False,
         "mlp_bias": False,
     },
-    ignorable=("pretraining_tp",),
 )

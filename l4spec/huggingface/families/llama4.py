@@ -25,19 +25,21 @@ def read(fields: Fields) -> dict[str, Any]:
     """Language model from `text_config`, vision from `vision_config`."""
     text = fields.mapping(_TEXT, llama4_text.DEFAULTS)
     vision = fields.mapping(_VISION, _VISION_DEFAULTS)
-    for name, found in ((_TEXT, text), (_VISION, vision)):
-        if found is None:
-            fields.problem(name, "missing field")
-    if text is None or vision is None:
+    if text is None:
+        fields.problem(_TEXT, "missing field")
+        fields.read.update(fields.data)
         return {}
     _share_dtype(fields, text)
     text.expect("model_type", "llama4_text")
     spec = llama4_text.read(text)
-    spec["vision"] = _read_vision(vision, spec["text"]["hidden_size"])
     fields.expect("tie_word_embeddings", False, spec["text"]["tie_embeddings"])
     fields.carry("tie_word_embeddings")
+    if vision is None:
+        fields.note("the config has no vision_config, so this is the language model alone")
+    else:
+        spec["vision"] = _read_vision(vision, spec["text"]["hidden_size"])
+        fields.carried[_VISION] = finish_common(vision, ())
     fields.carried[_TEXT] = finish_common(text, llama4_text.IGNORABLE)
-    fields.carried[_VISION] = finish_common(vision, ())
     return spec
 
 
@@ -85,7 +87,7 @@ def _read_vision(fields: Fields, text_width: int) -> Data:
 def _read_attention(fields: Fields, hidden: int) -> Data:
     heads, rope = fields.size("num_attention_heads"), read_rope(fields, "interleaved")
     if hidden % heads:
-        fields.problem("num_attention_heads", f"expected a divisor of hidden_size ({hidden}), found {heads}")
+        fields.consequence("num_attention_heads", f"expected a divisor of hidden_size ({hidden}), found {heads}")
     if "scaling" in rope:
         fields.problem("rope_scaling", "the vision tower has no scaled positions")
     return {
@@ -104,9 +106,9 @@ def _read_adapter(fields: Fields, hidden: int, ffn: int) -> Data:
     ratio, width = fields.number("pixel_shuffle_ratio"), fields.size("projector_input_dim")
     for name in ("projector_output_dim", "vision_output_dim"):
         if (found := fields.size(name)) != width:
-            fields.problem(name, f"expected projector_input_dim ({width}), found {found}")
+            fields.consequence(name, f"expected projector_input_dim ({width}), found {found}")
     if round(hidden / ratio**2) != ffn:
-        fields.problem("intermediate_size", f"expected hidden_size / pixel_shuffle_ratio^2 ({hidden / ratio**2:g})")
+        fields.consequence("intermediate_size", f"expected hidden_size / pixel_shuffle_ratio^2 ({hidden / ratio**2:g})")
     return {
         "kind": "pixel_shuffle_mlp",
         "pixel_shuffle_ratio": ratio,

@@ -92,4 +92,12 @@ def read(fields: Fields) -> dict[str, Any]:
     return read_dense(fields, read_gqa(fields, qkv_bias=True))
 
 
-FAMILY = Family("qwen2", "Qwen2ForCausalLM", "models/qwen2/modeling_qwen2.py", read, write_dense, defaults=DEFAULTS)
+FAMILY = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    "models/qwen2/modeling_qwen2.py",
+    read,
+    write_dense,
+    defaults=DEFAULTS,
+    fixed={"qkv_bias": (True,)},
+)

@@ -36,4 +36,5 @@ FAMILY = Family(
     read,
     write,
     defaults={**DEFAULTS, "head_dim": 128, "attention_bias": False},
+    fixed={"use_qk_norm": (True,)},
 )

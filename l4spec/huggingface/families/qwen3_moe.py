@@ -100,5 +100,6 @@ FAMILY = Family(
         "moe_intermediate_size": 768,
         "norm_topk_prob": False,
     },
+    fixed={"use_qk_norm": (True,)},
     aliases={"num_local_experts": "num_experts"},
 )

@@ -6,7 +6,7 @@ from _codecs import encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.huggingface.tokens import image_token_of
 from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
@@ -50,6 +51,8 @@ def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | N
             return
         wanted, read = open_stored(model.graph, directory, files)
         _copy(wanted, read, targets, report)
+    if model.graph.model.vision is not None and (named := image_token_of(_config(Path(directory)))) is not None:
+        model.image_token_id = named
 
 
 def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Report | None) -> None:
@@ -118,10 +121,15 @@ def _mapped(path: Path) -> ReadByName:
     return get
 
 
-def _model_type(directory: Path) -> str | None:
+def _config(directory: Path) -> Mapping[str, Any]:
+    """What config.json says; nothing where there is none."""
     config = directory / "config.json"
     data = read_json(config) if config.is_file() else None
-    model_type = data.get("model_type") if isinstance(data, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _model_type(directory: Path) -> str | None:
+    model_type = _config(directory).get("model_type")
     return model_type if isinstance(model_type, str) else None
 
 

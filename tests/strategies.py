@@ -152,7 +152,9 @@ def moes(draw: Draw, step: int = 1) -> Data:
         "intermediate_size": draw(sizes(step=step)),
         "router": router,
     }
-    part |= draw(some_of({"capacity_factor": POSITIVE, "activation": st.sampled_from(["silu", "gelu_tanh"])}))
+    balance = st.sampled_from([{"auxiliary_loss": 0.01}, {"z_loss": 0.001}, {"auxiliary_loss": 0.01, "z_loss": 0.001}])
+    options = {"capacity_factor": POSITIVE, "activation": st.sampled_from(["silu", "gelu_tanh"]), "balance": balance}
+    part |= draw(some_of(options))
     if draw(st.booleans()):
         part["num_shared_experts"] = draw(st.integers(1, 3))
         part |= draw(some_of({"shared_intermediate_size": sizes(step=step), "shared_gate": st.booleans()}))

@@ -73,6 +73,7 @@ def _normal(spec: LayerSpec) -> dict[str, Any]:
             found["position"]["rotary_dim"] = spec.position.rotary_dim or spec.head_dim
     if isinstance(spec, MoESpec):
         found["shared_size"] = spec.shared_size
+        del found["balance"]  # of training alone
         del found["shared_intermediate_size"], found["num_shared_experts"]
         if spec.router.num_groups == 1:
             del found["router"]["group_score"], found["router"]["num_limited_groups"]

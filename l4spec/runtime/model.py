@@ -1,8 +1,9 @@
 """The module that executes a layer graph."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal
 
@@ -75,7 +76,7 @@ class Model(nn.Module):
     `nodes` are the layers that run here, by default all of the graph; `has_head` says whether the last is the head.
     `image_token_id` is the token whose places image vectors take, `quantization` the scheme that the weights are packed
     by (`l4spec.quantize`). With `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest
-    again in the backward pass.
+    again in the backward pass. `record` and `loss_scale` are handed to every layer in training (`Context`).
     """
 
     generate = generation.generate
@@ -90,6 +91,8 @@ class Model(nn.Module):
         self.image_token_id = _image_token(graph)
         self.checkpoint_activations = False
         self.quantization: Quantization | None = None
+        self.record: Callable[[str, Tensor, Tensor], None] | None = None
+        self.loss_scale = 1.0
         for node_id, module in modules.items():
             _place(self, node_id, module)
         for node in self.nodes:
@@ -178,7 +181,8 @@ class Model(nn.Module):
 
     def _context(self, batch: Batch, image_features: Tensor | None, cache: Cache | None) -> Context:
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
-        return Context(batch.layout, cache.layers if cache else None, image_mask)
+        caches = cache.layers if cache else None
+        return Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
 
     def _hidden(
         self, context: Context, batch: Batch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
@@ -214,7 +218,8 @@ class Model(nn.Module):
             for name in segment.last_use_of:
                 del values[name]
             if recompute and len(segment.steps) > 1:
-                result = checkpoint(segment, context, *inputs, use_reentrant=False)
+                again = partial(_first_and_again, context)
+                result = checkpoint(segment, context, *inputs, use_reentrant=False, context_fn=again)
             else:
                 result = segment(context, *inputs)
             values[segment.output] = result
@@ -230,6 +235,20 @@ class Model(nn.Module):
             if num_places != num_vectors:
                 raise ValueError(f"{num_vectors} image vectors for {num_places} tokens {self.image_token_id}")
         return mask
+
+
+def _first_and_again(context: Context) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a checkpointed block as it runs first, and as it is computed again."""
+    return nullcontext(), _recomputing(context)
+
+
+@contextmanager
+def _recomputing(context: Context) -> Iterator[None]:
+    context.is_recomputed = True
+    try:
+        yield
+    finally:
+        context.is_recomputed = False
 
 
 def _place(model: nn.Module, node_id: str, module: nn.Module) -> None:

@@ -248,7 +248,12 @@ def _by_name(counted: dict[str, int], names: dict[str, str]) -> dict[str, int | 
 
 def _traffic(run: _Run, each: _Pass) -> Iterator[MeasuredRow]:
     title, arrived = f"collectives, {each.name}", _arrived(run, each.ran)
-    planned = [each.plan(rank, Pass(each.work[rank], run.job.prefill, run.item, arrived[rank])) for rank in run.ranks]
+    left = [None if ran is None else {name: sum(load) for name, load in ran.load.items()} for ran in each.ran]
+    passes = [
+        Pass(each.work[rank], run.job.prefill, run.item, arrived[rank], None if arrived[rank] is None else left[rank])
+        for rank in run.ranks
+    ]
+    planned = [each.plan(rank, passes[rank]) for rank in run.ranks]
     measured = [None if ran is None else {_key(name): sent for name, sent in ran.handed.items()} for ran in each.ran]
     handed = {key for sent in measured if sent is not None for key in sent}
     keys = sorted(handed.union(*planned))

@@ -11,6 +11,8 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 - ep: an all-to-all of a token's stream for each expert it chose, there and back; forward, backward and recomputed. A
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.
+- dp and ep, of each mixture that is balanced over ranks: an all-reduce of fp32 choices an expert for its auxiliary loss,
+  or an all-gather of fp32 scores of every token and expert where experts choose tokens, once a micro-batch.
 - pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole.
 - dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp.
   0: an all-reduce of gradients a step. 1: a reduce-scatter of gradients and an all-gather of bf16 weights a step.
@@ -40,6 +42,10 @@ from planners.device.stages import Stage
 from planners.device.training_state import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
 from planners.plan_types import CollectiveTraffic, TrainTraffic
 
+BALANCE_BYTES = 4
+"""Loads and scores of experts are fp32."""
+BALANCE = ("expert loads", "router scores")
+"""What is sent to balance experts."""
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
 """Maximum, sum and the target's logit of a token, in fp32, when the vocabulary is divided."""
 
@@ -97,6 +103,7 @@ def stage_traffic(
     calls = [
         *_tensor(graph, train, layout, load, stage, data_place),
         *_expert(graph, train, layout, load, stage),
+        *_balance(graph, layout, load, stage),
         *_pipeline(graph, layout, load, stage),
         *_data(graph, train, layout, load, stage),
     ]
@@ -195,11 +202,33 @@ def _gradients_held(
 def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
     if layout.ep == 1:
         return
-    mixtures = [node.spec.num_experts_per_token for node in _blocks(graph, stage) if isinstance(node.spec, MoESpec)]
+    mixtures = [node.spec.num_trained_choices for node in _blocks(graph, stage) if isinstance(node.spec, MoESpec)]
     passes = ["forward", "backward", *(["recomputed"] if train.checkpointing == "full" else [])]
     for name in passes:
-        payload = 2 * sum(mixtures) * load.tokens * _stream(graph)
+        payload = 2 * round(sum(mixtures) * load.tokens) * _stream(graph)
         yield _Call("ep", "all-to-all", f"routed tokens, {name}", 2 * len(mixtures) * load.micro_batches, payload)
+
+
+def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
+    loads: dict[Axis, list[int]] = {"dp_ep": [], "ep": []}
+    scored = []
+    for spec in (node.spec for node in _blocks(graph, stage) if isinstance(node.spec, MoESpec)):
+        if spec.balance is None:
+            continue
+        if spec.balance.auxiliary_loss is not None and spec.balance.counted_over != "sequence":
+            loads["ep" if spec.balance.counted_over == "ep_group" else "dp_ep"].append(spec.num_experts)
+        if spec.balance.expert_choice is not None:
+            scored.append(spec.num_experts)
+    times = load.micro_batches
+    for axis, experts in loads.items():
+        if span_of(layout, axis)[0] > 1:
+            calls = times * len(experts)
+            yield _Call(axis, "all-reduce", BALANCE[0], calls, times * sum(experts) * BALANCE_BYTES)
+    data = span_of(layout, "dp_ep")[0]
+    if data > 1:
+        yield _Call(
+            "dp_ep", "all-gather", BALANCE[1], times * len(scored), data * load.tokens * sum(scored) * BALANCE_BYTES
+        )
 
 
 def _pipeline(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:

@@ -35,7 +35,7 @@ from l4spec.sharding.layout import Layout, Place, place_of
 from l4spec.sharding.rules import region_of, shard_size
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from planners.collectives.communication import LOGIT_BYTES
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import BALANCE, Load, stage_traffic
 from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.stages import Stage
@@ -61,13 +61,15 @@ class Handed:
 class Pass:
     """A pass as one rank runs it: `work` its own, `tokens` of each whole sequence, numbers of `item_bytes`.
 
-    `arrived` are rows of routed experts, by default as many as are sent.
+    `arrived` are rows of routed experts, by default as many as are sent; `left` are rows that were sent, by default as
+    many as tokens choose.
     """
 
     work: Work
     tokens: int
     item_bytes: int
     arrived: Arrived | None = None
+    left: Arrived | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,8 @@ def training_on_rank(
     at_place = stage_traffic(graph, train, layout, load, stage, None, data_place=(own.place.dp, own.place.ep)).rows
     sizes = {(row.axis, row.what, row.ranks): row.payload_bytes for row in at_place}
     calls: list[_Call] = []
-    for row in (row for row in first if row.axis not in ("dp", "dp_ep")):
-        is_kept = row.what.startswith(("gradients of", "loss"))
+    for row in (row for row in first if row.axis not in ("dp", "dp_ep") or row.what in BALANCE):
+        is_kept = row.what.startswith(("gradients of", "loss", *BALANCE))
         wider = 1 if is_kept else step.item_bytes // ACTIVATION_BYTES
         calls.append((row.axis, row.collective, row.calls, sizes.get((row.axis, row.what, row.ranks), 0) * wider))
     calls += _shared_by_data(own, step, micro_batches)
@@ -217,8 +219,9 @@ def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
         return
     width = own.graph.model.text.stack.width.hidden_size * step.item_bytes
     for node_id, spec in own.mixtures:
-        more = step.arrived[node_id] - step.work.num_tokens * spec.num_experts_per_token
-        yield "ep", "all-to-all", 0, 2 * more * width
+        even = round(step.work.num_tokens * spec.num_trained_choices)
+        left = even if step.left is None else step.left[node_id]
+        yield "ep", "all-to-all", 0, 2 * (step.arrived[node_id] - even + left - even) * width
 
 
 def _capacity(own: _Rank, sequences: int, passes: int) -> Iterator[_Call]:

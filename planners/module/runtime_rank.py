@@ -93,7 +93,7 @@ def executed_on_rank(
     for node in nodes_on_rank(graph, layout, place):
         if node.scope == "text":
             operations = _operations(node, layout, place, work)
-            if layout.ep > 1 and arrived is not None:
+            if arrived is not None:
                 operations = [_with_rows(op, arrived.get(node.id)) for op in operations]
             if layout.cp > 1 and node.role == "attention":
                 known = _along_cp(node, operations, work, num_earlier)

@@ -59,7 +59,9 @@ class Context:
 
     `caches` holds a cache per node id, `class_token` where a vision tower keeps its class token, `image_mask`
     [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotation tables,
-    masks), made by the first layer that asks.
+    masks), made by the first layer that asks. Mixtures tell `record` their node's id, how many choices each expert
+    got [experts] and, in training, how many were dropped, unless the pass `is_recomputed` behind a checkpoint;
+    `loss_scale` is the share of this pass in its step, for losses that layers add themselves.
     """
 
     layout: Layout
@@ -67,6 +69,9 @@ class Context:
     image_mask: Tensor | None = None
     class_token: Literal["first", "last", "none"] = "none"
     memo: dict[str, Tensor] = field(default_factory=dict)
+    record: Callable[[str, Tensor, Tensor], None] | None = None
+    loss_scale: float = 1.0
+    is_recomputed: bool = False
 
     def cache_of(self, node_id: str) -> LayerCache | None:
         """The cache of a layer; None when nothing is cached."""

@@ -1,5 +1,7 @@
 """What a mixture of experts costs: all experts in memory, a few in compute."""
 
+from math import ceil
+
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import gated_live, gated_operations, gated_parameters, gated_saved
 from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
@@ -22,7 +24,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     """Router [experts, hidden]; stacked gate_proj, up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
 
     A token's FLOPs are those of its `num_experts_per_token` experts, the shared ones and the router; with a capacity,
-    the bound that no token is dropped. Choosing and scattering tokens counts no FLOPs by convention.
+    the bound that no token is dropped. Where experts choose tokens in training, those they take. Choosing and scattering tokens counts no FLOPs by convention.
     """
     hidden = Dim("hidden", width.hidden_size)
     expert_ffn, shared_ffn = Dim("expert_ffn", spec.intermediate_size), Dim("ffn", max(spec.shared_size, 1))
@@ -32,7 +34,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
 
     def operations(work: Work) -> tuple[Operation, ...]:
-        rows = work.num_tokens * spec.num_experts_per_token
+        rows = _routed_rows(spec, work)
         return (
             Matmul("router", work.num_tokens, router[0]),  # x @ W_router.T
             Elementwise("dispatch", rows * hidden.size),  # tokens sorted by expert
@@ -48,7 +50,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
         return (*gated_live(rows, expert_ffn, hidden), output, Buffer("expert_output", rows, (hidden,)))
 
     def saved(work: Work) -> tuple[Buffer, ...]:
-        rows = work.num_tokens * spec.num_experts_per_token
+        rows = _routed_rows(spec, work)
         of_shared = gated_saved(work.num_tokens, shared_ffn, hidden) if shared else ()
         logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
         return (*gated_saved(rows, expert_ffn, hidden), *of_shared, logits)
@@ -64,6 +66,14 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
         saved=saved,
         held=lambda work, tally: _held(spec, hidden.size, work, tally),
     )
+
+
+def _routed_rows(spec: MoESpec, work: Work) -> int:
+    """(token, expert) pairs: top-k a token, or in training what experts that choose tokens take."""
+    chosen = work.num_tokens * spec.num_experts_per_token
+    if work.phase != "train" or spec.balance is None or spec.balance.expert_choice is None:
+        return chosen
+    return spec.num_experts * ceil(spec.balance.expert_choice * chosen / spec.num_experts)
 
 
 def _held(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> None:

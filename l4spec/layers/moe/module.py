@@ -21,7 +21,9 @@ from l4spec.layers.common.modules import (
     read_rows,
     wide,
 )
-from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.common.parallel import Ranks, gather, sum_over
+from l4spec.layers.moe.balance import attach, auxiliary_loss, chosen_by_experts, gate_probabilities, z_loss
+from l4spec.layers.moe.spec import BalanceSpec, MoESpec
 
 
 class Router(nn.Module):
@@ -37,8 +39,15 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
+        return self.choose(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
+        return linear(wide(x), wide(self.weight))
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
         router, top_k = self.spec.router, self.spec.num_experts_per_token
-        logits = linear(wide(x), wide(self.weight))
         if self.correction_bias is None and router.num_groups == 1:
             # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
             chosen, experts = torch.topk(logits, top_k, dim=-1)
@@ -47,9 +56,18 @@ class Router(nn.Module):
             all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
             experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
             scores = all_scores.gather(-1, experts)
+        return self._weighed(scores), experts
+
+    def taken(self, logits: Tensor, is_taken: Tensor) -> Tensor:
+        """Scores [tokens, experts] where experts have chosen tokens, and 0 where not."""
+        scores = logits.sigmoid() if self.spec.router.score == "sigmoid" else logits.softmax(dim=-1)
+        return self._weighed(scores * is_taken)
+
+    def _weighed(self, scores: Tensor) -> Tensor:
+        router = self.spec.router
         if router.renormalize:
             scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
-        return (scores * router.scaling_factor if router.scaling_factor != 1.0 else scores), experts
+        return scores * router.scaling_factor if router.scaling_factor != 1.0 else scores
 
     def _softmax_of(self, chosen: Tensor, logits: Tensor) -> Tensor:
         """Softmax over all experts, at the chosen ones."""
@@ -105,6 +123,9 @@ class Experts(nn.Module):
 class MoE(LayerModule):
     """Routed experts on the tokens that chose them, plus the shared expert on all tokens."""
 
+    ranks = Ranks()
+    """The mesh, of one rank unless experts or sequences are divided."""
+
     def __init__(self, spec: MoESpec, width: Width) -> None:
         super().__init__()
         self.spec = spec
@@ -117,14 +138,108 @@ class MoE(LayerModule):
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
         tokens = x.flatten(0, 1)
-        scores, experts = self.router(tokens)
-        routed = self._routed(tokens, scores.to(x.dtype), experts, context)
+        is_trained = self.training and torch.is_grad_enabled()
+        routed = self._trained(tokens, context) if is_trained else self._run(tokens, context)
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens)
             if self.shared_expert_gate is not None:
                 shared = shared * self.shared_expert_gate(tokens).sigmoid()
             routed = routed + shared
         return routed.view_as(x)
+
+    def _run(self, tokens: Tensor, context: Context) -> Tensor:
+        scores, experts = self.router(tokens)
+        if context.record is not None:
+            counts = torch.bincount(experts.flatten(), minlength=self.spec.num_experts)
+            context.record(self.node_id, counts, counts.new_zeros(()))
+        return self._routed(tokens, scores.to(tokens.dtype), experts, context)
+
+    def _trained(self, tokens: Tensor, context: Context) -> Tensor:
+        """As `_run`, with the losses of the spec's `balance` attached, and the load recorded."""
+        if self.spec.balance is None and context.record is None:
+            return self._run(tokens, context)
+        logits = self.router.logits(tokens)
+        if self.spec.balance is not None and self.spec.balance.expert_choice is not None:
+            return self._expert_choice(tokens, logits, self.spec.balance, context)
+        scores, experts = self.router.choose(logits)
+        choices = nn.functional.one_hot(experts, self.spec.num_experts).sum(dim=1)
+        choices = choices * _real(context, tokens)[:, None]
+        if self.spec.balance is not None:
+            scores = self._with_losses(scores, logits, choices, self.spec.balance, context)
+        fits = None if self.spec.capacity_factor is None else self._fits(experts, context)
+        if context.record is not None and not context.is_recomputed:
+            dropped = choices.new_zeros(()) if fits is None else self._dropped(fits, tokens, context)
+            context.record(self.node_id, choices.sum(dim=0), dropped)
+        return self._sorted(tokens, scores.to(tokens.dtype), experts, fits)
+
+    def _dropped(self, fits: Tensor, tokens: Tensor, context: Context) -> Tensor:
+        return (~fits & _real(context, tokens)[:, None]).sum()
+
+    def _with_losses(
+        self, scores: Tensor, logits: Tensor, choices: Tensor, balance: BalanceSpec, context: Context
+    ) -> Tensor:
+        """Scores that carry the layer's losses; tensor-parallel ranks, which all route, take a share each."""
+        share = context.loss_scale / self.ranks.tp.size
+        is_real = _real(context, logits)
+        if balance.auxiliary_loss is not None:
+            probabilities = gate_probabilities(logits, self.spec.router.score) * is_real[:, None]
+            loss = self._auxiliary(probabilities, choices, balance.counted_over, context)
+            scores = attach(scores, share * balance.auxiliary_loss * loss)
+        if balance.z_loss is not None:
+            loss = (z_loss(logits) * is_real).sum() / is_real.sum().clamp(min=1)
+            scores = attach(scores, share * balance.z_loss * loss)
+        return scores
+
+    def _auxiliary(self, probabilities: Tensor, choices: Tensor, over: str, context: Context) -> Tensor:
+        """The auxiliary loss of probabilities and choices [tokens, experts]: this rank's share of a mean over ranks."""
+        top_k = self.spec.num_experts_per_token
+        choices = choices.to(probabilities.dtype)
+        if over == "sequence":
+            sequence, count = _sequences(context, choices)
+            grouped = choices.new_zeros(count, choices.shape[1]).index_add(0, sequence, choices)
+            sums = probabilities.new_zeros(count, choices.shape[1]).index_add(0, sequence, probabilities)
+            tokens = (grouped.sum(dim=-1, keepdim=True) / top_k).clamp(min=1)
+            losses = auxiliary_loss(grouped / (tokens * top_k), sums / tokens)
+            return (losses * tokens[:, 0]).sum() / tokens.sum()
+        axis = self.ranks.ep if over == "ep_group" else self.ranks.data
+        counted = context.once(f"{self.node_id}:load", lambda: sum_over(choices.sum(dim=0), axis))
+        tokens = (counted.sum() / top_k).clamp(min=1)
+        return auxiliary_loss(counted / (tokens * top_k), probabilities.sum(dim=0) * axis.size / tokens)
+
+    def _expert_choice(self, tokens: Tensor, logits: Tensor, balance: BalanceSpec, context: Context) -> Tensor:
+        """Each expert takes its best tokens of all ranks; a token may be taken by several experts, or by none."""
+        assert balance.expert_choice is not None
+        is_real, data = _real(context, tokens), self.ranks.data
+        worth = self._worth(logits, is_real)
+        everywhere = gather(worth, data)  # [ranks, tokens, experts]
+        num_real = int(torch.isfinite(everywhere[..., 0]).sum())
+        share = balance.expert_choice * self.spec.num_experts_per_token / self.spec.num_experts
+        is_taken = chosen_by_experts(everywhere.flatten(0, 1), math.ceil(share * num_real))
+        is_taken = is_taken.view_as(everywhere)[data.index] & is_real[:, None]
+        scores = self.router.taken(logits, is_taken)
+        if balance.z_loss is not None:
+            scores = self._with_losses(scores, logits, is_taken, balance, context)
+        counts = is_taken.sum(dim=0)
+        if context.record is not None and not context.is_recomputed:
+            context.record(self.node_id, counts, counts.new_zeros(()))
+        return self._taken(tokens, scores.to(tokens.dtype), is_taken, counts.int())
+
+    def _worth(self, logits: Tensor, is_real: Tensor) -> Tensor:
+        """What experts choose tokens by [tokens, experts]: the score's logarithm, and -inf for padding."""
+        values = logits.detach() if self.spec.router.score == "sigmoid" else logits.detach().log_softmax(dim=-1)
+        return values.masked_fill(~is_real[:, None], float("-inf"))
+
+    def _taken(self, tokens: Tensor, scores: Tensor, is_taken: Tensor, counts: Tensor) -> Tensor:
+        """Run each expert on the tokens it took and add up what comes back to each token."""
+        expert, token = is_taken.t().nonzero(as_tuple=True)
+        weights = scores[token, expert][:, None]
+        rows = tokens[token]
+        if self.spec.router.scales == "input":
+            rows = rows * weights
+        result = self._through_experts(rows, counts)
+        if self.spec.router.scales == "output":
+            result = result * weights
+        return torch.zeros_like(tokens).index_add(0, token, result)
 
     def _routed(self, tokens: Tensor, scores: Tensor, experts: Tensor, context: Context) -> Tensor:
         if self.spec.capacity_factor is not None:
@@ -202,3 +317,19 @@ class MoE(LayerModule):
         They are those of `num_rows` sequences; what comes before may be given for each choice.
         """
         return 0, choices.shape[0]
+
+
+def _real(context: Context, tokens: Tensor) -> Tensor:
+    """Which of `tokens` [tokens, ...] are no padding, bool [tokens]."""
+    valid = context.layout.valid()
+    return tokens.new_ones(tokens.shape[0], dtype=torch.bool) if valid is None else valid.flatten()
+
+
+def _sequences(context: Context, tokens: Tensor) -> tuple[Tensor, int]:
+    """The number of each token's sequence [tokens], and how many there are: rows, or what is packed into them."""
+    layout = context.layout
+    rows = torch.arange(layout.num_rows, device=tokens.device).repeat_interleave(layout.num_tokens)
+    if layout.sequence_ids is None:
+        return rows, layout.num_rows
+    most = int(layout.sequence_ids.max()) + 1
+    return rows * most + layout.sequence_ids.flatten(), layout.num_rows * most

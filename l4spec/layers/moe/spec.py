@@ -28,6 +28,24 @@ class RouterSpec(Spec):
     """A bias per expert added to scores for the choice only (auxiliary-loss-free balancing, DeepSeek-V3)."""
 
 
+class BalanceSpec(Spec):
+    """How training keeps experts equally busy; without effect on a model that only runs."""
+
+    auxiliary_loss: PositiveFloat | None = None
+    """Weight of the load-balancing loss E sum_e f_e P_e of each layer (Switch Transformer, arXiv:2101.03961)."""
+    counted_over: Literal["batch", "sequence", "ep_group"] = "batch"
+    """What the loss balances: the microbatch over all ranks, each sequence, or the ranks that share the experts."""
+    z_loss: PositiveFloat | None = None
+    """Weight of the mean squared log-sum-exp of the router's logits (ST-MoE, arXiv:2202.08906)."""
+    bias_update: PositiveFloat | None = None
+    """How far the correction bias moves after each step, mean-centred (DeepSeek-V3: 0.001)."""
+    expert_choice: PositiveFloat | None = None
+    """In training each expert takes the best factor * tokens * top-k / experts tokens of a microbatch over all ranks.
+
+    Without training, tokens choose (arXiv:2202.09368; Llama 4's reference code has such a capacity_factor, 1.0).
+    """
+
+
 class MoESpec(LayerSpec):
     """Mixture of SwiGLU experts: each token goes through a few of `num_experts`, and through all shared experts."""
 
@@ -50,11 +68,19 @@ class MoESpec(LayerSpec):
     """How tokens choose experts."""
     capacity_factor: PositiveFloat | None = None
     """Tokens beyond capacity_factor * tokens * top-k / experts are dropped by an expert; null: none is dropped."""
+    balance: BalanceSpec | None = None
+    """How training keeps experts equally busy; null: not at all."""
 
     @property
     def shared_size(self) -> int:
         """Width of all shared experts together, computed as one layer; 0 without any."""
         return self.num_shared_experts * (self.shared_intermediate_size or self.intermediate_size)
+
+    @property
+    def num_trained_choices(self) -> float:
+        """Experts that a token goes through in training, on average."""
+        factor = None if self.balance is None else self.balance.expert_choice
+        return self.num_experts_per_token * (factor or 1)
 
     @model_validator(mode="after")
     def _routing_possible(self) -> Self:
@@ -74,6 +100,29 @@ class MoESpec(LayerSpec):
             raise ValueError("group_score top2_sum needs at least two experts a group")
         if not self.num_shared_experts and (self.shared_gate or self.shared_intermediate_size is not None):
             raise ValueError("shared_gate and shared_intermediate_size need num_shared_experts of at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _balancing_possible(self) -> Self:
+        balance = self.balance
+        if balance is None:
+            return self
+        if balance.bias_update is not None and not self.router.correction_bias:
+            raise ValueError("balance.bias_update moves the correction bias: set router.correction_bias to true")
+        if balance.expert_choice is not None:
+            others = {
+                "capacity_factor": self.capacity_factor is not None,
+                "router.correction_bias": self.router.correction_bias,
+                "router.num_groups above 1": self.router.num_groups > 1,
+                "balance.auxiliary_loss": balance.auxiliary_loss is not None,
+            }
+            named = [name for name, is_set in others.items() if is_set]
+            if named:
+                raise ValueError(f"experts that choose tokens are balanced already: leave out {', '.join(named)}")
+            if balance.expert_choice * self.num_experts_per_token > self.num_experts:
+                raise ValueError("balance.expert_choice asks each expert to take more tokens than there are")
+        if balance.counted_over != "batch" and balance.auxiliary_loss is None:
+            raise ValueError("balance.counted_over needs balance.auxiliary_loss")
         return self
 
     def narrowed(self, tp: int) -> Self:

@@ -3,42 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from l4spec.layers.moe.module import MoE
+from l4spec.layers.moe.spec import MoESpec
+from l4spec.runtime.model import Model
 
 Load = dict[str, list[int]]
 """By node id, how many tokens chose each expert."""
 
 
 @contextmanager
-def watching_experts(model: nn.Module) -> Iterator[Load]:
+def watching_experts(model: Model) -> Iterator[Load]:
     """How often each expert of each mixture is chosen while the model runs in the block."""
-    load: Load = {}
-    handles = []
-    for layer in model.modules():
-        if isinstance(layer, MoE):
-            load[layer.node_id] = [0] * layer.spec.num_experts
-            handles.append(layer.router.register_forward_hook(_adder(load[layer.node_id])))
+    load = {node.id: [0] * node.spec.num_experts for node in model.nodes if isinstance(node.spec, MoESpec)}
+
+    def add(node_id: str, counts: Tensor, dropped: Tensor) -> None:
+        load[node_id] = [before + new for before, new in zip(load[node_id], counts.tolist(), strict=True)]
+
+    before, model.record = model.record, add
     try:
         yield load
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _adder(counts: list[int]) -> "_Hook":
-    return _Hook(counts)
-
-
-class _Hook:
-    """Adds the choices of one forward pass, [tokens, top-k], to the counts of a layer."""
-
-    def __init__(self, counts: list[int]) -> None:
-        self.counts = counts
-
-    def __call__(self, router: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        found = torch.bincount(output[1].flatten(), minlength=len(self.counts)).tolist()
-        for expert, count in enumerate(found):
-            self.counts[expert] += count
+        model.record = before

@@ -47,6 +47,7 @@ def train_step(
     if isinstance(model, FSDPModule):
         model.reshard()  # an evaluation leaves the whole model's own weights gathered, whose gradients are others
     model.zero_grad(set_to_none=True)
+    model.loss_scale = 1 / num_microbatches
     run = _run_alone if model.line.pp.size == 1 else _run_in_line
     loss = run(model, batches, count)
     model.finish_backward()

@@ -1,4 +1,4 @@
-"""How evenly experts are used, counted over all ranks and all microbatches of a step; biases that follow; a detector."""
+"""How evenly experts are used, counted over all ranks and microbatches of a step; biases; a detector of collapse."""
 
 import math
 from collections import defaultdict, deque
@@ -18,7 +18,7 @@ from l4spec.runtime.parallel.model import RankModel
 WINDOW = 50
 """Steps over which the detector averages loads: it warns within twice as many of a collapse."""
 COLLAPSED_SHARE = 0.4
-"""Effective experts below this share of all are a collapse. Uniform choices of 512 tokens give over 0.99 of 8 experts."""
+"""Effective experts below this share of all are a collapse; even choices of 512 tokens give 0.99 of 8 experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,7 @@ class RoutingLog:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.widths = {
-            node.id: node.spec.num_experts for node in model.graph.nodes if isinstance(node.spec, MoESpec)
-        }
+        self.widths = {node.id: node.spec.num_experts for node in model.graph.nodes if isinstance(node.spec, MoESpec)}
         self.own: dict[str, Tensor] = {}
         model.record = self._record if self.widths else None
 
@@ -76,7 +74,7 @@ class RoutingLog:
         self.own[node_id] = self.own[node_id] + row if node_id in self.own else row
 
     def finish(self) -> dict[str, LayerLoad]:
-        """Loads by the layers' node ids, in order; all ranks must call it. One collective over data ranks and stages."""
+        """Loads by the layers' node ids, in order. All ranks must call it, for they add up what they counted."""
         if not self.widths:
             return {}
         empty = {node: torch.zeros(width + 1, dtype=torch.float64) for node, width in self.widths.items()}

@@ -11,8 +11,8 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 - ep: an all-to-all of a token's stream for each expert it chose, there and back; forward, backward and recomputed. A
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.
-- dp and ep, of each mixture that is balanced over ranks: an all-reduce of fp32 choices an expert for its auxiliary loss,
-  or an all-gather of fp32 scores of every token and expert where experts choose tokens, once a micro-batch.
+- dp and ep, of each mixture that is balanced over ranks: an all-reduce of fp32 loads of experts for its auxiliary
+  loss, or an all-gather of fp32 scores of every token and expert where experts choose, once a micro-batch.
 - pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole.
 - dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp.
   0: an all-reduce of gradients a step. 1: a reduce-scatter of gradients and an all-gather of bf16 weights a step.

@@ -38,7 +38,8 @@ text:
              v_head_dim: 12, mask: {kind: causal}, position: {kind: rope, theta: 10000}, norm_eps: 1.0e-6}
     mlp: {kind: mlp, intermediate_size: 20}
     few: {kind: moe, num_experts: 6, num_experts_per_token: 2, intermediate_size: 12, num_shared_experts: 2,
-          shared_gate: true, capacity_factor: 0.8, router: {score: softmax, renormalize: true}}
+          shared_gate: true, capacity_factor: 0.8, balance: {auxiliary_loss: 0.01},
+          router: {score: softmax, renormalize: true}}
   layers:
     - {attention: one, ffn: few}
     - {attention: latent, ffn: mlp, form: parallel}
@@ -57,6 +58,7 @@ SLOW = {
     "tiny/deepseek --tp 2 --pp 2 --dtype bf16 --train": PASSES,
     "tiny/scout --cp 4 --dtype bf16 --prefill 70": PASSES[:1],
     "uneven.yaml --pp 3 --ep 2 --train": PASSES,
+    "tiny/scout --ep 2 --tp 2 --train --set text.parts.moe.balance.expert_choice=1.25": PASSES,
     "uneven.yaml --pp 2 --tp 2 --dp 2 --batch 4 --train": PASSES,
     "uneven.yaml --tp 4 --dp 2 --train": PASSES,
     "uneven.yaml --cp 2 --ep 2 --dp 2": PASSES[:1],

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.declaration import Phase, Work
 from l4spec.layers.moe import balance
 from l4spec.layers.moe.cost import declare
 from l4spec.layers.moe.module import MoE
@@ -71,6 +72,7 @@ def test_loss_and_gradient_equal_those_of_transformers(top_k: int) -> None:
 
     logits = random_logits(64, 1.0, 0.0, 5).requires_grad_()
     theirs = load_balancing_loss_func((logits,), EXPERTS, top_k)
+    assert isinstance(theirs, Tensor)
     ours = balance.auxiliary_loss(
         shares_of(logits.detach(), top_k), balance.gate_probabilities(logits, "softmax").mean(0)
     )
@@ -97,7 +99,8 @@ def test_a_layer_adds_the_losses_of_its_definition_to_the_backward_pass(score: s
 
 def gradient(module: MoE, x: Tensor) -> Tensor:
     output = module(x, context=context(*x.shape[:2]))
-    found: Tensor = torch.autograd.grad(output.square().sum(), module.router.weight)[0]
+    loss: Tensor = output.square().sum()
+    found: Tensor = torch.autograd.grad(loss, module.router.weight)[0]
     return found
 
 
@@ -198,11 +201,9 @@ def balanced_model(options: Json) -> Model:
 
 
 def test_a_plan_counts_the_tokens_that_experts_take() -> None:
-    def flops(options: Json | None, phase: str) -> int:
-        from l4spec.layers.declaration import Work
-
+    def flops(options: Json | None, phase: Phase) -> int:
         declared = declare(MoESpec.model_validate(moe(balance=options)), Width(HIDDEN, 64))
-        return sum(op.flops for op in declared.operations(Work(2, 9, phase=phase)))  # type: ignore[arg-type]
+        return sum(op.flops for op in declared.operations(Work(2, 9, phase=phase)))
 
     assert flops({"expert_choice": 1.0}, "train") == flops(None, "train")
     assert flops({"expert_choice": 2.0}, "train") > flops(None, "train")

@@ -24,7 +24,8 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     """Router [experts, hidden]; stacked gate_proj, up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
 
     A token's FLOPs are those of its `num_experts_per_token` experts, the shared ones and the router; with a capacity,
-    the bound that no token is dropped. Where experts choose tokens in training, those they take. Choosing and scattering tokens counts no FLOPs by convention.
+    the bound that no token is dropped. Experts that choose tokens
+    in training count those they take. Choosing and scattering tokens counts no FLOPs by convention.
     """
     hidden = Dim("hidden", width.hidden_size)
     expert_ffn, shared_ffn = Dim("expert_ffn", spec.intermediate_size), Dim("ffn", max(spec.shared_size, 1))

@@ -1,7 +1,5 @@
 """What a mixture of experts costs: all experts in memory, a few in compute."""
 
-from math import ceil
-
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import gated_live, gated_operations, gated_parameters, gated_saved
 from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
@@ -71,10 +69,8 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 
 def _routed_rows(spec: MoESpec, work: Work) -> int:
     """(token, expert) pairs: top-k a token, or in training what experts that choose tokens take."""
-    chosen = work.num_tokens * spec.num_experts_per_token
-    if work.phase != "train" or spec.balance is None or spec.balance.expert_choice is None:
-        return chosen
-    return spec.num_experts * ceil(spec.balance.expert_choice * chosen / spec.num_experts)
+    taken = spec.num_taken(work.num_tokens) if work.phase == "train" else None
+    return work.num_tokens * spec.num_experts_per_token if taken is None else spec.num_experts * taken
 
 
 def _held(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> None:

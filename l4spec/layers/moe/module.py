@@ -208,13 +208,12 @@ class MoE(LayerModule):
 
     def _expert_choice(self, tokens: Tensor, logits: Tensor, balance: BalanceSpec, context: Context) -> Tensor:
         """Each expert takes its best tokens of all ranks; a token may be taken by several experts, or by none."""
-        assert balance.expert_choice is not None
         is_real, data = _real(context, tokens), self.ranks.data
         worth = self._worth(logits, is_real)
         everywhere = gather(worth, data)  # [ranks, tokens, experts]
-        num_real = int(torch.isfinite(everywhere[..., 0]).sum())
-        share = balance.expert_choice * self.spec.num_experts_per_token / self.spec.num_experts
-        is_taken = chosen_by_experts(everywhere.flatten(0, 1), math.ceil(share * num_real))
+        num_taken = self.spec.num_taken(int(torch.isfinite(everywhere[..., 0]).sum()))
+        assert num_taken is not None
+        is_taken = chosen_by_experts(everywhere.flatten(0, 1), num_taken)
         is_taken = is_taken.view_as(everywhere)[data.index] & is_real[:, None]
         scores = self.router.taken(logits, is_taken)
         if balance.z_loss is not None:

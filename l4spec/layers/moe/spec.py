@@ -1,5 +1,6 @@
 """Schema of the mixture-of-experts feed-forward layer."""
 
+from math import ceil
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -81,6 +82,12 @@ class MoESpec(LayerSpec):
         """Experts that a token goes through in training, on average."""
         factor = None if self.balance is None else self.balance.expert_choice
         return self.num_experts_per_token * (factor or 1)
+
+    def num_taken(self, tokens: int) -> int | None:
+        """How many of so many tokens each expert takes in training; None where tokens choose."""
+        if self.balance is None or self.balance.expert_choice is None:
+            return None
+        return ceil(self.balance.expert_choice * tokens * self.num_experts_per_token / self.num_experts)
 
     @model_validator(mode="after")
     def _routing_possible(self) -> Self:

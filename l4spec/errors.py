@@ -4,9 +4,14 @@ Anything a user can cause is a `UserError`; the command line prints its problems
 mistake stays an ordinary exception, so that it is never mistaken for bad input.
 """
 
+from bisect import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
+
+MAX_PROBLEMS = 50
+"""Problems that are told at once; nobody mends more before asking again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +45,39 @@ class Problem:
 
 
 class UserError(ValueError):
-    """Input that cannot be used: every problem found, all at once."""
+    """Input that cannot be used: every problem, all at once, or the first `MAX_PROBLEMS` and that there are more."""
 
     def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
-        found = (Problem(problems, hint=hint),) if isinstance(problems, str) else tuple(problems)
-        assert found, "a UserError needs at least one problem"
-        self.problems = found
-        super().__init__("\n".join(str(problem) for problem in found))
+        if isinstance(problems, str):
+            problems = (Problem(problems, hint=hint),)
+        first = tuple(islice(problems, MAX_PROBLEMS + 2))
+        assert first, "a UserError needs at least one problem"
+        if len(first) > MAX_PROBLEMS + 1:
+            first = (*first[:MAX_PROBLEMS], Problem(f"stopped after {MAX_PROBLEMS} problems"))
+        self.problems = first
+        super().__init__("\n".join(str(problem) for problem in first))
 
 
 class SpecError(UserError):
     """A spec that cannot be read, parsed or resolved."""
 
 
+_LONGEST_NAME = 200
+_MOST_COMPARED = 400
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the known spelling closest to `name`, or all known ones when few and none is close."""
+    """A hint naming the known spelling closest to `name`, or all known ones when few and none is close.
+
+    Of very many known names only those beside `name` in alphabetical order are compared, and a text of more than 200
+    characters is no misspelled name: a hint takes milliseconds, whatever a user wrote.
+    """
+    if len(name) > _LONGEST_NAME:
+        return ""
     names = sorted(set(known))
+    if len(names) > _MOST_COMPARED:
+        start = max(0, bisect(names, name) - _MOST_COMPARED // 2)
+        names = names[start : start + _MOST_COMPARED]
     close = get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError, nearest
 from l4spec.layers.base import LARGEST
 from l4spec.spec.tree import shortened
 
 MISSING = object()
 LARGEST_NUMBER = 1e12
-MOST_PROBLEMS = 50
 METADATA = re.compile(
     r"^_|^(unsloth|transformers|peft|adapters?|auto_map$|trainer|tokenizer|vocab_file|wandb|tags?$|licen[cs]e$)"
     r"|_token_(id|ids|index|idx)$|^(bos|eos|pad|unk|cls|sep|mask|boi|eoi|image|video|audio)_token$|_version$"
@@ -142,7 +141,7 @@ class Fields:
                 self.carry(name)
         self.carry(*ignorable)
         unknown = [name for name in self.data if name not in self.read and not self._says_nothing(name)]
-        for name in unknown[:MOST_PROBLEMS]:
+        for name in unknown[: MAX_PROBLEMS + 2]:
             message = "unknown field, which may change the mathematics"
             hint = nearest(name, self.read) if len(name) < 80 else ""
             self.problem(name, message, hint if hint.startswith("did you mean") else f"--ignore {name[:80]} drops it")
@@ -174,7 +173,7 @@ class Fields:
     def raise_problems(self) -> None:
         """Raise SpecError with all problems, if there are any."""
         if self.problems or self.consequences:
-            raise SpecError(list(dict.fromkeys(self.problems or self.consequences))[:MOST_PROBLEMS])
+            raise SpecError(dict.fromkeys(self.problems or self.consequences))
 
     def _dotted(self, name: str) -> str:
         shown = name if len(name) <= 80 else f"{name[:80]}…"

@@ -1,16 +1,18 @@
 """The layer graph as text, Mermaid, Graphviz DOT or JSON: block by block, or every layer with its operations."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Work
+from l4spec.layers.declaration import AttentionPairs, Declaration, Matmul, Operation, Work
 from l4spec.report.quantities import count
 
-_INSIDE = "...."
-"""Stands for the indent of an operation below its layer while columns are aligned."""
+_HEADERS = ("node", "layer", "parameters", "takes", "from")
+_RIGHT = 2
+"""The column of numbers; tables of 60,000 rows are aligned here, which tabulate takes seconds for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,10 @@ def view_of(graph: LayerGraph, level: str) -> View:
         for e in graph.edges
         if box_of[e.source] != box_of[e.target]
     )
-    inside = _operations if level == "op" else _nothing
-    nodes = tuple(_box(box, nodes, inside(nodes[0])) for box, nodes in members.items())
+    inside: dict[int, tuple[ViewOperation, ...]] = {}
+    if level == "op":
+        inside = {id(group.declaration): _operations(group.declaration) for group in graph.groups}
+    nodes = tuple(_box(box, nodes, inside.get(id(nodes[0].declaration), ())) for box, nodes in members.items())
     return View(graph.name, level, nodes, tuple(dict.fromkeys(edges)))
 
 
@@ -94,13 +98,9 @@ def _same(node: LayerNode) -> tuple[str, str, int]:
     return node.role, node.label, id(node.declaration)
 
 
-def _nothing(node: LayerNode) -> tuple[ViewOperation, ...]:
-    return ()
-
-
-def _operations(node: LayerNode) -> tuple[ViewOperation, ...]:
+def _operations(declaration: Declaration) -> tuple[ViewOperation, ...]:
     """What the layer declares to do for one token."""
-    return tuple(_operation(operation) for operation in node.declaration.operations(Work(1, 1)))
+    return tuple(_operation(operation) for operation in declaration.operations(Work(1, 1)))
 
 
 def _operation(operation: Operation) -> ViewOperation:
@@ -124,13 +124,32 @@ def _box(box: str, nodes: list[LayerNode], operations: tuple[ViewOperation, ...]
 
 def write_view(view: View, style: str) -> str:
     """The view as `text`, `mermaid`, `dot` or `json`."""
-    writers: dict[str, Callable[[View], str]] = {
+    writers: dict[str, Callable[[View], Iterator[str]]] = {
         "text": _text,
         "mermaid": _mermaid,
         "dot": _dot,
-        "json": lambda view: json.dumps(asdict(view), indent=2),
+        "json": _json,
     }
-    return writers[style](view)
+    return "\n".join(writers[style](view))
+
+
+def _json(view: View) -> Iterator[str]:
+    """One line for each node and edge: an indented file of 10,000 layers would be four times as large."""
+    yield f'{{\n "model": {json.dumps(view.model)},\n "level": {json.dumps(view.level)},\n "nodes": ['
+    yield from _json_lines(view.nodes)
+    yield ' ],\n "edges": ['
+    yield from _json_lines(view.edges)
+    yield " ]\n}"
+
+
+def _json_lines(items: Sequence[ViewNode | ViewEdge]) -> Iterator[str]:
+    write = json.JSONEncoder(default=_fields, separators=(",", ":")).encode
+    for number, item in enumerate(items, 1):
+        yield f"  {write(item)}{',' if number < len(items) else ''}"
+
+
+def _fields(item: ViewNode | ViewEdge | ViewOperation) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in item.__slots__}
 
 
 def _title(node: ViewNode) -> str:
@@ -146,25 +165,23 @@ def _shape(edge: ViewEdge) -> str:
     return f"[{', '.join(str(dim) for dim in edge.shape)}]"
 
 
-def _text(view: View) -> str:
-    from tabulate import tabulate
-
+def _text(view: View) -> Iterator[str]:
     inputs: dict[str, list[ViewEdge]] = {}
     for edge in view.edges:
         inputs.setdefault(edge.target, []).append(edge)
-    rows = []
+    rows: list[tuple[str, ...]] = [_HEADERS, ("", "", "", "", "")]
     for node in view.nodes:
         edges = sorted(inputs.get(node.id, []), key=lambda edge: edge.port)
         sources = ", ".join(edge.source for edge in edges)
         shape = _shape(edges[0]) if edges else "-"
         rows.append((node.id, _title(node), count(node.parameters), shape, sources or "-"))
-        rows += [(f"{_INSIDE}{op.name}", op.kind, "", op.detail, "") for op in node.operations]
-    headers = ("node", "layer", "parameters", "takes", "from")
-    table = tabulate(
-        rows, headers=headers, tablefmt="simple", disable_numparse=True, colalign=("left", "left", "right")
-    )
-    lines = (line.replace(_INSIDE, " " * len(_INSIDE)) for line in table.splitlines())
-    return "\n".join(line.rstrip() for line in [view.model, "", *lines])
+        rows += [(f"    {op.name}", op.kind, "", op.detail, "") for op in node.operations]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows[1] = tuple("-" * width for width in widths)
+    line = "  ".join(f"{{:{'>' if index == _RIGHT else '<'}{width}}}" for index, width in enumerate(widths))
+    yield view.model
+    yield ""
+    yield from (line.format(*row).rstrip() for row in rows)
 
 
 def _numbers(view: View) -> dict[str, str]:
@@ -180,24 +197,23 @@ def _by_scope(view: View) -> Iterator[tuple[str, list[ViewNode]]]:
     yield from ((scope, [node for node in view.nodes if node.scope == scope]) for scope in scopes)
 
 
-def _mermaid(view: View) -> str:
+def _mermaid(view: View) -> Iterator[str]:
     number = _numbers(view)
-    lines = ["---", f'title: "{_quoted(view.model)}"', "---", "flowchart TD"]
+    yield from ("---", f'title: "{_quoted(view.model)}"', "---", "flowchart TD")
     for scope, nodes in _by_scope(view):
-        lines.append(f"  subgraph {scope}_part [{scope}]")
-        lines += [f'    {number[n.id]}["{_quoted("<br/>".join(_label(n)))}"]' for n in nodes]
-        lines.append("  end")
-    lines += [f'  {number[e.source]} -->|"{_shape(e)}"| {number[e.target]}' for e in view.edges]
-    return "\n".join(lines)
+        yield f"  subgraph {scope}_part [{scope}]"
+        yield from (f'    {number[n.id]}["{_quoted("<br/>".join(_label(n)))}"]' for n in nodes)
+        yield "  end"
+    yield from (f'  {number[e.source]} -->|"{_shape(e)}"| {number[e.target]}' for e in view.edges)
 
 
-def _dot(view: View) -> str:
+def _dot(view: View) -> Iterator[str]:
     number = _numbers(view)
-    lines = [f'digraph "{_quoted(view.model)}" {{', "  node [shape=box];"]
+    yield from (f'digraph "{_quoted(view.model)}" {{', "  node [shape=box];")
     for scope, nodes in _by_scope(view):
-        lines.append(f'  subgraph "cluster_{scope}" {{ label="{scope}";')
+        yield f'  subgraph "cluster_{scope}" {{ label="{scope}";'
         labels = {node.id: "\\n".join(_quoted(line) for line in _label(node)) for node in nodes}
-        lines += [f'    {number[n.id]} [label="{labels[n.id]}"];' for n in nodes]
-        lines.append("  }")
-    lines += [f'  {number[e.source]} -> {number[e.target]} [label="{_shape(e)}"];' for e in view.edges]
-    return "\n".join([*lines, "}"])
+        yield from (f'    {number[n.id]} [label="{labels[n.id]}"];' for n in nodes)
+        yield "  }"
+    yield from (f'  {number[e.source]} -> {number[e.target]} [label="{_shape(e)}"];' for e in view.edges)
+    yield "}"

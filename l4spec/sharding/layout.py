@@ -1,5 +1,6 @@
 """Parallel degrees, and where each rank stands in their mesh."""
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -59,21 +60,29 @@ def place_of(layout: Layout, rank: int) -> Place:
     return Place(pp, dp, ep, cp, tp)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def candidate_layouts(num_devices: int, cp: int = 1) -> tuple[Layout, ...]:
     """Every way to write `num_devices` as tp * ep * pp * dp * `cp`; none where `cp` does not divide it."""
     others, left_over = divmod(num_devices, cp)
-    divisors = [] if left_over else _divisors(others)
-    return tuple(
-        Layout(tp=tp, ep=ep, pp=pp, dp=others // (tp * ep * pp), cp=cp)
-        for tp in divisors
-        for ep in divisors
-        if others % (tp * ep) == 0
-        for pp in divisors
-        if others % (tp * ep * pp) == 0
+    degrees = [] if left_over else divisors(others)
+    return tuple(products_of(others, cp, degrees, degrees, degrees))
+
+
+def products_of(
+    num_devices: int, cp: int, tps: Sequence[int], eps: Sequence[int], pps: Sequence[int]
+) -> Iterator[Layout]:
+    """The layouts of `num_devices` * `cp` devices with these degrees, in their order; dp is what is left."""
+    return (
+        Layout(tp=tp, ep=ep, pp=pp, dp=num_devices // (tp * ep * pp), cp=cp)
+        for tp in tps
+        for ep in eps
+        if num_devices % (tp * ep) == 0
+        for pp in pps
+        if num_devices % (tp * ep * pp) == 0
     )
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """What divides `n`, the smallest first."""
     low = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*low, *(n // d for d in low)})

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import specs_for
@@ -23,6 +24,7 @@ else:
     PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
 
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
+SLOTS_OF_BLOCKS: tuple[Slot, ...] = ("attention", "ffn")
 Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
 
 
@@ -72,6 +74,8 @@ Layers = Annotated[
     Field(min_length=1),
 ]
 MAX_LAYERS = 10_000
+MAX_PARTS = 4_096
+"""Parts that are planned within two seconds; published models have up to some hundred different layers."""
 
 
 class StackSpec(Spec):
@@ -81,29 +85,34 @@ class StackSpec(Spec):
     """Width of the residual stream."""
     norm: NormSpec
     """Norm of every block, and the last one of the stack."""
-    parts: Annotated[dict[PartName, PartSpec], Field(min_length=1)]
+    parts: Annotated[dict[PartName, PartSpec], Field(min_length=1, max_length=MAX_PARTS)]
     """Layers by name, for `layers` to refer to."""
     layers: Layers
     """The blocks from input to output."""
 
     @model_validator(mode="after")
     def _parts_exist(self) -> Self:
+        fitting = {slot: self._parts_for(slot) for slot in SLOTS_OF_BLOCKS}
         for path, block in self.written_blocks():
-            for slot in ("attention", "ffn"):
+            for slot in SLOTS_OF_BLOCKS:
                 name = getattr(block, slot)
-                if name is not None:
-                    self._check_part(name, slot, (*path, slot))
+                if name is not None and name not in fitting[slot]:
+                    raise self._wrong_part(name, slot, fitting[slot], (*path, slot))
         if self.num_layers > MAX_LAYERS:
             raise located(("layers",), f"{self.num_layers:,} blocks are more than {MAX_LAYERS:,}")
         return self
 
-    def _check_part(self, name: str, slot: Slot, path: tuple[str | int, ...]) -> None:
-        fitting = [part for part, spec in self.parts.items() if isinstance(spec, specs_for(slot))]
+    def _parts_for(self, slot: Slot) -> frozenset[str]:
+        kinds = specs_for(slot)
+        return frozenset(name for name, spec in self.parts.items() if isinstance(spec, kinds))
+
+    def _wrong_part(
+        self, name: str, slot: Slot, fitting: frozenset[str], path: tuple[str | int, ...]
+    ) -> PydanticCustomError:
         if name not in self.parts:
-            raise located(path, f"no part is called '{name}'", nearest(name, fitting))
-        if name not in fitting:
-            kind = self.parts[name].kind
-            raise located(path, f"part '{name}' is of kind {kind}, which is no {slot} layer", nearest(name, fitting))
+            return located(path, f"no part is called '{name}'", nearest(name, fitting))
+        kind = self.parts[name].kind
+        return located(path, f"part '{name}' is of kind {kind}, which is no {slot} layer", nearest(name, fitting))
 
     @property
     def num_layers(self) -> int:

@@ -1,11 +1,12 @@
 """From a `Document` to a root schema: every error with its place, path, expectation and nearest spelling."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError, nearest
 from l4spec.layers import KINDS
 from l4spec.spec.document import Document
 from l4spec.spec.files import label
@@ -47,28 +48,40 @@ def parse(document: Document, root: type[Root], also: Finder | None = None) -> R
     try:
         parsed = root.model_validate(document.data)
     except ValidationError as error:
-        problems = [_problem(root, document, details) for details in error.errors(include_url=False)]
-        seen = {problem.path for problem in problems}
-        if also is not None:
-            problems += [problem for problem in also(document) if problem.path not in seen]
-        raise SpecError(sorted(dict.fromkeys(problems), key=_reading_order)) from None
-    problems = list(_unknown_estimates(document, parsed))
+        raise SpecError(dict.fromkeys(_schema_problems(root, document, error, also))) from None
+    problems = list(islice(_unknown_estimates(document, parsed), MAX_PROBLEMS + 2))
     if problems:
         raise SpecError(problems)
     return parsed
 
 
-def _reading_order(problem: Problem) -> tuple[str, int, int]:
-    place = problem.place
+def _schema_problems(
+    root: type[Header], document: Document, error: ValidationError, also: Finder | None
+) -> list[Problem]:
+    """The first of what is wrong in reading order, a few more than are told: each takes time to put into words."""
+    details = [(_path_of(document, each), each) for each in error.errors(include_url=False)]
+    details.sort(key=lambda pair: _reading_order(place_of(document, pair[0])))
+    first = details[: 2 * MAX_PROBLEMS]  # some may say the same
+    problems = [_problem(root, document, path, each) for path, each in first]
+    if also is not None:
+        seen = {problem.path for problem in problems}
+        problems += islice((problem for problem in also(document) if problem.path not in seen), MAX_PROBLEMS + 2)
+    return sorted(problems, key=lambda problem: _reading_order(problem.place))
+
+
+def _reading_order(place: Place | None) -> tuple[str, int, int]:
     return (place.file, place.line or 0, place.column or 0) if place else ("", 0, 0)
 
 
-def _problem(root: type[Header], document: Document, details: Mapping[str, Any]) -> Problem:
-    context: Mapping[str, Any] = details.get("ctx", {})
+def _path_of(document: Document, details: Mapping[str, Any]) -> Path:
     path = written_path(document.data, details["loc"])
-    message, hint = _words(root, document, details, path)
-    inner = context.get("path")
-    path = (*path, *inner) if inner else path
+    return (*path, *details.get("ctx", {}).get("path", ()))
+
+
+def _problem(root: type[Header], document: Document, path: Path, details: Mapping[str, Any]) -> Problem:
+    context: Mapping[str, Any] = details.get("ctx", {})
+    outer = path[: len(path) - len(context.get("path", ()))]
+    message, hint = _words(root, document, details, outer)
     return Problem(message, path=dotted(path), place=place_of(document, path), hint=hint)
 
 
@@ -149,9 +162,10 @@ def _unknown_parts(document: Document) -> Iterator[Problem]:
             stack = stack.get(step) if isinstance(stack, dict) else None
         parts = stack.get("parts") if isinstance(stack, dict) else None
         if isinstance(parts, dict):
+            slots = {part: _slot(spec) for part, spec in parts.items()}
             for path, slot, name in _part_uses(stack.get("layers"), (*top, "layers")):
                 if name not in parts:
-                    known = [part for part, spec in parts.items() if _slot(spec) in (slot, None)]
+                    known = [part for part, found in slots.items() if found in (slot, None)]
                     message = f"no part is called {shown(name)}"
                     where = place_of(document, path)
                     yield Problem(message, path=dotted(path), place=where, hint=nearest(name, known))

@@ -24,7 +24,7 @@ _SPECIAL = {"=": "YAML 1.1 gives a lone '=' a meaning of its own", "<<": "YAML 1
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?|\.[0-9]+([eE][-+][0-9]+)?")
-_EXPONENT = re.compile(r"([-+]?)([0-9]*)\.?([0-9]*)[eE]([-+]?[0-9]+)")
+_EXPONENT = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?[eE]([-+]?[0-9]+)")
 _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
 
 
@@ -152,7 +152,7 @@ _AMBIGUOUS: tuple[tuple[re.Pattern[str], str, Callable[[str], list[str]]], ...] 
         _without_leading_zeros,
     ),
     (
-        re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+"),
+        re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
         "text in YAML 1.1 and a number in YAML 1.2",
         _with_full_exponent,
     ),

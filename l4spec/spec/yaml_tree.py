@@ -21,7 +21,7 @@ from yaml.events import (
     StreamEndEvent,
 )
 
-from l4spec.errors import Place, Problem, SpecError, nearest
+from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError, nearest
 from l4spec.spec.tree import KeyPath, Tree, dotted, shortened
 from l4spec.spec.yaml_scalars import BOOLEAN_WORDS, Trap, read_plain
 
@@ -29,7 +29,6 @@ MAX_NODES = 100_000
 MAX_ANCHORS = 1_000
 MAX_DEPTH = 64
 MAX_KEY_LENGTH = 200
-MAX_PROBLEMS = 50
 
 _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNREADABLE = re.compile(

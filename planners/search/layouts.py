@@ -1,9 +1,11 @@
 """Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
 
 from collections.abc import Callable, Iterable
+from itertools import chain
 
 from l4spec.errors import UserError
-from l4spec.sharding.layout import Layout, candidate_layouts
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout, candidate_layouts, divisors, products_of
 from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
 from planners.device.memory import Placement, Setting, place
@@ -11,6 +13,7 @@ from planners.plan_types import IllegalLayout, LayoutRow, Objective
 from planners.request import Pinned
 
 MAX_BATCH = 1 << 20
+MANY_DEVICES = 4096
 
 
 def largest(holds: Callable[[int], bool], limit: int) -> int:
@@ -43,7 +46,7 @@ def layouts_for(
 ) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
     """Legal layouts of exactly `num_devices` devices for `context` tokens, and the illegal ones with the reason."""
     legal, illegal = [], []
-    for layout in candidate_layouts(num_devices, pinned.cp):
+    for layout in layouts_to_try(setting.graph, num_devices, pinned.cp):
         if pinned.allows(layout):
             reason = why_not(setting, layout, context)
             if reason is None:
@@ -51,6 +54,24 @@ def layouts_for(
             else:
                 illegal.append(IllegalLayout(layout=layout, reason=reason))
     return tuple(legal), tuple(illegal)
+
+
+def layouts_to_try(graph: LayerGraph, num_devices: int, cp: int) -> Iterable[Layout]:
+    """Every layout of `num_devices` devices; of more than `MANY_DEVICES` only one for a degree that no layout may have.
+
+    A million devices can be laid out in 90,000 ways, nearly all of them with a degree that the model forbids.
+    """
+    if num_devices <= MANY_DEVICES:
+        return candidate_layouts(num_devices, cp)
+    others, left_over = divmod(num_devices, cp)
+    every = [] if left_over else divisors(others)
+    legal = [[n for n in every if illegal_reason(graph, Layout(**{axis: n})) is None] for axis in ("tp", "ep", "pp")]
+    forbidden = (
+        Layout(**{axis: degree, "dp": others // degree, "cp": cp})
+        for axis, known in zip(("tp", "ep", "pp"), legal, strict=True)
+        for degree in sorted(set(every) - set(known))
+    )
+    return chain(products_of(others, cp, *legal), forbidden)
 
 
 def why_not(setting: Setting, layout: Layout, context: int) -> str | None:

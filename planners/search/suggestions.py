@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from l4spec.errors import UserError
-from l4spec.sharding.layout import Layout, candidate_layouts
+from l4spec.sharding.layout import Layout
 from planners.catalog import quantization as quantization_of
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
@@ -12,7 +12,7 @@ from planners.counts.weights import scheme_of, weigh
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import Suggestion
 from planners.request import Request
-from planners.search.layouts import max_batch, max_context, why_not
+from planners.search.layouts import layouts_to_try, max_batch, max_context, why_not
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
@@ -83,7 +83,7 @@ def _placements(change: _Change) -> list[Placement]:
     weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
     promising = [
         layout
-        for layout in candidate_layouts(change.num_gpus, pinned.cp)
+        for layout in layouts_to_try(setting.graph, change.num_gpus, pinned.cp)
         if pinned.allows(layout) and weights <= usable * _most_shards(setting, layout)
     ]
     return [place(setting, layout) for layout in promising if why_not(setting, layout, context) is None]

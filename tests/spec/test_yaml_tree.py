@@ -9,10 +9,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from l4spec.errors import Place, Problem, SpecError
+from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError
 from l4spec.spec import yaml_tree
 from l4spec.spec.tree import Data, dotted, places, plain
-from l4spec.spec.yaml_tree import MAX_DEPTH, MAX_KEY_LENGTH, MAX_NODES, MAX_PROBLEMS, compose
+from l4spec.spec.yaml_tree import MAX_DEPTH, MAX_KEY_LENGTH, MAX_NODES, compose
 
 AT = partial(Place, "spec.yaml")
 

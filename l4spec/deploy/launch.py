@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.moe.spec import MoESpec
 from planners.plan_types import ClusterInfo, Plan
 
 HEAD = "host-0"
@@ -76,7 +75,7 @@ class Wanted:
     @property
     def num_experts(self) -> int:
         """Routed experts of the widest mixture; 0 in a dense model."""
-        return max((node.spec.num_experts for node in self.graph.nodes if isinstance(node.spec, MoESpec)), default=0)
+        return self.graph.num_experts
 
     @property
     def sequences(self) -> int:

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 
 from l4spec.deploy.launch import HEAD, Command, Emission, FlagTable, Wanted, refuse, servers
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.moe.spec import MoESpec
-from l4spec.layers.swiglu.spec import SwiGLUSpec
 
 PORT = 29500
 CONFIG = "l4spec.toml"
@@ -108,13 +105,15 @@ def _flavor(wanted: Wanted) -> Flavor:
     return refuse(TABLE.engine, f"no flavor has the shape of {wanted.graph.name}", f"it has {known}")
 
 
-def shape_of(graph: LayerGraph) -> tuple[int, int, int, int, int | None, int, int] | None:
+def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
     """Width, layers, heads, KV heads, width of dense layers, experts and mixtures; None where layers are unlike."""
-    text = [node.spec for node in graph.nodes if node.scope == "text" and node.layer is not None]
-    heads = {(spec.num_heads, spec.num_kv_heads) for spec in text if isinstance(spec, GQASpec)}
-    dense = {spec.intermediate_size for spec in text if isinstance(spec, SwiGLUSpec)}
-    mixtures = [spec for spec in text if isinstance(spec, MoESpec)]
-    experts = {(spec.num_experts, spec.num_experts_per_token, spec.intermediate_size) for spec in mixtures}
+    blocks = [node for node in graph.nodes if node.scope == "text" and node.layer is not None]
+    attention = (node.declaration for node in blocks if node.role == "attention")
+    ffn = [node.declaration for node in blocks if node.role == "ffn"]
+    heads = {(layer.units_of("heads"), layer.units_of("kv_heads")) for layer in attention}
+    dense = {layer.units_of("ffn") for layer in ffn if layer.routed is None and layer.activation == "silu"}
+    mixtures = [(layer.routed, layer.units_of("expert_ffn")) for layer in ffn if layer.routed is not None]
+    experts = {(routed.num_experts, routed.num_per_token, width) for routed, width in mixtures}
     if len(heads) != 1 or len(dense) > 1 or len(experts) > 1:
         return None
     (num_heads, num_kv_heads), (num_experts, top_k, width) = heads.pop(), experts.pop() if experts else (0, 1, 8192)

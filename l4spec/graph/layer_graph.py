@@ -133,6 +133,22 @@ class LayerGraph:
         """Whether every attention layer of the text declares a cache, so that decoding can follow a prefill."""
         return all(node.declaration.cache for node in self.nodes if node.scope == "text" and node.role == "attention")
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the language model's residual stream."""
+        return self.model.text.stack.width.hidden_size
+
+    @property
+    def max_seq_len(self) -> int:
+        """The longest sequence that the model was made for, in tokens."""
+        return self.model.text.stack.width.max_seq_len
+
+    @cached_property
+    def num_experts(self) -> int:
+        """Routed experts of the widest mixture; 0 in a dense model."""
+        routed = (group.declaration.routed for group in self.groups)
+        return max((experts.num_experts for experts in routed if experts is not None), default=0)
+
     def inputs_of(self, node_id: str) -> tuple[str, ...]:
         """Ids of the nodes that feed this one, in the order of its ports."""
         return self._sources.get(node_id, ())

@@ -6,9 +6,10 @@ loaded when kinds are first asked for, not when this module is imported: what th
 
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import UserError
 from l4spec.layers.add import KIND as _add
@@ -29,6 +30,9 @@ from l4spec.layers.patch_embedding import KIND as _patch_embedding
 from l4spec.layers.pixel_shuffle_mlp import KIND as _pixel_shuffle_mlp
 from l4spec.layers.rmsnorm import KIND as _rmsnorm
 from l4spec.layers.swiglu import KIND as _swiglu
+
+if TYPE_CHECKING:
+    from l4spec.layers.common.eager import EagerLayer
 
 _OWN = (
     _add,
@@ -98,4 +102,15 @@ def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
     """The declaration of a layer; equal layers share one object."""
     declare: Any = _all_kinds()[spec.kind].declare
     result: Declaration = declare(spec, width)
+    return result
+
+
+@lru_cache(maxsize=256)
+def eager_layer(kind: str) -> "EagerLayer | None":
+    """How the module of a kind runs eagerly, loaded when first asked for; None where a kind does not say."""
+    place = _all_kinds()[kind].eager
+    if place is None:
+        return None
+    module, _, name = place.partition(":")
+    result: EagerLayer = getattr(import_module(module), name)
     return result

@@ -78,6 +78,8 @@ class LayerKind:
     """Class that takes the module's place on a rank of a mesh, where narrowing the spec is not all there is to it."""
     divides_sequence: bool = False
     """Whether attention of this kind runs where the tokens of a sequence are divided among ranks (its `parallel`)."""
+    eager: str | None = None
+    """`module:NAME` of an `EagerLayer`: what the torch module allocates and runs, predicted without torch."""
 
     @property
     def name(self) -> str:

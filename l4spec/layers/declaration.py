@@ -4,12 +4,10 @@ Planner and runtime both read these declarations, so that a number in a plan and
 two sources. Everything here is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
-
-from l4spec.layers.common.ledger import Tally
 
 Part = Literal[
     "embedding",
@@ -227,6 +225,48 @@ class Bound:
             return (context - 1) % self.size + 1 if context else 0
         return self.num_kept(context)
 
+    def seen_before(self, position: int) -> int:
+        """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
+        if self.kind == "chunk":
+            return 0
+        return position if self.size is None else min(position, self.size - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryTable:
+    """A rotation of queries and keys: `width` elements of each head turn by the `law` (theta, scaling, pairing).
+
+    Equal rotations share a table of cosines and sines, with a row for each position of a sequence, or of a patch grid.
+    """
+
+    law: Hashable
+    width: int
+    over: Literal["positions", "grid"] = "positions"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMixing:
+    """What a token takes from others of its sequence: `reach` is the law of the mask, None where later ones count too.
+
+    The law is also that of the cache: all earlier tokens, those of its aligned chunk, or the last ones of a window.
+    """
+
+    reach: Bound | None
+    rotations: tuple[RotaryTable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedExperts:
+    """Work that a router spreads: each token goes through `num_per_token` of `num_experts` experts.
+
+    Expert parallelism sends a token's hidden state to each expert it chose, and back. With a `capacity_factor` an
+    expert drops what exceeds its share of all tokens of a batch, so ranks have to count theirs together.
+    """
+
+    num_experts: int
+    num_per_token: int
+    capacity_factor: float | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
@@ -267,8 +307,9 @@ class Declaration:
 
     `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
     `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
-    what autograd keeps for the backward pass. `held` tells a ledger what our module takes and frees as it runs without
-    gradients, its output last (None: what `live` says, then the output).
+    what autograd keeps for the backward pass. `mixing` says what tokens take from each other (None: nothing, or by a
+    law of the kind's own), `routed` what a router spreads over experts, `activation` the function between projections
+    (`silu`, `gelu`, `gelu_tanh`).
     """
 
     parameters: tuple[Parameter, ...]
@@ -279,7 +320,9 @@ class Declaration:
     live: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
     saved: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
     executed: Callable[[Work], tuple[Operation, ...]] | None = None
-    held: Callable[[Work, Tally], None] | None = None
+    mixing: TokenMixing | None = None
+    routed: RoutedExperts | None = None
+    activation: str = ""
     num_parameters: int = field(init=False)
     num_active_parameters: int = field(init=False)
 
@@ -293,16 +336,10 @@ class Declaration:
         """What our module runs, as a FLOP counter sees it: masked pairs inside a block of attention included."""
         return (self.executed or self.operations)(work)
 
-    def hold(self, work: Work, tally: Tally) -> None:
-        """Let the ledger see one forward pass of our module; what it holds more at the end is the output."""
-        if self.held is not None:
-            self.held(work, tally)
-            return
-        live = sum(b.elements * (b.bytes_per_element or tally.item) for b in self.live(work))
-        width = self.output[-1]
-        assert isinstance(width, int)
-        tally.touch(live)
-        tally.take(work.num_tokens * width * tally.item)
+    def units_of(self, axis: str) -> int | None:
+        """Pieces along a logical axis of its tensors (`heads`, `kv_heads`, `ffn`); None without that axis."""
+        dims = (dim for parameter in self.parameters for dim in parameter.dims)
+        return next((dim.units for dim in dims if dim.axis == axis), None)
 
 
 def tokens_of(width: int) -> Shape:

@@ -3,13 +3,14 @@
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from l4spec.layers.common.eager import Piece
 from l4spec.layers.declaration import Work
 from l4spec.report.page import Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import gib
 from l4spec.report.quantities import seconds as duration
 from planners.catalog import Hardware
 from planners.catalog.cpu_profile import EagerTimes
-from planners.module.pieces import Piece
+from planners.module.pieces import code_of
 from planners.module.step_time import ROTATION, EagerModel
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _layers(found: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, Any
         for group in reference.graph.groups:
             hot, cold = seconds_of(reference.nodes[group.first.id])
             rest = hot - model.layer_seconds(group, work, 0.0, 0.0), cold - model.layer_seconds(group, work, 1.0, 1.0)
-            left.setdefault(group.first.kind, []).append(rest)
+            left.setdefault(code_of(group.first), []).append(rest)
     return {kind: _constant(rests) for kind, rests in left.items()}
 
 

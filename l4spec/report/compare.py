@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.base import LayerSpec
-from l4spec.layers.moe.spec import MoESpec
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes, marks_of
 from l4spec.report.quantities import Figures, Marked, gib, whole
@@ -47,17 +45,17 @@ def compare(pairs: Iterable[tuple[LayerGraph, Plan]]) -> Comparison:
 def shape_of(graph: LayerGraph) -> ModelShape:
     """The sizes that people compare models by."""
     text = graph.model.text
-    specs: list[LayerSpec] = [node.spec for node in graph.nodes if node.scope == "text"]
-    attention = next((spec for spec in specs if hasattr(spec, "num_heads")), None)
-    mixtures = [spec for spec in specs if isinstance(spec, MoESpec)]
-    widest = max(mixtures, key=lambda spec: spec.num_experts, default=None)
+    declared = [group.declaration for group in graph.groups if group.first.scope == "text"]
+    attention = next((layer for layer in declared if layer.units_of("heads") is not None), None)
+    mixtures = [layer.routed for layer in declared if layer.routed is not None]
+    widest = max(mixtures, key=lambda routed: routed.num_experts, default=None)
     return ModelShape(
         num_layers=graph.num_layers,
         hidden_size=text.stack.width.hidden_size,
-        num_heads=getattr(attention, "num_heads", None),
-        num_kv_heads=getattr(attention, "num_kv_heads", None),
+        num_heads=attention.units_of("heads") if attention else None,
+        num_kv_heads=attention.units_of("kv_heads") if attention else None,
         num_experts=widest.num_experts if widest else 0,
-        num_experts_per_token=widest.num_experts_per_token if widest else 0,
+        num_experts_per_token=widest.num_per_token if widest else 0,
         vocab_size=text.embedding.vocab_size,
         max_seq_len=text.stack.width.max_seq_len,
         vision=graph.model.vision is not None,

@@ -102,7 +102,8 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
     """Why the vision tower cannot run where ranks have other images, or None."""
     if layout.dp * layout.ep > 1:
         for node in (group.first for group in graph.groups if group.first.scope == "vision"):
-            if getattr(node.spec, "capacity_factor", None) is not None:
+            routed = node.declaration.routed
+            if routed is not None and routed.capacity_factor is not None:
                 return (
                     f"dp={layout.dp} x ep={layout.ep} divides images among ranks, and {node.id} counts those of all "
                     "(capacity_factor)"

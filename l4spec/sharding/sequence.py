@@ -12,15 +12,15 @@ from math import lcm
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers import KINDS
-from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, seen_before
+from l4spec.layers.declaration import Bound
 from l4spec.sharding.layout import Layout
 
 
 @lru_cache(maxsize=64)
 def chunk_of(graph: LayerGraph) -> int:
     """Tokens that stay together on a rank: whole chunks of every chunked layer; 1 without any."""
-    masks = (_mask_of(group.first) for group in graph.groups if _attends(group.first))
-    return lcm(*(mask.size for mask in masks if isinstance(mask, ChunkedMask)))
+    laws = (_reach_of(group.first) for group in graph.groups if _attends(group.first))
+    return lcm(*(law.size for law in laws if law is not None and law.kind == "chunk" and law.size is not None))
 
 
 def runs_of(graph: LayerGraph, num_tokens: int, cp: int) -> tuple[range, ...]:
@@ -48,8 +48,9 @@ def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
         return f"cp={layout.cp} with pp={layout.pp}: the stages of a pipeline run whole sequences"
     for node in (group.first for group in graph.groups if _attends(group.first)):
         if not KINDS[node.kind].divides_sequence:
-            return f"cp={layout.cp} is for attention by gqa or mla, and {node.id} is {node.kind}"
-        if isinstance(_mask_of(node), NoMask):
+            known = " or ".join(name for name, kind in KINDS.items() if kind.divides_sequence)
+            return f"cp={layout.cp} is for attention by {known}, and {node.id} is {node.kind}"
+        if node.declaration.mixing is not None and node.declaration.mixing.reach is None:
             return f"cp={layout.cp} divides what sees only earlier tokens, and {node.id} sees every token"
     return None
 
@@ -75,9 +76,9 @@ def sent_tokens(graph: LayerGraph, runs: tuple[range, ...]) -> Iterator[tuple[La
     """
     for group in graph.groups:
         if passes_on(group.first):
-            mask = _mask_of(group.first)
-            assert mask is not None
-            yield group, tuple(seen_before(mask, run.start) for run in (*runs[1:], range(0)))
+            reach = _reach_of(group.first)
+            assert reach is not None, "what sees later tokens is never divided"
+            yield group, tuple(reach.seen_before(run.start) for run in (*runs[1:], range(0)))
 
 
 def passed_blocks(
@@ -95,13 +96,13 @@ def passed_blocks(
 
 def passes_on(node: LayerNode) -> bool:
     """Whether a layer sees tokens of other ranks."""
-    return _attends(node) and not isinstance(_mask_of(node), ChunkedMask | None)
+    reach = _reach_of(node)
+    return _attends(node) and reach is not None and reach.kind != "chunk"
 
 
 def _attends(node: LayerNode) -> bool:
     return node.scope == "text" and node.role == "attention"
 
 
-def _mask_of(node: LayerNode) -> Mask | None:
-    mask: Mask | None = getattr(node.spec, "mask", None)
-    return mask
+def _reach_of(node: LayerNode) -> Bound | None:
+    return None if node.declaration.mixing is None else node.declaration.mixing.reach

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.moe.spec import MoESpec
 from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
 from planners.device.training_state import TrainSetting
@@ -119,7 +118,7 @@ def _plan_for(graph: LayerGraph, claim: Claim) -> Plan:
 
 def _num_experts(graph: LayerGraph) -> int:
     """Routed experts of the widest mixture; 0 in a dense model."""
-    return max((node.spec.num_experts for node in graph.nodes if isinstance(node.spec, MoESpec)), default=0)
+    return graph.num_experts
 
 
 def _tokens_per_tile(graph: LayerGraph) -> int:

@@ -248,10 +248,10 @@ def expert_rows(
     if graph.model.vision is not None and sample.tiles:
         tokens["vision"] = sample.tiles * graph.model.vision.patch_embedding.num_tokens
     for group in graph.groups:
-        spec, num_tokens = group.first.spec, tokens.get(group.first.scope, 0)
-        top_k, num_experts = getattr(spec, "num_experts_per_token", 0), getattr(spec, "num_experts", 0)
-        if not num_experts or not num_tokens:
+        routed, num_tokens = group.declaration.routed, tokens.get(group.first.scope, 0)
+        if routed is None or not num_tokens:
             continue
+        top_k, num_experts = routed.num_per_token, routed.num_experts
         name, loads = layer_name(group), [expert_load.get(node.id) for node in group.nodes]
         known = [load for load in loads if load is not None and is_known]
         chosen = sum(map(sum, known)) if known else None

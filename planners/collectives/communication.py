@@ -15,7 +15,6 @@ Left out: image tiles, and whole numbers that travel beside tokens (chosen ids, 
 from collections import Counter
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.moe.spec import MoESpec
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import shard_size, stage_of
 from l4spec.sharding.sequence import longest_run, runs_of, sent_tokens
@@ -73,7 +72,8 @@ def _busiest(graph: LayerGraph, layout: Layout, roles: tuple[str, ...], *, mixtu
     counts = Counter[int]()
     for node in graph.nodes:
         if node.scope == "text" and node.role in roles:
-            chosen = node.spec.num_experts_per_token if isinstance(node.spec, MoESpec) else 0
+            routed = node.declaration.routed
+            chosen = routed.num_per_token if routed else 0
             counts[stage_of(graph, node, layout.pp)] += chosen if mixtures else 1
     stage = min(counts, key=lambda stage: (-counts[stage], stage))
     return stage, counts[stage]

@@ -31,8 +31,7 @@ from dataclasses import dataclass
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import Dim, Parameter
-from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.declaration import Dim, Parameter, RoutedExperts
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, shard_shape
 from planners.collectives.communication import inter_host_bytes, ring_bytes
@@ -140,6 +139,11 @@ def _blocks(graph: LayerGraph, stage: Stage) -> Iterator[LayerNode]:
     return (node for node in graph.nodes if node.scope == "text" and node.layer in layers)
 
 
+def _mixtures(graph: LayerGraph, stage: Stage) -> list[RoutedExperts]:
+    declared = (node.declaration.routed for node in _blocks(graph, stage))
+    return [routed for routed in declared if routed is not None]
+
+
 def _tensor(
     graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage, data_place: tuple[int, int]
 ) -> Iterator[_Call]:
@@ -202,7 +206,7 @@ def _gradients_held(
 def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
     if layout.ep == 1:
         return
-    mixtures = [node.spec.num_trained_choices for node in _blocks(graph, stage) if isinstance(node.spec, MoESpec)]
+    mixtures = [routed.trained_per_token for routed in _mixtures(graph, stage)]
     passes = ["forward", "backward", *(["recomputed"] if train.checkpointing == "full" else [])]
     for name in passes:
         payload = 2 * round(sum(mixtures) * load.tokens) * _stream(graph)
@@ -212,13 +216,11 @@ def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, 
 def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
     loads: dict[Axis, list[int]] = {"dp_ep": [], "ep": []}
     scored = []
-    for spec in (node.spec for node in _blocks(graph, stage) if isinstance(node.spec, MoESpec)):
-        if spec.balance is None:
-            continue
-        if spec.balance.auxiliary_loss is not None and spec.balance.counted_over != "sequence":
-            loads["ep" if spec.balance.counted_over == "ep_group" else "dp_ep"].append(spec.num_experts)
-        if spec.balance.expert_choice is not None:
-            scored.append(spec.num_experts)
+    for routed in _mixtures(graph, stage):
+        if routed.loads_counted_over in ("batch", "ep_group"):
+            loads["ep" if routed.loads_counted_over == "ep_group" else "dp_ep"].append(routed.num_experts)
+        if routed.experts_choose:
+            scored.append(routed.num_experts)
     times = load.micro_batches
     for axis, experts in loads.items():
         if span_of(layout, axis)[0] > 1:

@@ -7,7 +7,7 @@ read from published logs, and every such term carries the spread of its readings
 from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.attention.positions import Rope
+from l4spec.layers.declaration import RotaryTable
 from planners.catalog import Engine, Hardware
 from planners.plan_types import MemoryTerm
 
@@ -33,28 +33,26 @@ def uncovered_bytes(engine: Engine, tp: int) -> int:
 def rope_table_bytes(graph: LayerGraph) -> int:
     """A cos/sin table of max_seq_len rows for each distinct rotation of the text: rotary_dim elements of 2 bytes."""
     positions = graph.model.text.stack.width.max_seq_len
-    return sum(positions * width * ROPE_ELEMENT_BYTES for _, width in _rotations(graph))
+    return sum(positions * rotation.width * ROPE_ELEMENT_BYTES for rotation in _rotations(graph))
 
 
 def _rope_table(graph: LayerGraph, engine: Engine) -> list[MemoryTerm]:
     if not engine.rope_table or not _rotations(graph):
         return []
     positions = graph.model.text.stack.width.max_seq_len
-    text = " + ".join(f"{positions:,} positions x {width} x {ROPE_ELEMENT_BYTES} B" for _, width in _rotations(graph))
+    text = " + ".join(
+        f"{positions:,} positions x {rotation.width} x {ROPE_ELEMENT_BYTES} B" for rotation in _rotations(graph)
+    )
     size = rope_table_bytes(graph)
     return [MemoryTerm(name="rope table", bytes=size, origin="exact", source=engine.source, arithmetic=text)]
 
 
 @lru_cache(maxsize=64)
-def _rotations(graph: LayerGraph) -> frozenset[tuple[Rope, int]]:
-    """The distinct (rotation, rotated elements of a head) of the language model."""
-    found = set()
-    for group in graph.groups:
-        spec, position = group.first.spec, getattr(group.first.spec, "position", None)
-        if isinstance(position, Rope) and group.first.scope == "text":
-            head = int(getattr(spec, "head_dim", 0) or getattr(spec, "qk_rope_head_dim", 0))
-            found.add((position, position.rotary_dim or head))
-    return frozenset(found)
+def _rotations(graph: LayerGraph) -> tuple[RotaryTable, ...]:
+    """The distinct rotations of the language model by position."""
+    mixing = (group.declaration.mixing for group in graph.groups if group.first.scope == "text")
+    rotations = (rotation for mixed in mixing if mixed is not None for rotation in mixed.rotations)
+    return tuple(dict.fromkeys(rotation for rotation in rotations if rotation.over == "positions"))
 
 
 def _calibrated(engine: Engine, tp: int) -> list[MemoryTerm]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
-from l4spec.layers.common.ledger import FLAG, INDEX, Tally
+from l4spec.layers import eager_layer
+from l4spec.layers.common.ledger import FLAG, INDEX, Ledger
 from l4spec.layers.declaration import Work
-from l4spec.layers.merge.spec import MergeSpec
 from planners.counts.cost_sheet import Workload, work_of
 
 Load = Mapping[str, Sequence[int]]
@@ -27,29 +27,29 @@ def activation_bytes(
     `item_bytes` is the size of an activation's number. `expert_load` gives by node id how many tokens chose each
     expert; without it an expert may get all tokens, which is the most that is possible.
     """
-    tally = Tally(item_bytes)
-    run = _Run(graph, Workload(text, num_tiles), tally, expert_load or {})
+    ledger = Ledger(item_bytes)
+    run = _Run(graph, Workload(text, num_tiles), ledger, expert_load or {})
     positions = text.num_queries * INDEX
-    tally.touch(2 * positions)  # columns, then positions
-    tally.take(positions)
+    ledger.touch(2 * positions)  # columns, then positions
+    ledger.take(positions)
     if num_tiles:
-        run.stack("vision", _hold_places(graph, tally))
+        run.stack("vision", _hold_places(graph, ledger))
     places = text.num_tokens * FLAG if num_tiles else 0
     run.stack("text", places)
-    return tally.peak
+    return ledger.peak
 
 
-def _hold_places(graph: LayerGraph, tally: Tally) -> int:
+def _hold_places(graph: LayerGraph, ledger: Ledger) -> int:
     """Make the positions and places of a tile's patches; gives their bytes without taking them."""
     vision = graph.model.vision
     assert vision is not None, "tiles need a model with vision"
     embedding = vision.patch_embedding
     side, patches, tokens = (count * INDEX for count in (embedding.grid, embedding.grid**2, embedding.num_tokens))
-    with tally.holding(side):
-        tally.touch(4 * patches)  # rows, columns, both together
-        with tally.holding(2 * INDEX):  # the class token's place
-            tally.touch(2 * patches + (2 * tokens if embedding.class_token != "none" else 0))
-            tally.touch(3 * tokens)
+    with ledger.holding(side):
+        ledger.touch(4 * patches)  # rows, columns, both together
+        with ledger.holding(2 * INDEX):  # the class token's place
+            ledger.touch(2 * patches + (2 * tokens if embedding.class_token != "none" else 0))
+            ledger.touch(3 * tokens)
     return 3 * tokens
 
 
@@ -59,7 +59,7 @@ class _Run:
 
     graph: LayerGraph
     workload: Workload
-    tally: Tally
+    ledger: Ledger
     expert_load: Load
     sizes: dict[str, int] = field(default_factory=dict)
     readers: Counter[str] = field(default_factory=Counter)
@@ -72,12 +72,12 @@ class _Run:
 
     def stack(self, scope: str, index_bytes: int) -> None:
         """Run the nodes of a scope; what its layers share is held until its end, its result longer."""
-        self.tally.take(index_bytes)
+        self.ledger.take(index_bytes)
         nodes = [node for node in self.graph.nodes if node.scope == scope]
         for _, run in groupby(nodes, key=lambda node: node.id if node.layer is None else str(node.layer)):
             self._segment(list(run))
-        self.tally.forget()
-        self.tally.free(index_bytes)
+        self.ledger.forget()
+        self.ledger.free(index_bytes)
 
     def _segment(self, nodes: list[LayerNode]) -> None:
         own = {node.id for node in nodes}
@@ -94,16 +94,37 @@ class _Run:
             self._drop(name)
 
     def _node(self, node: LayerNode) -> None:
-        if isinstance(node.spec, MergeSpec) and not self.workload.num_tiles:
+        if not self.workload.num_tiles and self._sees_images(node):
             text = self.inputs[node.id][0]  # passes as it is
             self.sizes[node.id] = self.sizes.pop(text)
             return
-        before = self.tally.now - self.tally.shared_bytes
+        before = self.ledger.now - self.ledger.shared_bytes
         work = work_of(self.graph, LayerGroup((node,)), self.workload)
         if node.id in self.expert_load:
             work = replace(work, busiest_expert=max(self.expert_load[node.id]))
-        node.declaration.hold(work, self.tally)
-        self.sizes[node.id] = self.tally.now - self.tally.shared_bytes - before
+        allocate(node, work, self.ledger)
+        self.sizes[node.id] = self.ledger.now - self.ledger.shared_bytes - before
+
+    def _sees_images(self, node: LayerNode) -> bool:
+        """Whether a layer of the text takes what the vision tower gives."""
+        sources = (self.graph.by_id[name] for name in self.inputs[node.id])
+        return node.scope == "text" and any(source.scope == "vision" for source in sources)
 
     def _drop(self, name: str) -> None:
-        self.tally.free(self.sizes.pop(name, 0))
+        self.ledger.free(self.sizes.pop(name, 0))
+
+
+def allocate(node: LayerNode, work: Work, ledger: Ledger) -> None:
+    """Let the ledger see one forward pass of a layer's module; what is allocated more at the end is the output.
+
+    Of a kind without a ledger of its own: what it declares to be alive at its peak, then the output.
+    """
+    eager = eager_layer(node.kind)
+    if eager is not None:
+        eager.allocate(node.spec, node.width, work, ledger)
+        return
+    live = sum(b.elements * (b.bytes_per_element or ledger.item) for b in node.declaration.live(work))
+    width = node.declaration.output[-1]
+    assert isinstance(width, int)
+    ledger.touch(live)
+    ledger.take(work.num_tokens * width * ledger.item)

@@ -29,8 +29,7 @@ from dataclasses import dataclass
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import Work
-from l4spec.layers.moe.spec import MoESpec
+from l4spec.layers.declaration import RoutedExperts, Work
 from l4spec.sharding.layout import Layout, Place, place_of
 from l4spec.sharding.rules import region_of, shard_size
 from l4spec.sharding.sequence import passed_blocks, runs_of
@@ -80,8 +79,8 @@ class _Rank:
     nodes: tuple[LayerNode, ...]
 
     @property
-    def mixtures(self) -> list[tuple[str, MoESpec]]:
-        return [(node.id, node.spec) for node in self.nodes if isinstance(node.spec, MoESpec)]
+    def mixtures(self) -> list[tuple[str, RoutedExperts]]:
+        return [(node.id, routed) for node in self.nodes if (routed := node.declaration.routed) is not None]
 
     @property
     def is_first(self) -> bool:
@@ -200,8 +199,8 @@ def _expert(own: _Rank, run: Pass) -> Iterator[_Call]:
     if own.layout.ep == 1:
         return
     width = own.graph.model.text.stack.width.hidden_size * run.item_bytes
-    for node_id, spec in own.mixtures:
-        leaving = run.work.num_tokens * spec.num_experts_per_token
+    for node_id, routed in own.mixtures:
+        leaving = run.work.num_tokens * routed.num_per_token
         arrived = leaving if run.arrived is None else run.arrived[node_id]
         yield "ep", "all-to-all", 2, (leaving + arrived) * width
     yield from _row_counts(own, 1)
@@ -209,8 +208,8 @@ def _expert(own: _Rank, run: Pass) -> Iterator[_Call]:
 
 def _row_counts(own: _Rank, passes: int) -> Iterator[_Call]:
     if own.layout.ep > 1:
-        for _, spec in own.mixtures:
-            yield "ep", "all-to-all", passes, passes * spec.num_experts * ROWS_BYTES
+        for _, routed in own.mixtures:
+            yield "ep", "all-to-all", passes, passes * routed.num_experts * ROWS_BYTES
 
 
 def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
@@ -218,18 +217,18 @@ def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
     if own.layout.ep == 1 or step.arrived is None:
         return
     width = own.graph.model.text.stack.width.hidden_size * step.item_bytes
-    for node_id, spec in own.mixtures:
-        even = round(step.work.num_tokens * spec.num_trained_choices)
+    for node_id, routed in own.mixtures:
+        even = round(step.work.num_tokens * routed.trained_per_token)
         left = even if step.left is None else step.left[node_id]
         yield "ep", "all-to-all", 0, 2 * (step.arrived[node_id] - even + left - even) * width
 
 
 def _capacity(own: _Rank, sequences: int, passes: int) -> Iterator[_Call]:
     data, cp = own.layout.dp * own.layout.ep, own.layout.cp
-    for _, spec in own.mixtures:
-        if spec.capacity_factor is None:
+    for _, routed in own.mixtures:
+        if routed.capacity_factor is None:
             continue
-        size = passes * spec.num_experts * COUNT_BYTES
+        size = passes * routed.num_experts * COUNT_BYTES
         if cp > 1:
             size *= cp * sequences
             yield "cp", "all-gather", passes, size

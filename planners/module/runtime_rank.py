@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers import declaration_of
-from l4spec.layers.attention.masks import CausalMask, ChunkedMask
+from l4spec.layers import declaration_of, eager_layer
 from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Work
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout, Place, place_of
@@ -130,10 +129,11 @@ def _with_rows(operation: Operation, arrived: int | None) -> Operation:
 
 def _along_cp(node: LayerNode, operations: list[Operation], work: Work, num_earlier: int) -> list[Operation] | None:
     """Chunks lie on one rank; to a causal layer all earlier tokens' keys come, each rank's as a dense block."""
-    mask = getattr(node.spec, "mask", None)
-    if isinstance(mask, ChunkedMask):
+    mixing, eager = node.declaration.mixing, eager_layer(node.kind)
+    reach = None if mixing is None else mixing.reach
+    if reach is not None and reach.kind == "chunk":
         return operations
-    if not isinstance(mask, CausalMask) or node.kind != "gqa":
+    if reach is None or reach.kind != "full" or eager is None or not eager.dense_ring:
         return None
     pairs = work.num_tokens * (num_earlier + work.num_queries)
     return [replace(op, pairs=pairs) if isinstance(op, AttentionPairs) else op for op in operations]

@@ -11,13 +11,11 @@ from functools import cached_property
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.attention.positions import NoPosition
-from l4spec.layers.declaration import Work
-from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.mla.spec import MLASpec
+from l4spec.layers.common.eager import Piece
+from l4spec.layers.declaration import RotaryTable, Work
 from planners.catalog.cpu_profile import EagerTimes, Pieces
 from planners.module.activation_ledger import activation_bytes
-from planners.module.pieces import Piece, hit_experts, pieces_of
+from planners.module.pieces import code_of, hit_experts, pieces_of
 from planners.module.time_table import seconds_at, share_from_memory
 from planners.timing.layer_demand import UNIFORM, Routing
 
@@ -29,8 +27,6 @@ _READING = ("product", "expert_product", "cached")
 _CODE_LEAST, _CODE_MOST = 0.15, 0.45
 """How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as behind 64 MiB of
 weights, since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
-_RELATIVES = {"geglu": "swiglu", "layernorm": "rmsnorm"}
-"""Kinds whose module is the code of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +79,13 @@ class EagerModel:
         return self.pieces.forward.at(cold) + self._layer(ROTATION, cold) * len(self._rotations)
 
     def _layer(self, kind: str, cold: float) -> float:
-        found = self.pieces.layer.get(_RELATIVES.get(kind, kind))
+        found = self.pieces.layer.get(kind)
         return 0.0 if found is None else found.at(cold)
 
     @cached_property
-    def _rotations(self) -> set[str]:
-        found = set()
-        for group in self.graph.groups:
-            spec = group.first.spec
-            if isinstance(spec, GQASpec | MLASpec) and not isinstance(spec.position, NoPosition):
-                found.add(f"{spec.position} {getattr(spec, 'head_dim', None)}")
-        return found
+    def _rotations(self) -> set[RotaryTable]:
+        mixing = (group.declaration.mixing for group in self.graph.groups)
+        return {rotation for mixed in mixing if mixed is not None for rotation in mixed.rotations}
 
     def layer_seconds(self, group: LayerGroup, work: Work, cold: float, code: float) -> float:
         """Seconds of one layer of a group.
@@ -106,7 +98,7 @@ class EagerModel:
             self.piece_seconds(piece, cold if piece.name in _READING else code)
             for piece in pieces_of(group.first, work, hit)
         )
-        return self._layer(group.first.kind, code) + pieces
+        return self._layer(code_of(group.first), code) + pieces
 
     def piece_seconds(self, piece: Piece, cold: float) -> float:
         """Seconds of a piece, all its times."""

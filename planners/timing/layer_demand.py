@@ -10,7 +10,6 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, Matmul, Work
-from l4spec.layers.moe.spec import MoESpec
 from l4spec.quantization.scheme import PlainLaw
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
@@ -87,10 +86,13 @@ class Routing:
 
     def covered(self, kind: KindProfile, num_tokens: float) -> float:
         """Distinct experts that `num_tokens` tokens reach, of all the layer's experts; the mean over equal layers."""
-        return self.reached(kind.group, kind.num_experts, kind.experts_per_token, num_tokens)
+        return self.reached(kind.group, num_tokens)
 
-    def reached(self, group: LayerGroup, num_experts: int, experts_per_token: int, num_tokens: float) -> float:
+    def reached(self, group: LayerGroup, num_tokens: float) -> float:
         """As `covered`, for the layers of a group."""
+        routed = group.declaration.routed
+        assert routed is not None, "only routed layers have experts"
+        num_experts, experts_per_token = routed.num_experts, routed.num_per_token
         if not self.shares and not self.layers:
             return expected_coverage(num_experts, experts_per_token, num_tokens)
         known = dict(self.layers)
@@ -123,12 +125,11 @@ def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: i
 def _profile_of(
     graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, kv_dtype_bytes: int
 ) -> KindProfile:
-    node, spec = group.first, group.first.spec
+    node, routed = group.first, group.declaration.routed
     one = group.declaration.operations(Work(1, 1))
     sharded = any(degree_of(dim, layout) > 1 for p in group.declaration.parameters for dim in p.dims)
     moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise))
     weights, experts = _stored(graph, group, scheme, layout)
-    routed = spec.num_experts_per_token if isinstance(spec, MoESpec) and layout.ep > 1 else 0
     bound = group.declaration.cache[0].bound if group.declaration.cache else None
     return KindProfile(
         name=kind_name(group),
@@ -138,14 +139,14 @@ def _profile_of(
         per_logit_row=node.role == "head",
         weight_bytes=weights,
         expert_bytes=experts,
-        num_experts=spec.num_experts if isinstance(spec, MoESpec) else 0,
-        experts_per_token=spec.num_experts_per_token if isinstance(spec, MoESpec) else 0,
+        num_experts=routed.num_experts if routed else 0,
+        experts_per_token=routed.num_per_token if routed else 0,
         cache_bytes=bytes_per_token(group, layout, kv_dtype_bytes) if bound else 0,
         bound=bound,
         pair_flops=sum(op.flops // op.pairs // layout.tp for op in one if isinstance(op, AttentionPairs)),
         moved_bytes_per_token=moved * ACTIVATION_BYTES // (layout.tp if sharded else 1),
         collectives=1 if layout.tp > 1 and node.role in ("attention", "ffn", "embedding") else 0,
-        routed=routed,
+        routed=routed.num_per_token if routed and layout.ep > 1 else 0,
     )
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.moe.spec import MoESpec
 from planners.timing.layer_demand import UNIFORM, Routing
 
 _EXPECTED = "expected what `l4spec measure SPEC --format json` writes"
@@ -43,9 +42,10 @@ def _count(value: Any) -> float:
 
 def _problems(graph: LayerGraph, layer: str, counts: tuple[float, ...]) -> list[Problem]:
     node = graph.by_id.get(layer)
-    if node is None or not isinstance(node.spec, MoESpec):
+    routed = None if node is None else node.declaration.routed
+    if routed is None:
         return [Problem(f"{graph.name} has no mixture of experts called {layer[:60]!r}", path="routing")]
-    if len(counts) != node.spec.num_experts:
-        message = f"{layer} has {node.spec.num_experts} experts, the file counts {len(counts)}"
+    if len(counts) != routed.num_experts:
+        message = f"{layer} has {routed.num_experts} experts, the file counts {len(counts)}"
         return [Problem(message, path="routing")]
     return [] if sum(counts) else [Problem(f"no expert of {layer} was ever chosen", path="routing")]

@@ -6,10 +6,8 @@ they differ in is what they send and how long stages wait for each other.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.mla.spec import MLASpec
 from l4spec.sharding.layout import Layout
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
@@ -156,12 +154,13 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
 
 @lru_cache(maxsize=64)
 def _streams(graph: LayerGraph) -> tuple[int, int, int]:
-    """Bytes per token of the residual stream, of all routed copies, and of all layers' keys and values."""
+    """Bytes per token of the residual stream, of all routed copies, and of all layers' keys and values; latents not."""
     stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     routed = cached = 0
     for group in graph.groups:
         if group.first.scope == "text":
-            routed += group.count * int(getattr(group.first.spec, "num_experts_per_token", 0)) * stream
-            if not isinstance(group.first.spec, MLASpec):
-                cached += group.count * sum(prod(d.size for d in e.dims) for e in group.declaration.cache)
+            experts = group.declaration.routed
+            routed += group.count * (experts.num_per_token if experts else 0) * stream
+            kept = (entry for entry in group.declaration.cache if all(dim.axis != "latent" for dim in entry.dims))
+            cached += group.count * sum(entry.elements_per_token for entry in kept)
     return stream, routed, cached * ACTIVATION_BYTES

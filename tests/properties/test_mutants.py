@@ -9,7 +9,7 @@ import pytest
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.common.ledger import Tally
+from l4spec.layers.common.ledger import Ledger
 from l4spec.layers.declaration import (
     AttentionPairs,
     CacheEntry,
@@ -27,6 +27,7 @@ from l4spec.spec.parse import parse_spec
 from planners.catalog import engine
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
+from planners.module import activation_ledger
 from planners.module.activation_ledger import activation_bytes
 from planners.module.executed import executed_rows
 from tests.properties.runs import decoded, measured, planned_flops, some
@@ -239,18 +240,25 @@ def test_scores_not_counted_again_in_the_backward_pass_are_caught() -> None:
 
 
 @pytest.mark.parametrize("factor", [2, 0.5])
-def test_a_ledger_that_misses_half_or_doubles_what_the_hungriest_layer_holds_is_caught(factor: float) -> None:
+def test_a_ledger_that_misses_half_or_doubles_what_the_hungriest_layer_allocates_is_caught(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = activation_ledger.allocate
     for case in cases():
         before = set()
         for name, declaration in declarations(case):
 
-            def held(work: Work, tally: Tally, declaration: Declaration = declaration) -> None:
-                inner = Tally(tally.item)
-                declaration.hold(work, inner)
-                tally.touch(int(inner.peak * factor))
-                tally.take(inner.now)
+            def wrong(node: LayerNode, work: Work, ledger: Ledger, declaration: Declaration = declaration) -> None:
+                if node.declaration is not declaration:
+                    return allocate(node, work, ledger)
+                inner = Ledger(ledger.item)
+                allocate(node, work, inner)
+                ledger.touch(int(inner.peak * factor))
+                return ledger.take(inner.now)
 
-            before |= {name} if "activations" in caught(case, declaration, replace(declaration, held=held)) else set()
+            with monkeypatch.context() as patched:
+                patched.setattr(activation_ledger, "allocate", wrong)
+                before |= {name} if "activations" in broken_laws(case, case.graph) else set()
         assert before
 
 

@@ -2,7 +2,6 @@
 
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Elementwise, Operation, Work, tokens_of
 
 
@@ -12,10 +11,5 @@ def declare(spec: AddSpec, width: Width) -> Declaration:
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Elementwise("add", work.num_tokens * width.hidden_size, reads=spec.num_inputs),)  # x + y
 
-    def held(work: Work, tally: Tally) -> None:
-        total = work.num_tokens * width.hidden_size * tally.item
-        tally.touch(min(2, spec.num_inputs - 1) * total)
-        tally.take(total)
-
     stream = tokens_of(width.hidden_size)
-    return Declaration((), operations, inputs=(stream,) * spec.num_inputs, output=stream, held=held)
+    return Declaration((), operations, inputs=(stream,) * spec.num_inputs, output=stream)

@@ -1,10 +1,12 @@
-"""What `l4spec.layers.attention.compute` holds while it attends: masks, scores where it keeps any, and results."""
+"""What `l4spec.layers.attention.compute` allocates and runs while it attends: masks, scores, results; timed pieces."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from l4spec.layers.attention.positions import NoPosition, Position, Rope
 from l4spec.layers.attention.walk import BLOCK, Block, Walk
-from l4spec.layers.common.ledger import INDEX, WIDE, Tally
+from l4spec.layers.common.eager import Piece
+from l4spec.layers.common.ledger import INDEX, WIDE, Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,13 @@ class Heads:
     by_head: bool = False
 
 
-def hold_attention(tally: Tally, walk: Walk, heads: Heads) -> int:
+def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     """Take the attended values, and say how many bytes their copy takes where heads must be put side by side."""
     width = max(heads.dim, heads.value_dim)
-    sizes = [size for block in walk.blocks for size in _block(tally, block, heads, _lie_apart(walk, heads))]
+    sizes = [size for block in walk.blocks for size in _block(ledger, block, heads, _lie_apart(walk, heads))]
     attended = sum(sizes)
     if len(sizes) > 1:
-        tally.touch(attended)  # the joined results
+        ledger.touch(attended)  # the joined results
     is_one = heads.num_heads == 1 or walk.blocks[0].queries == 1
     lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or not heads.capped)
     return 0 if lies_by_token else attended * heads.value_dim // width
@@ -41,13 +43,13 @@ def _lie_apart(walk: Walk, heads: Heads) -> bool:
     return walk.folded and several and len({block.queries for block in walk.blocks}) > 1
 
 
-def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterator[int]:
+def _block(ledger: Ledger, block: Block, heads: Heads, lie_apart: bool) -> Iterator[int]:
     """Take the results of a block and yield their sizes."""
     sequences, pairs, width = heads.sequences * block.count, block.queries * block.keys, max(heads.dim, heads.value_dim)
     if block.masked:
         places = INDEX * (block.queries + block.keys)
         moved = INDEX * block.queries if block.windowed else 0  # where each query's window begins, beside two masks
-        tally.once(f"band {block.mask_name}", pairs, places + 2 * pairs + max(pairs, moved))
+        ledger.once(f"band {block.mask_name}", pairs, places + 2 * pairs + max(pairs, moved))
     queries, keys = sequences * block.queries * heads.num_heads, sequences * block.keys * heads.num_kv_heads
     folded = queries * heads.dim + keys * (heads.dim + heads.value_dim) if lie_apart else 0
     if heads.by_head and heads.sequences > 1 and block.count > 1 and not lie_apart:
@@ -55,19 +57,19 @@ def _block(tally: Tally, block: Block, heads: Heads, lie_apart: bool) -> Iterato
     padded = 0
     if heads.dim != heads.value_dim:  # the fused kernels take one width
         padded = keys * width if heads.value_dim < heads.dim else (queries + keys) * width
-    with tally.holding(((folded if block.whole else 0) + padded) * tally.item):
+    with ledger.holding(((folded if block.whole else 0) + padded) * ledger.item):
         if heads.capped:
-            sizes = list(_capped(tally, block, heads))
+            sizes = list(_capped(ledger, block, heads))
         else:
-            sizes = [queries * width * tally.item]
-            tally.touch((pairs * tally.item if block.masked else 0) + queries * WIDE + sizes[0])
-            tally.take(sizes[0])
+            sizes = [queries * width * ledger.item]
+            ledger.touch((pairs * ledger.item if block.masked else 0) + queries * WIDE + sizes[0])
+            ledger.take(sizes[0])
     yield from sizes
 
 
-def _capped(tally: Tally, block: Block, heads: Heads) -> Iterator[int]:
+def _capped(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
     """Bands of BLOCK queries, each with its scores: capped, masked, widened for the softmax."""
-    sequences, item = heads.sequences * block.count, tally.item
+    sequences, item = heads.sequences * block.count, ledger.item
     kept = 2 if block.masked or block.causal else 1
     for first in range(0, block.queries, BLOCK):
         queries = min(BLOCK, block.queries - first)
@@ -77,16 +79,36 @@ def _capped(tally: Tally, block: Block, heads: Heads) -> Iterator[int]:
         grouped = by_group if heads.num_heads > heads.num_kv_heads else 0
         copied = sequences * keys * heads.num_kv_heads * heads.dim * item if sequences > 1 else 0
         out = sequences * queries * heads.num_heads * heads.value_dim * item
-        softmax = scores * WIDE * (1 if tally.is_wide else 2)
+        softmax = scores * WIDE * (1 if ledger.is_wide else 2)
         mask = queries * keys if block.causal else 0
-        with tally.holding(grouped + mask):
-            tally.touch(2 * mask)
-            tally.touch(copied + (by_group - grouped if copied else 0) + scores * item)
-            tally.touch(3 * scores * item)  # scores, scores / cap, tanh
-            with tally.holding(kept * scores * item):  # before and behind the mask
-                tally.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
-                tally.touch(softmax)
-                tally.touch(scores * (WIDE + item) if not tally.is_wide else 0)
-                tally.touch(scores * item + copied + out)
-        tally.take(out)
+        with ledger.holding(grouped + mask):
+            ledger.touch(2 * mask)
+            ledger.touch(copied + (by_group - grouped if copied else 0) + scores * item)
+            ledger.touch(3 * scores * item)  # scores, scores / cap, tanh
+            with ledger.holding(kept * scores * item):  # before and behind the mask
+                ledger.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
+                ledger.touch(softmax)
+                ledger.touch(scores * (WIDE + item) if not ledger.is_wide else 0)
+                ledger.touch(scores * item + copied + out)
+        ledger.take(out)
         yield out
+
+
+def rotated_pieces(position: Position, rows: int, dim: int) -> Iterator[Piece]:
+    """The rotation of `rows` vectors of `dim` elements, and their copy where only a part turns."""
+    if isinstance(position, NoPosition):
+        return
+    turned = (position.rotary_dim or dim) if isinstance(position, Rope) else dim
+    is_halves = isinstance(position, Rope) and position.layout == "half"
+    yield Piece("rotate_halves" if is_halves else "rotate_pairs", (rows * turned,))
+    if turned != dim:
+        yield Piece("write", (rows * dim,))
+
+
+def attended_pieces(walked: Walk, units: int, dim: int) -> Iterator[Piece]:
+    """The fused kernel's blocks, for `units` sequences and heads together."""
+    for block in walked.blocks:
+        if block.causal:
+            yield Piece("causal", (units * block.count, block.queries, dim))
+        else:
+            yield Piece("masked", (units * block.count, block.queries, block.keys, dim))

@@ -63,13 +63,6 @@ def _pairs_from_start(mask: CausalMask | ChunkedMask | SlidingWindowMask, length
     return _triangle(length) if full == 0 else _triangle(mask.size) + (length - mask.size) * mask.size
 
 
-def seen_before(mask: Mask, position: int) -> int:
-    """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
-    if isinstance(mask, ChunkedMask):
-        return 0
-    return min(position, mask.size - 1) if isinstance(mask, SlidingWindowMask) else position
-
-
 def _triangle(n: int) -> int:
     return n * (n + 1) // 2
 
@@ -81,3 +74,9 @@ def cache_bound(mask: Mask) -> Bound | None:
     if isinstance(mask, SlidingWindowMask):
         return Bound("window", mask.size)
     return Bound("full") if isinstance(mask, CausalMask) else None
+
+
+def seen_before(mask: Mask, position: int) -> int:
+    """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
+    reach = cache_bound(mask)
+    return position if reach is None else reach.seen_before(position)

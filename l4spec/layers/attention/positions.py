@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from l4spec.layers.base import PositiveFloat, Size, Spec
+from l4spec.layers.declaration import RotaryTable
 
 
 class LinearScaling(Spec):
@@ -94,3 +95,10 @@ class NoPosition(Spec):
 
 
 Position = Annotated[Rope | Rope2d | NoPosition, Field(discriminator="kind")]
+
+
+def rotations_of(position: Position, head_dim: int) -> tuple[RotaryTable, ...]:
+    """What a layer declares of its rotation, of heads of `head_dim` elements; nothing without one."""
+    if isinstance(position, Rope):
+        return (RotaryTable(position, position.rotary_dim or head_dim),)
+    return (RotaryTable(position, head_dim, "grid"),) if isinstance(position, Rope2d) else ()

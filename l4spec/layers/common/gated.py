@@ -1,7 +1,6 @@
 """What a gated feed-forward layer costs, whatever its activation: SwiGLU, GeGLU and the shared expert of a MoE."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import gated_ffn
 from l4spec.layers.declaration import (
     Buffer,
     Declaration,
@@ -51,7 +50,7 @@ def gated_saved(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
     return (*gated_live(rows, ffn, hidden), Buffer("activated_gate", rows, (ffn,)))
 
 
-def declare_gated(intermediate_size: int, bias: bool, width: Width) -> Declaration:
+def declare_gated(intermediate_size: int, bias: bool, activation: str, width: Width) -> Declaration:
     """A dense gated layer; element-wise work counts no FLOPs by convention."""
     hidden, ffn = Dim("hidden", width.hidden_size), Dim("ffn", intermediate_size)
     parameters = gated_parameters("", ffn, hidden, "dense_ffn", bias=bias)
@@ -63,5 +62,5 @@ def declare_gated(intermediate_size: int, bias: bool, width: Width) -> Declarati
         output=stream,
         live=lambda work: gated_live(work.num_tokens, ffn, hidden),
         saved=lambda work: gated_saved(work.num_tokens, ffn, hidden),
-        held=lambda work, tally: gated_ffn(tally, work.num_tokens, intermediate_size, width.hidden_size),
+        activation=activation,
     )

@@ -1,7 +1,7 @@
-"""What our modules hold while they run without gradients on a CPU, number by number: a ledger, and common passages.
+"""Allocation ledger: replays what our modules allocate and free in a forward pass without gradients on a CPU.
 
-A kind's `held` tells the ledger what its module takes and frees, in the order in which it does, so that the most ever
-held at once comes out. Larger than `live`, which a fused engine would hold: eager code keeps every intermediate result.
+A kind's ledger makes the allocations of its torch module in the order in which the module does, so that the peak comes
+out. It is larger than the declared `live`, which a fused engine needs: eager code keeps every intermediate result.
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ MOST_FEW_ROWS = 3
 
 
 @dataclass(slots=True)
-class Tally:
-    """Bytes held now and at the most; `item` is the size of an activation's number.
+class Ledger:
+    """Bytes allocated now and at the peak; `item` is the size of an activation's number.
 
     `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, held until its end.
     """
@@ -75,43 +75,43 @@ class Tally:
         self.shared_bytes = 0
 
 
-def rms_norm(tally: Tally, rows: int, width: int, *, weighted: bool, unit_offset: bool = False) -> None:
+def rms_norm(ledger: Ledger, rows: int, width: int, *, weighted: bool, unit_offset: bool = False) -> None:
     """Take the normed tensor of `rows` vectors: squares and their means on the way, in fp32."""
-    wide, out, copied = rows * width * WIDE, rows * width * tally.item, 0 if tally.is_wide else rows * width * WIDE
-    scaled = 2 if weighted and (tally.is_wide or unit_offset) else 1
-    with tally.holding(copied + (width * WIDE if unit_offset else 0)):
-        tally.touch(wide + 2 * rows * WIDE)  # squares, their means, the factor
-        tally.touch(scaled * wide + rows * WIDE)
-        tally.touch(wide + out if copied else 0)
-        tally.touch(2 * out if copied and weighted and not unit_offset else 0)
-    tally.take(out)
+    wide, out, copied = rows * width * WIDE, rows * width * ledger.item, 0 if ledger.is_wide else rows * width * WIDE
+    scaled = 2 if weighted and (ledger.is_wide or unit_offset) else 1
+    with ledger.holding(copied + (width * WIDE if unit_offset else 0)):
+        ledger.touch(wide + 2 * rows * WIDE)  # squares, their means, the factor
+        ledger.touch(scaled * wide + rows * WIDE)
+        ledger.touch(wide + out if copied else 0)
+        ledger.touch(2 * out if copied and weighted and not unit_offset else 0)
+    ledger.take(out)
 
 
-def gated_ffn(tally: Tally, rows: int, ffn_size: int, hidden_size: int) -> None:
+def gated_ffn(ledger: Ledger, rows: int, ffn_size: int, hidden_size: int) -> None:
     """Take the output of a gated layer: gate, which becomes the product, and up beside it."""
-    inner, out = rows * ffn_size * tally.item, rows * hidden_size * tally.item
-    tally.touch(2 * inner + out)
-    tally.take(out)
+    inner, out = rows * ffn_size * ledger.item, rows * hidden_size * ledger.item
+    ledger.touch(2 * inner + out)
+    ledger.take(out)
 
 
-def rotate(tally: Tally, elements: int, rotated: int, *, as_complex: bool) -> None:
+def rotate(ledger: Ledger, elements: int, rotated: int, *, as_complex: bool) -> None:
     """Replace `elements` numbers by themselves with `rotated` of them turned, in fp32."""
     wide = rotated * WIDE
-    copy = 0 if tally.is_wide else wide
+    copy = 0 if ledger.is_wide else wide
     if as_complex:
-        tally.touch(copy + wide + (0 if tally.is_wide else rotated * tally.item))
+        ledger.touch(copy + wide + (0 if ledger.is_wide else rotated * ledger.item))
     else:
-        tally.touch(copy + 2 * wide)  # one half done, two products and their sum; or both halves and the whole
+        ledger.touch(copy + 2 * wide)  # one half done, two products and their sum; or both halves and the whole
     if rotated < elements:  # joined with the part that is not turned
-        tally.touch((rotated + elements) * tally.item)
-    tally.touch(elements * tally.item)
+        ledger.touch((rotated + elements) * ledger.item)
+    ledger.touch(elements * ledger.item)
 
 
-def rotation_table(tally: Tally, name: str, tokens: int, dim: int, *, as_complex: bool) -> None:
+def rotation_table(ledger: Ledger, name: str, tokens: int, dim: int, *, as_complex: bool) -> None:
     """Cosines and sines of `tokens` positions, shared by all layers with an equal rotation."""
     half = tokens * (dim // 2) * WIDE
     if as_complex:
-        tally.once(f"{name} complex", 2 * half, 4 * half + tokens * WIDE)
+        ledger.once(f"{name} complex", 2 * half, 4 * half + tokens * WIDE)
         return
     for part in ("cos", "sin"):
-        tally.once(f"{name} {part}", half, 4 * half + tokens * WIDE)
+        ledger.once(f"{name} {part}", half, 4 * half + tokens * WIDE)

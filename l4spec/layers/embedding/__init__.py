@@ -10,4 +10,5 @@ KIND = LayerKind(
     module="l4spec.layers.embedding.module:Embedding",
     slot="embedding",
     parallel="l4spec.layers.embedding.parallel:VocabEmbedding",
+    eager="l4spec.layers.embedding.ledger:EAGER",
 )

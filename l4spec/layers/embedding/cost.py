@@ -1,7 +1,6 @@
 """What a token embedding costs: its table, and a gather without FLOPs."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.embedding.spec import EmbeddingSpec
 
@@ -15,10 +14,5 @@ def declare(spec: EmbeddingSpec, width: Width) -> Declaration:
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Elementwise("gather", work.num_tokens * width.hidden_size),)  # weight[token]
 
-    def held(work: Work, tally: Tally) -> None:
-        rows = work.num_tokens * width.hidden_size * tally.item
-        tally.touch(rows if spec.scale is None else 2 * rows)
-        tally.take(rows)
-
     stream = tokens_of(width.hidden_size)
-    return Declaration((table,), operations, inputs=(("batch", "tokens"),), output=stream, held=held)
+    return Declaration((table,), operations, inputs=(("batch", "tokens"),), output=stream)

@@ -8,4 +8,5 @@ from l4spec.layers.geglu.spec import GeGLUSpec
 
 def declare(spec: GeGLUSpec, width: Width) -> Declaration:
     """gate_proj, up_proj [ffn, hidden], down_proj [hidden, ffn]: 6 * hidden * ffn FLOPs a token."""
-    return declare_gated(spec.intermediate_size, spec.bias, width)
+    activation = "gelu_tanh" if spec.approximate == "tanh" else "gelu"
+    return declare_gated(spec.intermediate_size, spec.bias, activation, width)

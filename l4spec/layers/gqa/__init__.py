@@ -11,4 +11,5 @@ KIND = LayerKind(
     slot="attention",
     parallel="l4spec.layers.gqa.parallel:RingGQA",
     divides_sequence=True,
+    eager="l4spec.layers.gqa.ledger:EAGER",
 )

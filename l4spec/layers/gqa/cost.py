@@ -1,11 +1,9 @@
 """What grouped-query attention costs."""
 
-from l4spec.layers.attention.ledger import Heads, hold_attention
 from l4spec.layers.attention.masks import attended_pairs, cache_bound
-from l4spec.layers.attention.positions import NoPosition, Rope, Rope2d
+from l4spec.layers.attention.positions import rotations_of
 from l4spec.layers.attention.walk import walk
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import WIDE, Tally, rms_norm, rotate, rotation_table
 from l4spec.layers.declaration import (
     AttentionPairs,
     Buffer,
@@ -16,11 +14,12 @@ from l4spec.layers.declaration import (
     Matmul,
     Operation,
     Parameter,
+    TokenMixing,
     Work,
     linear,
     tokens_of,
 )
-from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm
+from l4spec.layers.gqa.spec import GQASpec, RMSQKNorm
 
 
 def declare(spec: GQASpec, width: Width) -> Declaration:
@@ -56,7 +55,7 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
         live=lambda work: _live(work, hidden, heads, kv_heads),
         saved=lambda work: (*_live(work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
         executed=executed,
-        held=lambda work, tally: _held(spec, width, work, tally),
+        mixing=TokenMixing(bound, rotations_of(spec.position, spec.head_dim)),
     )
 
 
@@ -74,53 +73,6 @@ def _operations(
         AttentionPairs("attend", pairs, spec.num_heads, head_dim, head_dim, fused),  # softmax(q k.T) v
         Matmul("o_proj", work.num_tokens, o),  # y @ W_o.T
     )
-
-
-def _held(spec: GQASpec, width: Width, work: Work, tally: Tally) -> None:
-    """Projections, each turned and normed in fp32; attention; the output projection with all of them still at hand."""
-    tokens, walked = work.num_tokens, walk(spec.mask, work.num_queries, work.num_cached)
-    heads = Heads(
-        work.num_sequences,
-        spec.num_heads,
-        spec.num_kv_heads,
-        spec.head_dim,
-        spec.head_dim,
-        capped=spec.logit_softcap is not None,
-    )
-    query, key = (tokens * count * spec.head_dim * tally.item for count in (spec.num_heads, spec.num_kv_heads))
-    with tally.holding(query):
-        _positioned(spec, work, tally, spec.num_heads)
-        with tally.holding(key):
-            _positioned(spec, work, tally, spec.num_kv_heads)
-            if spec.temperature is not None:
-                tally.once(f"temperature {spec.temperature}", work.num_queries * WIDE, 3 * work.num_queries * WIDE)
-                tally.touch(query // tally.item * WIDE + (0 if tally.is_wide else query))
-            with tally.holding(key):  # the values
-                with tally.holding(2 * key if walked.joined else 0):
-                    copied = hold_attention(tally, walked, heads)
-                tally.touch(copied + tokens * width.hidden_size * tally.item)
-                tally.free(query)  # what was attended
-    tally.take(tokens * width.hidden_size * tally.item)
-
-
-def _positioned(spec: GQASpec, work: Work, tally: Tally, num_heads: int) -> None:
-    """What norm and rotation of `num_heads` heads hold beside them."""
-    rows = work.num_tokens * num_heads
-    elements = rows * spec.head_dim
-    if isinstance(spec.qk_norm, RMSQKNorm):
-        rms_norm(tally, rows, spec.head_dim, weighted=True)
-        tally.free(elements * tally.item)
-    if not isinstance(spec.position, NoPosition):
-        partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
-        dim = partial or spec.head_dim
-        in_pairs = isinstance(spec.position, Rope2d) or spec.position.layout == "interleaved"
-        as_complex = in_pairs and spec.head_dim % 2 == 0
-        name = f"rotation {dim} {spec.position}"
-        rotation_table(tally, name, work.num_queries, dim, as_complex=as_complex)
-        rotate(tally, elements, rows * dim, as_complex=as_complex)
-    if isinstance(spec.qk_norm, L2Norm):
-        rms_norm(tally, rows, spec.head_dim, weighted=False)
-        tally.free(elements * tally.item)
 
 
 def _live(work: Work, hidden: Dim, heads: Dim, kv_heads: Dim) -> tuple[Buffer, ...]:

@@ -1,7 +1,6 @@
 """What a LayerNorm costs: a weight and a bias per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.layernorm.spec import LayerNormSpec
 
@@ -18,11 +17,5 @@ def declare(spec: LayerNormSpec, width: Width) -> Declaration:
     def output(work: Work) -> tuple[Buffer, ...]:
         return (Buffer("output", work.num_tokens, (hidden,)),)
 
-    def held(work: Work, tally: Tally) -> None:
-        tally.touch((width.hidden_size + 2) * work.num_tokens * tally.item)  # output, mean, 1 / std
-        tally.take(width.hidden_size * work.num_tokens * tally.item)
-
     stream = tokens_of(width.hidden_size)
-    return Declaration(
-        (weight, *bias), operations, inputs=(stream,), output=stream, live=output, saved=output, held=held
-    )
+    return Declaration((weight, *bias), operations, inputs=(stream,), output=stream, live=output, saved=output)

@@ -10,4 +10,5 @@ KIND = LayerKind(
     module="l4spec.layers.lm_head.module:LMHead",
     slot="head",
     parallel="l4spec.layers.lm_head.parallel:VocabHead",
+    eager="l4spec.layers.lm_head.ledger:EAGER",
 )

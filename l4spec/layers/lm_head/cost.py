@@ -1,7 +1,6 @@
 """What the language-model head costs."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import MOST_FEW_ROWS, WIDE, Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Parameter, Work, tokens_of
 from l4spec.layers.lm_head.spec import LMHeadSpec
 
@@ -21,14 +20,6 @@ def declare(spec: LMHeadSpec, width: Width) -> Declaration:
     def logits(work: Work) -> tuple[Buffer, ...]:
         return (Buffer("logits", work.num_logit_rows, (vocab,), bytes_per_element=4),)
 
-    def held(work: Work, tally: Tally) -> None:
-        wide, narrow = (work.num_logit_rows * spec.vocab_size * size for size in (WIDE, tally.item))
-        copied = 0 if tally.is_wide else narrow
-        if work.num_logit_rows > 1 or spec.bias:  # put in order, or the bias added behind
-            tally.touch(2 * narrow if _goes_apart(spec, work, tally) else narrow)
-        tally.touch(copied + (3 * wide if spec.logit_softcap else wide))  # logits, logits / cap, tanh
-        tally.take(wide)
-
     output = ("batch", "tokens", spec.vocab_size)
     return Declaration(
         (weight, *bias),
@@ -37,11 +28,4 @@ def declare(spec: LMHeadSpec, width: Width) -> Declaration:
         output=output,
         live=logits,
         saved=logits,
-        held=held,
     )
-
-
-def _goes_apart(spec: LMHeadSpec, work: Work, tally: Tally) -> bool:
-    """Whether the product is not made in one piece: the last tokens of several sequences, or few rows in fp32."""
-    lie_apart = spec.bias and work.num_sequences > 1 and work.num_logit_rows < work.num_tokens
-    return lie_apart or (tally.is_wide and work.num_logit_rows <= MOST_FEW_ROWS and spec.vocab_size % 2 == 0)

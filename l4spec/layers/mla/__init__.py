@@ -11,4 +11,5 @@ KIND = LayerKind(
     slot="attention",
     parallel="l4spec.layers.mla.parallel:RingMLA",
     divides_sequence=True,
+    eager="l4spec.layers.mla.ledger:EAGER",
 )

@@ -6,12 +6,10 @@ the cheaper form, which is the expanded one for every published model, and leave
 `executed_operations` says which form our module takes, and counts those.
 """
 
-from l4spec.layers.attention.ledger import Heads, hold_attention
 from l4spec.layers.attention.masks import NoMask, attended_pairs, cache_bound
-from l4spec.layers.attention.positions import Rope
-from l4spec.layers.attention.walk import Walk, walk
+from l4spec.layers.attention.positions import rotations_of
+from l4spec.layers.attention.walk import walk
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally, rms_norm, rotate, rotation_table
 from l4spec.layers.declaration import (
     AttentionPairs,
     Buffer,
@@ -22,6 +20,7 @@ from l4spec.layers.declaration import (
     Matmul,
     Operation,
     Parameter,
+    TokenMixing,
     Work,
     linear,
     tokens_of,
@@ -77,7 +76,7 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         live=live,
         saved=live,
         executed=executed,
-        held=lambda work, tally: _held(spec, width, work, tally),
+        mixing=TokenMixing(cache_bound(spec.mask), rotations_of(spec.position, spec.qk_rope_head_dim)),
     )
 
 
@@ -98,60 +97,6 @@ def absorbs(spec: MLASpec, num_queries: int, num_cached: int) -> bool:
         return False
     expanded = spec.qk_nope_head_dim + spec.v_head_dim
     return num_queries * (2 * spec.kv_lora_rank - expanded) < spec.kv_lora_rank * expanded
-
-
-def _held(spec: MLASpec, width: Width, work: Work, tally: Tally) -> None:
-    """Query and latent, turned and normed; expanded keys and values inside attention; the output projection.
-
-    Of prompts from their start: behind a past, less is held where the expansion is absorbed.
-    """
-    tokens, item, walked = work.num_tokens, tally.item, walk(spec.mask, work.num_queries, work.num_cached)
-    qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim
-    rope, shared = (tokens * count * spec.qk_rope_head_dim for count in (spec.num_heads, 1))
-    latent, query = tokens * spec.kv_lora_rank * item, tokens * spec.num_heads * qk_dim * item
-    if spec.q_lora_rank is not None:
-        with tally.holding(tokens * spec.q_lora_rank * item):
-            rms_norm(tally, tokens, spec.q_lora_rank, weighted=True)
-        tally.touch(query)
-        tally.free(tokens * spec.q_lora_rank * item)
-    kept = query + 2 * (latent + shared * item)  # as projected, and as cached
-    with tally.holding(query + latent + shared * item):
-        turned = 0
-        if isinstance(spec.position, Rope):
-            turned = (rope + shared) * item
-            even = spec.qk_nope_head_dim % 2 == 0 and spec.kv_lora_rank % 2 == 0
-            as_complex = spec.position.layout == "interleaved" and even
-            name = f"rotation {spec.qk_rope_head_dim} {spec.position}"
-            rotation_table(tally, name, work.num_queries, spec.qk_rope_head_dim, as_complex=as_complex)
-            rotate(tally, rope, rope, as_complex=as_complex)
-            with tally.holding(rope * item):
-                rotate(tally, shared, shared, as_complex=as_complex)
-        with tally.holding(turned):
-            rms_norm(tally, tokens, spec.kv_lora_rank, weighted=True)
-            tally.touch(latent + shared * item)
-            tally.free(latent)
-    with tally.holding(kept + turned):
-        _hold_expanded(spec, width, work, tally, walked)
-    tally.take(tokens * width.hidden_size * item)
-
-
-def _hold_expanded(spec: MLASpec, width: Width, work: Work, tally: Tally, walked: Walk) -> None:
-    """Whole queries, keys and values of every head while it attends; then what was attended, and the output."""
-    tokens, rows, qk_dim = (
-        work.num_tokens,
-        work.num_sequences * walked.num_expanded,
-        spec.qk_nope_head_dim + spec.qk_rope_head_dim,
-    )
-    whole = tokens * qk_dim + rows * (spec.qk_nope_head_dim + spec.v_head_dim) + rows * qk_dim
-    heads = Heads(work.num_sequences, spec.num_heads, spec.num_heads, qk_dim, spec.v_head_dim, by_head=True)
-    attended = tokens * spec.num_heads * max(qk_dim, spec.v_head_dim) * tally.item
-    joined = rows * (spec.kv_lora_rank + spec.qk_rope_head_dim) if walked.joined else 0
-    with tally.holding((spec.num_heads * whole + joined) * tally.item):
-        copied = hold_attention(tally, walked, heads)
-    out = tokens * width.hidden_size * tally.item
-    lie_apart = spec.v_head_dim == 1 and not tally.is_wide  # then torch, unlike oneDNN, adds the bias behind
-    tally.touch(copied + (2 * out if spec.bias and lie_apart else out))
-    tally.free(attended)
 
 
 def _cheaper(spec: MLASpec) -> tuple[int, int]:

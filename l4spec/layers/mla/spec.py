@@ -28,7 +28,7 @@ class MLASpec(LayerSpec):
     mask: Mask
     """Which keys a query sees."""
     position: Position
-    """Rotation of the rope part."""
+    """RotaryTable of the rope part."""
     norm_eps: PositiveFloat
     """eps of the RMSNorms on the latents."""
     bias: bool = False

@@ -1,7 +1,6 @@
 """What a plain two-layer feed-forward network costs."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Matmul, Operation, Work, linear, tokens_of
 from l4spec.layers.mlp.spec import MLPSpec
 
@@ -23,10 +22,7 @@ def declare(spec: MLPSpec, width: Width) -> Declaration:
         widths = {"normed_input": hidden, "up": ffn, "activated": ffn}
         return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
 
-    def held(work: Work, tally: Tally) -> None:
-        inner, out = work.num_tokens * ffn.size * tally.item, work.num_tokens * hidden.size * tally.item
-        tally.touch(max(2 * inner, inner + out))  # up and its activation; activation and output
-        tally.take(out)
-
     stream = tokens_of(width.hidden_size)
-    return Declaration((*up, *down), operations, inputs=(stream,), output=stream, live=live, saved=live, held=held)
+    return Declaration(
+        (*up, *down), operations, inputs=(stream,), output=stream, live=live, saved=live, activation=spec.activation
+    )

@@ -10,4 +10,5 @@ KIND = LayerKind(
     module="l4spec.layers.moe.module:MoE",
     slot="ffn",
     parallel="l4spec.layers.moe.parallel:ExpertParallelMoE",
+    eager="l4spec.layers.moe.ledger:EAGER",
 )

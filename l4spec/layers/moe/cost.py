@@ -2,7 +2,6 @@
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import gated_live, gated_operations, gated_parameters, gated_saved
-from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Tally, gated_ffn
 from l4spec.layers.declaration import (
     Buffer,
     Declaration,
@@ -11,6 +10,7 @@ from l4spec.layers.declaration import (
     Matmul,
     Operation,
     Parameter,
+    RoutedExperts,
     Work,
     linear,
     tokens_of,
@@ -63,7 +63,8 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
         output=stream,
         live=live,
         saved=saved,
-        held=lambda work, tally: _held(spec, hidden.size, work, tally),
+        routed=_routing(spec),
+        activation=spec.activation,
     )
 
 
@@ -73,93 +74,17 @@ def _routed_rows(spec: MoESpec, work: Work) -> int:
     return work.num_tokens * spec.num_experts_per_token if taken is None else spec.num_experts * taken
 
 
-def _held(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> None:
-    """Router in fp32; tokens sorted by expert, expert by expert, and back; the shared expert beside the sum."""
-    tokens, top_k, item = work.num_tokens, spec.num_experts_per_token, tally.item
-    choices, out = tokens * top_k, tokens * hidden_size * item
-    _hold_router(spec, hidden_size, tokens, tally)
-    scores = choices * (INDEX + WIDE + (0 if tally.is_wide else item))
-    with tally.holding(scores):
-        is_alone = tokens == 1 and spec.capacity_factor is None
-        routed = _hold_alone(spec, hidden_size, tally) if is_alone else _hold_sorted(spec, hidden_size, work, tally)
-        if spec.num_shared_experts:
-            gated_ffn(tally, tokens, spec.shared_size, hidden_size)
-            tally.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
-            tally.touch(out)
-            tally.free(out)
-    tally.free(routed)
-    tally.take(out)
-
-
-def _hold_router(spec: MoESpec, hidden_size: int, tokens: int, tally: Tally) -> None:
-    """Logits of every expert in fp32, and as many scores where experts are not chosen by logits alone."""
-    logits, choices = tokens * spec.num_experts * WIDE, tokens * spec.num_experts_per_token
-    widened = 0 if tally.is_wide else (tokens + spec.num_experts) * hidden_size * WIDE
-    tally.touch(widened + logits)
-    is_plain = not spec.router.correction_bias and spec.router.num_groups == 1
-    with tally.holding(logits):
-        if is_plain:
-            tally.touch(choices * (INDEX + 3 * WIDE) + tokens * WIDE)
-            return
-        corrected = logits if spec.router.correction_bias else 0
-        by_group = logits if spec.router.num_groups > 1 else 0
-        tally.touch(logits + corrected + by_group + _group_scores(spec, tokens))
-        tally.touch(logits + max(corrected, by_group) + choices * (INDEX + WIDE))
-        tally.touch(logits + choices * (INDEX + 3 * WIDE))
-
-
-def _group_scores(spec: MoESpec, tokens: int) -> int:
-    """Bytes of each group's best scores, their sum, the best groups, and which are open."""
-    router = spec.router
-    num_best = 2 if router.group_score == "top2_sum" else 1
-    of_group = router.num_groups * ((num_best + 1) * WIDE + 2 * FLAG) + router.num_limited_groups * INDEX
-    return tokens * of_group if router.num_groups > 1 else 0
-
-
-def _hold_alone(spec: MoESpec, hidden_size: int, tally: Tally) -> int:
-    """One token: each chosen expert's weights are read where they lie. Takes the output and gives its bytes."""
-    out, inner = hidden_size * tally.item, spec.intermediate_size * tally.item
-    before = out * min(2, spec.num_experts_per_token - 1)  # the sum, and the term before
-    tally.touch(before + (out if spec.router.scales == "input" else 0) + max(2 * inner, inner + out))
-    tally.take(out)
-    return out
-
-
-def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, tally: Tally) -> int:
-    """Bytes between the projections of the expert that takes the most, whose output is counted already.
-
-    In fp32 a few rows go in halves (`l4spec.layers.common.modules.linear`), which are copied to lie row by row; so
-    three rows may take more than four.
-    """
-    size, few = spec.intermediate_size, min(busiest, MOST_FEW_ROWS) if tally.is_wide and busiest > 1 else 0
-    made = 3 * few * size if size % 2 == 0 else 0  # gate, up, and the copy
-    left = few * (size + hidden_size) if hidden_size % 2 == 0 else 0  # their product, and the copy of the output
-    return max(2 * busiest * size, made, left) * tally.item
-
-
-def _hold_sorted(spec: MoESpec, hidden_size: int, work: Work, tally: Tally) -> int:
-    """Takes what the routed output keeps alive and gives its bytes: with one choice a token, the rows themselves."""
-    tokens, item = work.num_tokens, tally.item
-    choices, out = tokens * spec.num_experts_per_token, tokens * hidden_size * item
-    busiest = tokens if work.busiest_expert is None else work.busiest_expert
-    rows, indices = choices * hidden_size * item, choices * INDEX
-    capacity = 3 * choices * spec.num_experts * INDEX + indices if spec.capacity_factor is not None else 0
-    tally.touch(capacity)
-    counts = spec.num_experts * COUNT
-    counted = counts + (choices * FLAG if spec.capacity_factor is not None else 0)
-    with tally.holding(indices + counted):  # the order; how many tokens each expert has, and which choices fit
-        tally.touch(max(2 * indices, rows + indices, 2 * rows if spec.router.scales == "input" else 0))
-        with tally.holding(2 * rows):  # sorted tokens and results
-            # beside it, where each expert's rows end
-            tally.touch(_hidden_in_an_expert(spec, hidden_size, busiest, tally) + counts)
-            with tally.holding(indices):  # the way back
-                tally.touch(2 * indices)
-                is_scaled = spec.router.scales == "output" or spec.capacity_factor is not None
-                tally.touch(2 * rows + choices * item if is_scaled else rows)
-                kept = out if spec.num_experts_per_token > 1 else rows
-                tally.touch(rows + (kept if kept is out else 0))
-    tally.take(kept)
-    return kept
+def _routing(spec: MoESpec) -> RoutedExperts:
+    balance = spec.balance
+    has_loss = balance is not None and balance.auxiliary_loss is not None
+    return RoutedExperts(
+        spec.num_experts,
+        spec.num_experts_per_token,
+        spec.capacity_factor,
+        num_trained=spec.num_trained_choices,
+        loads_counted_over=balance.counted_over if balance is not None and has_loss else None,
+        experts_choose=balance is not None and balance.expert_choice is not None,
+    )
 
 
 def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:

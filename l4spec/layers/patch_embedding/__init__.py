@@ -9,4 +9,5 @@ KIND = LayerKind(
     declare=declare,
     module="l4spec.layers.patch_embedding.module:PatchEmbedding",
     slot="vision",
+    eager="l4spec.layers.patch_embedding.ledger:EAGER",
 )

@@ -1,7 +1,6 @@
 """What a patch embedding costs."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Declaration, Dim, Matmul, Operation, Parameter, Work, linear, tokens_of
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 
@@ -19,16 +18,5 @@ def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Matmul("proj", work.num_sequences * spec.grid**2, weight[0], leaf=True),)  # patches @ W.T
 
-    def held(work: Work, tally: Tally) -> None:
-        patches, cut = (work.num_sequences * spec.grid**2 * size * tally.item for size in (hidden.size, pixels.size))
-        out = work.num_tokens * hidden.size * tally.item
-        is_cut = spec.grid > 1 and spec.patch_size > 1
-        tally.touch((cut if is_cut or work.num_sequences > 1 else 0) + patches)  # pixels in patch order, patches
-        tally.touch(2 * patches if spec.bias and not is_cut and spec.grid > 1 else 0)  # the bias behind
-        tally.touch(patches + (out if class_token else 0))
-        tally.take(out)
-
     image = ("tiles", spec.num_channels, spec.image_size, spec.image_size)
-    return Declaration(
-        (*weight, *class_token), operations, inputs=(image,), output=tokens_of(width.hidden_size), held=held
-    )
+    return Declaration((*weight, *class_token), operations, inputs=(image,), output=tokens_of(width.hidden_size))

@@ -9,4 +9,5 @@ KIND = LayerKind(
     declare=declare,
     module="l4spec.layers.pixel_shuffle_mlp.module:PixelShuffleMLP",
     slot="vision",
+    eager="l4spec.layers.pixel_shuffle_mlp.ledger:EAGER",
 )

@@ -1,7 +1,6 @@
 """What the adapter behind a vision tower costs."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Work, linear, tokens_of
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 
@@ -22,13 +21,6 @@ def declare(spec: PixelShuffleMLPSpec, width: Width) -> Declaration:
     def live(work: Work) -> tuple[Buffer, ...]:
         return tuple(Buffer(dim.axis, work.num_tokens, (dim,)) for dim in (folded, ffn, out))
 
-    def held(work: Work, tally: Tally) -> None:
-        shuffled, inner, narrow = (work.num_tokens * dim.size * tally.item for dim in (folded, ffn, out))
-        if spec.fold == 1 or work.num_queries == 1:  # a tile as it lies
-            shuffled = 0
-        tally.touch(max(shuffled + inner, 2 * inner, inner + narrow, 2 * narrow))  # each layer, each activation
-        tally.take(narrow)
-
     return Declaration(
         (*fc1, *fc2),
         operations,
@@ -36,5 +28,4 @@ def declare(spec: PixelShuffleMLPSpec, width: Width) -> Declaration:
         output=tokens_of(spec.output_size),
         live=live,
         saved=live,
-        held=held,
     )

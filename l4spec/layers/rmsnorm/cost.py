@@ -1,7 +1,6 @@
 """What an RMSNorm costs: one weight per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.ledger import Tally, rms_norm
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.rmsnorm.spec import RMSNormSpec
 
@@ -17,8 +16,5 @@ def declare(spec: RMSNormSpec, width: Width) -> Declaration:
     def output(work: Work) -> tuple[Buffer, ...]:
         return (Buffer("output", work.num_tokens, (hidden,)),)
 
-    def held(work: Work, tally: Tally) -> None:
-        rms_norm(tally, work.num_tokens, width.hidden_size, weighted=True, unit_offset=spec.unit_offset)
-
     stream = tokens_of(width.hidden_size)
-    return Declaration((weight,), operations, inputs=(stream,), output=stream, live=output, saved=output, held=held)
+    return Declaration((weight,), operations, inputs=(stream,), output=stream, live=output, saved=output)

@@ -54,7 +54,7 @@ def test_layers_that_the_file_does_not_name_count_as_uniform(tmp_path: Path) -> 
     group = next(group for group in scout().groups if group.first.id == "text.layers.0.ffn")
     assert group.count == 48
     expected = 0.25 * coverage_of_histogram(counts, 1, 8) + 0.75 * expected_coverage(NUM_EXPERTS, 1, 8)
-    assert routing.reached(group, NUM_EXPERTS, 1, 8) == pytest.approx(expected)
+    assert routing.reached(group, 8) == pytest.approx(expected)
     assert hit_experts(group, Work(8, 1, 100), routing) == pytest.approx(expected)
 
 

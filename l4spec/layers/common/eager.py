@@ -1,0 +1,48 @@
+"""How a kind's torch module runs eagerly on a CPU, in numbers: what it allocates, and which timed pieces it is made of.
+
+Each kind keeps its own in `ledger.py`, beside the module that it mirrors, and names it in `LayerKind.eager`. It is
+torch-free: `l4spec plan --gpus 1xthis` predicts times from pieces without building anything. A kind without one is
+predicted from its declaration alone.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from l4spec.layers.base import Width
+from l4spec.layers.common.ledger import Ledger
+from l4spec.layers.declaration import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One measured piece by the name of its table (`l4spec.runtime.calibrate`), at these sizes, run so many times."""
+
+    name: str
+    sizes: tuple[float, ...]
+    times: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EagerLayer:
+    """What one kind's module does in a forward pass of `(spec, width, work)` without gradients.
+
+    `allocate` replays its allocations, the output last. `pieces` are what runs between its matrix products, by the
+    number of experts that get rows (None: what is declared). `code` is the kind whose calibrated constant goes with
+    this code. `dense_ring` says that where ranks divide a sequence each earlier rank's keys come as one dense block.
+    """
+
+    allocate: Callable[[Any, Width, Work, Ledger], None]
+    pieces: Callable[[Any, Width, Work, float], Iterable[Piece]] | None
+    code: str
+    dense_ring: bool = False
+
+
+def no_pieces(spec: object, width: Width, work: Work, hit: float) -> Iterable[Piece]:
+    """Nothing between the products."""
+    return ()
+
+
+def norm_pieces(spec: object, width: Width, work: Work, hit: float) -> Iterator[Piece]:
+    """One norm of every token."""
+    yield Piece("norm", (work.num_tokens * width.hidden_size, width.hidden_size))

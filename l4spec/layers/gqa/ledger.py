@@ -1,0 +1,100 @@
+"""What the module of grouped-query attention allocates, and which timed pieces it runs."""
+
+from collections.abc import Iterator
+
+from l4spec.layers.attention.ledger import Heads, allocate_attention, attended_pieces, rotated_pieces
+from l4spec.layers.attention.positions import NoPosition, Rope, Rope2d
+from l4spec.layers.attention.walk import BLOCK, Walk, walk
+from l4spec.layers.base import Width
+from l4spec.layers.common.eager import EagerLayer, Piece
+from l4spec.layers.common.ledger import WIDE, Ledger, rms_norm, rotate, rotation_table
+from l4spec.layers.declaration import Work
+from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm
+
+
+def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
+    """Projections, each turned and normed in fp32; attention; the output projection with all of them still at hand."""
+    tokens, walked = work.num_tokens, walk(spec.mask, work.num_queries, work.num_cached)
+    heads = Heads(
+        work.num_sequences,
+        spec.num_heads,
+        spec.num_kv_heads,
+        spec.head_dim,
+        spec.head_dim,
+        capped=spec.logit_softcap is not None,
+    )
+    query, key = (tokens * count * spec.head_dim * ledger.item for count in (spec.num_heads, spec.num_kv_heads))
+    with ledger.holding(query):
+        _positioned(spec, work, ledger, spec.num_heads)
+        with ledger.holding(key):
+            _positioned(spec, work, ledger, spec.num_kv_heads)
+            if spec.temperature is not None:
+                ledger.once(f"temperature {spec.temperature}", work.num_queries * WIDE, 3 * work.num_queries * WIDE)
+                ledger.touch(query // ledger.item * WIDE + (0 if ledger.is_wide else query))
+            with ledger.holding(key):  # the values
+                with ledger.holding(2 * key if walked.joined else 0):
+                    copied = allocate_attention(ledger, walked, heads)
+                ledger.touch(copied + tokens * width.hidden_size * ledger.item)
+                ledger.free(query)  # what was attended
+    ledger.take(tokens * width.hidden_size * ledger.item)
+
+
+def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int) -> None:
+    """What norm and rotation of `num_heads` heads hold beside them."""
+    rows = work.num_tokens * num_heads
+    elements = rows * spec.head_dim
+    if isinstance(spec.qk_norm, RMSQKNorm):
+        rms_norm(ledger, rows, spec.head_dim, weighted=True)
+        ledger.free(elements * ledger.item)
+    if not isinstance(spec.position, NoPosition):
+        partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
+        dim = partial or spec.head_dim
+        in_pairs = isinstance(spec.position, Rope2d) or spec.position.layout == "interleaved"
+        as_complex = in_pairs and spec.head_dim % 2 == 0
+        name = f"rotation {dim} {spec.position}"
+        rotation_table(ledger, name, work.num_queries, dim, as_complex=as_complex)
+        rotate(ledger, elements, rows * dim, as_complex=as_complex)
+    if isinstance(spec.qk_norm, L2Norm):
+        rms_norm(ledger, rows, spec.head_dim, weighted=False)
+        ledger.free(elements * ledger.item)
+
+
+def _pieces(spec: GQASpec, width: Width, work: Work, hit: float) -> Iterator[Piece]:
+    """Heads normed, turned and scaled; keys and values into the cache; attention."""
+    tokens, heads, kv_heads, dim = work.num_tokens, spec.num_heads, spec.num_kv_heads, spec.head_dim
+    for count in (heads, kv_heads):
+        if isinstance(spec.qk_norm, RMSQKNorm | L2Norm):
+            yield Piece("norm", (tokens * count * dim, dim))
+        yield from rotated_pieces(spec.position, tokens * count, dim)
+    if spec.temperature is not None:
+        yield Piece("scale", (tokens * heads * dim,))
+    walked = walk(spec.mask, work.num_queries, work.num_cached)
+    if work.num_queries == 1:
+        units, keys = work.num_sequences * kv_heads, walked.blocks[0].keys
+        yield Piece("cached", (units, heads / kv_heads, keys, dim))
+        return
+    yield Piece("write", (2 * tokens * kv_heads * dim,))  # into the cache
+    if walked.joined:
+        yield Piece("write", (2 * work.num_sequences * walked.num_expanded * kv_heads * dim,))
+    if spec.logit_softcap is not None:
+        yield from _capped(spec, work, walked)
+    else:
+        yield from attended_pieces(walked, work.num_sequences * heads, dim)
+    if len(walked.blocks) > 1:
+        yield Piece("write", (tokens * heads * dim,))
+
+
+def _capped(spec: GQASpec, work: Work, walked: Walk) -> Iterator[Piece]:
+    """Scores as products and six passes over them (scale, cap, mask, softmax), in bands of queries."""
+    units, group = work.num_sequences * spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
+    for block in walked.blocks:
+        for first in range(0, block.queries, BLOCK):
+            queries = min(BLOCK, block.queries - first)
+            keys = first + queries if block.causal else block.keys
+            rows, times = group * queries, units * block.count
+            yield Piece("product", (rows, spec.head_dim, keys), times)
+            yield Piece("product", (rows, keys, spec.head_dim), times)
+            yield Piece("add", (times * rows * keys,), 6)
+
+
+EAGER = EagerLayer(_allocate, _pieces, code="gqa", dense_ring=True)

@@ -261,11 +261,23 @@ class RoutedExperts:
 
     Expert parallelism sends a token's hidden state to each expert it chose, and back. With a `capacity_factor` an
     expert drops what exceeds its share of all tokens of a batch, so ranks have to count theirs together.
+
+    Training may differ: a token then goes through `num_trained` experts on average (None: as many), ranks add up the
+    loads of experts for an auxiliary loss over a batch or the ranks that share experts (a sequence's stay on one rank),
+    and where `experts_choose` their tokens, ranks gather the scores of all.
     """
 
     num_experts: int
     num_per_token: int
     capacity_factor: float | None = None
+    num_trained: float | None = None
+    loads_counted_over: Literal["batch", "sequence", "ep_group"] | None = None
+    experts_choose: bool = False
+
+    @property
+    def trained_per_token(self) -> float:
+        """Experts that a token goes through in training, on average."""
+        return self.num_per_token if self.num_trained is None else self.num_trained
 
 
 @dataclass(frozen=True, slots=True)

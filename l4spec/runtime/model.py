@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.huggingface.tokens import image_token_of
 from l4spec.layers.common.modules import Context, LayerModule, fast_for
-from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
@@ -307,7 +306,5 @@ def _image_token(graph: LayerGraph) -> int | None:
 
 def _patches_of(graph: LayerGraph) -> tuple[int, Literal["first", "last", "none"]]:
     """Patches along one side of a tile, and where the class token is."""
-    for node in graph.nodes:
-        if isinstance(node.spec, PatchEmbeddingSpec):
-            return node.spec.grid, node.spec.class_token
-    return 0, "none"
+    vision = graph.model.vision
+    return (0, "none") if vision is None else (vision.patch_embedding.grid, vision.patch_embedding.class_token)

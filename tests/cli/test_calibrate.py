@@ -8,7 +8,7 @@ import pytest
 from l4spec.report import calibrate as report
 from l4spec.runtime.calibrate import run as runtime
 from tests.cli.conftest import Run
-from tests.planners.latency.eager import made_up
+from tests.planners.module.made_up import made_up
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from l4spec.layers.moe.spec import MoESpec
 from l4spec.runtime.model import Model
 
 Load = dict[str, list[int]]
@@ -15,7 +14,8 @@ Load = dict[str, list[int]]
 @contextmanager
 def watching_experts(model: Model) -> Iterator[Load]:
     """How often each expert of each mixture is chosen while the model runs in the block."""
-    load = {node.id: [0] * node.spec.num_experts for node in model.nodes if isinstance(node.spec, MoESpec)}
+    routed = {node.id: node.declaration.routed for node in model.nodes}
+    load = {name: [0] * experts.num_experts for name, experts in routed.items() if experts is not None}
 
     def add(node_id: str, counts: Tensor, dropped: Tensor) -> None:
         load[node_id] = [before + new for before, new in zip(load[node_id], counts.tolist(), strict=True)]

@@ -16,9 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from l4spec.graph.layer_graph import LayerNode
 from l4spec.layers.common.parallel import Axis, sum_over
-from l4spec.layers.moe.parallel import ExpertParallelMoE
 from l4spec.runtime.parallel.mesh import Mesh
-from l4spec.sharding.rules import Region
+from l4spec.sharding.rules import Region, layout_for
 
 
 def shard_over_data(model: nn.Module, mesh: Mesh, nodes: Sequence[LayerNode], dtype: torch.dtype) -> None:
@@ -32,15 +31,22 @@ def shard_over_data(model: nn.Module, mesh: Mesh, nodes: Sequence[LayerNode], dt
     assert mesh.device_mesh is not None
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if dtype.itemsize < 4 else None)
     apart = {parameter for parameter in model.parameters() if not parameter.numel()}  # FSDP cannot reduce nothing
-    for module in model.modules():
-        if isinstance(module, ExpertParallelMoE) and module.ranks.ep.size > 1:
-            apart |= set(module.experts.parameters())
+    for node in nodes:
+        if node.declaration.routed is not None and layout_for(node, mesh.layout).ep > 1:
+            experts = _experts_of(model, node)
+            apart |= set(experts.parameters())
             if mesh.layout.dp > 1:
-                fully_shard(module.experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
+                fully_shard(experts, mesh=mesh.device_mesh["dp"], mp_policy=policy)
     for block in _blocks(model, nodes):
         fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     register_fsdp_forward_method(model, "run_stage")
+
+
+def _experts_of(model: nn.Module, node: LayerNode) -> nn.Module:
+    """The submodule of a mixture that holds its routed experts, by the names of the declared tensors."""
+    name = next(parameter.name for parameter in node.declaration.parameters if parameter.role == "expert")
+    return model.get_submodule(f"{node.id}.{name.rpartition('.')[0]}")
 
 
 def _blocks(model: nn.Module, nodes: Sequence[LayerNode]) -> list[list[nn.Module]]:

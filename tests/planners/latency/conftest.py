@@ -13,7 +13,7 @@ from planners.counts.weights import scheme_of
 from planners.timing.efficiency import serving_efficiency
 from planners.timing.machine import Machine
 from planners.timing.step import StepModel
-from tests.planners.latency.eager import made_up
+from tests.planners.module.made_up import made_up
 
 Build = Callable[..., StepModel]
 

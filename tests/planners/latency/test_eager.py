@@ -15,7 +15,7 @@ from planners.catalog.cpu_profile import EagerTimes, Grid, Residency
 from planners.module.step_time import EagerModel
 from planners.module.time_table import seconds_at, share_from_memory
 from planners.plan import plan
-from tests.planners.latency.eager import AXES, made_up
+from tests.planners.module.made_up import AXES, made_up
 from tests.strategies import graphs
 
 GRID = Grid(axes=((1, 4, 16), (2, 8)), seconds=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0), cold=(2.0, 4.0, 8.0, 16.0, 32.0, 64.0))

@@ -1,0 +1,64 @@
+"""Models that together have every kind, and all kinds copied under other names, as another package brings its own."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import l4spec
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.document import read_text
+from l4spec.spec.parse import parse_spec
+
+LAYERS = Path(__file__).parents[2] / "l4spec" / "layers"
+RENAMED = "renamed_"
+KINDS_OF_L4SPEC = tuple(
+    sorted(
+        folder.name for folder in LAYERS.iterdir() if (folder / "spec.py").is_file() and (folder / "cost.py").is_file()
+    )
+)
+
+OTHERS = """
+l4spec: 1
+name: others
+text:
+  hidden_size: 24
+  vocab_size: 96
+  max_seq_len: 64
+  dtype: fp32
+  learned_positions: true
+  norm: {kind: layernorm, eps: 1.0e-5}
+  parts:
+    window: {kind: gqa, num_heads: 6, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 12},
+             position: {kind: none}, logit_softcap: 30.0}
+    geglu: {kind: geglu, intermediate_size: 40}
+    mlp: {kind: mlp, intermediate_size: 56}
+    moe: {kind: moe, num_experts: 6, num_experts_per_token: 2, num_shared_experts: 2, shared_gate: true,
+          intermediate_size: 48, capacity_factor: 1.5, router: {score: softmax, scales: output}}
+  layers:
+    - {attention: window, ffn: geglu}
+    - {attention: window, ffn: mlp, form: sandwich}
+    - {attention: window, ffn: moe}
+"""
+GRAPHS: tuple[Callable[[], LayerGraph], ...] = (
+    lambda: l4spec.compile(l4spec.load("tiny/scout")),
+    lambda: l4spec.compile(l4spec.load("tiny/deepseek")),
+    lambda: l4spec.compile(parse_spec(read_text(OTHERS, "others.yaml"))),
+)
+
+
+def install_renamed_kinds(folder: Path) -> None:
+    """Copy each kind's folder as a package of its own with another name, and register them by entry points."""
+    entries = []
+    for kind in KINDS_OF_L4SPEC:
+        package = folder / f"{RENAMED}{kind}"
+        package.mkdir()
+        for file in (LAYERS / kind).glob("*.py"):
+            text = file.read_text(encoding="utf-8").replace(f"l4spec.layers.{kind}", f"{RENAMED}{kind}")
+            text = re.sub(rf'kind: Literal\["{kind}"\]', f'kind: Literal["{RENAMED}{kind}"]', text)
+            (package / file.name).write_text(text, encoding="utf-8")
+        entries.append(f"{RENAMED}{kind} = {RENAMED}{kind}:KIND")
+    metadata = folder / "renamed_kinds-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: renamed-kinds\nVersion: 1.0\n", encoding="utf-8")
+    lines = ["[l4spec.layers]", *entries]
+    (metadata / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

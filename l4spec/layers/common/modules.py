@@ -97,8 +97,6 @@ class LayerModule(nn.Module):
     """The submodule whose outputs tensor-parallel ranks add up, where it is not the layer's own output."""
     joins_itself: bool = False
     """Whether the module itself joins what the ranks have, so that nothing is added up behind it."""
-    num_experts: int = 0
-    """Routed experts, if any: then the submodule `router` gives (scores, chosen experts), both [tokens, top-k]."""
 
     def tie(self, name: str, owner: nn.Module) -> None:
         """Use the weight of another module for the declared parameter `name`; kinds that can be tied override this."""

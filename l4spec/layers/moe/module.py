@@ -128,7 +128,7 @@ class MoE(LayerModule):
 
     def __init__(self, spec: MoESpec, width: Width) -> None:
         super().__init__()
-        self.spec, self.num_experts = spec, spec.num_experts
+        self.spec = spec
         hidden = width.hidden_size
         self.router = Router(spec, hidden)
         self.experts = Experts(spec, hidden)

@@ -27,7 +27,7 @@ from l4spec.quantization.scheme import scheme_named
 from l4spec.quantization.tensors import fitted
 from l4spec.runtime.build import build_quantized
 from l4spec.runtime.model import Model
-from l4spec.runtime.module_inventory import held_bytes
+from l4spec.runtime.module_inventory import module_bytes
 
 NO_GPU = 3
 PIECE = 2048
@@ -130,7 +130,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, setting.cap_bytes / total), setting.device)
     start = time.perf_counter()
     model = build_quantized(graph, table, setting.device)
-    found = {"build_seconds": time.perf_counter() - start, "weight_bytes": held_bytes(model)}
+    found = {"build_seconds": time.perf_counter() - start, "weight_bytes": module_bytes(model)}
     found |= {"build_peak_bytes": peak(setting.device)} | run_model(model, setting)
     found["longest_context"] = longest_context(model, setting)
     return {"scheme": table.name, "planned": planned(graph, setting, table.name), "measured": found}

@@ -63,11 +63,11 @@ def find_spec(name_or_path: str | Path) -> Path:
     Raises SpecError, with the nearest known spelling, when there is neither.
     """
     name = os.fspath(name_or_path)
-    found = find_beside(name, Path())
-    if found is None:
+    path = find_beside(name, Path())
+    if path is None:
         message, hint = missing(name, Path())
         raise SpecError(message, hint=hint)
-    return found
+    return path
 
 
 def find_beside(name: str, folder: Path) -> Path | None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import l4spec
 from l4spec.layers.base import Width
-from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.layers.declaration import Work
 from l4spec.runtime.build import build
 from l4spec.runtime.model import Model
@@ -89,7 +89,7 @@ def test_the_cache_takes_the_declared_elements(model: Model) -> None:
 def test_autograd_saves_the_declared_elements() -> None:
     spec, width = ShortConvSpec(kind="short_conv", kernel_size=4), Width(hidden_size=16, max_seq_len=32)
     module = ShortConv(spec, width)
-    context = Context(Layout(2, 7, 0, torch.arange(7)))
+    context = Context(TokenLayout(2, 7, 0, torch.arange(7)))
     held = {p.untyped_storage().data_ptr() for p in module.parameters()}
     saved: dict[int, int] = {}
 
@@ -107,7 +107,7 @@ def test_autograd_saves_the_declared_elements() -> None:
 
 def test_a_flop_counter_sees_the_declared_flops() -> None:
     spec, width = ShortConvSpec(kind="short_conv", kernel_size=4), Width(hidden_size=16, max_seq_len=32)
-    module, context = ShortConv(spec, width), Context(Layout(2, 7, 0, torch.arange(7)))
+    module, context = ShortConv(spec, width), Context(TokenLayout(2, 7, 0, torch.arange(7)))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(torch.randn(2, 7, 16), context=context)
     declared = declare(spec, width).executed_operations(Work(num_sequences=2, num_queries=7))

@@ -17,7 +17,7 @@ _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafe
 _LONGEST_NAME = 255
 
 
-class Shelf:
+class Registry:
     """A folder of YAML files; `noun` is what an error calls one of them."""
 
     def __init__(self, path: Path, noun: str) -> None:
@@ -34,9 +34,9 @@ class Shelf:
             return _read_own(schema, Path(text))
         stem = self.find(text)
         if stem is not None:
-            found = _load_shipped(self.path / f"{stem}.yaml", schema)
-            assert isinstance(found, schema)
-            return found
+            shipped = _load_shipped(self.path / f"{stem}.yaml", schema)
+            assert isinstance(shipped, schema)
+            return shipped
         own = find_beside(text)
         if own is not None:
             return _read_own(schema, own)
@@ -72,13 +72,13 @@ class Shelf:
     @cached_property
     def aliases(self) -> Mapping[str, str]:
         """Alias to name, from the `aliases:` line of each file: finding one entry must not parse them all."""
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for path in sorted(self.path.glob("*.yaml")):
             with path.open(encoding="utf-8") as file:
                 line = next((line for line in file if line.startswith("aliases:")), "")
             listed = line.partition("[")[2].partition("]")[0]
-            found.update((alias.strip(" \"'\n"), path.stem) for alias in listed.split(",") if alias.strip())
-        return found
+            files.update((alias.strip(" \"'\n"), path.stem) for alias in listed.split(",") if alias.strip())
+        return files
 
 
 def find_beside(text: str) -> Path | None:
@@ -116,19 +116,21 @@ def _read_own(schema: type[E], path: Path) -> E:
     try:
         return schema.model_validate(document.data)
     except ValidationError as error:
-        raise UserError([_problem(schema, document.data, document.places, found) for found in error.errors()]) from None
+        raise UserError(
+            [_problem(schema, document.data, document.places, error_details) for error_details in error.errors()]
+        ) from None
 
 
-def _problem(schema: type[Entry], data: Any, places: Mapping[Any, Place], found: Mapping[str, Any]) -> Problem:
+def _problem(schema: type[Entry], data: Any, places: Mapping[Any, Place], details: Mapping[str, Any]) -> Problem:
     from l4spec.spec.parse import written_path
     from l4spec.spec.tree import dotted
 
-    path = written_path(data, found["loc"])
+    path = written_path(data, details["loc"])
     near = path
     while near and near not in places:
         near = near[:-1]
-    message = str(found["msg"]).removeprefix("Value error, ")
-    hint = nearest(str(path[-1]), _field_names(schema)) if found["type"] == "extra_forbidden" and path else ""
+    message = str(details["msg"]).removeprefix("Value error, ")
+    hint = nearest(str(path[-1]), _field_names(schema)) if details["type"] == "extra_forbidden" and path else ""
     return Problem(message, path=dotted(path), place=places.get(near), hint=hint)
 
 

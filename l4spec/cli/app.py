@@ -17,7 +17,7 @@ DOES_NOT_FIT = 3
 INTERRUPTED = 130
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """The commands; what a user did wrong becomes one line a problem on stderr and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -58,7 +58,7 @@ def refuse(error: UserError) -> NoReturn:
 
 app = typer.Typer(
     name="l4spec",
-    cls=Group,
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -70,8 +70,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         typer.echo(f"l4spec {version('l4spec')}")

@@ -89,18 +89,18 @@ def build_command(
     from l4spec.runtime.devices import checked_device
     from l4spec.spec.scale import parse_scale, scale_spec
 
-    wanted = l4spec.load(spec, overrides or ())
+    model_spec = l4spec.load(spec, overrides or ())
     if scale is not None or layers is not None:
-        wanted = scale_spec(wanted, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
+        model_spec = scale_spec(model_spec, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
     place = checked_device(_default_device(scale, layers, out) if device is None else device)
     if out is not None:
         _require_new_folder(out, place)
-    table, chosen = _formats(wanted, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
+    table, chosen = _formats(model_spec, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
     if out is not None and table is not None:
         from l4spec.runtime.checkpoints.packed_save import require_exportable
 
-        require_exportable(l4spec.compile(wanted), table)
-    built, model = _built(wanted, table, place, chosen, seed, show_progress)
+        require_exportable(l4spec.compile(model_spec), table)
+    built, model = _built(model_spec, table, place, chosen, seed, show_progress)
     if out is not None:
         from l4spec.runtime.checkpoints import save_checkpoint
 

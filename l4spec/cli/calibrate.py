@@ -65,11 +65,11 @@ def calibrate_command(
     path = user_folder("hardware") / "this.yaml" if out is None else out
     _check_place(path, force=force or out is None)
     try:
-        found = _measured(seconds, threads, clock, show_progress)
+        calibration = _measured(seconds, threads, clock, show_progress)
     except KeyboardInterrupt:
         complain("interrupted: nothing was written")
         raise typer.Exit(INTERRUPTED) from None
-    hardware = profile(found)
+    hardware = profile(calibration)
     write_file(path, profile_text(hardware), force=force or out is None)
     complain(f"wrote {path}")
     show(to_text(calibration_page(hardware, "1xthis" if out is None else f"1x{path}")))

@@ -147,12 +147,12 @@ def _tokens(
     if chat is not None:
         from l4spec.runtime.tokenizer import Message
 
-        said = [Message("system", system)] if system is not None else []
-        return tokenizer.encode_chat([*said, Message("user", chat)])
-    found = tokenizer.encode_prompt(prompt or "")
-    if not found:
+        messages = [Message("system", system)] if system is not None else []
+        return tokenizer.encode_chat([*messages, Message("user", chat)])
+    encoding = tokenizer.encode_prompt(prompt or "")
+    if not encoding:
         raise UserError([Problem("is empty, and this tokenizer has no token that begins a text", path="--prompt")])
-    return found
+    return encoding
 
 
 def numbers(text: str, option: str) -> list[int]:

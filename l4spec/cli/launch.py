@@ -23,7 +23,7 @@ def launch(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> str
 
     Raises UserError for what cannot be planned, and for what the engine cannot express.
     """
-    from l4spec.deploy import Wanted, emit
+    from l4spec.deploy import LaunchRequest, emit
     from l4spec.report.plan_page import verdict
 
     target, given = ctx.params["emit"].value, given_options(ctx)
@@ -35,7 +35,7 @@ def launch(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> str
         complain(f"error: {verdict(plan)}: nothing is emitted (l4spec plan without --emit lists what would fit)")
         raise typer.Exit(DOES_NOT_FIT)
     changed = bool(ctx.params["overrides"])
-    return emit(target, Wanted(plan, graph, ctx.params["model"], request.images, changed))
+    return emit(target, LaunchRequest(plan, graph, ctx.params["model"], request.images, changed))
 
 
 def _check(request: PlanRequest, given: tuple[str, ...]) -> None:

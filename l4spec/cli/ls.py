@@ -10,7 +10,7 @@ from l4spec.cli.app import app
 from l4spec.cli.output import show
 
 
-class Shelf(StrEnum):
+class Listing(StrEnum):
     """What can be listed."""
 
     SPECS = "specs"
@@ -25,13 +25,13 @@ class Shelf(StrEnum):
 @app.command("ls")
 def ls_command(
     what: Annotated[
-        Shelf,
+        Listing,
         typer.Argument(
             metavar="WHAT",
             help="specs, scenarios, recipes, hardware, quantization, engines or kinds.",
             show_default=False,
         ),
-    ] = Shelf.SPECS,
+    ] = Listing.SPECS,
     markdown: o.MarkdownOption = False,
 ) -> None:
     """List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known."""

@@ -83,8 +83,8 @@ def _answer(ctx: typer.Context, graph: "LayerGraph") -> tuple[str, bool]:
         return launch(ctx, request, graph), True
     if asked["model"] is not None:
         raise UserError([Problem("--model needs --emit", hint="it names the checkpoint that an engine loads")])
-    found = request.plan(graph)
-    return _written(graph, found, asked["format"], asked["verbose"], asked["explain"]), found.fits is not False
+    planned = request.plan(graph)
+    return _written(graph, planned, asked["format"], asked["verbose"], asked["explain"]), planned.fits is not False
 
 
 def _written(graph: "LayerGraph", plan: "Plan", style: o.Format, verbose: bool, explain: bool) -> str:

@@ -10,12 +10,12 @@ _STEPS = 1000
 
 
 @contextmanager
-def progress(label: str, wanted: bool | None) -> Iterator[Callable[[int, int], None] | None]:
+def progress(label: str, asked_for: bool | None) -> Iterator[Callable[[int, int], None] | None]:
     """A function to be told (done, all), which draws a bar; None where no bar is wanted.
 
-    `wanted` None means: where stderr is a terminal.
+    `asked_for` None means: where stderr is a terminal.
     """
-    if not (sys.stderr.isatty() if wanted is None else wanted):
+    if not (sys.stderr.isatty() if asked_for is None else asked_for):
         yield None
         return
     with typer.progressbar(length=_STEPS, label=label, file=sys.stderr) as bar:

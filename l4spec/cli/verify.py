@@ -20,8 +20,8 @@ def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[P
 
     document = open_document(spec, overrides)[0]
     for problem in error.problems:
-        found = re.fullmatch(r"claims\[([0-9]+)\]", problem.path)
-        yield replace(problem, place=place_of(document, ("claims", int(found[1])))) if found else problem
+        match = re.fullmatch(r"claims\[([0-9]+)\]", problem.path)
+        yield replace(problem, place=place_of(document, ("claims", int(match[1])))) if match else problem
 
 
 @app.command("verify")

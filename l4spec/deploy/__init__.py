@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 from l4spec.deploy.k8s import emit_k8s, to_yaml
-from l4spec.deploy.launch import Emission, Wanted, refuse, to_shell
+from l4spec.deploy.launch import Emission, LaunchRequest, refuse, to_shell
 from l4spec.deploy.sglang import emit_sglang
 from l4spec.deploy.tensorrt_llm import emit_tensorrt_llm
 from l4spec.deploy.torchtitan import emit_torchtitan
 from l4spec.deploy.vllm import emit_vllm
 
-EMITTERS: dict[str, Callable[[Wanted], Emission]] = {
+EMITTERS: dict[str, Callable[[LaunchRequest], Emission]] = {
     "vllm": emit_vllm,
     "sglang": emit_sglang,
     "tensorrt-llm": emit_tensorrt_llm,
@@ -18,14 +18,14 @@ EMITTERS: dict[str, Callable[[Wanted], Emission]] = {
 """Engines that are launched by commands."""
 
 
-def emit(engine: str, wanted: Wanted) -> str:
+def emit(engine: str, request: LaunchRequest) -> str:
     """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
-    if wanted.plan.layout.cp > 1:
+    if request.plan.layout.cp > 1:
         refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
     if engine == "k8s":
-        objects, notes = emit_k8s(wanted)
-        return to_yaml(objects, notes, wanted)
-    return to_shell(EMITTERS[engine](wanted), wanted)
+        objects, notes = emit_k8s(request)
+        return to_yaml(objects, notes, request)
+    return to_shell(EMITTERS[engine](request), request)
 
 
-__all__ = ["EMITTERS", "Emission", "Wanted", "emit"]
+__all__ = ["EMITTERS", "Emission", "LaunchRequest", "emit"]

@@ -7,7 +7,7 @@ gives each pod its index and the leader's address (docs.vllm.ai, deployment/fram
 import re
 from typing import Any
 
-from l4spec.deploy.launch import FlagTable, Server, Wanted, checkpoint, heading, refuse, servers
+from l4spec.deploy.launch import FlagTable, LaunchRequest, Server, checkpoint, heading, refuse, servers
 from l4spec.deploy.vllm import IMAGE, MASTER_PORT, PORT, arguments, cache_env
 from l4spec.deploy.vllm import TABLE as VLLM
 
@@ -25,28 +25,32 @@ _SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 _NAME_LENGTH = 50
 
 
-def emit_k8s(wanted: Wanted) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """The objects, and what is to say about them. Raises UserError for what they cannot express."""
-    found = servers(wanted, "Kubernetes", wanted.plan.layout.dp, PORT)
-    model, notes = checkpoint(wanted)
-    argv, more = arguments(wanted, model)
-    name = _name(wanted.graph.name)
+    server_list = servers(request, "Kubernetes", request.plan.layout.dp, PORT)
+    model, notes = checkpoint(request)
+    argv, more = arguments(request, model)
+    name = _name(request.graph.name)
     notes += (
         *more,
         f"the pods run {IMAGE}; its flags are those of vLLM {VLLM.version}",
         "HF_TOKEN is read from the secret hf-token, if there is one",
     )
-    if any(server.devices for server in found):
+    if any(server.devices for server in server_list):
         notes += ("the device plugin gives each pod GPUs of its own, several pods to a host",)
-    workload = _group(name, found, argv, wanted) if len(found[0].hosts) > 1 else _deployment(name, found, argv, wanted)
-    return (workload, _service(name, leaders=len(found[0].hosts) > 1)), notes
+    workload = (
+        _group(name, server_list, argv, request)
+        if len(server_list[0].hosts) > 1
+        else _deployment(name, server_list, argv, request)
+    )
+    return (workload, _service(name, leaders=len(server_list[0].hosts) > 1)), notes
 
 
-def to_yaml(objects: tuple[dict[str, Any], ...], notes: tuple[str, ...], wanted: Wanted) -> str:
+def to_yaml(objects: tuple[dict[str, Any], ...], notes: tuple[str, ...], request: LaunchRequest) -> str:
     """The objects as YAML documents below comments with the plan and the notes."""
     import yaml
 
-    return "\n".join(heading(TABLE, wanted, notes)) + "\n" + yaml.safe_dump_all(objects, sort_keys=False, width=120)
+    return "\n".join(heading(TABLE, request, notes)) + "\n" + yaml.safe_dump_all(objects, sort_keys=False, width=120)
 
 
 def _name(model: str) -> str:
@@ -57,9 +61,9 @@ def _name(model: str) -> str:
     return name if name[0].isalpha() else f"m-{name}"
 
 
-def _container(name: str, argv: tuple[str, ...], num_gpus: int, wanted: Wanted) -> dict[str, Any]:
+def _container(name: str, argv: tuple[str, ...], num_gpus: int, request: LaunchRequest) -> dict[str, Any]:
     token = {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}
-    env = [{"name": key, "value": value} for key, value in cache_env(wanted)]
+    env = [{"name": key, "value": value} for key, value in cache_env(request)]
     return {
         "name": name,
         "image": IMAGE,
@@ -76,15 +80,17 @@ def _answering(container: dict[str, Any]) -> dict[str, Any]:
     return {**container, "ports": [{"containerPort": PORT}], "startupProbe": probe}
 
 
-def _deployment(name: str, found: tuple[Server, ...], argv: tuple[str, ...], wanted: Wanted) -> dict[str, Any]:
-    size = wanted.cluster.num_gpus // len(found)
-    container = _answering(_container("vllm", (*argv, *VLLM.written({"--port": PORT})), size, wanted))
+def _deployment(
+    name: str, server_list: tuple[Server, ...], argv: tuple[str, ...], request: LaunchRequest
+) -> dict[str, Any]:
+    size = request.cluster.num_gpus // len(server_list)
+    container = _answering(_container("vllm", (*argv, *VLLM.written({"--port": PORT})), size, request))
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": name, "labels": {"app": name}},
         "spec": {
-            "replicas": len(found),
+            "replicas": len(server_list),
             "selector": {"matchLabels": {"app": name}},
             "template": {
                 "metadata": {"labels": {"app": name}},
@@ -94,22 +100,22 @@ def _deployment(name: str, found: tuple[Server, ...], argv: tuple[str, ...], wan
     }
 
 
-def _group(name: str, found: tuple[Server, ...], argv: tuple[str, ...], wanted: Wanted) -> dict[str, Any]:
-    size, room = len(found[0].hosts), wanted.cluster.gpus_per_host
+def _group(name: str, server_list: tuple[Server, ...], argv: tuple[str, ...], request: LaunchRequest) -> dict[str, Any]:
+    size, room = len(server_list[0].hosts), request.cluster.gpus_per_host
     together: dict[str, object] = {
         "--nnodes": size,
         "--node-rank": "$(LWS_WORKER_INDEX)",
         "--master-addr": "$(LWS_LEADER_ADDRESS)",
         "--master-port": MASTER_PORT,
     }
-    leader = _answering(_container("vllm-leader", (*argv, *VLLM.written({**together, "--port": PORT})), room, wanted))
-    worker = _container("vllm-worker", (*argv, *VLLM.written({**together, "--headless": True})), room, wanted)
+    leader = _answering(_container("vllm-leader", (*argv, *VLLM.written({**together, "--port": PORT})), room, request))
+    worker = _container("vllm-worker", (*argv, *VLLM.written({**together, "--headless": True})), room, request)
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
         "metadata": {"name": name},
         "spec": {
-            "replicas": len(found),
+            "replicas": len(server_list),
             "leaderWorkerTemplate": {
                 "size": size,
                 "restartPolicy": "RecreateGroupOnPodRestart",

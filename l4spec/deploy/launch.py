@@ -54,7 +54,7 @@ class Emission:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LaunchRequest:
     """A plan to launch, with what it does not hold: the checkpoint and the images of a prompt.
 
     `changed` says that the model is not the shipped one (`--set`), so that no published checkpoint has its shape.
@@ -90,20 +90,20 @@ class Wanted:
         return None if share >= 1 else share
 
 
-def checkpoint(wanted: Wanted) -> tuple[str, tuple[str, ...]]:
+def checkpoint(request: LaunchRequest) -> tuple[str, tuple[str, ...]]:
     """The model to load, and what to say about where its name comes from: a name is never taken silently."""
     changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
-    if wanted.model is not None:
-        if not wanted.model or wanted.model.startswith("-"):
-            raise UserError([Problem(f"{wanted.model!r} names no checkpoint", path="--model")])
-        return wanted.model, ()
-    if wanted.changed:
-        return wanted.graph.name, (*changed, f"{wanted.graph.name} only stands in its place")
-    for source in wanted.graph.model.spec.sources:
-        if found := _HUGGING_FACE_ID.search(source):
-            return found[1], (f"the checkpoint {found[1]} is the one that the spec's sources name; --model changes it",)
-    return wanted.graph.name, (
-        f"the spec's sources name no Hugging Face checkpoint: {wanted.graph.name} stands in its place, give --model",
+    if request.model is not None:
+        if not request.model or request.model.startswith("-"):
+            raise UserError([Problem(f"{request.model!r} names no checkpoint", path="--model")])
+        return request.model, ()
+    if request.changed:
+        return request.graph.name, (*changed, f"{request.graph.name} only stands in its place")
+    for source in request.graph.model.spec.sources:
+        if match := _HUGGING_FACE_ID.search(source):
+            return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
+    return request.graph.name, (
+        f"the spec's sources name no Hugging Face checkpoint: {request.graph.name} stands in its place, give --model",
     )
 
 
@@ -149,9 +149,9 @@ class Server:
         return (("CUDA_VISIBLE_DEVICES", ",".join(map(str, self.devices))),) if self.devices else ()
 
 
-def servers(wanted: Wanted, engine: str, num_servers: int, port: int) -> tuple[Server, ...]:
+def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) -> tuple[Server, ...]:
     """Equal servers over the plan's hosts in rank order; refuses what does not divide into whole hosts or shares."""
-    cluster, room = wanted.cluster, wanted.cluster.gpus_per_host
+    cluster, room = request.cluster, request.cluster.gpus_per_host
     size = cluster.num_gpus // num_servers
     if size >= room:
         if size % room:
@@ -175,18 +175,18 @@ def servers(wanted: Wanted, engine: str, num_servers: int, port: int) -> tuple[S
     )
 
 
-def dp_note(wanted: Wanted) -> tuple[str, ...]:
+def dp_note(request: LaunchRequest) -> tuple[str, ...]:
     """How independent copies share the work."""
-    if wanted.plan.layout.dp == 1:
+    if request.plan.layout.dp == 1:
         return ()
-    return (f"dp{wanted.plan.layout.dp} is that many servers of their own: put a load balancer in front of them",)
+    return (f"dp{request.plan.layout.dp} is that many servers of their own: put a load balancer in front of them",)
 
 
-def heading(table: FlagTable, wanted: Wanted, notes: tuple[str, ...]) -> list[str]:
+def heading(table: FlagTable, request: LaunchRequest, notes: tuple[str, ...]) -> list[str]:
     """Comments that say which plan this is, whose flags these are, and what the engine does otherwise."""
-    plan, asked = wanted.plan, wanted.plan.deployment
+    plan, asked = request.plan, request.plan.deployment
     lines = (
-        f"{plan.model}: {plan.layout} on {wanted.cluster.text}, {asked.context} tokens, batch {asked.batch}, "
+        f"{plan.model}: {plan.layout} on {request.cluster.text}, {asked.context} tokens, batch {asked.batch}, "
         f"planned as engine {asked.engine}",
         f"{table.engine} {table.version}, checked against {table.source}",
         *(f"note: {note}" for note in notes),
@@ -194,9 +194,9 @@ def heading(table: FlagTable, wanted: Wanted, notes: tuple[str, ...]) -> list[st
     return [f"# {' '.join(line.split())}" for line in lines]  # a name with a line break must not become a command
 
 
-def to_shell(emission: Emission, wanted: Wanted) -> str:
+def to_shell(emission: Emission, request: LaunchRequest) -> str:
     """A shell script: comments with the plan and the notes, the files, then each node's command."""
-    lines = heading(emission.table, wanted, emission.notes)
+    lines = heading(emission.table, request, emission.notes)
     for name, text in emission.files:
         lines += [f"cat > {shlex.quote(name)} <<'EOF'", text.rstrip("\n"), "EOF"]
     for command in emission.commands:

@@ -12,8 +12,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchRequest,
     Server,
-    Wanted,
     WeightFormats,
     checkpoint,
     refuse,
@@ -68,30 +68,30 @@ FORMATS = WeightFormats(
 """Methods by SGLang's names (QUANTIZATION_CHOICES in its model fields)."""
 
 
-def emit_sglang(wanted: Wanted) -> Emission:
+def emit_sglang(request: LaunchRequest) -> Emission:
     """The commands of every host. Raises UserError for what SGLang cannot express."""
-    layout, asked = wanted.plan.layout, wanted.plan.deployment
+    layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    model, notes = checkpoint(wanted)
-    copies = 1 if wanted.cluster.num_hosts == 1 else layout.dp
-    flags, more = _flags(wanted, model, own_copies=copies == 1)
-    found = servers(wanted, TABLE.engine, copies, PORT)
+    model, notes = checkpoint(request)
+    copies = 1 if request.cluster.num_hosts == 1 else layout.dp
+    flags, more = _flags(request, model, own_copies=copies == 1)
+    server_list = servers(request, TABLE.engine, copies, PORT)
     notes += more
     if copies > 1:
         notes += (f"dp{layout.dp} is that many servers of their own: put SGLang's router in front of them",)
-    if len(found[0].hosts) > 1:
+    if len(server_list[0].hosts) > 1:
         notes += (f"{HEAD}, host-1, … stand for the addresses of the hosts, in the order of the mesh's ranks",)
-    return Emission(TABLE, tuple(command for server in found for command in _commands(server, flags)), notes)
+    return Emission(TABLE, tuple(command for server in server_list for command in _commands(server, flags)), notes)
 
 
-def _flags(wanted: Wanted, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
-    layout, asked = wanted.plan.layout, wanted.plan.deployment
-    notes = [*_layout_notes(wanted)]
+def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
+    layout, asked = request.plan.layout, request.plan.deployment
+    notes = [*_layout_notes(request)]
     dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
-    images = _images(wanted, notes)
+    images = _images(request, notes)
     flags: dict[str, object] = {
         "--model-path": model,
         "--tp-size": layout.tp * layout.ep,
@@ -103,9 +103,9 @@ def _flags(wanted: Wanted, model: str, *, own_copies: bool) -> tuple[dict[str, o
         "--quantization": quantization,
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
         "--context-length": asked.context,
-        "--max-running-requests": wanted.sequences * layout.ep,
+        "--max-running-requests": request.sequences * layout.ep,
         "--chunked-prefill-size": asked.prefill_chunk * layout.ep,
-        "--mem-fraction-static": wanted.memory_fraction,
+        "--mem-fraction-static": request.memory_fraction,
         "--enable-multimodal": images is not None,
         "--limit-mm-data-per-request": images,
     }
@@ -117,38 +117,38 @@ def _flags(wanted: Wanted, model: str, *, own_copies: bool) -> tuple[dict[str, o
 def _commands(server: Server, flags: dict[str, object]) -> tuple[Command, ...]:
     start = ("python", "-m", "sglang.launch_server")
     if len(server.hosts) == 1:
-        told = flags | {"--host": "0.0.0.0", "--port": server.port}
-        return (Command(server.hosts[0], (*start, *TABLE.written(told)), server.env),)
-    found = []
+        server_flags = flags | {"--host": "0.0.0.0", "--port": server.port}
+        return (Command(server.hosts[0], (*start, *TABLE.written(server_flags)), server.env),)
+    commands = []
     for rank, host in enumerate(server.hosts):
-        told = flags | {
+        server_flags = flags | {
             "--dist-init-addr": f"{server.hosts[0]}:{INIT_PORT}",
             "--nnodes": len(server.hosts),
             "--node-rank": rank,
             "--host": None if rank else "0.0.0.0",
             "--port": None if rank else server.port,
         }
-        found.append(Command(host, (*start, *TABLE.written(told)), server.env))
-    return tuple(found)
+        commands.append(Command(host, (*start, *TABLE.written(server_flags)), server.env))
+    return tuple(commands)
 
 
-def _layout_notes(wanted: Wanted) -> list[str]:
-    layout = wanted.plan.layout
+def _layout_notes(request: LaunchRequest) -> list[str]:
+    layout = request.plan.layout
     notes = []
     if layout.ep > 1:
         notes.append(
             f"SGLang cuts dense and shared feed-forward layers and the vocabulary over all {layout.tp * layout.ep} "
             f"ranks of a stage, where the plan repeats them over ep: less memory a GPU, one more gather"
         )
-    if layout.pp > 1 and wanted.graph.num_layers % layout.pp:
-        notes.append(f"{wanted.graph.num_layers} layers do not divide by pp {layout.pp}; SGLang may cut elsewhere")
+    if layout.pp > 1 and request.graph.num_layers % layout.pp:
+        notes.append(f"{request.graph.num_layers} layers do not divide by pp {layout.pp}; SGLang may cut elsewhere")
     return notes
 
 
-def _images(wanted: Wanted, notes: list[str]) -> str | None:
+def _images(request: LaunchRequest, notes: list[str]) -> str | None:
     """The limit of images a request; None where none were planned, and then images are not enabled."""
-    if wanted.plan.deployment.num_tiles and not wanted.images:
+    if request.plan.deployment.num_tiles and not request.images:
         refuse(TABLE.engine, "it limits images, and tiles were planned", "give --images instead of --tiles")
-    if wanted.graph.model.vision is not None and not wanted.images:
+    if request.graph.model.vision is not None and not request.images:
         notes.append("no images were planned, so they are not enabled: --images changes it")
-    return json.dumps({"image": wanted.images}) if wanted.images else None
+    return json.dumps({"image": request.images}) if request.images else None

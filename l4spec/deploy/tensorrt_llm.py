@@ -10,8 +10,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchRequest,
     Server,
-    Wanted,
     checkpoint,
     dp_note,
     refuse,
@@ -51,23 +51,23 @@ _READS = {
 """Schemes that a checkpoint may have been packed in; TensorRT-LLM reads the scheme from it and takes no flag."""
 
 
-def emit_tensorrt_llm(wanted: Wanted) -> Emission:
+def emit_tensorrt_llm(request: LaunchRequest) -> Emission:
     """The commands of every host. Raises UserError for what TensorRT-LLM cannot express."""
-    asked = wanted.plan.deployment
+    asked = request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    model, notes = checkpoint(wanted)
-    argv = ("trtllm-serve", model, *TABLE.written(_flags(wanted)))
-    found = servers(wanted, TABLE.engine, wanted.plan.layout.dp, PORT)
-    notes += (*_notes(wanted), *dp_note(wanted))
-    if len(found[0].hosts) > 1:
+    model, notes = checkpoint(request)
+    argv = ("trtllm-serve", model, *TABLE.written(_flags(request)))
+    server_list = servers(request, TABLE.engine, request.plan.layout.dp, PORT)
+    notes += (*_notes(request), *dp_note(request))
+    if len(server_list[0].hosts) > 1:
         notes += (f"{HEAD}, host-1, … stand for the addresses of the hosts; mpirun starts a process a GPU on them",)
-    commands = tuple(_command(server, argv, wanted.cluster.gpus_per_host) for server in found)
+    commands = tuple(_command(server, argv, request.cluster.gpus_per_host) for server in server_list)
     return Emission(TABLE, commands, notes)
 
 
-def _flags(wanted: Wanted) -> dict[str, object]:
-    layout, asked = wanted.plan.layout, wanted.plan.deployment
+def _flags(request: LaunchRequest) -> dict[str, object]:
+    layout, asked = request.plan.layout, request.plan.deployment
     if layout.ep > 1 and layout.tp > 1:
         reason = (
             f"attention is data parallel over all ranks or none, not over ep {layout.ep} with tp {layout.tp} inside"
@@ -85,11 +85,11 @@ def _flags(wanted: Wanted) -> dict[str, object]:
         "--ep_size": layout.ep if layout.ep > 1 else None,
         "--enable_attention_dp": layout.ep > 1,
         "--max_seq_len": asked.context,
-        "--max_batch_size": wanted.sequences,
-        "--max_num_tokens": max(asked.prefill_chunk, wanted.sequences),
+        "--max_batch_size": request.sequences,
+        "--max_num_tokens": max(asked.prefill_chunk, request.sequences),
         "--enable_chunked_prefill": asked.context > asked.prefill_chunk,
         "--kv_cache_dtype": KV_DTYPES[asked.kv_dtype],
-        "--free_gpu_memory_fraction": wanted.memory_fraction,
+        "--free_gpu_memory_fraction": request.memory_fraction,
     }
 
 
@@ -103,13 +103,13 @@ def _command(server: Server, argv: tuple[str, ...], room: int) -> Command:
     return Command(server.hosts[0], (*start, *argv, *TABLE.written({"--gpus_per_node": room})), server.env)
 
 
-def _notes(wanted: Wanted) -> tuple[str, ...]:
-    asked, notes = wanted.plan.deployment, []
+def _notes(request: LaunchRequest) -> tuple[str, ...]:
+    asked, notes = request.plan.deployment, []
     if needed := _READS[asked.quantization]:
         notes.append(f"--model has to name {needed}: no flag packs weights")
     if asked.kv_dtype == "bf16":
         notes.append("a cache of the model's own format is --kv_cache_dtype auto")
-    if wanted.graph.model.vision is not None:
+    if request.graph.model.vision is not None:
         notes.append("it has no limit of images a request")
     if asked.engine != "tensorrt-llm":
         notes.append(f"planned by the cache policy of {asked.engine}; it keeps its own: --engine tensorrt-llm")

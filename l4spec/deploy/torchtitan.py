@@ -7,7 +7,7 @@ whose data-parallel ranks for everything but experts are dp x ep. Its main branc
 
 from dataclasses import dataclass
 
-from l4spec.deploy.launch import HEAD, Command, Emission, FlagTable, Wanted, refuse, servers
+from l4spec.deploy.launch import HEAD, Command, Emission, FlagTable, LaunchRequest, refuse, servers
 from l4spec.graph.layer_graph import LayerGraph
 
 PORT = 29500
@@ -75,21 +75,21 @@ _LLAMA4_NOTES = (
 )
 
 
-def emit_torchtitan(wanted: Wanted) -> Emission:
+def emit_torchtitan(request: LaunchRequest) -> Emission:
     """The configuration and each host's torchrun. Raises UserError for what torchtitan cannot express."""
-    asked = wanted.plan.deployment
+    asked = request.plan.deployment
     if asked.mode != "train":
         refuse(TABLE.engine, "it trains, and the plan is of serving", "give --mode train")
-    flavor = _flavor(wanted)
-    settings = _settings(wanted, flavor)
+    flavor = _flavor(request)
+    settings = _settings(request, flavor)
     assert settings.keys() <= TABLE.flags.keys(), "a setting is not in the table"
-    hosts = servers(wanted, TABLE.engine, 1, PORT)[0].hosts
-    notes = _notes(wanted, flavor, len(hosts))
-    return Emission(TABLE, _commands(wanted, hosts), notes, ((CONFIG, to_toml(settings)),))
+    hosts = servers(request, TABLE.engine, 1, PORT)[0].hosts
+    notes = _notes(request, flavor, len(hosts))
+    return Emission(TABLE, _commands(request, hosts), notes, ((CONFIG, to_toml(settings)),))
 
 
-def _flavor(wanted: Wanted) -> Flavor:
-    shape = shape_of(wanted.graph)
+def _flavor(request: LaunchRequest) -> Flavor:
+    shape = shape_of(request.graph)
     for flavor in FLAVORS:
         if shape == (
             flavor.hidden_size,
@@ -102,7 +102,7 @@ def _flavor(wanted: Wanted) -> Flavor:
         ):
             return flavor
     known = ", ".join(f"{flavor.name} {flavor.flavor}" for flavor in FLAVORS)
-    return refuse(TABLE.engine, f"no flavor has the shape of {wanted.graph.name}", f"it has {known}")
+    return refuse(TABLE.engine, f"no flavor has the shape of {request.graph.name}", f"it has {known}")
 
 
 def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
@@ -123,20 +123,20 @@ def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
     return size, graph.num_layers, num_heads, num_kv_heads, dense.pop() if dense else None, num_experts, len(mixtures)
 
 
-def _settings(wanted: Wanted, flavor: Flavor) -> dict[str, object]:
-    layout, asked = wanted.plan.layout, wanted.plan.deployment
+def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
+    layout, asked = request.plan.layout, request.plan.deployment
     optimizer, ranks = asked.optimizer or "", layout.dp * layout.ep
     if optimizer not in _DTYPES:
         refuse(TABLE.engine, f"it has no optimizer {optimizer}", f"--optimizer {' or '.join(_DTYPES)}")
     if asked.batch % ranks:
         refuse(TABLE.engine, f"a batch of {asked.batch} does not divide among dp x ep = {ranks} ranks")
-    replicate, shard, reshard = _zero(wanted)
+    replicate, shard, reshard = _zero(request)
     micro = min(asked.micro_batch or 1, asked.batch // ranks)
     settings: dict[str, object] = {
         "model.name": flavor.name,
         "model.flavor": flavor.flavor,
-        "model.hf_assets_path": f"./assets/hf/{wanted.graph.name}",
-        "model.converters": _converters(wanted),
+        "model.hf_assets_path": f"./assets/hf/{request.graph.name}",
+        "model.converters": _converters(request),
         "optimizer.name": "AdamW",
         "training.local_batch_size": asked.batch // ranks if layout.pp > 1 else micro,
         "training.global_batch_size": asked.batch,
@@ -162,16 +162,16 @@ def _settings(wanted: Wanted, flavor: Flavor) -> dict[str, object]:
     return settings
 
 
-def _converters(wanted: Wanted) -> list[str]:
-    if wanted.plan.deployment.precision != "fp8":
+def _converters(request: LaunchRequest) -> list[str]:
+    if request.plan.deployment.precision != "fp8":
         return []
-    moe = ["quantize.grouped_mm.float8"] if wanted.num_experts else []
+    moe = ["quantize.grouped_mm.float8"] if request.num_experts else []
     return ["quantize.linear.float8", *moe]
 
 
-def _zero(wanted: Wanted) -> tuple[int, int, str]:
+def _zero(request: LaunchRequest) -> tuple[int, int, str]:
     """Ranks that replicate, ranks that shard, and when weights are gathered, for the plan's ZeRO stage."""
-    layout, stage = wanted.plan.layout, wanted.plan.deployment.zero_stage
+    layout, stage = request.plan.layout, request.plan.deployment.zero_stage
     ranks = layout.dp * layout.ep
     if stage == 0 and layout.ep == 1:
         return ranks, 1, "default"
@@ -181,13 +181,13 @@ def _zero(wanted: Wanted) -> tuple[int, int, str]:
     return refuse(TABLE.engine, f"it has no {where}", "--zero-stage 2 or 3 are its FSDP, 0 without ep its DDP")
 
 
-def _notes(wanted: Wanted, flavor: Flavor, num_hosts: int) -> tuple[str, ...]:
-    notes = [f"model.hf_assets_path has to hold the tokenizer of {wanted.graph.name}"]
+def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str, ...]:
+    notes = [f"model.hf_assets_path has to hold the tokenizer of {request.graph.name}"]
     if flavor.name == "llama4":
         notes += _LLAMA4_NOTES
-    if wanted.plan.layout.pp == 1:
+    if request.plan.layout.pp == 1:
         notes.append("gradients are accumulated until global_batch_size sequences are seen")
-    if (wanted.plan.deployment.zero_stage or 0) >= 2:
+    if (request.plan.deployment.zero_stage or 0) >= 2:
         notes.append(
             "FSDP keeps its shards in training.dtype and casts what it gathers, where the plan also keeps bf16 ones"
         )
@@ -196,8 +196,8 @@ def _notes(wanted: Wanted, flavor: Flavor, num_hosts: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _commands(wanted: Wanted, hosts: tuple[str, ...]) -> tuple[Command, ...]:
-    start = ("torchrun", "--nproc_per_node", str(wanted.cluster.num_gpus // len(hosts)))
+def _commands(request: LaunchRequest, hosts: tuple[str, ...]) -> tuple[Command, ...]:
+    start = ("torchrun", "--nproc_per_node", str(request.cluster.num_gpus // len(hosts)))
     run = ("-m", "torchtitan.train", "--job.config_file", CONFIG)
     if len(hosts) == 1:
         return (Command(hosts[0], (*start, "--standalone", *run)),)

@@ -12,8 +12,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchRequest,
     Server,
-    Wanted,
     WeightFormats,
     checkpoint,
     dp_note,
@@ -69,22 +69,22 @@ _HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
 """Without it vLLM turns its hybrid cache manager off for chunked attention (vllm/config/vllm.py)."""
 
 
-def emit_vllm(wanted: Wanted) -> Emission:
+def emit_vllm(request: LaunchRequest) -> Emission:
     """The commands of every host. Raises UserError for what vLLM cannot express."""
-    model, notes = checkpoint(wanted)
-    found = servers(wanted, TABLE.engine, wanted.plan.layout.dp, PORT)
-    argv, more = arguments(wanted, model)
-    commands = tuple(command for server in found for command in commands_of(server, argv, cache_env(wanted)))
-    notes += (*more, *dp_note(wanted), *_host_note(found[0]))
+    model, notes = checkpoint(request)
+    server_list = servers(request, TABLE.engine, request.plan.layout.dp, PORT)
+    argv, more = arguments(request, model)
+    commands = tuple(command for server in server_list for command in commands_of(server, argv, cache_env(request)))
+    notes += (*more, *dp_note(request), *_host_note(server_list[0]))
     return Emission(TABLE, commands, notes)
 
 
-def arguments(wanted: Wanted, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The command of a server without what differs by host, and what is to say about it."""
-    layout, asked = wanted.plan.layout, wanted.plan.deployment
+    layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    notes = [*_expert_notes(wanted)]
+    notes = [*_expert_notes(request)]
     dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
@@ -98,10 +98,10 @@ def arguments(wanted: Wanted, model: str) -> tuple[tuple[str, ...], tuple[str, .
         "--quantization": quantization,
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
         "--max-model-len": asked.context,
-        "--max-num-seqs": wanted.sequences,
-        "--max-num-batched-tokens": max(asked.prefill_chunk, wanted.sequences),
-        "--gpu-memory-utilization": wanted.memory_fraction,
-        "--limit-mm-per-prompt": _images(wanted, notes),
+        "--max-num-seqs": request.sequences,
+        "--max-num-batched-tokens": max(asked.prefill_chunk, request.sequences),
+        "--gpu-memory-utilization": request.memory_fraction,
+        "--limit-mm-per-prompt": _images(request, notes),
         "--disable-hybrid-kv-cache-manager": asked.engine == "vllm",
     }
     if asked.engine not in ("vllm", "vllm-hybrid"):
@@ -114,7 +114,7 @@ def commands_of(server: Server, argv: tuple[str, ...], env: tuple[tuple[str, str
     env += server.env
     if len(server.hosts) == 1:
         return (Command(server.hosts[0], (*argv, *TABLE.written({"--port": server.port})), env),)
-    found = []
+    commands = []
     for rank, host in enumerate(server.hosts):
         flags: dict[str, object] = {
             "--nnodes": len(server.hosts),
@@ -124,14 +124,14 @@ def commands_of(server: Server, argv: tuple[str, ...], env: tuple[tuple[str, str
             "--headless": rank > 0,
             "--port": None if rank else server.port,
         }
-        found.append(Command(host, (*argv, *TABLE.written(flags)), env))
-    return tuple(found)
+        commands.append(Command(host, (*argv, *TABLE.written(flags)), env))
+    return tuple(commands)
 
 
-def cache_env(wanted: Wanted) -> tuple[tuple[str, str], ...]:
+def cache_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
     """The variable without which chunked layers keep every token."""
-    chunked = any(layer.law == "chunk" for layer in wanted.plan.kv_cache.layers)
-    return _HYBRID if chunked and wanted.plan.deployment.engine == "vllm-hybrid" else ()
+    chunked = any(layer.law == "chunk" for layer in request.plan.kv_cache.layers)
+    return _HYBRID if chunked and request.plan.deployment.engine == "vllm-hybrid" else ()
 
 
 def _host_note(server: Server) -> tuple[str, ...]:
@@ -141,31 +141,31 @@ def _host_note(server: Server) -> tuple[str, ...]:
     return (f"{HEAD}, host-1, … stand for the addresses of the hosts, in the order of the mesh's ranks",)
 
 
-def _expert_notes(wanted: Wanted) -> list[str]:
-    layout = wanted.plan.layout
+def _expert_notes(request: LaunchRequest) -> list[str]:
+    layout = request.plan.layout
     if layout.ep == 1:
         return []
     ranks = layout.tp * layout.ep
-    if wanted.num_experts % ranks:
-        reason = f"it divides whole experts over tp x ep = {ranks} GPUs, and {wanted.num_experts} do not divide"
+    if request.num_experts % ranks:
+        reason = f"it divides whole experts over tp x ep = {ranks} GPUs, and {request.num_experts} do not divide"
         refuse(TABLE.engine, reason, "choose --tp 1 or another --ep")
     notes = [f"ep{layout.ep} is data-parallel attention over {layout.ep} ranks with expert parallelism"]
     if layout.tp > 1:
         notes.append(
-            f"inside an expert vLLM does not use tp: a GPU holds {wanted.num_experts // ranks} whole experts, "
-            f"where the plan cuts {wanted.num_experts // layout.ep} into {layout.tp}: the same bytes, other messages"
+            f"inside an expert vLLM does not use tp: a GPU holds {request.num_experts // ranks} whole experts, "
+            f"where the plan cuts {request.num_experts // layout.ep} into {layout.tp}: the same bytes, other messages"
         )
     if layout.pp > 1:
         notes.append("vLLM lays pipeline stages inside a data-parallel rank, where the plan lays them outermost")
     return notes
 
 
-def _images(wanted: Wanted, notes: list[str]) -> str | None:
+def _images(request: LaunchRequest, notes: list[str]) -> str | None:
     """As many images as were planned, none included; nothing for a model without vision."""
-    if wanted.graph.model.vision is None:
+    if request.graph.model.vision is None:
         return None
-    if wanted.plan.deployment.num_tiles and not wanted.images:
+    if request.plan.deployment.num_tiles and not request.images:
         refuse(TABLE.engine, "it limits images, and tiles were planned", "give --images instead of --tiles")
-    if not wanted.images:
+    if not request.images:
         notes.append("no images were planned, so none are allowed: --images changes it")
-    return json.dumps({"image": wanted.images})
+    return json.dumps({"image": request.images})

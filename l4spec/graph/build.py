@@ -59,9 +59,9 @@ class _Builder:
         return node
 
     def _connect(self, source: LayerNode, target: LayerNode, port: int) -> None:
-        given, wanted = source.declaration.output, target.declaration.inputs[port]
-        if len(given) != len(wanted) or given[-1] != wanted[-1]:
-            message = f"gives a tensor {_show(given)}, but {target.id} takes {_show(wanted)}"
+        given, expected = source.declaration.output, target.declaration.inputs[port]
+        if len(given) != len(expected) or given[-1] != expected[-1]:
+            message = f"gives a tensor {_show(given)}, but {target.id} takes {_show(expected)}"
             raise SpecError([Problem(message, path=source.id, hint="make the widths equal")])
         shape: Shape = (*_LEADING_DIMS[source.stream], given[-1])
         tensor = TensorType(f"{source.id}.output", shape, self.dtype)

@@ -155,10 +155,10 @@ class LayerGraph:
 
     @cached_property
     def _sources(self) -> dict[str, tuple[str, ...]]:
-        found: dict[str, tuple[str, ...]] = {}
+        sources: dict[str, tuple[str, ...]] = {}
         for edge in sorted(self.edges, key=lambda edge: edge.port):
-            found[edge.target] = (*found.get(edge.target, ()), edge.source)
-        return found
+            sources[edge.target] = (*sources.get(edge.target, ()), edge.source)
+        return sources
 
     def parameters(self) -> Iterator[tuple[LayerNode, Parameter]]:
         """Every tensor of every node; its full name is `{node.id}.{parameter.name}`."""

@@ -64,14 +64,14 @@ def _parse_json(text: str, file: str) -> Any:
         place = Place(file, error.lineno, error.colno)
         raise SpecError([Problem(f"expected JSON: {error.msg}", place=place)]) from None
     except (ValueError, RecursionError) as error:
-        told = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";", maxsplit=1)[0]
-        raise SpecError([Problem(f"expected a JSON config: {told}", place=Place(file))]) from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).split(";", maxsplit=1)[0]
+        raise SpecError([Problem(f"expected a JSON config: {reason}", place=Place(file))]) from None
 
 
 def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> Data:
-    found: Data = {}
+    result: Data = {}
     for key, value in pairs:
-        if key in found:
+        if key in result:
             raise ValueError(f"the field {key[:80]!r} stands there twice")
-        found[key] = value
-    return found
+        result[key] = value
+    return result

@@ -29,10 +29,10 @@ def export_config(spec: ModelSpec) -> Data:
     model = resolve(spec)
     failures: list[_Failure] = []
     for family in _candidates(spec):
-        found = _try(model, spec, family)
-        if not isinstance(found, _Failure):
-            return found
-        failures.append(found)
+        exported = _try(model, spec, family)
+        if not isinstance(exported, _Failure):
+            return exported
+        failures.append(exported)
     nearest = failures[0] if spec.huggingface else min(failures, key=_Failure.distance)
     lead = Problem(f"no Hugging Face family can say this model; {nearest.family.model_type} is nearest, but")
     raise SpecError([lead, *nearest.problems[:_MOST_SHOWN]])
@@ -56,10 +56,10 @@ def _try(model: ResolvedModel, spec: ModelSpec, family: Family) -> Data | _Failu
     origin = spec.huggingface
     style: RopeStyle = origin.rope_style if origin else "rope_scaling"
     try:
-        said = family.write(model, style)
+        exported_config = family.write(model, style)
     except SpecError as error:
         return _Failure(family, error.problems, written=False)
-    written = {"model_type": family.model_type, "architectures": [family.architecture], **said}
+    written = {"model_type": family.model_type, "architectures": [family.architecture], **exported_config}
     carried = origin.fields if origin is not None and origin.model_type == family.model_type else {}
     failure = None
     for config in (_laid_over(written, carried), _laid_over(carried, written)):
@@ -90,11 +90,11 @@ def _candidates(spec: ModelSpec) -> list[Family]:
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Data:
-    found = dict(below)
+    merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
-        found[key] = _laid_over(found[key], value) if both else value
-    return found
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
 
 
 def _what_is_lost(model: ResolvedModel, config: Data) -> list[Problem]:

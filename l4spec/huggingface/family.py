@@ -47,7 +47,7 @@ def first(blocks: Sequence[ResolvedBlock], kind: type[S]) -> S | None:
 
 def needed(blocks: Sequence[ResolvedBlock], kind: type[S], what: str) -> S:
     """As `first`; SpecError when there is none."""
-    found = first(blocks, kind)
-    if found is None:
+    spec = first(blocks, kind)
+    if spec is None:
         raise SpecError([Problem(f"has no {what}", path="text.parts")])
-    return found
+    return spec

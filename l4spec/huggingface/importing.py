@@ -107,18 +107,20 @@ def _family(config: Mapping[str, Any], file: str) -> Family:
     place = Place(file)
     if isinstance(model_type, str) and model_type in REFUSED:
         raise SpecError([Problem(f"{model_type} is not read: {REFUSED[model_type]}", path="model_type", place=place)])
-    found = "nothing" if model_type is None else shortened(model_type)
+    model_type_text = "nothing" if model_type is None else shortened(model_type)
     hint = f"one of: {', '.join(sorted(FAMILIES))}"
-    raise SpecError([Problem(f"unknown model_type: found {found}", path="model_type", place=place, hint=hint)])
+    raise SpecError(
+        [Problem(f"unknown model_type: found {model_type_text}", path="model_type", place=place, hint=hint)]
+    )
 
 
 def _without(config: Mapping[str, Any], ignore: Sequence[str], file: str) -> Mapping[str, Any]:
     """The config without the fields at these dotted paths. Raises SpecError for a path that is not there."""
     if not ignore:
         return config
-    found: Any = deepcopy(dict(config))
+    result: Any = deepcopy(dict(config))
     for path in ignore:
-        inner, (*outer, last) = found, path.split(".")
+        inner, (*outer, last) = result, path.split(".")
         for step in outer:
             inner = inner.get(step) if isinstance(inner, dict) else None
         if not isinstance(inner, dict) or last not in inner:
@@ -126,19 +128,19 @@ def _without(config: Mapping[str, Any], ignore: Sequence[str], file: str) -> Map
                 [Problem("is to be ignored, but the config has no such field", path=path, place=Place(file))]
             )
         del inner[last]
-    kept: Mapping[str, Any] = found
+    kept: Mapping[str, Any] = result
     return kept
 
 
 def _unaliased(config: Mapping[str, Any], family: Family, file: str) -> Data:
-    found = dict(config)
+    config_by_name = dict(config)
     for other, name in family.aliases.items():
-        if other in found:
-            value = found.pop(other)
-            if found.setdefault(name, value) != value:
+        if other in config_by_name:
+            value = config_by_name.pop(other)
+            if config_by_name.setdefault(name, value) != value:
                 message = f"says something else than {name}"
                 raise SpecError([Problem(message, path=other, place=Place(file))])
-    return found
+    return config_by_name
 
 
 def _worth_keeping(carried: Mapping[str, Any]) -> Data:

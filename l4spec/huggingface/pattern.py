@@ -30,24 +30,24 @@ def compact(items: Sequence[T]) -> tuple[Pattern[T], ...]:
 
     Laid out again by `laid_out` they give the same sequence.
     """
-    found: list[Pattern[T]] = []
+    patterns: list[Pattern[T]] = []
     start = 0
     while start < len(items):
         period, count = _best_period(items, start)
-        found.append(Pattern(runs(items[start : start + period]), count))
+        patterns.append(Pattern(runs(items[start : start + period]), count))
         start += period * count
-    return tuple(found)
+    return tuple(patterns)
 
 
 def runs(items: Sequence[T]) -> tuple[Run[T], ...]:
     """Run-length encoding."""
-    found: list[Run[T]] = []
+    all_runs: list[Run[T]] = []
     for item in items:
-        if found and found[-1].item == item:
-            found[-1] = Run(item, found[-1].count + 1)
+        if all_runs and all_runs[-1].item == item:
+            all_runs[-1] = Run(item, all_runs[-1].count + 1)
         else:
-            found.append(Run(item, 1))
-    return tuple(found)
+            all_runs.append(Run(item, 1))
+    return tuple(all_runs)
 
 
 def laid_out(patterns: Sequence[Pattern[T]]) -> list[T]:

@@ -22,10 +22,10 @@ def read_rope(fields: Fields, layout: Layout) -> dict[str, Any]:
     source = scaling if scaling and scaling.data else parameters
     position: dict[str, Any] = {"kind": "rope", "theta": _theta(fields, source), "layout": layout}
     if source is not None:
-        found = _read_scaling(fields, source)
+        rope_scaling = _read_scaling(fields, source)
         source.finish((), {})
-        if found:
-            position["scaling"] = found
+        if rope_scaling:
+            position["scaling"] = rope_scaling
     return position
 
 
@@ -80,19 +80,19 @@ def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
         for name, usual in (("attention_factor", None), ("truncate", True)):
             if name in source.data:
                 source.expect(name, usual)
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for name, info in _SCALINGS[kind].model_fields.items():
         spelling = _NAMES.get(name, name)
         if name == "kind":
             continue
         if name == "original_max_seq_len":
-            found[name] = source.size(spelling)
+            numbers[name] = source.size(spelling)
         elif name in _ZERO_IS_UNSET and source.data.get(spelling) in (0, None):
             pass
         elif info.is_required() or source.has(spelling):
-            found[name] = _whole(source.number(spelling))
+            numbers[name] = _whole(source.number(spelling))
         source.read.add(spelling)
-    return found
+    return numbers
 
 
 def _write_scaling(scaling: LinearScaling | Llama3Scaling | YarnScaling, style: RopeStyle) -> dict[str, Any]:

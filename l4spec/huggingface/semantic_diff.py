@@ -66,18 +66,18 @@ def _stack(path: str, stack: ResolvedStack) -> Iterator[tuple[str, Any]]:
 
 def _normal(spec: LayerSpec) -> dict[str, Any]:
     """The fields of a layer with what follows from others filled in, and what has no effect left out."""
-    found = spec.model_dump()
+    fields = spec.model_dump()
     if isinstance(spec, GQASpec):
-        found["scale"] = spec.scale or spec.head_dim**-0.5
+        fields["scale"] = spec.scale or spec.head_dim**-0.5
         if isinstance(spec.position, Rope):
-            found["position"]["rotary_dim"] = spec.position.rotary_dim or spec.head_dim
+            fields["position"]["rotary_dim"] = spec.position.rotary_dim or spec.head_dim
     if isinstance(spec, MoESpec):
-        found["shared_size"] = spec.shared_size
-        del found["balance"]  # of training alone
-        del found["shared_intermediate_size"], found["num_shared_experts"]
+        fields["shared_size"] = spec.shared_size
+        del fields["balance"]  # of training alone
+        del fields["shared_intermediate_size"], fields["num_shared_experts"]
         if spec.router.num_groups == 1:
-            del found["router"]["group_score"], found["router"]["num_limited_groups"]
-    return found
+            del fields["router"]["group_score"], fields["router"]["num_limited_groups"]
+    return fields
 
 
 def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:

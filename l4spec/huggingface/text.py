@@ -26,11 +26,11 @@ CAUSAL: Data = {"kind": "causal"}
 
 def num_layers(fields: Fields) -> int:
     """`num_hidden_layers`, bounded, since lists are made of it."""
-    found = fields.size("num_hidden_layers")
-    if found > MAX_LAYERS:
-        fields.problem("num_hidden_layers", f"expected at most {MAX_LAYERS:,} layers, found {found:,}")
+    count = fields.size("num_hidden_layers")
+    if count > MAX_LAYERS:
+        fields.problem("num_hidden_layers", f"expected at most {MAX_LAYERS:,} layers, found {count:,}")
         return 1
-    return found
+    return count
 
 
 def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any) -> Data:
@@ -90,14 +90,14 @@ def read_gqa(fields: Fields, layout: Layout = "half", **more: Any) -> Data:
         if hidden % heads:
             fields.consequence("head_dim", f"missing, and hidden_size ({hidden}) is no multiple of the heads ({heads})")
         head_dim = max(hidden // heads, 1)
-    found = {
+    values = {
         "kind": "gqa",
         "num_heads": heads,
         "num_kv_heads": fields.size_or_none("num_key_value_heads") or heads,
         "head_dim": head_dim,
     }
     position = more.pop("position", None) or read_rope(fields, layout)
-    return {**found, **more, "mask": more.get("mask", CAUSAL), "position": position}
+    return {**values, **more, "mask": more.get("mask", CAUSAL), "position": position}
 
 
 def both_biases(fields: Fields) -> Data:
@@ -112,13 +112,13 @@ def window(size: int | None) -> Data:
 
 def read_layer_types(fields: Fields, usual: Sequence[str], known: Sequence[str]) -> list[str]:
     """`layer_types`, one entry per layer, or the `usual` ones."""
-    found = fields.words("layer_types", known)
-    if found is None:
+    layer_types = fields.words("layer_types", known)
+    if layer_types is None:
         return list(usual)
-    if len(found) != len(usual):
-        fields.problem("layer_types", f"expected {len(usual)} entries, one per layer, found {len(found)}")
+    if len(layer_types) != len(usual):
+        fields.problem("layer_types", f"expected {len(usual)} entries, one per layer, found {len(layer_types)}")
         return list(usual)
-    return found
+    return layer_types
 
 
 def write_text(text: ResolvedText, style: RopeStyle) -> Data:

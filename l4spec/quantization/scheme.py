@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 from pydantic import BeforeValidator, Field
 
 from l4spec.catalog.entry import Entry, Source
-from l4spec.catalog.registry import Shelf, find_beside, looks_like_path
+from l4spec.catalog.registry import Registry, find_beside, looks_like_path
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.layers.declaration import Part, Role
 
@@ -150,7 +150,7 @@ class Quantization(Entry):
         return frozenset(law.group for law in laws if isinstance(law, ScaledLaw) and isinstance(law.group, int))
 
 
-SCHEMES = Shelf(Path(__file__).parent / "schemes", "quantization scheme")
+SCHEMES = Registry(Path(__file__).parent / "schemes", "quantization scheme")
 
 
 def scheme_named(text: str) -> Quantization:

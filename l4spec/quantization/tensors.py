@@ -66,7 +66,7 @@ class StoredTensors:
 @lru_cache(maxsize=512)
 def stored_tensors(graph: LayerGraph, scheme: Scheme) -> tuple[StoredTensors, ...]:
     """Every tensor that the model holds, buffers included and tied ones once. Raises UserError naming each refusal."""
-    found: list[StoredTensors] = []
+    tensors: list[StoredTensors] = []
     problems: list[Problem] = []
     for node, parameter, count in _distinct(graph, scheme):
         if parameter.tied_to:
@@ -76,10 +76,10 @@ def stored_tensors(graph: LayerGraph, scheme: Scheme) -> tuple[StoredTensors, ..
         except UserError as error:
             problems.extend(error.problems)
             continue
-        found.append(StoredTensors(node, parameter, count, size))
+        tensors.append(StoredTensors(node, parameter, count, size))
     if problems:
         raise UserError(problems)
-    return tuple(found)
+    return tuple(tensors)
 
 
 def _distinct(graph: LayerGraph, scheme: Scheme) -> list[tuple[LayerNode, Parameter, int]]:

@@ -54,12 +54,12 @@ def _percent(value: float | None, *, signed: bool = False) -> str:
 
 
 def _unreplayed(predictions: Iterable[Prediction]) -> Table:
-    found: dict[tuple[str, str], int] = {}
+    reasons: dict[tuple[str, str], int] = {}
     for prediction in predictions:
         if prediction.predicted is None:
             key = (quantity_of(prediction), prediction.reason)
-            found[key] = found.get(key, 0) + 1
-    rows = tuple((what, whole(count), reason) for (what, reason), count in sorted(found.items()))
+            reasons[key] = reasons.get(key, 0) + 1
+    rows = tuple((what, whole(count), reason) for (what, reason), count in sorted(reasons.items()))
     return Table(("quantity", "rows", "reason"), rows, "lrl")
 
 

@@ -37,9 +37,9 @@ class Built:
     @property
     def agrees(self) -> bool:
         """Whether the module holds what the planner counts, part by part, in as many bytes as it weighs."""
-        held, planned = self.contents.by_part, self.planned_by_part
+        built_by_part, planned = self.contents.by_part, self.planned_by_part
         return self.contents.num_bytes == self.planned_bytes and all(
-            held.get(part, 0) == planned.get(part, 0) for part in held.keys() | planned.keys()
+            built_by_part.get(part, 0) == planned.get(part, 0) for part in built_by_part.keys() | planned.keys()
         )
 
 
@@ -92,9 +92,11 @@ def _tree_row(row: "TreeRow") -> tuple[str, str, str, str]:
 
 
 def _part_rows(built: Built) -> Iterator[tuple[str, str, str]]:
-    held, planned = built.contents.by_part, built.planned_by_part
-    for part in sorted(held.keys() | planned.keys(), key=lambda part: -max(held.get(part, 0), planned.get(part, 0))):
-        yield part, whole(held.get(part, 0)), whole(planned.get(part, 0))
+    built_by_part, planned = built.contents.by_part, built.planned_by_part
+    for part in sorted(
+        built_by_part.keys() | planned.keys(), key=lambda part: -max(built_by_part.get(part, 0), planned.get(part, 0))
+    ):
+        yield part, whole(built_by_part.get(part, 0)), whole(planned.get(part, 0))
 
 
 def _byte_facts(built: Built) -> Iterator[tuple[str, str]]:

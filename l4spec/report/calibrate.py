@@ -21,9 +21,9 @@ NAME = "this"
 _DIGITS = 4
 
 
-def profile(found: "Calibration", name: str = NAME) -> Hardware:
+def profile(calibration: "Calibration", name: str = NAME) -> Hardware:
     """The machine as a catalogue entry. Peaks are the best rates that were measured, not a datasheet's."""
-    seen = found.conditions
+    seen = calibration.conditions
     source = f"l4spec calibrate on {seen.processor}, {seen.threads} threads, torch {seen.torch}, {seen.day}"
     data: dict[str, Any] = {
         "name": name,
@@ -31,14 +31,14 @@ def profile(found: "Calibration", name: str = NAME) -> Hardware:
         "memory": {
             "nominal": {"value": seen.memory_bytes, "source": source},
             "physical": {"value": seen.memory_bytes, "source": source},
-            "bandwidth": {"value": _streamed(found), "source": source, "note": "a vector by weights from memory"},
+            "bandwidth": {"value": _streamed(calibration), "source": source, "note": "a vector by weights from memory"},
         },
         "peaks": {
             dtype: {"value": _best_rate(tables["product"]), "source": source, "note": "the fastest product"}
-            for dtype, tables in found.tables.items()
+            for dtype, tables in calibration.tables.items()
         },
         "gpus_per_host": {"value": 1, "source": source},
-        "eager": _eager(found),
+        "eager": _eager(calibration),
     }
     return Hardware.model_validate(data)
 
@@ -105,33 +105,33 @@ def _best_rate(table: "RawTable") -> float:
     return max(flops / seconds for flops, seconds in zip(sizes, table["seconds"], strict=True))
 
 
-def _streamed(found: "Calibration") -> float:
+def _streamed(calibration: "Calibration") -> float:
     """Bytes per second that a vector's product reads where no cache holds the weights; the best of all formats."""
     rates = []
-    for tables in found.tables.values():
+    for tables in calibration.tables.values():
         sizes, seconds = tables["residency"]["axes"][0], tables["residency"]["seconds"]
         rates.append(sizes[-1] / seconds[-1])
     return max(rates)
 
 
-def _eager(found: "Calibration") -> dict[str, Any]:
-    seen = found.conditions
-    resident = {dtype: _resident(tables["residency"]) for dtype, tables in found.tables.items()}
-    pieces = {dtype: _tables(tables) for dtype, tables in found.tables.items()}
+def _eager(calibration: "Calibration") -> dict[str, Any]:
+    seen = calibration.conditions
+    resident = {dtype: _resident(tables["residency"]) for dtype, tables in calibration.tables.items()}
+    pieces = {dtype: _tables(tables) for dtype, tables in calibration.tables.items()}
     eager = {
         "processor": seen.processor,
         "threads": seen.threads,
         "torch": seen.torch,
         "measured": seen.day,
-        "turns": found.turns,
-        "clock": found.clock,
+        "turns": calibration.turns,
+        "clock": calibration.clock,
         "resident": resident,
         "pieces": pieces,
     }
     for dtype, own in pieces.items():
         bare = EagerTimes.model_validate(eager | {"pieces": {dtype: own}})
-        own["expert"], own["layer"] = _expert(found, dtype, bare), _layers(found, dtype, bare)
-        own["layer"][ROTATION], own["forward"] = _rotation(found, dtype), _forward(found, dtype)
+        own["expert"], own["layer"] = _expert(calibration, dtype, bare), _layers(calibration, dtype, bare)
+        own["layer"][ROTATION], own["forward"] = _rotation(calibration, dtype), _forward(calibration, dtype)
     return eager
 
 
@@ -153,12 +153,12 @@ def _resident(table: "RawTable") -> dict[str, Any]:
     return {"bytes": sizes, "share": shares}
 
 
-def _layers(found: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, Any]:
+def _layers(calibration: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, Any]:
     """What is left of each kind of layer of the narrow models when its pieces are taken off, hot and cold."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
     left: dict[str, list[tuple[float, float]]] = {}
-    for reference in found.references[dtype]:
+    for reference in calibration.references[dtype]:
         model = EagerModel(reference.graph, bare, dtype)
         work = Work(1, 1, reference.cached, phase="decode", num_logits=1)
         for group in reference.graph.groups:
@@ -168,12 +168,12 @@ def _layers(found: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, Any
     return {kind: _constant(rests) for kind, rests in left.items()}
 
 
-def _rotation(found: "Calibration", dtype: str) -> dict[str, float]:
+def _rotation(calibration: "Calibration", dtype: str) -> dict[str, float]:
     """What an attention layer takes longer when it has to make its rotation table."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
     more = []
-    for reference in found.references[dtype]:
+    for reference in calibration.references[dtype]:
         if reference.turning is not None and reference.attention is not None:
             pairs = zip(seconds_of(reference.turning), seconds_of(reference.nodes[reference.attention]), strict=True)
             hot, cold = (max(0.0, turning - plain) for turning, plain in pairs)
@@ -181,11 +181,11 @@ def _rotation(found: "Calibration", dtype: str) -> dict[str, float]:
     return _constant(more)
 
 
-def _forward(found: "Calibration", dtype: str) -> dict[str, float]:
+def _forward(calibration: "Calibration", dtype: str) -> dict[str, float]:
     """What a pass takes whose layers do nothing."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
-    return _constant([seconds_of(reference.hollow) for reference in found.references[dtype]])
+    return _constant([seconds_of(reference.hollow) for reference in calibration.references[dtype]])
 
 
 def _constant(pairs: list[tuple[float, float]]) -> dict[str, float]:
@@ -194,13 +194,13 @@ def _constant(pairs: list[tuple[float, float]]) -> dict[str, float]:
     return {"seconds": hot, "cold": cold}
 
 
-def _expert(found: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, float]:
+def _expert(calibration: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, float]:
     """Seconds of one more hit expert besides three products and a gate; its code has run for the expert before."""
     from l4spec.runtime.calibrate.routing import NARROW
 
-    table = found.tables[dtype]["experts"]
+    table = calibration.tables[dtype]["experts"]
     (few, many), (short, long) = table["axes"][0], table["seconds"]
-    model = EagerModel(found.references[dtype][0].graph, bare, dtype)
+    model = EagerModel(calibration.references[dtype][0].graph, bare, dtype)
     pieces = (Piece("product", (1, NARROW, NARROW), 3), Piece("gate_silu", (NARROW,)))
     each = (long - short) / (many - few) - sum(model.piece_seconds(piece, 0.0) for piece in pieces)
     return _constant([(each, each)])

@@ -105,8 +105,8 @@ def compare_page(comparison: Comparison) -> Page:
     """A column a model, and what was assumed."""
     models = comparison.models
     limited = models[0].plan.cluster is not None
-    wanted = (*_SHAPE, *_COSTS, *(_FIT if limited else ()))
-    rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in wanted)
+    columns = (*_SHAPE, *_COSTS, *(_FIT if limited else ()))
+    rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in columns)
     headers = ("", *(model.plan.model for model in models))
     sections = [Section("", (Table(headers, rows),)), Section("", (Lines((_assumed(comparison),)),))]
     plans = [model.plan for model in models]

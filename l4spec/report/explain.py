@@ -198,14 +198,14 @@ def _constants(graph: LayerGraph, plan: Plan) -> Iterator[tuple[str, str]]:
 def _hardware(name: str) -> Iterator[tuple[str, str]]:
     entry = hardware(name)
     memory = entry.memory
-    for label, found in (
+    for label, sourced in (
         ("nominal memory", memory.nominal),
         ("physical memory", memory.physical),
         ("free before load", memory.free_before_load),
     ):
-        if found is not None:
-            note = f" ({found.note})" if found.note else ""
-            yield f"{name} {label}", f"{exact_bytes(found.value)}, {found.source}{note}"
+        if sourced is not None:
+            note = f" ({sourced.note})" if sourced.note else ""
+            yield f"{name} {label}", f"{exact_bytes(sourced.value)}, {sourced.source}{note}"
     if entry.gpus_per_host is not None:
         yield f"{name} a host", f"{entry.gpus_per_host.value}, {entry.gpus_per_host.source}"
 

@@ -7,51 +7,54 @@ from planners.plan_types import Latency, LatencyError, Plan, StepLatency
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     """The few lines of the answer's page; none without GPUs."""
-    found = plan.latency
-    if found is None or plan.fits is False:
+    latency = plan.latency
+    if latency is None or plan.fits is False:
         return ()
-    if found.prefill is None and found.train is None:
-        return (("time", f"unknown: {found.reason}"),)
+    if latency.prefill is None and latency.train is None:
+        return (("time", f"unknown: {latency.reason}"),)
     figures = Figures(bool(plan.estimates.work))
-    return _training_facts(found, figures) if found.train is not None else _serving_facts(found, figures)
+    return _training_facts(latency, figures) if latency.train is not None else _serving_facts(latency, figures)
 
 
-def _serving_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
-    first = _beside(figures, found.ttft_seconds, found.ttft_bound_seconds, _error(found, "ttft"))
-    estimate, bound = found.time_per_output_token_seconds, found.time_per_output_token_bound_seconds
-    token = _beside(figures, estimate, bound, _error(found, "tpot"))
-    rows = [("first token", f"{first} for a prompt of {whole(found.prompt_tokens or 0)}"), ("each token", token)]
-    if found.tokens_per_second_per_user is not None and found.tokens_per_second_per_gpu is not None:
-        mark, user, gpu = figures.mark, found.tokens_per_second_per_user, found.tokens_per_second_per_gpu
-        speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(found)}"
-        span = "while decoding" if found.output_tokens is None else "prompt included"
-        rows.append(("speed", f"{speed}, {span} ({_told_by(found)})"))
-    return (*rows, *_origin(found))
+def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
+    first = _beside(figures, latency.ttft_seconds, latency.ttft_bound_seconds, _error(latency, "ttft"))
+    estimate, bound = latency.time_per_output_token_seconds, latency.time_per_output_token_bound_seconds
+    token = _beside(figures, estimate, bound, _error(latency, "tpot"))
+    rows = [("first token", f"{first} for a prompt of {whole(latency.prompt_tokens or 0)}"), ("each token", token)]
+    if latency.tokens_per_second_per_user is not None and latency.tokens_per_second_per_gpu is not None:
+        mark, user, gpu = figures.mark, latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
+        speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(latency)}"
+        span = "while decoding" if latency.output_tokens is None else "prompt included"
+        rows.append(("speed", f"{speed}, {span} ({_factors_of(latency)})"))
+    return (*rows, *_origin(latency))
 
 
-def _told_by(found: Latency) -> str:
+def _factors_of(latency: Latency) -> str:
     """Whose measurements an estimate rests on: an engine's, or this machine's own."""
-    return "by our own module" if found.by_module else f"by {found.factors}'s factors"
+    return "by our own module" if latency.by_module else f"by {latency.factors}'s factors"
 
 
-def _cost_of_tokens(found: Latency) -> str:
-    price = found.usd_per_million_output_tokens
+def _cost_of_tokens(latency: Latency) -> str:
+    price = latency.usd_per_million_output_tokens
     return "" if price is None else f", ${price:,.2f} a million output tokens"
 
 
-def _training_facts(found: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
-    mark, estimate, bound = figures.mark, found.step_time_seconds, found.step_time_bound_seconds
-    rows = [("step", _beside(figures, estimate, bound, _error(found, "step_time")))]
-    rate, speed = found.model_flops_per_second_per_gpu, found.train_tokens_per_second
-    if rate is not None and speed is not None and found.mfu is not None:
-        flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s a GPU, {mark}{100 * found.mfu:.1f} % MFU"
+def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
+    mark, estimate, bound = figures.mark, latency.step_time_seconds, latency.step_time_bound_seconds
+    rows = [("step", _beside(figures, estimate, bound, _error(latency, "step_time")))]
+    rate, speed = latency.model_flops_per_second_per_gpu, latency.train_tokens_per_second
+    if rate is not None and speed is not None and latency.mfu is not None:
+        flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s a GPU, {mark}{100 * latency.mfu:.1f} % MFU"
         rows.append(("speed", f"{mark}{speed:,.0f} tokens/s, {flops}"))
-    if found.gpu_hours is not None and found.train_tokens is not None:
-        cost = "" if found.usd is None else f", ${found.usd:,.0f} at ${found.usd_per_gpu_hour:,.2f} an hour"
+    if latency.gpu_hours is not None and latency.train_tokens is not None:
+        cost = "" if latency.usd is None else f", ${latency.usd:,.0f} at ${latency.usd_per_gpu_hour:,.2f} an hour"
         rows.append(
-            ("training run", f"{count(found.train_tokens)} tokens take {mark}{found.gpu_hours:,.0f} GPU-hours{cost}")
+            (
+                "training run",
+                f"{count(latency.train_tokens)} tokens take {mark}{latency.gpu_hours:,.0f} GPU-hours{cost}",
+            )
         )
-    return (*rows, *_origin(found))
+    return (*rows, *_origin(latency))
 
 
 def _beside(figures: Figures, estimate: float | None, bound: float | None, error: LatencyError | None) -> str:
@@ -63,43 +66,43 @@ def _beside(figures: Figures, estimate: float | None, bound: float | None, error
     return f"{figures.seconds(estimate)} estimated{known}, {least}"
 
 
-def _error(found: Latency, metric: str) -> LatencyError | None:
-    return next((error for error in found.errors if error.metric == metric), None)
+def _error(latency: Latency, metric: str) -> LatencyError | None:
+    return next((error for error in latency.errors if error.metric == metric), None)
 
 
-def _origin(found: Latency) -> tuple[tuple[str, str], ...]:
+def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
     """What makes the times worse than usual: no factors at all, or factors of other hardware."""
-    told = [found.reason] if found.reason else [note for note in found.notes if "extrapolation" in note]
-    return (("caution", "; ".join(told)),) if told else ()
+    remarks = [latency.reason] if latency.reason else [note for note in latency.notes if "extrapolation" in note]
+    return (("caution", "; ".join(remarks)),) if remarks else ()
 
 
 def latency_sections(plan: Plan) -> tuple[Section, ...]:
     """Every step by kind of layer, with what bounds it, and where the factors come from."""
-    found = plan.latency
-    if found is None or (found.prefill is None and found.train is None):
+    latency = plan.latency
+    if latency is None or (latency.prefill is None and latency.train is None):
         return ()
     sections, figures = [], Figures(bool(plan.estimates.work))
     for title, step in (
-        ("Time of a prefill, by kind of layer", found.prefill),
-        ("Time of a decode step, by kind of layer", found.decode),
-        ("Time of a training step, by kind of layer", found.train),
+        ("Time of a prefill, by kind of layer", latency.prefill),
+        ("Time of a decode step, by kind of layer", latency.decode),
+        ("Time of a training step, by kind of layer", latency.train),
     ):
         if step is not None:
             sections.append(Section(title, (_kinds(step, figures),)))
-    lines = (*(f"source: {source}" for source in found.sources), *found.notes)
+    lines = (*(f"source: {source}" for source in latency.sources), *latency.notes)
     if lines:
-        sections.append(Section("Where the times come from", (Lines(lines), Facts(_errors(found)))))
+        sections.append(Section("Where the times come from", (Lines(lines), Facts(_errors(latency)))))
     return tuple(sections)
 
 
-def _errors(found: Latency) -> tuple[tuple[str, str], ...]:
+def _errors(latency: Latency) -> tuple[tuple[str, str], ...]:
     return tuple(
         (
             f"error of {error.metric}",
             f"median {100 * error.median:.1f} %, 90th percentile {100 * error.p90:.1f} % over {error.num_rows} "
             + _judged_on(error),
         )
-        for error in found.errors
+        for error in latency.errors
     )
 
 

@@ -14,8 +14,8 @@ MOST_GROUPS = 2
 
 def measure_page(report: MeasureReport) -> Page:
     """The verdict first, then a table for each section."""
-    told = (_verdict(report), _setting(report), *([report.time_note] if report.time_note else []), *report.left_out)
-    sections = [Section("", (Lines(told),))]
+    summary = (_verdict(report), _setting(report), *([report.time_note] if report.time_note else []), *report.left_out)
+    sections = [Section("", (Lines(summary),))]
     by_section: dict[str, list[MeasuredRow]] = defaultdict(list)
     for row in report.rows:
         by_section[row.section].append(row)
@@ -64,11 +64,11 @@ def _ranks(ranks: tuple[int, ...]) -> str:
 
 
 def _verdict(report: MeasureReport) -> str:
-    held = [row for row in report.rows if row.agrees is not None]
-    failed = sum(not row.agrees for row in held)
+    checked = [row for row in report.rows if row.agrees is not None]
+    failed = sum(not row.agrees for row in checked)
     what = report.model if report.layout is None else f"{report.model} on {report.layout}"
-    text = f"{what}: {failed} of {len(held)} rows do NOT agree" if failed else ""
-    text = text or f"{what}: plan and run agree in all {len(held)} rows"
+    text = f"{what}: {failed} of {len(checked)} rows do NOT agree" if failed else ""
+    text = text or f"{what}: plan and run agree in all {len(checked)} rows"
     return text if report.finished else f"{text}; the time limit came before the rest was measured"
 
 

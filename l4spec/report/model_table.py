@@ -100,7 +100,7 @@ def plan_herd(graphs: Sequence[LayerGraph], asked: Conditions, precisions: Seque
     cluster = parse_cluster(asked.gpus)
     for precision in precisions:
         quantization_of(precision)
-    refused = [found for graph in graphs if (found := _refusal(graph, asked))]
+    refused = [refusal for graph in graphs if (refusal := _refusal(graph, asked))]
     if refused and len(refused) == len(graphs):
         raise refused[0]
     return Herd(
@@ -127,8 +127,8 @@ def _refusal(graph: LayerGraph, asked: Conditions) -> UserError | None:
 
 
 def _estimates(graph: LayerGraph) -> Estimates:
-    found = estimates_of(graph.model.spec)
-    return Estimates(params=found.params, work=found.work)
+    estimated = estimates_of(graph.model.spec)
+    return Estimates(params=estimated.params, work=estimated.work)
 
 
 def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
@@ -142,19 +142,19 @@ def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
         active_params=params.active,
     )
     try:
-        found = asked.plan(graph, precision, asked.gpus)
+        planned = asked.plan(graph, precision, asked.gpus)
     except UserError as error:
         return row.model_copy(update={"refusal": str(error)})
     least = asked.least(graph, precision, row.context)
     return row.model_copy(
         update={
-            "weight_bytes": found.weights.bytes,
-            "device_bytes": found.memory_per_device.total_bytes,
-            "capacity_bytes": found.memory_per_device.capacity_bytes,
-            "fits": found.fits,
-            "layout": found.layout,
-            "max_context": found.max_context,
-            "max_batch": found.max_batch,
+            "weight_bytes": planned.weights.bytes,
+            "device_bytes": planned.memory_per_device.total_bytes,
+            "capacity_bytes": planned.memory_per_device.capacity_bytes,
+            "fits": planned.fits,
+            "layout": planned.layout,
+            "max_context": planned.max_context,
+            "max_batch": planned.max_batch,
             "least_gpus": least.num_gpus if least else None,
             "least_layout": least.layout if least else None,
         }
@@ -189,8 +189,8 @@ def herd_page(herd: Herd) -> Page:
 
 
 def _marks(herd: Herd, row: HerdRow) -> Marked:
-    found = herd.estimates.get(row.model, Estimates())
-    return marked(found.params, found.work)
+    estimates = herd.estimates.get(row.model, Estimates())
+    return marked(estimates.params, estimates.work)
 
 
 def _cells(row: HerdRow, figures: Marked) -> tuple[str, ...]:

@@ -39,11 +39,11 @@ def marks_of(plan: Plan) -> Marked:
 def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[str, ...]:
     """What the marked numbers rest on, and which estimated fields change none."""
     harmless = tuple(field for field in estimated if field not in estimates.work)
-    told = (
+    notes = (
         ("~ rests on what the spec estimates since nobody has published it", estimates.work),
         ("Estimated without effect on any number here", harmless),
     )
-    return tuple(f"{said}, {_fields(fields)}" for said, fields in told if fields)
+    return tuple(f"{what}, {_fields(fields)}" for what, fields in notes if fields)
 
 
 def verdict(plan: Plan) -> str:

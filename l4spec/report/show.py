@@ -9,7 +9,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.pattern import letters_for, shortest_period, summarize
 from l4spec.report.quantities import Figures, whole
-from l4spec.spec.estimates import Estimates, estimates_of
+from l4spec.spec.estimates import EstimatedFields, estimates_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import ResolvedBlock, ResolvedStack
 from planners.counts.params import count_params
@@ -22,8 +22,8 @@ _WIDTH = 98
 
 def show_page(graph: LayerGraph) -> Page:
     """Name and totals, the pattern of blocks, named parts, vision, sources and what is estimated."""
-    spec, found = graph.model.spec, estimates_of(graph.model.spec)
-    figures = Figures(bool(found.params))
+    spec, estimates = graph.model.spec, estimates_of(graph.model.spec)
+    figures = Figures(bool(estimates.params))
     sections = [
         Section("", (Lines((graph.name, *_wrapped((spec.description or "",)))),)),
         Section("", (Facts(_totals(graph, figures)),)),
@@ -36,7 +36,9 @@ def show_page(graph: LayerGraph) -> Page:
         sections.append(Section("Parts of the vision model", (_parts(graph, "vision", figures),)))
         sections.append(Section("Settings of the vision model", (Lines(tuple(_all_settings(graph, "vision"))),)))
     if spec.estimated:
-        sections.append(Section("Estimated, since nobody has published it", (Facts(tuple(_estimated(spec, found))),)))
+        sections.append(
+            Section("Estimated, since nobody has published it", (Facts(tuple(_estimated(spec, estimates))),))
+        )
     if spec.sources:
         sections.append(Section("Sources", (Lines(tuple(_wrapped(spec.sources))),)))
     return tuple(sections)
@@ -49,9 +51,9 @@ _EFFECTS = {
 }
 
 
-def _estimated(spec: ModelSpec, found: Estimates) -> Iterator[tuple[str, str]]:
+def _estimated(spec: ModelSpec, estimates: EstimatedFields) -> Iterator[tuple[str, str]]:
     for path in spec.estimated:
-        yield path, _EFFECTS["sizes" if path in found.params else "work" if path in found.work else "none"]
+        yield path, _EFFECTS["sizes" if path in estimates.params else "work" if path in estimates.work else "none"]
 
 
 def _wrapped(lines: Iterable[str]) -> Iterator[str]:
@@ -107,12 +109,12 @@ def _parts(graph: LayerGraph, scope: str, figures: Figures) -> Table:
             figures.count(group.declaration.num_parameters),
             figures.count(group.declaration.num_active_parameters),
         )
-        for group in _told(graph, scope)
+        for group in _described(graph, scope)
     )
     return Table(("part", "kind", "count", "parameters each", "active each"), rows, "ll")
 
 
-def _told(graph: LayerGraph, scope: str) -> Iterator[LayerGroup]:
+def _described(graph: LayerGraph, scope: str) -> Iterator[LayerGroup]:
     """Groups that a reader looks for: those with parameters, norms aside; tied heads among them."""
     for group in graph.groups:
         has_weights = bool(group.declaration.parameters) and "norm" not in group.first.kind
@@ -121,7 +123,7 @@ def _told(graph: LayerGraph, scope: str) -> Iterator[LayerGroup]:
 
 
 def _all_settings(graph: LayerGraph, scope: str) -> Iterator[str]:
-    for group in _told(graph, scope):
+    for group in _described(graph, scope):
         yield from _wrapped((f"{group.first.label}: {describe(group.first.spec)}",))
 
 

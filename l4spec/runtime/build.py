@@ -105,13 +105,13 @@ def check(model: nn.Module, graph: LayerGraph) -> None:
     """Compare the model's tensors with the declared ones; raises TypeError naming every difference."""
     declared = {f"{node.id}.{p.name}": (p.shape, p.buffer) for node, p in graph.parameters() if p.tied_to is None}
     parameters = dict(model.named_parameters())
-    held = {name: (tuple(t.shape), name not in parameters) for name, t in model.state_dict(keep_vars=True).items()}
-    problems = [f"{name}: declared {declared[name]}, held nothing" for name in declared.keys() - held.keys()]
-    problems += [f"{name}: held {held[name]}, declared nothing" for name in held.keys() - declared.keys()]
+    built = {name: (tuple(t.shape), name not in parameters) for name, t in model.state_dict(keep_vars=True).items()}
+    problems = [f"{name}: declared {declared[name]}, held nothing" for name in declared.keys() - built.keys()]
+    problems += [f"{name}: held {built[name]}, declared nothing" for name in built.keys() - declared.keys()]
     problems += [
-        f"{name}: declared {declared[name]}, held {held[name]}"
-        for name in declared.keys() & held.keys()
-        if declared[name] != held[name]
+        f"{name}: declared {declared[name]}, held {built[name]}"
+        for name in declared.keys() & built.keys()
+        if declared[name] != built[name]
     ]
     if problems:
         raise TypeError("modules must hold what their kinds declare, (shape, is a buffer):\n" + "\n".join(problems))

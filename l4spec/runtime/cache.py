@@ -57,9 +57,9 @@ def _require_room(
     needed = cache_bytes(nodes, batch, max_len, dtype)
     free = None if device.type == "meta" else free_bytes(str(device))
     if free is not None and needed > free:
-        wanted, left = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB"
+        required, left = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB"
         raise UserError(
-            f"caches of {batch} x {max_len:,} tokens need {wanted} on {device}, where {left} are free",
+            f"caches of {batch} x {max_len:,} tokens need {required} on {device}, where {left} are free",
             hint="fewer or shorter sequences",
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from l4spec.errors import UserError
 from l4spec.layers.attention.traced import DeferredCache, attending
 from l4spec.layers.common.cache import Attend, LayerCache
-from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.layers.learned_position.module import require_places
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import align
@@ -118,5 +118,5 @@ class _Step(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         longest = self.model.graph.model.text.stack.width.max_seq_len
-        layout = Layout(len(input_ids), 1, longest - 1, positions, lengths=positions[:, 0])
+        layout = TokenLayout(len(input_ids), 1, longest - 1, positions, lengths=positions[:, 0])
         return self.model.step(input_ids, Context(layout, self.caches))

@@ -185,11 +185,11 @@ def stream(
 
     Prompts are checked before the first one is asked for.
     """
-    wanted = Options(**options)
-    prompts = _padded(model, input_ids, attention_mask, wanted.pad_id)
+    settings = Options(**options)
+    prompts = _padded(model, input_ids, attention_mask, settings.pad_id)
     if step is not None and step.model is not model:
         raise ValueError("expected a compiled step of this model, found one of another")
-    return _steps(model, prompts, wanted, pixel_values, step or partial(model, logits="last"))
+    return _steps(model, prompts, settings, pixel_values, step or partial(model, logits="last"))
 
 
 def _steps(
@@ -252,10 +252,10 @@ def _image_places(model: Generates, ids: Tensor, pixel_values: Tensor | None) ->
     if int(mask.sum()) != num_tiles * per_tile:
         raise UserError(f"{num_tiles * per_tile} image vectors for {int(mask.sum())} tokens {model.image_token_id}")
     places = model.own_rows(torch.where(mask, mask.flatten().cumsum(0).view_as(mask) - 1, -1))
-    found = places[places >= 0]
-    if not len(found):
+    own_places = places[places >= 0]
+    if not len(own_places):
         return None, None
-    first, last = int(found.min()) // per_tile, int(found.max()) // per_tile
+    first, last = int(own_places.min()) // per_tile, int(own_places.max()) // per_tile
     with torch.no_grad():
         vectors = model.encode_images(pixel_values[first : last + 1]).flatten(0, -2)
     return torch.where(places >= 0, places - first * per_tile, -1), vectors
@@ -271,9 +271,9 @@ def _padded(model: Generates, prompts: Prompt, attention_mask: Tensor | None, pa
             _require_left_padding(mask, prompts)
     else:
         ids, mask = _rows(prompts, pad_id)
-    found = ids if mask is None else ids[mask.bool()]
+    real_ids = ids if mask is None else ids[mask.bool()]
     vocab_size = model.graph.model.text.embedding.vocab_size
-    wrong = found[(found < 0) | (found >= vocab_size)]
+    wrong = real_ids[(real_ids < 0) | (real_ids >= vocab_size)]
     if len(wrong):
         raise UserError(f"expected token ids from 0 to {vocab_size - 1}, found {int(wrong[0])}")
     return _Padded(ids.to(model.device), None if mask is None else mask.to(model.device))

@@ -26,14 +26,14 @@ def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Re
     A norm that multiplies by 1 + weight starts at zeros. The same seed gives a tensor of the same name the same values
     in every model, up to rounding to its dtype, however many threads draw them.
     """
-    wanted = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
-    fill(model.state_dict(keep_vars=True), wanted, seed, report=report)
+    regions = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
+    fill(model.state_dict(keep_vars=True), regions, seed, report=report)
 
 
 @torch.no_grad()
 def fill(
     tensors: Mapping[str, Tensor],
-    wanted: Iterable[tuple[LayerNode, Parameter, Region]],
+    regions: Iterable[tuple[LayerNode, Parameter, Region]],
     seed: int,
     *,
     report: Report | None = None,
@@ -41,7 +41,7 @@ def fill(
     """Fill tensors that hold regions of declared ones with what the whole ones would have there."""
     total, done = sum(tensor.numel() for tensor in tensors.values()), 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for node, parameter, region in wanted:
+        for node, parameter, region in regions:
             name = f"{node.id}.{parameter.name}"
             _fill(tensors[name], node, parameter, region, f"{seed} {name}", threads)
             done += tensors[name].numel()
@@ -99,7 +99,9 @@ def _scatter(tensor: Tensor, values: Tensor, first: int, shape: tuple[int, ...],
     """Put those of `values`, numbers from `first` on of the whole tensor, that lie in the region where they belong."""
     places = torch.unravel_index(torch.arange(first, first + len(values)), shape)
     is_held = torch.ones(len(values), dtype=torch.bool)
-    for place, held in zip(places, region, strict=True):
-        is_held &= (place >= held.start) & (place < held.stop)
-    local = tuple((place[is_held] - held.start).to(tensor.device) for place, held in zip(places, region, strict=True))
+    for place, indices in zip(places, region, strict=True):
+        is_held &= (place >= indices.start) & (place < indices.stop)
+    local = tuple(
+        (place[is_held] - indices.start).to(tensor.device) for place, indices in zip(places, region, strict=True)
+    )
     tensor.index_put_(local, values[is_held].to(tensor.device, tensor.dtype))

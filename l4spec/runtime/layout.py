@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from l4spec.layers.common.modules import Layout
+from l4spec.layers.common.modules import TokenLayout
 from l4spec.runtime.cache import Cache
 
 
@@ -15,7 +15,7 @@ class Batch:
     """Aligned token ids [rows, tokens] with their layout; `order` [rows, tokens] says where each column came from."""
 
     input_ids: Tensor
-    layout: Layout
+    layout: TokenLayout
     order: Tensor | None = None
 
 
@@ -60,7 +60,7 @@ def _order(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]
     return (~valid).int().argsort(dim=1, stable=True), valid.sum(dim=1)
 
 
-def _plain(input_ids: Tensor, num_new: Tensor | None, cache: Cache | None) -> Layout:
+def _plain(input_ids: Tensor, num_new: Tensor | None, cache: Cache | None) -> TokenLayout:
     rows, num_tokens = input_ids.shape
     start = 0 if cache is None else cache.length
     lengths = None if cache is None else cache.lengths
@@ -68,17 +68,17 @@ def _plain(input_ids: Tensor, num_new: Tensor | None, cache: Cache | None) -> La
         lengths = torch.full_like(num_new, start)
     columns = torch.arange(num_tokens, device=input_ids.device)
     positions = columns + start if lengths is None else columns + lengths[:, None]
-    return Layout(rows, num_tokens, start, positions, lengths, num_new)
+    return TokenLayout(rows, num_tokens, start, positions, lengths, num_new)
 
 
-def _packed(sequence_ids: Tensor) -> Layout:
+def _packed(sequence_ids: Tensor) -> TokenLayout:
     """Every run of equal ids is a sequence of its own, numbered from 0, with positions from 0."""
     rows, num_tokens = sequence_ids.shape
     columns = torch.arange(num_tokens, device=sequence_ids.device)
     begins = torch.ones_like(sequence_ids, dtype=torch.bool)
     begins[:, 1:] = sequence_ids[:, 1:] != sequence_ids[:, :-1]
     first = torch.where(begins, columns, 0).cummax(dim=1).values
-    return Layout(rows, num_tokens, 0, columns - first, sequence_ids=begins.cumsum(dim=1))
+    return TokenLayout(rows, num_tokens, 0, columns - first, sequence_ids=begins.cumsum(dim=1))
 
 
 def last_tokens(hidden: Tensor, batch: Batch) -> Tensor:
@@ -101,7 +101,7 @@ def restore(result: Tensor, batch: Batch) -> Tensor:
 
 def image_layout(
     num_tiles: int, grid: int, class_token: Literal["first", "last", "none"], device: torch.device
-) -> Layout:
+) -> TokenLayout:
     """The patches of a tile, row by row, at places (x + 1, y + 1) [patches (+ 1), 2]; a class token at (0, 0)."""
     side = torch.arange(grid, device=device) + 1
     patches = torch.stack((side.repeat(grid), side.repeat_interleave(grid)), dim=-1)
@@ -109,4 +109,4 @@ def image_layout(
     if class_token != "none":
         patches = torch.cat((patches, origin) if class_token == "last" else (origin, patches))
     num_tokens = patches.shape[0]
-    return Layout(num_tiles, num_tokens, 0, torch.arange(num_tokens, device=device), places=patches)
+    return TokenLayout(num_tiles, num_tokens, 0, torch.arange(num_tokens, device=device), places=patches)

@@ -28,12 +28,12 @@ INPUT = ""
 """Name of what the model itself is given: token ids for the text, pixels for the vision tower."""
 
 
-class Group(nn.Module):
+class ModuleGroup(nn.Module):
     """A level of the module tree: `text`, `text.layers`, `text.layers.0`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LayerStep:
     """One node's module, whose inputs it takes, and which values nobody needs after it."""
 
     node_id: str
@@ -50,7 +50,7 @@ class Segment:
     on.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[LayerStep, ...]
     inputs: tuple[str, ...]
     last_use_of: tuple[str, ...]
     output: str
@@ -256,7 +256,7 @@ def _place(model: nn.Module, node_id: str, module: nn.Module) -> None:
     parent = model
     for group in groups:
         if group not in parent._modules:
-            parent.add_module(group, Group())
+            parent.add_module(group, ModuleGroup())
         parent = parent.get_submodule(group)
     parent.add_module(name, module)
 
@@ -283,7 +283,7 @@ def _segment(
     leaving = [node.id for node in nodes if last_reader.get(node.id) not in own]
     assert len(leaving) == 1, f"a block hands on one value, found {leaving}"
     steps = tuple(
-        Step(
+        LayerStep(
             node.id,
             modules[node.id],
             inputs[node.id],

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.modules import LayerModule
-from l4spec.runtime.model import Group, Model
+from l4spec.runtime.model import Model, ModuleGroup
 from l4spec.runtime.quantize.weight import packed_weights
 
 
@@ -47,22 +47,22 @@ def contents_of(model: Model) -> Contents:
     for name, size in sizes.items():
         by_part[part_of[name]] += size
     rows = tuple(row for name, child in model.named_children() for row in _rows(name, child, model.graph, 0))
-    return Contents(rows, len(held_tensors(model)), sum(sizes.values()), held_bytes(model), dict(by_part))
+    return Contents(rows, len(module_tensors(model)), sum(sizes.values()), module_bytes(model), dict(by_part))
 
 
-def held_tensors(module: nn.Module) -> dict[str, Tensor]:
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every tensor that the module holds for good, by name: parameters and persistent buffers as they lie there."""
-    found: dict[str, Tensor] = dict(module.named_parameters())
+    tensors: dict[str, Tensor] = dict(module.named_parameters())
     for prefix, inner in module.named_modules():
         for name, buffer in inner._buffers.items():
             if buffer is not None and name not in inner._non_persistent_buffers_set:
-                found[f"{prefix}.{name}" if prefix else name] = buffer
-    return found
+                tensors[f"{prefix}.{name}" if prefix else name] = buffer
+    return tensors
 
 
-def held_bytes(module: nn.Module) -> int:
+def module_bytes(module: nn.Module) -> int:
     """Bytes of all of them: payloads, scales and zero points of packed weights included."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in held_tensors(module).values())
+    return sum(tensor.numel() * tensor.element_size() for tensor in module_tensors(module).values())
 
 
 def _packed_sizes(module: nn.Module) -> dict[str, int]:
@@ -72,7 +72,7 @@ def _packed_sizes(module: nn.Module) -> dict[str, int]:
 
 def _rows(name: str, module: nn.Module, graph: LayerGraph, depth: int) -> Iterator[TreeRow]:
     yield _row(name, module, graph, depth)
-    if not isinstance(module, Group):
+    if not isinstance(module, ModuleGroup):
         return
     alike: dict[object, list[tuple[int, nn.Module]]] = {}
     for inner, child in module.named_children():
@@ -90,7 +90,7 @@ def _rows(name: str, module: nn.Module, graph: LayerGraph, depth: int) -> Iterat
 def _look(block: nn.Module, graph: LayerGraph) -> object:
     """Equal for blocks that look the same: their layers' classes and labels, their tensors' names and shapes."""
     layers = tuple((name, type(child).__name__, _label(child, graph)) for name, child in block.named_children())
-    return layers, tuple((name, tuple(tensor.shape)) for name, tensor in held_tensors(block).items())
+    return layers, tuple((name, tuple(tensor.shape)) for name, tensor in module_tensors(block).items())
 
 
 def _label(module: nn.Module, graph: LayerGraph) -> str:
@@ -108,6 +108,6 @@ def _row(name: str, module: nn.Module, graph: LayerGraph, depth: int, blocks: tu
         class_name=type(module).__name__ if isinstance(module, LayerModule) else "",
         label=_label(module, graph),
         blocks=blocks,
-        num_tensors=count * len(held_tensors(module)),
+        num_tensors=count * len(module_tensors(module)),
         num_parameters=count * (sum(p.numel() for p in module.parameters()) + sum(_packed_sizes(module).values())),
     )

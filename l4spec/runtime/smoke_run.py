@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.model import Model
-from l4spec.runtime.module_inventory import held_bytes
+from l4spec.runtime.module_inventory import module_bytes
 from l4spec.runtime.progress import Report
 
 MOST_TOKENS = 512
@@ -43,8 +43,8 @@ def num_trial_tokens(graph: LayerGraph) -> int:
     """Tokens of the prompt: enough to cross chunks and windows and to hold a tile where 512 are enough for that."""
     bounds = [entry.bound.size for node in graph.nodes for entry in node.declaration.cache if entry.bound.size]
     image = graph.model.vision.num_tokens_per_tile + _BEHIND_IMAGE if graph.model.vision else 0
-    wanted = max(FEWEST_TOKENS, image, 3 * min(bounds, default=0) + 1)
-    return max(1, min(wanted, MOST_TOKENS, graph.model.text.stack.width.max_seq_len - NUM_NEW_TOKENS))
+    count = max(FEWEST_TOKENS, image, 3 * min(bounds, default=0) + 1)
+    return max(1, min(count, MOST_TOKENS, graph.model.text.stack.width.max_seq_len - NUM_NEW_TOKENS))
 
 
 def trial_bytes(graph: LayerGraph) -> int:
@@ -80,7 +80,7 @@ def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Tria
         generated=tuple(generated),
         prefill_seconds=times[1] - times[0],
         decode_seconds_per_token=(times[-1] - times[1]) / max(1, len(generated) - 1),
-        weight_bytes=held_bytes(model),
+        weight_bytes=module_bytes(model),
         cache_bytes=cache.num_bytes,
         peak_bytes=_peak_bytes(model.device),
     )

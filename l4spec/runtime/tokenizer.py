@@ -63,11 +63,11 @@ class TextTokenizer(ABC):
         when the tokenizer has not these tokens.
         """
         names = (BEGIN_OF_TEXT, _HEADER_START, _HEADER_END, _END_OF_TURN)
-        found = {name: self.id_of(name) for name in names}
-        missing = [name for name, number in found.items() if number is None]
+        special_ids = {name: self.id_of(name) for name in names}
+        missing = [name for name, number in special_ids.items() if number is None]
         if missing:
             raise UserError(f"this tokenizer has no Llama 4 chat format: it lacks {', '.join(missing)}")
-        begin, start, end, turn = (number for number in found.values() if number is not None)
+        begin, start, end, turn = (number for number in special_ids.values() if number is not None)
         ids = [begin]
         for message in messages:
             ids += [start, *self.encode(message.role), end, *self.encode("\n\n"), *self.encode(message.content), turn]
@@ -147,8 +147,8 @@ class TiktokenTokenizer(TextTokenizer):
         """As the base class says."""
         allowed = set(self._special) if special else set()
         pieces = [text] if special else cut_for_tiktoken(text)
-        found = (self._encoding.encode(piece, allowed_special=allowed, disallowed_special=()) for piece in pieces)
-        return [number for ids in found for number in ids]
+        encoded = (self._encoding.encode(piece, allowed_special=allowed, disallowed_special=()) for piece in pieces)
+        return [number for ids in encoded for number in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """As the base class says; ids outside the vocabulary have no text."""
@@ -184,8 +184,8 @@ def stop_ids_of(directory: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         data = read_json(directory / name) if (directory / name).is_file() else {}
         for holder in (data, data.get("text_config")) if isinstance(data, dict) else ():
-            found = holder.get("eos_token_id") if isinstance(holder, dict) else None
-            ids = found if isinstance(found, list) else [found]
+            stop_ids = holder.get("eos_token_id") if isinstance(holder, dict) else None
+            ids = stop_ids if isinstance(stop_ids, list) else [stop_ids]
             if ids and all(type(number) is int and number >= 0 for number in ids):
                 return tuple(ids)
     return ()

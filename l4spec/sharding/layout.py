@@ -40,7 +40,7 @@ MESH_ORDER = ("pp", "dp", "ep", "cp", "tp")
 """Axes of the mesh from the slowest to the fastest: neighbouring ranks differ in tp first."""
 
 
-class Place(NamedTuple):
+class MeshCoordinate(NamedTuple):
     """Where a rank stands: its index along each axis, in the order of `MESH_ORDER`."""
 
     pp: int
@@ -50,14 +50,14 @@ class Place(NamedTuple):
     tp: int
 
 
-def place_of(layout: Layout, rank: int) -> Place:
+def place_of(layout: Layout, rank: int) -> MeshCoordinate:
     """The place of a rank, 0 <= rank < num_devices, in the mesh pp x dp x ep x cp x tp laid row by row."""
     assert 0 <= rank < layout.num_devices, f"rank {rank} of {layout.num_devices}"
     rest, tp = divmod(rank, layout.tp)
     rest, cp = divmod(rest, layout.cp)
     rest, ep = divmod(rest, layout.ep)
     pp, dp = divmod(rest, layout.dp)
-    return Place(pp, dp, ep, cp, tp)
+    return MeshCoordinate(pp, dp, ep, cp, tp)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ from math import gcd
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
-from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.sequence import undivided_reason
 
 MESH_AXIS = {
@@ -114,7 +114,7 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
 @lru_cache(maxsize=64)
 def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
     """Every (axis, pieces) of the language model that a layout cuts and that must divide, heads first."""
-    found = {
+    axes = {
         (dim.axis, dim.units)
         for group in graph.groups
         if group.first.scope == "text"
@@ -123,7 +123,7 @@ def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
         if dim.axis in _MUST_DIVIDE
     }
     order = list(_MUST_DIVIDE)
-    return tuple(sorted(found, key=lambda pair: (order.index(pair[0]), pair[1])))
+    return tuple(sorted(axes, key=lambda pair: (order.index(pair[0]), pair[1])))
 
 
 def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
@@ -150,14 +150,14 @@ def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
     return pp - 1 if stands_behind(node) else 0
 
 
-def index_along(axis: str, layout: Layout, place: Place, degree: int) -> int:
+def index_along(axis: str, layout: Layout, place: MeshCoordinate, degree: int) -> int:
     """This rank's shard among the `degree` along a mesh axis; fewer shards than ranks are repeated by neighbours."""
     index: int = getattr(place, axis)
     size: int = getattr(layout, axis)
     return index * degree // size
 
 
-def region_of(node: LayerNode, parameter: Parameter, layout: Layout, place: Place) -> Region:
+def region_of(node: LayerNode, parameter: Parameter, layout: Layout, place: MeshCoordinate) -> Region:
     """What the rank at `place` holds of a tensor of this node."""
     cut = layout_for(node, layout)
     return tuple(

@@ -73,14 +73,14 @@ def parse_any(document: Document) -> Header:
 
 def parse_as(document: Document, root: type[Root]) -> Root:
     """The document as a `root`. Raises SpecError for another kind of document, and with all its problems at once."""
-    said, expected = kind_of(document).name, kind_word(root)
-    if said != expected:
+    output, expected = kind_of(document).name, kind_word(root)
+    if output != expected:
         hint = f"add `kind: {expected}`" if "kind" not in document.data else _shipped(expected)
-        message = f"expected a {expected}, found a {said}"
+        message = f"expected a {expected}, found a {output}"
         raise SpecError([Problem(message, "kind", place_of(document, ("kind",)), hint)])
-    found = parse_spec(document) if expected == MODEL else parse(document, root)
-    assert isinstance(found, root)
-    return found
+    result = parse_spec(document) if expected == MODEL else parse(document, root)
+    assert isinstance(result, root)
+    return result
 
 
 def load(path_or_name: str | Path, root: type[Root], overrides: Sequence[str] = ()) -> Root:

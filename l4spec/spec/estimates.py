@@ -23,7 +23,7 @@ _ROTATION = frozenset(("theta", "layout", "scaling"))
 
 
 @dataclass(frozen=True, slots=True)
-class Estimates:
+class EstimatedFields:
     """Estimated fields by what rests on them: parameter counts on `params`, other numbers on `work` (these among it).
 
     Estimated fields in neither change no number of a plan.
@@ -33,10 +33,10 @@ class Estimates:
     work: tuple[str, ...]
 
 
-def estimates_of(spec: ModelSpec) -> Estimates:
+def estimates_of(spec: ModelSpec) -> EstimatedFields:
     """The spec's estimated fields by their effect; a field that is not known to be harmless counts as a size."""
     effects = {path: effect_of(spec, path) for path in spec.estimated}
-    return Estimates(
+    return EstimatedFields(
         params=tuple(path for path, effect in effects.items() if effect == "sizes"),
         work=tuple(path for path, effect in effects.items() if effect != "none"),
     )
@@ -81,4 +81,4 @@ def _effect_of_qk_norm(part: LayerSpec | None, steps: list[str]) -> Effect:
     return "none" if part is not None and (norm is None or norm.kind == "l2" or "eps" in steps) else "sizes"
 
 
-__all__ = ["Effect", "Estimates", "effect_of", "estimates_of"]
+__all__ = ["Effect", "EstimatedFields", "effect_of", "estimates_of"]

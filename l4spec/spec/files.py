@@ -22,10 +22,10 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
     Raises SpecError for everything else; a larger file is refused before it is read.
     """
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
-            raise _refused(path, f"expected a regular file, found {_what(found.st_mode)}")
-        if found.st_size > max_bytes:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise _refused(path, f"expected a regular file, found {_what(status.st_mode)}")
+        if status.st_size > max_bytes:
             raise _too_large(path, max_bytes)
         with open(path, "rb") as file:
             content = file.read(max_bytes + 1)

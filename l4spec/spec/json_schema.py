@@ -90,14 +90,14 @@ def _document(definition: Json, root: type[Header]) -> None:
 @cache
 def _classes(root: type[Header]) -> dict[str, type[Spec]]:
     """Every schema that a document is made of, by name."""
-    found: dict[str, type[Spec]] = {}
+    classes: dict[str, type[Spec]] = {}
     waiting: list[type[Spec]] = [root]
     while waiting:
         schema = waiting.pop()
-        if schema.__name__ not in found:
-            found[schema.__name__] = schema
+        if schema.__name__ not in classes:
+            classes[schema.__name__] = schema
             waiting += [inner for field in schema.model_fields.values() for inner in _schemas_in(field.annotation)]
-    return found
+    return classes
 
 
 def _schemas_in(annotation: Any) -> Iterator[type[Spec]]:
@@ -147,9 +147,9 @@ def _partial(definition: Json) -> Json:
 
 
 def _optional(entry: Json) -> Json:
-    told: Json = {key: entry.pop(key) for key in ("description", "examples") if key in entry}
+    annotations: Json = {key: entry.pop(key) for key in ("description", "examples") if key in entry}
     entry.pop("default", None)  # what is left out keeps the parent's value
-    return {**told, "anyOf": [entry, {"type": "null"}]}
+    return {**annotations, "anyOf": [entry, {"type": "null"}]}
 
 
 def _loosened(entry: Any) -> Any:

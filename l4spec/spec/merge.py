@@ -61,8 +61,8 @@ def _parent(path: Path, tree: Tree) -> Path | None:
     if extends is None or extends.value is None:
         return None
     if not isinstance(extends.value, str):
-        found = "a list or mapping" if isinstance(extends.value, dict | list) else shortened(extends.value)
-        raise _problem(tree, f"expected the name or the path of one spec, found {found}")
+        kind_of_value = "a list or mapping" if isinstance(extends.value, dict | list) else shortened(extends.value)
+        raise _problem(tree, f"expected the name or the path of one spec, found {kind_of_value}")
     parent = find_beside(extends.value, path.parent)
     if parent is None:
         raise _problem(tree, *missing(extends.value, path.parent))

@@ -88,26 +88,26 @@ def _problem(root: type[Header], document: Document, path: Path, details: Mappin
 def _words(root: type[Header], document: Document, details: Mapping[str, Any], path: Path) -> tuple[str, str]:
     """What was expected and found, and the mend."""
     context: Mapping[str, Any] = details.get("ctx", {})
-    kind, found = str(details["type"]), details.get("input")
+    kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":
         schema = schema_at(root, document.data, path[:-1])
         return "unknown field", nearest(str(path[-1]), schema.model_fields if schema else ())
     if kind == "missing":
         return "missing field", f"add `{path[-1]}`"
     if kind == "union_tag_not_found":
-        return "expected a mapping with a `kind`", "" if isinstance(found, dict) else f"found {shown(found)}"
+        return "expected a mapping with a `kind`", "" if isinstance(value, dict) else f"found {shown(value)}"
     if kind == "union_tag_invalid":
         tags = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
         return f"unknown kind {shown(context['tag'])}", nearest(str(context["tag"]), tags)
     if kind == "literal_error":
         options = str(context["expected"])
         words = [word.strip(" '") for word in options.replace(" or ", ", ").split(",")]
-        return f"expected {options}, found {shown(found)}", nearest(str(found), words)
+        return f"expected {options}, found {shown(value)}", nearest(str(value), words)
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {shown(found)}", ""
+        return f"expected {_EXPECTED[kind]}, found {shown(value)}", ""
     message = str(details["msg"]).removeprefix("Value error, ")
     if kind.startswith(("greater", "less", "string", "too")):
-        message = f"{message[:1].lower()}{message[1:]}, found {shown(found)}"
+        message = f"{message[:1].lower()}{message[1:]}, found {shown(value)}"
     return message, str(context.get("hint", ""))
 
 
@@ -165,7 +165,7 @@ def _unknown_parts(document: Document) -> Iterator[Problem]:
             slots = {part: _slot(spec) for part, spec in parts.items()}
             for path, slot, name in _part_uses(stack.get("layers"), (*top, "layers")):
                 if name not in parts:
-                    known = [part for part, found in slots.items() if found in (slot, None)]
+                    known = [part for part, result in slots.items() if result in (slot, None)]
                     message = f"no part is called {shown(name)}"
                     where = place_of(document, path)
                     yield Problem(message, path=dotted(path), place=where, hint=nearest(name, known))

@@ -126,8 +126,8 @@ def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
     )
 
 
-def _learned_position(wanted: bool, num_positions: int) -> LearnedPositionSpec | None:
-    return LearnedPositionSpec(kind="learned_position", num_positions=num_positions) if wanted else None
+def _learned_position(enabled: bool, num_positions: int) -> LearnedPositionSpec | None:
+    return LearnedPositionSpec(kind="learned_position", num_positions=num_positions) if enabled else None
 
 
 def _resolve_stack(stack: StackSpec, max_seq_len: int) -> ResolvedStack:

@@ -14,8 +14,8 @@ def schema_at(root: type[BaseModel], data: Any, path: Sequence[str | int]) -> ty
     for step in path:
         annotation = _step(_chosen(annotation, data), step)
         data = _child(data, step)
-    found = _chosen(annotation, data)
-    return found if isinstance(found, type) and issubclass(found, BaseModel) else None
+    chosen = _chosen(annotation, data)
+    return chosen if isinstance(chosen, type) and issubclass(chosen, BaseModel) else None
 
 
 def _child(data: Any, step: str | int) -> Any:

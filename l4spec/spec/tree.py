@@ -36,16 +36,16 @@ def plain(tree: Tree) -> Data:
 
 def places(tree: Tree) -> Mapping[KeyPath, Place]:
     """The place of every key and item of `tree` by its path; the path `()` is the top."""
-    found: dict[KeyPath, Place] = {}
+    by_path: dict[KeyPath, Place] = {}
     waiting: list[tuple[KeyPath, Tree]] = [((), tree)]
     while waiting:
         path, node = waiting.pop()
-        found[path] = node.place
+        by_path[path] = node.place
         if isinstance(node.value, dict):
             waiting.extend(((*path, key), child) for key, child in node.value.items())
         elif isinstance(node.value, list):
             waiting.extend(((*path, index), child) for index, child in enumerate(node.value))
-    return found
+    return by_path
 
 
 def shortened(value: object, limit: int = 60) -> str:

@@ -58,8 +58,8 @@ def compose(text: str, at: Callable[[int, int], Place], path: KeyPath = ()) -> T
     """
     if match := _UNREADABLE.search(text):
         line, column = text.count("\n", 0, match.start()) + 1, match.start() - text.rfind("\n", 0, match.start())
-        found = f"expected text, found the character U+{ord(match[0]):04X}"
-        raise SpecError([Problem(found, dotted(path), at(line, column), "write plain UTF-8 text")])
+        actual = f"expected text, found the character U+{ord(match[0]):04X}"
+        raise SpecError([Problem(actual, dotted(path), at(line, column), "write plain UTF-8 text")])
     return _Composer(text, at, path).document()
 
 
@@ -221,19 +221,19 @@ class _Composer:
     def _syntax_problem(self, error: yaml.MarkedYAMLError) -> Problem:
         mark = error.problem_mark or error.context_mark
         place = self._at(mark.line + 1, mark.column + 1) if mark else self._at(1, 1)
-        said = " ".join(part for part in (error.problem, error.context) if part)
-        hint = next((mend for part, mend in _SYNTAX_HINTS.items() if part in said), "")
-        if mark and "cannot start any token" in said:
-            found = "".join(self._text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1]
-            hint = "indent with spaces, not tabs" if found == "\t" else f"quote text that starts with {found}"
-        return Problem(f"not YAML: {said}", dotted(self._path), place, hint)
+        reason = " ".join(part for part in (error.problem, error.context) if part)
+        hint = next((mend for part, mend in _SYNTAX_HINTS.items() if part in reason), "")
+        if mark and "cannot start any token" in reason:
+            character = "".join(self._text.splitlines()[mark.line : mark.line + 1])[mark.column : mark.column + 1]
+            hint = "indent with spaces, not tabs" if character == "\t" else f"quote text that starts with {character}"
+        return Problem(f"not YAML: {reason}", dotted(self._path), place, hint)
 
 
 def _wrong_key(key: object) -> str:
     if isinstance(key, str):
         return f"expected a key of at most {MAX_KEY_LENGTH} characters, found one of {len(key)}"
-    found = "a list or mapping" if isinstance(key, dict | list) else "null" if key is None else shortened(key)
-    return f"expected a name as key, found {found}"
+    actual = "a list or mapping" if isinstance(key, dict | list) else "null" if key is None else shortened(key)
+    return f"expected a name as key, found {actual}"
 
 
 def _measure(tree: Tree) -> tuple[int, int]:

@@ -49,12 +49,12 @@ def verify(graph: LayerGraph) -> Report:
     GPUs is a bound that somebody reached, and holds when at least as much fits. Raises UserError for a claim that
     cannot be computed, naming it.
     """
-    found = estimates_of(graph.model.spec)
+    estimates = estimates_of(graph.model.spec)
     checks = tuple(_check(graph, index, claim) for index, claim in enumerate(graph.model.spec.claims))
     return Report(
         model=graph.name,
         estimated=graph.model.estimated,
-        estimates=Estimates(params=found.params, work=found.work),
+        estimates=Estimates(params=estimates.params, work=estimates.work),
         checks=checks,
         holds=all(check.holds for check in checks),
     )
@@ -81,11 +81,11 @@ def _check(graph: LayerGraph, index: int, claim: Claim) -> Check:
 
 def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
     """Whether an estimated field could change the quantity; counts of layers, experts and tokens rest on their own."""
-    found = estimates_of(graph.model.spec)
+    estimates = estimates_of(graph.model.spec)
     own = {"num_layers": "layers", "num_experts": "num_experts", "tokens_per_tile": "vision"}.get(quantity)
     if own is not None:
-        return any(own in path.replace("[", ".").split(".") for path in found.params)
-    return bool(found.params if quantity in _OF_SIZES else found.work)
+        return any(own in path.replace("[", ".").split(".") for path in estimates.params)
+    return bool(estimates.params if quantity in _OF_SIZES else estimates.work)
 
 
 def compute(graph: LayerGraph, claim: Claim) -> Value:
@@ -125,10 +125,10 @@ def _tokens_per_tile(graph: LayerGraph) -> int:
     return graph.model.vision.num_tokens_per_tile if graph.model.vision else 0
 
 
-def _train_rate(found: Plan) -> float:
-    rate = found.latency.model_flops_per_second_per_gpu if found.latency else None
+def _train_rate(planned: Plan) -> float:
+    rate = planned.latency.model_flops_per_second_per_gpu if planned.latency else None
     if rate is None:
-        reason = found.latency.reason if found.latency else "no GPUs are named"
+        reason = planned.latency.reason if planned.latency else "no GPUs are named"
         raise UserError(f"no training rate can be told: {reason}")
     return rate
 

@@ -10,7 +10,7 @@ from planners.catalog.user_catalog import THIS_MACHINE
 from planners.module.error import DECODE, PREFILL
 
 if TYPE_CHECKING:
-    from l4spec.runtime.measure.run import Sample
+    from l4spec.runtime.measure.run import RunShape
     from planners.catalog.cpu_profile import EagerTimes
 
 USUAL_ERROR = max(PREFILL.p90, DECODE.p90)
@@ -29,7 +29,7 @@ class ExpectedTimes:
 UNKNOWN = ExpectedTimes()
 
 
-def expected_times(graph: LayerGraph, sample: "Sample", *, device: str, dtype: str, threads: int) -> ExpectedTimes:
+def expected_times(graph: LayerGraph, sample: "RunShape", *, device: str, dtype: str, threads: int) -> ExpectedTimes:
     """By the profile that `l4spec calibrate` wrote. Raises UserError for a profile that cannot be read."""
     if device != "cpu" or sample.tiles:
         return UNKNOWN

@@ -20,7 +20,7 @@ from planners.plan_types import Frozen
 from planners.timing.expert_coverage import expected_coverage
 
 if TYPE_CHECKING:
-    from l4spec.runtime.measure.run import Measurement, Sample
+    from l4spec.runtime.measure.run import RunMeasurement, RunShape
 
 Law = Literal["exact", "bound", "timed", "shown"]
 """exact: equal to the digit. bound: measured <= planned <= 1.25 x measured. shown: nothing to hold it to.
@@ -83,10 +83,10 @@ class MeasureReport(Frozen):
     left_out: tuple[str, ...] = ()
 
 
-def hold(
+def compare_run(
     graph: LayerGraph,
-    sample: "Sample",
-    found: "Measurement",
+    sample: "RunShape",
+    measurement: "RunMeasurement",
     *,
     device: str,
     dtype: str,
@@ -100,17 +100,17 @@ def hold(
     held against `expected`.
     """
     rows = (
-        *_parameters(graph, found, table or quantization(dtype)),
+        *_parameters(graph, measurement, table or quantization(dtype)),
         *(
             [row_of("output error", f"logits, of those in {dtype}", "ratio", None, logit_error, "shown")]
             if table
             else []
         ),
-        *_flops(graph, sample, found),
-        *_caches(graph, sample, found, dtype),
-        *_activations(graph, sample, found, dtype, is_told=device == "cpu" and table is None),
-        *expert_rows(graph, sample, found.expert_load, is_known="prefill" in found.done),
-        *_times(found, expected),
+        *_flops(graph, sample, measurement),
+        *_caches(graph, sample, measurement, dtype),
+        *_activations(graph, sample, measurement, dtype, is_told=device == "cpu" and table is None),
+        *expert_rows(graph, sample, measurement.expert_load, is_known="prefill" in measurement.done),
+        *_times(measurement, expected),
     )
     from l4spec.runtime.measure.run import STAGES
 
@@ -124,8 +124,8 @@ def hold(
         decode=sample.decode,
         tiles=sample.tiles,
         rows=rows,
-        expert_load=tuple(ExpertLoad(layer=k, choices_per_expert=tuple(v)) for k, v in found.expert_load.items()),
-        finished=len(found.done) == len(STAGES),
+        expert_load=tuple(ExpertLoad(layer=k, choices_per_expert=tuple(v)) for k, v in measurement.expert_load.items()),
+        finished=len(measurement.done) == len(STAGES),
         time_note=expected.note,
         agrees=all(row.agrees is not False for row in rows),
     )
@@ -134,8 +134,8 @@ def hold(
 def cache_lengths(graph: LayerGraph, longest: int) -> tuple[int, ...]:
     """Lengths worth a row up to `longest`: one token, both sides of every bound, and the longest."""
     bounds = {entry.bound.size for node in graph.nodes for entry in node.declaration.cache if entry.bound.size}
-    wanted = {1, longest} | {length for size in bounds for length in (size, size + 1)}
-    return tuple(sorted(length for length in wanted if length <= longest))
+    lengths = {1, longest} | {length for size in bounds for length in (size, size + 1)}
+    return tuple(sorted(length for length in lengths if length <= longest))
 
 
 def row_of(
@@ -169,25 +169,27 @@ def row_of(
     )
 
 
-def _parameters(graph: LayerGraph, found: "Measurement", table: Quantization) -> Iterator[MeasuredRow]:
-    measured = found.params_by_part if "weights" in found.done else None
+def _parameters(graph: LayerGraph, measurement: "RunMeasurement", table: Quantization) -> Iterator[MeasuredRow]:
+    measured = measurement.params_by_part if "weights" in measurement.done else None
     for part, planned in count_params(graph).by_part.items():
         if planned or (measured or {}).get(part):
             yield row_of("parameters", part, "parameters", planned, None if measured is None else measured.get(part, 0))
-    yield row_of("weights", table.name, "bytes", weigh(graph, scheme_of(table)).bytes, found.weight_bytes)
+    yield row_of("weights", table.name, "bytes", weigh(graph, scheme_of(table)).bytes, measurement.weight_bytes)
 
 
-def _flops(graph: LayerGraph, sample: "Sample", found: "Measurement") -> Iterator[MeasuredRow]:
+def _flops(graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement") -> Iterator[MeasuredRow]:
     cached = all(n.declaration.cache for n in graph.nodes if n.scope == "text" and n.role == "attention")
     prefill = Work(sample.batch, sample.prefill, num_logits=1)
-    yield from _flop_rows("prefill", graph, prefill, sample.tiles, found.prefill_flops, "prefill" in found.done)
+    yield from _flop_rows(
+        "prefill", graph, prefill, sample.tiles, measurement.prefill_flops, "prefill" in measurement.done
+    )
     if sample.decode and cached:
         step = Work(sample.batch, 1, sample.prefill + sample.decode - 1, phase="decode", num_logits=1)
-        yield from _flop_rows("decode step", graph, step, 0, found.decode_flops, "decode" in found.done)
+        yield from _flop_rows("decode step", graph, step, 0, measurement.decode_flops, "decode" in measurement.done)
     if sample.training:
         train = Work(sample.batch, sample.prefill, phase="train")
-        is_done = "training" in found.done
-        yield from _flop_rows("training step", graph, train, sample.tiles, found.training_flops, is_done)
+        is_done = "training" in measurement.done
+        yield from _flop_rows("training step", graph, train, sample.tiles, measurement.training_flops, is_done)
 
 
 def _flop_rows(
@@ -215,11 +217,11 @@ def layer_name(group: LayerGroup) -> str:
     return f"vision {name}" if node.scope == "vision" else name
 
 
-def _caches(graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: str) -> Iterator[MeasuredRow]:
+def _caches(graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement", dtype: str) -> Iterator[MeasuredRow]:
     for length in sample.cache_lengths:
         planned = plan_cache(graph, engine("ideal"), dtype=dtype, context=length, batch=sample.batch).bytes
         if planned:
-            yield row_of("KV cache", length_name(length), "bytes", planned, found.cache_bytes.get(length))
+            yield row_of("KV cache", length_name(length), "bytes", planned, measurement.cache_bytes.get(length))
 
 
 def length_name(length: int) -> str:
@@ -228,20 +230,20 @@ def length_name(length: int) -> str:
 
 
 def _activations(
-    graph: LayerGraph, sample: "Sample", found: "Measurement", dtype: str, *, is_told: bool
+    graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement", dtype: str, *, is_told: bool
 ) -> Iterator[MeasuredRow]:
     work = Work(sample.batch, sample.prefill, num_logits=1)
     planned = activation_bytes(
-        graph, work, num_tiles=sample.tiles, item_bytes=ITEM_BYTES[dtype], expert_load=found.expert_load
+        graph, work, num_tiles=sample.tiles, item_bytes=ITEM_BYTES[dtype], expert_load=measurement.expert_load
     )
     # other devices run other kernels, with workspaces of their own; packed weights are unpacked on the way; few rows go
     # through products in halves
     law: Law = "bound" if is_told and sample.batch * sample.prefill > MOST_FEW_ROWS else "shown"
-    yield row_of("activations", "peak of prefill", "bytes", planned, found.activation_bytes, law)
+    yield row_of("activations", "peak of prefill", "bytes", planned, measurement.activation_bytes, law)
 
 
 def expert_rows(
-    graph: LayerGraph, sample: "Sample", expert_load: Mapping[str, list[int]], *, is_known: bool
+    graph: LayerGraph, sample: "RunShape", expert_load: Mapping[str, list[int]], *, is_known: bool
 ) -> Iterator[MeasuredRow]:
     """How the tokens of a prefill spread over experts, where that `is_known`."""
     tokens = {"text": sample.batch * sample.prefill}
@@ -264,8 +266,8 @@ def expert_rows(
         yield row_of("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
 
 
-def _times(found: "Measurement", expected: ExpectedTimes) -> Iterator[MeasuredRow]:
+def _times(measurement: "RunMeasurement", expected: ExpectedTimes) -> Iterator[MeasuredRow]:
     law: Law = "shown" if expected.prefill is None else "timed"
-    yield row_of("time", "prefill", "seconds", expected.prefill, found.prefill_seconds, law)
-    if found.decode_seconds is not None:
-        yield row_of("time", "decode step", "seconds", expected.decode, found.decode_seconds, law)
+    yield row_of("time", "prefill", "seconds", expected.prefill, measurement.prefill_seconds, law)
+    if measurement.decode_seconds is not None:
+        yield row_of("time", "decode step", "seconds", expected.decode, measurement.decode_seconds, law)

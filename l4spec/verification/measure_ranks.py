@@ -12,8 +12,8 @@ from typing import Any
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.runtime.measure.job import MeasureJob
-from l4spec.runtime.measure.results import RANK_STAGES, FoundOnRank, Ran
-from l4spec.sharding.layout import Layout, Place, place_of
+from l4spec.runtime.measure.results import RANK_STAGES, Ran, RankMeasurement
+from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
 from l4spec.sharding.rules import cuts_of
 from l4spec.sharding.sequence import longest_run, runs_of
 from l4spec.verification.measure import (
@@ -38,9 +38,9 @@ Values = Sequence[tuple[Number | None, Number | None]]
 """Planned and measured, rank by rank."""
 
 
-def hold_ranks(job: MeasureJob, found: Sequence[FoundOnRank]) -> MeasureReport:
+def compare_ranks(job: MeasureJob, measured: Sequence[RankMeasurement]) -> MeasureReport:
     """Hold what the ranks of a job have found against the plan of its layout."""
-    run = _Run(job, found)
+    run = _Run(job, measured)
     passes = [each for each in (run.prefill, run.decode, run.training) if each is not None]
     load = _load_of_all(run)
     rows = (
@@ -48,7 +48,7 @@ def hold_ranks(job: MeasureJob, found: Sequence[FoundOnRank]) -> MeasureReport:
         *_caches(run),
         *(row for each in passes for row in _flops(run, each)),
         *(row for each in passes for row in _traffic(run, each)),
-        *run.rows("activations", "peak of prefill", "bytes", [(None, f.activation_bytes) for f in found], "shown"),
+        *run.rows("activations", "peak of prefill", "bytes", [(None, f.activation_bytes) for f in measured], "shown"),
         *expert_rows(job.graph, _sample(job), load, is_known=bool(load)),
         *_times(run),
     )
@@ -62,7 +62,7 @@ def hold_ranks(job: MeasureJob, found: Sequence[FoundOnRank]) -> MeasureReport:
         tiles=0,
         rows=rows,
         expert_load=tuple(ExpertLoad(layer=k, choices_per_expert=tuple(v)) for k, v in load.items()),
-        finished=all(set(each.done) == set(RANK_STAGES) for each in found),
+        finished=all(set(each.done) == set(RANK_STAGES) for each in measured),
         agrees=all(row.agrees is not False for row in rows),
         layout=job.layout,
         left_out=tuple(_left_out(run)),
@@ -82,7 +82,7 @@ class _Pass:
 @dataclass(frozen=True, slots=True)
 class _Run:
     job: MeasureJob
-    found: Sequence[FoundOnRank]
+    measured: Sequence[RankMeasurement]
 
     @property
     def graph(self) -> LayerGraph:
@@ -104,7 +104,7 @@ class _Run:
     def scheme(self) -> Scheme:
         return scheme_of(quantization(self.job.number_format))
 
-    def place(self, rank: int) -> Place:
+    def place(self, rank: int) -> MeshCoordinate:
         return place_of(self.layout, rank)
 
     def own_tokens(self, rank: int) -> range:
@@ -120,7 +120,7 @@ class _Run:
         def plan(rank: int, each: Pass) -> dict[Key, Handed]:
             return forward_on_rank(self.graph, self.layout, rank, each)
 
-        return _Pass("prefill", work, tuple(each.prefill for each in self.found), plan)
+        return _Pass("prefill", work, tuple(each.prefill for each in self.measured), plan)
 
     @property
     def decode(self) -> _Pass | None:
@@ -132,7 +132,7 @@ class _Run:
         def plan(rank: int, each: Pass) -> dict[Key, Handed]:
             return forward_on_rank(self.graph, self.layout, rank, each, chooses=True)
 
-        return _Pass("decode step", (step,) * len(self.ranks), tuple(each.decode for each in self.found), plan)
+        return _Pass("decode step", (step,) * len(self.ranks), tuple(each.decode for each in self.measured), plan)
 
     @property
     def training(self) -> _Pass | None:
@@ -145,7 +145,7 @@ class _Run:
             parts = self.job.sequences if self.layout.pp > 1 else 1
             return training_on_rank(self.graph, self.layout, rank, stage, each, parts)
 
-        return _Pass("training step", (step,) * len(self.ranks), tuple(each.training for each in self.found), plan)
+        return _Pass("training step", (step,) * len(self.ranks), tuple(each.training for each in self.measured), plan)
 
     def rows(self, section: str, name: str, unit: Unit, values: Values, law: Law = "exact") -> Iterator[MeasuredRow]:
         """One row for all ranks with the same two numbers; none where there is nothing on both sides."""
@@ -158,19 +158,19 @@ class _Run:
 
 
 def _weights(run: _Run) -> Iterator[MeasuredRow]:
-    held = [held_on_rank(run.graph, run.scheme, run.layout, rank) for rank in run.ranks]
-    parts = dict.fromkeys(part for each in held for part in each.params_by_part)
-    parts |= dict.fromkeys(part for each in run.found for part in each.params_by_part or {})
+    planned_weights = [held_on_rank(run.graph, run.scheme, run.layout, rank) for rank in run.ranks]
+    parts = dict.fromkeys(part for each in planned_weights for part in each.params_by_part)
+    parts |= dict.fromkeys(part for each in run.measured for part in each.params_by_part or {})
     for part in parts:
-        measured = [None if f.params_by_part is None else f.params_by_part.get(part, 0) for f in run.found]
-        planned = [each.params_by_part.get(part, 0) for each in held]
+        measured = [None if f.params_by_part is None else f.params_by_part.get(part, 0) for f in run.measured]
+        planned = [each.params_by_part.get(part, 0) for each in planned_weights]
         yield from run.rows("parameters", part, "parameters", list(zip(planned, measured, strict=True)))
-    sizes = [(each.weight_bytes, f.weight_bytes) for each, f in zip(held, run.found, strict=True)]
+    sizes = [(each.weight_bytes, f.weight_bytes) for each, f in zip(planned_weights, run.measured, strict=True)]
     yield from run.rows("weights", run.job.number_format, "bytes", sizes)
     for stage in range(run.layout.pp):
         ranks = [rank for rank in run.ranks if run.place(rank).pp == stage]
         planned_stage = stage_on_rank(run.graph, run.scheme, run.layout, run.place(ranks[0]))
-        known = [size for size in (run.found[rank].weight_bytes for rank in ranks) if size is not None]
+        known = [size for size in (run.measured[rank].weight_bytes for rank in ranks) if size is not None]
         of = f" of stage {stage}" if run.layout.pp > 1 else ""
         fullest = max(known) if known else None
         yield row_of("weights", f"the fullest rank{of}, by `plan`", "bytes", planned_stage.weights.total_bytes, fullest)
@@ -181,7 +181,7 @@ def _caches(run: _Run) -> Iterator[MeasuredRow]:
     for length in run.job.lengths:
         tokens = longest_run(run.graph, length, run.layout.cp) if run.layout.cp > 1 else length
         planned = [cache_on_rank(run.graph, stage, run.layout, run.job.sequences, tokens, run.item) for stage in stages]
-        measured = [None if each.cache_bytes is None else each.cache_bytes.get(length) for each in run.found]
+        measured = [None if each.cache_bytes is None else each.cache_bytes.get(length) for each in run.measured]
         yield from run.rows("KV cache", length_name(length), "bytes", list(zip(planned, measured, strict=True)))
 
 
@@ -198,11 +198,11 @@ def _arrived_on(run: _Run, ran: Sequence[Ran | None], peers: list[int], rank: in
     loads = [each.load for each in (ran[peer] for peer in peers) if each is not None]
     if len(loads) < len(peers):
         return None
-    found = {}
+    rows = {}
     for name in loads[0]:
-        held = cuts_of(run.graph.by_id[name], run.layout)["experts"][run.place(rank).ep]
-        found[name] = sum(sum(load[name][held.start : held.stop]) for load in loads)
-    return found
+        own_experts = cuts_of(run.graph.by_id[name], run.layout)["experts"][run.place(rank).ep]
+        rows[name] = sum(sum(load[name][own_experts.start : own_experts.stop]) for load in loads)
+    return rows
 
 
 def _flops(run: _Run, each: _Pass) -> Iterator[MeasuredRow]:
@@ -230,20 +230,20 @@ def _planned_flops(
     run: _Run, each: _Pass, rank: int, arrived: Arrived | None, names: dict[str, str]
 ) -> dict[str, int | None]:
     earlier = run.own_tokens(rank).start
-    found: dict[str, int | None] = {}
+    planned: dict[str, int | None] = {}
     executed = executed_on_rank(run.graph, run.layout, rank, each.work[rank], arrived=arrived, num_earlier=earlier)
     for row in executed:
         name = names[row.node.id]
-        before = found.get(name, 0)
-        found[name] = None if row.flops is None or before is None else before + row.flops
-    return found
+        before = planned.get(name, 0)
+        planned[name] = None if row.flops is None or before is None else before + row.flops
+    return planned
 
 
 def _by_name(counted: dict[str, int], names: dict[str, str]) -> dict[str, int | None]:
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for node_id, flops in counted.items():
-        found[names.get(node_id, "outside any layer")] += flops
-    return dict(found)
+        totals[names.get(node_id, "outside any layer")] += flops
+    return dict(totals)
 
 
 def _traffic(run: _Run, each: _Pass) -> Iterator[MeasuredRow]:
@@ -290,26 +290,26 @@ def _not_planned_along_cp(run: _Run) -> list[str]:
 def _load_of_all(run: _Run) -> dict[str, list[int]]:
     """How often each expert was chosen in the prefill, over all ranks with different tokens."""
     total: dict[str, list[int]] = {}
-    for rank, found in enumerate(run.found):
-        if found.prefill is None:
+    for rank, measured in enumerate(run.measured):
+        if measured.prefill is None:
             return {}
         if run.place(rank).tp == 0:
-            for name, load in found.prefill.load.items():
+            for name, load in measured.prefill.load.items():
                 total[name] = [a + b for a, b in zip(total.get(name, [0] * len(load)), load, strict=True)]
     order = [node.id for node in run.graph.nodes if node.id in total and node.scope == "text"]
     return {name: total[name] for name in order}
 
 
 def _sample(job: MeasureJob) -> Any:
-    from l4spec.runtime.measure.run import Sample
+    from l4spec.runtime.measure.run import RunShape
 
-    return Sample(job.prefill, job.decode, job.batch)
+    return RunShape(job.prefill, job.decode, job.batch)
 
 
 def _times(run: _Run) -> Iterator[MeasuredRow]:
     """Of the slowest rank: who waits for others takes as long."""
-    prefills = [each.prefill_seconds for each in run.found]
-    steps = [each.decode_seconds for each in run.found]
+    prefills = [each.prefill_seconds for each in run.measured]
+    steps = [each.decode_seconds for each in run.measured]
     for name, seconds in (("prefill", prefills), ("decode step", steps)):
         known = [value for value in seconds if value is not None]
         if known:

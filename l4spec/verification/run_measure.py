@@ -19,7 +19,7 @@ from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import parse_scale, scale_spec
 from l4spec.verification.expected_times import UNKNOWN, expected_times
-from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths, hold
+from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths, compare_run
 from planners.catalog import engine
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
@@ -27,7 +27,7 @@ from planners.device.activations import activation_rates, saved_per_token, train
 from planners.module.activation_ledger import activation_bytes
 
 if TYPE_CHECKING:
-    from l4spec.runtime.measure.run import Sample
+    from l4spec.runtime.measure.run import RunShape
     from l4spec.runtime.model import Model
 
 DEFAULT_PREFILL = 256
@@ -73,37 +73,39 @@ def measure(
     """
     from l4spec.runtime.measure.run import measure_run
 
-    wanted = spec if isinstance(spec, ModelSpec) else parse_spec(load_document(spec))
+    model_spec = spec if isinstance(spec, ModelSpec) else parse_spec(load_document(spec))
     if scale is not None or num_layers is not None:
-        wanted = scale_spec(wanted, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
+        model_spec = scale_spec(model_spec, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
     layout = run.pop("layout", None)
     if layout is not None and layout.num_devices > 1:
         from l4spec.verification.run_measure_ranks import measure_in_new_process
 
         options = {"device": device, "dtype": dtype, "quantization": quantization, "time-limit": time_limit, **run}
-        return measure_in_new_process(wanted, layout, options, tell)
-    graph, tell = build_graph(resolve(wanted)), tell or (lambda stage: None)
+        return measure_in_new_process(model_spec, layout, options, tell)
+    graph, tell = build_graph(resolve(model_spec)), tell or (lambda stage: None)
     sample = _sample(graph, run)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)
-    setting = Setting(wanted, graph, sample, device, number_format_of(graph, dtype, table), table)
+    setting = MeasureSetting(model_spec, graph, sample, device, number_format_of(graph, dtype, table), table)
     _check(graph, sample, setting.dtype, table)
     tell("random weights")
     model, logit_error = _built(setting)
-    found = measure_run(model, sample, time_limit=time_limit, tell=tell)
+    measurement = measure_run(model, sample, time_limit=time_limit, tell=tell)
     expected = UNKNOWN
     if table is None:
-        expected = expected_times(graph, sample, device=device, dtype=setting.dtype, threads=found.threads)
-    told = {"device": device, "dtype": setting.dtype}
-    return hold(graph, sample, found, **told, table=table, logit_error=logit_error, expected=expected)
+        expected = expected_times(graph, sample, device=device, dtype=setting.dtype, threads=measurement.threads)
+    conditions = {"device": device, "dtype": setting.dtype}
+    return compare_run(
+        graph, sample, measurement, **conditions, table=table, logit_error=logit_error, expected=expected
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class MeasureSetting:
     """What is built for a measurement: weights in `dtype`, packed by `table` where there is one."""
 
     spec: ModelSpec
     graph: LayerGraph
-    sample: "Sample"
+    sample: "RunShape"
     device: str
     dtype: str
     table: Quantization | None
@@ -128,7 +130,7 @@ def number_format_of(graph: LayerGraph, dtype: str | None, table: Quantization |
     return number_format(graph, table)
 
 
-def _built(setting: Setting) -> tuple["Model", float | None]:
+def _built(setting: MeasureSetting) -> tuple["Model", float | None]:
     """The model to measure, and what quantization changes in its logits where both versions fit."""
     from l4spec.runtime.build import build, build_quantized
     from l4spec.runtime.measure.run import prompt_logits, relative_error
@@ -151,11 +153,11 @@ def _built(setting: Setting) -> tuple["Model", float | None]:
     return quantize(model, table), relative_error(prompt_logits(model, sample), reference)
 
 
-def _sample(graph: LayerGraph, run: RunFields) -> "Sample":
-    from l4spec.runtime.measure.run import Sample
+def _sample(graph: LayerGraph, run: RunFields) -> "RunShape":
+    from l4spec.runtime.measure.run import RunShape
 
     prefill, decode = run.get("prefill", DEFAULT_PREFILL), run.get("decode", DEFAULT_DECODE)
-    return Sample(
+    return RunShape(
         prefill=prefill,
         decode=decode,
         batch=run.get("batch", 1),
@@ -166,7 +168,7 @@ def _sample(graph: LayerGraph, run: RunFields) -> "Sample":
     )
 
 
-def _check(graph: LayerGraph, sample: "Sample", dtype: str, table: Quantization | None) -> None:
+def _check(graph: LayerGraph, sample: "RunShape", dtype: str, table: Quantization | None) -> None:
     """Raise UserError for what cannot be run."""
     problems = []
     if table is not None and sample.training:
@@ -186,7 +188,7 @@ def _check(graph: LayerGraph, sample: "Sample", dtype: str, table: Quantization 
         raise UserError(problems)
 
 
-def _tile_problems(graph: LayerGraph, sample: "Sample") -> list[Problem]:
+def _tile_problems(graph: LayerGraph, sample: "RunShape") -> list[Problem]:
     if not sample.tiles:
         return []
     if graph.model.vision is None or sample.tiles < 0:
@@ -197,7 +199,7 @@ def _tile_problems(graph: LayerGraph, sample: "Sample") -> list[Problem]:
     return [Problem(message, path="tiles", hint=f"--prefill {needed}")] if needed > room else []
 
 
-def _beside_weights(graph: LayerGraph, sample: "Sample", dtype: str) -> int:
+def _beside_weights(graph: LayerGraph, sample: "RunShape", dtype: str) -> int:
     """Bytes that the run takes besides the weights: activations and two caches, and gradients in training."""
     context, item = sample.prefill + sample.decode, ITEM_BYTES[dtype]
     cache = plan_cache(graph, engine("ideal"), dtype=dtype, context=context, batch=sample.batch).bytes

@@ -12,7 +12,7 @@ from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.layers.declaration import Work
 from l4spec.runtime.measure.job import MeasureJob
-from l4spec.runtime.measure.results import FoundOnRank
+from l4spec.runtime.measure.results import RankMeasurement
 from l4spec.runtime.parallel.run.memory_check import require_room
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.rules import illegal_reason
@@ -20,7 +20,7 @@ from l4spec.sharding.sequence import longest_run
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths
-from l4spec.verification.measure_ranks import hold_ranks
+from l4spec.verification.measure_ranks import compare_ranks
 from planners.catalog import quantization
 from planners.counts.weights import scheme_of
 from planners.module.activation_ledger import activation_bytes
@@ -50,22 +50,22 @@ def measure_ranks(
     _require_sizes(job)
     job.check()
     require_room(job, sum(_beside_weights(job)))
-    from l4spec.runtime.measure.rank import read_found
+    from l4spec.runtime.measure.rank import read_measurements
     from l4spec.runtime.parallel.run.launch import launch
 
-    told: list[str] = []
-    found: list[FoundOnRank] = []
+    messages: list[str] = []
+    measured: list[RankMeasurement] = []
 
     def hear(line: str) -> None:
-        told.append(line)
-        if tell is not None and len(told) == 1:
+        messages.append(line)
+        if tell is not None and len(messages) == 1:
             tell(line)
 
     world = job.layout.num_devices
-    code = launch(job, hear, time_limit=time_limit, read=lambda store: found.extend(read_found(store, world)))
+    code = launch(job, hear, time_limit=time_limit, read=lambda store: measured.extend(read_measurements(store, world)))
     if code:
-        raise RanksEnded(told[-1], code)
-    return hold_ranks(job, found)
+        raise RanksEnded(messages[-1], code)
+    return compare_ranks(job, measured)
 
 
 def _require_sizes(job: MeasureJob) -> None:
@@ -108,10 +108,10 @@ def measure_in_new_process(
         line = [sys.executable, "-m", "l4spec", "measure", str(path), "--format=json", f"--out={out}"]
         line.append("--progress" if tell else "--no-progress")
         line += [f"--{axis}={degree}" for axis, degree in layout.model_dump().items()]
-        code, said = _run([*line, *_as_options(options)], tell or (lambda stage: None))
+        code, output = _run([*line, *_as_options(options)], tell or (lambda stage: None))
         if out.exists():
             return MeasureReport.model_validate_json(out.read_text(encoding="utf-8"))
-    errors = [text.removeprefix("error: ") for text in said if text.startswith("error: ")] or said[-1:]
+    errors = [text.removeprefix("error: ") for text in output if text.startswith("error: ")] or output[-1:]
     if code == WRONG_INPUT:
         raise UserError([Problem(error) for error in errors])
     raise RanksEnded("\n".join(errors), code)
@@ -127,10 +127,10 @@ def _as_options(options: Mapping[str, Any]) -> Iterator[str]:
 
 def _run(line: Sequence[str], tell: Callable[[str], None]) -> tuple[int, list[str]]:
     """The exit code of a command, and what it has said of its progress and errors."""
-    said: list[str] = []
+    output: list[str] = []
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8") as run:
         assert run.stderr is not None
         for text in run.stderr:
-            said.append(text.rstrip())
-            tell(said[-1])
-    return run.returncode, said
+            output.append(text.rstrip())
+            tell(output[-1])
+    return run.returncode, output

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from l4spec.catalog.entry import Entry
-from l4spec.catalog.registry import Shelf, looks_like_path
+from l4spec.catalog.registry import Registry, looks_like_path
 from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
 from planners.catalog.user_catalog import THIS_MACHINE, find_own
@@ -14,11 +14,11 @@ Folder = Literal["hardware", "quantization", "engines", "efficiency"]
 E = TypeVar("E", bound=Entry)
 
 _HERE = Path(__file__).parent
-SHELVES: Mapping[Folder, Shelf] = {
-    "hardware": Shelf(_HERE / "hardware", "hardware"),
+SHELVES: Mapping[Folder, Registry] = {
+    "hardware": Registry(_HERE / "hardware", "hardware"),
     "quantization": SCHEMES,
-    "engines": Shelf(_HERE / "engines", "engine"),
-    "efficiency": Shelf(_HERE / "efficiency", "set of fitted factors"),
+    "engines": Registry(_HERE / "engines", "engine"),
+    "efficiency": Registry(_HERE / "efficiency", "set of fitted factors"),
 }
 
 

@@ -30,7 +30,7 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import RoutedExperts, Work
-from l4spec.sharding.layout import Layout, Place, place_of
+from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
 from l4spec.sharding.rules import region_of, shard_size
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from planners.collectives.communication import LOGIT_BYTES
@@ -75,7 +75,7 @@ class Pass:
 class _Rank:
     graph: LayerGraph
     layout: Layout
-    place: Place
+    place: MeshCoordinate
     nodes: tuple[LayerNode, ...]
 
     @property

@@ -13,7 +13,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import declaration_of, eager_layer
 from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Work
 from l4spec.quantization.packing import StoredSize
-from l4spec.sharding.layout import Layout, Place, place_of
+from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
 from l4spec.sharding.rules import layout_for, region_of, stage_of
 from planners.catalog import engine
 from planners.counts.kv_cache import cache_bytes
@@ -46,19 +46,19 @@ def held_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, rank: int) -
     return Held(dict(by_part), stored.total_bytes)
 
 
-def nodes_on_rank(graph: LayerGraph, layout: Layout, place: Place) -> Iterator[LayerNode]:
+def nodes_on_rank(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
     """The nodes of a rank's pipeline stage."""
     return (node for node in graph.nodes if stage_of(graph, node, layout.pp) == place.pp)
 
 
-def held_nodes(graph: LayerGraph, layout: Layout, place: Place) -> Iterator[LayerNode]:
+def held_nodes(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
     """The nodes whose tensors a rank holds: those of its stage, and the embedding where a tied head stands apart."""
     yield from nodes_on_rank(graph, layout, place)
     if graph.model.text.head.tied and 0 < place.pp == layout.pp - 1:
         yield next(node for node in graph.nodes if node.role == "embedding")
 
 
-def stage_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, place: Place) -> Stage:
+def stage_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, place: MeshCoordinate) -> Stage:
     """The pipeline stage of a rank, as the plan of its layout has it."""
     return every_stage(graph, scheme, layout.tp, layout.ep, layout.pp)[place.pp]
 
@@ -105,14 +105,14 @@ def _flops(operation: Operation, work: Work) -> int:
     return operation.flops + (operation.backward_flops if work.phase == "train" else 0)
 
 
-def _operations(node: LayerNode, layout: Layout, place: Place, work: Work) -> list[Operation]:
+def _operations(node: LayerNode, layout: Layout, place: MeshCoordinate, work: Work) -> list[Operation]:
     """Of a narrower layer where the kind has one, else with what the rank holds of each weight."""
     spec = node.spec.narrowed(layout_for(node, layout).tp)
     operations = declaration_of(spec, node.width).executed_operations(work)
     return [_in_region(op, node, layout, place) if spec == node.spec else op for op in operations]
 
 
-def _in_region(operation: Operation, node: LayerNode, layout: Layout, place: Place) -> Operation:
+def _in_region(operation: Operation, node: LayerNode, layout: Layout, place: MeshCoordinate) -> Operation:
     if not isinstance(operation, Matmul):
         return operation
     held = zip(operation.weight.dims, region_of(node, operation.weight, layout, place), strict=True)

@@ -19,7 +19,7 @@ from l4spec.layers import KINDS, declaration_of
 from l4spec.layers.declaration import Work
 from l4spec.quantization.tensors import scheme_of
 from l4spec.runtime.build import build
-from l4spec.runtime.measure.run import Measurement, Sample, measure_run
+from l4spec.runtime.measure.run import RunMeasurement, RunShape, measure_run
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.rules import cuts_of, region_of
 from l4spec.verification.measure import expert_rows
@@ -113,9 +113,9 @@ def runs(graph: LayerGraph) -> Iterator[Any]:
     """What a run of the module measures, times apart, and its logits."""
     model = build(graph, dtype="fp32", seed=3)
     tiles = 2 if graph.model.vision else 0
-    found = measure_run(model, Sample(38, 0, 2, tiles, training=True, cache_lengths=(38,)))
-    yield {f.name: getattr(found, f.name) for f in fields(Measurement) if "second" not in f.name}
-    yield [row.model_dump() for row in expert_rows(graph, Sample(38, 0, 2, tiles), found.expert_load, is_known=True)]
+    found = measure_run(model, RunShape(38, 0, 2, tiles, training=True, cache_lengths=(38,)))
+    yield {f.name: getattr(found, f.name) for f in fields(RunMeasurement) if "second" not in f.name}
+    yield [row.model_dump() for row in expert_rows(graph, RunShape(38, 0, 2, tiles), found.expert_load, is_known=True)]
     with torch.no_grad():
         yield model(torch.arange(12)[None] % 7).double().sum().item()
 

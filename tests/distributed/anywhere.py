@@ -14,7 +14,7 @@ from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.step import train_step
 from l4spec.runtime.parallel.training import local_of
-from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.rules import Region
 from tests.distributed.whole import graph_from
 from tests.runtime.tiny import randomised, token_ids
@@ -43,7 +43,7 @@ class Case(NamedTuple):
 class Found(NamedTuple):
     """What one rank, or one process, gave. Gradients are by name, with the region of the whole that they are of."""
 
-    place: Place
+    place: MeshCoordinate
     prefill: Tensor
     decode: Tensor | None
     said: list[list[int]] | None
@@ -88,7 +88,7 @@ def one_process(case: Case, dtype: str = "fp64") -> Found:
     gradients = {
         name: (tuple(map(range, p.shape)), p.grad) for name, p in model.named_parameters() if p.grad is not None
     }
-    return Found(Place(0, 0, 0, 0, 0), prefill, decode, said, loss, gradients, 0, cache_bytes, {})
+    return Found(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, said, loss, gradients, 0, cache_bytes, {})
 
 
 def _loss_of_parts(model: Model, case: Case, ids: Tensor, labels: Tensor, tiles: Tensor | None) -> float:
@@ -155,7 +155,7 @@ def on_rank(rank: int, case: Case) -> Found:
         with counting_traffic(groups_of(model)) as sent["train"]:
             loss = train_step(model, ids[own], labels[own], num_microbatches=case.microbatches, **given)
     gradients = {
-        name: (model.held_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
+        name: (model.local_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
     }
     return Found(model.mesh.place, prefill, decode, said, float(loss), gradients, param_bytes, cache_bytes, sent)
 

@@ -11,7 +11,7 @@ from l4spec.runtime.measure.traffic import Ledger, counting_traffic
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.sequence import PrefillModel
-from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.layout import Layout, MeshCoordinate
 from tests.distributed.whole import graph_from
 from tests.runtime.tiny import randomised, token_ids
 
@@ -30,7 +30,7 @@ class Prefill(NamedTuple):
 class Found(NamedTuple):
     """What one rank gave: where it stands, logits of its tokens and of the last one, its cache, what it sent."""
 
-    place: Place
+    place: MeshCoordinate
     logits: Tensor
     last: Tensor
     cache_bytes: int
@@ -91,7 +91,7 @@ def _prefill(case: Prefill) -> Found:
 
 
 @torch.no_grad()
-def continued(rank: int, case: Prefill, decoding: Layout | None, new: Tensor) -> tuple[Place, Tensor]:
+def continued(rank: int, case: Prefill, decoding: Layout | None, new: Tensor) -> tuple[MeshCoordinate, Tensor]:
     """Logits of `new` tokens [batch, tokens], one at a time behind a divided prefill, with its caches joined.
 
     By one process (which every rank is), or by the layout `decoding` of the same ranks.

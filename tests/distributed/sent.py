@@ -12,7 +12,7 @@ from torch import dtype as Dtype
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.measure.traffic import Ledger
-from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.rules import region_of, stage_of
 from planners.catalog import quantization
 from planners.collectives.communication import communication
@@ -95,7 +95,9 @@ def check_training(case: Case, ranks: list[Found]) -> None:
     assert exchanged == wanted_together
 
 
-def planned_step(case: Case, graph: LayerGraph, place: Place, stage: Stage) -> tuple[Counter[Key], Counter[Key]]:
+def planned_step(
+    case: Case, graph: LayerGraph, place: MeshCoordinate, stage: Stage
+) -> tuple[Counter[Key], Counter[Key]]:
     """Bytes and calls of a rank in a step by FSDP (ZeRO 3), nothing recomputed."""
     layout, own = case.layout, case.sequences // case.data_ranks
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=4, micro_batch=own // case.microbatches)
@@ -111,7 +113,7 @@ def planned_step(case: Case, graph: LayerGraph, place: Place, stage: Stage) -> t
     return +sizes, +calls
 
 
-def _padding(case: Case, graph: LayerGraph, place: Place) -> list[tuple[Key, int]]:
+def _padding(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple[Key, int]]:
     """Of shards that dp x ep ranks, or dp ranks of experts, cannot divide evenly along their first dim (FSDP2)."""
     layout, found = case.layout, []
     for node, parameter in graph.parameters():
@@ -127,7 +129,7 @@ def _padding(case: Case, graph: LayerGraph, place: Place) -> list[tuple[Key, int
     return [(key, size) for key, size in found if size]
 
 
-def _telling(case: Case, graph: LayerGraph, place: Place) -> list[tuple[Key, int]]:
+def _telling(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple[Key, int]]:
     """The loss to data-parallel ranks and other stages, and between the ends what each makes of a tied table."""
     layout = case.layout
     found = [((merged("dp_ep", layout), "all-reduce"), FP64)] if case.data_ranks > 1 else []

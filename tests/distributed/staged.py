@@ -122,7 +122,7 @@ def _made_alike(graph: LayerGraph, layout: Layout) -> bool:
 
 
 def _own_part(model: RankModel, name: str, whole: dict[str, Tensor]) -> Tensor:
-    return whole[name][tuple(slice(run.start, run.stop) for run in model.held_region(name))]
+    return whole[name][tuple(slice(run.start, run.stop) for run in model.local_region(name))]
 
 
 def train(rank: int, layout: Layout, options: dict[str, bool]) -> Results:

@@ -46,7 +46,7 @@ def trained(rank: int, options: Json, layout: Layout) -> dict[str, Any]:
         "loss": float(loss),
         "loads": {node: load.counts for node, load in loads.items()},
         "gradients": {
-            name: (model.held_region(name), local_of(p.grad))
+            name: (model.local_region(name), local_of(p.grad))
             for name, p in model.named_parameters()
             if p.grad is not None
         },

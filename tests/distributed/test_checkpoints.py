@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 import l4spec
 from l4spec.errors import UserError
 from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
-from l4spec.runtime.parallel.checkpoints.local_shards import chunks_of, held_of_model
+from l4spec.runtime.parallel.checkpoints.local_shards import chunks_of, shards_of_model
 from l4spec.runtime.parallel.checkpoints.sharded import RunState
 from l4spec.sharding.layout import Layout
 from tests.distributed.world import run_world
@@ -61,7 +61,7 @@ def read(rank: int, folder: str) -> list[str]:
             wrong.append(f"{layout}: {state}")
         moments = {p: optimizer.state[p] for p in model.parameters()}
         named = dict(model.named_parameters())
-        for name, held in held_of_model(model).items():
+        for name, held in shards_of_model(model).items():
             region = tuple(slice(run.start, run.stop) for run in held.region)
             own = wanted[name][region]
             if not torch.equal(held.tensor, own):
@@ -74,8 +74,8 @@ def read(rank: int, folder: str) -> list[str]:
         load_sharded(other, f"{folder}/hub")
         wrong += [
             f"{layout}: {name} from hub"
-            for name, held in held_of_model(other).items()
-            if not torch.equal(held.tensor, held_of_model(model)[name].tensor)
+            for name, held in shards_of_model(other).items()
+            if not torch.equal(held.tensor, shards_of_model(model)[name].tensor)
         ]
     return wrong
 

@@ -114,12 +114,12 @@ def test_a_rank_that_holds_something_else_is_named_and_leaves_with_1(tmp_path: P
 
 
 def hold_more_on_rank_1() -> None:
-    from l4spec.runtime.module_inventory import held_bytes
+    from l4spec.runtime.module_inventory import module_bytes
 
     def more(model: Any) -> int:
-        return held_bytes(model) + (os.environ["RANK"] == "1")
+        return module_bytes(model) + (os.environ["RANK"] == "1")
 
-    patch.object(rank_module, "held_bytes", more).start()
+    patch.object(rank_module, "module_bytes", more).start()
 
 
 def send_more_on_each_rank() -> None:

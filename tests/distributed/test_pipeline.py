@@ -15,7 +15,7 @@ from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.build import build
 from l4spec.runtime.parallel.distribute import distribute
-from l4spec.sharding.layout import Layout, Place
+from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.spec.model import ModelSpec
 from planners.catalog import engine, quantization
 from planners.collectives.communication import communication
@@ -59,7 +59,7 @@ def test_stages_give_the_logits_and_tokens_of_one_process_and_hold_and_send_what
     graph = whole_model(**options).graph
     most = 0.0 if layout.num_devices == layout.pp else bound_of(graph, "fp32")
     for result in run_world(layout.num_devices, infer, layout, options):
-        place: Place = result["place"]
+        place: MeshCoordinate = result["place"]
         if place.pp < layout.pp - 1:
             assert all(shape[1:] == (0, 97) for shape in result["shapes"].values()), "only the last stage has logits"
         for name, difference in result["differences"].items():
@@ -87,7 +87,7 @@ def assert_sent_as_planned(graph: LayerGraph, layout: Layout, result: Results) -
 
 def assert_held_as_planned(graph: LayerGraph, layout: Layout, result: Results) -> None:
     """The plan counts the largest shard: where tp divides 97 rows of vocabulary unevenly, that of its first rank."""
-    place: Place = result["place"]
+    place: MeshCoordinate = result["place"]
     stage = every_stage(graph, scheme_of(quantization("fp32")), layout.tp, layout.ep, layout.pp)[place.pp]
     rows = cache_rows(graph, stage, layout.tp, 4)
     assert result["cache_bytes"] == cache_bytes(rows, engine("ideal"), MAX_LEN, sequences(layout))
@@ -104,7 +104,7 @@ def test_steps_give_the_loss_and_gradients_of_one_process_and_send_what_is_plann
     bound = bound_of(graph, "fp32")
     tables: dict[tuple[int, ...], torch.Tensor] = {}
     for result in run_world(layout.num_devices, train, layout, options):
-        place: Place = result["place"]
+        place: MeshCoordinate = result["place"]
         for number, step in enumerate(result["steps"]):
             assert abs(step["loss"]) < bound, f"step {number} at {place}"
             assert step["gradients"][0] < math.sqrt(2) * bound, f"step {number} at {place}: {step['gradients'][1]}"

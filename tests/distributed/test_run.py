@@ -246,7 +246,7 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     """Names of weights that differ, bit by bit, between four steps at once and two, saved and read, and two more."""
     from l4spec.runtime.build import build
     from l4spec.runtime.parallel.checkpoints import load_sharded, save_sharded
-    from l4spec.runtime.parallel.checkpoints.local_shards import held_of_model
+    from l4spec.runtime.parallel.checkpoints.local_shards import shards_of_model
     from l4spec.runtime.parallel.distribute import distribute
     from l4spec.runtime.parallel.run.job import Job
     from l4spec.runtime.parallel.run.synthetic import batch_of
@@ -270,9 +270,9 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     continued, optimizer = fresh(None)
     load_sharded(continued, f"{folder}/two", optimizer)
     run(continued, optimizer, range(2, 4))
-    wanted = held_of_model(straight)
+    wanted = shards_of_model(straight)
     return [
-        name for name, held in held_of_model(continued).items() if not torch.equal(held.tensor, wanted[name].tensor)
+        name for name, held in shards_of_model(continued).items() if not torch.equal(held.tensor, wanted[name].tensor)
     ]
 
 

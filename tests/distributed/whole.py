@@ -82,7 +82,7 @@ def on_rank(rank: int, text: str, dtype: str, layout: Layout, batch: int, tokens
     torch.autograd.backward(loss)
     model.finish_backward()
     grads = {
-        name: (model.held_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
+        name: (model.local_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
     }
     return {"logits": logits, "loss": float(loss.detach()), "grads": grads, "place": model.mesh.place}
 

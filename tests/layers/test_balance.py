@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.layers.declaration import Phase, Work
 from l4spec.layers.moe import balance
 from l4spec.layers.moe.cost import declare
@@ -161,7 +161,7 @@ def test_padding_is_neither_counted_nor_chosen() -> None:
     for options in (AUXILIARY, {"expert_choice": 1.0}):
         module = layer(moe(balance=options)).train()
         seen: list[Tensor] = []
-        padded = Context(Layout(2, 9, 0, torch.arange(9), num_new=num_new))
+        padded = Context(TokenLayout(2, 9, 0, torch.arange(9), num_new=num_new))
         padded.record = lambda node, counts, dropped, seen=seen: seen.append(counts)
         module(inputs(2, 9), context=padded)
         assert int(seen[0].sum()) in (13 * 2, 6 * 5)  # of experts that choose, each takes ceil(13 * 2 / 6)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.grouped_linear import grouped_linear
-from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.layers.moe.module import MoE
 from l4spec.layers.moe.spec import MoESpec
 from tests.runtime.tiny import Json, moe, randomise
@@ -33,7 +33,7 @@ def layer(spec: Json, dtype: torch.dtype = torch.float64) -> MoE:
 
 
 def context(rows: int, tokens: int, num_new: Tensor | None = None) -> Context:
-    return Context(Layout(rows, tokens, 0, torch.arange(tokens), num_new=num_new))
+    return Context(TokenLayout(rows, tokens, 0, torch.arange(tokens), num_new=num_new))
 
 
 def inputs(rows: int, tokens: int) -> Tensor:

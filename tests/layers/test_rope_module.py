@@ -8,7 +8,7 @@ from torch import Tensor
 
 from l4spec.layers.attention.positions import Llama3Scaling, Rope
 from l4spec.layers.attention.rope import Rotation, inverse_frequencies
-from l4spec.layers.common.modules import Context, Layout
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.layers.gqa.module import _temperature
 from l4spec.layers.gqa.spec import Temperature
 
@@ -16,7 +16,7 @@ SCOUT = Llama3Scaling(kind="llama3", factor=16.0, low_freq_factor=1.0, high_freq
 
 
 def at(*positions: int) -> Context:
-    return Context(Layout(1, len(positions), 0, torch.tensor(positions)))
+    return Context(TokenLayout(1, len(positions), 0, torch.tensor(positions)))
 
 
 def test_scouts_scaling_divides_29_of_64_frequencies_without_a_band() -> None:

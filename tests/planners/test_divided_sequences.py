@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l4spec.deploy import EMITTERS, Wanted, emit
+from l4spec.deploy import EMITTERS, LaunchRequest, emit
 from l4spec.errors import UserError
 from l4spec.sharding.layout import MESH_ORDER, Layout, candidate_layouts, place_of
 from l4spec.sharding.sequence import chunk_of, longest_run, runs_of, short_reason
@@ -141,7 +141,7 @@ def test_no_engine_is_told_to_divide_sequences() -> None:
     found = planned(4, 10**6, gpus="32xH100", tp=8)
     for engine in (*EMITTERS, "k8s"):
         with pytest.raises(UserError, match="divides sequences among ranks for their prefill alone"):
-            emit(engine, Wanted(found, graph("scout")))
+            emit(engine, LaunchRequest(found, graph("scout")))
 
 
 def test_what_sees_later_tokens_is_not_divided() -> None:

@@ -10,7 +10,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.flops import counting_flops
-from l4spec.runtime.measure.run import Measurement, Sample, Stage, measure_run
+from l4spec.runtime.measure.run import RunMeasurement, RunShape, Stage, measure_run
 from l4spec.runtime.model import Model
 from planners.module.executed import executed_rows
 
@@ -65,6 +65,6 @@ def decoded(model: Model, batch: int, pieces: list[int]) -> list[tuple[Work, dic
     return found
 
 
-def measured(graph: LayerGraph, sample: Sample, *stages: Stage, dtype: str = "fp32") -> Measurement:
+def measured(graph: LayerGraph, sample: RunShape, *stages: Stage, dtype: str = "fp32") -> RunMeasurement:
     """These stages of a measured run."""
     return measure_run(build(graph, dtype=dtype), sample, stages=stages)

@@ -21,7 +21,7 @@ from l4spec.layers.declaration import (
     Parameter,
     Work,
 )
-from l4spec.runtime.measure.run import Measurement, Sample
+from l4spec.runtime.measure.run import RunMeasurement, RunShape
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
 from planners.catalog import engine
@@ -64,7 +64,7 @@ class Case:
 
     graph: LayerGraph
     tiles: int
-    found: Measurement
+    found: RunMeasurement
     pieces: list[tuple[Work, dict[str, int]]]
 
 
@@ -79,7 +79,7 @@ def cases() -> tuple[Case, ...]:
 
 def _case(graph: LayerGraph) -> Case:
     tiles = TILES if graph.model.vision else 0
-    sample = Sample(LENGTH, 0, BATCH, tiles, training=True, cache_lengths=(LENGTH,))
+    sample = RunShape(LENGTH, 0, BATCH, tiles, training=True, cache_lengths=(LENGTH,))
     found = measured(graph, sample, "weights", "prefill", "training", "caches", "memory")
     return Case(graph, tiles, found, decoded(l4spec.build(graph, dtype="fp32"), BATCH, PIECES))
 

@@ -11,7 +11,7 @@ from l4spec.quantization.scheme import Quantization, Rule, ScaledLaw
 from l4spec.quantization.tensors import fitted, scheme_of
 from l4spec.runtime.build import build, build_quantized
 from l4spec.runtime.measure.flops import counting_flops
-from l4spec.runtime.module_inventory import contents_of, held_bytes
+from l4spec.runtime.module_inventory import contents_of, module_bytes
 from l4spec.runtime.quantize.apply import quantize
 from planners.counts.params import count_params
 from planners.counts.weights import weigh
@@ -53,7 +53,7 @@ drawn_schemes = st.builds(scheme_with, runnable_laws, PARTS, st.sampled_from(["a
 def test_planned_quantized_bytes_are_those_stored_by_any_law(graph: LayerGraph, table: Quantization) -> None:
     table = fitted(graph, table)  # patches of images have other widths
     model = build_quantized(graph, table, seed=None)
-    assert held_bytes(model) == weigh(graph, scheme_of(table)).bytes
+    assert module_bytes(model) == weigh(graph, scheme_of(table)).bytes
     assert contents_of(model).by_part == some(count_params(graph).by_part)
 
 
@@ -61,7 +61,7 @@ def test_planned_quantized_bytes_are_those_stored_by_any_law(graph: LayerGraph, 
 def test_planned_quantized_bytes_are_those_stored_by_every_shipped_scheme(graph: LayerGraph, name: str) -> None:
     table = fitted_scheme(graph, name)
     model = quantize(build(graph), table)
-    assert held_bytes(model) == weigh(graph, scheme_of(table)).bytes
+    assert module_bytes(model) == weigh(graph, scheme_of(table)).bytes
 
 
 @given(STEPPED, drawn_schemes, st.integers(1, 40), st.integers(1, 3))

@@ -12,7 +12,7 @@ from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.flops import FORMULAS, counting_flops
-from l4spec.runtime.measure.run import Sample
+from l4spec.runtime.measure.run import RunShape
 from l4spec.runtime.module_inventory import contents_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
@@ -95,7 +95,7 @@ def test_executed_flops_and_the_activation_peak_of_images_are_as_planned(
     length = tiles * vision.num_tokens_per_tile + 4
     assume(tiles * vision.num_tokens_per_tile > MOST_FEW_ROWS)
     assume(length <= longest_prompt(graph) and text.embedding.vocab_size > 2)
-    found = measured(graph, Sample(length, 0, tiles=tiles, training=train), "prefill", "training", "memory")
+    found = measured(graph, RunShape(length, 0, tiles=tiles, training=train), "prefill", "training", "memory")
     work = Work(1, length, num_logits=1)
     assert some(found.prefill_flops) == planned_flops(graph, work, tiles)
     peak = activation_bytes(graph, work, num_tiles=tiles, item_bytes=4, expert_load=found.expert_load)
@@ -160,7 +160,7 @@ def test_the_planned_activation_peak_is_at_least_the_measured_one_and_at_most_a_
 def assert_peak_as_planned(graph: LayerGraph, length: int, batch: int, dtype: str, block: int) -> None:
     """At least the measured one and at most a quarter more, also with the load of experts unknown."""
     with small_blocks(block):
-        found = measured(graph, Sample(length, 0, batch), "prefill", "memory", dtype=dtype)
+        found = measured(graph, RunShape(length, 0, batch), "prefill", "memory", dtype=dtype)
         planned = activation_bytes(
             graph,
             Work(batch, length, num_logits=1),
@@ -196,7 +196,7 @@ def test_peaks_that_long_runs_found_planned_wrong_stay_planned_right(name: str, 
 def test_a_miniature_keeps_the_laws(spec: ModelSpec, scale: str) -> None:
     graph = l4spec.compile(scale_spec(spec, parse_scale(scale)))
     length = min(20, longest_prompt(graph))
-    found = measured(graph, Sample(length, 0, cache_lengths=(1, length)), "weights", "prefill", "caches")
+    found = measured(graph, RunShape(length, 0, cache_lengths=(1, length)), "weights", "prefill", "caches")
     assert found.params_by_part == some(count_params(graph).by_part)
     assert some(found.prefill_flops) == planned_flops(graph, Work(1, length, num_logits=1))
     if graph.can_cache:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.cache import LayerCache
-from l4spec.layers.common.modules import Context, LayerModule, Layout, Linear, empty
+from l4spec.layers.common.modules import Context, LayerModule, Linear, TokenLayout, empty
 from l4spec_short_conv.spec import ShortConvSpec
 
 
@@ -48,7 +48,7 @@ class ShortConv(LayerModule):
             result = torch.addcmul(result, earlier, self.conv[:, first])
         return result
 
-    def _before(self, cache: LayerCache, layout: Layout) -> Tensor:
+    def _before(self, cache: LayerCache, layout: TokenLayout) -> Tensor:
         """What the cache holds of the `num_before` tokens before each row's first new one, zero where there was none.
 
         [batch, num_before, hidden], oldest first. The token at position p lies in slot p % num_slots.
@@ -60,7 +60,7 @@ class ShortConv(LayerModule):
         return torch.where(positions >= 0, found, 0)
 
 
-def _remember(gated: Tensor, cache: LayerCache, layout: Layout) -> None:
+def _remember(gated: Tensor, cache: LayerCache, layout: TokenLayout) -> None:
     """Write new tokens into the cache: round the ring where rows are alike, else each row's own number of them."""
     if layout.lengths is None and layout.num_new is None:
         cache.write_ring((gated,), layout.start)

@@ -105,8 +105,8 @@ def _read_attention(fields: Fields, hidden: int) -> Data:
 def _read_adapter(fields: Fields, hidden: int, ffn: int) -> Data:
     ratio, width = fields.number("pixel_shuffle_ratio"), fields.size("projector_input_dim")
     for name in ("projector_output_dim", "vision_output_dim"):
-        if (found := fields.size(name)) != width:
-            fields.consequence(name, f"expected projector_input_dim ({width}), found {found}")
+        if (width_of_field := fields.size(name)) != width:
+            fields.consequence(name, f"expected projector_input_dim ({width}), found {width_of_field}")
     if round(hidden / ratio**2) != ffn:
         fields.consequence("intermediate_size", f"expected hidden_size / pixel_shuffle_ratio^2 ({hidden / ratio**2:g})")
     return {
@@ -128,10 +128,10 @@ def _side(fields: Fields, name: str) -> int:
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     """The fields that Llama4ForConditionalGeneration reads."""
     dtype = "dtype" if style == "rope_parameters" else "torch_dtype"
-    found: Data = {_TEXT: {"model_type": "llama4_text", **llama4_text.write(model, style)}}
+    config: Data = {_TEXT: {"model_type": "llama4_text", **llama4_text.write(model, style)}}
     if model.vision is not None:
-        found[_VISION] = {"model_type": "llama4_vision_model", **_write_vision(model.vision, style)}
-    return {**found, "tie_word_embeddings": model.text.head.tied, dtype: DTYPES[model.text.dtype]}
+        config[_VISION] = {"model_type": "llama4_vision_model", **_write_vision(model.vision, style)}
+    return {**config, "tie_word_embeddings": model.text.head.tied, dtype: DTYPES[model.text.dtype]}
 
 
 def _write_vision(vision: ResolvedVision, style: RopeStyle) -> Data:

@@ -25,8 +25,8 @@ def read(fields: Fields) -> dict[str, Any]:
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     """The fields that Qwen3ForCausalLM reads."""
     attention = needed(model.text.stack.blocks, GQASpec, "grouped-query attention")
-    found = {**write_dense(model, style), "head_dim": attention.head_dim}
-    return {**found, "attention_bias": attention.qkv_bias}
+    config = {**write_dense(model, style), "head_dim": attention.head_dim}
+    return {**config, "attention_bias": attention.qkv_bias}
 
 
 FAMILY = Family(

@@ -15,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.attention.walk import BLOCK
 from l4spec.layers.common.cache import LayerCache, Rows
-from l4spec.layers.common.modules import Context, Layout, soft_cap
+from l4spec.layers.common.modules import Context, TokenLayout, soft_cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +252,14 @@ def _band_maker(
     return make
 
 
-def _own_positions(layout: Layout) -> Tensor:
+def _own_positions(layout: TokenLayout) -> Tensor:
     """Positions of the new tokens as keys [rows, tokens]; -1 for columns that hold none."""
     positions = layout.positions.expand(layout.num_rows, -1)
     valid = layout.valid()
     return positions if valid is None else torch.where(valid, positions, -1)
 
 
-def _allowed(mask: Mask, layout: Layout, key_positions: Tensor, *, own: bool = True) -> Tensor:
+def _allowed(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: bool = True) -> Tensor:
     """Which keys each query sees, [rows, 1, queries, keys]; with `own`, the last keys are the queries themselves.
 
     A query always sees itself, so that columns without a token stay finite.

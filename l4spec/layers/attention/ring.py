@@ -122,7 +122,7 @@ def attend_with_sums(
     queries stand at the places of the keys.
     """
     width = max(query.shape[-1], value.shape[-1])
-    wanted = value.shape[-1]
+    value_width = value.shape[-1]
     if cap is None and query.device.type == "cpu":
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         query, key, value = (widened(x, width) for x in (query, key, value))
@@ -133,7 +133,7 @@ def attend_with_sums(
         result, sums = kernel(query, key, value, 0.0, causal, scale=scale)[:2]
     else:
         return _plain(query, key, value, causal=causal, scale=scale, cap=cap)
-    return result[..., :wanted], sums
+    return result[..., :value_width], sums
 
 
 def _plain(

@@ -132,7 +132,7 @@ class Rotation:
         return positions.float()[..., None] * frequencies
 
     def _frequencies_on(self, device: torch.device) -> Tensor:
-        found = self.frequencies.get(device)
-        if found is None:
-            found = self.frequencies[device] = next(iter(self.frequencies.values())).to(device)
-        return found
+        frequencies = self.frequencies.get(device)
+        if frequencies is None:
+            frequencies = self.frequencies[device] = next(iter(self.frequencies.values())).to(device)
+        return frequencies

@@ -19,7 +19,7 @@ from l4spec.layers.common.ledger import MOST_FEW_ROWS
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TokenLayout:
     """Where the tokens of one forward pass stand: `num_rows` rows of `num_tokens` columns.
 
     Rows are aligned: column t of a row is its t-th new token, whatever padding the caller had. `start` is the number of
@@ -64,7 +64,7 @@ class Context:
     `loss_scale` is the share of this pass in its step, for losses that layers add themselves.
     """
 
-    layout: Layout
+    layout: TokenLayout
     caches: dict[str, LayerCache] | None = None
     image_mask: Tensor | None = None
     class_token: Literal["first", "last", "none"] = "none"
@@ -79,10 +79,10 @@ class Context:
 
     def once(self, key: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` returns, made once per forward pass for all layers that ask for `key`."""
-        found = self.memo.get(key)
-        if found is None:
-            found = self.memo[key] = make()
-        return found
+        value = self.memo.get(key)
+        if value is None:
+            value = self.memo[key] = make()
+        return value
 
 
 class LayerModule(nn.Module):

@@ -16,19 +16,19 @@ class VocabEmbedding(Embedding):
 
     def __init__(self, spec: EmbeddingSpec, width: Width, ranks: Ranks, cuts: Cuts) -> None:
         super().__init__(spec, width)
-        held = cuts["vocab"][ranks.tp.index]
-        self.weight = empty(len(held), width.hidden_size)
-        self.ranks, self.held = ranks, held
+        own_ids = cuts["vocab"][ranks.tp.index]
+        self.weight = empty(len(own_ids), width.hidden_size)
+        self.ranks, self.own_ids = ranks, own_ids
 
     def forward(self, input_ids: Tensor, *, context: Context) -> Tensor:
         """Token ids [batch, tokens] to [batch, tokens, hidden]."""
-        is_here = (input_ids >= self.held.start) & (input_ids < self.held.stop)
+        is_here = (input_ids >= self.own_ids.start) & (input_ids < self.own_ids.stop)
         rows = self._rows_of(input_ids, is_here, context)
         return leave(rows, self.ranks.tp)
 
     def _rows_of(self, input_ids: Tensor, is_here: Tensor, context: Context) -> Tensor:
         """Rows of the tokens that are held here, zeros elsewhere."""
-        if not self.held:
+        if not self.own_ids:
             return self.weight.new_zeros(*input_ids.shape, self.weight.shape[1]) + self.weight.sum()
-        local = (input_ids - self.held.start).clamp(0, len(self.held) - 1)
+        local = (input_ids - self.own_ids.start).clamp(0, len(self.own_ids) - 1)
         return super().forward(local, context=context) * is_here[..., None]

@@ -7,7 +7,7 @@ from l4spec.layers.linear.spec import LinearSpec
 KIND = LayerKind(
     spec=LinearSpec,
     declare=declare,
-    module="l4spec.layers.linear.module:Linear",
+    module="l4spec.layers.linear.module:LinearLayer",
     slot="vision",
     parallel="l4spec.layers.linear.parallel:GatheredLinear",
 )

@@ -8,7 +8,7 @@ from l4spec.layers.common.modules import Linear as Projection
 from l4spec.layers.linear.spec import LinearSpec
 
 
-class Linear(LayerModule):
+class LinearLayer(LayerModule):
     """y = x W^T, with a bias when asked for."""
 
     def __init__(self, spec: LinearSpec, width: Width) -> None:

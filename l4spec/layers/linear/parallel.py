@@ -5,11 +5,11 @@ from torch import Tensor
 from l4spec.layers.base import Width
 from l4spec.layers.common.modules import Context
 from l4spec.layers.common.parallel import Cuts, Ranks, enter, gather_last
-from l4spec.layers.linear.module import Linear
+from l4spec.layers.linear.module import LinearLayer
 from l4spec.layers.linear.spec import LinearSpec
 
 
-class GatheredLinear(Linear):
+class GatheredLinear(LinearLayer):
     """Every rank computes its run of the outputs, and gets those of the others."""
 
     joins_itself = True

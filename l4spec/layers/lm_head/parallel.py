@@ -20,8 +20,8 @@ class VocabHead(LMHead):
     def __init__(self, spec: LMHeadSpec, width: Width, ranks: Ranks, cuts: Cuts) -> None:
         super().__init__(spec, width)
         self.sizes = [len(rows) for rows in cuts["vocab"]]
-        self.held = cuts["vocab"][ranks.tp.index]
-        own = len(self.held)
+        self.own_ids = cuts["vocab"][ranks.tp.index]
+        own = len(self.own_ids)
         if not spec.tied:
             self.weight = empty(own, width.hidden_size)
         self.bias = empty(own) if spec.bias else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.masks import CausalMask
 from l4spec.layers.common.cache import LayerCache, Rows
-from l4spec.layers.common.modules import Context, Layout, group_last
+from l4spec.layers.common.modules import Context, TokenLayout, group_last
 from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 from l4spec.runtime.calibrate.timing import Case, rotating
@@ -32,7 +32,7 @@ def causal(room: Room) -> TableCases:
     for units, tokens, width in grid(*room.sizes.causal):
         x = room.take(1, tokens, units, width)
         rows = tuple(room.beside(1, tokens, units // 2 * width) for _ in range(2))
-        context = Context(Layout(1, tokens, 0, torch.arange(tokens)))
+        context = Context(TokenLayout(1, tokens, 0, torch.arange(tokens)))
         cases.append(Timed(partial(_attention(units // 2, width), x, rows, context, None), (x, *rows)))
     return replace(TableCases.both(room, room.sizes.causal, cases), squares=(1,))
 
@@ -57,7 +57,7 @@ def cached(room: Room) -> TableCases:
         attention = _attention(kv_heads, width)
         x = room.beside(batch, 1, kv_heads * group, width)
         new = tuple(room.beside(batch, 1, kv_heads * width) for _ in range(2))
-        context = Context(Layout(batch, 1, tokens - 1, torch.arange(1)))
+        context = Context(TokenLayout(batch, 1, tokens - 1, torch.arange(1)))
         caches = [LayerCache(data) for data in room.pieces(batch, tokens, 2 * kv_heads * width)]
         steps = [partial(attention, x, new, context, cache) for cache in caches]
         hot.append(Case(steps[0]))

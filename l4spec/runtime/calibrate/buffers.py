@@ -42,8 +42,8 @@ class Room:
 
     def pieces(self, *shape: int, num_bytes: int | None = None) -> list[Tensor]:
         """Tensors of this shape side by side, together at least as large as what counts as cold, or as asked."""
-        wanted = self.sizes.cold_bytes if num_bytes is None else num_bytes
-        count = max(1, min(wanted // self.dtype.itemsize, self.first.numel()) // prod(shape))
+        least_bytes = self.sizes.cold_bytes if num_bytes is None else num_bytes
+        count = max(1, min(least_bytes // self.dtype.itemsize, self.first.numel()) // prod(shape))
         return [_part(self.first, shape, number * prod(shape)) for number in range(count)]
 
     def after_weights(self, *inputs: Tensor) -> Callable[[], None]:

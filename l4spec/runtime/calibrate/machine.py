@@ -12,7 +12,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class MachineConditions:
     """The machine and the software of a calibration."""
 
     processor: str
@@ -23,9 +23,9 @@ class Conditions:
     day: str
 
 
-def conditions() -> Conditions:
+def conditions() -> MachineConditions:
     """As this process finds them now."""
-    return Conditions(
+    return MachineConditions(
         processor=_processor(),
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),

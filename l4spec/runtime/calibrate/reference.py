@@ -122,10 +122,10 @@ def _reference(kind: str, graph: LayerGraph, room: Room) -> Reference:
 
     calls, results = _calls(model, step)
     nodes = {name: both(call) for name, call in calls.items()}
-    found = Reference(kind, graph, nodes, both(_hollow(graph, room, results, ids)))
-    if found.attention is not None:
-        found.turning = both(_turning(calls[found.attention]))
-    return found
+    reference = Reference(kind, graph, nodes, both(_hollow(graph, room, results, ids)))
+    if reference.attention is not None:
+        reference.turning = both(_turning(calls[reference.attention]))
+    return reference
 
 
 def _hollow(graph: LayerGraph, room: Room, results: dict[str, Tensor], ids: Tensor) -> Callable[[], object]:

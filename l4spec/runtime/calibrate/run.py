@@ -9,7 +9,7 @@ import torch
 from l4spec.runtime.build import DTYPES
 from l4spec.runtime.calibrate.attending import cached, causal, masked
 from l4spec.runtime.calibrate.buffers import Room
-from l4spec.runtime.calibrate.machine import Conditions, conditions
+from l4spec.runtime.calibrate.machine import MachineConditions, conditions
 from l4spec.runtime.calibrate.products import expert_products, products, residency
 from l4spec.runtime.calibrate.reference import Reference, references
 from l4spec.runtime.calibrate.routing import dispatch, experts, route
@@ -29,7 +29,7 @@ class Calibration:
     `turns` is how often everything was measured at least; a time is the median over all of it.
     """
 
-    conditions: Conditions
+    conditions: MachineConditions
     clock: Clock = "wall"
     turns: int = 0
     seconds: float = 0.0
@@ -57,17 +57,19 @@ def calibrate(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        found = Calibration(conditions(), clock)
+        calibration = Calibration(conditions(), clock)
         turns = []
         for number, dtype in enumerate(dtypes):
             end = start + seconds * (number + 1) / len(dtypes)
             with torch.no_grad():
-                turns.append(_one(found, dtype, sizes or sizes_for(seconds), end, clock, _teller(tell, start, seconds)))
-        found.turns = min(turns)
+                turns.append(
+                    _one(calibration, dtype, sizes or sizes_for(seconds), end, clock, _teller(tell, start, seconds))
+                )
+        calibration.turns = min(turns)
     finally:
         torch.set_num_threads(before)
-    found.seconds = time.perf_counter() - start
-    return found
+    calibration.seconds = time.perf_counter() - start
+    return calibration
 
 
 def _teller(tell: Callable[[int, int], None] | None, start: float, seconds: float) -> Callable[[], None]:
@@ -76,14 +78,14 @@ def _teller(tell: Callable[[int, int], None] | None, start: float, seconds: floa
     return lambda: tell(min(round(1000 * (time.perf_counter() - start)), round(1000 * seconds)), round(1000 * seconds))
 
 
-def _one(found: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, tell: Callable[[], None]) -> int:
+def _one(calibration: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, tell: Callable[[], None]) -> int:
     room = Room(sizes, DTYPES[dtype])
     tables = _cases(room)
     narrow = references(room)
     cases = [case for table in tables.values() for case in table]
     turns = take_turns([*cases, *(case for each in narrow for case in each.cases())], end, clock=clock, tell=tell)
-    found.tables[dtype] = {name: table.table() for name, table in tables.items()}
-    found.references[dtype] = narrow
+    calibration.tables[dtype] = {name: table.table() for name, table in tables.items()}
+    calibration.references[dtype] = narrow
     return turns
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.attention.rope import Rotation
-from l4spec.layers.common.modules import Context, Layout, activation, rms_norm
+from l4spec.layers.common.modules import Context, TokenLayout, activation, rms_norm
 from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 
@@ -96,6 +96,6 @@ def _rotate(layout: str, room: Room, count: int) -> Timed:
     tokens = max(1, count // ROW // heads)
     rope = Rope.model_validate({"kind": "rope", "theta": 10000.0, "layout": layout})
     rotation = Rotation.of(rope, ROW, ROW)
-    context = Context(Layout(1, tokens, 0, torch.arange(tokens)))
+    context = Context(TokenLayout(1, tokens, 0, torch.arange(tokens)))
     x = room.take(1, tokens, heads, ROW)
     return Timed(lambda: rotation(x, context), (x,))

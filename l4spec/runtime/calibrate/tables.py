@@ -52,15 +52,15 @@ class TableCases:
 
     def table(self) -> RawTable:
         """What was measured."""
-        found: RawTable = {
+        raw_table: RawTable = {
             "axes": [list(axis) for axis in self.axes],
             "seconds": [median_of(case) for case in self.hot],
         }
         if self.cold:
-            found["cold"] = [median_of(case) for case in self.cold]
+            raw_table["cold"] = [median_of(case) for case in self.cold]
         if self.squares:
-            found["squares"] = list(self.squares)
-        return found
+            raw_table["squares"] = list(self.squares)
+        return raw_table
 
 
 def median_of(case: Case) -> float:

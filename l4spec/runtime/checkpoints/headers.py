@@ -49,17 +49,17 @@ def read_headers(directory: Path) -> dict[str, Header]:
     index = directory / INDEX
     files = _indexed_files(index) if index.exists() else None
     problems: list[Problem] = []
-    found: dict[str, Header] = {}
+    headers: dict[str, Header] = {}
     for path in files or _plain_files(directory):
         for name, header in _read_header(path, problems).items():
-            if name in found:
-                problems.append(Problem(f"is stored twice, in {found[name].file.name} too", name, Place(path.name)))
-            found[name] = header
+            if name in headers:
+                problems.append(Problem(f"is stored twice, in {headers[name].file.name} too", name, Place(path.name)))
+            headers[name] = header
     if files is not None and not problems:
-        problems += _index_mistakes(files, found)
+        problems += _index_mistakes(files, headers)
     if problems:
         raise UserError(problems)
-    return found
+    return headers
 
 
 def _plain_files(directory: Path) -> list[Path]:
@@ -92,13 +92,13 @@ def _indexed_files(index: Path) -> dict[Path, set[str]]:
     return dict(sorted(files.items()))
 
 
-def _index_mistakes(files: Mapping[Path, set[str]], found: Mapping[str, Header]) -> Iterable[Problem]:
+def _index_mistakes(files: Mapping[Path, set[str]], headers: Mapping[str, Header]) -> Iterable[Problem]:
     for path, names in files.items():
         for name in sorted(names):
-            if name not in found:
+            if name not in headers:
                 yield Problem("is missing, although the index names it", name, Place(path.name))
-            elif found[name].file != path:
-                yield Problem(f"stands in {found[name].file.name}, not where the index says", name, Place(path.name))
+            elif headers[name].file != path:
+                yield Problem(f"stands in {headers[name].file.name}, not where the index says", name, Place(path.name))
 
 
 def _is_plain_name(file: Any) -> bool:
@@ -119,14 +119,14 @@ def _read_header(path: Path, problems: list[Problem]) -> dict[str, Header]:
         problems.append(Problem(str(error), place=place))
         return {}
     header.pop("__metadata__", None)
-    found = {}
+    tensors = {}
     for name, entry in header.items():
         complaint = _complaint(entry, num_data_bytes)
         if complaint:
             problems.append(Problem(complaint, name, place))
         else:
-            found[name] = Header(tuple(entry["shape"]), entry["dtype"], path)
-    return found
+            tensors[name] = Header(tuple(entry["shape"]), entry["dtype"], path)
+    return tensors
 
 
 def _header_text(path: Path) -> tuple[bytes, int]:
@@ -193,9 +193,9 @@ def read_json(path: Path) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in unique:
             raise DuplicateKeyError(key)
-        found[key] = value
-    return found
+        unique[key] = value
+    return unique

@@ -12,7 +12,14 @@ from functools import partial
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Parameter
-from l4spec.runtime.checkpoints.layout import Group, Layout, Piece, StoredTensor, stored_parameters, whole
+from l4spec.runtime.checkpoints.layout import (
+    CheckpointLayout,
+    StoredGroup,
+    StoredTensor,
+    TensorPiece,
+    stored_parameters,
+    whole,
+)
 
 NATIVE = "l4spec"
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -100,7 +107,7 @@ NAMINGS: Mapping[str, Naming] = {
 """By `model_type`, the families of `l4spec.huggingface`."""
 
 
-def hub_layout(graph: LayerGraph, family: str) -> Layout | None:
+def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
     """How `family` stores a model of this graph; None when it has no name for one of its tensors."""
     naming, groups = NAMINGS[family], []
     experts: dict[str, dict[str, Parameter]] = {}
@@ -112,19 +119,19 @@ def hub_layout(graph: LayerGraph, family: str) -> Layout | None:
         names = _renamed(full, naming.renames)
         if not names:
             return None
-        groups.append(Group(tuple((whole(name, full, parameter.shape),) for name in names)))
+        groups.append(StoredGroup(tuple((whole(name, full, parameter.shape),) for name in names)))
     for prefix, stacks in experts.items():
         group = _expert_group(prefix, stacks, naming)
         if group is None:
             return None
         groups.append(group)
-    return Layout(family, tuple(groups), partial(_is_ignored, _ignored_patterns(graph, naming)))
+    return CheckpointLayout(family, tuple(groups), partial(_is_ignored, _ignored_patterns(graph, naming)))
 
 
-def native_layout(graph: LayerGraph) -> Layout:
+def native_layout(graph: LayerGraph) -> CheckpointLayout:
     """Our own names and shapes: for models that no family can say."""
-    groups = (Group(((whole(full, full, parameter.shape),),)) for full, parameter in stored_parameters(graph))
-    return Layout(NATIVE, tuple(groups), partial(_is_ignored, ()))
+    groups = (StoredGroup(((whole(full, full, parameter.shape),),)) for full, parameter in stored_parameters(graph))
+    return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, ()))
 
 
 def _is_stack(parameter: Parameter) -> bool:
@@ -144,27 +151,27 @@ def _renamed(full: str, renames: Renames) -> tuple[str, ...]:
     return tuple((name + rest).replace("#", index) for name in ((theirs,) if isinstance(theirs, str) else theirs))
 
 
-def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) -> Group | None:
+def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) -> StoredGroup | None:
     prefixes = _renamed(prefix, naming.renames)
     if not prefixes or set(stacks) != {"gate_proj", "up_proj", "down_proj"}:
         return None
     each = [_each_expert(prefix, stored, stacks, naming.each) for stored in prefixes]
     fused = [_fused_experts(prefix, stored, stacks, naming.fused_in_out) for stored in prefixes]
-    return Group((*fused, *each) if naming.fused_first else (*each, *fused))
+    return StoredGroup((*fused, *each) if naming.fused_first else (*each, *fused))
 
 
 def _each_expert(
     prefix: str, stored: str, stacks: Mapping[str, Parameter], names: tuple[str, str, str]
 ) -> tuple[StoredTensor, ...]:
     """`{stored}.{expert}.{name}.weight` [out, in] for every expert and projection."""
-    found = []
+    pieces = []
     for kind, name in zip(("gate_proj", "up_proj", "down_proj"), names, strict=True):
         num_experts, out, into = stacks[kind].shape
         for expert in range(num_experts):
-            piece = Piece(f"{prefix}.{kind}", ((0, expert, expert + 1),))
+            piece = TensorPiece(f"{prefix}.{kind}", ((0, expert, expert + 1),))
             tensor = f"{stored}.{expert}.{name}.weight"
-            found.append(StoredTensor(tensor, (out, into), (piece,), view=(1, out, into)))
-    return tuple(found)
+            pieces.append(StoredTensor(tensor, (out, into), (piece,), view=(1, out, into)))
+    return tuple(pieces)
 
 
 def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in_out: bool) -> tuple[StoredTensor, ...]:
@@ -173,10 +180,10 @@ def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in
     dim = 2 if in_out else 1
     halves = (("gate_proj", 0), ("up_proj", ffn))
     gate_up = tuple(
-        Piece(f"{prefix}.{kind}", stored_region=((dim, start, start + ffn),), transposed=in_out)
+        TensorPiece(f"{prefix}.{kind}", stored_region=((dim, start, start + ffn),), transposed=in_out)
         for kind, start in halves
     )
-    down = (Piece(f"{prefix}.down_proj", transposed=in_out),)
+    down = (TensorPiece(f"{prefix}.down_proj", transposed=in_out),)
     shape = (num_experts, hidden, 2 * ffn) if in_out else (num_experts, 2 * ffn, hidden)
     down_shape = (num_experts, ffn, hidden) if in_out else (num_experts, hidden, ffn)
     return (

@@ -15,7 +15,7 @@ Region = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorPiece:
     """A part of the stored tensor that is a part of one of ours: `tensor[region] == stored[stored_region]`.
 
     `transposed`: the last two dims of the stored part are swapped.
@@ -36,7 +36,7 @@ class StoredTensor:
 
     name: str
     shape: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TensorPiece, ...]
     view: tuple[int, ...] | None = None
     rank: int = 0
 
@@ -47,35 +47,35 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class StoredGroup:
     """Tensors of ours that are stored together, in one of several ways; the first is how they are saved."""
 
     alternatives: tuple[tuple[StoredTensor, ...], ...]
 
-    def found_in(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
+    def matching(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
         """The way of which most stored names exist; the first among equals."""
         return max(self.alternatives, key=lambda way: sum(stored.name in names for stored in way) / len(way))
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class CheckpointLayout:
     """One way to name all tensors of a model. `ignored` says which other stored tensors are no mistake."""
 
     name: str
-    groups: tuple[Group, ...]
+    groups: tuple[StoredGroup, ...]
     ignored: Callable[[str], bool]
 
     def saved(self) -> tuple[StoredTensor, ...]:
         """What a checkpoint in this layout is saved as."""
         return tuple(stored for group in self.groups for stored in group.alternatives[0])
 
-    def found_in(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
+    def matching(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
         """What a checkpoint with these names should hold."""
-        return tuple(stored for group in self.groups for stored in group.found_in(names))
+        return tuple(stored for group in self.groups for stored in group.matching(names))
 
     def num_matches(self, names: frozenset[str]) -> int:
         """How many of these names this layout knows."""
-        return len({stored.name for stored in self.found_in(names)} & names)
+        return len({stored.name for stored in self.matching(names)} & names)
 
 
 def stored_parameters(graph: LayerGraph) -> Iterable[tuple[str, Parameter]]:
@@ -87,4 +87,4 @@ def stored_parameters(graph: LayerGraph) -> Iterable[tuple[str, Parameter]]:
 
 def whole(name: str, tensor: str, shape: tuple[int, ...]) -> StoredTensor:
     """A stored tensor that is one of ours as it stands."""
-    return StoredTensor(name, shape, (Piece(tensor),))
+    return StoredTensor(name, shape, (TensorPiece(tensor),))

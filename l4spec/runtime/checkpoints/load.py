@@ -22,7 +22,7 @@ from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.packed_load import fill, matched
 from l4spec.runtime.checkpoints.regions import part
-from l4spec.runtime.module_inventory import held_tensors
+from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.progress import Report
 
 if TYPE_CHECKING:
@@ -42,15 +42,15 @@ def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | N
     which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was. A quantized model
     takes what `save_checkpoint` wrote of one of the same scheme, as it lies.
     """
-    targets = held_tensors(model)
+    targets = module_tensors(model)
     if any(target.is_meta for target in targets.values()):
         raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     with ExitStack() as files:
         if model.quantization is not None:
             _load_packed(model, checked_folder(directory), files, report)
             return
-        wanted, read = open_stored(model.graph, directory, files)
-        _copy(wanted, read, targets, report)
+        tensors, read = open_stored(model.graph, directory, files)
+        _copy(tensors, read, targets, report)
     if model.graph.model.vision is not None and (named := image_token_of(_config(Path(directory)))) is not None:
         model.image_token_id = named
 
@@ -59,12 +59,12 @@ def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Repo
     """Fill a quantized model from a checkpoint of the same scheme."""
     headers = read_headers(directory)
     layout = hub_layout_of(model.graph, frozenset(), _model_type(directory))
-    wanted = matched(model, layout, headers)
+    packed_targets = matched(model, layout, headers)
     opened = _all_mapped(headers, files)
-    targets = held_tensors(model)
+    targets = module_tensors(model)
     fill(
         model,
-        wanted,
+        packed_targets,
         lambda name: opened.tensor(headers[name].file, name),
         lambda stored, source: _copy([stored], lambda _: source, targets, None),
     )
@@ -99,9 +99,9 @@ def checked_folder(directory: Path | str) -> Path:
 def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
     headers = read_headers(directory)
     layout = hub_layout_of(graph, frozenset(headers), _model_type(directory))
-    wanted = require_match(layout, {(0, name): header for name, header in headers.items()})
+    tensors = require_match(layout, {(0, name): header for name, header in headers.items()})
     opened = _all_mapped(headers, files)
-    return wanted, lambda stored: opened.tensor(headers[stored.name].file, stored.name)
+    return tensors, lambda stored: opened.tensor(headers[stored.name].file, stored.name)
 
 
 def _all_mapped(headers: Mapping[str, Header], files: ExitStack) -> MappedFiles:
@@ -138,14 +138,14 @@ def _open_meta(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tu
     layout = meta_layout(graph, len(paths))
     if layout is None:
         raise UserError(f"{directory} is a checkpoint of Meta's Llama 4, which this model is not")
-    found: dict[Key, Header] = {}
+    headers: dict[Key, Header] = {}
     for rank, path in enumerate(paths):
         for name, tensor in _unpickled(path).items():
             dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-            found[rank, name] = Header(tuple(tensor.shape), dtype, path)
+            headers[rank, name] = Header(tuple(tensor.shape), dtype, path)
     opened = MappedFiles(lambda path: _unpickled(path).__getitem__)
     files.callback(opened.close)
-    return require_match(layout, found), lambda stored: opened.tensor(paths[stored.rank], stored.name)
+    return require_match(layout, headers), lambda stored: opened.tensor(paths[stored.rank], stored.name)
 
 
 def _rank_files(directory: Path) -> list[Path]:
@@ -173,11 +173,11 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
     return {name: value for name, value in data.items() if isinstance(value, Tensor)}
 
 
-def _copy(wanted: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None) -> None:
-    wanted = tuple(wanted)
-    total, done = sum(stored.numel for stored in wanted), 0
+def _copy(tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None) -> None:
+    tensors = tuple(tensors)
+    total, done = sum(stored.numel for stored in tensors), 0
     with torch.no_grad():
-        for stored in wanted:
+        for stored in tensors:
             source = read(stored) if stored.pieces else None
             for piece in stored.pieces:
                 assert source is not None

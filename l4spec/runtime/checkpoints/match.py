@@ -6,7 +6,7 @@ from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.checkpoints.headers import Header
 from l4spec.runtime.checkpoints.hub_names import NAMINGS, hub_layout, native_layout
-from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
+from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 
 LOADABLE = ("BF16", "F16", "F32", "F64")
 """Number formats that are copied, cast to the model's own; packed and 8-bit weights need more than a cast."""
@@ -14,29 +14,29 @@ Key = tuple[int, str]
 """Rank of the file and name; the rank is 0 where files are no ranks."""
 
 
-def hub_layout_of(graph: LayerGraph, names: frozenset[str], preferred: str | None) -> Layout:
+def hub_layout_of(graph: LayerGraph, names: frozenset[str], preferred: str | None) -> CheckpointLayout:
     """The layout that knows most of these names; `preferred` (a model_type) among equals, then the tables' order."""
     families = sorted(NAMINGS, key=lambda family: family != preferred)
-    found = [layout for family in families if (layout := hub_layout(graph, family))]
-    return max((*found, native_layout(graph)), key=lambda layout: layout.num_matches(names))
+    layouts = [layout for family in families if (layout := hub_layout(graph, family))]
+    return max((*layouts, native_layout(graph)), key=lambda layout: layout.num_matches(names))
 
 
-def require_match(layout: Layout, found: Mapping[Key, Header]) -> tuple[StoredTensor, ...]:
+def require_match(layout: CheckpointLayout, headers: Mapping[Key, Header]) -> tuple[StoredTensor, ...]:
     """The stored tensors to read. Raises UserError naming every missing, extra, misshapen and unreadable one."""
-    wanted = layout.found_in(frozenset(name for _, name in found))
-    problems = list(_differences(wanted, found))
-    known = {(stored.rank, stored.name) for stored in wanted}
-    for (rank, name), header in found.items():
+    tensors = layout.matching(frozenset(name for _, name in headers))
+    problems = list(_differences(tensors, headers))
+    known = {(stored.rank, stored.name) for stored in tensors}
+    for (rank, name), header in headers.items():
         if (rank, name) not in known and not layout.ignored(name):
             problems.append(Problem("is stored, but the model has no such tensor", name, Place(header.file.name)))
     if problems:
-        raise UserError([_summary(layout, problems, wanted), *problems])
-    return wanted
+        raise UserError([_summary(layout, problems, tensors), *problems])
+    return tensors
 
 
-def _differences(wanted: Iterable[StoredTensor], found: Mapping[Key, Header]) -> Iterable[Problem]:
-    for stored in wanted:
-        header = found.get((stored.rank, stored.name))
+def _differences(tensors: Iterable[StoredTensor], headers: Mapping[Key, Header]) -> Iterable[Problem]:
+    for stored in tensors:
+        header = headers.get((stored.rank, stored.name))
         if header is None:
             where = f" in rank {stored.rank}" if stored.rank else ""
             yield Problem(f"is missing{where}", stored.name)
@@ -49,8 +49,8 @@ def _differences(wanted: Iterable[StoredTensor], found: Mapping[Key, Header]) ->
             yield Problem(f"expected a number format out of {formats}, found {header.dtype}", stored.name, place)
 
 
-def _summary(layout: Layout, problems: Sequence[Problem], wanted: Sequence[StoredTensor]) -> Problem:
+def _summary(layout: CheckpointLayout, problems: Sequence[Problem], tensors: Sequence[StoredTensor]) -> Problem:
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     return Problem(
-        f"the checkpoint does not fit the model: {count}, {len(wanted)} tensors expected in layout {layout.name}"
+        f"the checkpoint does not fit the model: {count}, {len(tensors)} tensors expected in layout {layout.name}"
     )

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
-from l4spec.runtime.checkpoints.layout import Group, Layout, Piece, StoredTensor, stored_parameters
+from l4spec.runtime.checkpoints.layout import (
+    CheckpointLayout,
+    StoredGroup,
+    StoredTensor,
+    TensorPiece,
+    stored_parameters,
+)
 
 META = "meta"
 Shape = tuple[int, ...]
@@ -92,13 +98,13 @@ _VISION_LAYER = {
 }
 
 
-def meta_layout(graph: LayerGraph, num_ranks: int) -> Layout | None:
+def meta_layout(graph: LayerGraph, num_ranks: int) -> CheckpointLayout | None:
     """How Meta stores a model of this graph over `num_ranks` files; None when it has no name for one of its tensors.
 
     A dim that `num_ranks` does not divide makes the shapes wrong, which checking the files then says by name.
     """
     shapes = {full: parameter.shape for full, parameter in stored_parameters(graph)}
-    groups: list[Group] = []
+    groups: list[StoredGroup] = []
     for layer in _layers(graph):
         groups += _joined_groups(layer, shapes, num_ranks)
     known = {piece.tensor for group in groups for way in group.alternatives for t in way for piece in t.pieces}
@@ -110,7 +116,7 @@ def meta_layout(graph: LayerGraph, num_ranks: int) -> Layout | None:
         if group is None:
             return None
         groups.append(group)
-    return Layout(META, tuple(groups), _is_unread)
+    return CheckpointLayout(META, tuple(groups), _is_unread)
 
 
 def _is_unread(name: str) -> bool:
@@ -121,7 +127,7 @@ def _layers(graph: LayerGraph) -> Iterator[int]:
     return iter(range(graph.num_layers))
 
 
-def _joined_groups(layer: int, shapes: dict[str, Shape], num_ranks: int) -> Iterator[Group]:
+def _joined_groups(layer: int, shapes: dict[str, Shape], num_ranks: int) -> Iterator[StoredGroup]:
     for ours, joined, single, letters in _JOINED:
         names = [f"text.layers.{layer}.{name}.weight" for name in ours]
         if all(name in shapes for name in names):
@@ -132,10 +138,10 @@ def _joined_groups(layer: int, shapes: dict[str, Shape], num_ranks: int) -> Iter
                 for name, letter in zip(names, letters, strict=True)
                 for stored in _cut(prefix + single.format(letter), name, shapes[name], 0, num_ranks)
             ]
-            yield Group((tuple(together), tuple(alone)))
+            yield StoredGroup((tuple(together), tuple(alone)))
 
 
-def _single_group(node: LayerNode, parameter: Parameter, full: str, num_ranks: int) -> Group | None:
+def _single_group(node: LayerNode, parameter: Parameter, full: str, num_ranks: int) -> StoredGroup | None:
     """The ways to store a tensor that is not joined with others."""
     stack = _EXPERTS.get(parameter.name.removeprefix("experts."))
     if parameter.role == "expert" and stack is not None:
@@ -143,14 +149,14 @@ def _single_group(node: LayerNode, parameter: Parameter, full: str, num_ranks: i
     if parameter.role == "router" and parameter.name == "router.weight":
         num_experts, hidden = parameter.shape
         stored = StoredTensor(
-            f"layers.{node.layer}.feed_forward.router_DE", (hidden, num_experts), (Piece(full, transposed=True),)
+            f"layers.{node.layer}.feed_forward.router_DE", (hidden, num_experts), (TensorPiece(full, transposed=True),)
         )
-        return Group((tuple(_copies(stored, num_ranks)),))
+        return StoredGroup((tuple(_copies(stored, num_ranks)),))
     rule, prefix = _rule_of(node, parameter, full)
     if rule is None:
         return None
     ways = (tuple(_cut(prefix + name, full, parameter.shape, rule.cut, num_ranks)) for name in rule.names)
-    return Group(tuple(ways))
+    return StoredGroup(tuple(ways))
 
 
 def _rule_of(node: LayerNode, parameter: Parameter, full: str) -> tuple[_Rule | None, str]:
@@ -165,12 +171,12 @@ def _rule_of(node: LayerNode, parameter: Parameter, full: str) -> tuple[_Rule | 
 def _cut(name: str, tensor: str, shape: Shape, dim: int | None, num_ranks: int) -> Iterator[StoredTensor]:
     """A tensor cut along `dim`, a part for each rank; the same copy on all ranks without a dim."""
     if dim is None:
-        yield from _copies(StoredTensor(name, shape, (Piece(tensor),)), num_ranks)
+        yield from _copies(StoredTensor(name, shape, (TensorPiece(tensor),)), num_ranks)
         return
     width = shape[dim] // num_ranks
     part = (*shape[:dim], width, *shape[dim + 1 :])
     for rank in range(num_ranks):
-        yield StoredTensor(name, part, (Piece(tensor, ((dim, rank * width, (rank + 1) * width),)),), rank=rank)
+        yield StoredTensor(name, part, (TensorPiece(tensor, ((dim, rank * width, (rank + 1) * width),)),), rank=rank)
 
 
 def _copies(stored: StoredTensor, num_ranks: int) -> Iterator[StoredTensor]:
@@ -184,12 +190,12 @@ def _stacked(name: str, parts: list[tuple[str, Shape]], num_ranks: int) -> Itera
         pieces, start = [], 0
         for tensor, shape in parts:
             rows = shape[0] // num_ranks
-            pieces.append(Piece(tensor, ((0, rank * rows, (rank + 1) * rows),), ((0, start, start + rows),)))
+            pieces.append(TensorPiece(tensor, ((0, rank * rows, (rank + 1) * rows),), ((0, start, start + rows),)))
             start += rows
         yield StoredTensor(name, (start, parts[0][1][1]), tuple(pieces), rank=rank)
 
 
-def _experts(node: LayerNode, full: str, shape: Shape, stack: tuple[str, str, int], num_ranks: int) -> Group:
+def _experts(node: LayerNode, full: str, shape: Shape, stack: tuple[str, str, int], num_ranks: int) -> StoredGroup:
     """[expert, in, out] by rank: published with the leading dims folded, in the module with all three."""
     published, module, dim = stack
     prefix = f"layers.{node.layer}.feed_forward.experts."
@@ -198,8 +204,8 @@ def _experts(node: LayerNode, full: str, shape: Shape, stack: tuple[str, str, in
     view = (part[0], part[2], part[1])
     folded, unfolded = [], []
     for rank in range(num_ranks):
-        piece = Piece(full, ((dim, rank * width, (rank + 1) * width),), transposed=True)
+        piece = TensorPiece(full, ((dim, rank * width, (rank + 1) * width),), transposed=True)
         stored = StoredTensor(prefix + published, (view[0] * view[1], view[2]), (piece,), view=view, rank=rank)
         folded.append(stored)
         unfolded.append(StoredTensor(prefix + module, view, (piece,), rank=rank))
-    return Group((tuple(folded), tuple(unfolded)))
+    return StoredGroup((tuple(folded), tuple(unfolded)))

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from l4spec.errors import Place, Problem, UserError
 from l4spec.runtime.checkpoints.headers import Header
-from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
+from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 from l4spec.runtime.checkpoints.packed_save import matrix_index, packed_entries, stored_tensors
-from l4spec.runtime.checkpoints.write import FORMATS, Entry
-from l4spec.runtime.module_inventory import held_tensors
+from l4spec.runtime.checkpoints.write import FORMATS, TensorEntry
+from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.quantize.bit_packing import unpack_nibbles
 from l4spec.runtime.quantize.codes import Coded
 from l4spec.runtime.quantize.weight import PackedWeight, packed_weights
@@ -27,50 +27,54 @@ QUANTIZATION = "quantization.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _LoadTarget:
     """A stored tensor of the layout with what stands for it in the files."""
 
     stored: StoredTensor
     weight: PackedWeight | None
-    entries: Sequence[Entry]
+    entries: Sequence[TensorEntry]
 
 
-def matched(model: "Model", layout: Layout, headers: dict[str, Header]) -> "tuple[_Wanted, ...]":
+def matched(model: "Model", layout: CheckpointLayout, headers: dict[str, Header]) -> "tuple[_LoadTarget, ...]":
     """What to read for every tensor. Raises UserError for what is missing, misshapen, of another format, or extra."""
-    held, packed = held_tensors(model), packed_weights(model)
-    wanted = []
+    tensors, packed = module_tensors(model), packed_weights(model)
+    targets = []
     for stored in stored_tensors(layout, set(packed)):
-        weight, tensor = packed.get(stored.pieces[0].tensor), held.get(stored.pieces[0].tensor)
+        weight, tensor = packed.get(stored.pieces[0].tensor), tensors.get(stored.pieces[0].tensor)
         if weight is not None:
-            wanted.append(_Wanted(stored, weight, packed_entries(stored, weight)))
+            targets.append(_LoadTarget(stored, weight, packed_entries(stored, weight)))
         else:
             assert tensor is not None
-            wanted.append(_Wanted(stored, None, [Entry(stored.name, stored.shape, tensor.dtype, tensor.cpu)]))
+            targets.append(
+                _LoadTarget(stored, None, [TensorEntry(stored.name, stored.shape, tensor.dtype, tensor.cpu)])
+            )
     problems = []
-    entries = {entry.name: entry for each in wanted for entry in each.entries}
+    entries = {entry.name: entry for each in targets for entry in each.entries}
     for entry in entries.values():
         header = headers.get(entry.name)
         if header is None:
             problems.append(Problem("is missing", entry.name))
         elif (header.shape, header.dtype) != (entry.shape, FORMATS[entry.dtype]):
             expected = f"expected {FORMATS[entry.dtype]} of shape {list(entry.shape)}"
-            found = f"found {header.dtype} of shape {list(header.shape)}"
-            problems.append(Problem(f"{expected}, {found}", entry.name, Place(header.file.name)))
+            actual = f"found {header.dtype} of shape {list(header.shape)}"
+            problems.append(Problem(f"{expected}, {actual}", entry.name, Place(header.file.name)))
     for name in headers.keys() - entries.keys():
         if not layout.ignored(name):
             problems.append(Problem("is stored, but the model has no such tensor", name))
     if problems:
         raise UserError(sorted(problems, key=lambda problem: problem.path))
-    return tuple(wanted)
+    return tuple(targets)
 
 
 @torch.no_grad()
-def fill(model: "Model", wanted: "Sequence[_Wanted]", read: Read, copy: Callable[[StoredTensor, Tensor], None]) -> None:
+def fill(
+    model: "Model", targets: "Sequence[_LoadTarget]", read: Read, copy: Callable[[StoredTensor, Tensor], None]
+) -> None:
     """Put what `read` gives by name into the model; `copy` puts a plain stored tensor where it belongs."""
     packed = packed_weights(model)
     for weight in packed.values():
         weight.reset()
-    for each in wanted:
+    for each in targets:
         if each.weight is None:
             copy(each.stored, read(each.stored.name))
             continue

@@ -18,8 +18,8 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
 from l4spec.quantization.scheme import PlainLaw, Quantization, ScaledLaw
 from l4spec.quantization.tensors import target_of
-from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
-from l4spec.runtime.checkpoints.write import Entry
+from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
+from l4spec.runtime.checkpoints.write import TensorEntry
 from l4spec.runtime.quantize.bit_packing import pack_nibbles
 from l4spec.runtime.quantize.weight import PackedWeight
 
@@ -73,7 +73,7 @@ def _why_not(law: ScaledLaw, graph: LayerGraph, name: str) -> str:
     return "" if in_words or law.word_bits == WORD_BITS else f"rows are no whole words of {WORD_BITS} bits"
 
 
-def quantization_config(graph: LayerGraph, table: Quantization, layout: Layout) -> Json:
+def quantization_config(graph: LayerGraph, table: Quantization, layout: CheckpointLayout) -> Json:
     """What config.json says of it; every linear layer that is not packed is named under `ignore`."""
     laws = dict(_laws(graph, table))
     law = next(iter(laws.values()))
@@ -104,7 +104,7 @@ def _activations(law: ScaledLaw) -> Json:
     return common | {"strategy": "token"}
 
 
-def _unpacked_linears(graph: LayerGraph, packed: set[str], layout: Layout) -> list[str]:
+def _unpacked_linears(graph: LayerGraph, packed: set[str], layout: CheckpointLayout) -> list[str]:
     """Stored names of the linear layers that stay plain, routers among them."""
     roles = {f"{node.id}.{parameter.name}": parameter.role for node, parameter in graph.parameters()}
     return [
@@ -117,15 +117,15 @@ def _unpacked_linears(graph: LayerGraph, packed: set[str], layout: Layout) -> li
     ]
 
 
-def stored_tensors(layout: Layout, packed: set[str]) -> list[StoredTensor]:
+def stored_tensors(layout: CheckpointLayout, packed: set[str]) -> list[StoredTensor]:
     """What is written: a group of tensors that holds packed ones matrix by matrix, any other as it is always saved."""
-    found: list[StoredTensor] = []
+    tensors: list[StoredTensor] = []
     for group in layout.groups:
         ways = list(group.alternatives)
         if any(piece.tensor in packed for stored in ways[0] for piece in stored.pieces):
             ways = [way for way in ways if all(_is_one_matrix(stored) for stored in way)]
-        found.extend(ways[0])
-    return found
+        tensors.extend(ways[0])
+    return tensors
 
 
 def _is_one_matrix(stored: StoredTensor) -> bool:
@@ -137,22 +137,22 @@ def matrix_index(stored: StoredTensor) -> tuple[int, ...]:
     return tuple(start for dim, start, _ in stored.pieces[0].region if dim == 0)
 
 
-def packed_entries(stored: StoredTensor, weight: PackedWeight) -> Sequence[Entry]:
+def packed_entries(stored: StoredTensor, weight: PackedWeight) -> Sequence[TensorEntry]:
     """The tensors that stand for one packed matrix in a checkpoint."""
     index = matrix_index(stored)
     base = stored.name.removesuffix(".weight")
     rows, columns = weight.shape[-2:]
     scale = weight.weight_scale[index]
     scale_shape = (1,) if weight.law.group == "tensor" else tuple(scale.shape)
-    scales = Entry(f"{base}.weight_scale", scale_shape, scale.dtype, lambda: scale.cpu().view(scale_shape))
+    scales = TensorEntry(f"{base}.weight_scale", scale_shape, scale.dtype, lambda: scale.cpu().view(scale_shape))
     if weight.law.values == "e4m3":
         payload = weight.weight_packed[index]
-        return Entry(stored.name, (rows, columns), payload.dtype, payload.cpu), scales
+        return TensorEntry(stored.name, (rows, columns), payload.dtype, payload.cpu), scales
     words = -(-columns * weight.law.bits // WORD_BITS)
     return (
-        Entry(f"{base}.weight_packed", (rows, words), torch.int32, partial(_words, weight, index)),
+        TensorEntry(f"{base}.weight_packed", (rows, words), torch.int32, partial(_words, weight, index)),
         scales,
-        Entry(f"{base}.weight_shape", (2,), torch.int64, lambda: torch.tensor([rows, columns])),
+        TensorEntry(f"{base}.weight_shape", (2,), torch.int64, lambda: torch.tensor([rows, columns])),
     )
 
 

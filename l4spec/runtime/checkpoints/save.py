@@ -15,7 +15,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
-from l4spec.runtime.checkpoints.layout import Layout, StoredTensor
+from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 from l4spec.runtime.checkpoints.packed_load import QUANTIZATION
 from l4spec.runtime.checkpoints.packed_save import (
     SHAPE_BYTES,
@@ -25,8 +25,8 @@ from l4spec.runtime.checkpoints.packed_save import (
     stored_tensors,
 )
 from l4spec.runtime.checkpoints.regions import part
-from l4spec.runtime.checkpoints.write import Entry, require_new_folder, write_folder
-from l4spec.runtime.module_inventory import held_tensors
+from l4spec.runtime.checkpoints.write import TensorEntry, require_new_folder, write_folder
+from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.weight import packed_weights
 from l4spec.spec.model import ModelSpec
@@ -67,31 +67,31 @@ def save_checkpoint(
     written beside the directory and renamed at the end. Raises UserError.
     """
     target = require_new_folder(directory)
-    held = held_tensors(model)
-    if any(tensor.is_meta for tensor in held.values()):
+    tensors = module_tensors(model)
+    if any(tensor.is_meta for tensor in tensors.values()):
         raise UserError("the model lies on the meta device and has no weights to save", hint="build it on cpu or cuda")
     if model.quantization is not None:
         require_exportable(model.graph, model.quantization)
-    layout, config = _layout_and_config(model.graph, held["text.embedding.weight"].dtype)
+    layout, config = _layout_and_config(model.graph, tensors["text.embedding.weight"].dtype)
     packed = packed_weights(model)
     if packed and model.quantization is not None and isinstance(config, dict):
         config["quantization_config"] = quantization_config(model.graph, model.quantization, layout)
     text = dict([_text_of(config)])
     if packed and model.quantization is not None:
         text[QUANTIZATION] = _scheme_text(model.quantization)
-    entries: list[Entry] = []
+    entries: list[TensorEntry] = []
     for stored in stored_tensors(layout, set(packed)):
         weight = packed.get(stored.pieces[0].tensor)
-        entries.extend([_entry(stored, held)] if weight is None else packed_entries(stored, weight))
+        entries.extend([_entry(stored, tensors)] if weight is None else packed_entries(stored, weight))
     num_files = write_folder(target, entries, text, max_shard_bytes, report)
     shapes = sum(SHAPE_BYTES for entry in entries if entry.name.endswith(".weight_shape"))
     num_bytes = sum(entry.num_bytes for entry in entries)
     return SavedCheckpoint(target, layout.name, len(entries), num_files, num_bytes, shapes)
 
 
-def _entry(stored: StoredTensor, tensors: Mapping[str, Tensor]) -> Entry:
+def _entry(stored: StoredTensor, tensors: Mapping[str, Tensor]) -> TensorEntry:
     dtype = tensors[stored.pieces[0].tensor].dtype
-    return Entry(stored.name, stored.shape, dtype, partial(_assembled, stored, tensors, dtype))
+    return TensorEntry(stored.name, stored.shape, dtype, partial(_assembled, stored, tensors, dtype))
 
 
 def spec_as_built(graph: LayerGraph, dtype: torch.dtype) -> ModelSpec:
@@ -101,7 +101,7 @@ def spec_as_built(graph: LayerGraph, dtype: torch.dtype) -> ModelSpec:
     return spec.model_copy(update={"text": spec.text.model_copy(update={"dtype": built})})
 
 
-def layout_and_text(graph: LayerGraph, dtype: torch.dtype) -> tuple[Layout, tuple[str, str]]:
+def layout_and_text(graph: LayerGraph, dtype: torch.dtype) -> tuple[CheckpointLayout, tuple[str, str]]:
     """The layout to save in, and the name and text of the file that says what the model is."""
     layout, config = _layout_and_config(graph, dtype)
     return layout, _text_of(config)
@@ -111,7 +111,7 @@ def _text_of(config: dict[str, Any] | str) -> tuple[str, str]:
     return (SPEC, config) if isinstance(config, str) else (CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def _layout_and_config(graph: LayerGraph, dtype: torch.dtype) -> tuple[Layout, dict[str, Any] | str]:
+def _layout_and_config(graph: LayerGraph, dtype: torch.dtype) -> tuple[CheckpointLayout, dict[str, Any] | str]:
     """The layout, and what says what the model is: a Hugging Face config, or the text of a spec."""
     spec = spec_as_built(graph, dtype)
     try:
@@ -143,9 +143,9 @@ def _assembled(stored: StoredTensor, tensors: Mapping[str, Tensor], dtype: torch
     first = stored.pieces[0]
     if stored.view is None and len(stored.pieces) == 1 and not first.region and not first.transposed:
         return tensors[first.tensor].detach().cpu().contiguous()
-    found = torch.empty(stored.shape, dtype=dtype)
+    tensor = torch.empty(stored.shape, dtype=dtype)
     for piece in stored.pieces:
         source = part(tensors[piece.tensor].detach(), piece.region)
-        target = part(found.view(stored.view or stored.shape), piece.stored_region)
+        target = part(tensor.view(stored.view or stored.shape), piece.stored_region)
         target.copy_(source.mT if piece.transposed else source)
-    return found
+    return tensor

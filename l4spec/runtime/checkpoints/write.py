@@ -31,7 +31,7 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorEntry:
     """A tensor to write: its name, shape and format are known before `make` puts its values together on the CPU.
 
     Without `make` its values are written by others, into the place that the header gives them.
@@ -49,7 +49,7 @@ class Entry:
 
 
 def write_folder(
-    target: Path, entries: Sequence[Entry], texts: dict[str, str], max_shard_bytes: int, report: Report | None
+    target: Path, entries: Sequence[TensorEntry], texts: dict[str, str], max_shard_bytes: int, report: Report | None
 ) -> int:
     """Write the tensors and text files to a new folder; gives the number of weight files. Raises UserError."""
     shards = shards_of(entries, max_shard_bytes)
@@ -76,9 +76,9 @@ def require_new_folder(directory: Path | str) -> Path:
     return path
 
 
-def shards_of(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+def shards_of(entries: Sequence[TensorEntry], limit: int) -> list[list[TensorEntry]]:
     """Entries in order, a new file before the limit is passed; one tensor above it has a file of its own."""
-    shards: list[list[Entry]] = [[]]
+    shards: list[list[TensorEntry]] = [[]]
     size = 0
     for entry in entries:
         if shards[-1] and size + entry.num_bytes > limit:
@@ -89,7 +89,7 @@ def shards_of(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
     return shards
 
 
-def _write(target: Path, shards: Sequence[Sequence[Entry]], texts: dict[str, str], report: Report | None) -> None:
+def _write(target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[str, str], report: Report | None) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
     try:
@@ -119,13 +119,13 @@ def file_names(count: int) -> list[str]:
     return [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
 
 
-def index_of(names: Sequence[str], shards: Sequence[Sequence[Entry]], total: int) -> dict[str, Any]:
+def index_of(names: Sequence[str], shards: Sequence[Sequence[TensorEntry]], total: int) -> dict[str, Any]:
     """The content of the index of several weight files."""
     pairs = sorted((entry.name, name) for name, shard in zip(names, shards, strict=True) for entry in shard)
     return {"metadata": {"total_size": total}, "weight_map": dict(pairs)}
 
 
-def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
+def _write_shard(file: BinaryIO, shard: Sequence[TensorEntry]) -> Iterable[int]:
     """Write header and data; yields the bytes of each tensor once it is written."""
     file.write(header_of(shard))
     for entry in shard:
@@ -136,7 +136,7 @@ def _write_shard(file: BinaryIO, shard: Sequence[Entry]) -> Iterable[int]:
         yield entry.num_bytes
 
 
-def header_of(shard: Sequence[Entry]) -> bytes:
+def header_of(shard: Sequence[TensorEntry]) -> bytes:
     """The beginning of a weight file, up to the first tensor's data; the others' follow without gaps."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 @dataclass(slots=True)
-class Memory:
+class PeakMemory:
     """Bytes of tensors made since the measurement began: alive now, and at the most."""
 
     live_bytes: int = 0
@@ -32,7 +32,7 @@ class Memory:
 class _Storages(TorchDispatchMode):
     """Follows every storage from the operator that makes it to its end; storages that came as inputs are old."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: PeakMemory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory = memory
         self.known: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -58,13 +58,13 @@ class _Storages(TorchDispatchMode):
 
 
 @contextmanager
-def tracking_memory(device: torch.device) -> Iterator[Memory]:
+def tracking_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Memory of the block's run on `device`, complete when the block has ended.
 
     On the CPU every tensor is followed by its storage, to the byte; what operators hold inside is not seen. On CUDA it
     is the allocator's own statistics, which see that too and round every tensor up to 512 bytes.
     """
-    memory = Memory()
+    memory = PeakMemory()
     if device.type != "cuda":
         with _Storages(memory):
             yield memory

@@ -16,20 +16,20 @@ from l4spec.runtime.measure.experts import watching_experts
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.measure.memory import tracking_memory
-from l4spec.runtime.measure.results import RANK_STAGES, FoundOnRank, Ran, RankStage
+from l4spec.runtime.measure.results import RANK_STAGES, Ran, RankMeasurement, RankStage
 from l4spec.runtime.measure.timing import NUM_TIMED, now
 from l4spec.runtime.measure.traffic import counting_traffic
-from l4spec.runtime.module_inventory import contents_of, held_bytes
+from l4spec.runtime.module_inventory import contents_of, module_bytes
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
-from l4spec.runtime.parallel.run.task import Say, Store
+from l4spec.runtime.parallel.run.task import Log, Store
 from l4spec.runtime.parallel.step import train_step
 from l4spec.runtime.sampling import Sampling
 
 GREEDY = Sampling()
 
 
-def measure_on_rank(job: MeasureJob, say: Say, store: Store) -> None:
+def measure_on_rank(job: MeasureJob, log: Log, store: Store) -> None:
     """Measure stage by stage, and write what each has found under `key_of(rank, stage)`."""
     rank = dist.get_rank()
     measured = _Measured(job)
@@ -37,8 +37,8 @@ def measure_on_rank(job: MeasureJob, say: Say, store: Store) -> None:
         if job.progress and rank == 0:
             sys.stderr.write(f"measuring {stage} ...\n")
             sys.stderr.flush()
-        found = measured.stage(stage)
-        store.set(key_of(rank, stage), found.written())
+        measured_stage = measured.stage(stage)
+        store.set(key_of(rank, stage), measured_stage.written())
 
 
 def key_of(rank: int, stage: RankStage) -> str:
@@ -46,10 +46,10 @@ def key_of(rank: int, stage: RankStage) -> str:
     return f"measured/{rank}/{stage}"
 
 
-def read_found(store: TCPStore, world: int) -> list[FoundOnRank]:
+def read_measurements(store: TCPStore, world: int) -> list[RankMeasurement]:
     """What each of the ranks has written, of the stages that all of them have finished."""
     done = [stage for stage in RANK_STAGES if all(store.check([key_of(rank, stage)]) for rank in range(world))]
-    return [FoundOnRank.read([store.get(key_of(rank, stage)) for stage in done]) for rank in range(world)]
+    return [RankMeasurement.read([store.get(key_of(rank, stage)) for stage in done]) for rank in range(world)]
 
 
 class _Measured:
@@ -67,7 +67,7 @@ class _Measured:
         empty = build(self.job.graph, "meta", self.job.number_format)
         return distribute(empty, self.job.layout, device=self.job.device, seed=self.job.seed, train=train)
 
-    def stage(self, stage: RankStage) -> FoundOnRank:
+    def stage(self, stage: RankStage) -> RankMeasurement:
         """What one stage finds."""
         measuring: dict[RankStage, Callable[[], dict[str, Any]]] = {
             "weights": self._weights,
@@ -79,7 +79,7 @@ class _Measured:
             "training": self._training,
         }
         with torch.no_grad() if stage != "training" else torch.enable_grad():
-            return FoundOnRank(**measuring[stage](), done=(stage,))
+            return RankMeasurement(**measuring[stage](), done=(stage,))
 
     @property
     def ids(self) -> Tensor:
@@ -87,7 +87,7 @@ class _Measured:
         return self.model.own_rows(self.prompts).to(self.model.device)
 
     def _weights(self) -> dict[str, Any]:
-        return {"params_by_part": contents_of(self.model).by_part, "weight_bytes": held_bytes(self.model)}
+        return {"params_by_part": contents_of(self.model).by_part, "weight_bytes": module_bytes(self.model)}
 
     def _caches(self) -> dict[str, Any]:
         if not self.job.graph.can_cache:

@@ -20,7 +20,7 @@ class Ran:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundOnRank:
+class RankMeasurement:
     """What one rank has measured; None: not, or not yet. Times are medians."""
 
     params_by_part: dict[str, int] | None = None
@@ -43,12 +43,12 @@ class FoundOnRank:
     @classmethod
     def read(cls, texts: Sequence[str | bytes]) -> Self:
         """Of what a rank has written stage by stage."""
-        found = cls()
+        merged = cls()
         for piece in map(_ADAPTER.validate_json, texts):
             known = {field.name: getattr(piece, field.name) for field in fields(cls)}
             changed = {name: value for name, value in known.items() if value is not None}
-            found = replace(found, **{**changed, "done": (*found.done, *piece.done)})
-        return found
+            merged = replace(merged, **{**changed, "done": (*merged.done, *piece.done)})
+        return merged
 
 
-_ADAPTER = TypeAdapter(FoundOnRank)
+_ADAPTER = TypeAdapter(RankMeasurement)

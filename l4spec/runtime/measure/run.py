@@ -17,7 +17,7 @@ from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.memory import tracking_memory
 from l4spec.runtime.measure.timing import NUM_TIMED, now
 from l4spec.runtime.model import Model
-from l4spec.runtime.module_inventory import contents_of, held_bytes
+from l4spec.runtime.module_inventory import contents_of, module_bytes
 
 Stage = Literal["weights", "prefill", "decode", "training", "caches", "memory", "time"]
 STAGES: tuple[Stage, ...] = ("weights", "prefill", "decode", "training", "caches", "memory", "time")
@@ -28,7 +28,7 @@ class TimeUpError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class RunShape:
     """What is run: `batch` prompts of `prefill` tokens, then `decode` steps; `tiles` image tiles before them.
 
     `training` adds a forward and backward pass over the prompts, `cache_lengths` are those of the caches that are made.
@@ -44,7 +44,7 @@ class Sample:
 
 
 @dataclass(slots=True)
-class Measurement:
+class RunMeasurement:
     """What a run gave; None and missing keys: not measured. FLOPs are by node id, times are medians."""
 
     done: list[Stage] = field(default_factory=list)
@@ -67,35 +67,35 @@ class Measurement:
 
 def measure_run(
     model: Model,
-    sample: Sample,
+    sample: RunShape,
     *,
     stages: Sequence[Stage] = STAGES,
     time_limit: float | None = None,
     tell: Callable[[str], None] = lambda stage: None,
-) -> Measurement:
+) -> RunMeasurement:
     """Run `model` as `sample` says and measure each stage; after `time_limit` seconds stop with what there is.
 
     `tell` hears the name of each stage as it begins.
     """
-    found = Measurement(threads=torch.get_num_threads())
+    measurement = RunMeasurement(threads=torch.get_num_threads())
     measuring: dict[Stage, Callable[[], None]] = {
-        "weights": lambda: _weights(model, found),
-        "prefill": lambda: _prefill(model, sample, found),
-        "decode": lambda: _decode(model, sample, found),
-        "training": lambda: _training(model, sample, found),
-        "caches": lambda: _caches(model, sample, found),
-        "memory": lambda: _memory(model, sample, found),
-        "time": lambda: _time(model, sample, found),
+        "weights": lambda: _weights(model, measurement),
+        "prefill": lambda: _prefill(model, sample, measurement),
+        "decode": lambda: _decode(model, sample, measurement),
+        "training": lambda: _training(model, sample, measurement),
+        "caches": lambda: _caches(model, sample, measurement),
+        "memory": lambda: _memory(model, sample, measurement),
+        "time": lambda: _time(model, sample, measurement),
     }
     try:
         with _stopping(model, time_limit):
             for name in stages:
                 tell(name)
                 measuring[name]()
-                found.done.append(name)
+                measurement.done.append(name)
     except TimeUpError:
         pass
-    return found
+    return measurement
 
 
 @contextmanager
@@ -119,12 +119,12 @@ def _stopping(model: Model, time_limit: float | None) -> Iterator[None]:
             handle.remove()
 
 
-def _weights(model: Model, found: Measurement) -> None:
-    found.params_by_part = contents_of(model).by_part
-    found.weight_bytes = held_bytes(model)
+def _weights(model: Model, measurement: RunMeasurement) -> None:
+    measurement.params_by_part = contents_of(model).by_part
+    measurement.weight_bytes = module_bytes(model)
 
 
-def _inputs(model: Model, sample: Sample) -> tuple[Tensor, Tensor | None]:
+def _inputs(model: Model, sample: RunShape) -> tuple[Tensor, Tensor | None]:
     """Random prompts [batch, prefill] and tiles [tiles, channels, height, width], whose places stand first in row 0."""
     generator = torch.Generator().manual_seed(sample.seed)
     vocab_size = model.graph.model.text.embedding.vocab_size
@@ -147,26 +147,26 @@ def _inputs(model: Model, sample: Sample) -> tuple[Tensor, Tensor | None]:
 
 
 @torch.no_grad()
-def prompt_logits(model: Model, sample: Sample) -> Tensor:
+def prompt_logits(model: Model, sample: RunShape) -> Tensor:
     """The logits of the sample's prompts [batch, prefill, vocab], on the CPU."""
     ids, pixels = _inputs(model, sample)
     logits: Tensor = model(ids, pixel_values=pixels)
     return logits.cpu()
 
 
-def relative_error(found: Tensor, reference: Tensor) -> float:
+def relative_error(values: Tensor, reference: Tensor) -> float:
     """|found - reference| / |reference|, of the norms over all elements."""
-    return float((found - reference).double().norm() / reference.double().norm())
+    return float((values - reference).double().norm() / reference.double().norm())
 
 
-def _prefill(model: Model, sample: Sample, found: Measurement) -> None:
+def _prefill(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     ids, pixels = _inputs(model, sample)
     with torch.no_grad(), watching_experts(model) as load, counting_flops(model) as flops:
         model(ids, pixel_values=pixels, logits="last")
-    found.prefill_flops, found.expert_load = flops, load
+    measurement.prefill_flops, measurement.expert_load = flops, load
 
 
-def _decode(model: Model, sample: Sample, found: Measurement) -> None:
+def _decode(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     if not sample.decode or not model.graph.can_cache:
         return
     ids, pixels = _inputs(model, sample)
@@ -174,37 +174,37 @@ def _decode(model: Model, sample: Sample, found: Measurement) -> None:
     model(ids, pixel_values=pixels, cache=cache, logits="last")
     for _ in range(sample.decode - 1):
         model(ids[:, -1:], cache=cache, logits="last")
-    with counting_flops(model) as found.decode_flops:
+    with counting_flops(model) as measurement.decode_flops:
         model(ids[:, -1:], cache=cache, logits="last")
 
 
-def _training(model: Model, sample: Sample, found: Measurement) -> None:
+def _training(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     if not sample.training:
         return
     ids, pixels = _inputs(model, sample)
-    with counting_flops(model) as found.training_flops:
+    with counting_flops(model) as measurement.training_flops:
         logits = model(ids, pixel_values=pixels)
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
         loss.backward()  # type: ignore[no-untyped-call]  # torch's stub lacks it
     model.zero_grad(set_to_none=True)
 
 
-def _caches(model: Model, sample: Sample, found: Measurement) -> None:
+def _caches(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     if model.graph.can_cache:
-        found.cache_bytes = {n: model.new_cache(sample.batch, n).num_bytes for n in sample.cache_lengths}
+        measurement.cache_bytes = {n: model.new_cache(sample.batch, n).num_bytes for n in sample.cache_lengths}
 
 
-def _memory(model: Model, sample: Sample, found: Measurement) -> None:
+def _memory(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     """Of a prefill into a cache, or without one where nothing can be cached."""
     ids, pixels = _inputs(model, sample)
     cache = model.new_cache(sample.batch, sample.prefill) if model.graph.can_cache else None
     with torch.no_grad(), tracking_memory(model.device) as memory:
         result = model(ids, pixel_values=pixels, cache=cache, logits="last")
-    found.activation_bytes = memory.peak_bytes
+    measurement.activation_bytes = memory.peak_bytes
     del result
 
 
-def _time(model: Model, sample: Sample, found: Measurement) -> None:
+def _time(model: Model, sample: RunShape, measurement: RunMeasurement) -> None:
     ids, pixels = _inputs(model, sample)
     cache = model.new_cache(sample.batch, sample.prefill + sample.decode) if model.graph.can_cache else None
     prefills, steps = [], []
@@ -219,5 +219,5 @@ def _time(model: Model, sample: Sample, found: Measurement) -> None:
             start = now(model.device)
             model(ids[:, -1:], cache=cache, logits="last")
             steps.append(now(model.device) - start)
-    found.prefill_seconds = median(prefills[1:])
-    found.decode_seconds = median(steps[1:]) if len(steps) > 1 else None
+    measurement.prefill_seconds = median(prefills[1:])
+    measurement.decode_seconds = median(steps[1:]) if len(steps) > 1 else None

@@ -27,10 +27,10 @@ Ledger = dict[tuple[str, str, torch.dtype], Sent]
 
 
 def _first(args: tuple[Any, ...]) -> Tensor:
-    found = args[0]
-    while not isinstance(found, Tensor):
-        found = found[0]
-    return found
+    first = args[0]
+    while not isinstance(first, Tensor):
+        first = first[0]
+    return first
 
 
 def _second(args: tuple[Any, ...]) -> Tensor:

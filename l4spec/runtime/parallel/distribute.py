@@ -13,9 +13,9 @@ from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.rank import (
     check_rank,
     form_groups,
-    held_nodes,
     module_on_rank,
     narrowed,
+    nodes_on_rank,
     own_nodes,
     require_legal,
     shards_of,
@@ -23,7 +23,7 @@ from l4spec.runtime.parallel.rank import (
     summed_gradients,
 )
 from l4spec.runtime.parallel.sequence import PrefillModel
-from l4spec.runtime.parallel.training import held_region, local_of, shard_over_data
+from l4spec.runtime.parallel.training import local_of, local_region, shard_over_data
 from l4spec.sharding.layout import Layout
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
     form_groups(graph, mesh)
     nodes, shards = tuple(own_nodes(graph, mesh)), shards_of(graph, mesh)
     with torch.device("meta"):
-        modules = {node.id: module_on_rank(node, mesh) for node in held_nodes(graph, mesh)}
+        modules = {node.id: module_on_rank(node, mesh) for node in nodes_on_rank(graph, mesh)}
         share_biases(modules, shards, mesh)
         own = tuple(narrowed(node, mesh.layout) for node in nodes)
         kind = RankModel if mesh.layout.cp == 1 else PrefillModel
@@ -90,14 +90,14 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
 def materialize(rank: RankModel, seed: int | None) -> None:
     """Fill a rank's tensors with what the whole model would have there."""
     if seed is not None:
-        held = rank.state_dict(keep_vars=True)
-        wanted = ((s.node, s.parameter, held_region(held[name], s.region)) for name, s in rank.shards.items())
-        fill({name: local_of(tensor) for name, tensor in held.items()}, wanted, seed)
+        state = rank.state_dict(keep_vars=True)
+        regions = ((s.node, s.parameter, local_region(state[name], s.region)) for name, s in rank.shards.items())
+        fill({name: local_of(tensor) for name, tensor in state.items()}, regions, seed)
 
 
 @torch.no_grad()
 def take_regions(rank: RankModel, whole: dict[str, Tensor]) -> None:
     """Copy the rank's regions of tensors that are at hand whole."""
-    for name, held in rank.state_dict(keep_vars=True).items():
-        region = tuple(slice(run.start, run.stop) for run in held_region(held, rank.shards[name].region))
-        local_of(held).copy_(whole[name][region])
+    for name, tensor in rank.state_dict(keep_vars=True).items():
+        region = tuple(slice(run.start, run.stop) for run in local_region(tensor, rank.shards[name].region))
+        local_of(tensor).copy_(whole[name][region])

@@ -10,7 +10,7 @@ IGNORED = -100
 
 
 def vocab_parallel_cross_entropy(
-    logits: Tensor, labels: Tensor, held: range, tp: Axis, count: Tensor | None = None
+    logits: Tensor, labels: Tensor, own_ids: range, tp: Axis, count: Tensor | None = None
 ) -> Tensor:
     """The mean of -log p(label) over labels that are not -100, the same on every tensor-parallel rank.
 
@@ -18,13 +18,13 @@ def vocab_parallel_cross_entropy(
     (Megatron-LM, arXiv:1909.08053, section 3: only sums and maxima over the vocabulary travel, never logits). `count`
     replaces the number of labels that the sum is divided by.
     """
-    flat, wanted = logits.flatten(0, -2), labels.flatten()
-    counts = wanted != IGNORED
-    highest = flat.new_full((flat.shape[0],), float("-inf")) if not held else flat.detach().amax(dim=-1)
+    flat, targets = logits.flatten(0, -2), labels.flatten()
+    counts = targets != IGNORED
+    highest = flat.new_full((flat.shape[0],), float("-inf")) if not own_ids else flat.detach().amax(dim=-1)
     shifted = flat - sum_over(highest, tp, "max")[:, None]
     total = leave(shifted.exp().sum(dim=-1), tp)
-    is_here = (wanted >= held.start) & (wanted < held.stop)
-    chosen = leave(_chosen(shifted, (wanted - held.start), is_here), tp)
+    is_here = (targets >= own_ids.start) & (targets < own_ids.stop)
+    chosen = leave(_chosen(shifted, (targets - own_ids.start), is_here), tp)
     losses = torch.where(counts, total.log() - chosen, 0.0)
     return losses.sum() / (counts.sum().clamp(min=1) if count is None else count.to(losses.dtype))
 

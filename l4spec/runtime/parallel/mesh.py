@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from l4spec.errors import UserError
 from l4spec.layers.common.parallel import Axis, Ranks
-from l4spec.sharding.layout import MESH_ORDER, Layout, Place, place_of
+from l4spec.sharding.layout import MESH_ORDER, Layout, MeshCoordinate, place_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Mesh:
     _repeats: dict[int, Axis] = field(default_factory=dict)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> MeshCoordinate:
         """Where this rank stands."""
         return place_of(self.layout, self.rank)
 
@@ -51,11 +51,11 @@ class Mesh:
 
     def groups(self) -> dict[str, dist.ProcessGroup]:
         """The groups that this rank sends in, by axis; more of one axis are `axis:n`, of dp and ep the `data_axis`."""
-        found = {axis: self.axis(axis).group for axis in MESH_ORDER}
-        found |= {f"{self.layout.data_axis}:data": self.data.group}
+        by_axis = {axis: self.axis(axis).group for axis in MESH_ORDER}
+        by_axis |= {f"{self.layout.data_axis}:data": self.data.group}
         parts = (*self._repeats.values(), *self._narrow.values())
-        found |= {f"tp:{number}": axis.group for number, axis in enumerate(parts)}
-        return {name: group for name, group in found.items() if group is not None}
+        by_axis |= {f"tp:{number}": axis.group for number, axis in enumerate(parts)}
+        return {name: group for name, group in by_axis.items() if group is not None}
 
     def neighbours(self, count: int) -> Axis:
         """The `count` neighbouring tensor-parallel ranks that hold the same KV head."""

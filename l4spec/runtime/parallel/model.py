@@ -18,7 +18,7 @@ from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.runtime.parallel.pipeline import Line
 from l4spec.runtime.parallel.rank import Shard
-from l4spec.runtime.parallel.training import finish_gradients, held_region
+from l4spec.runtime.parallel.training import finish_gradients, local_region
 from l4spec.runtime.sampling import Sampling, choose
 from l4spec.sharding.rules import Region
 
@@ -135,15 +135,15 @@ class RankModel(Model):
         """
         finish_gradients(self.named_parameters(), self.summed_gradients, self.mesh.data.size)
 
-    def held_region(self, name: str) -> Region:
+    def local_region(self, name: str) -> Region:
         """What this rank holds of the whole tensor of this name; with FSDP2, what is left to it of the first dim."""
-        return held_region(self.get_tensor(name), self.shards[name].region)
+        return local_region(self.get_tensor(name), self.shards[name].region)
 
     def get_tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its name."""
         owner, _, leaf = name.rpartition(".")
-        found: Tensor = getattr(self.get_submodule(owner), leaf)
-        return found
+        tensor: Tensor = getattr(self.get_submodule(owner), leaf)
+        return tensor
 
     @property
     def hidden_size(self) -> int:
@@ -174,8 +174,8 @@ class RankModel(Model):
 
     def _loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
         tp = self.mesh.axis("tp")
-        held = self._heads[0].held if self._heads else range(logits.shape[-1])
-        return vocab_parallel_cross_entropy(logits, labels, held, tp if self._heads else Axis(), count)
+        own_ids = self._heads[0].own_ids if self._heads else range(logits.shape[-1])
+        return vocab_parallel_cross_entropy(logits, labels, own_ids, tp if self._heads else Axis(), count)
 
     @contextmanager
     def _divided_logits(self) -> Iterator[None]:

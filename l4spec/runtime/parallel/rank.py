@@ -48,7 +48,7 @@ def own_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
     return (node for node in graph.nodes if stage_of(graph, node, pp) == stage)
 
 
-def held_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
+def nodes_on_rank(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
     """The nodes whose tensors this rank holds: those of its stage, and the embedding where a tied head stands apart."""
     yield from own_nodes(graph, mesh)
     if graph.model.text.head.tied and 0 < mesh.place.pp == mesh.layout.pp - 1:
@@ -66,7 +66,7 @@ def shards_of(graph: LayerGraph, mesh: Mesh) -> dict[str, Shard]:
     """What this rank holds, by the names of the tensors. A tied head shares the table of the embedding."""
     shards = (
         Shard(node, parameter, region_of(node, parameter, mesh.layout, mesh.place))
-        for node in held_nodes(graph, mesh)
+        for node in nodes_on_rank(graph, mesh)
         for parameter in node.declaration.parameters
         if parameter.tied_to is None
     )
@@ -119,18 +119,18 @@ def summed_gradients(modules: dict[str, LayerModule], shards: dict[str, Shard], 
     What tensor-parallel ranks hold whole, inside a layer whose outputs they add up, gets from each rank the gradient of
     its part of the outputs; and so does a KV head that neighbours hold together.
     """
-    found = {}
+    axes = {}
     for name, shard in shards.items():
         if modules[shard.node.id].joins_itself:
             continue
         tp = mesh.ranks(layout_for(shard.node, mesh.layout).tp).tp
         cut = [dim for dim in shard.parameter.dims if MESH_AXIS.get(dim.axis) == "tp"]
         if tp.size > 1 and not cut and _is_cut(shard.node, mesh.layout):
-            found[name] = tp
+            axes[name] = tp
         for dim in cut:
             if dim.axis == "kv_heads" and tp.size > dim.units:
-                found[name] = mesh.neighbours(tp.size // dim.units)
-    return found
+                axes[name] = mesh.neighbours(tp.size // dim.units)
+    return axes
 
 
 def _is_cut(node: LayerNode, layout: Layout) -> bool:
@@ -154,12 +154,12 @@ def share_biases(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh
 
 def check_rank(model: nn.Module, shards: dict[str, Shard]) -> None:
     """Compare the rank's tensors with what the rule table gives it; raises TypeError naming every difference."""
-    held = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
-    wanted = {name: shard.shape for name, shard in shards.items()}
+    built = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
+    declared = {name: shard.shape for name, shard in shards.items()}
     problems = [
-        f"{name}: the layout gives {wanted.get(name, 'nothing')}, held {held.get(name, 'nothing')}"
-        for name in wanted.keys() | held.keys()
-        if wanted.get(name) != held.get(name)
+        f"{name}: the layout gives {declared.get(name, 'nothing')}, held {built.get(name, 'nothing')}"
+        for name in declared.keys() | built.keys()
+        if declared.get(name) != built.get(name)
     ]
     if problems:
         raise TypeError("a rank must hold what its layout gives it:\n" + "\n".join(sorted(problems)))

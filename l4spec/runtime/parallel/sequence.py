@@ -92,9 +92,9 @@ class PrefillModel(RankModel):
             self._refuse(f"cp is for prefills, and {cache.length:,} tokens are cached already", hint)
         runs = self.runs(layout.num_tokens)
         own = runs[self.mesh.place.cp]
-        held = slice(own.start, own.stop)
-        here = replace(layout, num_tokens=len(own), start=own.start, positions=layout.positions[held], runs=runs)
-        return Batch(batch.input_ids[:, held], here)
+        columns = slice(own.start, own.stop)
+        here = replace(layout, num_tokens=len(own), start=own.start, positions=layout.positions[columns], runs=runs)
+        return Batch(batch.input_ids[:, columns], here)
 
     def _refuse(self, what: str, hint: str = "leave cp out") -> NoReturn:
         raise UserError(f"{self.mesh.layout}: {what}", hint=hint)
@@ -103,8 +103,8 @@ class PrefillModel(RankModel):
 def _own_features(places: Tensor, features: Tensor, own: range) -> Tensor:
     """The image vectors [vectors, hidden] of a run, of those that fill `places` [rows, tokens] in order."""
     order = (places.flatten().cumsum(0) - 1).view_as(places)
-    held = slice(own.start, own.stop)
-    return features.flatten(0, -2)[order[:, held][places[:, held]]]
+    columns = slice(own.start, own.stop)
+    return features.flatten(0, -2)[order[:, columns][places[:, columns]]]
 
 
 def _join(whole: LayerCache, parts: Tensor, runs: tuple[range, ...]) -> None:

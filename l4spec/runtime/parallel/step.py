@@ -39,7 +39,7 @@ def train_step(
     """
     num_microbatches = len(input_ids) if num_microbatches is None else num_microbatches
     data = model.mesh.data
-    num_labels, somebody_sees = _told_to_all(model, labels, "pixel_values" in inputs)
+    num_labels, somebody_sees = _shared_with_all(model, labels, "pixel_values" in inputs)
     if somebody_sees:
         inputs.setdefault("pixel_values", _no_tiles(model))
     batches = microbatches(model, input_ids, labels, num_microbatches, inputs)
@@ -55,7 +55,7 @@ def train_step(
     return sum_over(loss, data) / data.size
 
 
-def _told_to_all(model: RankModel, labels: Tensor, sees: bool) -> tuple[Tensor, bool]:
+def _shared_with_all(model: RankModel, labels: Tensor, sees: bool) -> tuple[Tensor, bool]:
     """How many labels count on all data-parallel ranks, and whether one of these has images, which all have to know."""
     number = (labels != IGNORED).sum()
     if model.num_tokens_per_tile == 0:

@@ -62,7 +62,7 @@ def local_of(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def held_region(tensor: Tensor, region: Region) -> Region:
+def local_region(tensor: Tensor, region: Region) -> Region:
     """Of a rank's `region` of a whole tensor, what is left once data-parallel ranks share its first dim."""
     if not isinstance(tensor, DTensor):
         return region

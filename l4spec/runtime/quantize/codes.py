@@ -61,13 +61,13 @@ def encode(law: ScaledLaw, weight: Tensor) -> Coded:
     if law.zero_point_bits:
         return _encode_asymmetric(law, weight, group)
     magnitudes = _by_group(weight.abs(), group).amax(dim=(-3, -1))
-    wanted = magnitudes / largest_code(law)
+    exact_scales = magnitudes / largest_code(law)
     matrix_scale = None
     if law.matrix_scale_dtype is not None:
         top = E4M3_MAX if law.scale_dtype == "fp8" else 1.0
-        matrix_scale = rounded_up(wanted.amax(dim=(-2, -1)) / top, law.matrix_scale_dtype)
-        wanted = wanted / matrix_scale.float()[..., None, None]
-    scale = rounded_up(wanted, law.scale_dtype)
+        matrix_scale = rounded_up(exact_scales.amax(dim=(-2, -1)) / top, law.matrix_scale_dtype)
+        exact_scales = exact_scales / matrix_scale.float()[..., None, None]
+    scale = rounded_up(exact_scales, law.scale_dtype)
     step = spread(_product(scale, matrix_scale), group, shape)
     return Coded(_codes(law, weight / step), scale, None, matrix_scale)
 
@@ -89,8 +89,8 @@ def _codes(law: ScaledLaw, values: Tensor) -> Tensor:
         return values.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).view(torch.uint8)
     if law.values == "e2m1":
         middles = [(low + high) / 2 for low, high in pairwise(E2M1)]
-        found: Tensor = torch.bucketize(values.abs(), torch.tensor(middles, device=values.device)).to(torch.uint8)
-        return torch.where(values < 0, found + 8, found)
+        codes: Tensor = torch.bucketize(values.abs(), torch.tensor(middles, device=values.device)).to(torch.uint8)
+        return torch.where(values < 0, codes + 8, codes)
     half = 1 << (law.bits - 1)
     return (values.round().clamp(-half, half - 1) + half).to(torch.uint8)
 
@@ -138,18 +138,18 @@ def _product(scale: Tensor, matrix_scale: Tensor | None) -> Tensor:
     return scale.float() if matrix_scale is None else scale.float() * matrix_scale.float()[..., None, None]
 
 
-def rounded_up(wanted: Tensor, dtype: str) -> Tensor:
-    """The least number of the format that is not below `wanted`; 1 for 0, since a group of zeros may have any scale."""
-    wanted = torch.where(wanted == 0, 1.0, wanted)
+def rounded_up(exact: Tensor, dtype: str) -> Tensor:
+    """The least number of the format that is not below `exact`; 1 for 0, since a group of zeros may have any scale."""
+    exact = torch.where(exact == 0, 1.0, exact)
     target = SCALE_DTYPES[dtype]
     if target == torch.float32:
-        return wanted
+        return exact
     if target == torch.float8_e8m0fnu:
-        mantissa, exponent = torch.frexp(wanted)
+        mantissa, exponent = torch.frexp(exact)
         power = torch.where(mantissa > 0.5, exponent, exponent - 1).clamp(-127, 127)
-        return torch.ldexp(torch.ones_like(wanted), power).to(target)
+        return torch.ldexp(torch.ones_like(exact), power).to(target)
     if target == torch.float8_e4m3fn:
-        wanted = wanted.clamp(max=E4M3_MAX)
-    found = wanted.to(target)
-    bits = found.view(torch.int8 if target.itemsize == 1 else torch.int16)
-    return torch.where(found.float() < wanted, bits + 1, bits).view(target)
+        exact = exact.clamp(max=E4M3_MAX)
+    rounded = exact.to(target)
+    bits = rounded.view(torch.int8 if target.itemsize == 1 else torch.int16)
+    return torch.where(rounded.float() < exact, bits + 1, bits).view(target)

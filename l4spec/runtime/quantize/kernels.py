@@ -44,9 +44,9 @@ class Int4Kernel:
             rows = min(self.block_rows, num_rows - start)
             order = _order(self, rows, num_columns, str(packed.device))
             block = flat[start * num_columns // 2 : (start + rows) * num_columns // 2]
-            found = torch.empty(rows * num_columns, dtype=torch.uint8, device=packed.device)
-            found[order] = unpack_nibbles(block, rows * num_columns)
-            codes.append(found.view(rows, num_columns))
+            flat_codes = torch.empty(rows * num_columns, dtype=torch.uint8, device=packed.device)
+            flat_codes[order] = unpack_nibbles(block, rows * num_columns)
+            codes.append(flat_codes.view(rows, num_columns))
         result = torch.cat(codes)
         if not torch.equal(self.pack(result), packed):
             raise RuntimeError(f"the layout of {self.name} is not made of blocks of {self.block_rows} rows")
@@ -57,11 +57,11 @@ class Int4Kernel:
 def _order(kernel: Int4Kernel, num_rows: int, num_columns: int, device: str) -> Tensor:
     """For each code of a packed block, its place in the matrix."""
     index = torch.arange(num_rows * num_columns, device=device).view(num_rows, num_columns)
-    found = torch.zeros(num_rows * num_columns, dtype=torch.long, device=device)
+    order = torch.zeros(num_rows * num_columns, dtype=torch.long, device=device)
     for shift in range(0, (num_rows * num_columns - 1).bit_length(), 4):
         packed = kernel.pack((index >> shift & 15).to(torch.uint8))
-        found += unpack_nibbles(packed.view(-1), num_rows * num_columns).long() << shift
-    return found
+        order += unpack_nibbles(packed.view(-1), num_rows * num_columns).long() << shift
+    return order
 
 
 def _pack_cpu(codes: Tensor) -> Tensor:

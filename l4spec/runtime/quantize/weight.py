@@ -103,8 +103,8 @@ class PackedWeight(nn.Module):
     def dense(self, index: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """The weights that are stored, [..., out, in] or the matrix at `index` of a stack, in `dtype`."""
         indices = self._indices() if index is None else iter([(index,)])
-        found = [decode(self.law, self.coded(at), dtype or self.dtype) for at in indices]
-        return found[0] if index is not None or len(self.shape) == 2 else torch.stack(found)
+        matrices = [decode(self.law, self.coded(at), dtype or self.dtype) for at in indices]
+        return matrices[0] if index is not None or len(self.shape) == 2 else torch.stack(matrices)
 
     def coded(self, index: tuple[int, ...] = ()) -> Coded:
         """Codes and scales of one matrix."""
@@ -120,8 +120,8 @@ class PackedWeight(nn.Module):
         """The payload as it is written to states and checkpoints."""
         if self.kernel is None:
             return self.weight_packed
-        found = [pack(self.law, self.coded(index).codes) for index in self._indices()]
-        return found[0] if len(self.shape) == 2 else torch.stack(found)
+        payloads = [pack(self.law, self.coded(index).codes) for index in self._indices()]
+        return payloads[0] if len(self.shape) == 2 else torch.stack(payloads)
 
     def _indices(self) -> Iterator[tuple[int, ...]]:
         return iter([(index,) for index in range(self.shape[0])] if len(self.shape) == 3 else [()])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from l4spec.deploy import EMITTERS, Wanted, emit, k8s, sglang, tensorrt_llm, torchtitan, vllm
+from l4spec.deploy import EMITTERS, LaunchRequest, emit, k8s, sglang, tensorrt_llm, torchtitan, vllm
 from l4spec.deploy.launch import Command, written
 from l4spec.errors import UserError
 from planners.device.training_state import TrainSetting
@@ -27,15 +27,15 @@ TABLES = {
 OWN = {"vllm": "vllm-hybrid", "sglang": "sglang-hybrid", "tensorrt-llm": "tensorrt-llm", "torchtitan": "ideal"}
 
 
-def wanted(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int = 0, **asked: Any) -> Wanted:
+def wanted(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int = 0, **asked: Any) -> LaunchRequest:
     model = graph(name)
     tiles = images * 17
-    return Wanted(plan(model, gpus=gpus, engine=engine, num_tiles=tiles, **asked), model, images=images)
+    return LaunchRequest(plan(model, gpus=gpus, engine=engine, num_tiles=tiles, **asked), model, images=images)
 
 
-def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> Wanted:
+def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> LaunchRequest:
     model = graph(name)
-    return Wanted(plan(model, gpus=gpus, mode="train", batch=batch, train=train, **asked), model)
+    return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, train=train, **asked), model)
 
 
 def commands(text: str) -> list[list[str]]:
@@ -169,7 +169,7 @@ def test_sglang_s_mesh_is_the_plan_s() -> None:
 )
 def test_what_an_engine_cannot_express_is_refused_with_the_reason(engine: str, why: str, asked: dict[str, Any]) -> None:
     model = graph("scout")
-    found = Wanted(plan(model, **{"gpus": "8xH100", "context": 1024, **asked}), model)
+    found = LaunchRequest(plan(model, **{"gpus": "8xH100", "context": 1024, **asked}), model)
     with pytest.raises(UserError, match=re.escape(why)):
         emit(engine, found)
 
@@ -184,13 +184,13 @@ def test_a_plan_of_training_is_not_served(engine: str) -> None:
 def test_the_checkpoint_is_never_taken_silently() -> None:
     model = graph("behemoth")
     found = plan(model, gpus="4x8xB200", quantization="fp8", engine="vllm-hybrid")
-    unnamed = emit("vllm", Wanted(found, model))
+    unnamed = emit("vllm", LaunchRequest(found, model))
     assert "Llama-4-Behemoth-288B-16E stands in its place, give --model" in unnamed
-    named = emit("vllm", Wanted(found, model, model="me/mine"))
+    named = emit("vllm", LaunchRequest(found, model, model="me/mine"))
     assert "stands in its place" not in named
     assert all("me/mine" in argv for argv in commands(named))
     changed = wanted("scout", "8xH100")
-    text = emit("vllm", Wanted(changed.plan, changed.graph, changed=True))
+    text = emit("vllm", LaunchRequest(changed.plan, changed.graph, changed=True))
     assert "meta-llama/Llama-4-Scout-17B-16E" not in text
 
 

@@ -12,7 +12,7 @@ from l4spec.runtime.build import build
 from l4spec.runtime.measure.experts import watching_experts
 from l4spec.runtime.measure.flops import FORMULAS, OUTSIDE, counting_flops
 from l4spec.runtime.measure.memory import tracking_memory
-from l4spec.runtime.measure.run import STAGES, Sample, measure_run
+from l4spec.runtime.measure.run import STAGES, RunShape, measure_run
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def test_expert_load_counts_every_choice(scout: LayerGraph) -> None:
 
 def test_every_stage_is_told_and_done(scout: LayerGraph) -> None:
     told: list[str] = []
-    found = measure_run(build(scout, dtype="fp32"), Sample(20, 2, cache_lengths=(22,)), tell=told.append)
+    found = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), tell=told.append)
     assert tuple(told) == tuple(found.done) == STAGES
     assert found.decode_seconds is not None
     assert found.decode_seconds > 0
@@ -98,7 +98,7 @@ def test_every_stage_is_told_and_done(scout: LayerGraph) -> None:
 
 
 def test_a_time_limit_leaves_what_was_measured_before_it(scout: LayerGraph) -> None:
-    found = measure_run(build(scout, dtype="fp32"), Sample(20, 2), time_limit=0)
+    found = measure_run(build(scout, dtype="fp32"), RunShape(20, 2), time_limit=0)
     assert found.done == ["weights"]
     assert found.weight_bytes
     assert found.prefill_seconds is None
@@ -106,6 +106,6 @@ def test_a_time_limit_leaves_what_was_measured_before_it(scout: LayerGraph) -> N
 
 def test_measuring_leaves_no_hook_and_no_gradient_behind(scout: LayerGraph) -> None:
     model = build(scout, dtype="fp32")
-    measure_run(model, Sample(20, 2, training=True), time_limit=600)
+    measure_run(model, RunShape(20, 2, training=True), time_limit=600)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -12,7 +12,7 @@ from l4spec.quantization.scheme import ScaledLaw, regrouped, scheme_named
 from l4spec.quantization.tensors import target_of
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.model import Model
-from l4spec.runtime.module_inventory import contents_of, held_bytes, held_tensors
+from l4spec.runtime.module_inventory import contents_of, module_bytes, module_tensors
 from l4spec.runtime.quantize.experts import QuantizedExperts
 from l4spec.runtime.quantize.weight import PackedWeight, packed_weights
 from planners.counts.params import count_params
@@ -41,7 +41,7 @@ def unpacked(graph: LayerGraph, quantized: Model, dtype: str) -> Model:
     stored = {name: weight.dense(dtype=model.dtype) for name, weight in packed_weights(quantized).items()}
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            tensor.copy_(stored[name] if name in stored else held_tensors(quantized)[name])
+            tensor.copy_(stored[name] if name in stored else module_tensors(quantized)[name])
     return model
 
 
@@ -61,7 +61,7 @@ def test_stored_bytes_are_planned_bytes_and_no_weight_is_lost(
     graph = graphs[name]
     table = fitted_scheme(graph, scheme)
     model = l4spec.quantize(l4spec.build(graph), table)
-    assert held_bytes(model) == planned_bytes(graph, table)
+    assert module_bytes(model) == planned_bytes(graph, table)
     assert sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) == planned_bytes(graph, table)
     assert contents_of(model).by_part == {part: n for part, n in count_params(graph).by_part.items() if n}
     laws = {
@@ -190,8 +190,8 @@ def test_a_quantized_model_is_frozen_and_known_by_its_scheme(graphs: dict[str, L
 def test_nothing_is_allocated_on_meta_and_bytes_are_those_of_the_plan() -> None:
     graph = l4spec.compile(l4spec.load("scout"))
     model = l4spec.build(graph, "meta", quantization="w4a16")
-    assert all(tensor.is_meta for tensor in held_tensors(model).values())
-    assert held_bytes(model) == planned_bytes(graph, scheme_named("w4a16")) == 60_390_403_072
+    assert all(tensor.is_meta for tensor in module_tensors(model).values())
+    assert module_bytes(model) == planned_bytes(graph, scheme_named("w4a16")) == 60_390_403_072
 
 
 @pytest.mark.parametrize("scheme", ["gguf-q4_k_m", "gguf-q8_0"])
@@ -248,7 +248,7 @@ def test_a_tied_head_reads_the_embedding_that_stays_plain() -> None:
     layers = [{"attention": "a", "ffn": "f"}]
     graph = graph_of(text_of({"a": gqa(), "f": SWIGLU}, layers, tie_embeddings=True))
     model = l4spec.build(graph, quantization="w4a16-g16")
-    assert held_bytes(model) == planned_bytes(graph, scheme_named("w4a16-g16"))
+    assert module_bytes(model) == planned_bytes(graph, scheme_named("w4a16-g16"))
     model.to(torch.float32)
     assert relative(model(tokens(graph)), unpacked(graph, model, "fp32")(tokens(graph))) < 1e-4
 

@@ -30,12 +30,12 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from l4spec.runtime.checkpoints.headers import INDEX
-from l4spec.runtime.checkpoints.layout import Piece, StoredTensor
+from l4spec.runtime.checkpoints.layout import StoredTensor, TensorPiece
 from l4spec.runtime.checkpoints.load import open_stored
 from l4spec.runtime.checkpoints.regions import part
 from l4spec.runtime.checkpoints.save import DEFAULT_SHARD_BYTES, SavedCheckpoint, layout_and_text
-from l4spec.runtime.checkpoints.write import Entry, file_names, header_of, index_of, raw_bytes, shards_of
-from l4spec.runtime.parallel.checkpoints.local_shards import held_of_model, whole_shapes
+from l4spec.runtime.checkpoints.write import TensorEntry, file_names, header_of, index_of, raw_bytes, shards_of
+from l4spec.runtime.parallel.checkpoints.local_shards import shards_of_model, whole_shapes
 from l4spec.runtime.parallel.checkpoints.planners import (
     CHUNK_BYTES,
     Ours,
@@ -54,11 +54,11 @@ if TYPE_CHECKING:
 class _Files:
     """Where everything will lie: files with their headers, and each stored tensor's file and first byte."""
 
-    shards: dict[str, list[Entry]]
+    shards: dict[str, list[TensorEntry]]
     places: Mapping[str, tuple[str, int]]
 
     @classmethod
-    def of(cls, entries: list[Entry], max_shard_bytes: int) -> "_Files":
+    def of(cls, entries: list[TensorEntry], max_shard_bytes: int) -> "_Files":
         shards = shards_of(entries, max_shard_bytes)
         named = dict(zip(file_names(len(shards)), shards, strict=True))
         places = {}
@@ -87,13 +87,13 @@ def save_hub(model: "Model", directory: Path | str, *, max_shard_bytes: int = DE
 
     Files are on storage that all ranks share. The folder gets its name when every rank has written. Raises UserError.
     """
-    held = held_of_model(model)
+    shards = shards_of_model(model)
     layout, text = layout_and_text(model.graph, model.dtype)
-    entries = [Entry(stored.name, stored.shape, model.dtype) for stored in layout.saved()]
+    entries = [TensorEntry(stored.name, stored.shape, model.dtype) for stored in layout.saved()]
     files = _Files.of(entries, max_shard_bytes)
     with new_folder(directory) as folder:
         writer = _HubWriter(folder, files, layout.saved(), text)
-        save(Ours(held).state(), storage_writer=writer, planner=RegionSavePlanner())
+        save(Ours(shards).state(), storage_writer=writer, planner=RegionSavePlanner())
     num_bytes = sum(entry.num_bytes for entry in entries)
     return SavedCheckpoint(Path(directory), layout.name, len(entries), len(files.shards), num_bytes)
 
@@ -103,7 +103,7 @@ class _HubWriter(StorageWriter):
 
     def __init__(self, folder: Path, files: _Files, stored: tuple[StoredTensor, ...], text: tuple[str, str]) -> None:
         self._folder, self._files, self._text = folder, files, text
-        self._stored: dict[str, list[tuple[StoredTensor, Piece]]] = {}
+        self._stored: dict[str, list[tuple[StoredTensor, TensorPiece]]] = {}
         for tensor in stored:
             for piece in tensor.pieces:
                 self._stored.setdefault(piece.tensor, []).append((tensor, piece))
@@ -147,15 +147,15 @@ class _HubWriter(StorageWriter):
     def _parts(self, item: WriteItem, tensor: Tensor) -> Iterator[tuple[StoredTensor, Region, Tensor]]:
         """The stored tensors that a piece of ours is part of, with the box there and its values."""
         assert item.tensor_data is not None
-        held = _region(item.tensor_data.chunk.offsets, item.tensor_data.chunk.sizes)
+        region = _region(item.tensor_data.chunk.offsets, item.tensor_data.chunk.sizes)
         for stored, piece in self._stored[item.index.fqn]:
             whole = tuple(map(range, item.tensor_data.size))
             ours = _cut(whole, piece.region)
-            common = tuple(range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(held, ours, strict=True))
+            common = tuple(range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(region, ours, strict=True))
             if not all(map(len, common)):
                 continue
             values = tensor
-            for dim, (run, own) in enumerate(zip(common, held, strict=True)):
+            for dim, (run, own) in enumerate(zip(common, region, strict=True)):
                 values = values.narrow(dim, run.start - own.start, len(run))
             box = [range(run.start - own.start, run.stop - own.start) for run, own in zip(common, ours, strict=True)]
             if piece.transposed:
@@ -194,18 +194,18 @@ def load_hub(model: "Model", directory: Path) -> None:
     """Fill every rank's part of a model from a checkpoint folder of whole tensors, reading only what it holds."""
     with ExitStack() as files, failures_named(f"cannot read {directory}"):
         reader = _HubReader(model, directory, files)
-        load(Ours(held_of_model(model)).state(), storage_reader=reader, planner=RegionLoadPlanner())
+        load(Ours(shards_of_model(model)).state(), storage_reader=reader, planner=RegionLoadPlanner())
 
 
 class _HubReader(StorageReader):
     """Reads boxes of stored tensors out of mapped files."""
 
     def __init__(self, model: "Model", directory: Path, files: ExitStack) -> None:
-        wanted, self._read = open_stored(model.graph, directory, files)
+        tensors, self._read = open_stored(model.graph, directory, files)
         shapes = whole_shapes(model)
-        self._stored: dict[MetadataIndex, tuple[StoredTensor, Piece]] = {}
+        self._stored: dict[MetadataIndex, tuple[StoredTensor, TensorPiece]] = {}
         self._metadata = Metadata({})
-        for stored in wanted:
+        for stored in tensors:
             for piece in stored.pieces:
                 chunk = as_chunk(_cut(tuple(map(range, shapes[piece.tensor])), piece.region))
                 self._stored[MetadataIndex(piece.tensor, chunk.offsets)] = (stored, piece)

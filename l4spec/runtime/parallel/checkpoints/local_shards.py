@@ -20,7 +20,7 @@ OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class LocalShard:
     """A region of a whole tensor of `shape`; `tensor` is that region, on this rank."""
 
     name: str
@@ -29,16 +29,16 @@ class Held:
     tensor: Tensor
 
 
-def held_of_model(model: "Model") -> dict[str, Held]:
+def shards_of_model(model: "Model") -> dict[str, LocalShard]:
     """Every tensor of a model, whole or one rank's, by its name."""
     shapes = whole_shapes(model)
-    found = {}
+    shards = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         local = local_of(tensor).detach()
         region = _region(model, name, shapes[name])
         assert tuple(local.shape) == tuple(map(len, region)), f"{name}: held {tuple(local.shape)}, said {region}"
-        found[name] = Held(name, shapes[name], region, local)
-    return found
+        shards[name] = LocalShard(name, shapes[name], region, local)
+    return shards
 
 
 def whole_shapes(model: "Model") -> dict[str, tuple[int, ...]]:
@@ -46,19 +46,21 @@ def whole_shapes(model: "Model") -> dict[str, tuple[int, ...]]:
     return {f"{node.id}.{p.name}": p.shape for node, p in model.graph.parameters() if p.tied_to is None}
 
 
-def held_of_optimizer(optimizer: torch.optim.Optimizer, model: "Model", held: Mapping[str, Held]) -> dict[str, Held]:
+def shards_of_optimizer(
+    optimizer: torch.optim.Optimizer, model: "Model", model_shards: Mapping[str, LocalShard]
+) -> dict[str, LocalShard]:
     """Every tensor of an optimizer's state: those shaped like their parameter by its region, numbers whole."""
-    found = {}
+    shards = {}
     for name, parameter in trained(optimizer, model):
         for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             if not isinstance(value, Tensor):
                 raise TypeError(f"{key} of {name}: only tensors can be saved of an optimizer, found {type(value)}")
             full, local = f"{name}.{key}", local_of(value).detach()
             if local.dim() == 0:
-                found[full] = Held(full, (), (), local)
+                shards[full] = LocalShard(full, (), (), local)
             else:
-                found[full] = Held(full, held[name].shape, held[name].region, local)
-    return found
+                shards[full] = LocalShard(full, model_shards[name].shape, model_shards[name].region, local)
+    return shards
 
 
 def trained(optimizer: torch.optim.Optimizer, model: "Model") -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -71,7 +73,7 @@ def _region(model: "Model", name: str, shape: tuple[int, ...]) -> Region:
     from l4spec.runtime.parallel.model import RankModel
 
     if isinstance(model, RankModel):
-        return model.held_region(name)
+        return model.local_region(name)
     return tuple(map(range, shape))
 
 

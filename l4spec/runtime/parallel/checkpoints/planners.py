@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from l4spec.runtime.parallel.checkpoints.local_shards import Held, chunks_of
+from l4spec.runtime.parallel.checkpoints.local_shards import LocalShard, chunks_of
 from l4spec.sharding.rules import Region
 
 CHUNK_BYTES = 1 << 26
@@ -36,11 +36,11 @@ CHUNK_BYTES = 1 << 26
 class Ours:
     """What a rank hands to torch.distributed.checkpoint: one object under one name, the same on every rank."""
 
-    held: Mapping[str, Held]
+    shards: Mapping[str, LocalShard]
 
     def state(self) -> dict[str, Any]:
         """The state that a planner of this file is set up with."""
-        return {"held": self}
+        return {"shards": self}
 
 
 class RegionSavePlanner(DefaultSavePlanner):
@@ -52,30 +52,30 @@ class RegionSavePlanner(DefaultSavePlanner):
 
     def create_local_plan(self) -> SavePlan:
         """One item for each piece that this rank holds."""
-        ours: Ours = self.state_dict["held"]
-        items = [item for held in ours.held.values() for item in self._items(held)]
+        ours: Ours = self.state_dict["shards"]
+        items = [item for shard in ours.shards.values() for item in self._items(shard)]
         self.plan = SavePlan(items)
         return self.plan
 
-    def _items(self, held: Held) -> list[WriteItem]:
-        properties = TensorProperties.create_from_tensor(held.tensor)
-        pieces = chunks_of(held.region, held.tensor.itemsize, self._chunk_bytes)
+    def _items(self, shard: LocalShard) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(shard.tensor)
+        pieces = chunks_of(shard.region, shard.tensor.itemsize, self._chunk_bytes)
         return [
             WriteItem(
-                index=MetadataIndex(held.name, chunk.offsets),
+                index=MetadataIndex(shard.name, chunk.offsets),
                 type=WriteItemType.SHARD,
-                tensor_data=TensorWriteData(chunk, properties, torch.Size(held.shape)),
+                tensor_data=TensorWriteData(chunk, properties, torch.Size(shard.shape)),
             )
             for chunk in map(as_chunk, pieces)
         ]
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         """The piece that an item stands for, where it lies."""
-        ours: Ours = self.state_dict["held"]
-        held, data = ours.held[write_item.index.fqn], write_item.tensor_data
+        ours: Ours = self.state_dict["shards"]
+        shard, data = ours.shards[write_item.index.fqn], write_item.tensor_data
         assert data is not None, "every item of this planner is a piece of a tensor"
-        tensor = held.tensor
-        for dim, (run, offset, size) in enumerate(zip(held.region, data.chunk.offsets, data.chunk.sizes, strict=True)):
+        tensor = shard.tensor
+        for dim, (run, offset, size) in enumerate(zip(shard.region, data.chunk.offsets, data.chunk.sizes, strict=True)):
             tensor = tensor.narrow(dim, offset - run.start, size)
         return tensor
 
@@ -88,17 +88,17 @@ class RegionLoadPlanner(LoadPlanner):
     ) -> None:
         """Take what is to be filled, and what is stored."""
         assert metadata is not None, "a reader gives metadata"
-        self._ours: Ours = state_dict["held"]
+        self._ours: Ours = state_dict["shards"]
         self._metadata = metadata
 
     def create_local_plan(self) -> LoadPlan:
         """One item for each stored piece that overlaps what this rank holds."""
         items: list[ReadItem] = []
-        for held in self._ours.held.values():
-            stored = self._metadata.state_dict_metadata[held.name]
+        for shard in self._ours.shards.values():
+            stored = self._metadata.state_dict_metadata[shard.name]
             assert isinstance(stored, TensorStorageMetadata), "only tensors are stored"
-            if all(map(len, held.region)):
-                items += create_read_items_for_chunk_list(held.name, stored, [as_chunk(held.region)])
+            if all(map(len, shard.region)):
+                items += create_read_items_for_chunk_list(shard.name, stored, [as_chunk(shard.region)])
         return LoadPlan(items)
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
@@ -115,7 +115,7 @@ class RegionLoadPlanner(LoadPlanner):
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
         """The view to copy into."""
-        tensor = self._ours.held[read_item.dest_index.fqn].tensor
+        tensor = self._ours.shards[read_item.dest_index.fqn].tensor
         for dim, (offset, size) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             tensor = tensor.narrow(dim, offset, size)
         return tensor

@@ -26,21 +26,21 @@ def is_first() -> bool:
 
 def on_first(work: Callable[[], T]) -> T:
     """What `work` gives on rank 0, on every rank; its UserError too."""
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_first():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except UserError as error:
-            told[1] = str(error)
+            outcome[1] = str(error)
         except OSError as error:
-            told[1] = f"{error.filename or 'a file'}: {error.strerror or error}"
+            outcome[1] = f"{error.filename or 'a file'}: {error.strerror or error}"
     if dist.is_initialized():
-        dist.broadcast_object_list(told, src=0)
-    result, problem = told
+        dist.broadcast_object_list(outcome, src=0)
+    result, problem = outcome
     if problem is not None:
         raise UserError(problem)
-    found: T = result
-    return found
+    value: T = result
+    return value
 
 
 @contextmanager

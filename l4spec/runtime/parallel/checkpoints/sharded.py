@@ -20,9 +20,9 @@ from l4spec.runtime.parallel.checkpoints.hub import load_hub
 from l4spec.runtime.parallel.checkpoints.local_shards import (
     MODEL,
     OPTIMIZER,
-    Held,
-    held_of_model,
-    held_of_optimizer,
+    LocalShard,
+    shards_of_model,
+    shards_of_optimizer,
     trained,
     whole_shapes,
 )
@@ -58,10 +58,10 @@ def save_sharded(
     A tensor that several ranks hold is written once. The folder gets its name when all ranks have written, so that a
     half-written one is never seen. Raises UserError on every rank when one of them cannot write.
     """
-    model_part = held_of_model(model)
+    model_part = shards_of_model(model)
     ours = _prefixed(MODEL, model_part)
     if optimizer is not None:
-        ours |= _prefixed(OPTIMIZER, held_of_optimizer(optimizer, model, model_part))
+        ours |= _prefixed(OPTIMIZER, shards_of_optimizer(optimizer, model, model_part))
     with new_folder(directory) as folder:
         save(Ours(ours).state(), storage_writer=FileSystemWriter(folder), planner=RegionSavePlanner(chunk_bytes))
         if is_first():
@@ -80,7 +80,7 @@ def load_sharded(
     and truncated tensor, the model is as it was.
     """
     folder = checked_folder(directory)
-    if any(held.tensor.is_meta for held in held_of_model(model).values()):
+    if any(shard.tensor.is_meta for shard in shards_of_model(model).values()):
         raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     if not (folder / METADATA).is_file():
         if optimizer is not None:
@@ -90,11 +90,11 @@ def load_sharded(
     reader = TrustedReader(folder)
     metadata = reader.read_metadata()
     require_complete(model, metadata, folder, optimizer)
-    model_part = held_of_model(model)
+    model_part = shards_of_model(model)
     ours = _prefixed(MODEL, model_part)
     if optimizer is not None:
         _make_room(optimizer, model, metadata)
-        ours |= _prefixed(OPTIMIZER, held_of_optimizer(optimizer, model, model_part))
+        ours |= _prefixed(OPTIMIZER, shards_of_optimizer(optimizer, model, model_part))
     with failures_named(f"cannot read {folder}"):
         load(Ours(ours).state(), storage_reader=reader, planner=RegionLoadPlanner())
     return read_state(folder)
@@ -109,22 +109,22 @@ def read_state(folder: Path) -> RunState:
     return RunState(step, settings)
 
 
-def _prefixed(prefix: str, held: Mapping[str, Held]) -> dict[str, Held]:
-    return {prefix + name: replace(one, name=prefix + name) for name, one in held.items()}
+def _prefixed(prefix: str, shards: Mapping[str, LocalShard]) -> dict[str, LocalShard]:
+    return {prefix + name: replace(one, name=prefix + name) for name, one in shards.items()}
 
 
 def require_complete(model: "Model", metadata: Metadata, folder: Path, optimizer: torch.optim.Optimizer | None) -> None:
     """Raise UserError naming everything in which a sharded folder differs from what the whole model needs."""
-    found = metadata.state_dict_metadata
+    stored = metadata.state_dict_metadata
     shapes = {MODEL + name: shape for name, shape in whole_shapes(model).items()}
-    problems = list(_differences(shapes, found))
+    problems = list(_differences(shapes, stored))
     problems += [
         Problem("is stored, but the model has no such tensor", name)
-        for name in sorted(found)
+        for name in sorted(stored)
         if name.startswith(MODEL) and name not in shapes
     ]
     if optimizer is not None:
-        problems += _optimizer_differences(optimizer, model, found)
+        problems += _optimizer_differences(optimizer, model, stored)
     problems += _truncated(metadata, folder)
     if problems:
         plural = "s" if len(problems) > 1 else ""
@@ -132,9 +132,9 @@ def require_complete(model: "Model", metadata: Metadata, folder: Path, optimizer
         raise UserError([Problem(head), *problems])
 
 
-def _differences(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> Iterator[Problem]:
+def _differences(shapes: Mapping[str, tuple[int, ...]], entries: Mapping[str, Any]) -> Iterator[Problem]:
     for name, shape in shapes.items():
-        stored = found.get(name)
+        stored = entries.get(name)
         if not isinstance(stored, TensorStorageMetadata):
             yield Problem("is missing", name)
         elif tuple(stored.size) != shape:
@@ -146,22 +146,22 @@ def _differences(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]
 
 
 def _optimizer_differences(
-    optimizer: torch.optim.Optimizer, model: "Model", found: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer, model: "Model", entries: Mapping[str, Any]
 ) -> Iterator[Problem]:
     """State shaped like its parameter, or a number; none at all is a run of no steps."""
-    known, stored = whole_shapes(model), _state_keys(found)
+    known, stored = whole_shapes(model), _state_keys(entries)
     for name, _ in trained(optimizer, model) if stored else ():
         keys = stored.get(f"{OPTIMIZER}{name}", ())
         if not keys:
             yield Problem("is missing", f"{OPTIMIZER}{name}")
         fulls = [f"{OPTIMIZER}{name}.{key}" for key in keys]
-        yield from _differences({full: known[name] for full in fulls if getattr(found[full], "size", None)}, found)
+        yield from _differences({full: known[name] for full in fulls if getattr(entries[full], "size", None)}, entries)
 
 
-def _state_keys(found: Iterable[str]) -> dict[str, list[str]]:
+def _state_keys(names: Iterable[str]) -> dict[str, list[str]]:
     """By `optimizer.NAME`, the keys of what is stored of it: exp_avg, exp_avg_sq, step."""
     keys: dict[str, list[str]] = {}
-    for full in found:
+    for full in names:
         if full.startswith(OPTIMIZER):
             name, _, key = full.rpartition(".")
             keys.setdefault(name, []).append(key)
@@ -186,12 +186,12 @@ def _truncated(metadata: Metadata, folder: Path) -> Iterator[Problem]:
 
 def _make_room(optimizer: torch.optim.Optimizer, model: "Model", metadata: Metadata) -> None:
     """Give the optimizer the state that is stored, for it to be read into."""
-    found = metadata.state_dict_metadata
-    keys = _state_keys(found)
+    entries = metadata.state_dict_metadata
+    keys = _state_keys(entries)
     for name, parameter in trained(optimizer, model):
         state: dict[str, torch.Tensor] = {}
         for key in keys.get(f"{OPTIMIZER}{name}", ()):
-            stored = found[f"{OPTIMIZER}{name}.{key}"]
+            stored = entries[f"{OPTIMIZER}{name}.{key}"]
             assert isinstance(stored, TensorStorageMetadata), "checked before"
             state[key] = torch.zeros_like(parameter) if stored.size else torch.zeros((), dtype=stored.properties.dtype)
         optimizer.state[parameter] = state

@@ -41,7 +41,7 @@ class Failure:
 
     message: str
     code: int = RANK_FAILED
-    told_by: int | None = None
+    reporter: int | None = None
 
     def written(self) -> str:
         """For the store."""
@@ -116,8 +116,8 @@ class Watch:
             return connect()
         except (dist.DistError, RuntimeError):
             where = f"{address.host}:{address.port}"
-            said = f"error: rank {self.rank} has not reached rank 0 at {where} within {self.timeout:g} s"
-            self._say(said)
+            message = f"error: rank {self.rank} has not reached rank 0 at {where} within {self.timeout:g} s"
+            self._report(message)
             leave(RANK_FAILED)
 
     def meet(self, facts: Mapping[str, Any]) -> None:
@@ -132,8 +132,8 @@ class Watch:
         own = json.loads(self.store.get(f"facts/{self.rank}"))
         different = [name for name in own if own[name] != first.get(name)]
         if different:
-            told = ", ".join(f"{name} {own[name]} instead of {first.get(name)}" for name in different)
-            raise UserError(f"rank {self.rank} was started otherwise than rank 0: {told}")
+            differences = ", ".join(f"{name} {own[name]} instead of {first.get(name)}" for name in different)
+            raise UserError(f"rank {self.rank} was started otherwise than rank 0: {differences}")
 
     def _missing_after(self, seconds: float) -> list[int]:
         deadline = time.monotonic() + seconds
@@ -163,11 +163,11 @@ class Watch:
         if not is_lost_contact(error):
             return own
         try:
-            return self._told_or_still() or own
+            return self._reported_failure() or own
         except (dist.DistError, RuntimeError):
             return Failure("error: rank 0, or the launcher, has ended without a word (killed?)")
 
-    def _told_or_still(self) -> Failure | None:
+    def _reported_failure(self) -> Failure | None:
         ranks = [rank for rank in range(self.world) if rank != self.rank]
         seen = {rank: (self._last_beat(rank), time.monotonic()) for rank in ranks}
         deadline = time.monotonic() + LOST_SECONDS
@@ -209,20 +209,20 @@ class Watch:
         except (dist.DistError, RuntimeError):
             if not self._ended.is_set():
                 time.sleep(LOST_SECONDS if self._speaks else 0.0)  # the main thread may know more
-                self._say("error: rank 0, or the launcher, has ended without a word (killed?)")
+                self._report("error: rank 0, or the launcher, has ended without a word (killed?)")
                 leave(RANK_FAILED)
 
     def end(self, failure: Failure) -> NoReturn:
         """Tell the others, unless one of them was first; print it, if so; leave."""
         self._ended.set()
         try:
-            text = replace(failure, told_by=self.rank).written()
-            told = self.store.compare_set(FAILURE, "", text)
-            if bytes(told).decode() == text:
-                self._say(failure.message)
-            self._leave_quietly(Failure.read(told))
+            text = replace(failure, reporter=self.rank).written()
+            first_failure = self.store.compare_set(FAILURE, "", text)
+            if bytes(first_failure).decode() == text:
+                self._report(failure.message)
+            self._leave_quietly(Failure.read(first_failure))
         except (dist.DistError, RuntimeError):
-            self._say(failure.message)
+            self._report(failure.message)
             leave(failure.code)
 
     def _leave_quietly(self, failure: Failure) -> NoReturn:
@@ -230,7 +230,7 @@ class Watch:
             time.sleep(8 * BEAT_SECONDS)
         leave(failure.code)
 
-    def _say(self, message: str) -> None:
+    def _report(self, message: str) -> None:
         if self._speaks:
             sys.stderr.write(f"{message}\n")
             sys.stderr.flush()

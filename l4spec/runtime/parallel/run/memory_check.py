@@ -9,7 +9,7 @@ from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.rules import MESH_AXIS, region_of, stage_of
 
 
-def held_bytes(task: Task) -> int:
+def rank_weight_bytes(task: Task) -> int:
     """Bytes of weights that all ranks hold together, with gradients and moments when training; no activations."""
     size = ITEM_BYTES[task.number_format] * task.copies
     return size * sum(_elements(task, rank) for rank in range(task.layout.num_devices))
@@ -19,9 +19,9 @@ def _elements(task: Task, rank: int) -> int:
     layout, place, total = task.layout, place_of(task.layout, rank), 0
     for node, parameter in task.graph.parameters():
         if parameter.tied_to is None and stage_of(task.graph, node, layout.pp) == place.pp:
-            held = prod(map(len, region_of(node, parameter, layout, place)))
+            count = prod(map(len, region_of(node, parameter, layout, place)))
             is_expert = any(MESH_AXIS.get(dim.axis) == "ep" for dim in parameter.dims)
-            total += held // _sharers(layout, is_expert) if task.copies > 1 else held
+            total += count // _sharers(layout, is_expert) if task.copies > 1 else count
     return total
 
 
@@ -33,7 +33,7 @@ def require_room(task: Task, beside: int = 0) -> None:
     """Raise UserError for ranks that need more memory than is free here; `beside` are bytes besides weights, of all."""
     if task.device != "cpu":
         return
-    needed, free = held_bytes(task) + beside, free_bytes("cpu")
+    needed, free = rank_weight_bytes(task) + beside, free_bytes("cpu")
     if free is not None and needed > free:
         message = f"{task.layout.num_devices} ranks need at least {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free"
         raise UserError([Problem(message, hint="try --scale tiny, or --layers")])

@@ -52,9 +52,9 @@ def _work(task: Task, watch: Watch, rank: int, world: int) -> None:
 
 
 def _printer(rank: int) -> Callable[[str], None]:
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         if rank == 0:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
 
-    return say
+    return log

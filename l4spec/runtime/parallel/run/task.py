@@ -20,7 +20,7 @@ from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import parse_scale, scale_spec
 
 DEFAULT_TIMEOUT = 60.0
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Store(Protocol):
@@ -58,10 +58,10 @@ class Task(ABC):
     def shared(self) -> dict[str, Any]:
         """What must be the same on every rank, by the names of options."""
 
-    def work(self, say: Say, store: Store) -> None:
-        """One rank's part, by the task's `worker`; `say` prints on rank 0 alone."""
+    def work(self, log: Log, store: Store) -> None:
+        """One rank's part, by the task's `worker`; `log` prints on rank 0 alone."""
         module, _, function = self.worker.partition(":")
-        getattr(importlib.import_module(module), function)(self, say, store)
+        getattr(importlib.import_module(module), function)(self, log, store)
 
     @abstractmethod
     def problems(self) -> Iterator[Problem]:

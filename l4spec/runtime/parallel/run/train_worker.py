@@ -16,26 +16,26 @@ from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.run.job import PROMPT_TOKENS, STEP, Job
 from l4spec.runtime.parallel.run.synthetic import batch_of
-from l4spec.runtime.parallel.run.task import Say, Store
+from l4spec.runtime.parallel.run.task import Log, Store
 from l4spec.runtime.parallel.step import train_step
 
 
-def work(job: Job, say: Say, store: Store) -> None:
-    """One rank's part of a run; `say` prints a line on rank 0 and nothing elsewhere."""
-    found = on_first(lambda: _latest(job)) if job.resume else None
-    is_filled = found is not None or job.weights is not None
+def work(job: Job, log: Log, store: Store) -> None:
+    """One rank's part of a run; `log` prints a line on rank 0 and nothing elsewhere."""
+    checkpoint = on_first(lambda: _latest(job)) if job.resume else None
+    is_filled = checkpoint is not None or job.weights is not None
     empty = build(job.graph, "meta", job.number_format)
     device = _own_device(job.device)
     model = distribute(empty, job.layout, device=device, seed=None if is_filled else job.seed, train=job.steps > 0)
     optimizer = make_optimizer(model, job.learning_rate) if job.steps else None
-    start = _load(job, model, optimizer, found, say)
+    start = _load(job, model, optimizer, checkpoint, log)
     if optimizer is not None:
-        train(job, model, optimizer, start, say)
+        train(job, model, optimizer, start, log)
     if job.out is not None:
         saved = save_hub(model, job.out)
-        say(f"wrote {saved.num_tensors} tensors to {job.out} in the layout {saved.layout}")
+        log(f"wrote {saved.num_tensors} tensors to {job.out} in the layout {saved.layout}")
     if job.generate:
-        _generate(job, model, say)
+        _generate(job, model, log)
 
 
 def _own_device(device: str) -> torch.device:
@@ -51,17 +51,17 @@ def make_optimizer(model: torch.nn.Module, learning_rate: float) -> torch.optim.
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, foreach=False)
 
 
-def _load(job: Job, model: RankModel, optimizer: torch.optim.Optimizer | None, found: str | None, say: Say) -> int:
+def _load(job: Job, model: RankModel, optimizer: torch.optim.Optimizer | None, checkpoint: str | None, log: Log) -> int:
     """Fill the model from what there is; the number of steps that are done."""
-    if found is not None:
-        _require_same_settings(job, read_state(Path(found)))
-        state = load_sharded(model, found, optimizer)
+    if checkpoint is not None:
+        _require_same_settings(job, read_state(Path(checkpoint)))
+        state = load_sharded(model, checkpoint, optimizer)
         assert state is not None, "a folder of steps is sharded"
-        say(f"resumed from {found} after step {state.step}")
+        log(f"resumed from {checkpoint} after step {state.step}")
         return state.step
     if job.weights is not None:
         load_sharded(model, job.weights)
-        say(f"loaded {job.weights}")
+        log(f"loaded {job.weights}")
     return 0
 
 
@@ -76,7 +76,7 @@ def _require_same_settings(job: Job, state: RunState) -> None:
         raise UserError(f"{job.checkpoint} is of another run: {', '.join(different)}")
 
 
-def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: int, say: Say) -> None:
+def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: int, log: Log) -> None:
     """Steps from `start` to the job's, saved as often as it says and at the end."""
     vocab_size = job.model_spec.text.vocab_size
     for step in range(start, job.steps):
@@ -84,12 +84,12 @@ def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: i
         ids = batch_of(job.seed, step, job.batch, job.context, vocab_size).to(model.device)
         loss = optimize(model, optimizer, ids)
         seconds = time.perf_counter() - began
-        say(f"step {step + 1}  loss {loss:.7f}  {job.batch * job.context / seconds:,.0f} tokens/s")
+        log(f"step {step + 1}  loss {loss:.7f}  {job.batch * job.context / seconds:,.0f} tokens/s")
         done = step + 1
         if job.checkpoint and (done == job.steps or (job.save_every and done % job.save_every == 0)):
             folder = job.checkpoint / f"{STEP}{done:08d}"
             save_sharded(model, folder, optimizer, state=RunState(done, job.continued()))
-            say(f"saved {folder}")
+            log(f"saved {folder}")
 
 
 def optimize(model: RankModel, optimizer: torch.optim.Optimizer, ids: Tensor) -> float:
@@ -117,7 +117,7 @@ def _is_step(path: Path) -> bool:
     return path.name.removeprefix(STEP).isdecimal() and (path / RUN).is_file()
 
 
-def _generate(job: Job, model: RankModel, say: Say) -> None:
+def _generate(job: Job, model: RankModel, log: Log) -> None:
     """Say what follows the prompts, one for each sequence of the batch."""
     model.eval()
     if job.ids is None:
@@ -129,5 +129,5 @@ def _generate(job: Job, model: RankModel, say: Say) -> None:
     seconds = time.perf_counter() - began
     for row in rows[:1] if job.ids is not None else rows:
         width = prompts.shape[1]
-        say(f"{' '.join(map(str, row[:width]))} -> {' '.join(map(str, row[width:]))}")
-    say(f"{len(rows) * job.generate} tokens in {seconds:.1f} s")
+        log(f"{' '.join(map(str, row[:width]))} -> {' '.join(map(str, row[width:]))}")
+    log(f"{len(rows) * job.generate} tokens in {seconds:.1f} s")

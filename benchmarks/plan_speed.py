@@ -78,7 +78,7 @@ def different_plans() -> Iterator[tuple[LayerGraph, dict[str, int], int]]:
 
 def _allows(graph: LayerGraph, layout: dict[str, int]) -> bool:
     try:
-        plan(graph, gpus="8xH100", **layout)  # type: ignore[arg-type]
+        plan(graph, gpus="8xH100", **layout)
     except l4spec.UserError:
         return False
     return True
@@ -97,7 +97,7 @@ def many_plans() -> dict[str, float]:
 
 def _plan_all(work: Iterator[tuple[LayerGraph, dict[str, int], int]]) -> None:
     for graph, layout, context in work:
-        plan(graph, gpus="8xH100", context=context, **layout)  # type: ignore[arg-type]
+        plan(graph, gpus="8xH100", context=context, **layout)
 
 
 def _resident_bytes() -> int:

@@ -3,13 +3,13 @@
 Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
 
-Mode = Literal["serve", "train"]
 Objective = Literal["max-context", "min-gpus", "balanced"]
 Origin = Literal["exact", "calibrated"]
 
@@ -283,8 +283,8 @@ class ClusterInfo(Frozen):
     gpus_per_host: int
 
 
-class Deployment(Frozen):
-    """What was asked for, every default filled in."""
+class DeploymentInfo(Frozen):
+    """What was asked for, every default filled in. `max_context` is the engine's limit where one was given."""
 
     mode: Mode
     context: int
@@ -297,6 +297,7 @@ class Deployment(Frozen):
     num_tiles: int
     prefill_chunk: int
     memory_fraction: float
+    max_context: int | None = None
     optimizer: str | None = None
     zero_stage: int | None = None
     activation_checkpointing: str | None = None
@@ -313,13 +314,17 @@ class Estimates(Frozen):
 
 
 class Plan(Frozen):
-    """What a model costs and whether it fits. `estimated` lists the fields that nobody has published."""
+    """What a model costs and whether it fits. `estimated` lists the fields that nobody has published.
+
+    `request` are the options that were given, as `PlanRequest` takes them: made of it, the plan is the same again.
+    """
 
     l4spec_plan: Literal[1] = 1
     model: str
     estimated: tuple[str, ...]
     estimates: Estimates = Estimates()
-    deployment: Deployment
+    request: dict[str, Any] = {}
+    deployment: DeploymentInfo
     cluster: ClusterInfo | None
     params: Params
     flops: Flops

@@ -1,156 +1,316 @@
-"""What a user asks `plan` for: checked before anything is looked up, and written back as command-line options."""
+"""What is asked of the planner: one model of options for the command line, Python, suggestions and the JSON echo."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
-from math import isfinite
-from typing import Any, get_args
+from typing import Annotated, Literal
 
-from l4spec.errors import Problem, UserError, nearest
+from pydantic import Field
+
+from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.options import Mode, Option, Options, flag_of, option_of, read_count, read_number, read_tokens
 from l4spec.sharding.layout import Layout
-from planners.device.training_state import CHECKPOINTING, OPTIMIZER_BYTES, PRECISIONS, TrainSetting
-from planners.plan_types import Mode, Objective
+from planners.device.training_state import TrainSetting
+from planners.plan_types import Objective
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192
 LARGEST = 1 << 20
 """Most sequences, tiles and devices along one axis; a larger number is a mistake."""
-LONGEST_CHUNK = 1 << 40
+LONGEST = 1 << 40
+"""Most tokens of a sequence or a chunk."""
 MOST_TRAIN_TOKENS = 10**18
+MOST_IMAGES = 10_000
+BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
 
-_AXES = ("tp", "ep", "pp", "dp", "cp")
-_OPTIONS = {"num_tiles": "tiles", "train_tokens": "tokens"}
-
-
-@dataclass(frozen=True, slots=True)
-class Pinned:
-    """Degrees that the user fixed; None where the planner may choose. Without a word `cp` is 1: it is for prefills."""
-
-    tp: int | None = None
-    ep: int | None = None
-    pp: int | None = None
-    dp: int | None = None
-    cp: int = 1
-
-    def allows(self, layout: Layout) -> bool:
-        """Whether a layout has the fixed degrees."""
-        return (
-            self.tp in (None, layout.tp)
-            and self.ep in (None, layout.ep)
-            and self.pp in (None, layout.pp)
-            and self.dp in (None, layout.dp)
-            and self.cp == layout.cp
-        )
-
-    def alone(self) -> Layout:
-        """The layout of the fixed degrees, 1 elsewhere."""
-        return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1, cp=self.cp)
+_Degree = Annotated[int | None, Field(ge=1, le=LARGEST)]
+_Tokens = Annotated[int | None, Field(ge=1, le=LONGEST)]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The arguments of `plan` as they were given, each field named like its command-line option."""
+class PlanRequest(Options):
+    """What a model is to be planned for. Left out, an option has its default; degrees left out are chosen.
 
-    gpus: str | None = None
-    quantization: str = "bf16"
-    kv_dtype: str = "bf16"
-    context: int | None = None
-    batch: int = 1
-    tp: int | None = None
-    ep: int | None = None
-    pp: int | None = None
-    dp: int | None = None
-    cp: int | None = None
-    engine: str = "ideal"
-    objective: Objective = "balanced"
-    mode: Mode = "serve"
-    num_tiles: int = 0
-    prefill_chunk: int = DEFAULT_PREFILL_CHUNK
-    memory_fraction: float | None = None
-    train: TrainSetting = field(default_factory=TrainSetting)
-    output_tokens: int | None = None
-    train_tokens: int | None = None
-    usd_per_gpu_hour: float | None = None
-    routing: str | None = None
+    `context` counts the tokens of a sequence, prompt and output together; `prompt_tokens` and `output_tokens` count
+    them apart. Without any, 8,192 or the model's shorter limit are planned, never silently the model's longest.
+    `batch` counts sequences over the whole deployment. With `output_tokens`, time is that of a closed loop of
+    `concurrency` clients (by default `batch`), or of requests that arrive at `rate`.
+    """
+
+    gpus: Annotated[
+        str | None, Option("Hardware, as 8xH100, 2x8xH100 for hosts, or N x a YAML file.", metavar="GPUS")
+    ] = None
+    quantization: Annotated[
+        str,
+        Option("Weights: `l4spec ls quantization`.", metavar="SCHEME", flags=("--quantization", "-q"), mode="serve"),
+    ] = "bf16"
+    kv_dtype: Annotated[str, Option("KV cache: bf16, fp16, fp32, fp8 or int8.", metavar="DTYPE", mode="serve")] = "bf16"
+    context: Annotated[
+        _Tokens,
+        Option(
+            "Tokens of a sequence, prompt and output together, as 8192, 1M (a million) or 128Ki (128 x 1024).",
+            metavar="TOKENS",
+            parse=read_tokens,
+            default="8192, or the model's shorter limit",
+            too_large=BEYOND,
+        ),
+    ] = None
+    prompt_tokens: Annotated[
+        _Tokens,
+        Option("Tokens of each prompt; in the place of --context.", metavar="TOKENS", parse=read_tokens, mode="serve"),
+    ] = None
+    output_tokens: Annotated[
+        _Tokens,
+        Option(
+            "Tokens that each client gets in a closed loop; of --context where that is given.",
+            metavar="TOKENS",
+            parse=read_tokens,
+            mode="serve",
+        ),
+    ] = None
+    max_context: Annotated[
+        _Tokens,
+        Option(
+            "The engine's limit of a sequence, for one of which the cache has to have room; in the place of --context.",
+            metavar="TOKENS",
+            parse=read_tokens,
+            mode="serve",
+        ),
+    ] = None
+    batch: Annotated[
+        int, Option("Sequences at a time, over the whole deployment.", parse=read_count), Field(ge=1, le=LARGEST)
+    ] = 1
+    concurrency: Annotated[
+        int | None,
+        Option("Clients of the closed loop.", parse=read_count, mode="serve", default="--batch"),
+        Field(ge=1, le=LARGEST),
+    ] = None
+    rate: Annotated[
+        float | None,
+        Option(
+            "Requests that arrive in a second, whatever the service, instead of a closed loop.",
+            metavar="PER_SECOND",
+            parse=read_number,
+            mode="serve",
+            expects="requests per second, a number above 0 and at most 1,000,000",
+        ),
+        Field(gt=0, le=1e6),
+    ] = None
+    tp: Annotated[_Degree, Option("Fix the tensor-parallel degree.", parse=read_count)] = None
+    ep: Annotated[_Degree, Option("Fix the expert-parallel degree.", parse=read_count)] = None
+    pp: Annotated[_Degree, Option("Fix the number of pipeline stages.", parse=read_count)] = None
+    dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
+    cp: Annotated[
+        _Degree,
+        Option("Divide the tokens of a long prefill among N devices.", parse=read_count, default="1"),
+    ] = None
+    engine: Annotated[
+        str, Option("Cache policy and overheads: `l4spec ls engines`.", metavar="ENGINE", mode="serve")
+    ] = "ideal"
+    objective: Annotated[
+        Objective,
+        Option(
+            "What the layout is chosen for, where degrees are not fixed: balanced, max-context or min-gpus.",
+            metavar="OBJECTIVE",
+        ),
+    ] = "balanced"
+    mode: Annotated[Mode, Option("Serving (serve), or one training step (train).", metavar="MODE")] = "serve"
+    num_tiles: Annotated[
+        int,
+        Option(
+            "Image tiles that the vision tower sees in one step.", flags=("--tiles",), parse=read_count, mode="serve"
+        ),
+        Field(ge=0, le=LARGEST),
+    ] = 0
+    images: Annotated[
+        int,
+        Option("Images in one step, each cut into as many tiles as the model allows.", parse=read_count, mode="serve"),
+        Field(ge=0, le=MOST_IMAGES),
+    ] = 0
+    memory_fraction: Annotated[
+        float | None,
+        Option(
+            "Share of device memory to use.",
+            metavar="SHARE",
+            parse=read_number,
+            default="the engine's own",
+            expects="a number above 0 and at most 1",
+        ),
+        Field(gt=0, le=1),
+    ] = None
+    prefill_chunk: Annotated[
+        int,
+        Option("Most tokens that one step prefills.", metavar="TOKENS", parse=read_tokens, mode="serve"),
+        Field(ge=1, le=LONGEST),
+    ] = DEFAULT_PREFILL_CHUNK
+    optimizer: Annotated[
+        Literal["adamw", "adamw-bf16", "sgd"],
+        Option("With --mode train: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
+    ] = "adamw"
+    zero_stage: Annotated[
+        int,
+        Option("With --mode train: what data-parallel ranks shard.", metavar="0-3", parse=read_count, mode="train"),
+        Field(ge=0, le=3),
+    ] = 1
+    checkpointing: Annotated[
+        Literal["none", "full"],
+        Option("With --mode train: none or full activation checkpointing.", metavar="KIND", mode="train"),
+    ] = "full"
+    gradient_bytes: Annotated[
+        int,
+        Option("With --mode train: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
+        Field(ge=2, le=4, multiple_of=2),
+    ] = 4
+    micro_batch: Annotated[
+        int,
+        Option("With --mode train: sequences of one forward pass on a device.", parse=read_count, mode="train"),
+        Field(ge=1, le=LARGEST),
+    ] = 1
+    precision: Annotated[
+        Literal["bf16", "fp8"],
+        Option("With --mode train: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
+    ] = "bf16"
+    train_tokens: Annotated[
+        int | None,
+        Option(
+            "With --mode train: tokens of the whole run, as 15T.",
+            metavar="TOKENS",
+            flags=("--tokens",),
+            parse=read_tokens,
+            mode="train",
+        ),
+        Field(ge=1, le=MOST_TRAIN_TOKENS),
+    ] = None
+    usd_per_gpu_hour: Annotated[
+        float | None,
+        Option(
+            "Price of a GPU, to tell what it costs.",
+            metavar="USD",
+            parse=read_number,
+            expects="a price above 0",
+        ),
+        Field(gt=0, le=1e6),
+    ] = None
+    routing: Annotated[
+        str | None,
+        Option(
+            "How tokens choose experts, from `measure --format json`.",
+            metavar="FILE",
+            mode="serve",
+            default="uniformly",
+        ),
+    ] = None
 
     @property
-    def pinned(self) -> Pinned:
-        """The fixed degrees."""
-        return Pinned(self.tp, self.ep, self.pp, self.dp, self.cp or 1)
+    def sequences(self) -> int:
+        """Sequences at a time over the whole deployment: the clients of a closed loop, or the batch."""
+        return self.batch if self.concurrency is None else self.concurrency
 
-    def tokens(self, graph: LayerGraph) -> int:
-        """Tokens a sequence: the given context, or 8,192, or the model's shorter limit."""
-        return min(DEFAULT_CONTEXT, max_seq_len(graph)) if self.context is None else self.context
-
-    def options(self) -> str:
-        """Every option that differs from its default, as the command line takes it behind `l4spec plan SPEC`."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "train"}
-        known = {f.name: f.default for f in fields(self)}
-        if self.mode == "train":
-            told |= {f.name: getattr(self.train, f.name) for f in fields(TrainSetting)}
-            known |= {f.name: f.default for f in fields(TrainSetting)}
-        return " ".join(
-            f"--{_OPTIONS.get(name, name).replace('_', '-')} {_quoted(str(value))}"
-            for name, value in told.items()
-            if value != known[name]
+    @property
+    def training(self) -> TrainSetting | None:
+        """How training keeps its state; None for serving."""
+        if self.mode == "serve":
+            return None
+        return TrainSetting(
+            optimizer=self.optimizer,
+            zero_stage=self.zero_stage,
+            checkpointing=self.checkpointing,
+            gradient_bytes=self.gradient_bytes,
+            micro_batch=self.micro_batch,
+            precision=self.precision,
         )
 
+    def allows(self, layout: Layout) -> bool:
+        """Whether a layout has the fixed degrees. Left out, `cp` is 1: it is for prefills, and never chosen."""
+        return layout.cp == (self.cp or 1) and all(
+            fixed in (None, degree)
+            for fixed, degree in (
+                (self.tp, layout.tp),
+                (self.ep, layout.ep),
+                (self.pp, layout.pp),
+                (self.dp, layout.dp),
+            )
+        )
+
+    def fixed_layout(self) -> Layout:
+        """The layout of the fixed degrees, 1 elsewhere."""
+        return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1, cp=self.cp or 1)
+
+    def tokens(self, graph: LayerGraph) -> int:
+        """Tokens of a sequence: those given, or 8,192, or the shorter limit of model or engine."""
+        if self.context is not None:
+            return self.context
+        if self.prompt_tokens is not None:
+            return self.prompt_tokens + (self.output_tokens or 0)
+        return min(DEFAULT_CONTEXT, self.max_context or LONGEST, max_seq_len(graph))
+
+    def tiles(self, graph: LayerGraph) -> int:
+        """`num_tiles`, and for each of `images` the most tiles that the model cuts an image into."""
+        vision = graph.model.vision
+        if not self.images or vision is None:
+            return self.num_tiles
+        whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
+        return self.num_tiles + self.images * (vision.max_tiles + whole_image)
+
     def check(self, graph: LayerGraph) -> None:
-        """Raise UserError with everything that is out of range or of the wrong type."""
-        problems = [*self._words(), *self._numbers(graph), *_training(self.train)]
-        if self.mode == "train":
-            problems += self._serving_only()
-        if self.pinned.cp > 1:
-            problems += self._prefill_only()
+        """Raise UserError with everything that the model or another option rules out."""
+        of_mode = self._training_only() if self.mode == "serve" else self._serving_only()
+        problems = [*of_mode, *self._tokens(graph), *self._load(), *self._vision(graph), *self._prefill_only()]
         if problems:
             raise UserError(problems)
 
-    def _words(self) -> Iterator[Problem]:
-        for name in ("gpus", "quantization", "kv_dtype", "engine"):
-            value: object = getattr(self, name)
-            if not isinstance(value, str) and not (name == "gpus" and value is None):
-                yield Problem(f"expected a name, found {value!r}", path=name)
-        for name, known in (("objective", get_args(Objective)), ("mode", get_args(Mode))):
-            value = getattr(self, name)
-            if value not in known:
-                yield Problem(f"unknown {name} {value!r}", path=name, hint=nearest(str(value), known))
-
-    def _numbers(self, graph: LayerGraph) -> Iterator[Problem]:
-        for axis in _AXES:
-            if (degree := getattr(self, axis)) is not None:
-                yield from _whole(axis, degree, 1, LARGEST)
-        yield from _whole("batch", self.batch, 1, LARGEST)
-        yield from _whole("prefill_chunk", self.prefill_chunk, 1, LONGEST_CHUNK)
-        yield from _whole("num_tiles", self.num_tiles, 0, LARGEST)
-        if self.num_tiles and graph.model.vision is None:
-            yield Problem("the model has no vision, so it takes no tiles", path="num_tiles")
-        if self.context is not None:
-            hint = "set a larger text.max_seq_len to plan beyond the model's own limit"
-            yield from _whole("context", self.context, 1, max_seq_len(graph), hint)
-        if self.output_tokens is not None:
-            hint = "output tokens are part of the context"
-            yield from _whole("output_tokens", self.output_tokens, 1, max(self.tokens(graph) - 1, 1), hint)
-        if self.train_tokens is not None:
-            yield from _whole("train_tokens", self.train_tokens, 1, MOST_TRAIN_TOKENS)
-        if self.usd_per_gpu_hour is not None and not _is_price(self.usd_per_gpu_hour):
-            yield Problem(f"expected a price above 0, found {self.usd_per_gpu_hour!r}", path="usd_per_gpu_hour")
-        if self.memory_fraction is not None and not _is_share(self.memory_fraction):
-            message = f"expected a number above 0 and at most 1, found {self.memory_fraction!r}"
-            yield Problem(message, path="memory_fraction")
+    def _training_only(self) -> Iterator[Problem]:
+        for name in self.model_fields_set:
+            if option_of(type(self), name).mode == "train":
+                yield Problem("needs --mode train", path=name)
 
     def _serving_only(self) -> Iterator[Problem]:
-        if self.quantization != "bf16":
-            hint = "leave it out; --precision fp8 computes in fp8"
-            yield Problem("training keeps bf16 weights", path="quantization", hint=hint)
-        if self.engine != "ideal":
-            yield Problem("training keeps no cache, so no engine plays a part", path="engine", hint="leave it out")
-        if self.output_tokens is not None:
-            yield Problem("training has no output tokens", path="output_tokens", hint="leave it out")
+        reasons = {
+            "quantization": ("training keeps bf16 weights", "leave it out; --precision fp8 computes in fp8"),
+            "engine": ("training keeps no cache, so no engine plays a part", "leave it out"),
+            "output_tokens": ("training has no output tokens", "leave it out"),
+        }
+        for name, field in type(self).model_fields.items():
+            if option_of(type(self), name).mode == "serve" and getattr(self, name) != field.default:
+                message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
+                yield Problem(message, path=name, hint=hint)
+        if (self.cp or 1) > 1:
+            yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+
+    def _tokens(self, graph: LayerGraph) -> Iterator[Problem]:
+        if self.context is not None:
+            for name in ("prompt_tokens", "max_context"):
+                if getattr(self, name) is not None:
+                    message = "counts prompt and output together and is the engine's limit at once"
+                    yield Problem(message, path="context", hint=f"leave it out, or {flag_of(type(self), name)}")
+        given = next((name for name in ("context", "prompt_tokens") if getattr(self, name) is not None), "context")
+        limit, tokens = max_seq_len(graph), self.tokens(graph)
+        for name, value in ((given, tokens), ("max_context", self.max_context or 1)):
+            if value > limit:
+                yield Problem(f"expected 1 to {limit:,}, found {value:,}", path=name, hint=BEYOND)
+        if self.max_context is not None and tokens > self.max_context:
+            message = f"the engine takes {self.max_context:,} tokens, a sequence here has {tokens:,}"
+            yield Problem(message, path="max_context")
+        if self.output_tokens is not None and self.output_tokens >= max(tokens, 2):
+            message = f"expected 1 to {max(tokens - 1, 1):,}, found {self.output_tokens:,}"
+            yield Problem(message, path="output_tokens", hint="output tokens are part of the context")
+
+    def _load(self) -> Iterator[Problem]:
+        for name in ("concurrency", "rate"):
+            if getattr(self, name) is not None and self.output_tokens is None and self.mode == "serve":
+                yield Problem("needs --output-tokens: requests end after them", path=name)
+        if self.concurrency is not None and self.rate is not None:
+            hint = "clients wait for their answers, requests at a rate for nobody"
+            yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
+        if self.concurrency is not None and "batch" in self.model_fields_set:
+            yield Problem("says what --batch says: leave one out", path="concurrency")
+
+    def _vision(self, graph: LayerGraph) -> Iterator[Problem]:
+        if graph.model.vision is None:
+            for name, what in (("num_tiles", "tiles"), ("images", "images")):
+                if getattr(self, name):
+                    yield Problem(f"the model has no vision, so it takes no {what}", path=name)
 
     def _prefill_only(self) -> Iterator[Problem]:
-        if self.mode == "train":
-            yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
-        if self.output_tokens is not None:
+        if (self.cp or 1) > 1 and self.output_tokens is not None:
             message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
             yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")
 
@@ -158,38 +318,3 @@ class Request:
 def max_seq_len(graph: LayerGraph) -> int:
     """The longest sequence that the model was made for, in tokens."""
     return graph.model.text.stack.width.max_seq_len
-
-
-def _whole(name: str, value: Any, low: int, high: int, hint: str = "") -> Iterator[Problem]:
-    if isinstance(value, bool) or not isinstance(value, int):
-        yield Problem(f"expected a whole number, found {value!r}", path=name)
-    elif not low <= value <= high:
-        yield Problem(f"expected {low:,} to {high:,}, found {value:,}", path=name, hint=hint if value > high else "")
-
-
-def _is_share(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 < value <= 1
-
-
-def _is_price(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and 0 < value <= 1e6
-
-
-def _training(train: TrainSetting) -> Iterator[Problem]:
-    for name, value, known in (
-        ("optimizer", train.optimizer, tuple(OPTIMIZER_BYTES)),
-        ("checkpointing", train.checkpointing, CHECKPOINTING),
-        ("precision", train.precision, PRECISIONS),
-    ):
-        if value not in known:
-            yield Problem(f"unknown {name} {value!r}", path=name, hint=nearest(str(value), known))
-    yield from _whole("zero_stage", train.zero_stage, 0, 3)
-    yield from _whole("micro_batch", train.micro_batch, 1, LARGEST)
-    if train.gradient_bytes not in (2, 4):
-        yield Problem(f"expected 2 or 4, found {train.gradient_bytes!r}", path="gradient_bytes")
-
-
-def _quoted(text: str) -> str:
-    from shlex import quote
-
-    return quote(text)

@@ -1,36 +1,37 @@
 """What `l4spec plan --emit` asks for: a plan by the engine's own policy, and its launch."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
 
 from l4spec.cli.app import DOES_NOT_FIT
 from l4spec.cli.output import complain
-from l4spec.cli.request import PlanRequest, given_options, option_name
+from l4spec.cli.request import given_options, option_name
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from planners.request import PlanRequest
 
 OWN_ENGINE = {"vllm": "vllm-hybrid", "k8s": "vllm-hybrid", "sglang": "sglang-hybrid", "tensorrt-llm": "tensorrt-llm"}
 """Whose cache policy and memory share a launch is planned by."""
 _OF_REPORTS = ("format", "verbose", "explain")
 
 
-def launch(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> str:
+def launch(ctx: typer.Context, request: "PlanRequest", graph: "LayerGraph") -> str:
     """The launch of the plan for `--emit`. Exits with 3 and the reason on stderr where the plan does not fit.
 
     Raises UserError for what cannot be planned, and for what the engine cannot express.
     """
     from l4spec.deploy import LaunchRequest, emit
     from l4spec.report.plan_page import verdict
+    from planners.plan import plan as plan_for
 
-    target, given = ctx.params["emit"].value, given_options(ctx)
-    _check(request, given)
-    if "engine" not in given and target in OWN_ENGINE:
-        request = replace(request, engine=OWN_ENGINE[target])
-    plan = request.plan(graph)
+    target = ctx.params["emit"].value
+    _check(request, given_options(ctx))
+    if "engine" not in request.model_fields_set and target in OWN_ENGINE:
+        request = request.changed(engine=OWN_ENGINE[target])
+    plan = plan_for(graph, request)
     if not plan.fits:
         complain(f"error: {verdict(plan)}: nothing is emitted (l4spec plan without --emit lists what would fit)")
         raise typer.Exit(DOES_NOT_FIT)
@@ -38,7 +39,7 @@ def launch(ctx: typer.Context, request: PlanRequest, graph: "LayerGraph") -> str
     return emit(target, LaunchRequest(plan, graph, ctx.params["model"], request.images, changed))
 
 
-def _check(request: PlanRequest, given: tuple[str, ...]) -> None:
+def _check(request: "PlanRequest", given: tuple[str, ...]) -> None:
     problems = [Problem(f"--emit prints no report: leave {option_name(n)} out") for n in given if n in _OF_REPORTS]
     if request.gpus is None:
         problems.append(Problem("--emit needs --gpus", hint="as --gpus 8xH100"))

@@ -4,13 +4,41 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
+from l4spec.cli.options import Format
 from l4spec.errors import UserError
+
+if TYPE_CHECKING:
+    from l4spec.report.page import Page
+
+
+class Document(Protocol):
+    """What can be written as JSON: every pydantic model."""
+
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """The document as JSON."""
+
+
+def write(document: Document, page: "Callable[[], Page]", style: Format, out: Path | None, *, force: bool) -> None:
+    """Write a report as asked for: the document itself as JSON, else its page as text or Markdown.
+
+    This is the one place that knows the formats; a page is made only where one is wanted.
+    """
+    deliver(_in_format(document, page, style), out, force=force)
+
+
+def _in_format(document: Document, page: "Callable[[], Page]", style: Format) -> str:
+    if style is Format.JSON:
+        return document.model_dump_json(indent=2)
+    from l4spec.report.page import to_markdown, to_text
+
+    return to_markdown(page()) if style is Format.MARKDOWN else to_text(page())
 
 
 def show(text: str) -> None:

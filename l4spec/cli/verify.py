@@ -8,9 +8,20 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
-from l4spec.cli.output import deliver
+from l4spec.cli.generated import takes
+from l4spec.cli.output import write
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
+from planners.request import PlanRequest
+
+REFUSED = {
+    "gpus": "each claim names its own hardware",
+    "mode": "each claim says itself whether it is about training",
+    "objective": "a claim of the longest context asks for it, every other one for a balanced layout",
+    **dict.fromkeys(("concurrency", "rate", "num_tiles", "images"), "no claim is about it"),
+    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing"), "no claim is about it"),
+}
+"""Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""
 
 
 def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[Problem]:
@@ -25,8 +36,10 @@ def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[P
 
 
 @app.command("verify")
+@takes(PlanRequest, refuse=REFUSED)
 def verify_command(
     spec: o.SpecArgument,
+    request: PlanRequest,
     overrides: o.SetOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     out: o.OutOption = None,
@@ -34,22 +47,16 @@ def verify_command(
 ) -> None:
     """Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.
 
-    Exit code 1 when a claim does not hold.
+    Options fill in what a claim leaves open; what it says itself stands. Exit code 1 when a claim does not hold.
     """
     from l4spec.report.claims_page import verify_page
-    from l4spec.report.page import to_markdown, to_text
     from l4spec.verification.claims import verify
 
     graph = compiled(spec, overrides)
     try:
-        report = verify(graph)
+        report = verify(graph, request)
     except UserError as error:
         raise UserError(_placed(error, spec, overrides or ())) from None
-    if format is o.Format.JSON:
-        text = report.model_dump_json(indent=2)
-    else:
-        page = verify_page(report)
-        text = to_markdown(page) if format is o.Format.MARKDOWN else to_text(page)
-    deliver(text, out, force=force)
+    write(report, lambda: verify_page(report), format, out, force=force)
     if not report.holds:
         raise typer.Exit(CLAIM_FAILED)

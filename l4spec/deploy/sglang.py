@@ -102,7 +102,7 @@ def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dic
         "--dtype": dtype,
         "--quantization": quantization,
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
-        "--context-length": asked.context,
+        "--context-length": asked.max_context or asked.context,
         "--max-running-requests": request.sequences * layout.ep,
         "--chunked-prefill-size": asked.prefill_chunk * layout.ep,
         "--mem-fraction-static": request.memory_fraction,

@@ -84,7 +84,7 @@ def _flags(request: LaunchRequest) -> dict[str, object]:
         "--pp_size": layout.pp if layout.pp > 1 else None,
         "--ep_size": layout.ep if layout.ep > 1 else None,
         "--enable_attention_dp": layout.ep > 1,
-        "--max_seq_len": asked.context,
+        "--max_seq_len": asked.max_context or asked.context,
         "--max_batch_size": request.sequences,
         "--max_num_tokens": max(asked.prefill_chunk, request.sequences),
         "--enable_chunked_prefill": asked.context > asked.prefill_chunk,

@@ -97,7 +97,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
         "--dtype": dtype,
         "--quantization": quantization,
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
-        "--max-model-len": asked.context,
+        "--max-model-len": asked.max_context or asked.context,
         "--max-num-seqs": request.sequences,
         "--max-num-batched-tokens": max(asked.prefill_chunk, request.sequences),
         "--gpu-memory-utilization": request.memory_fraction,

@@ -1,7 +1,6 @@
-"""The herd in one table: for each model and precision, does it fit, how long a context, how many GPUs at least."""
+"""All models in one table: for each in each precision, does it fit, how long a context, how many GPUs at least."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -13,15 +12,16 @@ from l4spec.spec.estimates import estimates_of
 from planners.catalog import quantization as quantization_of
 from planners.catalog.cluster import parse_cluster
 from planners.counts.params import count_params
-from planners.plan import plan
-from planners.plan_types import Estimates, Frozen, Plan
-from planners.request import DEFAULT_CONTEXT, max_seq_len
-from planners.search.least_gpus import MAX_GPUS, LeastGpus, least_gpus
+from planners.deployment import Deployment
+from planners.plan import plan, plan_deployment
+from planners.plan_types import Estimates, Frozen
+from planners.request import PlanRequest
+from planners.search.least_gpus import MAX_GPUS, least_gpus
 
 PRECISIONS = ("bf16", "fp8", "int4")
 
 
-class HerdRow(Frozen):
+class ModelRow(Frozen):
     """One model in one precision. `refusal` says why a scheme cannot store the model; then nothing else is known."""
 
     model: str
@@ -42,10 +42,10 @@ class HerdRow(Frozen):
     refusal: str | None = None
 
 
-class Herd(Frozen):
+class ModelTable(Frozen):
     """All models in all precisions on the same hardware."""
 
-    l4spec_herd: int = 1
+    l4spec_model_table: int = 1
     gpus: str
     hardware: str
     num_gpus: int
@@ -53,74 +53,45 @@ class Herd(Frozen):
     batch: int
     engine: str
     context_origin: str
-    rows: tuple[HerdRow, ...]
+    rows: tuple[ModelRow, ...]
     estimated: dict[str, tuple[str, ...]]
     estimates: dict[str, Estimates]
 
 
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """Under what every model of the herd is planned."""
-
-    gpus: str
-    kv_dtype: str = "bf16"
-    context: int | None = None
-    batch: int = 1
-    engine: str = "ideal"
-
-    def plan(self, graph: LayerGraph, quantization: str, gpus: str | None) -> Plan:
-        """One model in one precision, with the layout of the longest context."""
-        return plan(
-            graph,
-            gpus=gpus,
-            quantization=quantization,
-            kv_dtype=self.kv_dtype,
-            context=self.context,
-            batch=self.batch,
-            engine=self.engine,
-            objective="max-context",
-        )
-
-    def least(self, graph: LayerGraph, quantization: str, context: int) -> LeastGpus | None:
-        """The least number of the same GPUs on which that model fits."""
-        return least_gpus(
-            graph,
-            parse_cluster(self.gpus).hardware,
-            quantization=quantization,
-            kv_dtype=self.kv_dtype,
-            context=context,
-            batch=self.batch,
-            engine=self.engine,
-        )
+_WORK = ("context", "prompt_tokens", "output_tokens", "max_context", "batch", "concurrency", "prefill_chunk")
+ACCEPTED = frozenset(("gpus", "quantization", "kv_dtype", "engine", "memory_fraction", *_WORK))
+"""Options that mean the same for every model; the layout is chosen for the longest context."""
 
 
-def plan_herd(graphs: Sequence[LayerGraph], asked: Conditions, precisions: Sequence[str] = PRECISIONS) -> Herd:
+def model_table(graphs: Sequence[LayerGraph], asked: PlanRequest, precisions: Sequence[str] = PRECISIONS) -> ModelTable:
     """Plan every model in every precision. Raises UserError for what none can be planned with, as unknown names; what
     one of them cannot (a scheme, a context beyond its longest sequence, any layout) is told in its row."""
+    assert asked.gpus is not None, "the table is of one cluster"
+    request = asked.changed(objective="max-context")
     cluster = parse_cluster(asked.gpus)
     for precision in precisions:
         quantization_of(precision)
-    refused = [refusal for graph in graphs if (refusal := _refusal(graph, asked))]
+    refused = [error for graph in graphs if (error := _refusal(graph, request))]
     if refused and len(refused) == len(graphs):
         raise refused[0]
-    return Herd(
+    return ModelTable(
         gpus=asked.gpus,
         hardware=cluster.hardware.name,
         num_gpus=cluster.num_gpus,
         kv_dtype=asked.kv_dtype,
-        batch=asked.batch,
+        batch=asked.sequences,
         engine=asked.engine,
-        context_origin="default" if asked.context is None else "given",
-        rows=tuple(_row(graph, asked, precision) for graph in graphs for precision in precisions),
+        context_origin="default" if asked.context is None and asked.prompt_tokens is None else "given",
+        rows=tuple(_row(graph, request, precision) for graph in graphs for precision in precisions),
         estimated={graph.name: graph.model.estimated for graph in graphs if graph.model.estimated},
         estimates={graph.name: _estimates(graph) for graph in graphs if graph.model.estimated},
     )
 
 
-def _refusal(graph: LayerGraph, asked: Conditions) -> UserError | None:
-    """What is wrong with the conditions for this model, without any hardware."""
+def _refusal(graph: LayerGraph, request: PlanRequest) -> UserError | None:
+    """What is wrong with the request for this model, without any hardware."""
     try:
-        asked.plan(graph, "bf16", None)
+        plan(graph, request, gpus=None, quantization="bf16")
     except UserError as error:
         return error
     return None
@@ -131,21 +102,22 @@ def _estimates(graph: LayerGraph) -> Estimates:
     return Estimates(params=estimated.params, work=estimated.work)
 
 
-def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
+def _row(graph: LayerGraph, request: PlanRequest, precision: str) -> ModelRow:
     params = count_params(graph)
-    row = HerdRow(
+    row = ModelRow(
         model=graph.name,
         estimated=bool(graph.model.estimated),
         quantization=precision,
-        context=min(DEFAULT_CONTEXT, max_seq_len(graph)) if asked.context is None else asked.context,
+        context=request.tokens(graph),
         total_params=params.total,
         active_params=params.active,
     )
     try:
-        planned = asked.plan(graph, precision, asked.gpus)
+        deployment = Deployment.resolve(graph, request.changed(quantization=precision))
+        planned = plan_deployment(deployment)
     except UserError as error:
         return row.model_copy(update={"refusal": str(error)})
-    least = asked.least(graph, precision, row.context)
+    least = least_gpus(deployment)
     return row.model_copy(
         update={
             "weight_bytes": planned.weights.bytes,
@@ -161,39 +133,39 @@ def _row(graph: LayerGraph, asked: Conditions, precision: str) -> HerdRow:
     )
 
 
-def herd_page(herd: Herd) -> Page:
+def model_table_page(table: ModelTable) -> Page:
     """The table, what it assumes, and what is estimated in it."""
     headers = ("model", "total", "active", "weights in", "weights", "fits", "longest context", "least GPUs")
-    contexts = sorted({row.context for row in herd.rows})
+    contexts = sorted({row.context for row in table.rows})
     tokens = " or ".join(whole(context) for context in contexts)
-    origin = "the default" if herd.context_origin == "default" else "as asked"
-    title = f"The herd on {herd.gpus} ({herd.hardware})"
+    origin = "the default" if table.context_origin == "default" else "as asked"
+    title = f"All models on {table.gpus} ({table.hardware})"
     assumed = (
-        f"Fits: {whole(herd.batch)} sequence(s) of {tokens} tokens ({origin}), KV cache in {herd.kv_dtype}, "
-        f"cache policy {herd.engine}; the layout with the longest context.",
-        f"Least GPUs: {herd.hardware} that hold the same at the least, with a legal layout of theirs.",
+        f"Fits: {whole(table.batch)} sequence(s) of {tokens} tokens ({origin}), KV cache in {table.kv_dtype}, "
+        f"cache policy {table.engine}; the layout with the longest context.",
+        f"Least GPUs: {table.hardware} that hold the same at the least, with a legal layout of theirs.",
     )
     sections = [
-        Section(title, (Table(headers, tuple(_cells(row, _marks(herd, row)) for row in herd.rows), "lrrlrlrl"),)),
+        Section(title, (Table(headers, tuple(_cells(row, _marks(table, row)) for row in table.rows), "lrrlrlrl"),)),
         Section("", (Lines(assumed),)),
     ]
-    refusals = dict.fromkeys(f"{row.model}: {row.refusal}" for row in herd.rows if row.refusal)
+    refusals = dict.fromkeys(f"{row.model}: {row.refusal}" for row in table.rows if row.refusal)
     notes = tuple(refusals) + tuple(
         f"{name}: {note}"
-        for name, fields in herd.estimated.items()
-        for note in estimate_notes(fields, herd.estimates[name])
+        for name, fields in table.estimated.items()
+        for note in estimate_notes(fields, table.estimates[name])
     )
     if notes:
         sections.append(Section("", (Lines(notes),)))
     return tuple(sections)
 
 
-def _marks(herd: Herd, row: HerdRow) -> Marked:
-    estimates = herd.estimates.get(row.model, Estimates())
+def _marks(table: ModelTable, row: ModelRow) -> Marked:
+    estimates = table.estimates.get(row.model, Estimates())
     return marked(estimates.params, estimates.work)
 
 
-def _cells(row: HerdRow, figures: Marked) -> tuple[str, ...]:
+def _cells(row: ModelRow, figures: Marked) -> tuple[str, ...]:
     sizes = figures.sizes
     start = (row.model, sizes.count(row.total_params), sizes.count(row.active_params), row.quantization)
     if row.weight_bytes is None or row.device_bytes is None or row.capacity_bytes is None:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.options import Mode, option_of
 from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
-from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from planners.plan_types import Estimates, Frozen, Plan
+from planners.request import PlanRequest
 
 Value = bool | int | float
 
@@ -42,15 +43,17 @@ class Report(Frozen):
     holds: bool
 
 
-def verify(graph: LayerGraph) -> Report:
+def verify(graph: LayerGraph, request: PlanRequest | None = None) -> Report:
     """Compute what every claim of the model's spec is about, under the conditions that it names.
+
+    What a claim leaves open is planned as `request` says, by default as `plan` would.
 
     A number holds when it is within the claim's relative tolerance of the computed one; a `max_context` on named
     GPUs is a bound that somebody reached, and holds when at least as much fits. Raises UserError for a claim that
     cannot be computed, naming it.
     """
-    estimates = estimates_of(graph.model.spec)
-    checks = tuple(_check(graph, index, claim) for index, claim in enumerate(graph.model.spec.claims))
+    estimates, asked = estimates_of(graph.model.spec), request or PlanRequest()
+    checks = tuple(_check(graph, index, claim, asked) for index, claim in enumerate(graph.model.spec.claims))
     return Report(
         model=graph.name,
         estimated=graph.model.estimated,
@@ -60,9 +63,9 @@ def verify(graph: LayerGraph) -> Report:
     )
 
 
-def _check(graph: LayerGraph, index: int, claim: Claim) -> Check:
+def _check(graph: LayerGraph, index: int, claim: Claim, request: PlanRequest) -> Check:
     try:
-        computed = compute(graph, claim)
+        computed = compute(graph, claim, request)
     except UserError as error:
         raise UserError([Problem(str(problem), path=f"claims[{index}]") for problem in error.problems]) from None
     return Check(
@@ -88,32 +91,36 @@ def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
     return bool(estimates.params if quantity in _OF_SIZES else estimates.work)
 
 
-def compute(graph: LayerGraph, claim: Claim) -> Value:
+def compute(graph: LayerGraph, claim: Claim, request: PlanRequest | None = None) -> Value:
     """The value that the plan gives for what a claim is about. Raises UserError where there is none."""
     of_graph = _OF_GRAPH.get(claim.quantity)
     if of_graph is not None:
         return of_graph(graph)
     if claim.quantity == "max_context" and claim.on is None:
         return graph.model.text.stack.width.max_seq_len
-    return _OF_PLAN[claim.quantity](_plan_for(graph, claim))
+    return _OF_PLAN[claim.quantity](plan(graph, request_of(claim, request or PlanRequest())))
 
 
-def _plan_for(graph: LayerGraph, claim: Claim) -> Plan:
-    if claim.quantity == "train_flops_per_second_per_gpu":
-        train = TrainSetting(precision=claim.precision or "bf16")
-        batch = claim.batch or 1
-        return plan(graph, gpus=claim.on, mode="train", train=train, context=claim.context, batch=batch, tp=claim.tp)
-    return plan(
-        graph,
-        gpus=claim.on,
-        quantization=claim.quantization or "bf16",
-        kv_dtype=claim.kv_dtype or "bf16",
-        context=claim.context,
-        batch=claim.batch or 1,
-        engine=claim.engine or "ideal",
-        tp=claim.tp,
-        objective="max-context" if claim.quantity == "max_context" else "balanced",
-    )
+_SERVING = ("quantization", "kv_dtype", "context", "batch", "tp", "engine")
+_TRAINING = ("precision", "context", "batch", "tp")
+
+
+def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
+    """What has to be planned for a claim: what it says itself, and `request` for the rest."""
+    training = claim.quantity == "train_flops_per_second_per_gpu"
+    own = {name: getattr(claim, name) for name in (_TRAINING if training else _SERVING)}
+    said = {name: value for name, value in own.items() if value is not None}
+    if "context" in said:  # a claim counts both sides at once
+        said |= {"prompt_tokens": None, "max_context": None}
+    left = {
+        name: v for name, v in request.echo().items() if option_of(PlanRequest, name).mode in (None, _mode(training))
+    }
+    objective = "max-context" if claim.quantity == "max_context" else "balanced"
+    return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **said})
+
+
+def _mode(training: bool) -> Mode:
+    return "train" if training else "serve"
 
 
 def _num_experts(graph: LayerGraph) -> int:

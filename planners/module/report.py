@@ -5,62 +5,66 @@ from collections.abc import Iterable
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
+from planners.deployment import Deployment
 from planners.device.memory import Setting
 from planners.module.error import ERRORS, SOURCE
 from planners.module.executed import executed_rows
 from planners.module.step_time import ITEM_BYTES, EagerModel
 from planners.plan_types import Latency
-from planners.timing.latency_rows import Wanted, latency_errors, step_latency
-from planners.timing.layer_demand import kind_name
+from planners.timing.latency_rows import latency_errors, step_latency
+from planners.timing.layer_demand import Routing, kind_name
 from planners.timing.step import KindTime, StepTime, gathered
 
 
-def eager_latency(setting: Setting, hardware: Hardware, layout: Layout, wanted: Wanted) -> Latency:
+def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, routing: Routing) -> Latency:
     """Time of our module on the machine. What was not calibrated is null, and says why."""
-    times = hardware.eager
+    times, setting = hardware.eager, deployment.setting
     assert times is not None
     dtype = setting.scheme.name
     if setting.train is not None:
         return Latency(reason="calibration measures inference, not training")
     if layout.num_devices > 1:
         return Latency(reason=f"{hardware.name} was calibrated as one device")
+    if deployment.request.rate is not None:
+        return Latency(reason="our module serves no queue, so requests at a rate are not timed")
     if dtype not in times.pieces:
         known = " or ".join(f"--quantization {name}" for name in times.pieces)
         return Latency(reason=f"{hardware.name} was not calibrated for {dtype}: ask with {known}")
-    model = EagerModel(setting.graph, times, dtype, wanted.routing)
-    prompt = max(1, wanted.context - (wanted.output_tokens or 0))
-    prompts = 1 if wanted.output_tokens is None else wanted.batch
+    model = EagerModel(setting.graph, times, dtype, routing)
+    prompt, batch, output_tokens = deployment.prompt_tokens, deployment.batch, deployment.output_tokens
+    prompts = 1 if output_tokens is None else batch
     prefill = eager_step(model, hardware, Work(prompts, prompt, num_logits=1))
-    decode = eager_step(model, hardware, _decode(wanted, prompt))
+    decode = eager_step(model, hardware, _decode(deployment))
     ttft, tpot = prefill.estimate or 0.0, decode.estimate or 0.0
-    rate = wanted.batch / tpot
-    if wanted.output_tokens is not None:
-        rate = wanted.batch * wanted.output_tokens / (ttft + (wanted.output_tokens - 1) * tpot)
+    rate = batch / tpot
+    if output_tokens is not None:
+        rate = batch * output_tokens / (ttft + (output_tokens - 1) * tpot)
     return Latency(
         factors=hardware.name,
         by_module=True,
         prompt_tokens=prompt,
-        output_tokens=wanted.output_tokens,
-        concurrency=wanted.batch,
+        output_tokens=output_tokens,
+        concurrency=batch,
         prefill=step_latency(prefill),
         decode=step_latency(decode),
         ttft_seconds=ttft,
         ttft_bound_seconds=prefill.bound,
         time_per_output_token_seconds=tpot,
         time_per_output_token_bound_seconds=decode.bound,
-        tokens_per_second_per_user=rate / wanted.batch,
+        tokens_per_second_per_user=rate / batch,
         tokens_per_second_per_gpu=rate,
-        usd_per_gpu_hour=wanted.usd_per_gpu_hour,
+        usd_per_gpu_hour=deployment.request.usd_per_gpu_hour,
         errors=latency_errors(ERRORS),
         sources=(SOURCE,),
         notes=tuple(_notes(setting, hardware)),
     )
 
 
-def _decode(wanted: Wanted, prompt: int) -> Work:
+def _decode(deployment: Deployment) -> Work:
     """The step in the middle of the output, or at the end of the context."""
-    seen = wanted.context if wanted.output_tokens is None else prompt + wanted.output_tokens // 2
-    return Work(wanted.batch, 1, max(0, seen - 1), phase="decode", num_logits=1)
+    output_tokens = deployment.output_tokens
+    seen = deployment.context if output_tokens is None else deployment.prompt_tokens + output_tokens // 2
+    return Work(deployment.batch, 1, max(0, seen - 1), phase="decode", num_logits=1)
 
 
 def _notes(setting: Setting, hardware: Hardware) -> Iterable[str]:

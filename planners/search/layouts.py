@@ -8,9 +8,10 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout, candidate_layouts, divisors, products_of
 from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
+from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import IllegalLayout, LayoutRow, Objective
-from planners.request import Pinned
+from planners.request import PlanRequest
 
 MAX_BATCH = 1 << 20
 MANY_DEVICES = 4096
@@ -42,12 +43,12 @@ def max_batch(placement: Placement, context: int) -> int:
 
 
 def layouts_for(
-    setting: Setting, num_devices: int, pinned: Pinned, context: int
+    setting: Setting, num_devices: int, request: PlanRequest, context: int
 ) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
-    """Legal layouts of exactly `num_devices` devices for `context` tokens, and the illegal ones with the reason."""
+    """Legal layouts of `num_devices` devices that a request allows for `context` tokens, and the illegal with why."""
     legal, illegal = [], []
-    for layout in layouts_to_try(setting.graph, num_devices, pinned.cp):
-        if pinned.allows(layout):
+    for layout in layouts_to_try(setting.graph, num_devices, request.cp or 1):
+        if request.allows(layout):
             reason = why_not(setting, layout, context)
             if reason is None:
                 legal.append(layout)
@@ -86,16 +87,22 @@ def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
     return None
 
 
-def row_of(setting: Setting, layout: Layout, context: int, batch: int) -> LayoutRow:
+def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
     """What a layout gives."""
-    placement = place(setting, layout)
+    placement, context, batch = place(deployment.setting, layout), deployment.context, deployment.batch
     return LayoutRow(
         layout=layout,
-        fits=placement.fits(context, batch),
+        fits=fits(deployment, placement),
         total_bytes=placement.tightest(context, batch).total,
         max_context=max_context(placement, batch),
         max_batch=max_batch(placement, context),
     )
+
+
+def fits(deployment: Deployment, placement: Placement) -> bool:
+    """Whether every device has room for the batch, and for one sequence as long as the engine's limit."""
+    limit = deployment.request.max_context
+    return placement.fits(deployment.context, deployment.batch) and (limit is None or placement.fits(limit, 1))
 
 
 def choose(

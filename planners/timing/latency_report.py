@@ -1,32 +1,37 @@
 """The `latency` section of a plan: what its layout takes, bound and estimate, for serving or for training."""
 
-from l4spec.catalog.entry import Entry
 from l4spec.sharding.layout import Layout
-from planners.catalog.cluster import Cluster
-from planners.device.memory import Setting
+from planners.deployment import Deployment
 from planners.plan_types import Latency
-from planners.timing.latency_rows import Wanted, latency_errors, step_latency
+from planners.timing.latency_rows import latency_errors, step_latency
 from planners.timing.layer_demand import Step
 from planners.timing.machine import Machine
+from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000
 
 
-def plan_latency(setting: Setting, cluster: Cluster, layout: Layout, wanted: Wanted) -> Latency:
-    """Time of the chosen layout on the cluster. What is not known is null, and says why."""
+def plan_latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
+    """Time of a layout on the deployment's cluster. What is not known is null, and says why.
+
+    `max_batch` sequences of the whole deployment fit at once.
+    """
+    setting, cluster = deployment.setting, deployment.cluster
+    assert cluster is not None, "time is of GPUs"
+    routing = read_routing(deployment.request.routing, deployment.graph)
     if cluster.hardware.eager is not None:
         from planners.module.report import eager_latency
 
-        return eager_latency(setting, cluster.hardware, layout, wanted)
+        return eager_latency(deployment, cluster.hardware, layout, routing)
     machine = Machine(cluster.hardware, cluster.gpus_per_host)
     if layout.cp > 1:
         return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")
     if setting.train is not None:
         from planners.timing.training_report import train_latency
 
-        return train_latency(setting, machine, layout, wanted)
+        return train_latency(deployment, machine, layout)
     model = step_model(
         setting.graph,
         setting.scheme,
@@ -34,66 +39,80 @@ def plan_latency(setting: Setting, cluster: Cluster, layout: Layout, wanted: Wan
         machine=machine,
         kv_dtype_bytes=setting.kv_dtype_bytes,
         engine=setting.engine.name,
-        routing=wanted.routing,
+        routing=routing,
     )
     if model.unknown:
         return Latency(reason=model.unknown)
-    return _serving(model, setting.engine, layout, wanted)
+    return _serving(model, deployment, max_batch)
 
 
-def _serving(model: StepModel, engine: Entry, layout: Layout, wanted: Wanted) -> Latency:
+def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latency:
+    layout, output_tokens, prompt = model.layout, deployment.output_tokens, deployment.prompt_tokens
     ranks = layout.dp * layout.ep
-    sequences = -(-wanted.batch // ranks)
+    sequences = -(-deployment.batch // ranks)
     micro = -(-sequences // layout.pp)
-    prompt = max(1, wanted.context - (wanted.output_tokens or 0))
-    decode = model.time(Step(decode=micro, context=wanted.context))
+    decode = model.time(Step(decode=micro, context=deployment.context))
     prefill = model.time(Step(prompt_tokens=prompt, prompt_length=prompt))
-    found = model.efficiency
+    efficiency = model.efficiency
     section = Latency(
-        reason=None if found else f"no published measurements of '{engine.name}': bounds only",
+        reason=None if efficiency else f"no published measurements of '{deployment.setting.engine.name}': bounds only",
         prompt_tokens=prompt,
-        output_tokens=wanted.output_tokens,
-        concurrency=wanted.batch,
+        output_tokens=output_tokens,
+        concurrency=deployment.batch if deployment.request.rate is None else None,
         prefill=step_latency(prefill),
         decode=step_latency(decode),
         ttft_bound_seconds=prefill.bound,
         time_per_output_token_bound_seconds=decode.bound,
         notes=_notes(model, layout),
     )
-    if found is None:
+    if efficiency is None:
         return section
-    ttft, tpot, rate = _service(model, wanted, prompt, micro, (prefill.estimate or 0.0, decode.estimate or 0.0))
-    per_gpu = rate * ranks * (layout.pp if wanted.output_tokens else 1) / layout.num_devices
-    told = {
-        "factors": found.name,
-        "extrapolated": model.machine.hardware.name not in found.hardware,
+    alone = (prefill.estimate or 0.0, decode.estimate or 0.0)
+    ttft, tpot, per_gpu = _service(model, deployment, max_batch, alone)
+    price = deployment.request.usd_per_gpu_hour
+    estimates = {
+        "factors": efficiency.name,
+        "extrapolated": model.machine.hardware.name not in efficiency.hardware,
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
-        "tokens_per_second_per_user": _user_rate(ttft, tpot, wanted.output_tokens),
+        "tokens_per_second_per_user": _user_rate(ttft, tpot, output_tokens),
         "tokens_per_second_per_gpu": per_gpu,
-        "usd_per_gpu_hour": wanted.usd_per_gpu_hour,
-        "usd_per_million_output_tokens": _price(wanted.usd_per_gpu_hour, per_gpu),
-        "errors": latency_errors(found.errors),
-        "sources": (found.source,),
+        "usd_per_gpu_hour": price,
+        "usd_per_million_output_tokens": _price(price, per_gpu),
+        "errors": latency_errors(efficiency.errors),
+        "sources": (efficiency.source,),
     }
-    return section.model_copy(update=told)
+    return section.model_copy(update=estimates)
 
 
 def _service(
-    model: StepModel, wanted: Wanted, prompt: int, micro: int, alone: tuple[float, float]
+    model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]
 ) -> tuple[float, float, float]:
-    """Time to first token, time per output token, and output tokens per second of one rank's micro-batch."""
-    layout = model.layout
-    if wanted.output_tokens is None:
+    """Time to first token, time per output token, and output tokens per second and GPU."""
+    layout, output_tokens = model.layout, deployment.output_tokens
+    ranks = layout.dp * layout.ep
+    if output_tokens is None:
         prefill, tpot = alone
         ttft = prefill + (model.efficiency.request if model.efficiency else 0.0)
-        return ttft, tpot, wanted.batch / (layout.dp * layout.ep) / tpot
-    from planners.timing.closed_loop import Load, serve
+        return ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices
+    from planners.timing.closed_loop import Load, open_loop, serve
 
-    capacity = max(1.0, wanted.max_batch / (layout.dp * layout.ep * layout.pp))
-    served = serve(model, Load(prompt, wanted.output_tokens, micro, capacity))
+    servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
+    sequences = -(-deployment.batch // ranks)
+    micro = -(-sequences // layout.pp)
+    load = Load(deployment.prompt_tokens, output_tokens, micro, max(1.0, max_batch / servers))
+    rate = deployment.request.rate
+    if rate is not None:
+        served = open_loop(model, load, rate / servers)
+        return (
+            served.ttft,
+            served.tpot,
+            min(rate, served.requests_per_second * servers) * output_tokens / layout.num_devices,
+        )
+    served = serve(model, load)
     # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
-    return served.ttft, served.tpot, micro * _user_rate(served.ttft, served.tpot, wanted.output_tokens)
+    per_server = micro * _user_rate(served.ttft, served.tpot, output_tokens)
+    return served.ttft, served.tpot, per_server * servers / layout.num_devices
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

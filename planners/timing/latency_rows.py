@@ -1,27 +1,8 @@
 """What the serving and the training half of a plan's latency section share."""
 
-from dataclasses import dataclass
-
 from planners.plan_types import KindLatency, LatencyError, StepLatency
 from planners.timing.efficiency import FitError
-from planners.timing.layer_demand import UNIFORM, Routing
 from planners.timing.step import KindTime, StepTime
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a user asks about time: tokens a sequence, sequences, and what only a price or a training run needs.
-
-    `output_tokens` are part of the context; `max_batch` sequences of the whole deployment fit at once.
-    """
-
-    context: int
-    batch: int
-    output_tokens: int | None = None
-    max_batch: int = 0
-    train_tokens: int | None = None
-    usd_per_gpu_hour: float | None = None
-    routing: Routing = UNIFORM
 
 
 def step_latency(time: StepTime) -> StepLatency:

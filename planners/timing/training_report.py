@@ -7,11 +7,12 @@ from planners.catalog import quantization as quantization_of
 from planners.collectives.training_traffic import Load, train_traffic
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
-from planners.device.memory import Setting
+from planners.deployment import Deployment
 from planners.device.stages import stages
 from planners.plan_types import Latency
+from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
-from planners.timing.latency_rows import Wanted, latency_errors, step_latency
+from planners.timing.latency_rows import latency_errors, step_latency
 from planners.timing.machine import Machine
 from planners.timing.training_step import TrainLoad, TrainModel
 
@@ -21,17 +22,17 @@ _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidd
 _CASTS = ("fp8 is for linear layers of blocks: attention scores, router and head are in bf16, as are the weights kept",)
 
 
-def train_latency(setting: Setting, machine: Machine, layout: Layout, wanted: Wanted) -> Latency:
+def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
     """Time, rate, hours and cost of training steps with the plan's layout."""
-    train = setting.train
+    train = deployment.setting.train
     assert train is not None
     found = training_efficiency(machine.hardware.name)
-    model = TrainModel(setting.graph, scheme_of(quantization_of(train.precision)), machine, found)
+    model = TrainModel(deployment.graph, scheme_of(quantization_of(train.precision)), machine, found)
     if machine.peak(train.precision) is None:
         return Latency(reason=f"no dense {train.precision} peak is published for {machine.hardware.name}")
     load = TrainLoad(
-        sequences=wanted.batch,
-        length=wanted.context,
+        sequences=deployment.batch,
+        length=deployment.context,
         num_devices=layout.num_devices,
         tp=layout.tp,
         pp=layout.pp,
@@ -52,18 +53,19 @@ def train_latency(setting: Setting, machine: Machine, layout: Layout, wanted: Wa
     if found is None or not fitted:
         return section
     beyond = _beyond(found, layout.num_devices, train.precision)
-    waited = _data_parallel_seconds(setting, machine, layout, wanted)
+    waited = _data_parallel_seconds(deployment, machine, layout)
     seconds = max(time.estimate or 0.0, waited)
     hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate or 0.0) else section.notes
     told = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
-    return section.model_copy(update=told | _trained(model, found, load, seconds, wanted))
+    return section.model_copy(update=told | _trained(model, found, load, seconds, deployment.request))
 
 
-def _data_parallel_seconds(setting: Setting, machine: Machine, layout: Layout, wanted: Wanted) -> float:
+def _data_parallel_seconds(deployment: Deployment, machine: Machine, layout: Layout) -> float:
     """Seconds that the links are busy with gradients and weights: no step is shorter, however well they are hidden."""
+    setting = deployment.setting
     train = setting.train
     assert train is not None
-    load = Load.of(train, layout, wanted.context, wanted.batch)
+    load = Load.of(train, layout, deployment.context, deployment.batch)
     found = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
     rows = train_traffic(setting.graph, train, layout, load, found, machine.host_size).rows
     inner, outer = machine.link(1) or inf, machine.link(machine.host_size + 1) or inf
@@ -82,22 +84,22 @@ def _beyond(found: TrainingEfficiency, num_devices: int, precision: str) -> tupl
 
 
 def _trained(
-    model: TrainModel, found: TrainingEfficiency, load: TrainLoad, seconds: float, wanted: Wanted
+    model: TrainModel, found: TrainingEfficiency, load: TrainLoad, seconds: float, request: PlanRequest
 ) -> dict[str, object]:
     flops = count_flops(model.graph, context=load.length, batch=load.sequences).train_step
     rate = flops / seconds / load.num_devices
     tokens_per_second = load.sequences * load.length / seconds
     hours = None
-    if wanted.train_tokens is not None:
-        hours = wanted.train_tokens / tokens_per_second * load.num_devices / _SECONDS_PER_HOUR
-    price = wanted.usd_per_gpu_hour
+    if request.train_tokens is not None:
+        hours = request.train_tokens / tokens_per_second * load.num_devices / _SECONDS_PER_HOUR
+    price = request.usd_per_gpu_hour
     return {
         "factors": found.name,
         "step_time_seconds": seconds,
         "mfu": rate / (model.machine.peak(model.scheme.table.compute_dtype) or 1.0),
         "model_flops_per_second_per_gpu": rate,
         "train_tokens_per_second": tokens_per_second,
-        "train_tokens": wanted.train_tokens,
+        "train_tokens": request.train_tokens,
         "gpu_hours": hours,
         "usd_per_gpu_hour": price,
         "usd": None if hours is None or price is None else hours * price,

@@ -40,7 +40,7 @@ def test_what_does_not_fit_is_not_emitted(run: Run) -> None:
         (["--gpus", "8xH100", "--emit", "tensorrt-llm", "--tp", "4", "--ep", "2"], "cannot express this plan"),
         (["--gpus", "12xH100", "--tp", "4", "--pp", "3", "--emit", "vllm"], "does not fill whole hosts of 8"),
         (["--gpus", "8xH100", "--emit", "torchtitan"], "give --mode train"),
-        (["--gpus", "8xH100", "--precision", "fp8"], "--precision needs --mode train"),
+        (["--gpus", "8xH100", "--precision", "fp8"], "--precision: needs --mode train"),
         (["--gpus", "8xH100", "--mode", "train", "--precision", "fp7"], "unknown precision 'fp7'"),
     ],
 )

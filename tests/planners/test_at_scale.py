@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from tests.planners.models import graph
 
 PUBLISHED = 390e12
-FP8 = TrainSetting(precision="fp8")
+FP8 = {"precision": "fp8"}
 
 
 def test_the_published_cluster_is_planned_with_memory_traffic_and_rate() -> None:
-    found = plan(graph("behemoth"), gpus="32768xH100", mode="train", train=FP8, context=8192, batch=16384)
+    found = plan(graph("behemoth"), gpus="32768xH100", mode="train", **FP8, context=8192, batch=16384)
     assert found.fits
     assert found.layout.num_devices == 32768
     assert found.layout.tp == 8
@@ -43,7 +42,7 @@ def test_it_answers_within_two_seconds_cold() -> None:
 
 def test_fp8_computes_faster_and_keeps_what_bf16_keeps() -> None:
     asked: dict[str, Any] = {"gpus": "512xH100", "mode": "train", "batch": 512, "tp": 4, "ep": 16, "pp": 1, "dp": 8}
-    half, whole = (plan(graph("maverick"), train=TrainSetting(precision=p), **asked) for p in ("fp8", "bf16"))
+    half, whole = (plan(graph("maverick"), precision=p, **asked) for p in ("fp8", "bf16"))
     assert half.memory_per_device == whole.memory_per_device
     assert half.train_traffic == whole.train_traffic
     assert half.latency is not None
@@ -53,7 +52,7 @@ def test_fp8_computes_faster_and_keeps_what_bf16_keeps() -> None:
 
 
 def test_a_format_that_nothing_was_fitted_in_gets_bounds_only() -> None:
-    found = plan(graph("llama-3.1-8b"), gpus="8xA100-80GB", mode="train", train=FP8, batch=8).latency
+    found = plan(graph("llama-3.1-8b"), gpus="8xA100-80GB", mode="train", **FP8, batch=8).latency
     assert found is not None
     assert found.step_time_seconds is None
     assert "fp8" in (found.reason or "")
@@ -61,11 +60,11 @@ def test_a_format_that_nothing_was_fitted_in_gets_bounds_only() -> None:
 
 
 def test_ranks_without_a_sequence_are_avoided_and_not_counted_as_work() -> None:
-    train = TrainSetting(zero_stage=3)
-    found = plan(graph("llama-3.1-8b"), gpus="64xH100", mode="train", train=train, batch=16)
+    train = {"zero_stage": 3}
+    found = plan(graph("llama-3.1-8b"), gpus="64xH100", mode="train", **train, batch=16)
     assert found.layout.dp * found.layout.ep <= 16
     rates = [
-        plan(graph("llama-3.1-8b"), gpus="64xH100", mode="train", train=train, batch=batch, dp=64).latency
+        plan(graph("llama-3.1-8b"), gpus="64xH100", mode="train", **train, batch=batch, dp=64).latency
         for batch in (32, 64)
     ]
     steps = [rate.step_time_bound_seconds for rate in rates if rate]
@@ -73,8 +72,8 @@ def test_ranks_without_a_sequence_are_avoided_and_not_counted_as_work() -> None:
 
 
 def test_a_step_is_no_shorter_than_its_gradients_keep_the_links_busy() -> None:
-    train = TrainSetting(zero_stage=3, precision="fp8")
-    found = plan(graph("behemoth"), gpus="32768xH100", mode="train", train=train, batch=32768, dp=32768)
+    train = {"zero_stage": 3, "precision": "fp8"}
+    found = plan(graph("behemoth"), gpus="32768xH100", mode="train", **train, batch=32768, dp=32768)
     assert found.latency is not None
     assert found.train_traffic is not None
     between = sum(row.inter_host_bytes or 0 for row in found.train_traffic.rows)

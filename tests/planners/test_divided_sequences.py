@@ -19,7 +19,7 @@ SCOUT_CHUNK, SCOUT_GLOBAL, SCOUT_KEPT = 8192, 12, 2 * 1024 * 2  # tokens; layers
 
 
 def planned(cp: int | None, context: int, **others: object) -> Plan:
-    return plan(graph("scout"), context=context, cp=cp, **others)  # type: ignore[arg-type]
+    return plan(graph("scout"), context=context, cp=cp, **others)
 
 
 @given(st.integers(1, 400), st.integers(1, 9), st.sampled_from([1, 3, 16]))
@@ -124,7 +124,7 @@ def test_what_context_parallelism_cannot_do_is_refused_with_the_reason(
     name: str, arguments: dict[str, object], reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
-        plan(graph(name), **arguments)  # type: ignore[arg-type]
+        plan(graph(name), **arguments)
 
 
 def test_neighbours_along_cp_share_a_host_once_tensor_parallel_ones_do() -> None:

@@ -36,7 +36,7 @@ def test_kv_heads_are_repeated_when_tp_exceeds_them() -> None:
 )
 def test_an_illegal_layout_is_refused_with_its_reason(degrees: dict[str, int], reason: str) -> None:
     with pytest.raises(UserError) as caught:
-        plan(graph("scout"), **degrees)  # type: ignore[arg-type]
+        plan(graph("scout"), **degrees)
     assert [problem.message for problem in caught.value.problems] == [reason]
 
 
@@ -126,7 +126,7 @@ def test_the_longest_context_takes_every_gpu_for_one_sequence() -> None:
 @pytest.mark.parametrize("mode", ["serve", "train"])
 def test_the_largest_cluster_is_planned_in_seconds(mode: str) -> None:
     start = time.process_time()
-    found = plan(graph("behemoth"), gpus="32768xH100", mode=mode, batch=16_384)  # type: ignore[arg-type]
+    found = plan(graph("behemoth"), gpus="32768xH100", mode=mode, batch=16_384)
     assert time.process_time() - start < 3
     assert found.fits
     assert found.layout.num_devices == 32_768

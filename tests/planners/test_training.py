@@ -1,6 +1,6 @@
 """Training memory: states by ZeRO stage, activations by checkpointing, and between what measurements bracket."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ DENSE = {"tp": 1, "ep": 1, "pp": 1}
 
 
 def trained(model: LayerGraph, train: TrainSetting, **arguments: Any) -> DeviceMemory:
-    return plan(model, mode="train", train=train, **arguments).memory_per_device
+    return plan(model, mode="train", **asdict(train), **arguments).memory_per_device
 
 
 @pytest.mark.parametrize(("stage", "shared"), [(0, ()), (1, ("o",)), (2, ("o", "g")), (3, ("o", "g", "w"))])
@@ -95,8 +95,7 @@ def test_training_chooses_the_fewest_devices_a_replica() -> None:
 
 
 def test_suggestions_for_training_are_about_training() -> None:
-    train = TrainSetting(zero_stage=0, checkpointing="none")
-    found = plan(graph("llama-3.1-8b"), gpus="8xH100", mode="train", train=train, batch=8, dp=8)
+    found = plan(graph("llama-3.1-8b"), gpus="8xH100", mode="train", zero_stage=0, checkpointing="none", batch=8, dp=8)
     assert found.fits is False
     changes = {suggestion.change: suggestion for suggestion in found.suggestions}
     assert "ZeRO 3 and full activation checkpointing" in changes

@@ -3,30 +3,31 @@
 import pytest
 
 from l4spec.errors import UserError
-from l4spec.report.model_table import Conditions, herd_page, plan_herd
+from l4spec.report.model_table import model_table, model_table_page
 from l4spec.report.page import to_text
+from planners.request import PlanRequest
 from tests.report.conftest import Compile
 
 
 def test_a_context_that_one_model_cannot_take_is_told_in_its_rows_alone(compiled: Compile) -> None:
     graphs = [compiled(name) for name in ("scout", "maverick")]
-    herd = plan_herd(graphs, Conditions("8xH100", context=2_000_000), ["fp8"])
+    herd = model_table(graphs, PlanRequest(gpus="8xH100", context=2_000_000), ["fp8"])
     scout, maverick = herd.rows
     assert scout.fits is not None
     assert maverick.fits is None
     assert maverick.refusal is not None
     assert "1,048,576" in maverick.refusal
-    assert max(len(line) for line in to_text(herd_page(herd)).splitlines()) <= 160
+    assert max(len(line) for line in to_text(model_table_page(herd)).splitlines()) <= 160
 
 
 def test_a_context_that_none_can_take_is_an_error(compiled: Compile) -> None:
     with pytest.raises(UserError, match="context"):
-        plan_herd([compiled("scout")], Conditions("8xH100", context=99_000_000), ["fp8"])
+        model_table([compiled("scout")], PlanRequest(gpus="8xH100", context=99_000_000), ["fp8"])
 
 
 def test_only_the_estimated_model_is_marked(compiled: Compile) -> None:
     graphs = [compiled(name) for name in ("behemoth", "llama-guard-4-12b")]
-    text = to_text(herd_page(plan_herd(graphs, Conditions("8xH100"), ["bf16"])))
+    text = to_text(model_table_page(model_table(graphs, PlanRequest(gpus="8xH100"), ["bf16"])))
     assert "~1.95T" in text
     assert "~12.00B" not in text
     assert "without effect on any number" in text

@@ -10,17 +10,18 @@ from l4spec.library import shipped_specs
 from l4spec.report.compare import compare, compare_page
 from l4spec.report.graph_views import view_of, write_view
 from l4spec.report.listings import listing
-from l4spec.report.model_table import Conditions, herd_page, plan_herd
+from l4spec.report.model_table import model_table, model_table_page
 from l4spec.report.page import to_text
 from l4spec.report.show import show_page
 from planners.catalog import Folder, shipped_names
 from planners.plan import plan
+from planners.request import PlanRequest
 from tests.report.conftest import Compile
 
 
 def test_the_herd_agrees_with_a_plan_of_each_model(compiled: Compile) -> None:
     graphs = [compiled(name) for name in ("scout", "maverick")]
-    herd = plan_herd(graphs, Conditions("8xH100"), ("bf16", "int4"))
+    herd = model_table(graphs, PlanRequest(gpus="8xH100"), ("bf16", "int4"))
     assert [(row.model, row.quantization) for row in herd.rows] == [
         (graph.name, precision) for graph in graphs for precision in ("bf16", "int4")
     ]
@@ -31,7 +32,7 @@ def test_the_herd_agrees_with_a_plan_of_each_model(compiled: Compile) -> None:
 
 def test_the_least_gpus_fit_and_one_less_does_not(compiled: Compile) -> None:
     graph = compiled("maverick")
-    (row,) = plan_herd([graph], Conditions("8xH100"), ("fp8",)).rows
+    (row,) = model_table([graph], PlanRequest(gpus="8xH100"), ("fp8",)).rows
     assert row.least_gpus is not None
     assert plan(graph, gpus=f"{row.least_gpus}xH100", quantization="fp8").fits
     assert not plan(graph, gpus=f"{row.least_gpus - 1}xH100", quantization="fp8").fits
@@ -39,7 +40,7 @@ def test_the_least_gpus_fit_and_one_less_does_not(compiled: Compile) -> None:
 
 def test_a_scheme_that_cannot_store_a_model_is_told_in_its_row(compiled: Compile) -> None:
     tiny = compiled("tiny/scout")
-    rows = plan_herd([tiny], Conditions("1xH100"), ("bf16", "w4a16")).rows
+    rows = model_table([tiny], PlanRequest(gpus="1xH100"), ("bf16", "w4a16")).rows
     assert rows[0].refusal is None
     assert rows[1].refusal is not None
     assert "divide" in rows[1].refusal
@@ -47,11 +48,11 @@ def test_a_scheme_that_cannot_store_a_model_is_told_in_its_row(compiled: Compile
 
 def test_unknown_names_stop_the_herd(compiled: Compile) -> None:
     with pytest.raises(UserError, match="int5"):
-        plan_herd([compiled("scout")], Conditions("8xH100"), ("int5",))
+        model_table([compiled("scout")], PlanRequest(gpus="8xH100"), ("int5",))
 
 
 def test_the_herd_states_what_it_assumes(compiled: Compile) -> None:
-    text = to_text(herd_page(plan_herd([compiled("behemoth")], Conditions("8xH100"), ("bf16",))))
+    text = to_text(model_table_page(model_table([compiled("behemoth")], PlanRequest(gpus="8xH100"), ("bf16",))))
     for words in ("8,192 tokens (the default)", "cache policy ideal", "~1.95T", "nobody has published"):
         assert words in text
 

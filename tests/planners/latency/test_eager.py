@@ -133,7 +133,7 @@ def test_a_plan_on_the_machine_tells_times_and_their_error(shelf_of_one: None) -
 def test_what_was_not_calibrated_has_no_time_and_says_why(
     shelf_of_one: None, asked: dict[str, str], reason: str
 ) -> None:
-    found = plan(tiny("scout"), gpus="1xthis", **asked).latency  # type: ignore[arg-type]
+    found = plan(tiny("scout"), gpus="1xthis", **asked).latency
     assert found is not None
     assert found.ttft_seconds is None
     assert reason in (found.reason or "")

@@ -7,7 +7,6 @@ import pytest
 import l4spec
 import planners
 from l4spec.errors import UserError
-from planners.device.training_state import TrainSetting
 from planners.plan_types import Latency
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
@@ -106,8 +105,7 @@ def test_scouts_pre_training_costs_what_its_model_card_says_within_a_third() -> 
 
 def test_full_recomputation_makes_training_slower() -> None:
     full, none = (
-        latency(gpus="512xH100", tp=8, mode="train", batch=1024, train=TrainSetting(checkpointing=kind))
-        for kind in ("full", "none")
+        latency(gpus="512xH100", tp=8, mode="train", batch=1024, checkpointing=kind) for kind in ("full", "none")
     )
     assert full.step_time_seconds is not None
     assert none.step_time_seconds is not None

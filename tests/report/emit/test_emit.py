@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def wanted(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int = 0
 
 def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> LaunchRequest:
     model = graph(name)
-    return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, train=train, **asked), model)
+    return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, **asdict(train), **asked), model)
 
 
 def commands(text: str) -> list[list[str]]:

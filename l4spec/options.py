@@ -1,0 +1,197 @@
+"""One model of options makes the command line, the Python arguments, a suggestion's command and the echo in JSON.
+
+A class of options is a list of annotated fields and nothing else:
+
+    class PlanRequest(Options):
+        \"\"\"What `plan` is asked for.\"\"\"
+
+        batch: Annotated[int, Option("Sequences at a time.", parse=read_count), Field(ge=1)] = 1
+
+From it follow `PlanRequest(batch=4)` in Python, `PlanRequest.from_text({"batch": "4"})` for a command line (the
+decorator `l4spec.cli.generated.takes` writes the options into a command's signature), `request.command_line()` for what
+to type, and `request.echo()` for a JSON document. Every wrong value is a `UserError` that lists all problems, each with
+the name of its field; pydantic's own words never reach a user.
+
+A new command takes the options of a class like this:
+
+    @app.command("search")
+    @takes(SearchRequest)
+    def search_command(spec: o.SpecArgument, request: SearchRequest, out: o.OutOption = None) -> None: ...
+
+Options of an existing class are shared by inheritance: `class SearchRequest(PlanRequest)` with further fields.
+`takes(PlanRequest, refuse={"gpus": "each claim names its own hardware"})` parses an option and refuses it by name.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from l4spec.errors import Problem, UserError, nearest
+from l4spec.units import parse_count
+
+Mode = Literal["serve", "train"]
+
+
+def read_count(text: str) -> int:
+    """A whole number as `8` or `1k`. Raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return parse_count(text)
+    except ValueError:
+        raise ValueError(f"expected a whole number, found {_short(text)}") from None
+
+
+read_tokens = parse_count
+"""A number of tokens as `8192`, `100k`, `1M` or `128Ki`. Raises ValueError."""
+
+
+def read_number(text: str) -> float:
+    """A number as `0.9`. Raises ValueError."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"expected a number, found {_short(text)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a field stands on the command line.
+
+    `parse` reads its text and raises ValueError with what it expected; `flags` replace the one made of the field's
+    name; `mode` says that it plays a part in serving or in training alone; `default` is shown where the field's own
+    default says too little; `expects` names what a number must be where bounds alone would not; `too_large` is the way
+    out for a value beyond the upper bound.
+    """
+
+    help: str
+    metavar: str = "N"
+    flags: tuple[str, ...] = ()
+    parse: Callable[[str], Any] = str
+    mode: Mode | None = None
+    default: str = ""
+    expects: str = ""
+    too_large: str = ""
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """The spellings of the option, the long one first."""
+        return self.flags or ("--" + field.replace("_", "-"),)
+
+
+class Options(BaseModel):
+    """Base of every class of options: strict types, frozen, unknown names refused. Raises UserError, never pydantic's.
+
+    `model_fields_set` are the options that were given.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise UserError(_problems(type(self), error)) from None
+
+    @classmethod
+    def from_text(cls, texts: Mapping[str, str], **given: Any) -> Self:
+        """The options that a command line gives as text by field, and further values as they are."""
+        values, problems = dict(given), []
+        for name, text in texts.items():
+            try:
+                values[name] = option_of(cls, name).parse(text)
+            except ValueError as error:
+                problems.append(Problem(str(error), path=name))
+        try:
+            made = cls(**values)
+        except UserError as error:
+            problems += error.problems
+        if problems:
+            raise UserError(problems)
+        return made
+
+    def changed(self, **values: Any) -> Self:
+        """The same options with other values, checked."""
+        return type(self)(**{**self.echo(), **values})
+
+    def echo(self) -> dict[str, Any]:
+        """The options that were given, in the order of the fields; made of it, the request is the same again."""
+        values = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def command_line(self) -> str:
+        """Every option that differs from its default, as it is typed."""
+        return " ".join(self._words())
+
+    def _words(self) -> Iterator[str]:
+        from shlex import quote
+
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            flag = option_of(type(self), name).names(name)[0]
+            yield flag if value is True else f"{flag} {quote(str(value))}"
+
+
+@cache
+def option_of(cls: type[Options], name: str) -> Option:
+    """How a field stands on the command line."""
+    return next(part for part in cls.model_fields[name].metadata if isinstance(part, Option))
+
+
+@cache
+def flag_of(cls: type[Options], name: str) -> str:
+    """The long spelling of a field's option: `--kv-dtype`."""
+    return option_of(cls, name).names(name)[0]
+
+
+def _problems(cls: type[Options], error: ValidationError) -> Iterator[Problem]:
+    for detail in error.errors(include_url=False):
+        name, value = str(detail["loc"][0]), detail["input"]
+        if detail["type"] == "extra_forbidden":
+            yield Problem(f"unknown option {name!r}", hint=nearest(name, cls.model_fields))
+        else:
+            yield _problem(name, cls.model_fields[name], option_of(cls, name), value)
+
+
+def _problem(name: str, field: FieldInfo, option: Option, value: object) -> Problem:
+    """One problem in our words: the type or the range that a field has, and what was found."""
+    choices = _choices(field)
+    if choices:
+        return Problem(f"unknown {name} {_short(value)}", path=name, hint=nearest(str(value), choices))
+    low, high = (_bound(field, side) for side in ("ge", "le"))
+    kind = _kind(field)
+    if option.expects:
+        return Problem(f"expected {option.expects}, found {_short(value)}", path=name)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        most = f" to {high:,}" if high is not None else " or more"
+        hint = option.too_large if high is not None and value > high else ""
+        return Problem(f"expected {low:,}{most}, found {value:,}", path=name, hint=hint)
+    expected = {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a name")
+    return Problem(f"expected {expected}, found {_short(value)}", path=name)
+
+
+def _kind(field: FieldInfo) -> type:
+    """The type of a field's values, None left aside."""
+    kinds = [kind for kind in (*get_args(field.annotation), field.annotation) if kind in (int, float, bool, str)]
+    return kinds[0] if kinds else str
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    literals = [field.annotation, *get_args(field.annotation)]
+    return tuple(word for part in literals for word in get_args(part) if isinstance(word, str))
+
+
+def _bound(field: FieldInfo, side: str) -> int | None:
+    return next((getattr(part, side) for part in field.metadata if hasattr(part, side)), None)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

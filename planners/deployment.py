@@ -1,0 +1,61 @@
+"""`Deployment`: a request resolved against a model, every name looked up; the one type that is handed on."""
+
+from dataclasses import dataclass
+
+from l4spec.graph.layer_graph import LayerGraph
+from planners.catalog import engine as engine_of
+from planners.catalog import quantization as quantization_of
+from planners.catalog.cluster import Cluster, parse_cluster
+from planners.counts.kv_cache import cache_dtype_bytes
+from planners.counts.weights import scheme_of
+from planners.device.memory import Setting
+from planners.request import LARGEST, PlanRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """What is planned: the model and everything about it that a request says, defaults filled in.
+
+    `setting` is the part that device memory depends on besides layout, context and batch. `context` counts tokens of a
+    sequence, `batch` sequences over the whole deployment. Without `cluster` nothing limits memory.
+    """
+
+    graph: LayerGraph
+    request: PlanRequest
+    cluster: Cluster | None
+    setting: Setting
+    context: int
+    batch: int
+
+    @classmethod
+    def resolve(cls, graph: LayerGraph, request: PlanRequest) -> "Deployment":
+        """The deployment that is asked for. Raises UserError for unknown names and for what the model rules out."""
+        request.check(graph)
+        cluster = parse_cluster(request.gpus) if request.gpus is not None else None
+        setting = Setting(
+            graph=graph,
+            scheme=scheme_of(quantization_of(request.quantization)),
+            engine=engine_of(request.engine),
+            hardware=cluster.hardware if cluster else None,
+            kv_dtype_bytes=cache_dtype_bytes(request.kv_dtype),
+            memory_fraction=request.memory_fraction,
+            prefill_chunk=request.prefill_chunk,
+            num_tiles=request.tiles(graph),
+            train=request.training,
+        )
+        return cls(graph, request, cluster, setting, request.tokens(graph), request.sequences)
+
+    @property
+    def gpus_per_host(self) -> int:
+        """Devices that share a host; without a cluster, all of them."""
+        return self.cluster.gpus_per_host if self.cluster else LARGEST
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens that each request gets; None where a batch is timed by itself."""
+        return self.request.output_tokens
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of each prompt."""
+        return max(1, self.context - (self.output_tokens or 0))

@@ -130,10 +130,10 @@ def measure(setting: Setting) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(min(1.0, setting.cap_bytes / total), setting.device)
     start = time.perf_counter()
     model = build_quantized(graph, table, setting.device)
-    found = {"build_seconds": time.perf_counter() - start, "weight_bytes": module_bytes(model)}
-    found |= {"build_peak_bytes": peak(setting.device)} | run_model(model, setting)
-    found["longest_context"] = longest_context(model, setting)
-    return {"scheme": table.name, "planned": planned(graph, setting, table.name), "measured": found}
+    results = {"build_seconds": time.perf_counter() - start, "weight_bytes": module_bytes(model)}
+    results |= {"build_peak_bytes": peak(setting.device)} | run_model(model, setting)
+    results["longest_context"] = longest_context(model, setting)
+    return {"scheme": table.name, "planned": planned(graph, setting, table.name), "measured": results}
 
 
 def main() -> None:

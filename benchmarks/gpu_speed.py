@@ -82,8 +82,8 @@ def main() -> None:
     if given.rehearse:
         tiny = {"rounds": 1, "tokens": 272, "contexts": (256, 512), "overrides": TINY, "streamed_bytes": 1 << 20}
         options = replace(options, device="cpu", **tiny)  # type: ignore[arg-type]
-    found, block = list(results(options)), scout_block(options)
-    report = {"conditions": conditions(), "options": asdict(options), "results": found, "block": block}
+    measured, block = list(results(options)), scout_block(options)
+    report = {"conditions": conditions(), "options": asdict(options), "results": measured, "block": block}
     if given.json:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report)

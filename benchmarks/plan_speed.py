@@ -49,7 +49,7 @@ def cold_starts(runs: int) -> dict[str, float]:
                 passed = _timed(name, command, compiled)
                 if run:  # the first round compiles, as an installer does, and fills the file cache
                     seconds[name].append(passed)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def _timed(name: str, command: list[str], compiled: str) -> float:

@@ -43,16 +43,16 @@ class Trial:
 def trials(seed: int, count: int) -> list[Trial]:
     """The first `count` models of a seed."""
     draw = random.Random(seed)
-    found: list[Trial] = []
-    while len(found) < count:
-        data, what = _model(draw, f"random-{seed}-{len(found)}")
+    drawn: list[Trial] = []
+    while len(drawn) < count:
+        data, what = _model(draw, f"random-{seed}-{len(drawn)}")
         batch, prompt = draw.choice((1, 1, 2, 3, 4, 8)), round(2 ** draw.uniform(5, 11))
         graph = l4spec.compile(l4spec.ModelSpec.model_validate(data))
-        trial = Trial(len(found), what, graph, batch, prompt)
+        trial = Trial(len(drawn), what, graph, batch, prompt)
         small = count_params(graph).total <= MOST_PARAMETERS
         if small and executed_flops(graph, trial.prefill) <= MOST_FLOPS:
-            found.append(trial)
-    return found
+            drawn.append(trial)
+    return drawn
 
 
 def _model(draw: random.Random, name: str) -> tuple[dict[str, Any], str]:

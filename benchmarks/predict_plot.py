@@ -77,9 +77,9 @@ def _axes(scale: Scale) -> Iterator[str]:
 def _points(rows: Sequence[dict[str, str]], scale: Scale) -> Iterator[str]:
     for row in rows:
         x, y = scale.x(float(row["measured_ms"])), scale.y(float(row["predicted_ms"]))
-        told = f"{row['phase']} of model {row['model']}: {row['what']}"
+        title = f"{row['phase']} of model {row['model']}: {row['what']}"
         circle = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLOURS[row["phase"]]}" fill-opacity="0.75">'
-        yield f"{circle}<title>{told}</title></circle>"
+        yield f"{circle}<title>{title}</title></circle>"
     for number, (phase, colour) in enumerate(COLOURS.items()):
         y = MARGIN + 18 + 16 * number
         yield f'<circle cx="{MARGIN + 14}" cy="{y}" r="3.5" fill="{colour}"/>'

@@ -88,8 +88,10 @@ class Runner:
     @classmethod
     def of(cls, times: EagerTimes, dtype: str, clock: Clock) -> "Runner":
         """In the number format that is judged."""
-        wanted = torch.float32 if dtype == "fp32" else torch.bfloat16
-        return cls(times, dtype, clock, torch.randn(1024, 1024).to(wanted), torch.randn(16384, 1024).to(wanted))
+        dtype_of_run = torch.float32 if dtype == "fp32" else torch.bfloat16
+        return cls(
+            times, dtype, clock, torch.randn(1024, 1024).to(dtype_of_run), torch.randn(16384, 1024).to(dtype_of_run)
+        )
 
     def seconds(self, run: Callable[[], object]) -> float:
         """Of one call."""
@@ -119,9 +121,9 @@ class Runner:
         return median(prefills[1:]), median(steps[1:])
 
 
-def judge(found: Sequence[Judged], runner: Runner, lock: Path | None) -> None:
+def judge(judged: Sequence[Judged], runner: Runner, lock: Path | None) -> None:
     """Measure every model at a quiet moment; what has none within the tries stays unmeasured."""
-    while waiting := [each for each in found if each.measured is None and each.tries < MOST_TRIES]:
+    while waiting := [each for each in judged if each.measured is None and each.tries < MOST_TRIES]:
         models = _build(sorted(waiting, key=lambda each: each.tries), runner.dtype)
         with _holding(lock), torch.no_grad():
             end = time.perf_counter() + HOLD_SECONDS
@@ -182,10 +184,10 @@ def percentile(errors: Sequence[float], share: float) -> float:
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
 
 
-def summary(found: Sequence[Judged]) -> dict[str, tuple[float, float, int]]:
+def summary(judged: Sequence[Judged]) -> dict[str, tuple[float, float, int]]:
     """Median and 90th percentile of absolute relative errors, and how many, of each phase and of all."""
     errors: dict[str, list[float]] = {"prefill": [], "decode": []}
-    for each in found:
+    for each in judged:
         if each.measured is not None:
             for row in each.rows():
                 errors[row["phase"]].append(abs(float(row["error"])))
@@ -193,13 +195,13 @@ def summary(found: Sequence[Judged]) -> dict[str, tuple[float, float, int]]:
     return {phase: (median(values), percentile(values, 0.9), len(values)) for phase, values in errors.items() if values}
 
 
-def write_csv(path: Path, found: Sequence[Judged], head: str) -> None:
+def write_csv(path: Path, judged: Sequence[Judged], head: str) -> None:
     """Every point, under a line that says how it was measured."""
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(f"# {head}\n")
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        for each in found:
+        for each in judged:
             if each.measured is not None:
                 writer.writerows(each.rows())
 
@@ -222,18 +224,18 @@ def main() -> None:
     if times is None:
         raise SystemExit(f"{given.profile} has no times of our module: run l4spec calibrate")
     torch.set_num_threads(times.threads)
-    found = [_predicted(trial, times, given.dtype) for trial in trials(given.seed, given.count)]
-    judge(found, Runner.of(times, given.dtype, given.clock), given.lock)
+    judged = [_predicted(trial, times, given.dtype) for trial in trials(given.seed, given.count)]
+    judge(judged, Runner.of(times, given.dtype, given.clock), given.lock)
     head = (
         f"{time.strftime('%Y-%m-%d')}, {times.processor}, {times.threads} threads, torch {torch.__version__}, "
         f"{given.dtype}, {given.clock} clock, calibrated {times.measured} in {times.turns} turns, seed {given.seed}"
     )
     print(head)
-    for phase, (middle, most, number) in summary(found).items():
+    for phase, (middle, most, number) in summary(judged).items():
         print(f"{phase}: median {100 * middle:.1f} %, 90th percentile {100 * most:.1f} % of {number}")
-    print("no quiet moment for:", [each.trial.number for each in found if each.measured is None] or "none")
+    print("no quiet moment for:", [each.trial.number for each in judged if each.measured is None] or "none")
     if given.csv is not None:
-        write_csv(given.csv, found, head)
+        write_csv(given.csv, judged, head)
     if given.plot is not None:
         from benchmarks.predict_plot import draw
 

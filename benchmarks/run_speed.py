@@ -271,8 +271,8 @@ def main() -> None:
     options, given = _options()
     torch.set_num_threads(given.threads)
     torch.set_grad_enabled(False)
-    found = _in_processes(given.processes) if given.processes > 1 else list(results(options))
-    report = {"conditions": conditions() | {"clock": options.clock}, "results": found}
+    rows = _in_processes(given.processes) if given.processes > 1 else list(results(options))
+    report = {"conditions": conditions() | {"clock": options.clock}, "results": rows}
     if given.json:
         report = add_to(given.json, report)
     print_report(report)

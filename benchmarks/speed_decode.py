@@ -46,15 +46,15 @@ def our_steps(model: Model, prefix: Tensor, tokens: Tensor, read: Callable[..., 
 
 def reference_steps(other: Any, past: Any, tokens: Tensor) -> Timed:
     """The same with transformers, behind its own cache `past` of one sequence, repeated for every row of `tokens`."""
-    held: list[Any] = []
+    kept: list[Any] = []
 
     def rewind() -> None:
-        held[:] = [copy.deepcopy(past)]
-        held[0].batch_repeat_interleave(tokens.shape[0])
+        kept[:] = [copy.deepcopy(past)]
+        kept[0].batch_repeat_interleave(tokens.shape[0])
 
     def run() -> None:
         for column in torch.split(tokens, 1, dim=1):
-            other(column, past_key_values=held[0], use_cache=True)
+            other(column, past_key_values=kept[0], use_cache=True)
 
     return Timed(run, rewind)
 

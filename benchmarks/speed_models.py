@@ -73,9 +73,9 @@ def token_ids(model: Model, rows: int, tokens: int) -> Tensor:
     return torch.randint(model.graph.model.text.head.vocab_size, (rows, tokens), generator=generator).to(model.device)
 
 
-def relative_difference(got: Tensor, wanted: Tensor) -> float:
+def relative_difference(got: Tensor, reference: Tensor) -> float:
     """Largest difference over largest value."""
-    return float((got.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+    return float((got.float() - reference.float()).abs().max() / reference.float().abs().max())
 
 
 @dataclass(slots=True)
@@ -87,13 +87,13 @@ class Routing:
     @classmethod
     def of(cls, model: Model, *inputs: Any, **options: Any) -> "Routing":
         """Run the model once and see where its tokens go."""
-        found: dict[str, list[int]] = {}
-        handles = [_watch(name, module, found) for name, module in _routers(model)]
+        counts: dict[str, list[int]] = {}
+        handles = [_watch(name, module, counts) for name, module in _routers(model)]
         with torch.no_grad():
             model(*inputs, **options)
         for handle in handles:
             handle.remove()
-        return cls(found)
+        return cls(counts)
 
     def num_touched(self, node_id: str) -> int:
         """Experts of a layer that got a row."""
@@ -106,9 +106,9 @@ def _routers(model: Model) -> Iterator[tuple[str, Router]]:
             yield name.removesuffix(".router"), module
 
 
-def _watch(name: str, router: Router, found: dict[str, list[int]]) -> Any:
+def _watch(name: str, router: Router, counts: dict[str, list[int]]) -> Any:
     def see(module: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        found[name] = output[1].flatten().bincount(minlength=router.spec.num_experts).tolist()
+        counts[name] = output[1].flatten().bincount(minlength=router.spec.num_experts).tolist()
 
     return router.register_forward_hook(see)
 

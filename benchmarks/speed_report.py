@@ -70,11 +70,11 @@ def add_to(path: Path, report: dict[str, Any]) -> dict[str, Any]:
 
 def median_results(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """Of each result the run with the median share of the machine's limit (the lower one of two), with all shares."""
-    found = []
+    medians = []
     for results in zip(*runs, strict=True):
         ranked = sorted(results, key=_share)
-        found.append({**ranked[(len(ranked) - 1) // 2], "shares_of_processes": [_share(result) for result in ranked]})
-    return found
+        medians.append({**ranked[(len(ranked) - 1) // 2], "shares_of_processes": [_share(result) for result in ranked]})
+    return medians
 
 
 def _share(result: Mapping[str, Any]) -> float:
@@ -106,8 +106,8 @@ _CONTEXT_HEAD = ("dtype", "context", "reading, us a token", "decode step, ms", "
 
 
 def _row(result: Mapping[str, Any]) -> tuple[str, ...]:
-    wanted = TO_REACH.get(_key(result))
-    faster = f"{result['times_faster']:.1f}" + (f" (to reach: {wanted:g})" if wanted else "")
+    goal = TO_REACH.get(_key(result))
+    faster = f"{result['times_faster']:.1f}" + (f" (to reach: {goal:g})" if goal else "")
     times = (f"{1e3 * result[key]:.2f}" for key in ("seconds", "transformers_seconds"))
     return (*_key(result), *times, faster, *_limit(result))
 

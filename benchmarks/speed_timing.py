@@ -50,16 +50,16 @@ def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device, 
     What is quick is repeated within a round, and the median of the repeats taken.
     """
     repeats = {name: 1 if thing.is_slow else _repeats(_once(thing, device, clock)) for name, thing in things.items()}
-    found: dict[str, list[float]] = {name: [] for name in things}
+    by_thing: dict[str, list[float]] = {name: [] for name in things}
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
             for name, thing in things.items():
-                found[name].append(statistics.median(_once(thing, device, clock) for _ in range(repeats[name])))
+                by_thing[name].append(statistics.median(_once(thing, device, clock) for _ in range(repeats[name])))
     finally:
         gc.enable()
-    return Times({name: tuple(seconds) for name, seconds in found.items()})
+    return Times({name: tuple(seconds) for name, seconds in by_thing.items()})
 
 
 def _repeats(seconds: float) -> int:

@@ -106,6 +106,6 @@ def test_what_is_not_there_is_refused_with_the_nearest_name(shelf: Path, name: s
     Path("loop.yaml").symlink_to("loop.yaml")
     Path("sub").mkdir()
     Path("sub/others.yml").write_text("a: 1\n")
-    found = refusal(name)
-    assert expected in found
-    assert len(found) < 1000
+    message = refusal(name)
+    assert expected in message
+    assert len(message) < 1000

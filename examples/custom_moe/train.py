@@ -152,8 +152,8 @@ def main() -> None:
             loss_of(model, ids)
     print(f"\nwhere tokens of unseen text went\n{histogram(loads)}\n")
     beginning = "<story> there is a green owl in the forest . then"
-    said = model.generate([grammar.ids_of(beginning)], max_new_tokens=24)
-    print(f"{grammar.text_of(said[0])} …\n")
+    generated = model.generate([grammar.ids_of(beginning)], max_new_tokens=24)
+    print(f"{grammar.text_of(generated[0])} …\n")
     with tempfile.TemporaryDirectory() as folder:
         check_checkpoint(model, options.out or Path(folder) / "checkpoint")
 

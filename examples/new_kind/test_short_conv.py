@@ -42,9 +42,9 @@ def ids() -> Tensor:
     return torch.randint(256, (2, 23), generator=torch.Generator().manual_seed(2))
 
 
-def assert_close(found: Tensor, wanted: Tensor) -> None:
+def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Equal up to fp32 rounding in some ten operations of each of 16 layers, of which 20 EPS were seen to remain."""
-    error = (found - wanted).norm() / wanted.norm()
+    error = (actual - expected).norm() / expected.norm()
     assert error < 50 * EPS, f"relative error {error:.2e}"
 
 
@@ -90,12 +90,12 @@ def test_autograd_saves_the_declared_elements() -> None:
     spec, width = ShortConvSpec(kind="short_conv", kernel_size=4), Width(hidden_size=16, max_seq_len=32)
     module = ShortConv(spec, width)
     context = Context(TokenLayout(2, 7, 0, torch.arange(7)))
-    held = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    parameter_storage = {p.untyped_storage().data_ptr() for p in module.parameters()}
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in held:
+        if storage.data_ptr() not in parameter_storage:
             saved[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
         return tensor
 

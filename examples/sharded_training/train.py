@@ -49,8 +49,8 @@ def steps_in(lines: Iterator[str]) -> Iterator[tuple[int, float]]:
     """Print every line, and give the step and loss of those that say one."""
     for line in lines:
         print(f"  {line}", end="")
-        if found := re.match(r"step (\d+)  loss (\S+)", line):
-            yield int(found[1]), float(found[2])
+        if match := re.match(r"step (\d+)  loss (\S+)", line):
+            yield int(match[1]), float(match[2])
 
 
 def require(is_so: bool, otherwise: str) -> None:

@@ -109,14 +109,14 @@ def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
     """What has to be planned for a claim: what it says itself, and `request` for the rest."""
     training = claim.quantity == "train_flops_per_second_per_gpu"
     own = {name: getattr(claim, name) for name in (_TRAINING if training else _SERVING)}
-    said = {name: value for name, value in own.items() if value is not None}
-    if "context" in said:  # a claim counts both sides at once
-        said |= {"prompt_tokens": None, "max_context": None}
+    output = {name: value for name, value in own.items() if value is not None}
+    if "context" in output:  # a claim counts both sides at once
+        output |= {"prompt_tokens": None, "max_context": None}
     left = {
         name: v for name, v in request.echo().items() if option_of(PlanRequest, name).mode in (None, _mode(training))
     }
     objective = "max-context" if claim.quantity == "max_context" else "balanced"
-    return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **said})
+    return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **output})
 
 
 def _mode(training: bool) -> Mode:

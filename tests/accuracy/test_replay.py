@@ -21,8 +21,8 @@ def predictions() -> tuple[Prediction, ...]:
 
 
 def group(quantity: str, split: str) -> Group:
-    found = summarise(predictions(), by_model=False)
-    return next(g for g in found if (g.quantity, g.split) == (quantity, split))
+    summaries = summarise(predictions(), by_model=False)
+    return next(g for g in summaries if (g.quantity, g.split) == (quantity, split))
 
 
 def test_every_row_is_predicted_or_says_why_not() -> None:
@@ -51,9 +51,9 @@ MEDIANS = [
 
 @pytest.mark.parametrize(("quantity", "largest"), MEDIANS)
 def test_the_median_error_of_rows_that_no_fit_saw_stays(quantity: str, largest: float) -> None:
-    found = group(quantity, "test")
-    assert found.median is not None
-    assert largest / 1.5 < found.median <= largest
+    summary = group(quantity, "test")
+    assert summary.median is not None
+    assert largest / 1.5 < summary.median <= largest
 
 
 def test_time_per_token_of_a_dense_70b_is_within_7_percent_in_the_median() -> None:
@@ -73,8 +73,8 @@ def test_no_dense_maximum_throughput_of_a_test_row_is_predicted_far_below_the_me
 
 
 def test_maximum_throughput_of_maverick_is_no_third_below_the_measured_one() -> None:
-    found = [p.error for p in predictions() if p.row.family == "THR" and "Maverick" in p.row.model]
-    assert min(error for error in found if error is not None) > -1 / 3
+    errors = [p.error for p in predictions() if p.row.family == "THR" and "Maverick" in p.row.model]
+    assert min(error for error in errors if error is not None) > -1 / 3
 
 
 def test_published_llama_4_flops_are_met_to_a_percent() -> None:

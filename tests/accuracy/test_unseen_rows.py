@@ -32,19 +32,19 @@ SCOUT = {
 
 
 def row(**changed: str) -> Row:
-    told = SCOUT | changed
-    return Row(**{field.name: told[field.name] for field in fields(Row)})
+    columns = SCOUT | changed
+    return Row(**{field.name: columns[field.name] for field in fields(Row)})
 
 
 def throughput(**changed: str) -> float:
-    found = predict(row(metric="output_throughput_per_gpu", unit="tok/s/GPU", **changed))
-    assert found.predicted is not None, found.reason
-    return found.predicted
+    prediction = predict(row(metric="output_throughput_per_gpu", unit="tok/s/GPU", **changed))
+    assert prediction.predicted is not None, prediction.reason
+    return prediction.predicted
 
 
 @pytest.mark.parametrize("model", ["Llama-4-Scout-17B-16E", "Llama-4-Maverick-17B-128E-Instruct", "Llama-5"])
 def test_any_setting_of_llama_4_serving_is_replayed_or_refused_with_a_reason(model: str) -> None:
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     for hardware, weights, (gpus, tp, ep, pp, dp), clients, metric in product(
         ["H100-80GB", "B200-180GB", "L40S-48GB"],
         ["fp8", "nvfp4", "bf16", "w8a8", ""],
@@ -53,10 +53,10 @@ def test_any_setting_of_llama_4_serving_is_replayed_or_refused_with_a_reason(mod
         ["tpot_mean", "output_throughput_total", "p99_ttft"],
     ):
         changed = {"hardware": hardware, "precision_weights": weights, "n_gpus": gpus, "tp": tp, "ep": ep, "pp": pp}
-        found.append(predict(row(model=model, dp=dp, batch_or_concurrency=clients, metric=metric, **changed)))
-    assert all((p.predicted is None) == bool(p.reason) for p in found)
-    assert all(p.predicted > 0 for p in found if p.predicted is not None)
-    assert any(p.predicted for p in found) is (model != "Llama-5")
+        predictions.append(predict(row(model=model, dp=dp, batch_or_concurrency=clients, metric=metric, **changed)))
+    assert all((p.predicted is None) == bool(p.reason) for p in predictions)
+    assert all(p.predicted > 0 for p in predictions if p.predicted is not None)
+    assert any(p.predicted for p in predictions) is (model != "Llama-5")
 
 
 def test_a_layout_that_the_model_does_not_allow_is_not_predicted() -> None:

@@ -154,9 +154,9 @@ def test_a_signal_in_the_middle_of_a_save_leaves_nothing(
 
 def test_progress_is_shown_where_asked_for_and_not_in_a_pipe(run: Run) -> None:
     assert "filling" not in run("build", "tiny/scout", "--device", "cpu").stderr
-    told = run("build", "tiny/scout", "--device", "cpu", "--progress").stderr
-    assert "filling with random weights" in told
-    assert "running" in told
+    shown = run("build", "tiny/scout", "--device", "cpu", "--progress").stderr
+    assert "filling with random weights" in shown
+    assert "running" in shown
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_text_goes_in_and_out_with_a_tokenizer_file(write: object, run: Run, tmp
     stops = stop_ids_of(tmp_path / "saved") or reader.stop_ids
     drawn: OptionFields = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 50, "top_p": 0.9, "seed": 1}
     drawn["stop_ids"] = stops
-    for prompt, said in zip(prompts, (beside.stdout, chat.stdout), strict=True):
+    for prompt, output in zip(prompts, (beside.stdout, chat.stdout), strict=True):
         ids = model.generate([prompt], **drawn)[0][len(prompt) :]
-        assert said == "".join(reader.stream(token for token in ids if token not in stops)) + "\n"
+        assert output == "".join(reader.stream(token for token in ids if token not in stops)) + "\n"
 
 
 @pytest.mark.parametrize(

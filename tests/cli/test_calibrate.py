@@ -17,7 +17,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "calibrate", lambda *args, **kwargs: None)
-    monkeypatch.setattr(report, "profile", lambda found: made_up("fp32", "bf16"))
+    monkeypatch.setattr(report, "profile", lambda calibration: made_up("fp32", "bf16"))
     return tmp_path / "config" / "l4spec" / "hardware" / "this.yaml"
 
 
@@ -80,14 +80,14 @@ def test_a_measurement_shows_its_times_beside_the_predicted_ones(run: Run, shelf
     try:
         torch.set_num_threads(1)  # as many as the made-up machine was calibrated with
         assert run("calibrate").exit_code == 0
-        found = json.loads(run(*arguments).stdout)
+        report = json.loads(run(*arguments).stdout)
     finally:
         torch.set_num_threads(threads)
-    times = [row for row in found["rows"] if row["section"] == "time"]
+    times = [row for row in report["rows"] if row["section"] == "time"]
     assert [row["name"] for row in times] == ["prefill", "decode step"]
     assert all(row["planned"] > 0 and row["measured"] > 0 and row["law"] == "timed" for row in times)
     assert all(row["agrees"] is None for row in times), "a busy machine is no failure"
-    assert "usual error" in found["time_note"]
+    assert "usual error" in report["time_note"]
 
 
 def test_a_profile_of_other_threads_predicts_nothing_and_says_so(run: Run, shelf: Path) -> None:

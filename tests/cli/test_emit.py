@@ -30,7 +30,7 @@ def test_what_does_not_fit_is_not_emitted(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--emit", "vllm"], "--emit needs --gpus"),
         (["--gpus", "8xH100", "--emit", "vllm", "-v"], "--emit prints no report: leave --verbose out"),
@@ -44,10 +44,10 @@ def test_what_does_not_fit_is_not_emitted(run: Run) -> None:
         (["--gpus", "8xH100", "--mode", "train", "--precision", "fp7"], "unknown precision 'fp7'"),
     ],
 )
-def test_what_cannot_be_emitted_is_an_error_of_the_user(run: Run, arguments: list[str], said: str) -> None:
+def test_what_cannot_be_emitted_is_an_error_of_the_user(run: Run, arguments: list[str], message: str) -> None:
     result = run("plan", "scout", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert said in result.stderr
+    assert message in result.stderr
 
 
 def test_the_herd_is_not_emitted(run: Run) -> None:

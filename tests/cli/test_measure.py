@@ -68,7 +68,7 @@ def test_packed_weights_agree_in_every_row_and_their_output_error_is_shown(run: 
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (("-q", "gguf-q8_0"), "cannot be run: it stores Q8_0 blocks of GGUF"),
         (("-q", "w4a16"), "w4a16-g16 fits every tensor"),
@@ -77,10 +77,10 @@ def test_packed_weights_agree_in_every_row_and_their_output_error_is_shown(run: 
         (("-q", "int9"), "no quantization scheme is called 'int9'"),
     ],
 )
-def test_what_cannot_be_run_packed_is_refused_in_one_line(run: Run, options: tuple[str, ...], told: str) -> None:
+def test_what_cannot_be_run_packed_is_refused_in_one_line(run: Run, options: tuple[str, ...], message: str) -> None:
     result = run("measure", "tiny/scout", *FAST, *options)
     assert result.exit_code == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
@@ -139,7 +139,7 @@ def test_measure_is_a_function_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ("--tp 3", "tp3 ep1 pp1 dp1: tp=3 does not divide 10 (query heads)"),
         ("--pp 9", "tp1 ep1 pp9 dp1: pp=9 exceeds the 4 layers"),
@@ -154,12 +154,12 @@ def test_measure_is_a_function_of_the_package() -> None:
     ],
 )
 def test_what_ranks_cannot_do_is_refused_before_any_starts(
-    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, told: str
+    run: Run, monkeypatch: pytest.MonkeyPatch, options: str, message: str
 ) -> None:
     monkeypatch.setattr("l4spec.runtime.parallel.run.launch._start", lambda *_: pytest.fail("processes were started"))
     result = run("measure", "tiny/scout", *options.split())
     assert result.exit_code == 2
-    assert f"error: {told}" in result.stderr
+    assert f"error: {message}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 

@@ -16,9 +16,9 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_a_plan_imports_nothing_slow() -> None:
-    found = imported_by("plan", "scout", "--gpus", "8xH100")
-    assert "pydantic" in found
-    assert not found & SLOW
+    imported = imported_by("plan", "scout", "--gpus", "8xH100")
+    assert "pydantic" in imported
+    assert not imported & SLOW
 
 
 def test_tables_are_drawn_by_tabulate_only_when_there_are_any() -> None:

@@ -113,9 +113,11 @@ def runs(graph: LayerGraph) -> Iterator[Any]:
     """What a run of the module measures, times apart, and its logits."""
     model = build(graph, dtype="fp32", seed=3)
     tiles = 2 if graph.model.vision else 0
-    found = measure_run(model, RunShape(38, 0, 2, tiles, training=True, cache_lengths=(38,)))
-    yield {f.name: getattr(found, f.name) for f in fields(RunMeasurement) if "second" not in f.name}
-    yield [row.model_dump() for row in expert_rows(graph, RunShape(38, 0, 2, tiles), found.expert_load, is_known=True)]
+    all_runs = measure_run(model, RunShape(38, 0, 2, tiles, training=True, cache_lengths=(38,)))
+    yield {f.name: getattr(all_runs, f.name) for f in fields(RunMeasurement) if "second" not in f.name}
+    yield [
+        row.model_dump() for row in expert_rows(graph, RunShape(38, 0, 2, tiles), all_runs.expert_load, is_known=True)
+    ]
     with torch.no_grad():
         yield model(torch.arange(12)[None] % 7).double().sum().item()
 
@@ -139,8 +141,8 @@ def main() -> int:
     """Compare every law on every graph."""
     graphs = [make() for make in GRAPHS]
     kinds = {node.kind for graph in graphs for node in graph.nodes}
-    found = {name: [line for graph in graphs for line in differences(law, graph)] for name, law in LAWS.items()}
-    print(json.dumps(found | {"kinds": sorted(kinds)}))
+    result = {name: [line for graph in graphs for line in differences(law, graph)] for name, law in LAWS.items()}
+    print(json.dumps(result | {"kinds": sorted(kinds)}))
     return 0
 
 

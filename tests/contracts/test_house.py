@@ -52,8 +52,8 @@ def tracked_files() -> list[Path]:
 
 
 def test_files_and_functions_keep_their_budget_or_give_a_reason() -> None:
-    found = dict(over_budget())
-    without_reason = {place: lines for place, lines in found.items() if place not in LARGER_FOR_A_REASON}
+    too_large = dict(over_budget())
+    without_reason = {place: lines for place, lines in too_large.items() if place not in LARGER_FOR_A_REASON}
     assert not without_reason, f"more than {MAX_FILE_LINES} lines a file or {MAX_FUNCTION_LINES} a function"
 
 
@@ -77,14 +77,14 @@ def test_every_layer_kind_has_the_same_rooms() -> None:
 
 
 def test_no_committed_text_names_a_machine_path() -> None:
-    found = []
+    mentions = []
     for path in tracked_files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
-    assert not found
+        mentions += [f"{path.relative_to(ROOT)}: {match.group()}" for match in MACHINE_PATH.finditer(text)]
+    assert not mentions
 
 
 def test_every_package_says_that_it_is_typed() -> None:

@@ -228,8 +228,8 @@ def read(path: Path) -> dict[str, Entry]:
     """A file of digests."""
     if not path.exists():
         return {}
-    found: dict[str, Entry] = json.loads(gzip.decompress(path.read_bytes()))
-    return found
+    entries: dict[str, Entry] = json.loads(gzip.decompress(path.read_bytes()))
+    return entries
 
 
 def write(path: Path, entries: dict[str, Entry]) -> None:
@@ -297,24 +297,24 @@ def _accepted(today: dict[str, Entry]) -> Iterator[tuple[str, Entry]]:
 def report(today: dict[str, Entry]) -> int:
     """Print how many documents equal the start commit, which differ for a reason, and which have drifted."""
     start = read(START)
-    found = list(drifts(today))
+    result = list(drifts(today))
     deviating = Counter(
         deviation.reason
         for case, entry in today.items()
         for section, value in entry.items()
         if value != start[case].get(section) and (deviation := deviation_of(case, section))
     )
-    drifted = {drift.case for drift in found}
+    drifted = {drift.case for drift in result}
     equal = sum({**e, "bounds": 0} == {**start[case], "bounds": 0} for case, e in today.items())
     print(f"{len(today):,} documents: {equal:,} equal, {len(drifted):,} drifted")
     for reason, count in deviating.items():
         print(f"  {count:,} sections differ: {reason}")
-    for name, count in Counter(drift.section for drift in found).items():
+    for name, count in Counter(drift.section for drift in result).items():
         print(f"  {count:,} drifted in {name}")
-    for drift in found[:20]:
+    for drift in result[:20]:
         print(f"  drift in {drift.section}: l4spec {drift.case}")
         print(f"    {drift.before} -> {drift.today}")
-    return 1 if found else 0
+    return 1 if result else 0
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class Found(NamedTuple):
     place: MeshCoordinate
     prefill: Tensor
     decode: Tensor | None
-    said: list[list[int]] | None
+    generated: list[list[int]] | None
     loss: float
     gradients: dict[str, tuple[Region, Tensor]]
     param_bytes: int
@@ -83,12 +83,12 @@ def one_process(case: Case, dtype: str = "fp64") -> Found:
     """The whole of it."""
     model = whole_model(case, dtype)
     ids, labels, tiles = inputs(case)
-    prefill, decode, said, cache_bytes = _served(model, case, ids, tiles, {})
+    prefill, decode, generated, cache_bytes = _served(model, case, ids, tiles, {})
     loss = _loss_of_parts(model.train(), case, ids, labels, tiles)
     gradients = {
         name: (tuple(map(range, p.shape)), p.grad) for name, p in model.named_parameters() if p.grad is not None
     }
-    return Found(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, said, loss, gradients, 0, cache_bytes, {})
+    return Found(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, generated, loss, gradients, 0, cache_bytes, {})
 
 
 def _loss_of_parts(model: Model, case: Case, ids: Tensor, labels: Tensor, tiles: Tensor | None) -> float:
@@ -113,8 +113,8 @@ def _tiles_of(case: Case, rows: Tensor, tiles: Tensor | None) -> Tensor | None:
     if tiles is None:
         return None
     parts = torch.split(tiles, list(case.tiles))
-    found = torch.cat([parts[row] for row in rows.tolist()])
-    return found if len(found) else None
+    rows_of_tiles = torch.cat([parts[row] for row in rows.tolist()])
+    return rows_of_tiles if len(rows_of_tiles) else None
 
 
 def _served(
@@ -135,8 +135,8 @@ def _served(
     model(mine[:, :known], image_features=images, cache=cache, logits="last")
     with counting_traffic(groups) as sent["decode"]:
         steps = [model(token[:, None], cache=cache) for token in mine[:, known:].unbind(1)]
-    said = model.generate(ids, pixel_values=tiles if sum(case.tiles) else None, max_new_tokens=3).tolist()
-    return prefill, torch.cat(steps, dim=1), said, cache.num_bytes
+    generated = model.generate(ids, pixel_values=tiles if sum(case.tiles) else None, max_new_tokens=3).tolist()
+    return prefill, torch.cat(steps, dim=1), generated, cache.num_bytes
 
 
 def on_rank(rank: int, case: Case) -> Found:
@@ -145,7 +145,7 @@ def on_rank(rank: int, case: Case) -> Found:
     ids, labels, tiles = inputs(case)
     sent: dict[str, Ledger] = {}
     model = distribute(whole, case.layout)
-    prefill, decode, said, cache_bytes = _served(model, case, ids, tiles, sent)
+    prefill, decode, generated, cache_bytes = _served(model, case, ids, tiles, sent)
     param_bytes = sum(tensor.nbytes for tensor in model.state_dict(keep_vars=True).values())
     model = distribute(whole, case.layout, train=True)
     own = model.own_rows(torch.arange(case.sequences))
@@ -157,7 +157,7 @@ def on_rank(rank: int, case: Case) -> Found:
     gradients = {
         name: (model.local_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
     }
-    return Found(model.mesh.place, prefill, decode, said, float(loss), gradients, param_bytes, cache_bytes, sent)
+    return Found(model.mesh.place, prefill, decode, generated, float(loss), gradients, param_bytes, cache_bytes, sent)
 
 
 def groups_of(model: Model) -> dict[str, torch.distributed.ProcessGroup]:

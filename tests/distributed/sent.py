@@ -65,13 +65,15 @@ def check_forward(case: Case, ranks: list[Found], phase: str, tokens: int) -> No
     for row in communication(graph_from(case.text), layout):
         assert row.payload_bytes_per_token is not None
         planned[row.axis, row.collective] += row.payload_bytes_per_token * number * factor.get(row.collective, NARROW)
-    found = {rank.place: floats(rank.sent[phase], layout)[0] for rank in ranks}
+    sent_by_place = {rank.place: floats(rank.sent[phase], layout)[0] for rank in ranks}
     exchanged = Counter[int]()
-    for place, sizes in found.items():
+    for place, sizes in sent_by_place.items():
         exchanged[place.pp] += sizes.pop(TO_EXPERTS, 0)
     assert max(exchanged.values()) == planned.pop(TO_EXPERTS, 0) * len(ranks) // layout.pp
-    for key in planned.keys() | {key for sizes in found.values() for key in sizes}:
-        by_stage = [{sizes[key] for place, sizes in found.items() if place.pp == stage} for stage in range(layout.pp)]
+    for key in planned.keys() | {key for sizes in sent_by_place.values() for key in sizes}:
+        by_stage = [
+            {sizes[key] for place, sizes in sent_by_place.items() if place.pp == stage} for stage in range(layout.pp)
+        ]
         assert all(len(sizes) == 1 for sizes in by_stage), f"{key} differs between ranks of a stage"
         assert max(max(sizes) for sizes in by_stage) == planned[key], f"{phase}: {key}"
 
@@ -83,13 +85,13 @@ def check_training(case: Case, ranks: list[Found]) -> None:
     exchanged, wanted_together = Counter[int](), Counter[int]()
     for rank in ranks:
         sizes, calls = planned_step(case, graph, rank.place, stages[rank.place.pp])
-        found, found_calls = floats(rank.sent["train"], layout)
-        exchanged[rank.place.pp] += found.pop(TO_EXPERTS, 0)
+        sent_bytes, found_calls = floats(rank.sent["train"], layout)
+        exchanged[rank.place.pp] += sent_bytes.pop(TO_EXPERTS, 0)
         wanted_together[rank.place.pp] += sizes.pop(TO_EXPERTS, 0)
-        for key in found.keys() | sizes.keys():
+        for key in sent_bytes.keys() | sizes.keys():
             if rank.place.tp == rank.place.dp == rank.place.ep == 0:
-                assert found[key] == sizes[key], f"{key} at {rank.place}"
-            assert found[key] <= sizes[key], f"{key} at {rank.place}"
+                assert sent_bytes[key] == sizes[key], f"{key} at {rank.place}"
+            assert sent_bytes[key] <= sizes[key], f"{key} at {rank.place}"
         counted = {key: number for key, number in calls.items() if key[0] in ("tp", "pp", "ep")}
         assert {key: found_calls[key] for key in counted} == counted, f"calls at {rank.place}"
     assert exchanged == wanted_together
@@ -115,7 +117,7 @@ def planned_step(
 
 def _padding(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple[Key, int]]:
     """Of shards that dp x ep ranks, or dp ranks of experts, cannot divide evenly along their first dim (FSDP2)."""
-    layout, found = case.layout, []
+    layout, collectives = case.layout, []
     for node, parameter in graph.parameters():
         if parameter.buffer or (parameter.tied_to and layout.pp == 1) or stage_of(graph, node, layout.pp) != place.pp:
             continue
@@ -124,20 +126,20 @@ def _padding(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple
         first, *rest = map(len, region_of(node, parameter, layout, place))
         more = (-first % ranks) * prod(rest) * case.microbatches * FP64
         gathers = 2 if node.layer is not None else 1
-        found += [((merged(axis, layout), "all-gather"), more * gathers)]
-        found += [((merged(axis, layout), "reduce-scatter"), more)]
-    return [(key, size) for key, size in found if size]
+        collectives += [((merged(axis, layout), "all-gather"), more * gathers)]
+        collectives += [((merged(axis, layout), "reduce-scatter"), more)]
+    return [(key, size) for key, size in collectives if size]
 
 
 def _telling(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple[Key, int]]:
     """The loss to data-parallel ranks and other stages, and between the ends what each makes of a tied table."""
     layout = case.layout
-    found = [((merged("dp_ep", layout), "all-reduce"), FP64)] if case.data_ranks > 1 else []
+    collectives = [((merged("dp_ep", layout), "all-reduce"), FP64)] if case.data_ranks > 1 else []
     if layout.pp > 1:
-        found.append((("pp", "broadcast"), FP64))
+        collectives.append((("pp", "broadcast"), FP64))
         if graph.model.text.head.tied and place.pp in (0, layout.pp - 1):
             table = next(node for node in graph.nodes if node.role == "embedding")
             rows, width = map(len, region_of(table, table.declaration.parameters[0], layout, place))
             first = min(rows, -(-rows // case.data_ranks)) if place.dp == place.ep == 0 else rows
-            found.append((("pp", "send"), first * width * FP64))
-    return found
+            collectives.append((("pp", "send"), first * width * FP64))
+    return collectives

@@ -70,17 +70,17 @@ def forward_passes(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 def generations(model: Model) -> Results:
     """Tokens behind the same prompts: the likeliest, drawn, of unequal prompts until a stop, and behind images."""
-    found: Results = {
+    results: Results = {
         "likeliest": model.generate(IDS, max_new_tokens=4, prefill_chunk=7).tolist(),
         "drawn": model.generate(IDS[:, :9], max_new_tokens=4, temperature=1.0, seed=3).tolist(),
     }
-    stop = found["likeliest"][0][-3]
+    stop = results["likeliest"][0][-3]
     prompts = [row[: len(row) - n] for n, row in enumerate(IDS.tolist())]
-    found["stopped"] = model.generate(prompts, max_new_tokens=4, stop_ids=[stop])
+    results["stopped"] = model.generate(prompts, max_new_tokens=4, stop_ids=[stop])
     if model.num_tokens_per_tile:
         ids, tiles = with_images(IDS)
-        found["seen"] = model.generate(ids, pixel_values=tiles, max_new_tokens=3, prefill_chunk=7).tolist()
-    return found
+        results["seen"] = model.generate(ids, pixel_values=tiles, max_new_tokens=3, prefill_chunk=7).tolist()
+    return results
 
 
 def infer(rank: int, layout: Layout, options: dict[str, bool]) -> Results:
@@ -92,11 +92,11 @@ def infer(rank: int, layout: Layout, options: dict[str, bool]) -> Results:
         model(ids)
     with counting_traffic(_line_of(model)) as decode:
         model.generate(IDS, max_new_tokens=4)
-    found, wanted = forward_passes(model, ids), forward_passes(whole, ids)
+    actual, expected = forward_passes(model, ids), forward_passes(whole, ids)
     return {
         "place": model.mesh.place,
-        "shapes": {name: tuple(logits.shape) for name, logits in found.items()},
-        "differences": {name: relative(found[name], wanted[name]) for name in found if model.line.is_last},
+        "shapes": {name: tuple(logits.shape) for name, logits in actual.items()},
+        "differences": {name: relative(actual[name], expected[name]) for name in actual if model.line.is_last},
         "tokens": generations(model) == generations(whole),
         "prefill": _bytes_in_line(prefill),
         "decode": _bytes_in_line(decode),
@@ -175,30 +175,30 @@ def _own_tiles(model: RankModel, ids: Tensor, tiles: Tensor) -> Tensor:
 
 def _watched(model: RankModel) -> list[int]:
     """How many microbatches a stage has between forward and backward, noted whenever one comes in."""
-    found: list[int] = []
+    lengths: list[int] = []
     prepared: Any = model.line.prepared
     if prepared is not None:
         stage = prepared.schedule._stage
         forward: Callable[..., Any] = type(stage).forward_one_chunk
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            found.append(len(stage.fwd_cache) + 1)
+            lengths.append(len(stage.fwd_cache) + 1)
             return forward(stage, *args, **kwargs)
 
         stage.forward_one_chunk = counted
-    return found
+    return lengths
 
 
 def _worst_gradient(model: RankModel, whole: Model) -> tuple[float, str]:
     """Largest difference relative to the tensor's largest gradient, or to a tenth of the model's, and where."""
-    wanted = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
-    largest = torch.stack([grad.abs().max() for grad in wanted.values()]).max()
+    expected = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
+    largest = torch.stack([grad.abs().max() for grad in expected.values()]).max()
     worst = (0.0, "")
     for name, parameter in model.named_parameters():
-        part = _own_part(model, name, wanted)
+        part = _own_part(model, name, expected)
         if part.numel():
             assert parameter.grad is not None, name
-            scale = torch.maximum(wanted[name].abs().max(), 0.1 * largest)
+            scale = torch.maximum(expected[name].abs().max(), 0.1 * largest)
             worst = max(worst, (relative(local_of(parameter.grad), part, scale), name))
     return worst
 
@@ -217,9 +217,9 @@ def drawn(rank: int, data: Json, layout: Layout) -> Results:
     model = distribute(whole, layout)
     ids = token_ids(2, min(12, longest_prompt(whole.graph)), whole.graph.model.text.head.vocab_size)
     with torch.no_grad():
-        logits, wanted = model(ids), whole(ids)
+        logits, expected = model(ids), whole(ids)
     return {
         "place": model.mesh.place,
-        "equal": not model.line.is_last or torch.allclose(logits, wanted, rtol=0, atol=0, equal_nan=True),
+        "equal": not model.line.is_last or torch.allclose(logits, expected, rtol=0, atol=0, equal_nan=True),
         "param_bytes": sum(tensor.nbytes for tensor in model.state_dict(keep_vars=True).values()),
     }

@@ -41,7 +41,7 @@ def even(model: Data, factor: int) -> Data:
 def legal_layouts(text: str, most_ranks: int) -> list[Layout]:
     """Of two to `most_ranks` ranks, those that cut layers first."""
     graph, degrees = graph_from(text), range(1, most_ranks + 1)
-    found = [
+    layouts = [
         Layout(tp=tp, ep=ep, pp=pp, dp=dp)
         for tp in degrees
         for ep in degrees
@@ -50,7 +50,7 @@ def legal_layouts(text: str, most_ranks: int) -> list[Layout]:
         if 1 < tp * ep * pp * dp <= most_ranks
     ]
     return sorted(
-        (layout for layout in found if illegal_reason(graph, layout) is None),
+        (layout for layout in layouts if illegal_reason(graph, layout) is None),
         key=lambda layout: (-(layout.tp > 1) - (layout.ep > 1), -layout.num_devices),
     )
 
@@ -88,9 +88,9 @@ def check(case: Case) -> None:
         check_training(case, ranks)
 
 
-def noise(wanted: Tensor, narrow: Tensor) -> float:
+def noise(expected: Tensor, narrow: Tensor) -> float:
     """The largest difference of fp32 from fp64."""
-    return float((narrow.double() - wanted).abs().max()) if wanted.numel() else 0.0
+    return float((narrow.double() - expected).abs().max()) if expected.numel() else 0.0
 
 
 def size_of(x: Tensor) -> float:
@@ -100,18 +100,18 @@ def size_of(x: Tensor) -> float:
 
 def check_results(case: Case, ranks: list[Found], whole: Found, narrow: Found) -> None:
     graph, last = graph_from(case.text), case.layout.pp - 1
-    for found in ranks:
-        data = found.place.dp * case.layout.ep + found.place.ep
+    for own in ranks:
+        data = own.place.dp * case.layout.ep + own.place.ep
         for name in ("prefill", "decode"):
-            logits, wanted, other = (getattr(one, name) for one in (found, whole, narrow))
-            if wanted is not None and found.place.pp == last:
-                most = explained(graph, noise(wanted, other), size_of(wanted))
-                off = (logits - wanted.chunk(case.data_ranks)[data]).abs().max()
-                assert off <= most, f"{name} at {found.place}"
-        assert found.said == whole.said, found.place
+            logits, expected, other = (getattr(one, name) for one in (own, whole, narrow))
+            if expected is not None and own.place.pp == last:
+                most = explained(graph, noise(expected, other), size_of(expected))
+                off = (logits - expected.chunk(case.data_ranks)[data]).abs().max()
+                assert off <= most, f"{name} at {own.place}"
+        assert own.generated == whole.generated, own.place
         shaken = abs(narrow.loss - whole.loss) + noise(whole.prefill, narrow.prefill)
         most = explained(graph, shaken, size_of(whole.prefill) + abs(whole.loss))
-        assert math.isclose(found.loss, whole.loss, rel_tol=0, abs_tol=most), found.place
+        assert math.isclose(own.loss, whole.loss, rel_tol=0, abs_tol=most), own.place
     check_gradients(case, ranks, whole, narrow)
 
 
@@ -121,11 +121,11 @@ def check_gradients(case: Case, ranks: list[Found], whole: Found, narrow: Found)
     shaken, largest = max(noise(*pair) for pair in pairs), max(size_of(grad) for grad, _ in pairs)
     most = explained(graph_from(case.text), shaken, 3 * largest)
     covered = dict.fromkeys(whole.gradients, 0)
-    for found in ranks:
-        for name, (region, grad) in found.gradients.items():
-            wanted = whole.gradients[name][1][tuple(slice(run.start, run.stop) for run in region)]
-            assert grad.shape == wanted.shape, name
-            assert size_of(grad - wanted) <= most, f"{name} at {found.place}"
+    for own in ranks:
+        for name, (region, grad) in own.gradients.items():
+            expected = whole.gradients[name][1][tuple(slice(run.start, run.stop) for run in region)]
+            assert grad.shape == expected.shape, name
+            assert size_of(grad - expected) <= most, f"{name} at {own.place}"
             covered[name] += grad.numel()
     missing = [name for name, count in covered.items() if count < whole.gradients[name][1].numel()]
     assert not missing, "gradients that no rank has"
@@ -135,14 +135,14 @@ def check_held(case: Case, ranks: list[Found]) -> None:
     """The fullest rank of every stage, which is its first, holds the plan's bytes; no other holds more."""
     graph, layout = graph_from(case.text), case.layout
     stages = every_stage(graph, scheme_of(quantization("fp32")), layout.tp, layout.ep, layout.pp)
-    for found in ranks:
-        stage = stages[found.place.pp]
+    for own in ranks:
+        stage = stages[own.place.pp]
         planned = stage.weights.total_bytes * FP64 // 4
-        assert found.param_bytes == planned if found.place.tp == 0 else found.param_bytes <= planned
+        assert own.param_bytes == planned if own.place.tp == 0 else own.param_bytes <= planned
         if graph.can_cache:
             rows = cache_rows(graph, stage, layout.tp, FP64)
             kept = cache_bytes(rows, engine("ideal"), case.tokens, case.sequences // case.data_ranks)
-            assert found.cache_bytes == kept
+            assert own.cache_bytes == kept
 
 
 FEW_WORDS = ONE_KV_HEAD.replace("vocab_size: 51", "vocab_size: 3")

@@ -58,11 +58,11 @@ def trained(rank: int, options: Json, layout: Layout) -> dict[str, Any]:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_balanced_step_is_the_same_on_every_layout(name: str, layout: Layout) -> None:
     (one,) = run_world(1, trained, OPTIONS[name], Layout())
-    for found in run_world(2, trained, OPTIONS[name], layout):
-        assert found["loads"] == one["loads"]
-        assert found["loss"] == pytest.approx(one["loss"], rel=1e-9)
-        assert all(torch.allclose(bias, one["biases"][name]) for name, bias in found["biases"].items())
-        for tensor, (region, grad) in found["gradients"].items():
+    for result in run_world(2, trained, OPTIONS[name], layout):
+        assert result["loads"] == one["loads"]
+        assert result["loss"] == pytest.approx(one["loss"], rel=1e-9)
+        assert all(torch.allclose(bias, one["biases"][name]) for name, bias in result["biases"].items())
+        for tensor, (region, grad) in result["gradients"].items():
             part = one["gradients"][tensor][1][tuple(slice(run.start, run.stop) for run in region)]
             assert relative(grad, part) < 1e-9, tensor  # fp64, some 100 additions
 

@@ -35,12 +35,16 @@ def test_the_fullest_rank_of_a_stage_holds_what_the_plan_says(name: str) -> None
     for layout in LAYOUTS:
         if illegal_reason(graph, layout) or (graph.num_layers > 8 and layout.dp > 1):
             continue
-        held: dict[int, int] = defaultdict(int)
+        bytes_by_stage: dict[int, int] = defaultdict(int)
         for rank in range(layout.num_devices):
             stage = place_of(layout, rank).pp
-            held[stage] = max(held[stage], weight_bytes(build_rank(graph, Mesh(layout, rank), torch.bfloat16)))
+            bytes_by_stage[stage] = max(
+                bytes_by_stage[stage], weight_bytes(build_rank(graph, Mesh(layout, rank), torch.bfloat16))
+            )
         planned = stages(graph, BF16, layout.tp, layout.ep, layout.pp)
-        assert {stage.index: stage.weights.total_bytes for stage in planned}.items() <= held.items(), str(layout)
+        assert {stage.index: stage.weights.total_bytes for stage in planned}.items() <= bytes_by_stage.items(), str(
+            layout
+        )
         checked += 1
     assert checked >= 4
 

@@ -52,7 +52,7 @@ def write(rank: int, folder: str) -> list[str]:
 
 def read(rank: int, folder: str) -> list[str]:
     """What is wrong with what each other layout reads."""
-    wanted, wrong = held_of_whole(), []
+    expected, wrong = held_of_whole(), []
     for layout in READ:
         model = distributed(layout, seed=None)
         optimizer = torch.optim.AdamW(model.parameters())
@@ -61,21 +61,21 @@ def read(rank: int, folder: str) -> list[str]:
             wrong.append(f"{layout}: {state}")
         moments = {p: optimizer.state[p] for p in model.parameters()}
         named = dict(model.named_parameters())
-        for name, held in shards_of_model(model).items():
-            region = tuple(slice(run.start, run.stop) for run in held.region)
-            own = wanted[name][region]
-            if not torch.equal(held.tensor, own):
+        for name, shard in shards_of_model(model).items():
+            region = tuple(slice(run.start, run.stop) for run in shard.region)
+            own = expected[name][region]
+            if not torch.equal(shard.tensor, own):
                 wrong.append(f"{layout}: {name}")
             if name in named:
-                found = moments[named[name]]
-                if not torch.equal(found["exp_avg"], own.mul(1 - 0.9)) or found["step"].item() != 1.0:
+                moment = moments[named[name]]
+                if not torch.equal(moment["exp_avg"], own.mul(1 - 0.9)) or moment["step"].item() != 1.0:
                     wrong.append(f"{layout}: state of {name}")
         other = distributed(layout, seed=5)
         load_sharded(other, f"{folder}/hub")
         wrong += [
             f"{layout}: {name} from hub"
-            for name, held in shards_of_model(other).items()
-            if not torch.equal(held.tensor, shards_of_model(model)[name].tensor)
+            for name, shard in shards_of_model(other).items()
+            if not torch.equal(shard.tensor, shards_of_model(model)[name].tensor)
         ]
     return wrong
 
@@ -105,10 +105,10 @@ def test_one_process_reads_what_ranks_wrote(folder: Path) -> None:
 
 def test_ranks_write_hugging_face_s_layout_as_one_process_does_byte_for_byte(folder: Path, tmp_path: Path) -> None:
     l4spec.save_checkpoint(whole_model(), tmp_path / "one", max_shard_bytes=60_000)
-    wanted = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
-    found = {path.name: path.read_bytes() for path in (folder / "hub").iterdir()}
-    assert len(wanted) > 3
-    assert found == wanted
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    written = {path.name: path.read_bytes() for path in (folder / "hub").iterdir()}
+    assert len(expected) > 3
+    assert written == expected
 
 
 def test_nothing_is_written_twice_and_no_piece_is_larger_than_allowed(folder: Path) -> None:
@@ -143,10 +143,10 @@ def refused(model: Any, folder: Path) -> str:
 
 def test_a_folder_of_another_model_is_refused_with_every_difference(folder: Path) -> None:
     graph = l4spec.compile(l4spec.load("tiny/maverick", ["text.vocab_size=96"]))
-    said = refused(l4spec.build(graph, dtype="fp32"), folder / "sharded")
-    assert "2 problems" in said
-    assert "model.text.embedding.weight: expected shape [96," in said
-    assert "model.text.head.weight: expected shape [96," in said
+    message = refused(l4spec.build(graph, dtype="fp32"), folder / "sharded")
+    assert "2 problems" in message
+    assert "model.text.embedding.weight: expected shape [96," in message
+    assert "model.text.head.weight: expected shape [96," in message
 
 
 def test_a_truncated_or_missing_file_is_refused_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_truncated_or_missing_file_is_refused_before_anything_is_read(folder: 
     first, second, *_ = sorted(broken.glob("*.distcp"))
     first.write_bytes(first.read_bytes()[:-10])
     second.unlink()
-    said = refused(whole_model(seed=7), broken)
-    assert f"{first.name}: is truncated" in said
-    assert f"{second.name}: is no file" in said
+    message = refused(whole_model(seed=7), broken)
+    assert f"{first.name}: is truncated" in message
+    assert f"{second.name}: is no file" in message
 
 
 class Hostile:

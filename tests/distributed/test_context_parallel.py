@@ -76,7 +76,7 @@ def test_a_divided_prefill_is_that_of_one_process(size: int) -> None:
     ranks = run_world(size, prefills, cases)
     assert len(cases) >= 4
     for number, case in enumerate(cases):
-        check(case, [found[number] for found in ranks])
+        check(case, [results[number] for results in ranks])
 
 
 def check(case: Prefill, ranks: list[Found], bound: float | None = None) -> None:
@@ -85,22 +85,22 @@ def check(case: Prefill, ranks: list[Found], bound: float | None = None) -> None
     bound = bound_of(graph_from(case.text), case.dtype) if bound is None else bound
     for rows, own in zip(logits.chunk(layout.dp * layout.ep), by_rows(ranks), strict=True):
         for tp in range(layout.tp):
-            joined = torch.cat([found.logits for found in own if found.place.tp == tp], dim=1)
+            joined = torch.cat([result.logits for result in own if result.place.tp == tp], dim=1)
             assert relative(joined, rows, logits) <= bound, case
-        assert max(relative(found.last, rows[:, -1:], logits) for found in own) <= bound, case
+        assert max(relative(result.last, rows[:, -1:], logits) for result in own) <= bound, case
     check_caches(case, ranks)
     check_traffic(case, ranks)
 
 
 def by_rows(ranks: list[Found]) -> list[list[Found]]:
     """The ranks that run the same sequences, in order of their tokens."""
-    places = sorted({found.place[:3] for found in ranks})
-    return [[found for found in ranks if found.place[:3] == data] for data in places]
+    places = sorted({result.place[:3] for result in ranks})
+    return [[result for result in ranks if result.place[:3] == data] for data in places]
 
 
 def check_caches(case: Prefill, ranks: list[Found]) -> None:
     itemsize = torch.empty((), dtype=whole(case.text, case.dtype).dtype).element_size()
-    assert {found.cache_bytes for found in ranks} == {planned_cache(case, itemsize)}
+    assert {result.cache_bytes for result in ranks} == {planned_cache(case, itemsize)}
 
 
 def planned_cache(case: Prefill, itemsize: int) -> int:
@@ -121,9 +121,9 @@ def check_traffic(case: Prefill, ranks: list[Found]) -> None:
         each = group.count * bytes_per_token(group, layout, dtype.itemsize) * sequences
         expected = [total + each * count for total, count in zip(expected, tokens, strict=True)]
     assert max(expected) * 2 == row.bytes_per_sequence * sequences * dtype.itemsize
-    for found in ranks:
-        along_cp = {collective: sent for (axis, collective, _), sent in found.sent.items() if axis == "cp"}
-        assert expected[found.place.cp] == (along_cp["send"].payload_bytes if "send" in along_cp else 0)
+    for result in ranks:
+        along_cp = {collective: sent for (axis, collective, _), sent in result.sent.items() if axis == "cp"}
+        assert expected[result.place.cp] == (along_cp["send"].payload_bytes if "send" in along_cp else 0)
         counts = {"all-gather"} if "capacity_factor" in case.text else set()  # of the tokens that queue for experts
         assert set(along_cp) <= {"send"} | counts
 
@@ -132,10 +132,10 @@ def test_chunked_layers_send_nothing() -> None:
     text = WINDOWS.replace("kind: sliding_window, size: 23", "kind: chunked, size: 4")
     text = text[: text.index("    - {attention: near")]
     case = Prefill(text, Layout(cp=2), 11)
-    ranks = [found[0] for found in run_world(2, prefills, [case])]
+    ranks = [results[0] for results in run_world(2, prefills, [case])]
     assert communication(graph_from(text), case.layout, context=case.tokens)[-1].bytes_per_sequence == 0
-    assert not any(collective == "send" for found in ranks for _, collective, _ in found.sent)
-    assert relative(torch.cat([found.logits for found in ranks], dim=1), one_process(case)) < bound_of(
+    assert not any(collective == "send" for results in ranks for _, collective, _ in results.sent)
+    assert relative(torch.cat([results.logits for results in ranks], dim=1), one_process(case)) < bound_of(
         graph_from(text), case.dtype
     )
 
@@ -155,9 +155,9 @@ def test_joined_caches_go_on_without_cp(text: str, layout: Layout, decoding: Lay
     new = token_ids(case.batch, 20, vocab, seed=9)
     ids = torch.cat((token_ids(case.batch, case.tokens, vocab, seed=case.tokens), new), dim=1)
     with torch.no_grad():
-        wanted = whole(text, case.dtype)(ids)
+        expected = whole(text, case.dtype)(ids)
     for _, logits in run_world(4, continued, case, decoding, new):
-        assert relative(logits, wanted[:, case.tokens :], wanted) < bound_of(graph_from(text), case.dtype)
+        assert relative(logits, expected[:, case.tokens :], expected) < bound_of(graph_from(text), case.dtype)
 
 
 def test_what_is_no_prefill_is_refused_with_the_reason() -> None:
@@ -180,8 +180,8 @@ def test_the_cache_of_a_rank_that_is_built_alone_is_the_plans(name: str, context
         case = Prefill(name, layout, context, batch=4)
         ends = (Mesh(layout, rank) for rank in (0, layout.num_devices - 1))
         ranks = (build_rank(graph_from(name), mesh, torch.bfloat16) for mesh in ends)
-        held = {model.new_cache(4 // layout.dp, context).num_bytes for model in ranks}
-        assert held == {planned_cache(case, 2)}
+        sizes = {model.new_cache(4 // layout.dp, context).num_bytes for model in ranks}
+        assert sizes == {planned_cache(case, 2)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

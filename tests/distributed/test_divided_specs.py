@@ -56,11 +56,11 @@ def _bound(fields: Data, *names: str) -> None:
 
 
 def assert_as_one_process(case: Prefill) -> None:
-    wanted = one_process(case)
-    largest = float(wanted.abs().max())
-    noise = float((one_process(case._replace(dtype="fp32")) - wanted).abs().max())
+    expected = one_process(case)
+    largest = float(expected.abs().max())
+    noise = float((one_process(case._replace(dtype="fp32")) - expected).abs().max())
     bound = explained(graph_from(case.text), noise, largest) / max(largest, 1e-30)
-    check(case, [found[0] for found in run_world(case.layout.num_devices, prefills, [case])], bound)
+    check(case, [results[0] for results in run_world(case.layout.num_devices, prefills, [case])], bound)
 
 
 @settings(max_examples=6)

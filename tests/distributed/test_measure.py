@@ -67,20 +67,20 @@ SLOW = {
 }
 
 
-def measured(folder: Path, line: str, wanted: int = 0, change: Any = None) -> MeasureReport:
+def measured(folder: Path, line: str, exit_code: int = 0, change: Any = None) -> MeasureReport:
     """The report of `l4spec measure LINE`, which must end with this exit code."""
     (folder / "uneven.yaml").write_text(UNEVEN)
     with started(folder, f"measure {FAST} {line} --no-progress --format json --out report.json", change) as command:
         command.process.join(90)
-        assert command.process.exitcode == wanted, command.err.read_text()
+        assert command.process.exitcode == exit_code, command.err.read_text()
     return MeasureReport.model_validate_json((folder / "report.json").read_text())
 
 
 def by_name(report: MeasureReport) -> dict[tuple[str, str], list[MeasuredRow]]:
-    found: dict[tuple[str, str], list[MeasuredRow]] = defaultdict(list)
+    rows: dict[tuple[str, str], list[MeasuredRow]] = defaultdict(list)
     for row in report.rows:
-        found[row.section, row.name].append(row)
-    return found
+        rows[row.section, row.name].append(row)
+    return rows
 
 
 @pytest.mark.parametrize("line", [*QUICK, *(pytest.param(line, marks=pytest.mark.slow) for line in SLOW)])
@@ -198,7 +198,7 @@ ENDS: dict[str, tuple[Any, Callable[[], None], int, str]] = {
 
 @pytest.mark.parametrize("name", [*[*ENDS][:3], pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_every_end_is_said_once_leaves_no_process_and_writes_nothing(name: str, tmp_path: Path) -> None:
-    act, change, wanted, message = ENDS[name]
+    act, change, exit_code, message = ENDS[name]
     line = f"measure tiny/maverick --ep 2 {FAST} --progress --out report"
     with started(tmp_path, line, change) as command:
         deadline = time.monotonic() + 60
@@ -209,21 +209,21 @@ def test_every_end_is_said_once_leaves_no_process_and_writes_nothing(name: str, 
             os.kill(command.pids[1], signal.SIGKILL)
         elif act is not None:
             act(command)
-        code, said = command.ended(SECONDS)
-    assert code == wanted
-    said = [text for text in said if not text.startswith("measuring ")]
-    assert len(said) == 1, said
-    assert re.fullmatch(message, said[0])
+        code, messages = command.ended(SECONDS)
+    assert code == exit_code
+    messages = [text for text in messages if not text.startswith("measuring ")]
+    assert len(messages) == 1, messages
+    assert re.fullmatch(message, messages[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "out"]
 
 
 def test_measure_is_a_function_of_the_package_that_takes_a_layout() -> None:
     import l4spec
 
-    told: list[str] = []
-    report = l4spec.measure("tiny/maverick", prefill=20, decode=2, layout=Layout(tp=2), tell=told.append)
+    messages: list[str] = []
+    report = l4spec.measure("tiny/maverick", prefill=20, decode=2, layout=Layout(tp=2), tell=messages.append)
     assert report.agrees
     assert report.layout == Layout(tp=2)
-    assert "measuring prefill ..." in told
+    assert "measuring prefill ..." in messages
     with pytest.raises(l4spec.UserError, match="tp=3 does not divide 10"):
         l4spec.measure("tiny/maverick", layout=Layout(tp=3))

@@ -41,21 +41,23 @@ def test_planner_python_and_command_line_allow_the_same_layouts(
     data["text"]["max_seq_len"] = 300
     graph = l4spec.compile(ModelSpec.model_validate(data))
     reason = illegal_reason(graph, layout)
-    said = {
+    answers = {
         "plan": _plans(graph, layout),
         "distribute": _distributes(graph, layout),
         "run": _runs(data, layout, tmp_path_factory.getbasetemp() / "drawn.yaml"),
     }
     if reason is None:
-        assert said["run"] == ""
+        assert answers["run"] == ""
         started = f"{layout} needs {layout.num_devices} processes, and torch.distributed has not been started"
-        assert said["distribute"] == ("" if layout.num_devices == 1 else started)
-        assert said["plan"] == "" or (layout.cp > 1 and "a sequence" in said["plan"]), "only 300 tokens may be too few"
+        assert answers["distribute"] == ("" if layout.num_devices == 1 else started)
+        assert answers["plan"] == "" or (layout.cp > 1 and "a sequence" in answers["plan"]), (
+            "only 300 tokens may be too few"
+        )
         for rank in {0, layout.num_devices // 2, layout.num_devices - 1}:
             assert build_rank(graph, Mesh(layout, rank), torch.float32).mesh.rank == rank
     else:
-        assert said["distribute"] == said["run"] == f"{layout}: {reason}"
-        assert reason in said["plan"]
+        assert answers["distribute"] == answers["run"] == f"{layout}: {reason}"
+        assert reason in answers["plan"]
 
 
 def _plans(graph: LayerGraph, layout: Layout) -> str:

@@ -33,9 +33,9 @@ def test_a_killed_rank_ends_all_with_its_name_and_another_layout_goes_on_from_th
     with started(tmp_path, f"{ENDLESS} --tp 2 --ep 2 --nproc 4") as command:
         command.wait_for("step 5 ")
         os.kill(command.pids[2], signal.SIGKILL)
-        code, said = command.ended(SECONDS)
+        code, messages = command.ended(SECONDS)
     assert code == 4
-    assert said == ["error: rank 2 was killed by SIGKILL (by the system, if memory ran out)"]
+    assert messages == ["error: rank 2 was killed by SIGKILL (by the system, if memory ran out)"]
     assert all(re.fullmatch(r"step-\d{8}", name) for name in saved_in(tmp_path))
     last = int(saved_in(tmp_path)[-1].removeprefix("step-"))
     with started(tmp_path, f"{TRAIN} --steps {last + 1} --dp 2 --resume") as command:
@@ -135,13 +135,13 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", [*[*FAULTS][:2], pytest.param([*FAULTS][2], marks=pytest.mark.slow)])
 def test_whatever_fails_on_one_rank_ends_all_with_one_message(fault: str, tmp_path: Path) -> None:
-    patch, wanted, message = FAULTS[fault]
+    patch, exit_code, message = FAULTS[fault]
     with started(tmp_path, f"{ENDLESS} --ep 2", patch) as command:
         command.process.join(60)
-        code, said = command.ended(SECONDS)
-    assert code == wanted
-    assert len(said) == 1
-    assert re.fullmatch(message, said[0]), said
+        code, messages = command.ended(SECONDS)
+    assert code == exit_code
+    assert len(messages) == 1
+    assert re.fullmatch(message, messages[0]), messages
     if fault == "a full disk":
         assert saved_in(tmp_path) == ["step-00000002"]
 
@@ -167,13 +167,13 @@ ENDS = {
 
 @pytest.mark.parametrize("name", ["Ctrl-C", "a rank that hangs", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_every_end_is_said_once_and_leaves_no_process_behind(name: str, tmp_path: Path) -> None:
-    act, wanted, message = ENDS[name]
+    act, exit_code, message = ENDS[name]
     with started(tmp_path, f"{ENDLESS} --ep 2 --timeout 5") as command:
         command.wait_for("step 1 ")
         act(command)
-        code, said = command.ended(SECONDS)
-    assert code == wanted
-    assert said == [message]
+        code, messages = command.ended(SECONDS)
+    assert code == exit_code
+    assert messages == [message]
 
 
 def test_ranks_end_by_themselves_when_their_launcher_is_killed(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ APART = {
     "name", ["another seed", *(pytest.param(name, marks=pytest.mark.slow) for name in [*APART][1:3]), "a missing peer"]
 )
 def test_ranks_that_do_not_belong_together_say_so_once(name: str, tmp_path: Path) -> None:
-    lines, world, wanted, message = APART[name]
+    lines, world, exit_code, message = APART[name]
     port = free_port()
     processes = [
         by_hand(tmp_path / str(rank), rank, world, port, f"run tiny/maverick --steps 1 {line}")
@@ -228,18 +228,18 @@ def test_ranks_that_do_not_belong_together_say_so_once(name: str, tmp_path: Path
     for process in processes:
         process.join(30)
         process.kill()
-    assert [process.exitcode for process in processes] == [wanted] * len(lines)
-    said = [line for rank in range(len(lines)) for line in (tmp_path / str(rank) / "err").read_text().splitlines()]
-    assert len(said) == 1, said
-    assert re.fullmatch(f"error: {message}", said[0]), said
+    assert [process.exitcode for process in processes] == [exit_code] * len(lines)
+    messages = [line for rank in range(len(lines)) for line in (tmp_path / str(rank) / "err").read_text().splitlines()]
+    assert len(messages) == 1, messages
+    assert re.fullmatch(f"error: {message}", messages[0]), messages
 
 
 def free_port() -> int:
     import socket
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def continued_and_straight(rank: int, folder: str) -> list[str]:
@@ -270,9 +270,11 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     continued, optimizer = fresh(None)
     load_sharded(continued, f"{folder}/two", optimizer)
     run(continued, optimizer, range(2, 4))
-    wanted = shards_of_model(straight)
+    expected = shards_of_model(straight)
     return [
-        name for name, held in shards_of_model(continued).items() if not torch.equal(held.tensor, wanted[name].tensor)
+        name
+        for name, shard in shards_of_model(continued).items()
+        if not torch.equal(shard.tensor, expected[name].tensor)
     ]
 
 
@@ -312,10 +314,10 @@ def test_under_torchrun_a_killed_rank_is_named_once_and_resuming_goes_on(tmp_pat
                 break
         victim = rank_1_of(run.pid)
         os.kill(victim, signal.SIGKILL)
-        said = run.communicate(timeout=SECONDS)[1]
+        stderr = run.communicate(timeout=SECONDS)[1]
     assert run.returncode == 1
-    assert ROOT_CAUSE.findall(said) == [("1", "Signal 9 (SIGKILL) received", str(victim))]
-    ours = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert ROOT_CAUSE.findall(stderr) == [("1", "Signal 9 (SIGKILL) received", str(victim))]
+    ours = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert ours in ([], ["error: rank 1 has ended without a word (killed, or its machine is gone)"])
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)

@@ -77,15 +77,15 @@ def in_fp32(row: CollectiveTraffic) -> int:
 def test_a_training_step_sends_what_the_plan_says(name: str, layout: Layout) -> None:
     """Each rank to the byte; tokens to experts together, since a rank sends back as many as came to it."""
     ranks = run_world(layout.num_devices, stepped, name, layout)
-    wanted: Bytes = Counter()
+    expected: Bytes = Counter()
     calls: Bytes = Counter()
     for row in planned(name, layout):
         key = (same_ranks(row.axis, layout), row.collective)
-        wanted[key] += in_fp32(row)
+        expected[key] += in_fp32(row)
         calls[key] += row.calls
     exchange = [ledger.pop(TO_EXPERTS) for ledger in ranks if TO_EXPERTS in ledger]
-    exchanged, calls_of_exchange = wanted.pop(TO_EXPERTS, 0), calls.pop(TO_EXPERTS, 0)
+    exchanged, calls_of_exchange = expected.pop(TO_EXPERTS, 0), calls.pop(TO_EXPERTS, 0)
     for ledger in ranks:
-        assert {key: size for key, (_, size) in ledger.items()} == wanted
+        assert {key: size for key, (_, size) in ledger.items()} == expected
     assert sum(size for _, size in exchange) == len(ranks) * exchanged
     assert {number for number, _ in exchange} == ({calls_of_exchange} if layout.ep > 1 else set())

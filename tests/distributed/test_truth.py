@@ -63,16 +63,16 @@ def check(text: str, layout: Layout, dtype: str) -> None:
     logits, loss, grads = one_process(text, dtype)
     bound, seen = bound_of(graph_from(text), dtype), set()
     ranks = run_world(layout.num_devices, on_rank, text, dtype, layout, BATCH, TOKENS)
-    for found in ranks:
-        data = found["place"].dp * layout.ep + found["place"].ep
+    for own in ranks:
+        data = own["place"].dp * layout.ep + own["place"].ep
         rows = logits.chunk(layout.dp * layout.ep)[data]
-        assert relative(found["logits"], rows, logits) < bound
-        for name, (region, grad) in found["grads"].items():
+        assert relative(own["logits"], rows, logits) < bound
+        for name, (region, grad) in own["grads"].items():
             seen.add(name)
-            wanted = grads[name][tuple(slice(run.start, run.stop) for run in region)]
-            assert relative(grad, wanted, grads[name]) < 3 * bound, name
+            expected = grads[name][tuple(slice(run.start, run.stop) for run in region)]
+            assert relative(grad, expected, grads[name]) < 3 * bound, name
     assert seen == set(grads)
-    mean = sum(found["loss"] for found in ranks) / len(ranks)
+    mean = sum(own["loss"] for own in ranks) / len(ranks)
     assert abs(mean - loss) < bound * max(abs(loss), 1.0)
 
 
@@ -84,9 +84,9 @@ def check(text: str, layout: Layout, dtype: str) -> None:
 def test_a_layout_says_what_one_process_says(text: str, layout: Layout) -> None:
     vocab = graph_from(text).model.text.head.vocab_size
     prompts = [token_ids(1, n, vocab, seed=n)[0].tolist() for n in (5, 17, 40, 3)]
-    wanted = generated(0, text, None, prompts)
-    for found in run_world(layout.num_devices, generated, text, layout, prompts):
-        assert found == wanted
+    expected = generated(0, text, None, prompts)
+    for own in run_world(layout.num_devices, generated, text, layout, prompts):
+        assert own == expected
 
 
 def test_cross_entropy_of_all_columns_is_torchs() -> None:

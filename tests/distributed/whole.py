@@ -87,12 +87,12 @@ def on_rank(rank: int, text: str, dtype: str, layout: Layout, batch: int, tokens
     return {"logits": logits, "loss": float(loss.detach()), "grads": grads, "place": model.mesh.place}
 
 
-def relative(found: Tensor, wanted: Tensor, scale: Tensor | None = None) -> float:
+def relative(actual: Tensor, expected: Tensor, scale: Tensor | None = None) -> float:
     """Largest difference relative to the largest value (of `scale`, by default of what is wanted)."""
-    if not wanted.numel():
+    if not expected.numel():
         return 0.0
-    largest = (wanted if scale is None else scale).abs().max()
-    return float((found - wanted).abs().max() / largest.clamp(min=1e-30))
+    largest = (expected if scale is None else scale).abs().max()
+    return float((actual - expected).abs().max() / largest.clamp(min=1e-30))
 
 
 def generated(rank: int, text: str, layout: Layout | None, prompts: list[list[int]]) -> list[list[list[int]]]:

@@ -27,14 +27,14 @@ class Block:
 
     def option(self, name: str) -> str | None:
         """The value of `name=value` behind the language."""
-        found = re.search(rf"\b{name}=(\S+)", self.options)
-        return found[1] if found else None
+        match = re.search(rf"\b{name}=(\S+)", self.options)
+        return match[1] if match else None
 
 
 def blocks_of(page: Path) -> list[Block]:
     """The fenced blocks of a page that are to be run or compared."""
-    found = [Block(*match.groups()) for match in _FENCE.finditer(page.read_text(encoding="utf-8"))]
-    return [block for block in found if block.language in ("bash", "text", "yaml", "python")]
+    blocks = [Block(*match.groups()) for match in _FENCE.finditer(page.read_text(encoding="utf-8"))]
+    return [block for block in blocks if block.language in ("bash", "text", "yaml", "python")]
 
 
 def walk_through(page: Path, folder: Path) -> int:
@@ -65,15 +65,15 @@ def _run(block: Block, folder: Path) -> str:
         timeout=300,
         check=False,
     )
-    wanted = int(block.option("exit") or 0)
-    assert done.returncode == wanted, f"{block.text}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
+    exit_code = int(block.option("exit") or 0)
+    assert done.returncode == exit_code, f"{block.text}\nended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
 
 def assert_shown(shown: str, printed: str) -> None:
     """Every line that the page shows was printed, in the page's order; how wide columns are does not matter."""
     lines = iter([" ".join(line.split()) for line in printed.splitlines()])
-    for wanted in shown.splitlines():
-        if wanted.strip() not in ("", "…"):
-            found = " ".join(wanted.split()) in lines
-            assert found, f"the page shows a line that is not printed there: {wanted!r}\n{printed}"
+    for shown_line in shown.splitlines():
+        if shown_line.strip() not in ("", "…"):
+            is_shown = " ".join(shown_line.split()) in lines
+            assert is_shown, f"the page shows a line that is not printed there: {shown_line!r}\n{printed}"

@@ -11,9 +11,9 @@ from tests.hostile.server import Server
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """Answers commands that need no torch."""
-    found = Server("planners.plan", "l4spec.report.plan_page", "l4spec.huggingface", "l4spec.report.graph_views")
-    yield found
-    found.close()
+    result = Server("planners.plan", "l4spec.report.plan_page", "l4spec.huggingface", "l4spec.report.graph_views")
+    yield result
+    result.close()
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,14 @@ class Answer:
     @property
     def is_clean(self) -> bool:
         """An exit code that the help names, no traceback, and one line that says what is wrong where something is."""
-        told = self.code not in (2, 4) or self.err.startswith(("error: ", "warning: ", "  ", "wrote")) or not self.err
+        reported = (
+            self.code not in (2, 4) or self.err.startswith(("error: ", "warning: ", "  ", "wrote")) or not self.err
+        )
         return (
-            self.code in (0, 1, 2, 3, 4) and "Traceback" not in self.err and told and (self.code != 2 or bool(self.err))
+            self.code in (0, 1, 2, 3, 4)
+            and "Traceback" not in self.err
+            and reported
+            and (self.code != 2 or bool(self.err))
         )
 
 

@@ -133,11 +133,11 @@ def answered(server: Server, folder: Path, text: str, *command: str) -> None:
     """The law: a clean answer within time and memory, for a command on a text."""
     path = folder / "spec.yaml"
     path.write_text(text, encoding="utf-8")
-    found = server.run(command[0], str(path), *command[1:])
-    assert found.is_clean, (command, found)
-    assert found.peak_bytes < PEAK_BYTES, (command, found)
-    if found.cpu_seconds > SECONDS:  # a busy machine's seconds are longer
-        assert found.cpu_seconds < SECONDS * server.slowness(), (command, found)
+    run = server.run(command[0], str(path), *command[1:])
+    assert run.is_clean, (command, run)
+    assert run.peak_bytes < PEAK_BYTES, (command, run)
+    if run.cpu_seconds > SECONDS:  # a busy machine's seconds are longer
+        assert run.cpu_seconds < SECONDS * server.slowness(), (command, run)
 
 
 @draws(100)
@@ -155,8 +155,8 @@ def test_a_cluster_of_up_to_a_million_gpus_is_answered_in_time(server: Server, f
         random.choice(["H100", "RTX-4090", "B200"]),
     )
     mode = random.choice([(), ("--mode", "train", "--batch", str(count)), ("--context", "10M"), ("-v",)])
-    found = server.run("plan", spec, "--gpus", f"{count}x{gpu}", *mode)
-    assert found.is_clean, (count, spec, gpu, mode, found)
-    assert found.peak_bytes < PEAK_BYTES, (count, spec, gpu, mode, found)
-    if found.cpu_seconds > SECONDS:
-        assert found.cpu_seconds < SECONDS * server.slowness(), (count, spec, gpu, mode, found)
+    run = server.run("plan", spec, "--gpus", f"{count}x{gpu}", *mode)
+    assert run.is_clean, (count, spec, gpu, mode, run)
+    assert run.peak_bytes < PEAK_BYTES, (count, spec, gpu, mode, run)
+    if run.cpu_seconds > SECONDS:
+        assert run.cpu_seconds < SECONDS * server.slowness(), (count, spec, gpu, mode, run)

@@ -73,8 +73,8 @@ def test_a_private_field_must_agree_with_the_public_one_that_it_repeats() -> Non
 @pytest.mark.parametrize("value", [4, 1, True])
 def test_a_flag_may_be_a_number_and_counts_as_python_counts_it(value: int) -> None:
     text = {**SCOUT["text_config"], "attn_temperature_tuning": value}
-    found = import_config({**SCOUT, "text_config": text}).data["text"]["parts"]["global"]
-    assert "temperature" in found
+    result = import_config({**SCOUT, "text_config": text}).data["text"]["parts"]["global"]
+    assert "temperature" in result
     with pytest.raises(SpecError, match="attn_temperature_tuning"):
         import_config({**SCOUT, "text_config": {**text, "attn_temperature_tuning": "on"}})
 

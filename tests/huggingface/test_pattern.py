@@ -15,9 +15,9 @@ def test_a_compact_sequence_lays_out_as_it_was(items: list[str]) -> None:
 
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=6), st.integers(2, 9))
 def test_a_repeated_pattern_is_found(pattern: list[str], count: int) -> None:
-    found = compact(pattern * count)
-    assert len(found) == 1
-    assert sum(run.count for run in found[0].runs) <= len(pattern)
+    patterns = compact(pattern * count)
+    assert len(patterns) == 1
+    assert sum(run.count for run in patterns[0].runs) <= len(pattern)
 
 
 def test_scout_and_deepseek_are_written_as_people_say_them() -> None:

@@ -163,7 +163,7 @@ def _llama4(draw: Draw, n: int) -> Config:
 
 
 TEXT_FAMILIES = [model_type for model_type in FAMILIES if model_type != "llama4"]
-configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda found: (kind, found)))
+configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda model_spec: (kind, model_spec)))
 
 
 def built(model_type: str, fields: Config) -> Config:
@@ -174,8 +174,8 @@ def built(model_type: str, fields: Config) -> Config:
 
 def plain(config: Any) -> Config:
     """A transformers config as JSON."""
-    found: Config = json.loads(json.dumps(config.to_dict()))
-    return found
+    config_data: Config = json.loads(json.dumps(config.to_dict()))
+    return config_data
 
 
 def assert_comes_back(config: Config) -> None:

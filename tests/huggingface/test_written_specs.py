@@ -89,10 +89,10 @@ def test_a_model_of_any_name_is_read_back(name: str) -> None:
 
 def nested(levels: int) -> Any:
     """A list in a list in a list."""
-    found: Any = 1
+    result: Any = 1
     for _ in range(levels):
-        found = [found]
-    return found
+        result = [result]
+    return result
 
 
 @pytest.mark.parametrize("levels", [10, 60, 70, 900])

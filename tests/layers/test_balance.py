@@ -87,21 +87,21 @@ def test_a_layer_adds_the_losses_of_its_definition_to_the_backward_pass(score: s
     module = layer(moe(balance=options, router={"score": score, "scales": "output"})).train()
     plain = layer(moe(router={"score": score, "scales": "output"})).train()
     x = inputs(2, 9)
-    found = gradient(module, x)
+    actual = gradient(module, x)
     logits = plain.router.logits(x.flatten(0, 1))
     probabilities = balance.gate_probabilities(logits, score)  # type: ignore[arg-type]  # a parameter
     rows = [slice(0, 18)] if over == "batch" else [slice(0, 9), slice(9, 18)]
     losses = [balance.switch_loss(shares_of(logits[row].detach(), 2), probabilities[row].mean(0)) for row in rows]
     added: Tensor = 0.3 * torch.stack(losses).mean() + 0.05 * logits.logsumexp(-1).square().mean()
     expected = gradient(plain, x) + torch.autograd.grad(added, plain.router.weight)[0]
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-13)
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-13)
 
 
 def gradient(module: MoE, x: Tensor) -> Tensor:
     output = module(x, context=context(*x.shape[:2]))
     loss: Tensor = output.square().sum()
-    found: Tensor = torch.autograd.grad(loss, module.router.weight)[0]
-    return found
+    result: Tensor = torch.autograd.grad(loss, module.router.weight)[0]
+    return result
 
 
 @pytest.mark.parametrize("options", [AUXILIARY, {"z_loss": 0.1}, {"expert_choice": 1.0}])

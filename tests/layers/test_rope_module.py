@@ -57,6 +57,6 @@ def test_the_two_layouts_pair_other_elements() -> None:
 
 def test_temperature_steps_at_the_published_positions() -> None:
     """log(floor((position + 1) / 8192) + 1) * 0.1 + 1 of Llama 4's NoPE layers, position from 0."""
-    wanted = {8190: 1.0, 8191: 1.0693147180559945, 131071: 1.2833213344056216, 10485759: 1.7155396301896735}
-    factors = _temperature(Temperature(floor_scale=8192.0, attn_scale=0.1), at(*wanted)).flatten().tolist()
-    assert factors == pytest.approx(list(wanted.values()), rel=2**-23)
+    expected = {8190: 1.0, 8191: 1.0693147180559945, 131071: 1.2833213344056216, 10485759: 1.7155396301896735}
+    factors = _temperature(Temperature(floor_scale=8192.0, attn_scale=0.1), at(*expected)).flatten().tolist()
+    assert factors == pytest.approx(list(expected.values()), rel=2**-23)

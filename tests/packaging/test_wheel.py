@@ -104,9 +104,9 @@ def test_the_command_plans_scout_from_an_empty_folder(python: Path, tmp_path: Pa
 def test_what_the_plan_reads_comes_from_the_wheel(python: Path, tmp_path: Path) -> None:
     traced = run(python, "-c", TRACED_PLAN, cwd=tmp_path)
     assert traced.returncode == 0, traced.stderr
-    found = json.loads(traced.stdout.splitlines()[-1])
+    traced_files = json.loads(traced.stdout.splitlines()[-1])
     site = python.parents[1].resolve()
-    assert found["code"] == 0
-    assert all(Path(path).is_relative_to(site) for path in [*found["packages"], *found["opened"]])
-    assert any(path.endswith("l4spec/_specs/scout.yaml") for path in found["opened"])
-    assert any("/planners/catalog/" in path for path in found["opened"])
+    assert traced_files["code"] == 0
+    assert all(Path(path).is_relative_to(site) for path in [*traced_files["packages"], *traced_files["opened"]])
+    assert any(path.endswith("l4spec/_specs/scout.yaml") for path in traced_files["opened"])
+    assert any("/planners/catalog/" in path for path in traced_files["opened"])

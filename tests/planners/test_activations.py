@@ -55,9 +55,9 @@ def test_stages_keep_fewer_micro_batches_the_further_behind_they_stand() -> None
     """Stage s of p keeps p - s micro-batches in flight (one forward, one backward)."""
     model, train = graph("scout"), TrainSetting(checkpointing="none")
     layout, context, sequences = Layout(pp=4), 128, 64
-    found = stages(model, scheme_of(quantization("bf16")), 1, 1, 4)
-    kept = {s.index: training_state(model, train, layout, s, context, sequences).activations for s in found}
-    one = {s.index: training_state(model, train, layout, s, context, 1).activations for s in found}
+    result = stages(model, scheme_of(quantization("bf16")), 1, 1, 4)
+    kept = {s.index: training_state(model, train, layout, s, context, sequences).activations for s in result}
+    one = {s.index: training_state(model, train, layout, s, context, 1).activations for s in result}
     assert {index: kept[index] / one[index] for index in (0, 1)} == {0: 4.0, 1: 3.0}
     assert kept[3] == one[3]
 

@@ -138,10 +138,10 @@ def test_neighbours_along_cp_share_a_host_once_tensor_parallel_ones_do() -> None
 
 
 def test_no_engine_is_told_to_divide_sequences() -> None:
-    found = planned(4, 10**6, gpus="32xH100", tp=8)
+    result = planned(4, 10**6, gpus="32xH100", tp=8)
     for engine in (*EMITTERS, "k8s"):
         with pytest.raises(UserError, match="divides sequences among ranks for their prefill alone"):
-            emit(engine, LaunchRequest(found, graph("scout")))
+            emit(engine, LaunchRequest(result, graph("scout")))
 
 
 def test_what_sees_later_tokens_is_not_divided() -> None:
@@ -151,17 +151,17 @@ def test_what_sees_later_tokens_is_not_divided() -> None:
 
 
 def test_the_longest_context_of_divided_sequences_fits_and_no_longer_one() -> None:
-    found = planned(4, 10**6, gpus="32xH100", tp=8)
-    assert found.fits
-    assert found.latency is not None
-    assert found.latency.reason is not None
-    longest = found.max_context or 0
+    result = planned(4, 10**6, gpus="32xH100", tp=8)
+    assert result.fits
+    assert result.latency is not None
+    assert result.latency.reason is not None
+    longest = result.max_context or 0
     for context, fits in ((longest, True), (longest + 1, False)):
         assert planned(4, context, gpus="32xH100", tp=8).fits is fits
 
 
 def test_suggestions_keep_dividing_sequences() -> None:
-    found = planned(4, 10**6, gpus="4xH100")
-    assert not found.fits
-    assert found.suggestions
-    assert all("--cp 4" in suggestion.command for suggestion in found.suggestions)
+    result = planned(4, 10**6, gpus="4xH100")
+    assert not result.fits
+    assert result.suggestions
+    assert all("--cp 4" in suggestion.command for suggestion in result.suggestions)

@@ -68,9 +68,9 @@ def test_vision_heads_that_tp_does_not_divide_are_cut_as_far_as_they_go() -> Non
 
 
 def test_a_pipeline_of_uneven_stages_counts_the_worst_one() -> None:
-    found = plan(graph("scout"), gpus="5xH100", tp=1, ep=1, pp=5)
-    layer = found.params.by_layer[0].total * 2
-    weights = found.memory_per_device.weights_bytes
+    planned = plan(graph("scout"), gpus="5xH100", tp=1, ep=1, pp=5)
+    layer = planned.params.by_layer[0].total * 2
+    weights = planned.memory_per_device.weights_bytes
     assert weights == pytest.approx(10 * layer, rel=0.1)
     assert weights >= 10 * layer
 
@@ -86,18 +86,18 @@ def test_a_tied_table_is_held_at_both_ends_of_a_pipeline() -> None:
 def test_sequences_are_divided_among_the_data_and_expert_parallel_ranks_rounding_up() -> None:
     one = plan(graph("scout"), gpus="8xH100", tp=1, ep=2, pp=1, dp=4, batch=1).memory_per_device
     for batch, most in ((8, 1), (9, 2), (16, 2), (17, 3)):
-        found = plan(graph("scout"), gpus="8xH100", tp=1, ep=2, pp=1, dp=4, batch=batch).memory_per_device
-        assert found.kv_cache_bytes == most * one.kv_cache_bytes
+        result = plan(graph("scout"), gpus="8xH100", tp=1, ep=2, pp=1, dp=4, batch=batch).memory_per_device
+        assert result.kv_cache_bytes == most * one.kv_cache_bytes
 
 
 def test_a_scheme_that_cannot_pack_the_shards_of_a_degree_says_so() -> None:
     """o_proj of 40 heads of 96: groups of 128 divide 3,840 whole, and 1,920 on two, but not 480 on eight."""
     odd = [f"text.parts.{part}.head_dim=96" for part in ("local", "global")]
-    found = plan(graph("scout", *odd), gpus="8xH100", quantization="w4a16")
-    refused = {row.layout.tp: row.reason for row in found.illegal_layouts if "w4a16 cannot store it" in row.reason}
+    planned = plan(graph("scout", *odd), gpus="8xH100", quantization="w4a16")
+    refused = {row.layout.tp: row.reason for row in planned.illegal_layouts if "w4a16 cannot store it" in row.reason}
     assert 8 in refused
     assert "groups of 128 do not divide the 480 weights" in refused[8]
-    assert {row.layout.tp for row in found.layouts} == {1, 2}
+    assert {row.layout.tp for row in planned.layouts} == {1, 2}
 
 
 def test_a_scheme_that_cannot_pack_the_model_is_refused_whatever_the_gpus() -> None:
@@ -113,20 +113,20 @@ def test_the_balanced_choice_is_as_wide_as_a_host_and_no_wider() -> None:
 
 
 def test_the_fewest_gpus_a_replica_leave_the_rest_to_data_parallelism() -> None:
-    found = plan(graph("scout"), gpus="8xH100", quantization="w4a16", objective="min-gpus")
-    assert found.layout == Layout(dp=8)
+    planned = plan(graph("scout"), gpus="8xH100", quantization="w4a16", objective="min-gpus")
+    assert planned.layout == Layout(dp=8)
 
 
 def test_the_longest_context_takes_every_gpu_for_one_sequence() -> None:
-    found = plan(graph("scout"), gpus="8xH100", objective="max-context", context=1_000_000)
-    assert found.max_context == max(row.max_context for row in found.layouts)
-    assert found.layout.dp == found.layout.ep == 1
+    planned = plan(graph("scout"), gpus="8xH100", objective="max-context", context=1_000_000)
+    assert planned.max_context == max(row.max_context for row in planned.layouts)
+    assert planned.layout.dp == planned.layout.ep == 1
 
 
 @pytest.mark.parametrize("mode", ["serve", "train"])
 def test_the_largest_cluster_is_planned_in_seconds(mode: str) -> None:
     start = time.process_time()
-    found = plan(graph("behemoth"), gpus="32768xH100", mode=mode, batch=16_384)
+    planned = plan(graph("behemoth"), gpus="32768xH100", mode=mode, batch=16_384)
     assert time.process_time() - start < 3
-    assert found.fits
-    assert found.layout.num_devices == 32_768
+    assert planned.fits
+    assert planned.layout.num_devices == 32_768

@@ -68,14 +68,14 @@ def test_where_shards_are_even_ranks_share_what_the_plan_of_training_says(name: 
     step = Pass(Work(4, 16, phase="train"), 16, 2)
     for rank in range(layout.num_devices):
         stage = stage_on_rank(graph, BF16, layout, place_of(layout, rank))
-        found = training_on_rank(graph, layout, rank, stage, step, micro_batches=2)
+        training = training_on_rank(graph, layout, rank, stage, step, micro_batches=2)
         train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=4)
-        wanted: dict[tuple[str, str], int] = defaultdict(int)
+        expected: dict[tuple[str, str], int] = defaultdict(int)
         for row in stage_traffic(graph, train, layout, Load(64, 2), stage, None).rows:
             if row.collective in ("all-gather", "reduce-scatter", "send"):
-                wanted[layout.data_axis if row.axis == "dp_ep" else row.axis, row.collective] += row.payload_bytes
-        assert wanted
-        assert {key: found[key].payload_bytes for key in wanted} == wanted
+                expected[layout.data_axis if row.axis == "dp_ep" else row.axis, row.collective] += row.payload_bytes
+        assert expected
+        assert {key: training[key].payload_bytes for key in expected} == expected
 
 
 def test_blocks_that_are_passed_on_are_what_is_sent() -> None:

@@ -46,14 +46,14 @@ EVERYWHERE = {
 def test_parameters_equal_the_published_checkpoints(name: str) -> None:
     params = count_params(graph(name))
     seeing = params.by_part["vision"] + params.by_part["projector"]
-    found = (
+    result = (
         params.total - seeing,
         params.total,
         params.active,
         params.active_without_embedding,
         params.active_with_vision,
     )
-    assert found == TOTALS[name]
+    assert result == TOTALS[name]
     assert params.by_part == EVERYWHERE | BY_PART[name]
 
 

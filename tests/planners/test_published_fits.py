@@ -34,10 +34,10 @@ FITS_NOT = [
 @pytest.mark.parametrize(("name", "gpus", "scheme"), FITS)
 @pytest.mark.parametrize("engine", ["ideal", "vllm"])
 def test_what_was_served_fits(name: str, gpus: str, scheme: str, engine: str) -> None:
-    found = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine)
-    assert found.fits
-    assert found.memory_per_device.headroom_bytes is not None
-    assert found.memory_per_device.headroom_bytes >= 0
+    planned = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine)
+    assert planned.fits
+    assert planned.memory_per_device.headroom_bytes is not None
+    assert planned.memory_per_device.headroom_bytes >= 0
 
 
 @pytest.mark.parametrize(("name", "gpus", "scheme"), FITS_NOT)
@@ -45,11 +45,11 @@ def test_what_was_served_fits(name: str, gpus: str, scheme: str, engine: str) ->
     "engine", ["ideal", "full", "vllm", "vllm-hybrid", "sglang-hybrid", "tensorrt-llm", "llama.cpp"]
 )
 def test_what_ran_out_of_memory_does_not_fit_even_for_one_token(name: str, gpus: str, scheme: str, engine: str) -> None:
-    found = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine, context=1)
-    assert found.fits is False
-    assert found.max_context == found.max_batch == 0
-    assert not any(row.fits for row in found.layouts)
-    assert "does not fit" in found.reasons[0]
+    planned = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine, context=1)
+    assert planned.fits is False
+    assert planned.max_context == planned.max_batch == 0
+    assert not any(row.fits for row in planned.layouts)
+    assert "does not fit" in planned.reasons[0]
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_what_ran_out_of_memory_does_not_fit_even_for_one_token(name: str, gpus:
     ],
 )
 def test_contexts_that_were_served_fit(name: str, scheme: str, gpus: str, engine: str, served: int) -> None:
-    found = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine, tp=8, context=served)
-    assert found.fits
-    assert found.max_context is not None
-    assert found.max_context >= served
+    planned = plan(graph(name), gpus=gpus, quantization=scheme, engine=engine, tp=8, context=served)
+    assert planned.fits
+    assert planned.max_context is not None
+    assert planned.max_context >= served
 
 
 def test_keeping_every_layer_whole_does_not_reach_scouts_longest_context_on_any_single_host() -> None:
@@ -83,7 +83,7 @@ def test_ten_million_tokens_do_not_fit_on_one_h100_in_any_four_bit_scheme() -> N
 
 def test_llama_4_is_cut_into_one_two_four_or_eight_never_sixteen() -> None:
     """vllm-project/vllm#16227."""
-    found = plan(graph("maverick"), gpus="16xH100")
-    assert {row.layout.tp for row in found.layouts} == {1, 2, 4, 8}
-    reasons = {row.reason for row in found.illegal_layouts if row.layout.tp == 16}
+    planned = plan(graph("maverick"), gpus="16xH100")
+    assert {row.layout.tp for row in planned.layouts} == {1, 2, 4, 8}
+    reasons = {row.reason for row in planned.illegal_layouts if row.layout.tp == 16}
     assert reasons == {"tp=16 does not divide 40 (query heads)"}

@@ -37,10 +37,10 @@ def test_what_is_no_whole_number_is_refused_by_name(name: str, value: Any) -> No
 @pytest.mark.parametrize("name", ["batch", "prefill_chunk", "tp", "ep", "pp", "dp", "context"])
 @pytest.mark.parametrize("value", [0, -1, -(2**70), 2**70])
 def test_numbers_out_of_range_are_refused_with_the_range(name: str, value: int) -> None:
-    found = problems(**{name: value})
-    assert set(found) == {name}
-    assert found[name].startswith("expected 1 to ")
-    assert f"{value:,}" in found[name]
+    result = problems(**{name: value})
+    assert set(result) == {name}
+    assert result[name].startswith("expected 1 to ")
+    assert f"{value:,}" in result[name]
 
 
 @pytest.mark.parametrize("name", ["gpus", "quantization", "kv_dtype", "engine", "objective", "mode"])
@@ -63,8 +63,8 @@ def test_a_memory_fraction_lies_above_zero_and_up_to_one(value: Any) -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    found = problems(batch=0, tp=-1, context=True, mode="sevre", memory_fraction=2, zero_stage=4)
-    assert set(found) == {"batch", "tp", "context", "mode", "memory_fraction", "zero_stage"}
+    result = problems(batch=0, tp=-1, context=True, mode="sevre", memory_fraction=2, zero_stage=4)
+    assert set(result) == {"batch", "tp", "context", "mode", "memory_fraction", "zero_stage"}
 
 
 def test_a_misspelt_word_gets_the_nearest_one() -> None:

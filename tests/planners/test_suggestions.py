@@ -7,9 +7,9 @@ from planners.plan_types import Plan
 from tests.planners.models import graph
 
 
-def changes(found: Plan) -> dict[str, str]:
-    assert found.fits is False
-    return {suggestion.change: suggestion.command for suggestion in found.suggestions}
+def changes(planned: Plan) -> dict[str, str]:
+    assert planned.fits is False
+    return {suggestion.change: suggestion.command for suggestion in planned.suggestions}
 
 
 def test_a_plan_that_fits_gets_no_advice() -> None:
@@ -27,10 +27,10 @@ def test_scout_in_bf16_on_one_h100_fits_in_four_bits_or_on_three_gpus() -> None:
 
 def test_a_context_too_long_gets_a_smaller_cache_or_the_longest_that_fits() -> None:
     ninety = plan(graph("scout"), gpus="4xH100", tp=4, engine="full", context=700_000)
-    found = changes(ninety)
-    assert found["KV cache in fp8"] == "--gpus 4xH100 --kv-dtype fp8 --context 700000 --tp 4 --engine full"
-    assert found[f"context of {ninety.max_context:,} tokens"].split()[3] == str(ninety.max_context)
-    assert found["8 GPUs instead of 4"] == "--gpus 8xH100 --context 700000 --tp 4 --engine full"
+    result = changes(ninety)
+    assert result["KV cache in fp8"] == "--gpus 4xH100 --kv-dtype fp8 --context 700000 --tp 4 --engine full"
+    assert result[f"context of {ninety.max_context:,} tokens"].split()[3] == str(ninety.max_context)
+    assert result["8 GPUs instead of 4"] == "--gpus 8xH100 --context 700000 --tp 4 --engine full"
 
 
 def test_a_batch_too_large_gets_the_largest_that_fits() -> None:
@@ -40,28 +40,28 @@ def test_a_batch_too_large_gets_the_largest_that_fits() -> None:
 
 def test_where_one_change_is_not_enough_weights_and_cache_shrink_together() -> None:
     """60.4 GB of weights and 39.3 GB of cache exceed 85.0 GB, 217.3 and 19.7 too, 60.4 and 19.7 do not."""
-    found = changes(plan(graph("scout"), gpus="1xH100", engine="full", context=200_000))
-    assert list(found) == ["KV cache in fp8, w4a16 weights", "4 GPUs instead of 1"]
-    assert "--quantization w4a16 --kv-dtype fp8" in found["KV cache in fp8, w4a16 weights"]
+    result = changes(plan(graph("scout"), gpus="1xH100", engine="full", context=200_000))
+    assert list(result) == ["KV cache in fp8, w4a16 weights", "4 GPUs instead of 1"]
+    assert "--quantization w4a16 --kv-dtype fp8" in result["KV cache in fp8, w4a16 weights"]
 
 
 def test_where_no_format_is_enough_the_smallest_is_combined_with_less_work_and_fewer_more_gpus() -> None:
-    found = changes(plan(graph("scout"), gpus="1xH100", context=1_000_000))
-    assert "4 GPUs instead of 1" in found
-    assert "--gpus 2xH100 --quantization w4a16" in found["w4a16 weights, 2 GPUs instead of 1"]
-    (shorter,) = [what for what in found if what.startswith("w4a16 weights, context of")]
+    result = changes(plan(graph("scout"), gpus="1xH100", context=1_000_000))
+    assert "4 GPUs instead of 1" in result
+    assert "--gpus 2xH100 --quantization w4a16" in result["w4a16 weights, 2 GPUs instead of 1"]
+    (shorter,) = [what for what in result if what.startswith("w4a16 weights, context of")]
     longest = int(shorter.split("context of ")[1].split(" ")[0].replace(",", ""))
     assert plan(graph("scout"), gpus="1xH100", quantization="w4a16", context=longest).fits
     assert not plan(graph("scout"), gpus="1xH100", quantization="w4a16", context=longest + 1).fits
 
 
 def test_fixed_degrees_are_given_up_when_more_gpus_need_it() -> None:
-    found = changes(plan(graph("scout"), gpus="1xH100", tp=1, ep=1, pp=1, dp=1))
-    assert found["3 GPUs instead of 1"] == "--gpus 3xH100 --context 8192"
+    result = changes(plan(graph("scout"), gpus="1xH100", tp=1, ep=1, pp=1, dp=1))
+    assert result["3 GPUs instead of 1"] == "--gpus 3xH100 --context 8192"
 
 
 @pytest.mark.parametrize("spelling", ["8xH100", "8 x h100_sxm", "H100*8", "1x8xH100-80GB"])
 def test_the_hardware_keeps_the_name_that_the_user_gave_it(spelling: str) -> None:
-    found = plan(graph("maverick"), gpus=spelling)
-    (command,) = [s.command for s in found.suggestions if "GPUs" in s.change]
+    planned = plan(graph("maverick"), gpus=spelling)
+    (command,) = [s.command for s in planned.suggestions if "GPUs" in s.change]
     assert plan(graph("maverick"), gpus=command.split("--gpus ")[1].split(" --")[0].strip("'")).fits

@@ -31,8 +31,8 @@ def sent(
 ) -> dict[tuple[str, str], CollectiveTraffic]:
     model = graph(name)
     load = Load.of(train, layout, context, batch)
-    found = stages(model, BF16, layout.tp, layout.ep, layout.pp)
-    rows = stage_traffic(model, train, layout, load, found[stage], 8).rows
+    result = stages(model, BF16, layout.tp, layout.ep, layout.pp)
+    rows = stage_traffic(model, train, layout, load, result[stage], 8).rows
     assert len({(row.axis, row.what) for row in rows}) == len(rows)
     return {(row.axis, row.what): row for row in rows}
 
@@ -80,11 +80,11 @@ def test_routed_tokens_go_there_and_back_in_every_pass() -> None:
 
 def test_a_stage_in_the_middle_sends_both_ways_and_the_ends_one() -> None:
     layout = Layout(pp=4)
-    found = stages(graph("scout"), BF16, 1, 1, 4)
-    kinds = [{what for axis, what in sent(layout, stage=at) if axis == "pp"} for at in range(len(found))]
+    actual = stages(graph("scout"), BF16, 1, 1, 4)
+    kinds = [{what for axis, what in sent(layout, stage=at) if axis == "pp"} for at in range(len(actual))]
     forward, backward = {"activations, forward"}, {"gradients, backward"}
     expected = {(True, False): forward, (False, False): forward | backward, (False, True): backward}
-    assert kinds == [expected[stage.first, stage.last] for stage in found]
+    assert kinds == [expected[stage.first, stage.last] for stage in actual]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_gradients_and_weights_go_by_zero_stage(zero: int, times: int, collectiv
     params = plan(graph("scout")).params
     experts = params.by_part["routed_experts"]
     blocks = 48 * (62_914_560 + 125_829_120 + 81_920 + 10_240)
-    held = {
+    states = {
         ("dp_ep", "dense weights of blocks"): (blocks, 4, gathers),
         ("dp_ep", "weights outside blocks"): (params.total - experts - blocks, 4, 4 if zero == 3 else gathers),
         ("dp", "experts"): (experts // 2, 2, gathers),
     }
     rows = sent(Layout(ep=2, dp=2), replace(FULL, zero_stage=zero), batch=16)
-    for (axis, what), (number, ranks, num_gathers) in held.items():
+    for (axis, what), (number, ranks, num_gathers) in states.items():
         row = rows[axis, f"gradients of {what}"]
         assert (row.collective, row.calls, row.ranks) == (collective, times, ranks)
         assert row.payload_bytes == times * number * 4
@@ -132,14 +132,14 @@ def test_neighbours_add_up_the_gradients_of_a_kv_head_that_they_repeat() -> None
 
 
 def test_tiers_add_up_to_what_is_sent() -> None:
-    found = plan(graph("maverick"), gpus="512xH100", mode="train", batch=1024, tp=4, ep=16, pp=2, dp=4)
-    assert found.train_traffic is not None
-    for row in found.train_traffic.rows:
+    planned = plan(graph("maverick"), gpus="512xH100", mode="train", batch=1024, tp=4, ep=16, pp=2, dp=4)
+    assert planned.train_traffic is not None
+    for row in planned.train_traffic.rows:
         assert row.intra_host_bytes is not None
         assert row.inter_host_bytes is not None
         assert row.intra_host_bytes + row.inter_host_bytes == row.ring_bytes
         assert (row.inter_host_bytes == 0) == (row.axis == "tp")
-    for token in found.communication:
+    for token in planned.communication:
         assert (token.intra_host_bytes_per_token or 0) + (
             token.inter_host_bytes_per_token or 0
         ) == token.bytes_per_token

@@ -26,8 +26,8 @@ def test_each_zero_stage_divides_one_more_state_among_the_data_parallel_ranks(
     params = 8_030_261_248
     memory = trained(graph("llama-3.1-8b"), TrainSetting(zero_stage=stage), gpus="8xH200", dp=8, batch=8, **DENSE)
     states = {"w": (memory.weights_bytes, 2), "g": (memory.gradient_bytes, 4), "o": (memory.optimizer_bytes, 12)}
-    for name, (found, bytes_a_parameter) in states.items():
-        assert found == params * bytes_a_parameter // (8 if name in shared else 1)
+    for name, (state, bytes_a_parameter) in states.items():
+        assert state == params * bytes_a_parameter // (8 if name in shared else 1)
     assert memory.kv_cache_bytes == 0
 
 
@@ -85,19 +85,21 @@ def test_two_layers_of_scout_without_checkpointing_take_about_what_was_measured(
     """
     two_layers = graph("scout", "text.layers=[{attention: local, ffn: moe, repeat: 2}]")
     train = TrainSetting(zero_stage=3, checkpointing="none", micro_batch=8)
-    found = trained(two_layers, train, gpus="4xB200", tp=1, ep=4, pp=1, dp=1, batch=32, context=8192)
-    assert 145.55 <= found.total_bytes / GIB <= 1.1 * 145.55
+    result = trained(two_layers, train, gpus="4xB200", tp=1, ep=4, pp=1, dp=1, batch=32, context=8192)
+    assert 145.55 <= result.total_bytes / GIB <= 1.1 * 145.55
 
 
 def test_training_chooses_the_fewest_devices_a_replica() -> None:
-    found = plan(graph("mobilellm-r1-950m"), gpus="8xH100", mode="train", batch=8)
-    assert (found.layout.dp, found.fits) == (8, True)
+    planned = plan(graph("mobilellm-r1-950m"), gpus="8xH100", mode="train", batch=8)
+    assert (planned.layout.dp, planned.fits) == (8, True)
 
 
 def test_suggestions_for_training_are_about_training() -> None:
-    found = plan(graph("llama-3.1-8b"), gpus="8xH100", mode="train", zero_stage=0, checkpointing="none", batch=8, dp=8)
-    assert found.fits is False
-    changes = {suggestion.change: suggestion for suggestion in found.suggestions}
+    planned = plan(
+        graph("llama-3.1-8b"), gpus="8xH100", mode="train", zero_stage=0, checkpointing="none", batch=8, dp=8
+    )
+    assert planned.fits is False
+    changes = {suggestion.change: suggestion for suggestion in planned.suggestions}
     assert "ZeRO 3 and full activation checkpointing" in changes
     assert "--zero-stage 3" in changes["ZeRO 3 and full activation checkpointing"].command
     assert not any("weights" in change and "quantization" in change for change in changes)

@@ -55,14 +55,14 @@ def tokens(model: Model, batch: int, length: int) -> torch.Tensor:
 
 def decoded(model: Model, batch: int, pieces: list[int]) -> list[tuple[Work, dict[str, int]]]:
     """A prompt read piece by piece into a cache: the work of each piece, and the FLOPs that were counted."""
-    cache, found, start = model.new_cache(batch, sum(pieces)), [], 0
+    cache, logits, start = model.new_cache(batch, sum(pieces)), [], 0
     for length in pieces:
         ids = tokens(model, batch, length)
         with counting_flops(model) as counted:
             model(ids, cache=cache, logits="last")
-        found.append((Work(batch, length, start, num_logits=1), some(counted)))
+        logits.append((Work(batch, length, start, num_logits=1), some(counted)))
         start += length
-    return found
+    return logits
 
 
 def measured(graph: LayerGraph, sample: RunShape, *stages: Stage, dtype: str = "fp32") -> RunMeasurement:

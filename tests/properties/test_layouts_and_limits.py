@@ -95,23 +95,23 @@ def test_the_chosen_layout_is_legal_uses_every_gpu_and_is_best_by_its_objective(
 ) -> None:
     fraction = data.draw(st.floats(1e-7, 1e-2))
     for objective in get_args(Objective):
-        found = planned_on(graph, num_gpus, objective=objective, memory_fraction=fraction)
-        row = next(row for row in found.layouts if row.layout == found.layout)
-        assert {row.layout.num_devices for row in found.layouts} == {num_gpus}
-        assert found.fits == any(row.fits for row in found.layouts)
-        assert (found.max_context, found.max_batch) == (row.max_context, row.max_batch)
+        planned = planned_on(graph, num_gpus, objective=objective, memory_fraction=fraction)
+        row = next(row for row in planned.layouts if row.layout == planned.layout)
+        assert {row.layout.num_devices for row in planned.layouts} == {num_gpus}
+        assert planned.fits == any(row.fits for row in planned.layouts)
+        assert (planned.max_context, planned.max_batch) == (row.max_context, row.max_batch)
         if objective == "max-context":
-            assert row.max_context == max(other.max_context for other in found.layouts)
-        if objective == "min-gpus" and found.fits:
-            assert row.layout.dp == max(other.layout.dp for other in found.layouts if other.fits)
+            assert row.max_context == max(other.max_context for other in planned.layouts)
+        if objective == "min-gpus" and planned.fits:
+            assert row.layout.dp == max(other.layout.dp for other in planned.layouts if other.fits)
 
 
 @given(graphs(), st.sampled_from([2, 4, 6, 8]))
 def test_every_way_to_write_the_number_of_gpus_is_listed_legal_or_with_its_reason(
     graph: LayerGraph, num_gpus: int
 ) -> None:
-    found = planned_on(graph, num_gpus)
-    legal, illegal = {row.layout for row in found.layouts}, {row.layout for row in found.illegal_layouts}
+    planned = planned_on(graph, num_gpus)
+    legal, illegal = {row.layout for row in planned.layouts}, {row.layout for row in planned.illegal_layouts}
     ways = {
         (tp, ep, pp, num_gpus // (tp * ep * pp))
         for tp in range(1, num_gpus + 1)
@@ -121,4 +121,4 @@ def test_every_way_to_write_the_number_of_gpus_is_listed_legal_or_with_its_reaso
     }
     assert {(x.tp, x.ep, x.pp, x.dp) for x in legal | illegal} == ways
     assert not legal & illegal
-    assert all(row.reason for row in found.illegal_layouts)
+    assert all(row.reason for row in planned.illegal_layouts)

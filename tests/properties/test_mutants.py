@@ -64,7 +64,7 @@ class Case:
 
     graph: LayerGraph
     tiles: int
-    found: RunMeasurement
+    measurement: RunMeasurement
     pieces: list[tuple[Work, dict[str, int]]]
 
 
@@ -80,24 +80,24 @@ def cases() -> tuple[Case, ...]:
 def _case(graph: LayerGraph) -> Case:
     tiles = TILES if graph.model.vision else 0
     sample = RunShape(LENGTH, 0, BATCH, tiles, training=True, cache_lengths=(LENGTH,))
-    found = measured(graph, sample, "weights", "prefill", "training", "caches", "memory")
-    return Case(graph, tiles, found, decoded(l4spec.build(graph, dtype="fp32"), BATCH, PIECES))
+    measurement = measured(graph, sample, "weights", "prefill", "training", "caches", "memory")
+    return Case(graph, tiles, measurement, decoded(l4spec.build(graph, dtype="fp32"), BATCH, PIECES))
 
 
 def broken_laws(case: Case, plan: LayerGraph) -> set[str]:
     """The laws that do not hold between the run of a model and the plan of a graph that should be the same."""
-    found, work = case.found, Work(BATCH, LENGTH, num_logits=1)
+    result, work = case.measurement, Work(BATCH, LENGTH, num_logits=1)
     train = planned_flops(plan, Work(BATCH, LENGTH, phase="train"), case.tiles)
     caches = plan_cache(plan, engine("ideal"), dtype="fp32", context=LENGTH, batch=BATCH)
-    peak = activation_bytes(plan, work, num_tiles=case.tiles, item_bytes=4, expert_load=found.expert_load)
-    assert found.activation_bytes is not None
+    peak = activation_bytes(plan, work, num_tiles=case.tiles, item_bytes=4, expert_load=result.expert_load)
+    assert result.activation_bytes is not None
     laws = {
-        "parameters": some(count_params(plan).by_part) == found.params_by_part,
-        "prefill": planned_flops(plan, work, case.tiles) == some(found.prefill_flops),
+        "parameters": some(count_params(plan).by_part) == result.params_by_part,
+        "prefill": planned_flops(plan, work, case.tiles) == some(result.prefill_flops),
         "pieces": all(planned_flops(plan, piece) == counted for piece, counted in case.pieces),
-        "training": train == some({name: n for name, n in found.training_flops.items() if name}),
-        "cache": caches.bytes == found.cache_bytes[LENGTH],
-        "activations": found.activation_bytes <= peak <= 1.25 * found.activation_bytes,
+        "training": train == some({name: n for name, n in result.training_flops.items() if name}),
+        "cache": caches.bytes == result.cache_bytes[LENGTH],
+        "activations": result.activation_bytes <= peak <= 1.25 * result.activation_bytes,
     }
     return {name for name, holds in laws.items() if not holds}
 

@@ -68,13 +68,13 @@ def outcome(text: str) -> Literal["planned", "refused"]:
     problems: tuple[Problem, ...] = ()
     try:
         graph = l4spec.compile(parse_spec(read_text(text, "mutated.yaml")))
-        found = plan(graph, gpus="2xH100", quantization="fp8")
+        planned = plan(graph, gpus="2xH100", quantization="fp8")
     except UserError as error:
         problems = error.problems
-        found = None
+        planned = None
     assert all(str(problem) for problem in problems)
-    assert (found is None) == bool(problems)
-    return "planned" if found else "refused"
+    assert (planned is None) == bool(problems)
+    return "planned" if planned else "refused"
 
 
 @settings(max_examples=MANY)
@@ -91,9 +91,9 @@ NUMBERS: st.SearchStrategy[object] = st.sampled_from(
 def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """The path of every scalar in plain data."""
     if isinstance(value, dict):
-        return [found for key, child in value.items() for found in places(child, (*path, key))]
+        return [paths for key, child in value.items() for paths in places(child, (*path, key))]
     if isinstance(value, list):
-        return [found for index, child in enumerate(value) for found in places(child, (*path, index))]
+        return [paths for index, child in enumerate(value) for paths in places(child, (*path, index))]
     return [path]
 
 

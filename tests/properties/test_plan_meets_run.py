@@ -95,15 +95,15 @@ def test_executed_flops_and_the_activation_peak_of_images_are_as_planned(
     length = tiles * vision.num_tokens_per_tile + 4
     assume(tiles * vision.num_tokens_per_tile > MOST_FEW_ROWS)
     assume(length <= longest_prompt(graph) and text.embedding.vocab_size > 2)
-    found = measured(graph, RunShape(length, 0, tiles=tiles, training=train), "prefill", "training", "memory")
+    measurement = measured(graph, RunShape(length, 0, tiles=tiles, training=train), "prefill", "training", "memory")
     work = Work(1, length, num_logits=1)
-    assert some(found.prefill_flops) == planned_flops(graph, work, tiles)
-    peak = activation_bytes(graph, work, num_tiles=tiles, item_bytes=4, expert_load=found.expert_load)
-    assert found.activation_bytes is not None
-    assert found.activation_bytes <= peak <= 1.25 * found.activation_bytes
+    assert some(measurement.prefill_flops) == planned_flops(graph, work, tiles)
+    peak = activation_bytes(graph, work, num_tiles=tiles, item_bytes=4, expert_load=measurement.expert_load)
+    assert measurement.activation_bytes is not None
+    assert measurement.activation_bytes <= peak <= 1.25 * measurement.activation_bytes
     if train:
         planned = planned_flops(graph, Work(1, length, phase="train"), tiles)
-        assert some({name: n for name, n in found.training_flops.items() if name}) == planned
+        assert some({name: n for name, n in measurement.training_flops.items() if name}) == planned
 
 
 @given(graphs(), st.integers(0, 300), st.integers(0, 300), BATCHES, st.sampled_from(["prefill", "decode", "train"]))
@@ -160,16 +160,16 @@ def test_the_planned_activation_peak_is_at_least_the_measured_one_and_at_most_a_
 def assert_peak_as_planned(graph: LayerGraph, length: int, batch: int, dtype: str, block: int) -> None:
     """At least the measured one and at most a quarter more, also with the load of experts unknown."""
     with small_blocks(block):
-        found = measured(graph, RunShape(length, 0, batch), "prefill", "memory", dtype=dtype)
+        measurement = measured(graph, RunShape(length, 0, batch), "prefill", "memory", dtype=dtype)
         planned = activation_bytes(
             graph,
             Work(batch, length, num_logits=1),
             item_bytes=ITEM_BYTES[dtype],
-            expert_load=found.expert_load,
+            expert_load=measurement.expert_load,
         )
         bound = activation_bytes(graph, Work(batch, length, num_logits=1), item_bytes=ITEM_BYTES[dtype])
-    assert found.activation_bytes is not None
-    assert found.activation_bytes <= planned <= 1.25 * found.activation_bytes
+    assert measurement.activation_bytes is not None
+    assert measurement.activation_bytes <= planned <= 1.25 * measurement.activation_bytes
     assert planned <= bound  # without the load, every token may choose one expert
 
 
@@ -196,9 +196,9 @@ def test_peaks_that_long_runs_found_planned_wrong_stay_planned_right(name: str, 
 def test_a_miniature_keeps_the_laws(spec: ModelSpec, scale: str) -> None:
     graph = l4spec.compile(scale_spec(spec, parse_scale(scale)))
     length = min(20, longest_prompt(graph))
-    found = measured(graph, RunShape(length, 0, cache_lengths=(1, length)), "weights", "prefill", "caches")
-    assert found.params_by_part == some(count_params(graph).by_part)
-    assert some(found.prefill_flops) == planned_flops(graph, Work(1, length, num_logits=1))
+    measurement = measured(graph, RunShape(length, 0, cache_lengths=(1, length)), "weights", "prefill", "caches")
+    assert measurement.params_by_part == some(count_params(graph).by_part)
+    assert some(measurement.prefill_flops) == planned_flops(graph, Work(1, length, num_logits=1))
     if graph.can_cache:
-        for context, num_bytes in found.cache_bytes.items():
+        for context, num_bytes in measurement.cache_bytes.items():
             assert plan_cache(graph, engine("ideal"), dtype="fp32", context=context, batch=1).bytes == num_bytes

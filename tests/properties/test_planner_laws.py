@@ -49,8 +49,8 @@ def legal_grids(graph: LayerGraph) -> list[Layout]:
 
 
 def fullest_bytes(graph: LayerGraph, layout: Layout, scheme: str = "bf16") -> int:
-    found = stages(graph, scheme_of(quantization(scheme)), layout.tp, layout.ep, layout.pp)
-    return max(stage.weights.total_bytes for stage in found)
+    result = stages(graph, scheme_of(quantization(scheme)), layout.tp, layout.ep, layout.pp)
+    return max(stage.weights.total_bytes for stage in result)
 
 
 @given(graphs())
@@ -109,10 +109,10 @@ def test_a_pipeline_stage_never_holds_more_than_the_model(graph: LayerGraph) -> 
 @given(st.integers(1, 300), st.data())
 def test_stages_cover_the_layers_in_order_and_evenly(num_layers: int, data: st.DataObject) -> None:
     pp = data.draw(st.integers(1, num_layers))
-    found = split_layers(num_layers, pp)
-    assert [layer for stage in found for layer in stage] == list(range(num_layers))
-    assert len(found) == pp
-    assert max(map(len, found)) - min(map(len, found)) <= 1
+    result = split_layers(num_layers, pp)
+    assert [layer for stage in result for layer in stage] == list(range(num_layers))
+    assert len(result) == pp
+    assert max(map(len, result)) - min(map(len, result)) <= 1
 
 
 @given(graphs())
@@ -131,9 +131,9 @@ def check_cover(dim: Dim, layout: Layout) -> None:
     ranges = shard_ranges(dim, layout)
     assert len(ranges) == degree_of(dim, layout)
     assert max(map(len, ranges)) == shard_size(dim, layout)
-    held = [element for shard in ranges for element in shard]
+    elements = [element for shard in ranges for element in shard]
     copies = max(1, len(ranges) // dim.units) if dim.axis == "kv_heads" else 1
-    assert sorted(held) == sorted(list(range(dim.size)) * copies)
+    assert sorted(elements) == sorted(list(range(dim.size)) * copies)
     assert all(edge % (dim.size // dim.units) == 0 for shard in ranges for edge in (shard.start, shard.stop))
 
 
@@ -226,11 +226,11 @@ def test_flops_are_those_of_the_whole_cost_sheet(graph: LayerGraph, tokens: int,
 
 @given(graphs(), st.integers(1, 3))
 def test_a_plan_without_gpus_holds_the_whole_model_on_one_device(graph: LayerGraph, batch: int) -> None:
-    found = plan(graph, batch=batch)
-    memory = found.memory_per_device
-    assert memory.weights_bytes == found.weights.bytes
-    assert memory.kv_cache_bytes == found.kv_cache.bytes
+    planned = plan(graph, batch=batch)
+    memory = planned.memory_per_device
+    assert memory.weights_bytes == planned.weights.bytes
+    assert memory.kv_cache_bytes == planned.kv_cache.bytes
     assert memory.total_bytes == sum(term.bytes for term in memory.terms)
-    assert found.fits is None
-    assert found == plan(graph, batch=batch)
-    assert type(found).model_validate_json(found.model_dump_json()) == found
+    assert planned.fits is None
+    assert planned == plan(graph, batch=batch)
+    assert type(planned).model_validate_json(planned.model_dump_json()) == planned

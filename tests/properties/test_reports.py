@@ -31,9 +31,9 @@ def last(rows: list[tuple[str, ...]]) -> int:
 @settings(max_examples=25)
 @given(graphs())
 def test_every_report_of_every_model_can_be_written(graph: LayerGraph) -> None:
-    for found in (plan(graph), plan(graph, gpus="1xH100")):
-        page = plan_page(found) + detail_page(found) + explain_page(graph, found)
-        page += show_page(graph) + compare_page(compare([(graph, found)])) + verify_page(verify(graph))
+    for each_plan in (plan(graph), plan(graph, gpus="1xH100")):
+        page = plan_page(each_plan) + detail_page(each_plan) + explain_page(graph, each_plan)
+        page += show_page(graph) + compare_page(compare([(graph, each_plan)])) + verify_page(verify(graph))
         assert graph.name in to_text(page)
         assert "```" in to_markdown(page)
 
@@ -41,12 +41,12 @@ def test_every_report_of_every_model_can_be_written(graph: LayerGraph) -> None:
 @settings(max_examples=25)
 @given(graphs())
 def test_explained_sums_are_those_of_the_plan(graph: LayerGraph) -> None:
-    found = plan(graph, batch=2)
-    context = found.deployment.context
-    assert last(parameter_sums(graph)) == found.params.total
+    planned = plan(graph, batch=2)
+    context = planned.deployment.context
+    assert last(parameter_sums(graph)) == planned.params.total
     assert last(weight_sums(graph, "fp8")) == plan(graph, quantization="fp8").weights.bytes
-    assert last(flops_sums(graph, Work(1, 1), text_only=True, pairs=False)) == found.flops.forward_per_token
-    assert last(flops_sums(graph, Work(2, context, phase="prefill", num_logits=1))) == found.flops.prefill
+    assert last(flops_sums(graph, Work(1, 1), text_only=True, pairs=False)) == planned.flops.forward_per_token
+    assert last(flops_sums(graph, Work(2, context, phase="prefill", num_logits=1))) == planned.flops.prefill
 
 
 @settings(max_examples=25)

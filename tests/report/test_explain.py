@@ -38,11 +38,11 @@ def test_the_printed_arithmetic_computes_to_the_printed_number(compiled: Compile
 @pytest.mark.parametrize("name", SPECS)
 def test_flops_sum_to_the_plan(compiled: Compile, name: str) -> None:
     graph = compiled(name)
-    found = plan(graph, context=2000, batch=3).flops
-    assert last(flops_sums(graph, Work(1, 1), text_only=True, pairs=False)) == found.forward_per_token
-    assert last(flops_sums(graph, Work(3, 2000, phase="prefill", num_logits=1))) == found.prefill
-    assert last(flops_sums(graph, Work(3, 1, 1999, phase="decode"))) == found.decode
-    assert 3 * last(flops_sums(graph, Work(3, 2000, phase="train"))) == found.train_step
+    result = plan(graph, context=2000, batch=3).flops
+    assert last(flops_sums(graph, Work(1, 1), text_only=True, pairs=False)) == result.forward_per_token
+    assert last(flops_sums(graph, Work(3, 2000, phase="prefill", num_logits=1))) == result.prefill
+    assert last(flops_sums(graph, Work(3, 1, 1999, phase="decode"))) == result.decode
+    assert 3 * last(flops_sums(graph, Work(3, 2000, phase="train"))) == result.train_step
 
 
 @pytest.mark.parametrize("scheme", ["bf16", "fp8", "w4a16", "int4-mixed", "awq", "nvfp4", "gguf-q4_k_m"])

@@ -71,11 +71,11 @@ def test_a_bar_never_leaves_its_frame_and_shows_whatever_is_there(part: int, who
 
 @given(st.sets(st.integers(0, 60)))
 def test_ranges_name_every_number_and_no_other(numbers: set[int]) -> None:
-    found: set[int] = set()
+    listed: set[int] = set()
     for text in filter(None, ranges(sorted(numbers), most=100).split(", ")):
         first, _, last = text.partition("–")
-        found.update(range(int(first), int(last or first) + 1))
-    assert found == numbers
+        listed.update(range(int(first), int(last or first) + 1))
+    assert listed == numbers
 
 
 def test_long_ranges_are_cut_in_the_middle() -> None:

@@ -31,23 +31,23 @@ def test_scout_on_eight_h100_shows_the_published_numbers(compiled: Compile) -> N
 
 
 def test_the_bars_and_what_is_free_sum_to_the_device(compiled: Compile) -> None:
-    found = plan(compiled("maverick"), gpus="8xH200", quantization="fp8")
-    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
-    assert sum(bar.part for bar in bars.bars) == bars.whole == found.memory_per_device.capacity_bytes
+    planned = plan(compiled("maverick"), gpus="8xH200", quantization="fp8")
+    (bars,) = [block for section in plan_page(planned) for block in section.blocks if isinstance(block, Bars)]
+    assert sum(bar.part for bar in bars.bars) == bars.whole == planned.memory_per_device.capacity_bytes
 
 
 @pytest.mark.parametrize("engine", ["ideal", "vllm", "vllm-hybrid", "sglang-hybrid", "tensorrt-llm", "llama.cpp"])
 def test_a_bar_stands_for_every_byte_that_an_engine_takes(compiled: Compile, engine: str) -> None:
-    found = plan(compiled("scout"), gpus="4xH200", engine=engine, tp=4)
-    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
-    assert sum(bar.part for bar in bars.bars if not bar.hollow) == found.memory_per_device.total_bytes
+    planned = plan(compiled("scout"), gpus="4xH200", engine=engine, tp=4)
+    (bars,) = [block for section in plan_page(planned) for block in section.blocks if isinstance(block, Bars)]
+    assert sum(bar.part for bar in bars.bars if not bar.hollow) == planned.memory_per_device.total_bytes
 
 
 def test_training_shows_gradients_and_optimizer(compiled: Compile) -> None:
-    found = plan(compiled("scout"), gpus="64xH100", mode="train")
-    (bars,) = [block for section in plan_page(found) for block in section.blocks if isinstance(block, Bars)]
+    planned = plan(compiled("scout"), gpus="64xH100", mode="train")
+    (bars,) = [block for section in plan_page(planned) for block in section.blocks if isinstance(block, Bars)]
     assert {"weights", "gradients", "optimizer"} <= {bar.label for bar in bars.bars}
-    assert sum(bar.part for bar in bars.bars if not bar.hollow) == found.memory_per_device.total_bytes
+    assert sum(bar.part for bar in bars.bars if not bar.hollow) == planned.memory_per_device.total_bytes
 
 
 def test_calibrated_terms_are_told_from_computed_ones(compiled: Compile) -> None:
@@ -63,23 +63,23 @@ def test_more_reasons_follow_the_verdict(compiled: Compile) -> None:
 
 
 def test_a_verdict_without_gpus_does_not_pretend_to_know(compiled: Compile) -> None:
-    found = plan(compiled("scout"))
-    assert "give --gpus" in verdict(found)
-    assert "longest context" not in to_text(plan_page(found))
+    planned = plan(compiled("scout"))
+    assert "give --gpus" in verdict(planned)
+    assert "longest context" not in to_text(plan_page(planned))
 
 
 def test_a_context_that_the_model_limits_says_so(compiled: Compile) -> None:
-    found = plan(compiled("scout"), gpus="8xH200")
-    assert found.max_context == 10_485_760
-    assert "the model's own limit" in to_text(plan_page(found, max_seq_len=10_485_760))
-    assert "the model's own limit" not in to_text(plan_page(found, max_seq_len=20_000_000))
+    planned = plan(compiled("scout"), gpus="8xH200")
+    assert planned.max_context == 10_485_760
+    assert "the model's own limit" in to_text(plan_page(planned, max_seq_len=10_485_760))
+    assert "the model's own limit" not in to_text(plan_page(planned, max_seq_len=20_000_000))
 
 
 def test_what_would_make_it_fit_is_listed(compiled: Compile) -> None:
-    found = plan(compiled("maverick"), gpus="8xH100")
-    text = to_text(plan_page(found))
-    assert found.suggestions
-    assert all(item.change in text for item in found.suggestions)
+    planned = plan(compiled("maverick"), gpus="8xH100")
+    text = to_text(plan_page(planned))
+    assert planned.suggestions
+    assert all(item.change in text for item in planned.suggestions)
 
 
 def test_estimates_are_marked_and_published_models_are_not(compiled: Compile) -> None:
@@ -90,11 +90,11 @@ def test_estimates_are_marked_and_published_models_are_not(compiled: Compile) ->
 
 
 def test_detail_shows_every_part_layout_term_and_refusal(compiled: Compile) -> None:
-    found = plan(compiled("scout"), gpus="16xH100")
-    text = to_text(detail_page(found))
-    assert all(part.replace("_", " ") in text for part in found.params.by_part)
-    assert all(str(row.layout) in text for row in found.layouts)
-    assert all(str(row.layout) in text and row.reason in text for row in found.illegal_layouts)
-    assert all(gib(term.bytes) in text and term.origin in text for term in found.memory_per_device.terms)
+    planned = plan(compiled("scout"), gpus="16xH100")
+    text = to_text(detail_page(planned))
+    assert all(part.replace("_", " ") in text for part in planned.params.by_part)
+    assert all(str(row.layout) in text for row in planned.layouts)
+    assert all(str(row.layout) in text and row.reason in text for row in planned.illegal_layouts)
+    assert all(gib(term.bytes) in text and term.origin in text for term in planned.memory_per_device.terms)
     assert "(chosen)" in text
-    assert found.illegal_layouts
+    assert planned.illegal_layouts

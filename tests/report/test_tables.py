@@ -26,8 +26,12 @@ def test_the_herd_agrees_with_a_plan_of_each_model(compiled: Compile) -> None:
         (graph.name, precision) for graph in graphs for precision in ("bf16", "int4")
     ]
     for row, graph in zip(herd.rows, [graph for graph in graphs for _ in range(2)], strict=True):
-        found = plan(graph, gpus="8xH100", quantization=row.quantization, objective="max-context")
-        assert (row.fits, row.max_context, row.weight_bytes) == (found.fits, found.max_context, found.weights.bytes)
+        planned = plan(graph, gpus="8xH100", quantization=row.quantization, objective="max-context")
+        assert (row.fits, row.max_context, row.weight_bytes) == (
+            planned.fits,
+            planned.max_context,
+            planned.weights.bytes,
+        )
 
 
 def test_the_least_gpus_fit_and_one_less_does_not(compiled: Compile) -> None:

@@ -67,8 +67,8 @@ def test_conditions_reach_the_plan(compiled: Compile) -> None:
     graph = compiled("scout")
     given = {"context": 100_000, "batch": 3, "kv_dtype": "fp8", "engine": "full", "quantization": "fp8", "tp": 8}
     cache, weights = (compute(graph, claim(name, 1, **given)) for name in ("kv_cache_bytes", "weight_bytes"))
-    found = plan(graph, **given)
-    assert (cache, weights) == (found.kv_cache.bytes, found.weights.bytes)
+    planned = plan(graph, **given)
+    assert (cache, weights) == (planned.kv_cache.bytes, planned.weights.bytes)
     assert condition(claim("fits", True, on="8xH100", **given)) == (
         "on 8xH100, fp8, 100,000 tokens, batch 3, KV in fp8, tp 8, engine full"
     )

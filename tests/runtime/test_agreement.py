@@ -57,8 +57,8 @@ def in_pieces(model: Model, ids: Tensor, pieces: list[int], mask: Tensor | None 
     return torch.cat(parts, dim=1)
 
 
-def close(got: Tensor, wanted: Tensor) -> bool:
-    return bool(torch.isfinite(got).all()) and float((got - wanted).abs().max()) < TOLERANCE
+def close(got: Tensor, expected: Tensor) -> bool:
+    return bool(torch.isfinite(got).all()) and float((got - expected).abs().max()) < TOLERANCE
 
 
 @pytest.mark.parametrize("pieces", PIECES, ids=str)
@@ -155,9 +155,9 @@ def test_blocks_of_queries_agree_with_one_mask(monkeypatch: pytest.MonkeyPatch) 
     for text in (MODELS["llama4"], MODELS["window"], MODELS["causal, soft-capped"], MODELS["mla, window"]):
         model = randomised(graph_of(text))
         with torch.no_grad():
-            wanted = model(ids)
+            expected = model(ids)
             monkeypatch.setattr(compute, "BLOCK", 3)
-            assert close(in_pieces(model, ids, [5, 32]), wanted)
+            assert close(in_pieces(model, ids, [5, 32]), expected)
             monkeypatch.undo()
 
 

@@ -51,8 +51,8 @@ def steps_of(model: Model, ids: Tensor, past: int, read: Callable[..., Tensor], 
 
 def assert_as_the_model(model: Model, ids: Tensor, past: int, step: CompiledStep, mask: Tensor | None = None) -> None:
     """In fp64, so that the order of sums cannot hide a mistake."""
-    expected, found = steps_of(model, ids, past, model, mask), steps_of(model, ids, past, step, mask)
-    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
+    expected, actual = steps_of(model, ids, past, model, mask), steps_of(model, ids, past, step, mask)
+    assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -102,9 +102,9 @@ def test_it_is_compiled_once_for_every_place_and_every_cache() -> None:
 def test_native_code_says_what_the_model_says() -> None:
     model = randomised(graph_of(llama4_text()), dtype="fp32")
     step, ids = l4spec.compile_step(model), token_ids(1, 30)
-    found, expected = (steps_of(model, ids, 5, read) for read in (step, model))
+    actual, expected = (steps_of(model, ids, 5, read) for read in (step, model))
     # sums of some 50 fp32 products in another order, through 4 layers: some ten roundings of 6e-8
-    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert torch.equal(model.generate(ids, max_new_tokens=9, step=step), model.generate(ids, max_new_tokens=9))
 
 
@@ -113,9 +113,10 @@ def test_native_code_in_bf16_is_no_farther_from_fp32_than_the_model() -> None:
     model = copy.deepcopy(exact).to(torch.bfloat16)
     exact.load_state_dict(model.state_dict())  # the same rounded weights
     ids = token_ids(1, 24)
-    wanted = steps_of(exact, ids, 5, exact)
+    expected = steps_of(exact, ids, 5, exact)
     off_eager, off = (
-        float((steps_of(model, ids, 5, read) - wanted).square().mean().sqrt()) for read in (model, CompiledStep(model))
+        float((steps_of(model, ids, 5, read) - expected).square().mean().sqrt())
+        for read in (model, CompiledStep(model))
     )
     assert off <= 1.1 * off_eager  # fused, less is rounded between operations
 
@@ -129,8 +130,8 @@ def test_weights_changed_in_place_are_seen_and_converted_ones_compiled_again() -
             parameter.mul_(1.5)
     assert_as_the_model(model, ids, 5, step)
     model.float()
-    found, expected = (steps_of(model, ids, 5, read) for read in (step, model))
-    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    actual, expected = (steps_of(model, ids, 5, read) for read in (step, model))
+    assert torch.allclose(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:

@@ -66,9 +66,9 @@ def test_left_padding_by_a_mask_equals_lists(model: Model) -> None:
     rows = [prompts(1, 5)[0].tolist(), prompts(1, 20, 1)[0].tolist()]
     ids = torch.tensor([[7] * 15 + rows[0], rows[1]])
     mask = torch.tensor([[0] * 15 + [1] * 5, [1] * 20])
-    found = model.generate(ids, attention_mask=mask, max_new_tokens=NEW)
-    assert torch.equal(found[:, :20], ids)
-    assert found[:, 20:].tolist() == [row[-NEW:] for row in model.generate(rows, max_new_tokens=NEW)]
+    generated = model.generate(ids, attention_mask=mask, max_new_tokens=NEW)
+    assert torch.equal(generated[:, :20], ids)
+    assert generated[:, 20:].tolist() == [row[-NEW:] for row in model.generate(rows, max_new_tokens=NEW)]
 
 
 def test_a_stream_gives_the_same_tokens_one_at_a_time(model: Model) -> None:
@@ -84,9 +84,9 @@ def test_a_sequence_ends_with_its_stop_token_and_is_padded_while_others_go_on(mo
     free = model.generate(ids, max_new_tokens=NEW)[:, 37:]
     stop = int(free[0, 3])
     ends = [row.index(stop) if stop in row else NEW - 1 for row in free.tolist()]
-    found = model.generate(ids, max_new_tokens=NEW, stop_ids=[stop], pad_id=9)[:, 37:]
-    assert found.shape[1] == max(ends) + 1
-    for row, before, end in zip(found.tolist(), free.tolist(), ends, strict=True):
+    result = model.generate(ids, max_new_tokens=NEW, stop_ids=[stop], pad_id=9)[:, 37:]
+    assert result.shape[1] == max(ends) + 1
+    for row, before, end in zip(result.tolist(), free.tolist(), ends, strict=True):
         assert row[: end + 1] == before[: end + 1]
         assert set(row[end + 1 :]) <= {9}
     lists = model.generate(ids.tolist(), max_new_tokens=NEW, stop_ids=[stop])
@@ -101,8 +101,8 @@ def test_generation_stops_when_every_sequence_has(model: Model) -> None:
 
 def test_a_seed_repeats_and_another_differs(model: Model) -> None:
     def drawn(seed: int) -> list[int]:
-        found = model.generate(prompts(1), max_new_tokens=40, seed=seed, temperature=1.5, top_k=100, top_p=0.99)
-        tokens: list[int] = found[0, 37:].tolist()
+        generated = model.generate(prompts(1), max_new_tokens=40, seed=seed, temperature=1.5, top_k=100, top_p=0.99)
+        tokens: list[int] = generated[0, 37:].tolist()
         return tokens
 
     assert drawn(1) == drawn(1)
@@ -125,17 +125,17 @@ def test_images_fill_their_places_across_chunks_of_the_prompt(model: Model, chun
     pixels = torch.rand(3, vision.patch_embedding.num_channels, side, side, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         first = model(ids, pixel_values=pixels)[:, -1].argmax(-1)
-    found = model.generate(ids, pixel_values=pixels, max_new_tokens=3, prefill_chunk=chunk)
-    assert torch.equal(found[:, 40], first)
-    assert torch.equal(found, model.generate(ids, pixel_values=pixels, max_new_tokens=3))
+    generated = model.generate(ids, pixel_values=pixels, max_new_tokens=3, prefill_chunk=chunk)
+    assert torch.equal(generated[:, 40], first)
+    assert torch.equal(generated, model.generate(ids, pixel_values=pixels, max_new_tokens=3))
 
 
 def test_tokens_can_be_trained_on(model: Model) -> None:
-    found = model.generate(prompts(), max_new_tokens=3)
-    model(found).logsumexp(-1).mean().backward()
+    generated = model.generate(prompts(), max_new_tokens=3)
+    model(generated).logsumexp(-1).mean().backward()
     grad = model.get_parameter("text.embedding.weight").grad
     assert grad is not None
-    assert grad[found.flatten()].abs().sum(-1).all()
+    assert grad[generated.flatten()].abs().sum(-1).all()
     model.zero_grad()
 
 

@@ -138,5 +138,5 @@ def test_the_shells_limits_count(which: str, line: str, tmp_path: Path, monkeypa
     lay_out(tmp_path, {"proc/self/status": f"Name:\tpython\n{line}:\t 1048576 kB\n"}, monkeypatch)
     infinite = resource.RLIM_INFINITY
     limits = {getattr(resource, which): (3 * GIB, infinite)}
-    monkeypatch.setattr(resource, "getrlimit", lambda wanted: limits.get(wanted, (infinite, infinite)))
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, (infinite, infinite)))
     assert free_bytes("cpu") == 2 * GIB

@@ -22,9 +22,9 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
-def relative(got: Tensor, wanted: Tensor) -> float:
+def relative(got: Tensor, expected: Tensor) -> float:
     """Largest difference relative to the largest value."""
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    return float((got - expected).abs().max() / expected.abs().max())
 
 
 def reference_logits(oracle: Oracle, ids: Tensor, **others: Any) -> Tensor:
@@ -51,15 +51,15 @@ def test_gradients_equal_the_reference(name: str) -> None:
     torch.autograd.backward(loss_of(model(ids), ids))
     torch.autograd.backward(loss_of(oracle.reference(input_ids=ids).logits, ids))
     ours = {name: p.grad for name, p in model.named_parameters()}
-    wanted = dict(translated((name, _grad(p)) for name, p in oracle.reference.named_parameters()))
-    assert ours.keys() == wanted.keys()
+    expected = dict(translated((name, _grad(p)) for name, p in oracle.reference.named_parameters()))
+    assert ours.keys() == expected.keys()
     # a gradient passes through every contraction twice, forwards and backwards
     bound = 2 * oracle.bound
-    largest = max(float(grad.abs().max()) for grad in wanted.values())
-    for tensor_name, grad in wanted.items():
-        found = ours[tensor_name]
-        assert found is not None
-        assert float((found - grad).abs().max()) < bound * max(float(grad.abs().max()), 0.1 * largest), tensor_name
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    for tensor_name, grad in expected.items():
+        actual = ours[tensor_name]
+        assert actual is not None
+        assert float((actual - grad).abs().max()) < bound * max(float(grad.abs().max()), 0.1 * largest), tensor_name
 
 
 def _grad(parameter: torch.nn.Parameter) -> Tensor:
@@ -123,8 +123,8 @@ def test_rows_padded_on_the_left_equal_the_references_own_padded_ones(name: str)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     with torch.no_grad():
         got = oracle.ours()(ids, attention_mask=mask)
-    wanted = reference_logits(oracle, ids, attention_mask=mask, position_ids=positions)
-    assert relative(got[mask.bool()], wanted[mask.bool()]) < oracle.bound
+    expected = reference_logits(oracle, ids, attention_mask=mask, position_ids=positions)
+    assert relative(got[mask.bool()], expected[mask.bool()]) < oracle.bound
 
 
 @pytest.mark.parametrize("name", ORACLES)

@@ -45,9 +45,9 @@ def pixels(tiles: int) -> Tensor:
 def test_images_at_their_places_equal_the_reference(oracle: Oracle, ids: Tensor) -> None:
     tiles = int((ids == PATCH_TOKEN).sum()) // TOKENS_PER_TILE
     with torch.no_grad():
-        wanted = oracle.reference(input_ids=ids, pixel_values=pixels(tiles)).logits
+        expected = oracle.reference(input_ids=ids, pixel_values=pixels(tiles)).logits
         got = model_of(oracle)(ids, pixel_values=pixels(tiles))
-    assert relative(got, wanted) < oracle.bound
+    assert relative(got, expected) < oracle.bound
 
 
 def test_bf16_images_are_no_farther_from_fp32_than_the_references_own(oracle: Oracle) -> None:
@@ -68,14 +68,14 @@ def test_gradients_through_the_image_equal_the_reference(oracle: Oracle) -> None
     torch.autograd.backward(loss_of(model(ids, pixel_values=pixels(2)), ids))
     oracle.reference.zero_grad()
     torch.autograd.backward(loss_of(oracle.reference(input_ids=ids, pixel_values=pixels(2)).logits, ids))
-    wanted = {n: p.grad for n, p in oracle.reference.named_parameters() if p.grad is not None}
+    expected = {n: p.grad for n, p in oracle.reference.named_parameters() if p.grad is not None}
     ours = dict(model.named_parameters())
-    largest = max(float(grad.abs().max()) for grad in wanted.values())
+    largest = max(float(grad.abs().max()) for grad in expected.values())
     names = set()
-    for name, grad in translated(wanted.items()):
-        found = ours[name].grad
-        assert found is not None
-        assert float((found - grad).abs().max()) < 2 * oracle.bound * max(float(grad.abs().max()), 0.1 * largest), name
+    for name, grad in translated(expected.items()):
+        actual = ours[name].grad
+        assert actual is not None
+        assert float((actual - grad).abs().max()) < 2 * oracle.bound * max(float(grad.abs().max()), 0.1 * largest), name
         names.add(name)
     assert {name for name in ours if name.startswith("vision.")} <= names
 

@@ -24,11 +24,11 @@ def test_every_word_has_four_successors_alike() -> None:
     for row in ids.tolist():
         for word, following in pairwise(row):
             followers.setdefault(word, []).append(following)
-    assert max(len(set(found)) for found in followers.values()) == BRANCHES
-    often = [found for found in followers.values() if len(found) >= 100]  # few words lead to some words
+    assert max(len(set(successors)) for successors in followers.values()) == BRANCHES
+    often = [successors for successors in followers.values() if len(successors) >= 100]  # few words lead to some words
     assert len(often) > 40
-    for found in often:
-        counts = Counter(found)
+    for successors in often:
+        counts = Counter(successors)
         assert len(counts) == BRANCHES
-        deviation = math.sqrt(len(found) * (1 - 1 / BRANCHES) / BRANCHES)  # of a binomial draw
-        assert all(abs(count - len(found) / BRANCHES) < 5 * deviation for count in counts.values())
+        deviation = math.sqrt(len(successors) * (1 - 1 / BRANCHES) / BRANCHES)  # of a binomial draw
+        assert all(abs(count - len(successors) / BRANCHES) < 5 * deviation for count in counts.values())

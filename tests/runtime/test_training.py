@@ -38,7 +38,7 @@ def gradients(model: Model, ids: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_are_the_slopes_of_the_loss(name: str) -> None:
     model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
-    found = gradients(model, ids)
+    result = gradients(model, ids)
     generator = torch.Generator().manual_seed(5)
     for tensor_name, parameter in model.named_parameters():
         if "router" in tensor_name:
@@ -53,17 +53,17 @@ def test_gradients_are_the_slopes_of_the_loss(name: str) -> None:
             parameter.add_(step)
         slope = float(above - below) / 2e-6
         # central differences err by step^2 and by rounding / step: about 1e-9 of a loss near 10
-        assert slope == pytest.approx(float((found[tensor_name] * direction).sum()), rel=1e-5, abs=1e-7), tensor_name
+        assert slope == pytest.approx(float((result[tensor_name] * direction).sum()), rel=1e-5, abs=1e-7), tensor_name
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_recomputing_activations_changes_no_gradient(name: str) -> None:
     model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
-    wanted = gradients(model, ids)
+    expected = gradients(model, ids)
     model.checkpoint_activations = True
-    found = gradients(model, ids)
-    assert found.keys() == wanted.keys()
-    assert all(torch.allclose(found[key], wanted[key], rtol=1e-12, atol=1e-14) for key in wanted)
+    actual = gradients(model, ids)
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(actual[key], expected[key], rtol=1e-12, atol=1e-14) for key in expected)
 
 
 def test_recomputing_keeps_fewer_activations() -> None:
@@ -89,15 +89,15 @@ def test_the_vision_tower_recomputes_too() -> None:
     ids[ids == 5] = 6
     ids[0, 2:6] = 5
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    found = []
+    all_gradients = []
     for model.checkpoint_activations in (False, True):
         model.zero_grad()
         torch.autograd.backward(model(ids, pixel_values=pixels).square().mean())
         grad = model.get_parameter("vision.layers.0.ffn.up_proj.weight").grad
         assert grad is not None
-        found.append(grad.clone())
-    assert torch.allclose(found[0], found[1], rtol=1e-12, atol=1e-14)
-    assert bool(found[0].any())
+        all_gradients.append(grad.clone())
+    assert torch.allclose(all_gradients[0], all_gradients[1], rtol=1e-12, atol=1e-14)
+    assert bool(all_gradients[0].any())
 
 
 def test_a_few_steps_lower_the_loss() -> None:
@@ -130,7 +130,7 @@ def test_a_copy_is_a_model_of_its_own() -> None:
 def test_a_compiled_model_equals_the_eager_one(name: str) -> None:
     torch.compiler.reset()
     model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
-    wanted = gradients(model, ids)
+    expected = gradients(model, ids)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(ids), model(ids), rtol=1e-12, atol=1e-12)
@@ -138,9 +138,9 @@ def test_a_compiled_model_equals_the_eager_one(name: str) -> None:
     logits = compiled(ids)
     torch.autograd.backward(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
     for key, parameter in model.named_parameters():
-        if key in wanted:
+        if key in expected:
             assert parameter.grad is not None
-            assert torch.allclose(parameter.grad, wanted[key], rtol=1e-10, atol=1e-12), key
+            assert torch.allclose(parameter.grad, expected[key], rtol=1e-10, atol=1e-12), key
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -42,8 +42,8 @@ def test_it_is_a_json_schema() -> None:
 
 @pytest.mark.parametrize("name", list(shipped_specs()))
 def test_every_shipped_spec_passes(name: str) -> None:
-    found = [error.message for error in VALIDATOR.iter_errors(read_document(name).data)]
-    assert not found
+    messages = [error.message for error in VALIDATOR.iter_errors(read_document(name).data)]
+    assert not messages
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def problem(*texts: str) -> str:
 def test_a_value_is_set_with_the_option_as_its_place() -> None:
     changed = override(spec(), ["text.parts.moe.num_experts=32"])
     assert at(changed, "text", "parts", "moe") == {"kind": "moe", "num_experts": 32}
-    found = places(changed)
-    assert str(found["text", "parts", "moe", "num_experts"]) == "--set text.parts.moe.num_experts"
-    assert found["text", "parts", "moe", "kind"] == Place("spec.yaml", 6, 11)
+    by_path = places(changed)
+    assert str(by_path["text", "parts", "moe", "num_experts"]) == "--set text.parts.moe.num_experts"
+    assert by_path["text", "parts", "moe", "kind"] == Place("spec.yaml", 6, 11)
 
 
 @pytest.mark.parametrize("path", ["text.layers[1].repeat", "text.layers.1.repeat"])
@@ -127,9 +127,9 @@ def test_later_overrides_build_on_earlier_ones() -> None:
     ],
 )
 def test_an_override_that_leads_nowhere_says_so(text: str, expected: str) -> None:
-    found = problem(text)
-    assert expected in found
-    assert len(found) < 20_000
+    refusal = problem(text)
+    assert expected in refusal
+    assert len(refusal) < 20_000
 
 
 def test_the_problems_of_all_overrides_come_at_once() -> None:
@@ -151,15 +151,15 @@ VALUES = (
 @given(STEPS, VALUES)
 def test_what_was_set_is_read_back(path: tuple[str, ...], value: Data) -> None:
     text = yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]
-    found = at(override(Tree({}, Place("spec.yaml")), [f"{dotted(path)}={text}"]), *path)
-    assert (found, type(found)) == (value, type(value))
+    read_back = at(override(Tree({}, Place("spec.yaml")), [f"{dotted(path)}={text}"]), *path)
+    assert (read_back, type(read_back)) == (value, type(value))
 
 
 @given(st.text(max_size=40) | st.text("ab.[]01= {}:,-'\"\n", max_size=20))
 def test_any_override_is_applied_or_refused_with_its_place(text: str) -> None:
-    found: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
     try:
         override(spec(), [text])
     except SpecError as error:
-        found = error.problems
-    assert all(problem.place and problem.place.file.startswith("--set") for problem in found)
+        problems = error.problems
+    assert all(problem.place and problem.place.file.startswith("--set") for problem in problems)

@@ -75,8 +75,8 @@ def test_a_trap_is_refused_at_its_place(text: str, expected: str) -> None:
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
-    found = problems("a: on\nb: [1_000, 010]\nb: 1\nc: {d: .nan, <<: 1}\n")
-    assert [(problem.path, problem.place) for problem in found] == [
+    all_problems = problems("a: on\nb: [1_000, 010]\nb: 1\nc: {d: .nan, <<: 1}\n")
+    assert [(problem.path, problem.place) for problem in all_problems] == [
         ("a", AT(1, 4)),
         ("b[0]", AT(2, 5)),
         ("b[1]", AT(2, 12)),
@@ -91,9 +91,9 @@ def test_problems_before_a_syntax_error_are_kept() -> None:
 
 
 def test_problems_are_counted_out_at_the_limit() -> None:
-    found = problems("a: [" + "on, " * 1000 + "]")
-    assert len(found) == MAX_PROBLEMS + 1
-    assert "stopped after" in found[-1].message
+    all_problems = problems("a: [" + "on, " * 1000 + "]")
+    assert len(all_problems) == MAX_PROBLEMS + 1
+    assert "stopped after" in all_problems[-1].message
 
 
 def test_words_like_on_are_plain_names_where_a_key_stands() -> None:
@@ -171,8 +171,8 @@ def is_done_within_a_second(work: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb_is_refused_within_a_second_in_few_words(text: str) -> None:
     assert is_done_within_a_second(lambda: problems(text))
-    found = problems(text)
-    assert sum(len(str(problem)) for problem in found) < 10_000
+    all_problems = problems(text)
+    assert sum(len(str(problem)) for problem in all_problems) < 10_000
 
 
 HARMLESS_GIANTS = {
@@ -280,11 +280,11 @@ def test_any_text_is_read_or_refused_with_a_place(loader: type[yaml.SafeLoader],
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(yaml_tree, "_LOADER", loader)
         try:
-            found = list(places(compose(text, AT)).values())
+            all_places = list(places(compose(text, AT)).values())
         except SpecError as error:
-            found = [problem.place for problem in error.problems if problem.place]
-    assert found
-    assert all(place.line and 1 <= place.line <= len(text.splitlines()) + 1 for place in found)
+            all_places = [problem.place for problem in error.problems if problem.place]
+    assert all_places
+    assert all(place.line and 1 <= place.line <= len(text.splitlines()) + 1 for place in all_places)
 
 
 @given(
@@ -304,8 +304,8 @@ def test_places_point_at_the_line_and_column_of_each_key(keys: list[tuple[str, i
         lines.append(f"  - {{inner_{key}: 1}}")
         expected[f"{key}[0]"] = AT(len(lines), 5)
         expected[f"{key}[0].inner_{key}"] = AT(len(lines), 6)
-    found = {dotted(path): place for path, place in places(compose("\n".join(lines), AT)).items() if path}
-    assert found == expected
+    by_path = {dotted(path): place for path, place in places(compose("\n".join(lines), AT)).items() if path}
+    assert by_path == expected
 
 
 def test_columns_count_characters_not_bytes() -> None:

@@ -99,8 +99,8 @@ def check_tokens_in_blocks(row: Row) -> None:
 
 def check_requests_in_blocks(row: Row) -> None:
     blocks = next(int(other["value"]) for other in ROWS if other["id"] == "MEM-0007")
-    found = requests_in_blocks(cache_rows(row), engine(row["engine"]), blocks, 8192)
-    assert round(found, 2) == float(row["value"])
+    count = requests_in_blocks(cache_rows(row), engine(row["engine"]), blocks, 8192)
+    assert round(count, 2) == float(row["value"])
 
 
 def check_tokens_within(row: Row) -> None:
@@ -120,14 +120,14 @@ def check_cache(row: Row) -> None:
 
 
 def check_fits(row: Row) -> None:
-    found = planned(row, context=int(row["isl"] or 8192))
-    assert found.fits == (row["value"] == "1" if row["metric"] == "fits" else row["value"] != "1")
+    result = planned(row, context=int(row["isl"] or 8192))
+    assert result.fits == (row["value"] == "1" if row["metric"] == "fits" else row["value"] != "1")
 
 
 def check_context_at_least(row: Row) -> None:
-    found = planned(row, context=int(row["isl"]))
-    assert found.fits
-    assert (found.max_context or 0) >= int(row["value"])
+    result = planned(row, context=int(row["isl"]))
+    assert result.fits
+    assert (result.max_context or 0) >= int(row["value"])
 
 
 CHECKS: dict[str, Callable[[Row], None]] = {

@@ -56,8 +56,8 @@ class ShortConv(LayerModule):
         positions = layout.positions[..., :1] + torch.arange(-self.num_before, 0, device=layout.positions.device)
         positions = positions.expand(layout.num_rows, -1)[..., None]
         (kept,) = cache.read((self.conv.shape[0],), 0, cache.num_slots)
-        found = kept.gather(1, (positions % cache.num_slots).expand(-1, -1, kept.shape[2]))
-        return torch.where(positions >= 0, found, 0)
+        rows = kept.gather(1, (positions % cache.num_slots).expand(-1, -1, kept.shape[2]))
+        return torch.where(positions >= 0, rows, 0)
 
 
 def _remember(gated: Tensor, cache: LayerCache, layout: TokenLayout) -> None:

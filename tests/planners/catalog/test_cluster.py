@@ -45,8 +45,8 @@ COUNT_AND_NAME = st.tuples(
 )
 def test_every_usual_spelling_is_understood(text: str, name: str, hosts: int, each: int, total: int) -> None:
     cluster = parse_cluster(text)
-    found = (cluster.hardware.name, cluster.num_hosts, cluster.gpus_per_host, cluster.num_gpus)
-    assert found == (name, hosts, each, total)
+    parsed = (cluster.hardware.name, cluster.num_hosts, cluster.gpus_per_host, cluster.num_gpus)
+    assert parsed == (name, hosts, each, total)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +115,11 @@ def test_hosts_hold_all_gpus_and_none_is_idle(case: tuple[int, str]) -> None:
 @given(st.text(max_size=60) | st.text(alphabet="0123456789x×*+-. hH100ab/\\", max_size=30))
 @settings(max_examples=400, deadline=None)
 def test_any_text_is_a_cluster_or_a_user_error(text: str) -> None:
-    found = _parsed(text)
-    if isinstance(found, Cluster):
-        assert 1 <= found.num_gpus <= MAX_GPUS
+    parsed = _parsed(text)
+    if isinstance(parsed, Cluster):
+        assert 1 <= parsed.num_gpus <= MAX_GPUS
     else:
-        assert 0 < len(str(found)) < 2000
+        assert 0 < len(str(parsed)) < 2000
 
 
 def _parsed(text: str) -> Cluster | UserError:

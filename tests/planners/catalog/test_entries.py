@@ -47,12 +47,12 @@ def test_the_catalogue_has_what_the_plan_promises() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_file_loads_under_its_own_name_and_is_found_by_each_alias(path: Path) -> None:
     load = FOLDERS[_folder(path)]
-    found = load(path.stem)
-    assert isinstance(found, (Hardware, Quantization, Engine))
-    assert found.name == path.stem
-    for alias in found.aliases:
-        assert load(alias) is found
-        assert load(f" {alias.upper().replace('-', '_')} ") is found
+    entry = load(path.stem)
+    assert isinstance(entry, (Hardware, Quantization, Engine))
+    assert entry.name == path.stem
+    for alias in entry.aliases:
+        assert load(alias) is entry
+        assert load(f" {alias.upper().replace('-', '_')} ") is entry
         assert normal(alias) == alias, "an alias in another spelling can never be found"
     assert set(loader.SHELVES[_folder(path)].aliases.values()) <= set(catalog.shipped_names(_folder(path)))
 
@@ -120,8 +120,8 @@ def test_any_text_is_an_entry_or_a_user_error(text: str) -> None:
 
 def _loaded(load: Any, text: str) -> Entry | UserError:
     try:
-        found = load(text)
+        entry = load(text)
     except UserError as error:
         return error
-    assert isinstance(found, Entry)
-    return found
+    assert isinstance(entry, Entry)
+    return entry

@@ -60,8 +60,8 @@ def test_a_mistake_is_named_with_its_place(
     (here / "desk.yaml").write_text(GPU.replace(*change))
     with pytest.raises(UserError) as caught:
         hardware("desk.yaml")
-    found = [problem for problem in caught.value.problems if str(problem.place) == place]
-    assert any(message in problem.message and problem.hint == hint for problem in found), str(caught.value)
+    problems = [problem for problem in caught.value.problems if str(problem.place) == place]
+    assert any(message in problem.message and problem.hint == hint for problem in problems), str(caught.value)
 
 
 def test_all_mistakes_of_a_file_are_reported_at_once(here: Path) -> None:

@@ -67,12 +67,12 @@ def _group_of(law: ScaledLaw, row: int, column: int) -> tuple[int, int]:
 @given(scaled_laws, shapes, st.booleans())
 def test_the_formula_counts_what_packing_by_hand_counts(law: ScaledLaw, shape: tuple[int, ...], last: bool) -> None:
     axis = len(shape) - 1 if last else len(shape) - 2
-    found = stored_bytes(law, shape, axis)
-    if isinstance(found, Refusal):
+    num_bytes = stored_bytes(law, shape, axis)
+    if isinstance(num_bytes, Refusal):
         assert isinstance(law.group, int)
         assert shape[axis] % law.group
         return
-    assert found == _packed_by_hand(law, shape, axis)
+    assert num_bytes == _packed_by_hand(law, shape, axis)
 
 
 @given(scaled_laws, st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.integers(0, 5))
@@ -105,11 +105,13 @@ def test_a_quantized_matrix_is_never_larger_than_bf16(name: str, experts: int, o
 @given(st.integers(1, 64), st.integers(1, 2000))
 def test_a_group_that_does_not_divide_the_input_dim_is_refused_with_the_shape(out: int, into: int) -> None:
     law = quantization("w4a16").law_for(Target("q_proj.weight", "attention", "linear"))
-    found = stored_bytes(law, (out, into), 1)
+    num_bytes = stored_bytes(law, (out, into), 1)
     if into % 128:
-        assert found == Refusal(f"groups of 128 do not divide the {into} weights of the input dim (shape {out}x{into})")
+        assert num_bytes == Refusal(
+            f"groups of 128 do not divide the {into} weights of the input dim (shape {out}x{into})"
+        )
     else:
-        assert found == StoredSize(out * into // 2, out * into // 128 * 2)
+        assert num_bytes == StoredSize(out * into // 2, out * into // 128 * 2)
 
 
 def test_gguf_rows_that_are_no_whole_blocks_fall_back_twice() -> None:

@@ -18,8 +18,8 @@ def test_the_simplex_finds_the_bottom_of_a_bent_valley() -> None:
         x, y = point
         return (1 - x) ** 2 + 100 * (y - x * x) ** 2
 
-    found = minimise(rosenbrock, (-1.2, 1.0), rounds=2000)
-    assert found == pytest.approx((1, 1), abs=1e-3)
+    minimum = minimise(rosenbrock, (-1.2, 1.0), rounds=2000)
+    assert minimum == pytest.approx((1, 1), abs=1e-3)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=30), st.floats(0, 1))
@@ -58,8 +58,8 @@ def test_shipped_factors_are_at_a_minimum_of_the_fits_cost(engine: str) -> None:
     bench = Bench(engine, samples_of(published_rows(), engine))
 
     def cost(**changes: float) -> float:
-        found = shipped.model_copy(update=changes)
-        return sum(serving._cost_of(bench, sample, found) for sample in bench.samples) / len(bench.samples)
+        moved = shipped.model_copy(update=changes)
+        return sum(serving._cost_of(bench, sample, moved) for sample in bench.samples) / len(bench.samples)
 
     at = cost()
     for name in ("memory", "compute"):

@@ -23,9 +23,9 @@ GRID = Grid(axes=((1, 4, 16), (2, 8)), seconds=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0),
 
 @cache
 def times() -> EagerTimes:
-    found = made_up("fp32", "bf16").eager
-    assert found is not None
-    return found
+    profile = made_up("fp32", "bf16").eager
+    assert profile is not None
+    return profile
 
 
 @cache
@@ -39,9 +39,9 @@ def seconds(graph: LayerGraph, batch: int, tokens: int, cached: int = 0) -> floa
 
 @pytest.mark.parametrize("cold", [0.0, 1.0])
 def test_a_table_gives_back_what_was_measured(cold: float) -> None:
-    wanted = GRID.cold if cold else GRID.seconds
-    found = [seconds_at(GRID, sizes, cold) for sizes in product(*GRID.axes)]
-    assert found == pytest.approx(list(wanted), rel=1e-12)
+    expected = GRID.cold if cold else GRID.seconds
+    read_back = [seconds_at(GRID, sizes, cold) for sizes in product(*GRID.axes)]
+    assert read_back == pytest.approx(list(expected), rel=1e-12)
 
 
 def test_between_points_a_table_follows_powers_and_above_them_goes_on() -> None:
@@ -109,18 +109,18 @@ def test_products_of_a_large_layer_take_their_measured_time() -> None:
     model = EagerModel(graph, times(), "fp32")
     index = AXES["product"][0].index(512) * 9 + 1 * 3 + 2
     product_seconds = times().pieces["fp32"].product.cold[index]
-    found = model.layer_seconds(group, work, cold=1.0, code=1.0)
-    assert 3 * product_seconds < found < 1.1 * 3 * product_seconds
+    predicted = model.layer_seconds(group, work, cold=1.0, code=1.0)
+    assert 3 * product_seconds < predicted < 1.1 * 3 * product_seconds
 
 
 def test_a_plan_on_the_machine_tells_times_and_their_error(shelf_of_one: None) -> None:
-    found = plan(tiny("scout"), gpus="1xthis", quantization="fp32", kv_dtype="fp32", context=100, batch=3).latency
-    assert found is not None
-    assert found.by_module
+    actual = plan(tiny("scout"), gpus="1xthis", quantization="fp32", kv_dtype="fp32", context=100, batch=3).latency
+    assert actual is not None
+    assert actual.by_module
     expected = seconds(tiny("scout"), 1, 100), seconds(tiny("scout"), 3, 1, 99)
-    assert (found.ttft_seconds, found.time_per_output_token_seconds) == pytest.approx(expected)
-    assert {error.metric for error in found.errors} == {"ttft", "tpot"}
-    assert found.tokens_per_second_per_gpu == pytest.approx(3 / expected[1])
+    assert (actual.ttft_seconds, actual.time_per_output_token_seconds) == pytest.approx(expected)
+    assert {error.metric for error in actual.errors} == {"ttft", "tpot"}
+    assert actual.tokens_per_second_per_gpu == pytest.approx(3 / expected[1])
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_a_plan_on_the_machine_tells_times_and_their_error(shelf_of_one: None) -
 def test_what_was_not_calibrated_has_no_time_and_says_why(
     shelf_of_one: None, asked: dict[str, str], reason: str
 ) -> None:
-    found = plan(tiny("scout"), gpus="1xthis", **asked).latency
-    assert found is not None
-    assert found.ttft_seconds is None
-    assert reason in (found.reason or "")
+    result = plan(tiny("scout"), gpus="1xthis", **asked).latency
+    assert result is not None
+    assert result.ttft_seconds is None
+    assert reason in (result.reason or "")
 
 
 def test_without_a_profile_the_machine_is_unknown_and_the_mend_is_named(empty_shelf: None) -> None:

@@ -20,27 +20,29 @@ def test_there_is_one_file_for_every_engine_and_family_that_is_fitted() -> None:
 
 @pytest.mark.parametrize("name", [name for name in shipped_names("efficiency") if not name.startswith("train-")])
 def test_a_serving_file_has_physical_shares_sources_and_errors(name: str) -> None:
-    found = load("efficiency", ServingEfficiency, name)
-    assert all(0.1 < share <= 1 for share in (found.memory, found.cache, found.compute, found.attention, found.links))
-    assert 1e-6 < found.layer <= found.moe_layer < 1e-3
-    assert {error.metric for error in found.errors} == {"tpot", "ttft"}
-    assert "/" in found.source
+    factors = load("efficiency", ServingEfficiency, name)
+    assert all(
+        0.1 < share <= 1 for share in (factors.memory, factors.cache, factors.compute, factors.attention, factors.links)
+    )
+    assert 1e-6 < factors.layer <= factors.moe_layer < 1e-3
+    assert {error.metric for error in factors.errors} == {"tpot", "ttft"}
+    assert "/" in factors.source
 
 
 @pytest.mark.parametrize("name", [name for name in shipped_names("efficiency") if name.startswith("train-")])
 def test_a_training_file_has_physical_shares_sources_and_errors(name: str) -> None:
-    found = load("efficiency", TrainingEfficiency, name)
-    assert all(0.2 < share < 0.85 for share in found.matmul.values())
-    assert all(factor >= 1 for factor in found.trainers.values())
-    assert [error.metric for error in found.errors] == ["step_time"]
-    assert all(training_efficiency(device) == found for device in found.hardware)
+    factors = load("efficiency", TrainingEfficiency, name)
+    assert all(0.2 < share < 0.85 for share in factors.matmul.values())
+    assert all(factor >= 1 for factor in factors.trainers.values())
+    assert [error.metric for error in factors.errors] == ["step_time"]
+    assert all(training_efficiency(device) == factors for device in factors.hardware)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_training_file_knows_the_largest_run_that_it_was_fitted_on(family: str) -> None:
-    found = load("efficiency", TrainingEfficiency, f"train-{family}")
-    assert found.most_devices == most_devices(training_samples(published_rows()), family)
-    assert max(found.most_devices.values()) >= 512
+    factors = load("efficiency", TrainingEfficiency, f"train-{family}")
+    assert factors.most_devices == most_devices(training_samples(published_rows()), family)
+    assert max(factors.most_devices.values()) >= 512
 
 
 def test_policies_without_an_engine_go_with_vllms_factors_and_unmeasured_engines_with_none() -> None:

@@ -32,10 +32,10 @@ def measured(path: Path, counts: list[int], layers: int = 48) -> str:
 
 
 def decode_seconds(routing: str | None) -> float:
-    found = plan(scout(), gpus="8xH100", tp=8, context=2048, batch=8, routing=routing).latency
-    assert found is not None
-    assert found.time_per_output_token_seconds is not None
-    return found.time_per_output_token_seconds
+    latency = plan(scout(), gpus="8xH100", tp=8, context=2048, batch=8, routing=routing).latency
+    assert latency is not None
+    assert latency.time_per_output_token_seconds is not None
+    return latency.time_per_output_token_seconds
 
 
 def test_an_even_histogram_is_uniform_routing(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_layers_that_the_file_does_not_name_count_as_uniform(tmp_path: Path) -> 
 
 def test_a_plan_says_that_its_experts_are_chosen_as_measured(tmp_path: Path) -> None:
     path = measured(tmp_path / "m.json", [3] * NUM_EXPERTS)
-    found = plan(scout(), gpus="8xH100", routing=path).latency
-    assert found is not None
-    assert any("as measured in 48 layers" in note for note in found.notes)
+    result = plan(scout(), gpus="8xH100", routing=path).latency
+    assert result is not None
+    assert any("as measured in 48 layers" in note for note in result.notes)
 
 
 def test_without_a_file_routing_is_uniform() -> None:

@@ -13,9 +13,9 @@ SCOUT = l4spec.compile(l4spec.load("scout"))
 
 
 def latency(**options: Any) -> Latency:
-    found = planners.plan(SCOUT, **{"gpus": "8xH100", "tp": 8, **options}).latency
-    assert found is not None
-    return found
+    result = planners.plan(SCOUT, **{"gpus": "8xH100", "tp": 8, **options}).latency
+    assert result is not None
+    return result
 
 
 def test_without_gpus_there_is_no_time() -> None:
@@ -23,8 +23,8 @@ def test_without_gpus_there_is_no_time() -> None:
 
 
 def test_bounds_stand_below_estimates_and_kinds_sum_to_the_step() -> None:
-    found = latency(batch=8)
-    for step in (found.prefill, found.decode):
+    result = latency(batch=8)
+    for step in (result.prefill, result.decode):
         assert step is not None
         assert step.estimate_seconds is not None
         assert sum(kind.bound_seconds for kind in step.by_kind) == pytest.approx(step.bound_seconds)
@@ -35,39 +35,39 @@ def test_bounds_stand_below_estimates_and_kinds_sum_to_the_step() -> None:
 
 
 def test_throughput_is_the_batch_over_the_time_of_a_token() -> None:
-    found = latency(batch=32)
-    assert found.tokens_per_second_per_user is not None
-    assert found.tokens_per_second_per_gpu is not None
-    assert found.tokens_per_second_per_gpu * 8 == pytest.approx(32 * found.tokens_per_second_per_user)
+    result = latency(batch=32)
+    assert result.tokens_per_second_per_user is not None
+    assert result.tokens_per_second_per_gpu is not None
+    assert result.tokens_per_second_per_gpu * 8 == pytest.approx(32 * result.tokens_per_second_per_user)
 
 
 def test_estimates_carry_their_error_and_their_source() -> None:
-    found = latency()
-    assert {error.metric for error in found.errors} == {"tpot", "ttft"}
-    assert found.sources
-    assert found.factors == "vllm"
-    assert not found.extrapolated
+    result = latency()
+    assert {error.metric for error in result.errors} == {"tpot", "ttft"}
+    assert result.sources
+    assert result.factors == "vllm"
+    assert not result.extrapolated
 
 
 def test_other_hardware_is_called_an_extrapolation() -> None:
-    found = latency(gpus="8xB200")
-    assert found.extrapolated
-    assert any("extrapolation" in note for note in found.notes)
+    result = latency(gpus="8xB200")
+    assert result.extrapolated
+    assert any("extrapolation" in note for note in result.notes)
 
 
 def test_an_unmeasured_engine_gets_bounds_and_a_reason() -> None:
-    found = latency(engine="llama.cpp")
-    assert found.ttft_seconds is None
-    assert found.ttft_bound_seconds is not None
-    assert found.reason is not None
-    assert "llama.cpp" in found.reason
+    result = latency(engine="llama.cpp")
+    assert result.ttft_seconds is None
+    assert result.ttft_bound_seconds is not None
+    assert result.reason is not None
+    assert "llama.cpp" in result.reason
 
 
 def test_an_unknown_peak_gets_a_reason_and_no_number() -> None:
-    found = planners.plan(SCOUT, gpus="1xm3-ultra", quantization="w4a16").latency
-    assert found is not None
-    assert found.decode is None
-    assert found.reason is not None
+    result = planners.plan(SCOUT, gpus="1xm3-ultra", quantization="w4a16").latency
+    assert result is not None
+    assert result.decode is None
+    assert result.reason is not None
 
 
 def test_output_tokens_turn_a_batch_into_a_closed_loop() -> None:
@@ -79,28 +79,28 @@ def test_output_tokens_turn_a_batch_into_a_closed_loop() -> None:
 
 
 def test_tokens_cost_what_the_gpus_cost_meanwhile() -> None:
-    found = latency(batch=32, usd_per_gpu_hour=2.0)
-    assert found.usd_per_million_output_tokens is not None
-    assert found.tokens_per_second_per_gpu is not None
-    assert found.usd_per_million_output_tokens == pytest.approx(2e6 / (3600 * found.tokens_per_second_per_gpu))
+    result = latency(batch=32, usd_per_gpu_hour=2.0)
+    assert result.usd_per_million_output_tokens is not None
+    assert result.tokens_per_second_per_gpu is not None
+    assert result.usd_per_million_output_tokens == pytest.approx(2e6 / (3600 * result.tokens_per_second_per_gpu))
 
 
 def test_a_training_run_has_hours_and_a_price() -> None:
-    found = latency(gpus="512xH100", tp=None, mode="train", batch=1024, train_tokens=40 * 10**12, usd_per_gpu_hour=2.0)
-    assert found.gpu_hours is not None
-    assert found.usd == pytest.approx(2 * found.gpu_hours)
-    assert found.step_time_seconds is not None
-    assert found.step_time_bound_seconds is not None
-    assert found.step_time_bound_seconds < found.step_time_seconds
-    hours = 40e12 / (1024 * 8192) * found.step_time_seconds * 512 / 3600
-    assert found.gpu_hours == pytest.approx(hours)
+    result = latency(gpus="512xH100", tp=None, mode="train", batch=1024, train_tokens=40 * 10**12, usd_per_gpu_hour=2.0)
+    assert result.gpu_hours is not None
+    assert result.usd == pytest.approx(2 * result.gpu_hours)
+    assert result.step_time_seconds is not None
+    assert result.step_time_bound_seconds is not None
+    assert result.step_time_bound_seconds < result.step_time_seconds
+    hours = 40e12 / (1024 * 8192) * result.step_time_seconds * 512 / 3600
+    assert result.gpu_hours == pytest.approx(hours)
 
 
 def test_scouts_pre_training_costs_what_its_model_card_says_within_a_third() -> None:
     """5.0M H100-hours for about 40T tokens (meta-llama/llama-models MODEL_CARD); layout and sparsity are unknown."""
-    found = latency(gpus="512xH100", tp=None, mode="train", batch=1024, train_tokens=40 * 10**12)
-    assert found.gpu_hours is not None
-    assert 5.0e6 * 2 / 3 < found.gpu_hours < 5.0e6 * 4 / 3
+    result = latency(gpus="512xH100", tp=None, mode="train", batch=1024, train_tokens=40 * 10**12)
+    assert result.gpu_hours is not None
+    assert 5.0e6 * 2 / 3 < result.gpu_hours < 5.0e6 * 4 / 3
 
 
 def test_full_recomputation_makes_training_slower() -> None:

@@ -36,8 +36,10 @@ def test_a_decode_step_reads_the_covered_experts_and_not_all(model: Build) -> No
     parts = weigh(scout.graph, scout.scheme).by_part
 
     def experts_read(batch: int) -> float:
-        held = sum(u.held for k, u in zip(scout.kinds, scout.uses(Step(decode=batch)), strict=True) if k.num_experts)
-        return held * H100_BYTES_PER_SECOND - parts["shared_expert"] - parts["router"]
+        weight_bytes = sum(
+            u.held for k, u in zip(scout.kinds, scout.uses(Step(decode=batch)), strict=True) if k.num_experts
+        )
+        return weight_bytes * H100_BYTES_PER_SECOND - parts["shared_expert"] - parts["router"]
 
     assert experts_read(1) == pytest.approx(parts["routed_experts"] / 16, rel=0.002)
     assert experts_read(16) == pytest.approx(parts["routed_experts"] * (1 - (15 / 16) ** 16), rel=0.003)
@@ -87,9 +89,9 @@ def test_tensor_parallelism_across_hosts_is_bound_by_links(model: Build) -> None
 def test_weight_bytes_follow_the_quantization_and_compute_its_format(model: Build) -> None:
     step = Step(decode=1, context=10)
     bf16, fp8, int4 = (model("llama-3.1-70b", scheme=name) for name in ("bf16", "fp8", "w4a16"))
-    held = [sum(use.held for use in m.uses(step)) for m in (bf16, fp8, int4)]
+    weight_bytes = [sum(use.held for use in m.uses(step)) for m in (bf16, fp8, int4)]
     matmul = [sum(use.matmul for use in m.uses(step)) for m in (bf16, fp8, int4)]
-    assert held[0] > held[1] > held[2]
+    assert weight_bytes[0] > weight_bytes[1] > weight_bytes[2]
     assert matmul[1] < matmul[0]
     assert matmul[2] == pytest.approx(matmul[0])  # weight-only schemes compute in bf16
 

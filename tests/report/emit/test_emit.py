@@ -48,12 +48,12 @@ def commands(text: str) -> list[list[str]]:
 
 def flags(argv: list[str]) -> dict[str, str]:
     """Long flags with their values; a switch is `yes`."""
-    found = {}
+    by_flag = {}
     for at, argument in enumerate(argv):
         if argument.startswith("--"):
             after = argv[at + 1] if at + 1 < len(argv) else "--"
-            found[argument] = "yes" if after.startswith("--") else after
-    return found
+            by_flag[argument] = "yes" if after.startswith("--") else after
+    return by_flag
 
 
 @pytest.mark.parametrize("engine", TABLES)
@@ -80,7 +80,7 @@ def test_vllm_gets_the_numbers_of_the_plan() -> None:
     (argv,) = commands(emit("vllm", asked))
     assert argv[:4] == [*(f"{name}={value}" for name, value in vllm.cache_env(asked)), "vllm", "serve", argv[3]]
     assert argv[3] == "meta-llama/Llama-4-Scout-17B-16E"
-    told = flags(argv)
+    flags_of_server = flags(argv)
     expected = {
         "--tensor-parallel-size": "8",
         "--max-model-len": "32768",
@@ -88,9 +88,9 @@ def test_vllm_gets_the_numbers_of_the_plan() -> None:
         "--kv-cache-dtype": "fp8",
         "--gpu-memory-utilization": "0.9",
     }
-    assert expected.items() <= told.items()
-    assert json.loads(told["--limit-mm-per-prompt"]) == {"image": 2}
-    assert not {"--pipeline-parallel-size", "--data-parallel-size", "--enable-expert-parallel"} & told.keys()
+    assert expected.items() <= flags_of_server.items()
+    assert json.loads(flags_of_server["--limit-mm-per-prompt"]) == {"image": 2}
+    assert not {"--pipeline-parallel-size", "--data-parallel-size", "--enable-expert-parallel"} & flags_of_server.keys()
 
 
 @pytest.mark.parametrize(
@@ -115,18 +115,20 @@ def test_degrees_of_all_servers_multiply_to_the_gpus(
     engine: str, degrees: tuple[str, ...], gpus: str, layout: dict[str, int]
 ) -> None:
     asked = wanted("scout", gpus, OWN[engine], quantization="fp8", context=4096, **layout)
-    found = [(argv, flags(argv)) for argv in commands(emit(engine, asked))]
-    first = [told for _, told in found if told.get("--node-rank", "0") == "0"]
+    server_commands = [(argv, flags(argv)) for argv in commands(emit(engine, asked))]
+    first = [server_flags for _, server_flags in server_commands if server_flags.get("--node-rank", "0") == "0"]
     total = 0
-    for told in first:
+    for server_flags in first:
         size = 1
         for degree in degrees:
-            size *= int(told.get(degree, 1))
+            size *= int(server_flags.get(degree, 1))
         total += size
     assert total == asked.cluster.num_gpus
     if engine != "tensorrt-llm":  # mpirun starts the others
-        ranks = sorted(int(told["--node-rank"]) for _, told in found if "--node-rank" in told)
-        spans = {int(told["--nnodes"]) for _, told in found if "--nnodes" in told}
+        ranks = sorted(
+            int(server_flags["--node-rank"]) for _, server_flags in server_commands if "--node-rank" in server_flags
+        )
+        spans = {int(server_flags["--nnodes"]) for _, server_flags in server_commands if "--nnodes" in server_flags}
         assert len(spans) <= 1
         assert ranks == sorted([*range(max(spans, default=0))] * len(first)) or not ranks
 
@@ -149,10 +151,10 @@ def test_vllm_maps_expert_parallelism_to_data_parallel_attention() -> None:
 
 def test_sglang_s_mesh_is_the_plan_s() -> None:
     (argv,) = commands(emit("sglang", wanted("scout", "8xH100", "sglang-hybrid", tp=4, ep=2, pp=1, dp=1, batch=8)))
-    told = flags(argv)
-    assert (told["--tp-size"], told["--attn-dp-size"], told["--ep-size"]) == ("8", "2", "2")
-    assert told["--max-running-requests"] == "8"
-    assert told["--chunked-prefill-size"] == str(2 * 8192), "SGLang divides it among attention groups"
+    server_flags = flags(argv)
+    assert (server_flags["--tp-size"], server_flags["--attn-dp-size"], server_flags["--ep-size"]) == ("8", "2", "2")
+    assert server_flags["--max-running-requests"] == "8"
+    assert server_flags["--chunked-prefill-size"] == str(2 * 8192), "SGLang divides it among attention groups"
 
 
 @pytest.mark.parametrize(
@@ -170,9 +172,9 @@ def test_sglang_s_mesh_is_the_plan_s() -> None:
 )
 def test_what_an_engine_cannot_express_is_refused_with_the_reason(engine: str, why: str, asked: dict[str, Any]) -> None:
     model = graph("scout")
-    found = LaunchRequest(plan(model, **{"gpus": "8xH100", "context": 1024, **asked}), model)
+    launch_request = LaunchRequest(plan(model, **{"gpus": "8xH100", "context": 1024, **asked}), model)
     with pytest.raises(UserError, match=re.escape(why)):
-        emit(engine, found)
+        emit(engine, launch_request)
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "k8s"])
@@ -184,10 +186,10 @@ def test_a_plan_of_training_is_not_served(engine: str) -> None:
 
 def test_the_checkpoint_is_never_taken_silently() -> None:
     model = graph("behemoth")
-    found = plan(model, gpus="4x8xB200", quantization="fp8", engine="vllm-hybrid")
-    unnamed = emit("vllm", LaunchRequest(found, model))
+    planned = plan(model, gpus="4x8xB200", quantization="fp8", engine="vllm-hybrid")
+    unnamed = emit("vllm", LaunchRequest(planned, model))
     assert "Llama-4-Behemoth-288B-16E stands in its place, give --model" in unnamed
-    named = emit("vllm", LaunchRequest(found, model, model="me/mine"))
+    named = emit("vllm", LaunchRequest(planned, model, model="me/mine"))
     assert "stands in its place" not in named
     assert all("me/mine" in argv for argv in commands(named))
     changed = wanted("scout", "8xH100")
@@ -229,9 +231,9 @@ def test_kubernetes_runs_a_server_over_hosts_as_a_group() -> None:
 
 
 def config_of(text: str) -> dict[str, Any]:
-    found = re.search(r"<<'EOF'\n(.*?)\nEOF", text, re.DOTALL)
-    assert found is not None
-    return tomllib.loads(found[1])
+    match = re.search(r"<<'EOF'\n(.*?)\nEOF", text, re.DOTALL)
+    assert match is not None
+    return tomllib.loads(match[1])
 
 
 def test_torchtitan_s_mesh_is_the_plan_s() -> None:

@@ -35,11 +35,11 @@ def calibration() -> Calibration:
 
 
 def test_whatever_the_time_everything_is_measured_once() -> None:
-    found = calibration()
-    assert found.turns >= 1
-    measured = set(found.tables["fp32"]) - {"residency", "experts"}
+    calibrated = calibration()
+    assert calibrated.turns >= 1
+    measured = set(calibrated.tables["fp32"]) - {"residency", "experts"}
     assert measured | {"expert", "layer", "forward"} == set(Pieces.model_fields)
-    for table in found.tables["fp32"].values():
+    for table in calibrated.tables["fp32"].values():
         assert min(table["seconds"]) > 0
 
 
@@ -54,13 +54,13 @@ def test_a_profile_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_profile_names_its_machine_and_conditions() -> None:
-    found = profile(calibration())
-    assert found.eager is not None
-    assert found.eager.threads == 1
-    assert set(found.eager.pieces) == {"fp32"}
-    assert {"gqa", "mla", "swiglu", "mlp", "moe", "rmsnorm", "add", "rotation"} <= set(found.eager.pieces["fp32"].layer)
-    assert found.eager.torch in found.memory.bandwidth.source
-    assert "1xthis" in to_text(calibration_page(found, "1xthis"))
+    made = profile(calibration())
+    assert made.eager is not None
+    assert made.eager.threads == 1
+    assert set(made.eager.pieces) == {"fp32"}
+    assert {"gqa", "mla", "swiglu", "mlp", "moe", "rmsnorm", "add", "rotation"} <= set(made.eager.pieces["fp32"].layer)
+    assert made.eager.torch in made.memory.bandwidth.source
+    assert "1xthis" in to_text(calibration_page(made, "1xthis"))
 
 
 def test_a_plan_on_this_machine_has_times_of_every_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,11 +69,11 @@ def test_a_plan_on_this_machine_has_times_of_every_layer(tmp_path: Path, monkeyp
     place.mkdir(parents=True)
     (place / "this.yaml").write_text(profile_text(profile(calibration())), encoding="utf-8")
     graph = l4spec.compile(l4spec.load("tiny/maverick"))
-    found = plan(graph, gpus="1xthis", quantization="fp32", kv_dtype="fp32", context=64).latency
-    assert found is not None
-    assert found.prefill is not None
-    assert found.decode is not None
-    assert all(row.estimate_seconds for step in (found.prefill, found.decode) for row in step.by_kind)
+    result = plan(graph, gpus="1xthis", quantization="fp32", kv_dtype="fp32", context=64).latency
+    assert result is not None
+    assert result.prefill is not None
+    assert result.decode is not None
+    assert all(row.estimate_seconds for step in (result.prefill, result.decode) for row in step.by_kind)
 
 
 def test_the_number_of_threads_is_put_back() -> None:

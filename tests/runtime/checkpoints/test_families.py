@@ -29,18 +29,18 @@ def open_reference(folder: Path) -> Any:
 
     name = transformers.AutoConfig.from_pretrained(folder).architectures[0]
     options = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model, told = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, **options)
-    assert not any(told.values()), told
+    model, loading_info = getattr(transformers, name).from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(loading_info.values()), loading_info
     return model.eval()
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of all safetensors files of a folder."""
-    found = {}
+    tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            found.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
-    return found
+            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
+    return tensors
 
 
 def logits_of(model: Any) -> torch.Tensor:
@@ -118,10 +118,12 @@ def test_the_config_says_the_number_format_that_was_saved(tmp_path: Path) -> Non
 
 
 def test_saving_tells_how_far_it_is_and_ends_with_everything(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    saved = l4spec.save_checkpoint(small_model("llama"), tmp_path / "s", report=lambda *pair: told.append(pair))
-    assert told == sorted(told)
-    assert told[-1] == (saved.num_bytes, saved.num_bytes)
+    progress_calls: list[tuple[int, int]] = []
+    saved = l4spec.save_checkpoint(
+        small_model("llama"), tmp_path / "s", report=lambda *pair: progress_calls.append(pair)
+    )
+    assert progress_calls == sorted(progress_calls)
+    assert progress_calls[-1] == (saved.num_bytes, saved.num_bytes)
     loaded: list[tuple[int, int]] = []
     l4spec.load_checkpoint(blank_model("llama"), tmp_path / "s", report=lambda *pair: loaded.append(pair))
     assert loaded == sorted(loaded)

@@ -39,48 +39,48 @@ def layer_state(ours: State, layer: int, ranks: int, published: bool) -> dict[st
     """One layer of the language model, for each name its tensor on every rank."""
     get = {name.removeprefix(f"text.layers.{layer}."): t for name, t in ours.items() if f"text.layers.{layer}." in name}
     q, k, v = (rows(get[f"attention.{name}_proj.weight"], ranks) for name in "qkv")
-    found = {"attention.wo.weight": columns(get["attention.o_proj.weight"], ranks)}
+    state = {"attention.wo.weight": columns(get["attention.o_proj.weight"], ranks)}
     norm, is_moe = [get["attention_norm.weight"]] * ranks, "ffn.router.weight" in get
     if published:
-        found["attention.wqkv.weight"] = [torch.cat(part) for part in zip(q, k, v, strict=True)]
-        found["attention.wqkv.layer_norm_weight"] = norm
+        state["attention.wqkv.weight"] = [torch.cat(part) for part in zip(q, k, v, strict=True)]
+        state["attention.wqkv.layer_norm_weight"] = norm
     else:
-        found |= {"attention.wq.weight": q, "attention.wk.weight": k, "attention.wv.weight": v}
-        found["attention_norm.weight"] = norm
+        state |= {"attention.wq.weight": q, "attention.wk.weight": k, "attention.wv.weight": v}
+        state["attention_norm.weight"] = norm
     prefix = "ffn.shared_expert." if is_moe else "ffn."
     gate, up = (rows(get[f"{prefix}{name}_proj.weight"], ranks) for name in ("gate", "up"))
     down = columns(get[f"{prefix}down_proj.weight"], ranks)
     ffn_norm = "feed_forward.norm.weight" if is_moe else "feed_forward.mlp.layer_norm_weight"
-    found[ffn_norm if published else "ffn_norm.weight"] = [get["ffn_norm.weight"]] * ranks
+    state[ffn_norm if published else "ffn_norm.weight"] = [get["ffn_norm.weight"]] * ranks
     if is_moe:
-        found |= moe_state(get, ranks, published)
+        state |= moe_state(get, ranks, published)
         plain = ("shared_expert.w1", "shared_expert.w3", "shared_expert.w2")
         names = ("w_in_shared_FD", "w_swiglu_FD", "w_out_shared_DF") if published else plain
         for name, parts in zip(names, (gate, up, down), strict=True):
-            found[f"feed_forward.{name}.weight"] = parts
+            state[f"feed_forward.{name}.weight"] = parts
     elif published:
-        found["feed_forward.mlp.fc1_weight"] = [torch.cat(part) for part in zip(gate, up, strict=True)]
-        found["feed_forward.mlp.fc2_weight"] = down
+        state["feed_forward.mlp.fc1_weight"] = [torch.cat(part) for part in zip(gate, up, strict=True)]
+        state["feed_forward.mlp.fc2_weight"] = down
     else:
-        found |= {f"feed_forward.{name}.weight": part for name, part in (("w1", gate), ("w3", up), ("w2", down))}
-    return found
+        state |= {f"feed_forward.{name}.weight": part for name, part in (("w1", gate), ("w3", up), ("w2", down))}
+    return state
 
 
 def moe_state(get: State, ranks: int, published: bool) -> dict[str, list[torch.Tensor]]:
     """Experts [expert, in, out] cut along their width, two leading dims folded where published; the router [in, e]."""
-    found = {"feed_forward.router_DE": [get["ffn.router.weight"].T] * ranks}
+    state = {"feed_forward.router_DE": [get["ffn.router.weight"].T] * ranks}
     names = {"gate_proj": ("moe_w_in_eD_F", "w1", 2), "up_proj": ("moe_w_swiglu_eD_F", "w3", 2)}
     names["down_proj"] = ("moe_w_out_eF_D", "w2", 1)
     for kind, (folded, plain, dim) in names.items():
         parts = get[f"ffn.experts.{kind}"].transpose(1, 2).chunk(ranks, dim=dim)
         name = f"feed_forward.experts.{folded if published else plain}"
-        found[name] = [part.flatten(0, 1) if published else part for part in parts]
-    return found
+        state[name] = [part.flatten(0, 1) if published else part for part in parts]
+    return state
 
 
 def vision_state(ours: State, ranks: int) -> dict[str, list[torch.Tensor]]:
     """The vision encoder, adapter and projection."""
-    found = {
+    state = {
         f"{VISION}conv1._linear.weight": rows(ours["vision.patch_embedding.proj.weight"], ranks),
         f"{VISION}class_embedding": [ours["vision.patch_embedding.class_token"]] * ranks,
         f"{VISION}positional_embedding_vlm": [ours["vision.position.weight"]] * ranks,
@@ -90,7 +90,7 @@ def vision_state(ours: State, ranks: int) -> dict[str, list[torch.Tensor]]:
     }
     for name, tensor in ours.items():
         if match := re.match(r"vision\.(pre|post)_norm\.(weight|bias)", name):
-            found[f"{VISION}ln_{match[1]}.{match[2]}"] = [tensor] * ranks
+            state[f"{VISION}ln_{match[1]}.{match[2]}"] = [tensor] * ranks
         if match := re.match(r"vision\.layers\.(\d+)\.(.*)\.(weight|bias)", name):
             layer, inner, kind = match.groups()
             theirs = {"ffn.up_proj": "mlp.c_fc", "ffn.down_proj": "mlp.c_proj", "attention.o_proj": "attn.wo"}
@@ -99,25 +99,25 @@ def vision_state(ours: State, ranks: int) -> dict[str, list[torch.Tensor]]:
             is_row = inner in ("ffn.down_proj", "attention.o_proj")
             whole = "norm" in inner or (is_row and kind == "bias")
             parts = [tensor] * ranks if whole else (columns if is_row else rows)(tensor, ranks)
-            found[f"{VISION}transformer.resblocks.{layer}.{theirs[inner]}.{kind}"] = parts
-    return found
+            state[f"{VISION}transformer.resblocks.{layer}.{theirs[inner]}.{kind}"] = parts
+    return state
 
 
 def write_meta(model: Model, folder: Path, ranks: int, *, published: bool = True) -> list[dict[str, Any]]:
     """Write `consolidated.NN.pth` and return what each holds."""
     ours = tensors_of(model)
-    found = {
+    tensors = {
         "tok_embeddings.weight": rows(ours["text.embedding.weight"], ranks),
         "norm.weight": [ours["text.norm.weight"]] * ranks,
         "output.weight": rows(ours["text.head.weight"], ranks),
     }
     for layer in range(model.graph.num_layers):
         state = layer_state(ours, layer, ranks, published)
-        found |= {f"layers.{layer}.{name}": parts for name, parts in state.items()}
+        tensors |= {f"layers.{layer}.{name}": parts for name, parts in state.items()}
     if "vision.position.weight" in ours:
-        found |= vision_state(ours, ranks)
+        tensors |= vision_state(ours, ranks)
     shards: list[dict[str, Any]] = [
-        {name: parts[rank].contiguous() for name, parts in found.items()} for rank in range(ranks)
+        {name: parts[rank].contiguous() for name, parts in tensors.items()} for rank in range(ranks)
     ]
     for rank, shard in enumerate(shards):
         shard["layers.0.attention.wqkv._extra_state"] = io.BytesIO(b"state")

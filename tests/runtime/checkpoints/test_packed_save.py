@@ -85,8 +85,8 @@ def linear_layers(graph: LayerGraph, model: Model, config: dict[str, Any]) -> di
     """What a checkpoint stores as the matrix of a linear layer, by the layer's name."""
     layout = hub_layout(graph, config["model_type"])
     assert layout is not None
-    found = [s for s in stored_tensors(layout, set(packed_weights(model))) if len(s.shape) == 2]
-    return {s.name.removesuffix(".weight"): s for s in found if s.name.endswith(".weight") and "embed" not in s.name}
+    layers = [s for s in stored_tensors(layout, set(packed_weights(model))) if len(s.shape) == 2]
+    return {s.name.removesuffix(".weight"): s for s in layers if s.name.endswith(".weight") and "embed" not in s.name}
 
 
 @pytest.mark.parametrize("scheme", FORMATS)
@@ -103,8 +103,8 @@ def test_compressed_tensors_reads_the_same_weights_of_the_same_layers(name: str,
     for layer in matched:
         weight, index = packed[layers[layer].pieces[0].tensor], matrix_index(layers[layer])
         own = {part: tensors[f"{layer}.{part}"] for part in PARTS if f"{layer}.{part}" in tensors}
-        found = compressor.decompress(own, root.get_submodule(layer).quantization_scheme)["weight"]
-        assert torch.equal(found, weight.dense(index[0] if index else None, found.dtype))
+        decompressed = compressor.decompress(own, root.get_submodule(layer).quantization_scheme)["weight"]
+        assert torch.equal(decompressed, weight.dense(index[0] if index else None, decompressed.dtype))
     assert len(matched) > 10
 
 
@@ -139,9 +139,9 @@ def test_transformers_runs_a_checkpoint_as_our_module_does(scheme: str, tmp_path
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
     ids = torch.arange(1, 17)[None]
     with torch.no_grad():
-        expected, found = theirs(ids).logits.float(), model(ids)
+        expected, actual = theirs(ids).logits.float(), model(ids)
     # bf16 in both; in fp8 theirs also rounds activations, to 3 mantissa bits: 2^-4 of each
-    assert (found - expected).norm() / expected.norm() < (0.02 if scheme != "fp8" else 0.1)
+    assert (actual - expected).norm() / expected.norm() < (0.02 if scheme != "fp8" else 0.1)
 
 
 @pytest.mark.parametrize("scheme", FORMATS)

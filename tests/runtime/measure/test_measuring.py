@@ -89,19 +89,19 @@ def test_expert_load_counts_every_choice(scout: LayerGraph) -> None:
 
 
 def test_every_stage_is_told_and_done(scout: LayerGraph) -> None:
-    told: list[str] = []
-    found = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), tell=told.append)
-    assert tuple(told) == tuple(found.done) == STAGES
-    assert found.decode_seconds is not None
-    assert found.decode_seconds > 0
-    assert found.cache_bytes[22] > 0
+    stages: list[str] = []
+    measurement = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), tell=stages.append)
+    assert tuple(stages) == tuple(measurement.done) == STAGES
+    assert measurement.decode_seconds is not None
+    assert measurement.decode_seconds > 0
+    assert measurement.cache_bytes[22] > 0
 
 
 def test_a_time_limit_leaves_what_was_measured_before_it(scout: LayerGraph) -> None:
-    found = measure_run(build(scout, dtype="fp32"), RunShape(20, 2), time_limit=0)
-    assert found.done == ["weights"]
-    assert found.weight_bytes
-    assert found.prefill_seconds is None
+    measurement = measure_run(build(scout, dtype="fp32"), RunShape(20, 2), time_limit=0)
+    assert measurement.done == ["weights"]
+    assert measurement.weight_bytes
+    assert measurement.prefill_seconds is None
 
 
 def test_measuring_leaves_no_hook_and_no_gradient_behind(scout: LayerGraph) -> None:

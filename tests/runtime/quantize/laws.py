@@ -48,11 +48,11 @@ runnable_laws = st.builds(
 def noise(*shape: int, seed: int = 0, spread_of_rows: float = 1.0) -> Tensor:
     """Normal numbers, rows of very different size, one row of zeros and one large number."""
     generator = torch.Generator().manual_seed(seed)
-    found = torch.randn(shape, generator=generator)
-    found = found * torch.exp(spread_of_rows * torch.randn((*shape[:-1], 1), generator=generator))
-    found[..., 0, :] = 0
-    found[..., -1, -1] *= 30
-    return found
+    values = torch.randn(shape, generator=generator)
+    values = values * torch.exp(spread_of_rows * torch.randn((*shape[:-1], 1), generator=generator))
+    values[..., 0, :] = 0
+    values[..., -1, -1] *= 30
+    return values
 
 
 def largest_errors(law: ScaledLaw, coded: Coded, weight: Tensor) -> Tensor:

@@ -46,22 +46,22 @@ def test_any_law_rounds_to_within_half_a_step_and_packs_without_loss(
 def test_a_packed_weight_holds_as_many_bytes_as_the_planner_counts(
     law: ScaledLaw, shape: tuple[int, int, int], stacked: bool
 ) -> None:
-    wanted = shape if stacked else shape[1:]
-    held = PackedWeight(law, wanted, torch.bfloat16, CPU)
-    held.fill(noise(*wanted))
-    planned = stored_bytes(law, wanted)
+    packed_shape = shape if stacked else shape[1:]
+    packed = PackedWeight(law, packed_shape, torch.bfloat16, CPU)
+    packed.fill(noise(*packed_shape))
+    planned = stored_bytes(law, packed_shape)
     assert isinstance(planned, StoredSize)
-    assert sum(buffer.nbytes for buffer in held.buffers()) == planned.total_bytes
-    assert held.weight_packed.nbytes == planned.payload_bytes
+    assert sum(buffer.nbytes for buffer in packed.buffers()) == planned.total_bytes
+    assert packed.weight_packed.nbytes == planned.payload_bytes
 
 
 @pytest.mark.parametrize("dtype", SCALE_DTYPES)
 def test_a_scale_is_the_least_of_its_format_that_is_not_too_small(dtype: str) -> None:
-    wanted = torch.linspace(-10, 8.8, 500).exp2()
-    found = rounded_up(wanted, dtype).float()
-    assert (found >= wanted).all()
+    exact = torch.linspace(-10, 8.8, 500).exp2()
+    rounded = rounded_up(exact, dtype).float()
+    assert (rounded >= exact).all()
     below = {"fp32": 0.0, "bf16": 2**-7, "fp16": 2**-10, "fp8": 2**-3, "e8m0": 1.0}[dtype]
-    assert (found <= wanted * (1 + below) + (2**-9 if dtype == "fp8" else 2**-24)).all()
+    assert (rounded <= exact * (1 + below) + (2**-9 if dtype == "fp8" else 2**-24)).all()
 
 
 def test_a_group_of_zeros_is_stored_as_zeros() -> None:

@@ -49,8 +49,8 @@ def bytes_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def relative(found: Tensor, reference: Tensor) -> float:
-    return float((found - reference).detach().norm() / reference.detach().norm())
+def relative(actual: Tensor, reference: Tensor) -> float:
+    return float((actual - reference).detach().norm() / reference.detach().norm())
 
 
 @pytest.mark.parametrize("scheme", RUNNABLE)

@@ -43,7 +43,7 @@ def rope_scalings(draw: Draw) -> Data:
     if kind != "linear":
         scaling["original_max_seq_len"] = draw(st.integers(1, 8192))
     if kind == "yarn" and draw(st.booleans()):
-        scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16.0}
+        scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16.0, "truncate": draw(st.booleans())}
     return scaling
 
 
@@ -84,12 +84,28 @@ def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool 
     options = {
         "qkv_bias": st.booleans(),
         "output_bias": st.booleans(),
-        "qk_norm": st.sampled_from([None, {"kind": "l2"}, {"kind": "rmsnorm", "eps": 1e-6}]),
+        "qk_norm": st.none() | qk_norms(),
         "temperature": st.sampled_from([None, {"floor_scale": 8192, "attn_scale": 0.1}]),
         "logit_softcap": st.none() | POSITIVE,
         "scale": st.none() | POSITIVE,
+        "sinks": st.booleans(),
+        "output_gate": st.sampled_from([None, "elementwise", "headwise"]),
     }
     return part | draw(some_of(options))
+
+
+@st.composite
+def qk_norms(draw: Draw) -> Data:
+    if draw(st.booleans()):
+        return {"kind": "l2"}
+    options = {"over": st.sampled_from(["head", "width"]), "unit_offset": st.booleans()}
+    return {"kind": "rmsnorm", "eps": 1e-6} | draw(some_of(options))
+
+
+@st.composite
+def gate_clamps(draw: Draw) -> Data:
+    options = {"alpha": st.sampled_from([1.0, 1.702]), "up_offset": st.sampled_from([0.0, 1.0])}
+    return {"limit": draw(st.sampled_from([0.5, 7.0]))} | draw(some_of(options))
 
 
 @st.composite
@@ -121,6 +137,8 @@ def dense_ffns(draw: Draw, step: int = 1) -> Data:
     options: dict[str, st.SearchStrategy[Any]] = {"bias": st.booleans()}
     if kind == "geglu":
         options["approximate"] = st.sampled_from(["tanh", "none"])
+    if kind == "swiglu":
+        options["clamp"] = st.none() | gate_clamps()
     if kind == "mlp":
         options["activation"] = st.sampled_from(["gelu", "gelu_tanh", "relu"])
     return {"kind": kind, "intermediate_size": draw(sizes(step=step))} | draw(some_of(options))
@@ -142,6 +160,7 @@ def moes(draw: Draw, step: int = 1) -> Data:
                 "scaling_factor": POSITIVE,
                 "group_score": st.sampled_from(["top2_sum", "max"]),
                 "correction_bias": st.booleans(),
+                "bias": st.booleans(),
             }
         )
     )
@@ -153,8 +172,9 @@ def moes(draw: Draw, step: int = 1) -> Data:
         "router": router,
     }
     balance = st.sampled_from([{"auxiliary_loss": 0.01}, {"z_loss": 0.001}, {"auxiliary_loss": 0.01, "z_loss": 0.001}])
-    options = {"capacity_factor": POSITIVE, "activation": st.sampled_from(["silu", "gelu_tanh"]), "balance": balance}
-    part |= draw(some_of(options))
+    part |= draw(some_of({"capacity_factor": POSITIVE, "balance": balance, "expert_bias": st.booleans()}))
+    gate = {"activation": st.sampled_from(["silu", "gelu_tanh"])} if draw(st.booleans()) else {"clamp": gate_clamps()}
+    part |= draw(some_of(gate))
     if draw(st.booleans()):
         part["num_shared_experts"] = draw(st.integers(1, 3))
         part |= draw(some_of({"shared_intermediate_size": sizes(step=step), "shared_gate": st.booleans()}))
@@ -177,7 +197,7 @@ def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
         block["attention"] = draw(st.sampled_from(attention))
     if ffn and both != "attention":
         block["ffn"] = draw(st.sampled_from(ffn))
-    forms = ["pre_norm", "post_norm", "sandwich", *(["parallel"] if len(block) == 2 else [])]
+    forms = ["pre_norm", "post_norm", "sandwich", "output_norm", *(["parallel"] if len(block) == 2 else [])]
     return block | draw(some_of({"form": st.sampled_from(forms), "repeat": st.integers(1, 3)}))
 
 

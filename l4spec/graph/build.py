@@ -124,12 +124,15 @@ def _serial(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, strea
 def _sublayer(
     builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, role: str, part: NamedPart, stream: LayerNode
 ) -> LayerNode:
-    """pre_norm: x + f(norm(x)); sandwich: x + norm(f(norm(x))); post_norm: norm(x + f(x))."""
+    """pre_norm: x + f(norm(x)); sandwich: x + norm(f(norm(x))); post_norm: norm(x + f(x)).
+
+    output_norm: x + norm(f(x)).
+    """
     width, prefix, residual = stack.width, f"layers.{block.index}.{role}", stream
-    if block.form != "post_norm":
+    if block.form in ("pre_norm", "sandwich"):
         stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
     stream = builder.add(prefix, part.spec, width, stream, label=part.name, layer=block.index)
-    if block.form == "sandwich":
+    if block.form in ("sandwich", "output_norm"):
         stream = builder.add(f"{prefix}_post_norm", stack.norm, width, stream, layer=block.index)
     stream = builder.add(f"{prefix}_add", AddSpec(kind="add"), width, residual, stream, layer=block.index)
     if block.form == "post_norm":

@@ -4,7 +4,7 @@ Planner and runtime both read these declarations, so that a number in a plan and
 two sources. Everything here is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -59,6 +59,7 @@ class Parameter:
     `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
     along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
     is held and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
+    `start` fills an untrained tensor with one value; None: what its role says (norms 1, biases 0, weights random).
     """
 
     name: str
@@ -69,6 +70,7 @@ class Parameter:
     num_active: int | None = None
     tied_to: str | None = None
     buffer: bool = False
+    start: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -321,7 +323,8 @@ class Declaration:
     `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
     what autograd keeps for the backward pass. `mixing` says what tokens take from each other (None: nothing, or by a
     law of the kind's own), `routed` what a router spreads over experts, `activation` the function between projections
-    (`silu`, `gelu`, `gelu_tanh`).
+    (`silu`, `gelu`, `gelu_tanh`). `uncut` maps a mesh axis that would cut the layer by its logical axes to the reason
+    why it must not.
     """
 
     parameters: tuple[Parameter, ...]
@@ -335,6 +338,7 @@ class Declaration:
     mixing: TokenMixing | None = None
     routed: RoutedExperts | None = None
     activation: str = ""
+    uncut: Mapping[str, str] = field(default_factory=dict)
     num_parameters: int = field(init=False)
     num_active_parameters: int = field(init=False)
 

@@ -20,6 +20,10 @@ _BLOCK = 2**18
 Changing it changes every random model."""
 
 
+_START = {"norm": 1.0, "bias": 0.0}
+"""What tensors of a role are filled with where their declaration names no value."""
+
+
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:
     """Fill every tensor of the model: norms with ones, biases with zeros, the rest from a normal of deviation 0.02.
 
@@ -43,7 +47,7 @@ def fill(
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for node, parameter, region in regions:
             name = f"{node.id}.{parameter.name}"
-            _fill(tensors[name], node, parameter, region, f"{seed} {name}", threads)
+            _fill(tensors[name], parameter, region, f"{seed} {name}", threads)
             done += tensors[name].numel()
             if report:
                 report(done, total)
@@ -57,13 +61,10 @@ def initialize_layer(layer: nn.Module, node: LayerNode, seed: int = 0) -> None:
     fill(tensors, ((node, parameter, tuple(map(range, parameter.shape))) for parameter in own), seed)
 
 
-def _fill(
-    tensor: Tensor, node: LayerNode, parameter: Parameter, region: Region, key: str, threads: ThreadPoolExecutor
-) -> None:
-    if parameter.role == "norm":
-        tensor.fill_(0.0 if getattr(node.spec, "unit_offset", False) else 1.0)
-    elif parameter.role == "bias":
-        tensor.zero_()
+def _fill(tensor: Tensor, parameter: Parameter, region: Region, key: str, threads: ThreadPoolExecutor) -> None:
+    start = parameter.start if parameter.start is not None else _START.get(parameter.role)
+    if start is not None:
+        tensor.fill_(start)
     elif tensor.numel():
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest())
         _fill_normal(tensor.detach(), parameter.shape, region, seed, threads)

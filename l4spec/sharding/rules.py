@@ -73,6 +73,8 @@ def layout_for(node: LayerNode, layout: Layout) -> Layout:
     """
     if node.scope == "text" or layout.tp == layout.ep == 1:
         return layout
+    if "tp" in node.declaration.uncut:
+        return Layout()
     dims = [dim for parameter in node.declaration.parameters for dim in parameter.dims]
     return Layout(tp=gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp")))
 
@@ -95,7 +97,17 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
             return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
         return f"ep={layout.ep} needs experts, and the model has none"
-    return undivided_reason(graph, layout) or _unseen_reason(graph, layout)
+    return _uncut_reason(graph, layout) or undivided_reason(graph, layout) or _unseen_reason(graph, layout)
+
+
+def _uncut_reason(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why a layer of the language model must stay whole along an axis of the mesh, or None."""
+    for node in (group.first for group in graph.groups if group.first.scope == "text"):
+        for axis, reason in node.declaration.uncut.items():
+            degree = getattr(layout, axis)
+            if degree > 1:
+                return f"{axis}={degree} would cut {node.label}: {reason}"
+    return None
 
 
 def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:

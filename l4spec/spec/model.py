@@ -25,7 +25,7 @@ else:
 
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 SLOTS_OF_BLOCKS: tuple[Slot, ...] = ("attention", "ffn")
-Form = Literal["pre_norm", "post_norm", "sandwich", "parallel"]
+Form = Literal["pre_norm", "post_norm", "sandwich", "output_norm", "parallel"]
 
 
 class BlockSpec(Spec):
@@ -37,7 +37,7 @@ class BlockSpec(Spec):
     """Name of a feed-forward part; null for none."""
     form: Form = "pre_norm"
     """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))).
-    parallel: x + attention(norm(x)) + ffn(norm(x))."""
+    output_norm: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + ffn(norm(x))."""
     repeat: Size = 1
     """How many such blocks follow each other."""
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.grouped_linear import grouped_linear
-from l4spec.layers.common.modules import Context, TokenLayout
+from l4spec.layers.common.modules import Context, TokenLayout, activation
 from l4spec.layers.moe.module import MoE
 from l4spec.layers.moe.spec import MoESpec
 from tests.runtime.tiny import Json, moe, randomise
@@ -18,6 +18,11 @@ SPECS: dict[str, Json] = {
     "mixtral": moe(router={"score": "softmax", "renormalize": True}),
     "gelu": moe(activation="gelu_tanh", router={"score": "softmax"}),
     "qwen2": moe(num_shared_experts=1, shared_gate=True, router={"score": "softmax"}),
+    "gpt-oss": moe(
+        router={"score": "softmax", "renormalize": True, "bias": True},
+        expert_bias=True,
+        clamp={"limit": 0.5, "alpha": 1.702, "up_offset": 1.0},
+    ),
     "many experts": moe(num_experts=50, num_experts_per_token=3),
     "groups": moe(
         num_experts=8,
@@ -40,6 +45,20 @@ def inputs(rows: int, tokens: int) -> Tensor:
     return torch.randn(rows, tokens, HIDDEN, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def gated(spec: MoESpec, gate: Tensor, up: Tensor) -> Tensor:
+    """The definition of the product."""
+    if spec.clamp is None:
+        return activation(spec.activation)(gate) * up
+    gate, up = gate.clamp(max=spec.clamp.limit), up.clamp(-spec.clamp.limit, spec.clamp.limit)
+    return gate / (1 + (-spec.clamp.alpha * gate).exp()) * (up + spec.clamp.up_offset)
+
+
+def bias(module: MoE, name: str, expert: int) -> Tensor | float:
+    """The bias of a projection of an expert, 0 without."""
+    biases: Tensor | None = getattr(module.experts, f"{name}_bias")
+    return 0.0 if biases is None else biases[expert]
+
+
 def every_expert(module: MoE, x: Tensor) -> Tensor:
     """The definition: all experts on all tokens, unchosen ones with weight 0."""
     tokens = x.flatten(0, 1)
@@ -51,13 +70,14 @@ def every_expert(module: MoE, x: Tensor) -> Tensor:
         is_chosen = (chosen == expert).any(dim=1)[:, None]
         given = tokens * weight if module.spec.router.scales == "input" else tokens
         experts = module.experts
-        gated = experts.act(given @ experts.gate_proj[expert].T) * (given @ experts.up_proj[expert].T)
-        output = gated @ experts.down_proj[expert].T
+        gate = given @ experts.gate_proj[expert].T + bias(module, "gate", expert)
+        up = given @ experts.up_proj[expert].T + bias(module, "up", expert)
+        output = gated(module.spec, gate, up) @ experts.down_proj[expert].T + bias(module, "down", expert)
         total += torch.where(is_chosen, output if module.spec.router.scales == "input" else output * weight, 0)
     if module.shared_expert is not None:
         shared = module.shared_expert(tokens)
-        gate = module.shared_expert_gate
-        total += shared if gate is None else shared * gate(tokens).sigmoid()
+        shared_gate = module.shared_expert_gate
+        total += shared if shared_gate is None else shared * shared_gate(tokens).sigmoid()
     return total.view_as(x)
 
 

@@ -66,11 +66,15 @@ def load(model: Model, reference: Any) -> None:
 def translated(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """The reference's tensors by our names; fused ones taken apart."""
     tensors = list(tensors)
-    is_sandwich = any("pre_feedforward_layernorm" in name for name, _ in tensors)
+    has_post_norms = any("post_feedforward_layernorm" in name for name, _ in tensors)
+    is_interleaved = any(name.endswith("gate_up_proj_bias") for name, _ in tensors)
     for name, tensor in tensors:
-        ours = name.replace("post_attention_layernorm", "attention_post_norm") if is_sandwich else name
+        ours = name.replace("post_attention_layernorm", "attention_post_norm") if has_post_norms else name
         for pattern, replacement in _NAMES:
             ours = re.sub(pattern, replacement, ours)
+        if is_interleaved and ".experts." in ours:
+            yield from _of_gpt_oss(ours, tensor)
+            continue
         if not ours.endswith("gate_up_proj"):
             yield ours, tensor.mT if ours.endswith("experts.down_proj") and "feed_forward" in name else tensor
             continue
@@ -79,6 +83,20 @@ def translated(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
         gate, up = fused.chunk(2, dim=1)
         yield ours.replace("gate_up_proj", "gate_proj"), gate
         yield ours.replace("gate_up_proj", "up_proj"), up
+
+
+def _of_gpt_oss(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Experts [experts, in, out] with biases [experts, out]; gate and up take turns along the outputs."""
+    is_bias = name.endswith("_bias")
+    tensor = tensor if is_bias else tensor.mT
+    if "down_proj" in name:
+        yield name.replace("down_proj_bias", "down_bias"), tensor
+        return
+    for first, part in enumerate(("gate", "up")):
+        ours = name.replace(
+            "gate_up_proj_bias" if is_bias else "gate_up_proj", f"{part}_{'bias' if is_bias else 'proj'}"
+        )
+        yield ours, tensor[:, first::2]
 
 
 _NAMES = (
@@ -104,7 +122,7 @@ _NAMES = (
     (r"\.kv_a_layernorm\.", ".kv_a_norm."),
     (r"\.kv_a_proj_with_mqa\.", ".kv_a_proj."),
     (r"\.ffn\.gate\.weight", ".ffn.router.weight"),
-    (r"\.ffn\.gate\.e_score_correction_bias", ".ffn.router.correction_bias"),
+    (r"\.ffn\.(gate\.)?e_score_correction_bias", ".ffn.router.correction_bias"),
     (r"\.shared_experts\.", ".shared_expert."),
     (r"^(vision\..*\.ffn)\.fc1", r"\1.up_proj"),
     (r"^(vision\..*\.ffn)\.fc2", r"\1.down_proj"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from l4spec.runtime.model import Model
 from tests.runtime.families import FAMILIES, deepseek_v3
+from tests.runtime.newer_families import NEWER_FAMILIES
 from tests.runtime.oracles import Oracle, llama4, translated
 from tests.runtime.tiny import token_ids
 
@@ -18,6 +19,7 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     "llama4 one-token chunks": lambda: llama4(1),
     "deepseek_v3 full query": lambda: deepseek_v3(None),
     **FAMILIES,
+    **NEWER_FAMILIES,
 }
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

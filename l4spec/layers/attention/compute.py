@@ -15,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.attention.walk import BLOCK
 from l4spec.layers.common.cache import LayerCache, Rows
-from l4spec.layers.common.modules import Context, TokenLayout, soft_cap
+from l4spec.layers.common.modules import Context, TokenLayout, soft_cap, wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class Attention:
     """How one layer attends.
 
     `expand` turns what is kept per token into keys and values [batch, kv_heads, tokens, head_dim]; `widths` says how a
-    cache cuts into what is kept. Queries come as [batch, tokens, heads, head_dim] and so does the result.
+    cache cuts into what is kept. Queries come as [batch, tokens, heads, head_dim] and so does the result. `sinks` gives
+    a logit per head [heads] that joins each softmax and has no value.
     """
 
     mask: Mask
@@ -31,6 +32,7 @@ class Attention:
     widths: tuple[int, ...]
     expand: Callable[[Rows], tuple[Tensor, Tensor]]
     softcap: float | None = None
+    sinks: Callable[[], Tensor] | None = None
 
     def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
         """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
@@ -189,8 +191,8 @@ class Attention:
         self, query: Tensor, key: Tensor, value: Tensor, *, allowed: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """softmax(query key^T * scale) value for all heads; grouped keys and values are not repeated."""
-        if self.softcap is not None:
-            return _capped(query, key, value, allowed, causal=causal, scale=self.scale, cap=self.softcap)
+        if self.softcap is not None or self.sinks is not None:
+            return self._unfused(query, key, value, allowed, causal=causal)
         heads, kv_heads = query.shape[1], key.shape[1]
         is_folded = query.shape[2] == 1 and heads != kv_heads
         if is_folded:  # one query per head: the heads of a group are queries of its key head, which reads keys once
@@ -210,6 +212,41 @@ class Attention:
         if result.shape[-1] != num_wanted:
             result = result[..., :num_wanted]
         return result.reshape(-1, heads, 1, num_wanted) if is_folded else result
+
+    def _unfused(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, causal: bool) -> Tensor:
+        """Capped scores and sinks, in blocks of queries: no more than BLOCK * keys scores of a head live at once."""
+        num_queries = query.shape[2]
+        results = []
+        for first in range(0, num_queries, BLOCK):
+            last = min(first + BLOCK, num_queries)
+            seen = None if allowed is None else allowed[..., first:last, :]
+            high = key.shape[2]
+            if causal:
+                high, seen = last, _band_maker(first, last - first, last, None, query.device)()
+            block = (query[:, :, first:last], key[:, :, :high], value[:, :, :high])
+            results.append(self._unfused_block(*block, seen))
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2)
+
+    def _unfused_block(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
+        """Scores [batch, kv_heads, group * queries, keys]: the query heads of a group are queries to its key head."""
+        batch, heads, num_queries, dim = query.shape
+        kv_heads, num_keys = key.shape[1], key.shape[2]
+        grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)
+        scores = soft_cap((grouped @ key.transpose(2, 3)) * self.scale, self.softcap)
+        if seen is not None:
+            by_head = scores.view(batch, kv_heads, heads // kv_heads, num_queries, num_keys)
+            seen = seen if seen.dim() == 2 else seen[:, None]
+            scores = by_head.masked_fill(~seen, float("-inf")).view_as(scores)
+        weights = self._weights(wide(scores), num_queries).to(query.dtype)
+        return (weights @ value).view(batch, heads, num_queries, value.shape[-1])
+
+    def _weights(self, scores: Tensor, num_queries: int) -> Tensor:
+        """Softmax over keys of scores [batch, kv_heads, group * queries, keys], the sinks' logits beside them."""
+        if self.sinks is None:
+            return scores.softmax(dim=-1)
+        sinks = self.sinks().to(scores.dtype).view(scores.shape[1], -1).repeat_interleave(num_queries, dim=1)
+        sums = torch.logaddexp(scores.logsumexp(dim=-1), sinks)
+        return (scores - sums[..., None]).exp_()
 
 
 def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -280,37 +317,3 @@ def _allowed(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: boo
         itself = torch.eye(num_queries, dtype=torch.bool, device=key.device)
         allowed = allowed | pad(itself, (key.shape[-1] - num_queries, 0))
     return allowed[:, None]
-
-
-def _capped(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, *, causal: bool, scale: float, cap: float
-) -> Tensor:
-    """Attention with soft-capped scores, in blocks of queries so that no more than BLOCK * keys scores live at once."""
-    num_queries = query.shape[2]
-    results = []
-    for first in range(0, num_queries, BLOCK):
-        last = min(first + BLOCK, num_queries)
-        seen = None if allowed is None else allowed[..., first:last, :]
-        high = key.shape[2]
-        if causal:
-            high, seen = last, _band_maker(first, last - first, last, None, query.device)()
-        block = (query[:, :, first:last], key[:, :, :high], value[:, :, :high])
-        results.append(_capped_block(*block, seen, scale=scale, cap=cap))
-    return results[0] if len(results) == 1 else torch.cat(results, dim=2)
-
-
-def _capped_block(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None, *, scale: float, cap: float
-) -> Tensor:
-    """Scores [batch, kv_heads, group * queries, keys]: the query heads of a group are more queries to its key head."""
-    batch, heads, num_queries, dim = query.shape
-    kv_heads, num_keys = key.shape[1], key.shape[2]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)
-    scores = soft_cap((grouped @ key.transpose(2, 3)) * scale, cap)
-    if seen is not None:
-        by_head = scores.view(batch, kv_heads, heads // kv_heads, num_queries, num_keys)
-        seen = seen if seen.dim() == 2 else seen[:, None]
-        scores = by_head.masked_fill(~seen, float("-inf")).view_as(scores)
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    weights = torch.softmax(scores, dim=-1, dtype=wide).to(query.dtype)
-    return (weights @ value).view(batch, heads, num_queries, value.shape[-1])

@@ -11,7 +11,7 @@ from l4spec.layers.common.ledger import INDEX, WIDE, Ledger
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Queries, keys and values of `sequences` sequences. `capped`: scores are soft-capped, which no fused kernel does.
+    """Queries, keys and values of `sequences` sequences. No fused kernel takes `capped` scores or `sinks`.
 
     `by_head`: keys lie head by head, so that chunks of several sequences are copied to become a batch.
     """
@@ -23,6 +23,12 @@ class Heads:
     value_dim: int
     capped: bool = False
     by_head: bool = False
+    sinks: bool = False
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether a fused kernel attends, which keeps no scores."""
+        return not self.capped and not self.sinks
 
 
 def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
@@ -33,7 +39,7 @@ def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     if len(sizes) > 1:
         ledger.touch(attended)  # the joined results
     is_one = heads.num_heads == 1 or walk.blocks[0].queries == 1
-    lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or not heads.capped)
+    lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or heads.is_fused)
     return 0 if lies_by_token else attended * heads.value_dim // width
 
 
@@ -58,8 +64,8 @@ def _block(ledger: Ledger, block: Block, heads: Heads, lie_apart: bool) -> Itera
     if heads.dim != heads.value_dim:  # the fused kernels take one width
         padded = keys * width if heads.value_dim < heads.dim else (queries + keys) * width
     with ledger.holding(((folded if block.whole else 0) + padded) * ledger.item):
-        if heads.capped:
-            sizes = list(_capped(ledger, block, heads))
+        if not heads.is_fused:
+            sizes = list(_unfused(ledger, block, heads))
         else:
             sizes = [queries * width * ledger.item]
             ledger.touch((pairs * ledger.item if block.masked else 0) + queries * WIDE + sizes[0])
@@ -67,7 +73,7 @@ def _block(ledger: Ledger, block: Block, heads: Heads, lie_apart: bool) -> Itera
     yield from sizes
 
 
-def _capped(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
+def _unfused(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
     """Bands of BLOCK queries, each with its scores: capped, masked, widened for the softmax."""
     sequences, item = heads.sequences * block.count, ledger.item
     kept = 2 if block.masked or block.causal else 1
@@ -84,12 +90,14 @@ def _capped(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
         with ledger.holding(grouped + mask):
             ledger.touch(2 * mask)
             ledger.touch(copied + (by_group - grouped if copied else 0) + scores * item)
-            ledger.touch(3 * scores * item)  # scores, scores / cap, tanh
+            ledger.touch((3 if heads.capped else 2) * scores * item)  # scores, scores / cap, tanh
             with ledger.holding(kept * scores * item):  # before and behind the mask
                 ledger.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
                 ledger.touch(softmax)
                 ledger.touch(scores * (WIDE + item) if not ledger.is_wide else 0)
                 ledger.touch(scores * item + copied + out)
+                if heads.sinks:  # the largest score of each row, the sum, the sink and both together
+                    ledger.touch(softmax + 4 * WIDE * sequences * heads.num_heads * queries)
         ledger.take(out)
         yield out
 

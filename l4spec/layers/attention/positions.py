@@ -51,6 +51,8 @@ class YarnScaling(Spec):
     """Rotations above which a frequency is kept."""
     beta_slow: PositiveFloat = 1.0
     """Rotations below which a frequency is divided."""
+    truncate: bool = True
+    """Round the ends of the band of blended pairs to whole pairs; gpt-oss does not."""
     mscale: PositiveFloat | None = None
     """Numerator of the attention factor (DeepSeek)."""
     mscale_all_dim: PositiveFloat | None = None

@@ -68,7 +68,17 @@ class RingAttention(Attention):
             else:
                 merged.add(*part)
         assert merged is not None
-        return merged.result.to(query.dtype)
+        result = merged.result
+        return (result if self.sinks is None else beside_sinks(result, merged.sums, self.sinks())).to(query.dtype)
+
+
+def beside_sinks(result: Tensor, sums: Tensor, sinks: Tensor) -> Tensor:
+    """Attention [batch, heads, queries, width] with a sink beside the keys, from the result over the keys alone.
+
+    `sums` [batch, heads, queries] are the softmaxes' log-sum-exps, `sinks` [heads] logits: e^s / (e^s + e^sink) of each
+    weight is left (gpt-oss, arXiv:2508.10925).
+    """
+    return result * (sums - sinks.to(sums.dtype)[:, None]).sigmoid()[..., None]
 
 
 def _passing(own: Tensor, mask: Mask, runs: tuple[range, ...], cp: Axis) -> Iterator[Tensor]:

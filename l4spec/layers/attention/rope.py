@@ -50,8 +50,10 @@ def _yarn(theta: float, dim: int, scaling: YarnScaling) -> Tensor:
     def pair_with(rotations: float) -> float:
         return dim * math.log(scaling.original_max_seq_len / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = max(math.floor(pair_with(scaling.beta_fast)), 0)
-    high = min(math.ceil(pair_with(scaling.beta_slow)), dim - 1)
+    low, high = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
     ramp = (torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / max(high - low, 0.001)
     kept = 1 - ramp.clamp(0, 1)
     powers = theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)

@@ -45,12 +45,15 @@ def gated_live(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
     )
 
 
-def gated_saved(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
-    """What eager autograd keeps: input, gate, act(gate), up and the product."""
-    return (*gated_live(rows, ffn, hidden), Buffer("activated_gate", rows, (ffn,)))
+def gated_saved(rows: int, ffn: Dim, hidden: Dim, *, clamped: bool = False) -> tuple[Buffer, ...]:
+    """What eager autograd keeps: input, gate, act(gate), up and the product; clamped ones beside them."""
+    names = ("activated_gate", *(("clamped_gate", "gate_sigmoid", "shifted_up") if clamped else ()))
+    return (*gated_live(rows, ffn, hidden), *(Buffer(name, rows, (ffn,)) for name in names))
 
 
-def declare_gated(intermediate_size: int, bias: bool, activation: str, width: Width) -> Declaration:
+def declare_gated(
+    intermediate_size: int, bias: bool, activation: str, width: Width, *, clamped: bool = False
+) -> Declaration:
     """A dense gated layer; element-wise work counts no FLOPs by convention."""
     hidden, ffn = Dim("hidden", width.hidden_size), Dim("ffn", intermediate_size)
     parameters = gated_parameters("", ffn, hidden, "dense_ffn", bias=bias)
@@ -61,6 +64,6 @@ def declare_gated(intermediate_size: int, bias: bool, activation: str, width: Wi
         inputs=(stream,),
         output=stream,
         live=lambda work: gated_live(work.num_tokens, ffn, hidden),
-        saved=lambda work: gated_saved(work.num_tokens, ffn, hidden),
+        saved=lambda work: gated_saved(work.num_tokens, ffn, hidden, clamped=clamped),
         activation=activation,
     )

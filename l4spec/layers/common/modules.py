@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from l4spec.layers.common.cache import LayerCache
+from l4spec.layers.common.gate_clamp import GateClamp
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
 
 
@@ -299,21 +300,57 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
+def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
+    """`x` with a bias, in place where no autograd watches."""
+    if bias is None:
+        return x
+    return x + bias if torch.is_grad_enabled() else x.add_(bias)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedProduct:
+    """act(gate) * up, clamped if so. What no autograd watches is overwritten: a third less memory traffic."""
+
+    act: str
+    clamp: GateClamp | None = None
+
+    def activated(self, gate: Tensor) -> Tensor:
+        """act(gate), or g sigmoid(alpha g) of the clamped gate."""
+        if self.clamp is None:
+            return activation(self.act)(gate)
+        if torch.is_grad_enabled():
+            gate = gate.clamp(max=self.clamp.limit)
+            return gate * torch.sigmoid(self.clamp.alpha * gate)
+        gate = gate.clamp_(max=self.clamp.limit)
+        return gate.mul_((self.clamp.alpha * gate).sigmoid_())
+
+    def times(self, activated: Tensor, up: Tensor) -> Tensor:
+        """The activated gate times `up`, or times its clamped values with their offset."""
+        if torch.is_grad_enabled():
+            if self.clamp is not None:
+                up = up.clamp(-self.clamp.limit, self.clamp.limit) + self.clamp.up_offset
+            return activated * up
+        if self.clamp is not None:
+            up = up.clamp_(-self.clamp.limit, self.clamp.limit).add_(self.clamp.up_offset)
+        return activated.mul_(up)
+
+
 class GatedFFN(LayerModule):
     """down(act(gate(x)) * up(x)): SwiGLU, GeGLU and the shared expert of a mixture."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False, clamp: GateClamp | None = None
+    ) -> None:
         super().__init__()
         self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
-        self.act = activation(act)
+        self.gated = GatedProduct(act, clamp)
 
     def forward(self, x: Tensor, *, context: Context | None = None) -> Tensor:
         """[..., hidden] to [..., hidden]."""
-        gate, up = self.act(self.gate_proj(x)), self.up_proj(x)
-        gated = gate * up if torch.is_grad_enabled() else gate.mul_(up)  # in place: a third less memory traffic
-        result: Tensor = self.down_proj(gated)
+        gate = self.gated.activated(self.gate_proj(x))
+        result: Tensor = self.down_proj(self.gated.times(gate, self.up_proj(x)))
         return result
 
 

@@ -34,36 +34,44 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
     k = linear("k_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
     v = linear("v_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
     o = linear("o_proj", hidden, heads, "attention", bias=spec.output_bias)
+    gate = _output_gate(spec, heads, hidden)
+    weights = tuple(p for p in (*q, *k, *v, *gate, *o) if p.role == "linear")
 
     def operations(work: Work) -> tuple[Operation, ...]:
         pairs = attended_pairs(spec.mask, work.num_queries, work.num_cached)
-        return _operations(spec, work, pairs, (q[0], k[0], v[0], o[0]))
+        return _operations(spec, work, pairs, weights)
 
     def executed(work: Work) -> tuple[Operation, ...]:
-        pairs = walk(spec.mask, work.num_queries, work.num_cached).pairs(capped=spec.logit_softcap is not None)
-        return _operations(spec, work, pairs, (q[0], k[0], v[0], o[0]))
+        pairs = walk(spec.mask, work.num_queries, work.num_cached).pairs(capped=not spec.is_fused)
+        return _operations(spec, work, pairs, weights)
 
     bound = cache_bound(spec.mask)
     cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (kv_heads,), bound)) if bound else ()
     stream = tokens_of(width.hidden_size)
     return Declaration(
-        (*q, *k, *v, *o, *_qk_norms(spec)),
+        (*q, *k, *v, *gate, *o, *_qk_norms(spec, heads, kv_heads), *_sinks(spec)),
         operations,
         inputs=(stream,),
         output=stream,
         cache=cache,
-        live=lambda work: _live(work, hidden, heads, kv_heads),
-        saved=lambda work: (*_live(work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
+        live=lambda work: _live(spec, work, hidden, heads, kv_heads),
+        saved=lambda work: (*_live(spec, work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
         executed=executed,
         mixing=TokenMixing(bound, rotations_of(spec.position, spec.head_dim)),
+        uncut=_uncut(spec),
     )
 
 
+def _uncut(spec: GQASpec) -> dict[str, str]:
+    is_whole = isinstance(spec.qk_norm, RMSQKNorm) and spec.qk_norm.over == "width"
+    return {"tp": "queries and keys are normed over all heads (qk_norm.over: width)"} if is_whole else {}
+
+
 def _operations(
-    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, Parameter, Parameter, Parameter]
+    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, ...]
 ) -> tuple[Operation, ...]:
-    q, k, v, o = weights
-    pairs, head_dim, fused = work.num_sequences * pairs_per_sequence, spec.head_dim, spec.logit_softcap is None
+    q, k, v, *gate, o = weights
+    pairs, head_dim, fused = work.num_sequences * pairs_per_sequence, spec.head_dim, spec.is_fused
     rotated = work.num_tokens * (q.shape[0] + k.shape[0])
     return (
         Matmul("q_proj", work.num_tokens, q),  # x @ W_q.T
@@ -71,12 +79,16 @@ def _operations(
         Matmul("v_proj", work.num_tokens, v),  # x @ W_v.T
         Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
         AttentionPairs("attend", pairs, spec.num_heads, head_dim, head_dim, fused),  # softmax(q k.T) v
+        *(Matmul("gate_proj", work.num_tokens, weight) for weight in gate),  # x @ W_gate.T
+        *(Elementwise("gate", work.num_tokens * o.shape[1], reads=2) for _ in gate),  # sigmoid(gate) * attended
         Matmul("o_proj", work.num_tokens, o),  # y @ W_o.T
     )
 
 
-def _live(work: Work, hidden: Dim, heads: Dim, kv_heads: Dim) -> tuple[Buffer, ...]:
+def _live(spec: GQASpec, work: Work, hidden: Dim, heads: Dim, kv_heads: Dim) -> tuple[Buffer, ...]:
     widths = {"normed_input": hidden, "query": heads, "key": kv_heads, "value": kv_heads, "attended": heads}
+    if spec.output_gate is not None:
+        widths |= {"gate": _gate_dim(spec, heads), "gated": heads}
     return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
 
 
@@ -84,8 +96,27 @@ def _log_sum_exp(spec: GQASpec, work: Work) -> Buffer:
     return Buffer("log_sum_exp", work.num_tokens, (Dim("heads", spec.num_heads),), bytes_per_element=4)
 
 
-def _qk_norms(spec: GQASpec) -> tuple[Parameter, ...]:
+def _qk_norms(spec: GQASpec, heads: Dim, kv_heads: Dim) -> tuple[Parameter, ...]:
     if not isinstance(spec.qk_norm, RMSQKNorm):
         return ()
     head_dim = Dim("head_dim", spec.head_dim)
-    return tuple(Parameter(f"{name}.weight", (head_dim,), "attention", "norm") for name in ("q_norm", "k_norm"))
+    query, key = (heads, kv_heads) if spec.qk_norm.over == "width" else (head_dim, head_dim)
+    start = 0.0 if spec.qk_norm.unit_offset else 1.0
+    return tuple(
+        Parameter(f"{name}.weight", (dim,), "attention", "norm", start=start)
+        for name, dim in (("q_norm", query), ("k_norm", key))
+    )
+
+
+def _sinks(spec: GQASpec) -> tuple[Parameter, ...]:
+    return (Parameter("sinks", (Dim("heads", spec.num_heads),), "attention", "other"),) if spec.sinks else ()
+
+
+def _gate_dim(spec: GQASpec, heads: Dim) -> Dim:
+    return heads if spec.output_gate == "elementwise" else Dim("heads", spec.num_heads)
+
+
+def _output_gate(spec: GQASpec, heads: Dim, hidden: Dim) -> tuple[Parameter, ...]:
+    if spec.output_gate is None:
+        return ()
+    return linear("gate_proj", _gate_dim(spec, heads), hidden, "attention", bias=spec.qkv_bias)

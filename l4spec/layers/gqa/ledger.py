@@ -22,6 +22,7 @@ def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
         spec.head_dim,
         spec.head_dim,
         capped=spec.logit_softcap is not None,
+        sinks=spec.sinks,
     )
     query, key = (tokens * count * spec.head_dim * ledger.item for count in (spec.num_heads, spec.num_kv_heads))
     with ledger.holding(query):
@@ -34,9 +35,21 @@ def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
             with ledger.holding(key):  # the values
                 with ledger.holding(2 * key if walked.joined else 0):
                     copied = allocate_attention(ledger, walked, heads)
+                copied = _gate(spec, tokens, query, copied, ledger)
                 ledger.touch(copied + tokens * width.hidden_size * ledger.item)
                 ledger.free(query)  # what was attended
     ledger.take(tokens * width.hidden_size * ledger.item)
+
+
+def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger) -> int:
+    """The gate beside its sigmoid, then what it leaves of what was attended; gives what is still copied for o_proj."""
+    if spec.output_gate is None:
+        return copied
+    gate = tokens * spec.num_heads * ledger.item * (spec.head_dim if spec.output_gate == "elementwise" else 1)
+    ledger.touch(2 * gate)
+    with ledger.holding(gate):
+        ledger.touch(attended)
+    return gate + attended
 
 
 def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int) -> None:
@@ -44,7 +57,9 @@ def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int) -> No
     rows = work.num_tokens * num_heads
     elements = rows * spec.head_dim
     if isinstance(spec.qk_norm, RMSQKNorm):
-        rms_norm(ledger, rows, spec.head_dim, weighted=True)
+        is_wide = spec.qk_norm.over == "width"
+        vectors, size = (work.num_tokens, num_heads * spec.head_dim) if is_wide else (rows, spec.head_dim)
+        rms_norm(ledger, vectors, size, weighted=True, unit_offset=spec.qk_norm.unit_offset)
         ledger.free(elements * ledger.item)
     if not isinstance(spec.position, NoPosition):
         partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
@@ -66,6 +81,8 @@ def _pieces(spec: GQASpec, width: Width, work: Work, hit: float) -> Iterator[Pie
         if isinstance(spec.qk_norm, RMSQKNorm | L2Norm):
             yield Piece("norm", (tokens * count * dim, dim))
         yield from rotated_pieces(spec.position, tokens * count, dim)
+    if spec.output_gate is not None:
+        yield Piece("scale", (tokens * heads * dim,))
     if spec.temperature is not None:
         yield Piece("scale", (tokens * heads * dim,))
     walked = walk(spec.mask, work.num_queries, work.num_cached)
@@ -76,15 +93,15 @@ def _pieces(spec: GQASpec, width: Width, work: Work, hit: float) -> Iterator[Pie
     yield Piece("write", (2 * tokens * kv_heads * dim,))  # into the cache
     if walked.joined:
         yield Piece("write", (2 * work.num_sequences * walked.num_expanded * kv_heads * dim,))
-    if spec.logit_softcap is not None:
-        yield from _capped(spec, work, walked)
+    if not spec.is_fused:
+        yield from _unfused(spec, work, walked)
     else:
         yield from attended_pieces(walked, work.num_sequences * heads, dim)
     if len(walked.blocks) > 1:
         yield Piece("write", (tokens * heads * dim,))
 
 
-def _capped(spec: GQASpec, work: Work, walked: Walk) -> Iterator[Piece]:
+def _unfused(spec: GQASpec, work: Work, walked: Walk) -> Iterator[Piece]:
     """Scores as products and six passes over them (scale, cap, mask, softmax), in bands of queries."""
     units, group = work.num_sequences * spec.num_kv_heads, spec.num_heads // spec.num_kv_heads
     for block in walked.blocks:

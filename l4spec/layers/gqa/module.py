@@ -9,12 +9,12 @@ from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.base import Width
 from l4spec.layers.common.cache import Rows
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
-from l4spec.layers.common.modules import Context, LayerModule, Linear, Norm, group_last, rms_norm
+from l4spec.layers.common.modules import Context, LayerModule, Linear, Norm, empty, group_last, rms_norm
 from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm, Temperature
 
 
 class GQA(LayerModule):
-    """q, k, v projections; qk norm with weights, rotation, qk norm without, temperature; attention; o projection."""
+    """Projections; qk norm with weights, rotation, qk norm without, temperature; attention; gate; o projection."""
 
     def __init__(self, spec: GQASpec, width: Width) -> None:
         super().__init__()
@@ -25,8 +25,14 @@ class GQA(LayerModule):
         self.v_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
         self.o_proj = Linear(heads, hidden, bias=spec.output_bias)
         if isinstance(spec.qk_norm, RMSQKNorm):
-            self.q_norm = Norm(spec.head_dim, spec.qk_norm.eps)
-            self.k_norm = Norm(spec.head_dim, spec.qk_norm.eps)
+            widths = (heads, kv_heads) if spec.qk_norm.over == "width" else (spec.head_dim, spec.head_dim)
+            self.q_norm, self.k_norm = (
+                Norm(size, spec.qk_norm.eps, unit_offset=spec.qk_norm.unit_offset) for size in widths
+            )
+        if spec.output_gate is not None:
+            gate = heads if spec.output_gate == "elementwise" else spec.num_heads
+            self.gate_proj = Linear(hidden, gate, bias=spec.qkv_bias)
+        self.sinks = empty(spec.num_heads) if spec.sinks else None
         self.rotation = _rotation(spec)
         self.attention = Attention(
             spec.mask,
@@ -34,6 +40,7 @@ class GQA(LayerModule):
             (kv_heads, kv_heads),
             self._heads_first,
             spec.logit_softcap,
+            self._sink_logits if spec.sinks else None,
         )
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
@@ -43,14 +50,24 @@ class GQA(LayerModule):
             query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
         rows = (key.flatten(-2), self.v_proj(x))
         attended = self.attention(query, rows, context, context.cache_of(self.node_id))
+        if self.spec.output_gate is not None:
+            gate = self.gate_proj(x).sigmoid()
+            attended = attended * group_last(gate, self.spec.num_heads, -1)
         result: Tensor = self.o_proj(attended.flatten(-2))
         return result
 
     def _each(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Queries and keys [batch, tokens, heads, head_dim] with norm and rotation."""
         by_head = (-1, self.spec.head_dim)
-        query = self._positioned(group_last(self.q_proj(x), *by_head), "q_norm", context)
-        return query, self._positioned(group_last(self.k_proj(x), *by_head), "k_norm", context)
+        query = self._positioned(group_last(self._projected(x, "q"), *by_head), "q_norm", context)
+        return query, self._positioned(group_last(self._projected(x, "k"), *by_head), "k_norm", context)
+
+    def _projected(self, x: Tensor, name: str) -> Tensor:
+        """Queries or keys of all heads, normed where the norm is over all of them."""
+        result: Tensor = getattr(self, f"{name}_proj")(x)
+        if isinstance(self.spec.qk_norm, RMSQKNorm) and self.spec.qk_norm.over == "width":
+            result = getattr(self, f"{name}_norm")(result)
+        return result
 
     def _are_few(self, x: Tensor) -> bool:
         """Whether starting operations takes longer than a copy that makes one of two; not while autograd watches."""
@@ -68,7 +85,7 @@ class GQA(LayerModule):
 
     def _positioned(self, heads: Tensor, norm: str, context: Context) -> Tensor:
         qk_norm = self.spec.qk_norm
-        if isinstance(qk_norm, RMSQKNorm):
+        if isinstance(qk_norm, RMSQKNorm) and qk_norm.over == "head":
             heads = getattr(self, norm)(heads)
         if self.rotation is not None:
             heads = self.rotation(heads, context)
@@ -77,6 +94,10 @@ class GQA(LayerModule):
     def _heads_first(self, rows: Rows) -> tuple[Tensor, Tensor]:
         key, value = (group_last(tensor, -1, self.spec.head_dim).transpose(1, 2) for tensor in rows)
         return key, value
+
+    def _sink_logits(self) -> Tensor:
+        assert self.sinks is not None
+        return self.sinks
 
 
 def _rotation(spec: GQASpec) -> Rotation | None:

@@ -18,11 +18,15 @@ class L2Norm(Spec):
 
 
 class RMSQKNorm(Spec):
-    """RMSNorm with a weight over head_dim on each query and key head, before the rotation (Qwen3)."""
+    """RMSNorm with a weight on queries and keys, before the rotation (Qwen3)."""
 
     kind: Literal["rmsnorm"]
     eps: PositiveFloat = 1e-6
     """Added to the mean square."""
+    over: Literal["head", "width"] = "head"
+    """Whether each head is a vector of its own (Qwen3) or all heads of a token are one (OLMo 2, MiniMax-M2)."""
+    unit_offset: bool = False
+    """The factor is 1 + weight, so that a weight of zero changes nothing (Gemma 3, Qwen3-Next)."""
 
 
 QKNorm = Annotated[L2Norm | RMSQKNorm, Field(discriminator="kind")]
@@ -63,6 +67,15 @@ class GQASpec(LayerSpec):
     """Attention scores become cap * tanh(score / cap) (Gemma 2)."""
     scale: PositiveFloat | None = None
     """Factor on the scores; head_dim ** -0.5 when left out."""
+    sinks: bool = False
+    """A learned logit per query head joins each softmax and has no value: attention may go nowhere (gpt-oss)."""
+    output_gate: Literal["elementwise", "headwise"] | None = None
+    """What heads attended is multiplied by sigmoid(x W), a factor per element (Qwen3-Next) or per head (Step-3.7)."""
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether a fused kernel runs it: capped scores and sinks need the scores themselves."""
+        return self.logit_softcap is None and not self.sinks
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

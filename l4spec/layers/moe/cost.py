@@ -31,13 +31,14 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     experts = _experts(spec, hidden, expert_ffn)
     shared = gated_parameters("shared_expert.", shared_ffn, hidden, "shared_expert") if spec.num_shared_experts else ()
     shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
+    clamped = spec.clamp is not None
 
     def operations(work: Work) -> tuple[Operation, ...]:
         rows = _routed_rows(spec, work)
         return (
             Matmul("router", work.num_tokens, router[0]),  # x @ W_router.T
             Elementwise("dispatch", rows * hidden.size),  # tokens sorted by expert
-            *gated_operations(rows, experts, expert_ffn.size),
+            *gated_operations(rows, tuple(p for p in experts if p.role == "expert"), expert_ffn.size),
             Elementwise("combine", rows * hidden.size),  # rows summed by token
             *(gated_operations(work.num_tokens, shared, shared_ffn.size) if shared else ()),
             *(Matmul("shared_expert_gate", work.num_tokens, gate) for gate in shared_gate),  # sigmoid(x w)
@@ -50,9 +51,9 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 
     def saved(work: Work) -> tuple[Buffer, ...]:
         rows = _routed_rows(spec, work)
-        of_shared = gated_saved(work.num_tokens, shared_ffn, hidden) if shared else ()
+        of_shared = gated_saved(work.num_tokens, shared_ffn, hidden, clamped=clamped) if shared else ()
         logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
-        return (*gated_saved(rows, expert_ffn, hidden), *of_shared, logits)
+        return (*gated_saved(rows, expert_ffn, hidden, clamped=clamped), *of_shared, logits)
 
     stream = tokens_of(width.hidden_size)
     parameters = (*router, *experts, *shared, *shared_gate)
@@ -91,8 +92,10 @@ def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:
     # the router is held whole by every rank, so its axis is not the one that expert parallelism cuts
     choices = Dim("router", spec.num_experts)
     weight = linear("router", choices, hidden, "router", role="router")
-    bias = Parameter("router.correction_bias", (choices,), "router", "bias", buffer=True)
-    return (*weight, bias) if spec.router.correction_bias else weight
+    bias = Parameter("router.bias", (choices,), "router", "bias")
+    correction = Parameter("router.correction_bias", (choices,), "router", "bias", buffer=True)
+    optional = ((bias, spec.router.bias), (correction, spec.router.correction_bias))
+    return (*weight, *(parameter for parameter, is_used in optional if is_used))
 
 
 def _experts(spec: MoESpec, hidden: Dim, ffn: Dim) -> tuple[Parameter, ...]:
@@ -108,7 +111,13 @@ def _experts(spec: MoESpec, hidden: Dim, ffn: Dim) -> tuple[Parameter, ...]:
             num_active=spec.num_experts_per_token,
         )
 
-    return (stack("gate_proj", ffn, hidden), stack("up_proj", ffn, hidden), stack("down_proj", hidden, ffn))
+    def bias(name: str, out: Dim) -> Parameter:
+        active = spec.num_experts_per_token
+        return Parameter(f"experts.{name}", (experts, out), "routed_experts", "bias", num_active=active)
+
+    stacks = (stack("gate_proj", ffn, hidden), stack("up_proj", ffn, hidden), stack("down_proj", hidden, ffn))
+    biases = (bias("gate_bias", ffn), bias("up_bias", ffn), bias("down_bias", hidden))
+    return (*stacks, *biases) if spec.expert_bias else stacks
 
 
 def _shared_gate(hidden: Dim) -> tuple[Parameter, ...]:

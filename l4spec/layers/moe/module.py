@@ -1,7 +1,6 @@
 """The torch module of the mixture of experts: only chosen experts are touched."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,10 @@ from l4spec.layers.common.grouped_linear import grouped_linear, hit
 from l4spec.layers.common.modules import (
     Context,
     GatedFFN,
+    GatedProduct,
     LayerModule,
     Linear,
-    activation,
+    add_bias,
     empty,
     expert_linear,
     group_last,
@@ -33,6 +33,7 @@ class Router(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = empty(spec.num_experts, hidden_size)
+        self.bias = empty(spec.num_experts) if spec.router.bias else None
         bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
         self.register_buffer("correction_bias", bias)
         self.correction_bias: Tensor | None
@@ -43,7 +44,7 @@ class Router(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
-        return linear(wide(x), wide(self.weight))
+        return linear(wide(x), wide(self.weight), None if self.bias is None else wide(self.bias))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
@@ -88,21 +89,53 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """Stacked gated experts: gate_proj and up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn]."""
+    """Stacked gated experts: gate_proj and up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
+
+    With biases gate_bias and up_bias [experts, ffn], down_bias [experts, hidden].
+    """
+
+    bias_share: float = 1.0
+    """Factor on `down_bias`: of tensor-parallel ranks whose outputs are added up, one adds it."""
 
     def __init__(self, spec: MoESpec, hidden_size: int) -> None:
         super().__init__()
         self.gate_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
         self.up_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
         self.down_proj = empty(spec.num_experts, hidden_size, spec.intermediate_size)
-        self.act: Callable[[Tensor], Tensor] = activation(spec.activation)
+        sizes = {"gate": spec.intermediate_size, "up": spec.intermediate_size, "down": hidden_size}
+        self.is_biased = spec.expert_bias
+        for name, size in sizes.items():
+            self.register_parameter(f"{name}_bias", empty(spec.num_experts, size) if spec.expert_bias else None)
+        self.gated = GatedProduct(spec.activation, spec.clamp)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Rows [rows, hidden] sorted by expert, expert e's ending at offsets[e], to [rows, hidden]."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
             return self._one_by_one(x, offsets)
-        gated = self.act(grouped_linear(x, self.gate_proj, offsets)) * grouped_linear(x, self.up_proj, offsets)
-        return grouped_linear(gated, self.down_proj, offsets)
+        experts = self._expert_of_rows(x, offsets)
+
+        def project(name: str, rows: Tensor) -> Tensor:
+            result, bias = grouped_linear(rows, getattr(self, f"{name}_proj"), offsets), self.bias_of(name, experts)
+            return result if bias is None else result + bias
+
+        gate = self.gated.activated(project("gate", x))
+        return project("down", self.gated.times(gate, project("up", x)))
+
+    def _expert_of_rows(self, x: Tensor, offsets: Tensor) -> Tensor | None:
+        """The expert of each of the sorted rows, where experts have biases."""
+        if not self.is_biased:
+            return None
+        counts = offsets.diff(prepend=offsets.new_zeros(1))
+        experts = torch.arange(offsets.shape[0], device=offsets.device)
+        return experts.repeat_interleave(counts, output_size=x.shape[0])
+
+    def bias_of(self, name: str, experts: Tensor | int | None) -> Tensor | None:
+        """The bias of a projection (`gate`, `up`, `down`) of one expert [out] or of several [experts, out], if any."""
+        bias: Tensor | None = getattr(self, f"{name}_bias")
+        if bias is None:
+            return None
+        chosen = bias[experts]
+        return chosen * self.bias_share if name == "down" and self.bias_share != 1.0 else chosen
 
     def _one_by_one(self, x: Tensor, offsets: Tensor) -> Tensor:
         """Expert by expert, so that what lies between its projections stays in cache."""
@@ -111,13 +144,22 @@ class Experts(nn.Module):
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows, without gradients."""
-        gate = self.act(expert_linear(x, self.gate_proj[expert]))
-        return expert_linear(gate.mul_(expert_linear(x, self.up_proj[expert])), self.down_proj[expert])
+        gate = self.gated.activated(self.project("gate", x, expert))
+        return self.project("down", self.gated.times(gate, self.project("up", x, expert)), expert)
+
+    def project(self, name: str, x: Tensor, expert: int) -> Tensor:
+        """One projection (`gate`, `up`, `down`) of one expert, without gradients."""
+        return add_bias(expert_linear(x, getattr(self, f"{name}_proj")[expert]), self.bias_of(name, expert))
 
     def indexed(self, x: Tensor, experts: Tensor) -> Tensor:
         """Row i of `x` [rows, hidden] through expert experts[i], which a compiler reads where it lies."""
-        gated = self.act(read_rows(x, self.gate_proj[experts])) * read_rows(x, self.up_proj[experts])
-        return read_rows(gated, self.down_proj[experts])
+
+        def project(name: str, rows: Tensor) -> Tensor:
+            result, bias = read_rows(rows, getattr(self, f"{name}_proj")[experts]), self.bias_of(name, experts)
+            return result if bias is None else result + bias
+
+        gate = self.gated.activated(project("gate", x))
+        return project("down", self.gated.times(gate, project("up", x)))
 
 
 class MoE(LayerModule):
@@ -132,7 +174,9 @@ class MoE(LayerModule):
         hidden = width.hidden_size
         self.router = Router(spec, hidden)
         self.experts = Experts(spec, hidden)
-        self.shared_expert = GatedFFN(hidden, spec.shared_size, spec.activation) if spec.num_shared_experts else None
+        self.shared_expert = None
+        if spec.num_shared_experts:
+            self.shared_expert = GatedFFN(hidden, spec.shared_size, spec.activation, clamp=spec.clamp)
         self.shared_expert_gate = Linear(hidden, 1, bias=False) if spec.shared_gate else None
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from l4spec.layers.base import Count, LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.common.gate_clamp import GateClamp
 
 
 class RouterSpec(Spec):
@@ -25,6 +26,8 @@ class RouterSpec(Spec):
     """Groups that a token may choose experts from."""
     group_score: Literal["top2_sum", "max"] = "top2_sum"
     """A group's worth: sum of its two best scores (DeepSeek-V3) or its best one (DeepSeek-V2)."""
+    bias: bool = False
+    """A trained bias on the logits (gpt-oss)."""
     correction_bias: bool = False
     """A bias per expert added to scores for the choice only (auxiliary-loss-free balancing, DeepSeek-V3)."""
 
@@ -65,6 +68,10 @@ class MoESpec(LayerSpec):
     """Multiply the shared expert's output by sigmoid(x w) (Qwen2-MoE)."""
     activation: Literal["silu", "gelu_tanh"] = "silu"
     """Activation of the gate."""
+    clamp: GateClamp | None = None
+    """Clamps of gate and product in every expert, the shared ones too (gpt-oss, DeepSeek-V4); needs silu."""
+    expert_bias: bool = False
+    """Biases on the three projections of each routed expert (gpt-oss)."""
     router: RouterSpec
     """How tokens choose experts."""
     capacity_factor: PositiveFloat | None = None
@@ -105,6 +112,8 @@ class MoESpec(LayerSpec):
             raise ValueError("num_experts_per_token exceeds the experts in the groups a token may choose from")
         if groups > 1 and self.router.group_score == "top2_sum" and self.num_experts // groups < 2:
             raise ValueError("group_score top2_sum needs at least two experts a group")
+        if self.clamp is not None and self.activation != "silu":
+            raise ValueError(f"clamp is defined for activation silu, found {self.activation}")
         if not self.num_shared_experts and (self.shared_gate or self.shared_intermediate_size is not None):
             raise ValueError("shared_gate and shared_intermediate_size need num_shared_experts of at least 1")
         return self

@@ -8,7 +8,7 @@ from l4spec.layers.rmsnorm.spec import RMSNormSpec
 def declare(spec: RMSNormSpec, width: Width) -> Declaration:
     """A weight [hidden]; norms count no FLOPs by convention."""
     hidden = Dim("hidden", width.hidden_size)
-    weight = Parameter("weight", (hidden,), "norm", "norm")
+    weight = Parameter("weight", (hidden,), "norm", "norm", start=0.0 if spec.unit_offset else 1.0)
 
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Elementwise("normalise", work.num_tokens * width.hidden_size),)  # x / rms(x) * weight

@@ -8,4 +8,4 @@ from l4spec.layers.swiglu.spec import SwiGLUSpec
 
 def declare(spec: SwiGLUSpec, width: Width) -> Declaration:
     """gate_proj, up_proj [ffn, hidden], down_proj [hidden, ffn]: 6 * hidden * ffn FLOPs a token."""
-    return declare_gated(spec.intermediate_size, spec.bias, "silu", width)
+    return declare_gated(spec.intermediate_size, spec.bias, "silu", width, clamped=spec.clamp is not None)

@@ -9,4 +9,4 @@ class SwiGLU(GatedFFN):
     """down(silu(gate(x)) * up(x))."""
 
     def __init__(self, spec: SwiGLUSpec, width: Width) -> None:
-        super().__init__(width.hidden_size, spec.intermediate_size, "silu", bias=spec.bias)
+        super().__init__(width.hidden_size, spec.intermediate_size, "silu", bias=spec.bias, clamp=spec.clamp)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from l4spec.layers.base import InnerWidthSpec, Size
+from l4spec.layers.common.gate_clamp import GateClamp
 
 
 class SwiGLUSpec(InnerWidthSpec):
@@ -13,3 +14,5 @@ class SwiGLUSpec(InnerWidthSpec):
     """Width between the two projections."""
     bias: bool = False
     """Biases on all three projections."""
+    clamp: GateClamp | None = None
+    """Clamps of gate and product (MiniMax-M3, DeepSeek-V4)."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.common.grouped_linear import hit
-from l4spec.layers.common.modules import expert_linear
+from l4spec.layers.common.modules import add_bias, expert_linear
 from l4spec.layers.moe.module import Experts
 from l4spec.runtime.quantize.weight import PackedWeight
 
@@ -14,7 +14,7 @@ class QuantizedExperts(nn.Module):
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
-        self.act = experts.act
+        self.gated = experts.gated
         for name, stack in experts.named_parameters():
             self.register_parameter(name, nn.Parameter(stack.detach(), requires_grad=False))
 
@@ -29,9 +29,13 @@ class QuantizedExperts(nn.Module):
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows."""
-        gate = self.act(self._project("gate_proj", x, expert))
-        return self._project("down_proj", gate * self._project("up_proj", x, expert), expert)
+        gate = self.gated.activated(self._project("gate", x, expert))
+        return self._project("down", self.gated.times(gate, self._project("up", x, expert)), expert)
 
     def _project(self, name: str, x: Tensor, expert: int) -> Tensor:
-        weight = getattr(self, name)
-        return weight.linear(x, expert) if isinstance(weight, PackedWeight) else expert_linear(x, weight[expert])
+        weight = getattr(self, f"{name}_proj")
+        biases: Tensor | None = getattr(self, f"{name}_bias", None)
+        bias = None if biases is None else biases[expert]
+        if isinstance(weight, PackedWeight):
+            return weight.linear(x, expert, bias)
+        return add_bias(expert_linear(x, weight[expert]), bias)

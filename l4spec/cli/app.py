@@ -42,10 +42,29 @@ def _is_out_of_memory(error: Exception) -> bool:
     return known or "can't allocate memory" in str(error)
 
 
+_OURS = (
+    (r"Value error, ", ""),
+    (r"Input should be a valid integer.*", "expected a whole number"),
+    (r"Input should be a valid number.*", "expected a number"),
+    (r"Input should be a valid boolean.*", "expected true or false"),
+    (r"Input should be a finite number", "expected a finite number"),
+    (r"Input should be greater than or equal to (\S+)", r"expected at least \1"),
+    (r"Input should be less than or equal to (\S+)", r"expected at most \1"),
+    (r"Input should be greater than (\S+)", r"expected more than \1"),
+    (r"Input should be less than (\S+)", r"expected less than \1"),
+    (r"Input should be", "expected"),
+)
+"""typer reads plain numbers by pydantic: its words → ours."""
+
+
 def _misused(error: Any) -> UserError:
     """What is wrong with the options, as one line with the page that helps, like every other problem."""
+    import re
+
     command = error.ctx.command_path if error.ctx is not None else "l4spec"
-    message = str(error.format_message()).replace(": Value error, ", ": ").rstrip(".")
+    message = str(error.format_message()).rstrip(".")
+    for theirs, ours in _OURS:
+        message = re.sub(theirs, ours, message, flags=re.DOTALL)
     return UserError(f"{message[:1].lower()}{message[1:]}", hint=f"{command} --help tells more")
 
 

@@ -5,9 +5,10 @@ import gc
 import os
 import sys
 
-from l4spec.cli import commands as _commands  # noqa: F401 - registers every command
-from l4spec.cli.app import app
-from l4spec.cli.output import complain
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
+
+from l4spec.cli.app import app  # noqa: E402
+from l4spec.cli.output import complain  # noqa: E402
 
 __all__ = ["app", "main"]
 

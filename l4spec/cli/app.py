@@ -6,6 +6,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
+from l4spec.cli.commands import COMMANDS, LazyCommands
 from l4spec.cli.output import complain
 from l4spec.errors import UserError
 
@@ -18,7 +19,16 @@ INTERRUPTED = 130
 
 
 class CommandGroup(TyperGroup):
-    """The commands; what a user did wrong becomes one line a problem on stderr and exit code 2."""
+    """The commands, each imported when it is asked for; what a user did wrong becomes one line a problem on stderr and
+    exit code 2."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "commands": LazyCommands(app)})
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list in `--help`, for which no command is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""

@@ -1,20 +1,49 @@
-"""The list of commands: importing a module registers its command. A new one is a file and a line here."""
+"""The commands with what each does, for the list in `--help`; a command's module is imported when it is asked for.
 
-from l4spec.cli import (  # noqa: F401
-    accuracy,
-    build,
-    calibrate,
-    compare,
-    export,
-    generate,
-    graph,
-    import_,
-    ls,
-    measure,
-    plan,
-    run,
-    schema,
-    show,
-    validate,
-    verify,
-)
+A new command is a file `l4spec/cli/NAME.py` that registers `NAME`, and a line here: the first sentence of its docstring.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import typer
+
+COMMANDS = {
+    "accuracy": "Replay published measurements as plans and tell how wrong the predictions are.",
+    "build": "Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.",
+    "calibrate": "Measure this machine's CPU and write its hardware profile, which plans take as `--gpus 1xthis`.",
+    "compare": "Plan several models the same way and put them side by side; --set applies to each of them.",
+    "export": "Turn a spec into a Hugging Face config.json, where its model type can say it.",
+    "generate": "Load a checkpoint and go on from a prompt, token by token.",
+    "graph": "Write the layer graph: nodes with their parameters, edges with their tensor shapes.",
+    "import": "Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name.",
+    "ls": "List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known.",
+    "measure": "Run a spec and print its plan beside what was measured, row by row, with the difference.",
+    "plan": "What a model costs and whether it fits the hardware.",
+    "run": "Run a layout on torch.distributed: each rank builds its part of the model, and they train or say something.",
+    "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",
+    "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
+    "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",
+    "verify": "Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.",
+}
+
+
+class LazyCommands(Mapping[str, Any]):
+    """typer's commands by name, each built when it is looked up."""
+
+    def __init__(self, app: typer.Typer) -> None:
+        self.app = app
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        import_module(f"l4spec.cli.{'import_' if name == 'import' else name}")
+        info = next(info for info in self.app.registered_commands if info.name == name)
+        return typer.main.get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode=None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)

@@ -31,9 +31,9 @@ MAX_DEPTH = 64
 MAX_KEY_LENGTH = 200
 
 _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_UNREADABLE = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-)  # not text, or what YAML 1.1 takes for a line break and editors do not, or invisible (U+FEFF)
+_UNREADABLE = "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
+"""Not text, or what YAML 1.1 takes for a line break and editors do not, or invisible (U+FEFF)."""
+_MAYBE_UNREADABLE = re.compile("[^\t\n\r\x20-\x7e]")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 """Characters that no string of a spec may hold, however they are written."""
 _TOO_DEEP = f"expected at most {MAX_DEPTH} levels of nesting"
@@ -56,7 +56,8 @@ def compose(text: str, at: Callable[[int, int], Place], path: KeyPath = ()) -> T
 
     Raises SpecError with every problem found, up to `MAX_PROBLEMS`.
     """
-    if match := _UNREADABLE.search(text):
+    plain = _MAYBE_UNREADABLE.search(text) is None  # the whole pattern takes long to compile, and is rarely needed
+    if not plain and (match := re.search(_UNREADABLE, text)):
         line, column = text.count("\n", 0, match.start()) + 1, match.start() - text.rfind("\n", 0, match.start())
         actual = f"expected text, found the character U+{ord(match[0]):04X}"
         raise SpecError([Problem(actual, dotted(path), at(line, column), "write plain UTF-8 text")])

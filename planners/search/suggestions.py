@@ -91,17 +91,33 @@ def _checked(change: _Change) -> Suggestion | None:
     )
 
 
+def _fits_somewhere(change: _Change) -> bool:
+    """Whether some layout holds the change: asked of the ones with most shards first, until one does."""
+    setting = change.deployment.setting
+    layouts = sorted(_promising(change), key=lambda layout: -_most_shards(setting, layout))
+    return any(fits(change.deployment, placement) for placement in _legal(change, layouts))
+
+
 def _placements(change: _Change) -> list[Placement]:
-    """Every legal layout that could hold the weights; the others are not worth working out."""
-    setting, request, context = change.deployment.setting, change.deployment.request, change.deployment.context
+    """Every legal layout that could hold the weights."""
+    return list(_legal(change, _promising(change)))
+
+
+def _legal(change: _Change, layouts: list[Layout]) -> Iterator[Placement]:
+    setting, context = change.deployment.setting, change.deployment.context
+    return (place(setting, layout) for layout in layouts if why_not(setting, layout, context) is None)
+
+
+def _promising(change: _Change) -> list[Layout]:
+    """Layouts that could hold the weights; the others are not worth working out."""
+    setting, request = change.deployment.setting, change.deployment.request
     assert setting.hardware is not None, "only clusters can be too small"
     weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
-    promising = [
+    return [
         layout
         for layout in layouts_to_try(setting.graph, change.cluster.num_gpus, request.cp or 1)
         if request.allows(layout) and weights <= usable * _most_shards(setting, layout)
     ]
-    return [place(setting, layout) for layout in promising if why_not(setting, layout, context) is None]
 
 
 def _most_shards(setting: Setting, layout: Layout) -> int:
@@ -186,10 +202,10 @@ def _more_gpus(asked: _Change) -> Iterator[_Change]:
         factor, now = 2, asked.cluster.num_gpus
         while factor <= _MOST_GPUS_FACTOR and (count := now * factor) <= MAX_GPUS:
             change = _with_gpus(asked, count, options)
-            if _checked(change) is not None:
+            if _fits_somewhere(change):
                 step = max(1, count // 8)
                 fewer = (_with_gpus(asked, n, options) for n in range(count // 2 + step, count, step))
-                yield next((change for change in fewer if _checked(change) is not None), change)
+                yield next((change for change in fewer if _fits_somewhere(change)), change)
                 return
             factor *= 2
 

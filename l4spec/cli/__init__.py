@@ -7,8 +7,8 @@ import sys
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
 
-from l4spec.cli.app import app  # noqa: E402
-from l4spec.cli.output import complain  # noqa: E402
+from l4spec.cli.app import app
+from l4spec.cli.output import complain
 
 __all__ = ["app", "main"]
 

@@ -1,6 +1,6 @@
 """The commands with what each does, for the list in `--help`; a command's module is imported when it is asked for.
 
-A new command is a file `l4spec/cli/NAME.py` that registers `NAME`, and a line here: the first sentence of its docstring.
+A new command is a file `l4spec/cli/NAME.py` that registers NAME, and a line here: its docstring's first sentence.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ COMMANDS = {
     "ls": "List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known.",
     "measure": "Run a spec and print its plan beside what was measured, row by row, with the difference.",
     "plan": "What a model costs and whether it fits the hardware.",
-    "run": "Run a layout on torch.distributed: each rank builds its part of the model, and they train or say something.",
+    "run": "Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.",
     "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",
     "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
     "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",

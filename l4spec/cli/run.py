@@ -92,7 +92,7 @@ def run_command(
     seed: SeedOption = 0,
     timeout: TimeoutOption = 60.0,
 ) -> None:
-    """Run a layout on torch.distributed: each rank builds its part of the model, and they train or say something.
+    """Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.
 
     Alone, it starts the ranks on this machine; `torchrun ... -m l4spec run` makes each of its processes a rank. What
     the model or the batch does not allow is refused before any process starts. When a rank fails, all end, one message

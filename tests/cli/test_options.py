@@ -131,7 +131,7 @@ def test_pydantics_own_words_reach_nobody(run: Run, name: str) -> None:
     assert f"error: {flag_of(PlanRequest, name)}: expected" in result.stderr
     assert "Input should be" not in result.stderr
     with pytest.raises(UserError, match=f"{name}: expected"):
-        PlanRequest(**{name: NOT_A_NUMBER})
+        plan(graph("tiny/scout"), **{name: NOT_A_NUMBER})
 
 
 @pytest.mark.parametrize("option", ["--layers", "--seed", "--dp", "--batch"])

@@ -21,7 +21,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -207,21 +206,24 @@ def _bounds(document: Any) -> list[str]:
 
 
 def freeze(chosen: Iterable[str]) -> dict[str, Entry]:
-    """Every case with its digests; specs are read once."""
+    """Every case with its digests; equal specs are compiled once."""
     import l4spec
 
-    load, lower = l4spec.load, l4spec.compile
+    lower, known = l4spec.compile, defaultdict[str, list[tuple[Any, Any]]](list)
 
-    @lru_cache(maxsize=64)
-    def graph_of(name: str, overrides: tuple[str, ...]) -> Any:
-        return lower(load(name, overrides))
+    def compiled(spec: Any) -> Any:
+        graphs = known[spec.name]
+        graph = next((graph for other, graph in graphs if other == spec), None)
+        if graph is None:
+            graph = lower(spec)
+            graphs.append((spec, graph))
+        return graph
 
-    l4spec.load = lambda name, overrides=(): (name, tuple(overrides))  # type: ignore[assignment,return-value]
-    l4spec.compile = lambda pair: graph_of(*pair)  # type: ignore[assignment]
+    l4spec.compile = compiled
     try:
         return {case: run(case) for case in chosen}
     finally:
-        l4spec.load, l4spec.compile = load, lower
+        l4spec.compile = lower
 
 
 def read(path: Path) -> dict[str, Entry]:

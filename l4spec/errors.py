@@ -45,21 +45,23 @@ class Problem:
 
 
 class UserError(ValueError):
-    """Input that cannot be used: every problem, all at once, or the first `MAX_PROBLEMS` and that there are more."""
+    """Input that cannot be used: every problem, all at once."""
 
     def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
-        if isinstance(problems, str):
-            problems = (Problem(problems, hint=hint),)
-        first = tuple(islice(problems, MAX_PROBLEMS + 2))
-        assert first, "a UserError needs at least one problem"
-        if len(first) > MAX_PROBLEMS + 1:
-            first = (*first[:MAX_PROBLEMS], Problem(f"stopped after {MAX_PROBLEMS} problems"))
-        self.problems = first
-        super().__init__("\n".join(str(problem) for problem in first))
+        self.problems = (Problem(problems, hint=hint),) if isinstance(problems, str) else tuple(problems)
+        assert self.problems, "a UserError needs at least one problem"
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class SpecError(UserError):
-    """A spec that cannot be read, parsed or resolved."""
+    """A document that cannot be read, parsed or resolved: of very many problems the first `MAX_PROBLEMS`."""
+
+    def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
+        if not isinstance(problems, str):
+            first = tuple(islice(problems, MAX_PROBLEMS + 2))
+            stopped = Problem(f"stopped after {MAX_PROBLEMS} problems")
+            problems = first if len(first) <= MAX_PROBLEMS + 1 else (*first[:MAX_PROBLEMS], stopped)
+        super().__init__(problems, hint=hint)
 
 
 _LONGEST_NAME = 200

@@ -1,10 +1,10 @@
 """Loading: headers first, and only when all of them are right, tensor by tensor from mapped files into the model."""
 
-import io
 import re
-from _codecs import encode
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.tokens import image_token_of
+from l4spec.runtime.checkpoints.digests import Unchanged, require_undamaged
 from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
@@ -34,33 +35,44 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]{1,100})")
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
-def load_checkpoint(model: "Model", directory: Path | str, *, report: Report | None = None) -> None:
+def load_checkpoint(
+    model: "Model", directory: Path | str, *, verify: bool = True, report: Report | None = None
+) -> None:
     """Fill `model` from a checkpoint directory: safetensors of Hugging Face or of ours, or Meta's `consolidated.*.pth`.
 
     The layout is found by the names. Values are cast to the model's number format. Files are mapped and copied tensor
     by tensor, so that memory holds the model once. Every header is checked before anything is copied: on UserError,
-    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was. A quantized model
-    takes what `save_checkpoint` wrote of one of the same scheme, as it lies.
+    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was; with `verify` so is
+    every file that differs from the digest that `save_checkpoint` wrote. A quantized model takes what `save_checkpoint`
+    wrote of one of the same scheme, as it lies. A file that changes while it is read is noticed afterwards.
     """
     targets = module_tensors(model)
     if any(target.is_meta for target in targets.values()):
         raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
+    folder = checked_folder(directory)
+    before = Unchanged.of(folder)
+    check = partial(require_undamaged, folder) if verify else _nothing
     with ExitStack() as files:
         if model.quantization is not None:
-            _load_packed(model, checked_folder(directory), files, report)
-            return
-        tensors, read = open_stored(model.graph, directory, files)
-        _copy(tensors, read, targets, report)
+            _load_packed(model, folder, files, check, report)
+        else:
+            tensors, read = open_stored(model.graph, folder, files)
+            check()
+            _copy(tensors, read, targets, report)
+    before.require()
     if model.graph.model.vision is not None and (named := image_token_of(_config(Path(directory)))) is not None:
         model.image_token_id = named
 
 
-def _load_packed(model: "Model", directory: Path, files: ExitStack, report: Report | None) -> None:
+def _load_packed(
+    model: "Model", directory: Path, files: ExitStack, check: Callable[[], None], report: Report | None
+) -> None:
     """Fill a quantized model from a checkpoint of the same scheme."""
     headers = read_headers(directory)
     layout = hub_layout_of(model.graph, frozenset(), _model_type(directory))
     packed_targets = matched(model, layout, headers)
     opened = _all_mapped(headers, files)
+    check()
     targets = module_tensors(model)
     fill(
         model,
@@ -161,8 +173,9 @@ def _rank_files(directory: Path) -> list[Path]:
 def _unpickled(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a torch file, mapped; nothing but tensors, containers and bytes is ever unpickled."""
     place = Place(path.name)
+    _require_stored_plainly(path)
     try:
-        with torch.serialization.safe_globals([io.BytesIO, encode]):
+        with torch.serialization.safe_globals(_UNREAD):
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         unsafe = _REFUSED.search(str(error))
@@ -170,7 +183,55 @@ def _unpickled(path: Path) -> Mapping[str, Tensor]:
         raise UserError([Problem(f"is no torch file of weights alone: {reason}", place=place)]) from None
     if not isinstance(data, dict) or not all(isinstance(name, str) for name in data):
         raise UserError([Problem("expected a mapping from names to tensors", place=place)])
-    return {name: value for name, value in data.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in data.items() if isinstance(value, Tensor)}
+    if problems := [Problem(why, name[:200], place) for name, value in tensors.items() if (why := _not_plain(value))]:
+        raise UserError(problems)
+    return tensors
+
+
+def _require_stored_plainly(path: Path) -> None:
+    """Raise UserError for a file that would unpack to more than it is, or that is none."""
+    place = Place(path.name)
+    try:
+        if not path.is_file():
+            raise UserError([Problem("is no file", place=place)])
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except OSError as error:
+        raise UserError([Problem(f"cannot be read: {error.strerror}", place=place)]) from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        message = "is no torch file of weights alone: it is truncated or another kind of file"
+        raise UserError([Problem(message, place=place)]) from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise UserError([Problem("is no torch file of weights alone: it is compressed", place=place)])
+
+
+def _not_plain(tensor: Tensor) -> str:
+    """Why a tensor cannot be copied from: it has no values, or not one for each of its places."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return f"expected a plain tensor, found {'a nested one' if tensor.is_nested else tensor.layout}"
+    if tensor.device.type != "cpu" or tensor.is_quantized or type(tensor) not in (Tensor, torch.nn.Parameter):
+        return f"expected a plain tensor, found one on {tensor.device} of type {type(tensor).__name__}"
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return "expected a value for each place, found fewer that are repeated"
+    return ""
+
+
+class _Unread:
+    """Stands for states in Meta's checkpoints that are not read: they would be copied as often as they are named."""
+
+    def __new__(cls, *_: object) -> "_Unread":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_UNREAD: list[Any] = [(_Unread, "io.BytesIO"), (_Unread, "_io.BytesIO"), (_Unread, "_codecs.encode")]
+
+
+def _nothing() -> None:
+    """What is done where files are not compared with their digests."""
 
 
 def _copy(tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None) -> None:

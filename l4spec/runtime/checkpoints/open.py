@@ -40,12 +40,13 @@ def open_model(
     device: torch.device | str = "cpu",
     dtype: str | None = None,
     *,
+    verify: bool = True,
     report: Report | None = None,
 ) -> "Model":
     """The model of a checkpoint directory with its weights, in `dtype` (by default the one it is published in).
 
     A quantized one, as `save_checkpoint` writes it, is opened packed. Raises UserError as `load_checkpoint` does, for a
-    configuration that is not understood, and when memory is short.
+    configuration that is not understood, and when memory is short. `verify` as there.
     """
     spec, packed = spec_of(directory), quantization_file(Path(directory))
     graph, table = build_graph(resolve(spec)), scheme_named(str(packed.absolute())) if packed else None
@@ -57,5 +58,5 @@ def open_model(
     else:
         require_memory(spec, graph, str(device), number_format(graph, table), table=table)
         model = build_quantized(graph, table, device, seed=None)
-    load_checkpoint(model, directory, report=report)
+    load_checkpoint(model, directory, verify=verify, report=report)
     return model

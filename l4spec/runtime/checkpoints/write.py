@@ -1,7 +1,9 @@
 """Writing safetensors: one tensor at a time into a folder that gets its name only when it is complete."""
 
 import ctypes
+import glob
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
+from l4spec.runtime.checkpoints.digests import Digest, digest_of, new_digest, write_digests
 from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
 from l4spec.runtime.progress import Report
 
@@ -28,6 +31,7 @@ FORMATS = {
 }
 """Number formats by the names that files give them."""
 _ALIGNMENT = 8
+_UNFINISHED = ".unfinished."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +94,76 @@ def shards_of(entries: Sequence[TensorEntry], limit: int) -> list[list[TensorEnt
 
 
 def _write(target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[str, str], report: Report | None) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}."))
+    folder = made_beside(target)
     try:
-        names = file_names(len(shards))
+        names, digests = file_names(len(shards)), {}
         total, done = sum(entry.num_bytes for shard in shards for entry in shard), 0
         for name, shard in zip(names, shards, strict=True):
             with (folder / name).open("wb") as file:
-                for num_bytes in _write_shard(file, shard):
+                hashed = _Hashed(file)
+                for num_bytes in _write_shard(hashed, shard):
                     done += num_bytes
                     if report:
                         report(done, total)
+            digests[name] = hashed.digest
         if len(shards) > 1:
-            (folder / INDEX).write_text(json.dumps(index_of(names, shards, total), indent=2) + "\n", encoding="utf-8")
+            texts = {INDEX: json.dumps(index_of(names, shards, total), indent=2) + "\n", **texts}
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        folder.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()
-        folder.rename(target)
+            digests[name] = digest_of(folder / name)
+        write_digests(folder, digests)
+        name_folder(folder, target)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+class _Hashed:
+    """A file that is written, and the digest of what was."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hasher, self._num_bytes = file, new_digest(), 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hasher.update(data)
+        self._num_bytes += len(data)
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(self._num_bytes, self._hasher.hexdigest())
+
+
+def made_beside(target: Path) -> Path:
+    """A hidden folder beside `target` to write in; what killed processes left of others for the same is removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(target.parent, glob.escape(target.name[:40]))
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}{_UNFINISHED}"))
+
+
+def remove_unfinished(parent: Path, pattern: str) -> None:
+    """Remove what killed processes left of folders whose names were to match a pattern."""
+    for folder in parent.glob(f".{pattern}{_UNFINISHED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def name_folder(folder: Path, target: Path) -> None:
+    """Give a folder its name once all of its files are on the disk: after a crash it is whole or not there."""
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
+    folder.chmod(0o755)
+    if target.is_dir():
+        target.rmdir()
+    folder.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def file_names(count: int) -> list[str]:
@@ -125,7 +177,7 @@ def index_of(names: Sequence[str], shards: Sequence[Sequence[TensorEntry]], tota
     return {"metadata": {"total_size": total}, "weight_map": dict(pairs)}
 
 
-def _write_shard(file: BinaryIO, shard: Sequence[TensorEntry]) -> Iterable[int]:
+def _write_shard(file: _Hashed, shard: Sequence[TensorEntry]) -> Iterable[int]:
     """Write header and data; yields the bytes of each tensor once it is written."""
     file.write(header_of(shard))
     for entry in shard:

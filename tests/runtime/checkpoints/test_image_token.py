@@ -15,11 +15,11 @@ def test_the_image_token_of_a_checkpoint_is_the_models(name: str, tmp_path: Path
     l4spec.save_checkpoint(small_model("llama4"), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, name: 102}))
-    opened = l4spec.open_model(folder)
+    opened = l4spec.open_model(folder, verify=False)
     assert opened.image_token_id == 102
     assert l4spec.build(l4spec.compile(l4spec.load(folder)), device="meta").image_token_id == 102
     loaded = blank_model("llama4")
-    l4spec.load_checkpoint(loaded, folder)
+    l4spec.load_checkpoint(loaded, folder, verify=False)
     assert loaded.image_token_id == 102
 
 

@@ -33,7 +33,7 @@ def saved_state(family: str, folder: Path) -> tuple[State, State]:
 def assert_loads(family: str, folder: Path, stored: State, expected: State) -> None:
     save_file({name: tensor.contiguous() for name, tensor in stored.items()}, folder / "model.safetensors")
     model = blank_model(family)
-    l4spec.load_checkpoint(model, folder)
+    l4spec.load_checkpoint(model, folder, verify=False)
     assert_same_tensors(tensors_of(model), expected)
 
 

@@ -204,5 +204,6 @@ def test_a_plain_scheme_saves_a_plain_checkpoint(tmp_path: Path) -> None:
     model = l4spec.quantize(l4spec.build(l4spec.compile(l4spec.load("tiny/scout"))), scheme_named("bf16"))
     saved = l4spec.save_checkpoint(model, tmp_path / "saved")
     assert "quantization_config" not in json.loads((saved.directory / "config.json").read_text())
-    assert sorted(path.name for path in saved.directory.iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(path.name for path in saved.directory.iterdir())
+    assert names == ["config.json", "digests.json", "model.safetensors"]
     shutil.rmtree(saved.directory)

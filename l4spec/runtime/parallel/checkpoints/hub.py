@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from l4spec.runtime.checkpoints.digests import Unchanged
 from l4spec.runtime.checkpoints.headers import INDEX
 from l4spec.runtime.checkpoints.layout import StoredTensor, TensorPiece
 from l4spec.runtime.checkpoints.load import open_stored
@@ -43,7 +44,7 @@ from l4spec.runtime.parallel.checkpoints.planners import (
     RegionSavePlanner,
     as_chunk,
 )
-from l4spec.runtime.parallel.checkpoints.rank_coordination import failures_named, new_folder
+from l4spec.runtime.parallel.checkpoints.rank_coordination import failures_named, new_folder, require_undamaged_by_ranks
 from l4spec.sharding.rules import Region
 
 if TYPE_CHECKING:
@@ -190,11 +191,18 @@ def _write_box(descriptor: int, start: int, shape: tuple[int, ...], box: Region,
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def load_hub(model: "Model", directory: Path) -> None:
-    """Fill every rank's part of a model from a checkpoint folder of whole tensors, reading only what it holds."""
+def load_hub(model: "Model", directory: Path, *, verify: bool) -> None:
+    """Fill every rank's part of a model from a checkpoint folder of whole tensors, reading only what it holds.
+
+    With `verify` every file that has a digest is compared with it first.
+    """
+    before = Unchanged.of(directory)
     with ExitStack() as files, failures_named(f"cannot read {directory}"):
         reader = _HubReader(model, directory, files)
+        if verify:
+            require_undamaged_by_ranks(directory, required=False)
         load(Ours(shards_of_model(model)).state(), storage_reader=reader, planner=RegionLoadPlanner())
+    before.require()
 
 
 class _HubReader(StorageReader):

@@ -68,7 +68,7 @@ class Job(Task):
 
     def clean_up(self) -> None:
         """Remove checkpoints that the run began and did not finish."""
-        from l4spec.runtime.parallel.checkpoints.rank_coordination import remove_unfinished
+        from l4spec.runtime.checkpoints.write import remove_unfinished
 
         if self.checkpoint is not None:
             remove_unfinished(self.checkpoint, f"{STEP}*")

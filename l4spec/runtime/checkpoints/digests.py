@@ -1,0 +1,129 @@
+"""Digests of the files of a checkpoint: written when it is saved, compared before it is used. Knows no torch.
+
+They find damage (a disk, a copy that broke off), not malice: who can change a file can change its digest. XXH3 with 128
+bits reads 10 GB/s on a core that reaches 1.1 GB/s with SHA-256 and 0.9 GB/s with BLAKE2b, and so costs a load little.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l4spec.errors import Place, Problem, UserError
+from l4spec.runtime.checkpoints.headers import read_json
+
+DIGESTS = "digests.json"
+ALGORITHM = "xxh3_128"
+_BLOCK = 1 << 22
+_HINT = "--no-verify reads it as it is, if you know why it changed"
+
+
+def new_digest() -> Any:
+    """What `update` is called on with bytes, and `hexdigest` at the end."""
+    import xxhash
+
+    return xxhash.xxh3_128()
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What is known of a file: its length and the digest of its bytes."""
+
+    num_bytes: int
+    digest: str
+
+
+def digest_of(path: Path) -> Digest:
+    """The digest of a file as it lies there. Raises OSError."""
+    hasher, buffer, num_bytes = new_digest(), memoryview(bytearray(_BLOCK)), 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            num_bytes += count
+    return Digest(num_bytes, hasher.hexdigest())
+
+
+def write_digests(folder: Path, digests: Mapping[str, Digest]) -> None:
+    """Write what is known of the files of a folder beside them."""
+    files = {name: {"bytes": one.num_bytes, "digest": one.digest} for name, one in sorted(digests.items())}
+    text = json.dumps({"algorithm": ALGORITHM, "files": files}, indent=1)
+    (folder / DIGESTS).write_text(f"{text}\n", encoding="utf-8")
+
+
+def files_of(folder: Path) -> list[str]:
+    """The names of the files of a folder that get a digest, in order."""
+    return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+
+
+def read_digests(folder: Path) -> dict[str, Digest] | None:
+    """What is known of the files of a folder, None where nothing is. Raises UserError for a file that is damaged."""
+    if not os.path.lexists(folder / DIGESTS):
+        return None
+    data = read_json(folder / DIGESTS)
+    files = data.get("files") if isinstance(data, dict) and data.get("algorithm") == ALGORITHM else None
+    if not isinstance(files, dict) or not all(map(_is_digest, files.items())):
+        raise UserError([Problem(f"expected the {ALGORITHM} digests of files", place=Place(DIGESTS), hint=_HINT)])
+    return {name: Digest(entry["bytes"], entry["digest"]) for name, entry in files.items()}
+
+
+def _is_digest(item: tuple[str, Any]) -> bool:
+    name, entry = item
+    plain = name == Path(name).name and "\0" not in name
+    known = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("digest"), str)
+    return plain and known
+
+
+def differences(folder: Path, digests: Mapping[str, Digest], names: Iterable[str]) -> Iterator[Problem]:
+    """What is wrong with the files of these names."""
+    for name in names:
+        place, path = Place(name), folder / name
+        try:
+            size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                yield Problem("is missing, or no file", place=place)
+            elif size != digests[name].num_bytes:
+                yield Problem(
+                    f"is damaged: {digests[name].num_bytes:,} bytes were written, {size:,} are there",
+                    place=place,
+                    hint=_HINT,
+                )
+            elif digest_of(path) != digests[name]:
+                yield Problem("is damaged: its bytes are not those that were written", place=place, hint=_HINT)
+        except OSError as error:
+            yield Problem(f"cannot be read: {error.strerror}", place=place)
+
+
+def require_undamaged(folder: Path) -> None:
+    """Compare every file of a folder with its digest, where there are digests. Raises UserError naming the files."""
+    digests = read_digests(folder)
+    if problems := list(differences(folder, digests, digests)) if digests else []:
+        raise UserError(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Unchanged:
+    """Files as they were found: another one in their place, another length or time is noticed afterwards."""
+
+    seen: Mapping[Path, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, folder: Path) -> "Unchanged":
+        """The files of a folder as they are now."""
+        return cls({path: _look(path) for path in folder.iterdir()})
+
+    def require(self) -> None:
+        """Raise UserError naming the files that are not as they were: what was read of them may be of both."""
+        changed = [path.name for path, look in self.seen.items() if _look(path) != look]
+        if changed:
+            message = "has changed while it was read, and the model may hold parts of both"
+            raise UserError([Problem(message, place=Place(name), hint="load it again") for name in changed])
+
+
+def _look(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -79,6 +79,7 @@ def generate_command(
     compile_step: CompileOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    verify: o.VerifyOption = True,
     show_progress: ProgressOption = None,
 ) -> None:
     """Load a checkpoint and go on from a prompt, token by token.
@@ -102,7 +103,8 @@ def generate_command(
     Options(**options)  # before the weights are read, as is what follows
     _require_fit(spec_of(directory), tokens, max_new_tokens)
     with progress("loading", show_progress) as report:
-        model = open_model(directory, _real_device(device), dtype.value if dtype else None, report=report)
+        number_format = dtype.value if dtype else None
+        model = open_model(directory, _real_device(device), number_format, verify=verify, report=report)
     step = _compiled(model, show_progress) if compile_step else None
     _say((int(token) for token in model.stream([tokens], step=step, **options)), text, options["stop_ids"])
 

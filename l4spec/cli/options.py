@@ -75,6 +75,12 @@ ModelOption: TypeAlias = Annotated[
         "--model", metavar="ID", help="With --emit: the checkpoint.  [default: the one in the spec's sources]"
     ),
 ]
+VerifyOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--verify/--no-verify", help="Compare every file of a checkpoint with the digest that was saved with it."
+    ),
+]
 VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table behind the answer.")]
 ExplainOption: TypeAlias = Annotated[
     bool, typer.Option("--explain", help="Add each number's arithmetic and the source of every constant.")

@@ -87,6 +87,7 @@ def run_command(
     save_every: SaveEveryOption = None,
     resume: ResumeOption = False,
     out: OutOption = None,
+    verify: o.VerifyOption = True,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     seed: SeedOption = 0,
@@ -122,6 +123,7 @@ def run_command(
         save_every,
         resume,
         out,
+        verify,
         timeout=timeout,
     )
     if environment is not None:

@@ -30,6 +30,7 @@ class Job(Task):
     save_every: int | None = None
     resume: bool = False
     out: Path | None = None
+    verify: bool = True
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
     worker: ClassVar[str] = "l4spec.runtime.parallel.run.train_worker:work"
@@ -64,6 +65,7 @@ class Job(Task):
             "--save-every": self.save_every,
             "--resume": self.resume,
             "--out": _text(self.out),
+            "--verify": self.verify,
         }
 
     def clean_up(self) -> None:

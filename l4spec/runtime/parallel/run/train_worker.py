@@ -55,12 +55,12 @@ def _load(job: Job, model: RankModel, optimizer: torch.optim.Optimizer | None, c
     """Fill the model from what there is; the number of steps that are done."""
     if checkpoint is not None:
         _require_same_settings(job, read_state(Path(checkpoint)))
-        state = load_sharded(model, checkpoint, optimizer)
+        state = load_sharded(model, checkpoint, optimizer, verify=job.verify)
         assert state is not None, "a folder of steps is sharded"
         log(f"resumed from {checkpoint} after step {state.step}")
         return state.step
     if job.weights is not None:
-        load_sharded(model, job.weights)
+        load_sharded(model, job.weights, verify=job.verify)
         log(f"loaded {job.weights}")
     return 0
 

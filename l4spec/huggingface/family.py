@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from l4spec.errors import Problem, SpecError
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import Naming
 from l4spec.layers.base import LayerSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
@@ -29,6 +30,8 @@ class Family:
     """File of huggingface/transformers that holds the mathematics."""
     read: Reader
     write: Writer
+    naming: Naming
+    """The names of its tensors in checkpoints."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What the config class assumes for a field that is left out."""
     aliases: Mapping[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import FFN, GATED, Naming
 from l4spec.huggingface.rope import read_rope, write_rope
 from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
 from l4spec.layers.attention.positions import Rope
@@ -113,12 +114,21 @@ def _write_moe(moe: MoESpec) -> Data:
     }
 
 
+NAMES = {
+    **GATED,
+    "text.layers.#.attention.q_a_norm.": "model.layers.#.self_attn.q_a_layernorm.",
+    "text.layers.#.attention.kv_a_norm.": "model.layers.#.self_attn.kv_a_layernorm.",
+    "text.layers.#.attention.kv_a_proj.": "model.layers.#.self_attn.kv_a_proj_with_mqa.",
+    f"{FFN}router.correction_bias": "model.layers.#.mlp.gate.e_score_correction_bias",
+    f"{FFN}shared_expert.": "model.layers.#.mlp.shared_experts.",
+}
 FAMILY = Family(
     "deepseek_v3",
     "DeepseekV3ForCausalLM",
     "models/deepseek_v3/modeling_deepseek_v3.py",
     read,
     write,
+    Naming(NAMES, next_token_layers=True),
     defaults={
         "hidden_act": "silu",
         "max_position_embeddings": 4096,

@@ -5,6 +5,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import SANDWICH, Naming
 from l4spec.huggingface.text import (
     FULL,
     SLIDING,
@@ -88,6 +89,7 @@ FAMILY = Family(
     "models/gemma2/modeling_gemma2.py",
     read,
     write,
+    Naming(SANDWICH),
     defaults={
         "num_key_value_heads": 4,
         "head_dim": 256,

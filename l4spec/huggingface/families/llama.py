@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, Naming
 from l4spec.huggingface.text import block, both_biases, num_layers, read_gqa, read_text, write_gqa, write_text
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.swiglu.spec import SwiGLUSpec
@@ -43,6 +44,7 @@ FAMILY = Family(
     "models/llama/modeling_llama.py",
     read,
     write,
+    Naming(DECODER),
     defaults={
         "num_key_value_heads": None,
         "head_dim": None,

@@ -5,6 +5,7 @@ from typing import Any
 from l4spec.huggingface.families import llama4_text
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import Naming, inside
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import read_rope
 from l4spec.huggingface.text import DTYPES, Data
@@ -179,12 +180,28 @@ _VISION_DEFAULTS = {
     "projector_dropout": 0.0,
     "rope_theta": 10000.0,
 }
+_NAMES = {
+    **inside("language_model.", llama4_text.NAMES),
+    "vision.patch_embedding.proj.": "vision_model.patch_embedding.linear.",
+    "vision.patch_embedding.class_token": "vision_model.class_embedding",
+    "vision.position.weight": "vision_model.positional_embedding_vlm",
+    "vision.pre_norm.": "vision_model.layernorm_pre.",
+    "vision.post_norm.": "vision_model.layernorm_post.",
+    "vision.layers.#.attention_norm.": "vision_model.model.layers.#.input_layernorm.",
+    "vision.layers.#.attention.": "vision_model.model.layers.#.self_attn.",
+    "vision.layers.#.ffn_norm.": "vision_model.model.layers.#.post_attention_layernorm.",
+    "vision.layers.#.ffn.up_proj.": "vision_model.model.layers.#.mlp.fc1.",
+    "vision.layers.#.ffn.down_proj.": "vision_model.model.layers.#.mlp.fc2.",
+    "vision.adapter.": "vision_model.vision_adapter.mlp.",
+    "vision.projector.proj.": "multi_modal_projector.linear_1.",
+}
 FAMILY = Family(
     "llama4",
     "Llama4ForConditionalGeneration",
     "models/llama4/modeling_llama4.py",
     read,
     write,
+    Naming(_NAMES, fused_in_out=True, fused_first=True),
     defaults={"tie_word_embeddings": False},
     ignorable=(
         "boi_token_index",

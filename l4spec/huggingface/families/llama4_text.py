@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, FFN, Naming
 from l4spec.huggingface.rope import read_rope
 from l4spec.huggingface.text import (
     CAUSAL,
@@ -195,12 +196,15 @@ DEFAULTS = {
     "router_jitter_noise": 0.0,
 }
 IGNORABLE = ("for_llm_compressor",)
+NAMES = {**DECODER, FFN: "model.layers.#.feed_forward."}
+"""Experts are [expert, in, out], gate before up."""
 FAMILY = Family(
     "llama4_text",
     "Llama4ForCausalLM",
     "models/llama4/modeling_llama4.py",
     read,
     write,
+    Naming(NAMES, fused_in_out=True, fused_first=True),
     defaults=DEFAULTS,
     ignorable=IGNORABLE,
 )

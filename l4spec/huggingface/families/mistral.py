@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, Naming
 from l4spec.huggingface.text import block, local_size, num_layers, read_gqa, read_text, window, write_gqa, write_text
 from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
@@ -41,6 +42,7 @@ FAMILY = Family(
     "models/mistral/modeling_mistral.py",
     read,
     write,
+    Naming(DECODER),
     defaults={
         "num_key_value_heads": 8,
         "head_dim": None,

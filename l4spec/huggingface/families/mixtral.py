@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, FFN, Naming
 from l4spec.huggingface.text import block, local_size, num_layers, read_gqa, read_text, window, write_gqa, write_text
 from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
@@ -44,12 +45,18 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     }
 
 
+_NAMES = {
+    **DECODER,
+    FFN: ("model.layers.#.block_sparse_moe.", "model.layers.#.mlp."),
+    f"{FFN}router.": ("model.layers.#.block_sparse_moe.gate.", "model.layers.#.mlp.gate."),
+}
 FAMILY = Family(
     "mixtral",
     "MixtralForCausalLM",
     "models/mixtral/modeling_mixtral.py",
     read,
     write,
+    Naming(_NAMES, each=("w1", "w3", "w2")),
     defaults={
         "num_key_value_heads": 8,
         "head_dim": None,

@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, Naming
 from l4spec.huggingface.text import (
     FULL,
     SLIDING,
@@ -98,6 +99,7 @@ FAMILY = Family(
     "models/qwen2/modeling_qwen2.py",
     read,
     write_dense,
+    Naming(DECODER),
     defaults=DEFAULTS,
     fixed={"qkv_bias": (True,)},
 )

@@ -5,6 +5,7 @@ from typing import Any
 from l4spec.huggingface.families.qwen2 import DEFAULTS, read_dense, write_dense
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import DECODER, Naming
 from l4spec.huggingface.text import Data, both_biases, read_gqa
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.spec.origin import RopeStyle
@@ -35,6 +36,7 @@ FAMILY = Family(
     "models/qwen3/modeling_qwen3.py",
     read,
     write,
+    Naming(DECODER),
     defaults={**DEFAULTS, "head_dim": 128, "attention_bias": False},
     fixed={"use_qk_norm": (True,)},
 )

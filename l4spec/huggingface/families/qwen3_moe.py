@@ -6,6 +6,7 @@ from l4spec.huggingface.families.qwen2 import read_window
 from l4spec.huggingface.families.qwen3 import read_attention
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.naming import GATED, Naming
 from l4spec.huggingface.text import block, local_size, num_layers, read_text, window, write_gqa, write_text
 from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
@@ -82,6 +83,7 @@ FAMILY = Family(
     "models/qwen3_moe/modeling_qwen3_moe.py",
     read,
     write,
+    Naming(GATED),
     defaults={
         "num_key_value_heads": 4,
         "head_dim": None,

@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.huggingface.families import FAMILIES
 from l4spec.runtime.checkpoints.headers import Header
-from l4spec.runtime.checkpoints.hub_names import NAMINGS, hub_layout, native_layout
+from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 
 LOADABLE = ("BF16", "F16", "F32", "F64")
@@ -16,7 +17,7 @@ Key = tuple[int, str]
 
 def hub_layout_of(graph: LayerGraph, names: frozenset[str], preferred: str | None) -> CheckpointLayout:
     """The layout that knows most of these names; `preferred` (a model_type) among equals, then the tables' order."""
-    families = sorted(NAMINGS, key=lambda family: family != preferred)
+    families = sorted(FAMILIES, key=lambda family: family != preferred)
     layouts = [layout for family in families if (layout := hub_layout(graph, family))]
     return max((*layouts, native_layout(graph)), key=lambda layout: layout.num_matches(names))
 

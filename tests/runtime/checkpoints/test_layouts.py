@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import l4spec
 from l4spec.errors import UserError
-from l4spec.runtime.checkpoints.hub_names import NAMINGS, hub_layout, native_layout
+from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import stored_parameters
 from tests.runtime.checkpoints.models import (
     FAMILIES,
@@ -144,7 +144,7 @@ def test_a_model_that_no_family_can_say_is_saved_under_our_names_with_its_spec(t
 def test_every_layout_covers_every_element_of_every_tensor_exactly_once(family: str) -> None:
     graph = small_graph(family)
     shapes = {name: parameter.shape for name, parameter in stored_parameters(graph)}
-    layouts = [layout for other in NAMINGS if (layout := hub_layout(graph, other))]
+    layouts = [layout for other in FAMILIES if (layout := hub_layout(graph, other))]
     assert len(layouts) >= (1 if family in ("llama4", "gemma2") else 2)
     for layout in [*layouts, native_layout(graph)]:
         for way in range(max(len(group.alternatives) for group in layout.groups)):

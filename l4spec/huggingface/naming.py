@@ -1,0 +1,82 @@
+"""The names under which checkpoints of a family store its tensors: prefixes of ours, and theirs.
+
+Sources: `modeling_*.py` of each family in huggingface/transformers, its `conversion_mapping.py` (the names that
+`save_pretrained` writes are those of the published checkpoints), and the index files of published checkpoints.
+Linear weights are [out, in] there as here.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+LAYER = re.compile(r"\.layers\.(\d+)\.")
+FFN = "text.layers.#.ffn."
+Renames = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """How a family calls things. `#` stands for a layer's index; the longest prefix that fits wins.
+
+    `renames` maps a prefix of our names to one of theirs, or to several of which the first is written. `each` names an
+    expert's gate, up and down projection where every expert is stored alone; `fused_in_out` says how a stack of gate
+    and up projections is oriented: [expert, in, 2 out] (True) or [expert, 2 out, in].
+    """
+
+    renames: Renames
+    each: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    fused_in_out: bool = False
+    fused_first: bool = False
+    joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
+    next_token_layers: bool = False
+    """Whether published checkpoints hold layers behind the last one, for multi-token prediction (DeepSeek-V3)."""
+    optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
+    """Stored tensors that older versions wrote and nobody reads."""
+
+    def joining(self, full: str) -> str | None:
+        """The stored tensor that holds this one of ours among others; None where it is stored alone."""
+        pattern, index = _pattern(full)
+        found = (stored for stored, ours in self.joined.items() if pattern in ours)
+        return next((stored.replace("#", index) for stored in found), None)
+
+    def of(self, full: str) -> tuple[str, ...]:
+        """The stored names of a tensor of ours, the one that is written first; none when there is no prefix of it."""
+        pattern, index = _pattern(full)
+        prefix = max((prefix for prefix in self.renames if pattern.startswith(prefix)), key=len, default=None)
+        if prefix is None:
+            return ()
+        theirs, rest = self.renames[prefix], pattern.removeprefix(prefix)
+        return tuple((name + rest).replace("#", index) for name in ((theirs,) if isinstance(theirs, str) else theirs))
+
+
+def _pattern(full: str) -> tuple[str, str]:
+    """A name with `#` for the index of its layer, and that index."""
+    layer = LAYER.search(full)
+    return (full.replace(layer.group(), ".layers.#.", 1), layer.group(1)) if layer else (full, "")
+
+
+DECODER: Mapping[str, str] = {
+    "text.embedding.": "model.embed_tokens.",
+    "text.norm.": "model.norm.",
+    "text.head.": "lm_head.",
+    "text.layers.#.attention_norm.": "model.layers.#.input_layernorm.",
+    "text.layers.#.attention.": "model.layers.#.self_attn.",
+    "text.layers.#.ffn_norm.": "model.layers.#.post_attention_layernorm.",
+    FFN: "model.layers.#.mlp.",
+}
+"""Llama's names, which most decoders share."""
+SANDWICH: Mapping[str, str] = {
+    **DECODER,
+    "text.layers.#.attention_post_norm.": "model.layers.#.post_attention_layernorm.",
+    "text.layers.#.ffn_norm.": "model.layers.#.pre_feedforward_layernorm.",
+    "text.layers.#.ffn_post_norm.": "model.layers.#.post_feedforward_layernorm.",
+}
+"""Gemma's names of four norms a block."""
+GATED: Mapping[str, str] = {**DECODER, f"{FFN}router.": "model.layers.#.mlp.gate."}
+"""Names of a mixture of experts whose router is called gate."""
+
+
+def inside(prefix: str, renames: Mapping[str, str]) -> dict[str, str]:
+    """The same names below a prefix: `model.layers` as `language_model.model.layers`."""
+    return {ours: f"{prefix}{theirs}" for ours, theirs in renames.items()}

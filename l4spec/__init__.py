@@ -92,4 +92,8 @@ def compile(spec: "ModelSpec") -> "LayerGraph":  # noqa: A001 - the stage's name
     from l4spec.graph.build import build_graph
     from l4spec.spec.resolve import resolve
 
+    if spec.stored_as is not None:
+        from l4spec.quantization.published import require_known
+
+        require_known(spec)
     return build_graph(resolve(spec))

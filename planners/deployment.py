@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED, scheme_for
 from planners.catalog import engine as engine_of
-from planners.catalog import quantization as quantization_of
 from planners.catalog.cluster import Cluster, parse_cluster
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
@@ -34,7 +34,7 @@ class Deployment:
         cluster = parse_cluster(request.gpus) if request.gpus is not None else None
         setting = Setting(
             graph=graph,
-            scheme=scheme_of(quantization_of(request.quantization)),
+            scheme=scheme_of(scheme_for(graph.model.spec, _format_of(request))),
             engine=engine_of(request.engine),
             hardware=cluster.hardware if cluster else None,
             kv_dtype_bytes=cache_dtype_bytes(request.kv_dtype),
@@ -59,3 +59,9 @@ class Deployment:
     def prompt_tokens(self) -> int:
         """Tokens of each prompt."""
         return max(1, self.context - (self.output_tokens or 0))
+
+
+def _format_of(request: PlanRequest) -> str:
+    """The scheme asked for. Training keeps its weights unquantized, however those of a release are stored."""
+    published_in_training = request.mode == "train" and request.quantization == AS_PUBLISHED
+    return UNQUANTIZED if published_in_training else request.quantization

@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.published import published_name
 from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
 from planners.catalog.cluster import Cluster
@@ -148,6 +149,7 @@ def _deployment_info(deployment: Deployment) -> DeploymentInfo:
         context_origin="default" if request.context is None and request.prompt_tokens is None else "given",
         batch=deployment.batch,
         quantization=setting.scheme.name,
+        as_published=train is None and setting.scheme.name == published_name(deployment.graph.model.spec),
         kv_dtype=request.kv_dtype,
         engine=setting.engine.name,
         objective=request.objective,

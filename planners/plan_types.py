@@ -304,6 +304,8 @@ class DeploymentInfo(Frozen):
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None
+    as_published: bool = False
+    """Whether `quantization` is the format that the spec says its published weights have."""
 
 
 class Estimates(Frozen):

@@ -8,6 +8,7 @@ from pydantic import Field
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import Mode, Option, Options, flag_of, option_of, read_count, read_number, read_tokens
+from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.sharding.layout import Layout
 from planners.device.training_state import TrainSetting
 from planners.plan_types import Objective
@@ -31,6 +32,7 @@ class PlanRequest(Options):
 
     `context` counts the tokens of a sequence, prompt and output together; `prompt_tokens` and `output_tokens` count
     them apart. Without any, 8,192 or the model's shorter limit are planned, never silently the model's longest.
+    `quantization` names a scheme; by default it is the format that the spec's `stored_as` says, or else bf16.
     `batch` counts sequences over the whole deployment. With `output_tokens`, time is that of a closed loop of
     `concurrency` clients (by default `batch`), or of requests that arrive at `rate`.
     """
@@ -40,8 +42,14 @@ class PlanRequest(Options):
     ] = None
     quantization: Annotated[
         str,
-        Option("Weights: `l4spec ls quantization`.", metavar="SCHEME", flags=("--quantization", "-q"), mode="serve"),
-    ] = "bf16"
+        Option(
+            "Weights: `l4spec ls quantization`.",
+            metavar="SCHEME",
+            flags=("--quantization", "-q"),
+            mode="serve",
+            default="as published",
+        ),
+    ] = AS_PUBLISHED
     kv_dtype: Annotated[str, Option("KV cache: bf16, fp16, fp32, fp8 or int8.", metavar="DTYPE", mode="serve")] = "bf16"
     context: Annotated[
         _Tokens,
@@ -269,7 +277,8 @@ class PlanRequest(Options):
             "output_tokens": ("training has no output tokens", "leave it out"),
         }
         for name, field in type(self).model_fields.items():
-            if option_of(type(self), name).mode == "serve" and getattr(self, name) != field.default:
+            unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
+            if option_of(type(self), name).mode == "serve" and getattr(self, name) not in unchanged:
                 message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
                 yield Problem(message, path=name, hint=hint)
         if (self.cp or 1) > 1:

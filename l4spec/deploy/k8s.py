@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from l4spec.deploy.launch import FlagTable, LaunchRequest, Server, checkpoint, heading, refuse, servers
-from l4spec.deploy.vllm import IMAGE, MASTER_PORT, PORT, arguments, cache_env
+from l4spec.deploy.vllm import FORMATS, IMAGE, MASTER_PORT, PORT, arguments, cache_env
 from l4spec.deploy.vllm import TABLE as VLLM
 
 TABLE = FlagTable(
@@ -28,7 +28,7 @@ _NAME_LENGTH = 50
 def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """The objects, and what is to say about them. Raises UserError for what they cannot express."""
     server_list = servers(request, "Kubernetes", request.plan.layout.dp, PORT)
-    model, notes = checkpoint(request)
+    model, notes = checkpoint(request, FORMATS.online)
     argv, more = arguments(request, model)
     name = _name(request.graph.name)
     notes += (

@@ -61,6 +61,7 @@ FORMATS = WeightFormats(
         "nvfp4": "modelopt_fp4",
         "awq": "awq",
         "mxfp4-experts": "mxfp4",
+        "fp8-mixed": None,
         "gguf-q4_k_m": "gguf",
         "gguf-q8_0": "gguf",
     },
@@ -73,7 +74,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
     layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    model, notes = checkpoint(request)
+    model, notes = checkpoint(request, FORMATS.online)
     copies = 1 if request.cluster.num_hosts == 1 else layout.dp
     flags, more = _flags(request, model, own_copies=copies == 1)
     server_list = servers(request, TABLE.engine, copies, PORT)
@@ -88,7 +89,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
 def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
     layout, asked = request.plan.layout, request.plan.deployment
     notes = [*_layout_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     images = _images(request, notes)

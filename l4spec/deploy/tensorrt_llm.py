@@ -77,7 +77,7 @@ def _flags(request: LaunchRequest) -> dict[str, object]:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     if asked.quantization == "fp16" and asked.kv_dtype == "bf16":
         refuse(TABLE.engine, "a cache is kept in the model's format or in fp8, not bf16 beside fp16", "--kv-dtype fp8")
-    if asked.quantization not in _READS:
+    if asked.quantization not in _READS and not asked.as_published:
         refuse(TABLE.engine, f"it reads no weights packed as {asked.quantization}", f"it reads {', '.join(_READS)}")
     return {
         "--tp_size": layout.tp * layout.ep,
@@ -105,7 +105,9 @@ def _command(server: Server, argv: tuple[str, ...], room: int) -> Command:
 
 def _notes(request: LaunchRequest) -> tuple[str, ...]:
     asked, notes = request.plan.deployment, []
-    if needed := _READS[asked.quantization]:
+    if asked.as_published and asked.quantization not in ("bf16", "fp16"):
+        notes.append(f"the published checkpoint is stored as planned ({asked.quantization}), and its config says how")
+    elif needed := _READS[asked.quantization]:
         notes.append(f"--model has to name {needed}: no flag packs weights")
     if asked.kv_dtype == "bf16":
         notes.append("a cache of the model's own format is --kv_cache_dtype auto")

@@ -62,6 +62,7 @@ FORMATS = WeightFormats(
         "nvfp4": "compressed-tensors",
         "awq": "awq",
         "mxfp4-experts": "mxfp4",
+        "fp8-mixed": None,
     },
 )
 """What vLLM packs itself while it loads is in vllm/config/quantization.py; what comes packed has its method's name."""
@@ -71,7 +72,7 @@ _HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
 
 def emit_vllm(request: LaunchRequest) -> Emission:
     """The commands of every host. Raises UserError for what vLLM cannot express."""
-    model, notes = checkpoint(request)
+    model, notes = checkpoint(request, FORMATS.online)
     server_list = servers(request, TABLE.engine, request.plan.layout.dp, PORT)
     argv, more = arguments(request, model)
     commands = tuple(command for server in server_list for command in commands_of(server, argv, cache_env(request)))
@@ -85,7 +86,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
     notes = [*_expert_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked.quantization, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {known}")

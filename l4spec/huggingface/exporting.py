@@ -17,6 +17,7 @@ from l4spec.spec.tree import shortened
 
 Data = dict[str, Any]
 _MOST_SHOWN = 8
+_STORED = ("quantization_config", "compression_config", "quantization")
 
 
 def export_config(spec: ModelSpec) -> Data:
@@ -61,6 +62,8 @@ def _try(model: ResolvedModel, spec: ModelSpec, family: Family) -> Data | _Failu
         return _Failure(family, error.problems, written=False)
     written = {"model_type": family.model_type, "architectures": [family.architecture], **exported_config}
     carried = origin.fields if origin is not None and origin.model_type == family.model_type else {}
+    if spec.stored_as is None:
+        carried = {name: value for name, value in carried.items() if name not in _STORED}
     failure = None
     for config in (_laid_over(written, carried), _laid_over(carried, written)):
         failure = _check(model, config, family)

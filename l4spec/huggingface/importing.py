@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l4spec.errors import Place, Problem, SpecError
+from l4spec.graph.build import build_graph
 from l4spec.huggingface.carried import storable
 from l4spec.huggingface.config_file import read_config
 from l4spec.huggingface.families import FAMILIES
@@ -18,6 +19,8 @@ from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.heads import refused_head
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import rope_style
+from l4spec.huggingface.stored.formats import UnreadFormat, read_format
+from l4spec.huggingface.stored.tables import stored_as
 from l4spec.huggingface.yaml_out import to_yaml
 from l4spec.spec.document import Document
 from l4spec.spec.files import MAX_BYTES, label
@@ -89,7 +92,26 @@ def import_config(
         "huggingface": {"model_type": family.model_type, "rope_style": style, "fields": carried},
     }
     spec = parse_spec(Document(data, {(): Place(file)}, file))
+    stored = _stored(config, spec, family, fields)
+    if stored is not None:
+        origin = data.pop("huggingface")
+        data |= {"stored_as": stored, "huggingface": origin}
+        spec = parse_spec(Document(data, {(): Place(file)}, file))
     return ImportedSpec(data, _yaml(data, family, spec, notes, file), spec, tuple(notes))
+
+
+def _stored(config: Mapping[str, Any], spec: ModelSpec, family: Family, fields: Fields) -> Any:
+    """How the checkpoint's weights are stored, as plain data; None for unquantized ones and where it is not read."""
+    try:
+        found = read_format(config)
+    except UnreadFormat as error:
+        told = "the plan's default is therefore bf16: name what is stored with --quantization"
+        fields.note(f"its weights are stored {error}, which is not read; {told}")
+        return None
+    if found is None:
+        return None
+    stored = stored_as(found, build_graph(resolve(spec)), family.naming)
+    return stored if isinstance(stored, str) else stored.model_dump(mode="json", exclude_defaults=True)
 
 
 def _yaml(data: Data, family: Family, spec: ModelSpec, notes: Sequence[str], file: str) -> str:
@@ -167,6 +189,7 @@ def _notes(spec: ModelSpec) -> dict[str, str]:
     model = resolve(spec)
     notes = {
         "text.layers": f"{len(model.text.stack.blocks)} blocks",
+        "stored_as": "how the checkpoint stores its weights, by its own config: what `l4spec plan` assumes",
         "huggingface": "for `l4spec export`: family, spelling, and fields that change no number of the forward pass",
         **_part_notes("text.parts", model.text.stack),
     }

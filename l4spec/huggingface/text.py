@@ -49,13 +49,14 @@ def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any)
 def _longest(fields: Fields, limit: int) -> int:
     """The longest sequence: what YaRN makes of the length of pre-training, where a config's limit is from before it.
 
-    vLLM's rule (vllm/config/model.py, `_get_and_verify_max_len`); DeepSeek's configs hold the product already.
+    vLLM's rule (vllm/config/model.py, `_get_and_verify_max_len`); DeepSeek's configs hold the product already, and a
+    limit within a tenth of it is taken for a rounded one.
     """
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.data.get(name)
         if isinstance(rope, dict) and rope.get("rope_type", rope.get("type")) == "yarn":
             before, factor = rope.get("original_max_position_embeddings", limit), rope.get("factor")
-            if isinstance(before, int) and isinstance(factor, int | float) and limit < before * factor <= LARGEST:
+            if isinstance(before, int) and isinstance(factor, int | float) and 1.1 * limit < before * factor <= LARGEST:
                 fields.carry("max_position_embeddings")
                 return int(before * factor)
     return limit

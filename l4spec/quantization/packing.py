@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from l4spec.quantization.scheme import BYTES_PER_ELEMENT, BlockLaw, PlainLaw, ScaledLaw
+from l4spec.spec.storage import BYTES_PER_ELEMENT, BlockLaw, Law, PlainLaw, ScaledLaw
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,20 @@ def _stack(shape: tuple[int, ...], input_axis: int | None) -> _Stack:
     matrix = shape[-2:] if len(shape) > 1 else (1, *shape)
     along = axis - max(len(shape) - 2, 0) if len(shape) > 1 else 1
     return _Stack(prod(shape[:-2]), matrix[1 - along], matrix[along])
+
+
+def cut_block(law: Law, whole: tuple[int, ...], shard: tuple[int, ...]) -> Refusal | None:
+    """Why a shard cannot be stored in blocks of its own: it begins or ends inside of one. None where none is cut.
+
+    The engines' rule for blocks of scales: vLLM (model_executor/layers/quantization/utils/fp8_utils.py,
+    `validate_fp8_block_shape`) and SGLang refuse a partition that is no multiple of the block.
+    """
+    if not isinstance(law, ScaledLaw) or not isinstance(law.group, tuple):
+        return None
+    for size, part, block in zip(whole[-2:], shard[-2:], law.group, strict=False):
+        if part != size and part % block:
+            return Refusal(f"a shard of {part} out of {size} cuts blocks of {block} that share a scale")
+    return None
 
 
 def _size(law: PlainLaw | ScaledLaw | BlockLaw, stack: _Stack) -> StoredSize | Refusal:

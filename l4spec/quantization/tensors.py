@@ -7,8 +7,9 @@ from math import gcd
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
-from l4spec.quantization.packing import Refusal, StoredSize, stored_bytes
-from l4spec.quantization.scheme import Quantization, ScaledLaw, Target, regrouped
+from l4spec.quantization.packing import Refusal, StoredSize, cut_block, stored_bytes
+from l4spec.quantization.scheme import Quantization, regrouped
+from l4spec.spec.storage import ScaledLaw, Target
 
 
 class Scheme:
@@ -43,7 +44,7 @@ def stored_size(
 ) -> StoredSize:
     """Bytes of a tensor, or of a shard of it of `shape`. Raises UserError where the scheme cannot pack it."""
     law = scheme.table.law_for(target_of(graph, node, parameter))
-    size = stored_bytes(law, shape, parameter.input_dim)
+    size = cut_block(law, parameter.shape, shape) or stored_bytes(law, shape, parameter.input_dim)
     if isinstance(size, Refusal):
         path = f"{node.id}.{parameter.name}"
         problem = Problem(

@@ -127,7 +127,9 @@ def _assumed(comparison: Comparison) -> str:
     origin = "the default" if asked.context_origin == "default" else "as asked"
     cluster = comparison.models[0].plan.cluster
     where = f" on {cluster.text}" if cluster else ""
+    formats = dict.fromkeys(model.plan.deployment.quantization for model in comparison.models)
+    weights = f"{asked.quantization} weights" if len(formats) == 1 else "weights as published"
     return (
-        f"Planned{where} with {asked.quantization} weights, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
+        f"Planned{where} with {weights}, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
         f"KV cache in {asked.kv_dtype}, cache policy {asked.engine}."
     )

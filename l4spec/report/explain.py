@@ -6,10 +6,11 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Parameter, Work
-from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw
+from l4spec.quantization.published import scheme_for
 from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
-from planners.catalog import engine, hardware, quantization
+from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
+from planners.catalog import engine, hardware
 from planners.counts.cost_sheet import CostRow, Workload, cost
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of, stored_size, target_of
@@ -118,7 +119,7 @@ def _operations(row: CostRow, pairs: bool) -> Iterator[tuple[int, str]]:
 
 def weight_sums(graph: LayerGraph, quantization_name: str) -> Sums:
     """One row per part and packing law: elements, payload and scales; the last row is the whole model's weights."""
-    scheme = scheme_of(quantization(quantization_name))
+    scheme = scheme_of(scheme_for(graph.model.spec, quantization_name))
     sums: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for node, parameter in graph.parameters():
         if not parameter.tied_to:
@@ -183,7 +184,7 @@ def _memory(plan: Plan) -> Table:
 def _constants(graph: LayerGraph, plan: Plan) -> Iterator[tuple[str, str]]:
     for source in graph.model.spec.sources:
         yield "spec", source
-    scheme, machine = quantization(plan.deployment.quantization), engine(plan.deployment.engine)
+    scheme, machine = scheme_for(graph.model.spec, plan.deployment.quantization), engine(plan.deployment.engine)
     yield f"quantization {scheme.name}", scheme.source
     yield f"engine {machine.name}", machine.source + (f" (version {machine.version})" if machine.version else "")
     if machine.memory is not None:

@@ -1,5 +1,6 @@
 """The answer of `l4spec plan SPEC` on one screen: fits or not, where the memory goes, what else would fit."""
 
+from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import Figures, Marked, gib, marked, whole
@@ -70,7 +71,7 @@ def _facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
             "model",
             f"{figures.sizes.count(params.total)} parameters, {figures.sizes.count(params.active)} active per token",
         ),
-        ("weights", f"{figures.sizes.gib(plan.weights.bytes)} in {asked.quantization}"),
+        ("weights", f"{figures.sizes.gib(plan.weights.bytes)} {stored_in(plan)}"),
         ("context", f"{whole(asked.context)} tokens ({origin}), batch {whole(asked.batch)}"),
     ]
     if asked.mode == "serve":
@@ -85,6 +86,14 @@ def _facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     rows.append(("layout", _layout(plan)))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
+
+
+def stored_in(plan: Plan) -> str:
+    """The format of the weights in words: `in bf16`, `as published: fp8-block`."""
+    name = plan.deployment.quantization
+    if not plan.deployment.as_published or name == UNQUANTIZED:
+        return f"in {name}"
+    return "as published: by the spec's stored_as" if name == AS_PUBLISHED else f"as published: {name}"
 
 
 def _checkpointing(plan: Plan) -> str:

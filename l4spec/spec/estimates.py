@@ -18,7 +18,7 @@ _ROUTING_ONLY = frozenset(
     ("score", "scales", "renormalize", "scaling_factor", "num_groups", "num_limited_groups", "group_score")
 )
 """Which experts are chosen, and what their outputs weigh."""
-_WORK_ONLY = frozenset(("mask", "logit_softcap", "capacity_factor", "max_tiles", "global_tile", "dtype"))
+_WORK_ONLY = frozenset(("mask", "logit_softcap", "capacity_factor", "max_tiles", "global_tile", "dtype", "stored_as"))
 _ROTATION = frozenset(("theta", "layout", "scaling"))
 
 

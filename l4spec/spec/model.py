@@ -15,6 +15,7 @@ from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
 from l4spec.spec.header import Header, located
 from l4spec.spec.origin import HuggingFaceSpec
+from l4spec.spec.storage import Stored
 
 if TYPE_CHECKING:
     NormSpec: TypeAlias = LayerSpec
@@ -229,6 +230,9 @@ class ModelSpec(Header):
     """The language model."""
     vision: VisionSpec | None = None
     """Early-fusion vision, if any."""
+    stored_as: Stored | None = None
+    """How the published weights are stored, which plans assume by default: a quantization scheme by name, or a table of
+    rules for a mix that has no name. Null: unquantized, in `text.dtype`."""
     claims: Annotated[tuple[Claim, ...], AsTuple] = ()
     """What people say about the model, for `l4spec verify`."""
     huggingface: HuggingFaceSpec | None = None

@@ -240,7 +240,7 @@ def _derived(
     dropped: dict[str, Any] = {"extends": None, "sources": (), "estimated": (), "claims": (), "description": None}
     origin = spec.huggingface and _changed(spec.huggingface, fields={})
     name = spec.name[: 120 - len(suffix)] + suffix
-    return _changed(spec, name=name, text=text, vision=vision, huggingface=origin, **dropped)
+    return _changed(spec, name=name, text=text, vision=vision, huggingface=origin, stored_as=None, **dropped)
 
 
 def _changed(spec: S, **fields: Any) -> S:

@@ -8,7 +8,8 @@ A path to a YAML file works wherever a name does. Shipped entries are read when 
 """
 
 from l4spec.catalog.entry import Entry, Sourced
-from l4spec.quantization.scheme import Law, Quantization, Target, scheme_named
+from l4spec.quantization.scheme import Quantization, scheme_named
+from l4spec.spec.storage import Law, Target
 from planners.catalog.engines import Engine
 from planners.catalog.hardware import Capacity, Hardware
 from planners.catalog.loader import Folder, known_names, load, shipped_names

@@ -10,9 +10,9 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, Matmul, Work
-from l4spec.quantization.scheme import PlainLaw
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
+from l4spec.spec.storage import PlainLaw
 from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import Scheme, stored_size, target_of
 from planners.device.activations import ACTIVATION_BYTES

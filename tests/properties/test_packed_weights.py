@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.quantization.scheme import Quantization, Rule, ScaledLaw
+from l4spec.quantization.scheme import Quantization
 from l4spec.quantization.tensors import fitted, scheme_of
 from l4spec.runtime.build import build, build_quantized
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.module_inventory import contents_of, module_bytes
 from l4spec.runtime.quantize.apply import quantize
+from l4spec.spec.storage import Rule, ScaledLaw
 from planners.counts.params import count_params
 from planners.counts.weights import weigh
 from tests.properties.runs import longest_prompt, planned_flops, some, tokens

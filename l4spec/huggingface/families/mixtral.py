@@ -4,7 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import DECODER, FFN, Naming
+from l4spec.huggingface.naming import DECODER, FFN, Naming, Renames
 from l4spec.huggingface.text import block, local_size, num_layers, read_gqa, read_text, window, write_gqa, write_text
 from l4spec.layers.attention.masks import SlidingWindowMask
 from l4spec.layers.gqa.spec import GQASpec
@@ -45,7 +45,7 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     }
 
 
-_NAMES = {
+_NAMES: Renames = {
     **DECODER,
     FFN: ("model.layers.#.block_sparse_moe.", "model.layers.#.mlp."),
     f"{FFN}router.": ("model.layers.#.block_sparse_moe.gate.", "model.layers.#.mlp.gate."),

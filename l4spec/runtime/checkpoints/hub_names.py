@@ -8,7 +8,14 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.naming import Naming
 from l4spec.layers.declaration import Parameter
-from l4spec.runtime.checkpoints.layout import StoredGroup, CheckpointLayout, TensorPiece, StoredTensor, stored_parameters, whole
+from l4spec.runtime.checkpoints.layout import (
+    CheckpointLayout,
+    StoredGroup,
+    StoredTensor,
+    TensorPiece,
+    stored_parameters,
+    whole,
+)
 
 NATIVE = "l4spec"
 

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from l4spec.errors import Problem, SpecError, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
-from l4spec.quantization.scheme import PlainLaw, Quantization, ScaledLaw
+from l4spec.quantization.scheme import Quantization
 from l4spec.quantization.tensors import target_of
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 from l4spec.runtime.checkpoints.write import TensorEntry
 from l4spec.runtime.quantize.bit_packing import pack_nibbles
 from l4spec.runtime.quantize.weight import PackedWeight
+from l4spec.spec.storage import PlainLaw, ScaledLaw
 
 Json = dict[str, Any]
 PACKED, FLOAT = "pack-quantized", "float-quantized"

@@ -98,7 +98,7 @@ def spec_as_built(graph: LayerGraph, dtype: torch.dtype) -> ModelSpec:
     """The spec with the number format that the weights have."""
     spec = graph.model.spec
     built = _SPEC_DTYPES.get(dtype, spec.text.dtype)
-    return spec.model_copy(update={"text": spec.text.model_copy(update={"dtype": built})})
+    return spec.model_copy(update={"text": spec.text.model_copy(update={"dtype": built}), "stored_as": None})
 
 
 def layout_and_text(graph: LayerGraph, dtype: torch.dtype) -> tuple[CheckpointLayout, tuple[str, str]]:

@@ -10,12 +10,13 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.common.modules import LayerModule
 from l4spec.layers.declaration import Parameter
 from l4spec.layers.moe.module import Experts
-from l4spec.quantization.scheme import BlockLaw, PlainLaw, Quantization, ScaledLaw, scheme_named
+from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted, scheme_of, stored_tensors, target_of
 from l4spec.runtime.model import Model
 from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.experts import QuantizedExperts
 from l4spec.runtime.quantize.weight import PackedWeight, QuantizedLinear
+from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
 
 Law = PlainLaw | ScaledLaw | BlockLaw
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -7,7 +7,7 @@ size is its bytes: two 4-bit codes each, the earlier in the lower half. compress
 import torch
 from torch import Tensor
 
-from l4spec.quantization.scheme import ScaledLaw
+from l4spec.spec.storage import ScaledLaw
 
 _WORDS = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from l4spec.quantization.scheme import ScaledLaw
+from l4spec.spec.storage import ScaledLaw
 
 SCALE_DTYPES = {
     "fp32": torch.float32,

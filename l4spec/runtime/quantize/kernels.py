@@ -12,8 +12,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from l4spec.quantization.scheme import ScaledLaw
 from l4spec.runtime.quantize.bit_packing import unpack_nibbles
+from l4spec.spec.storage import ScaledLaw
 
 _aten = torch.ops.aten
 GROUPS = (256, 128, 64, 32)

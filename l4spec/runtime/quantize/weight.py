@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.common.modules import linear
-from l4spec.quantization.scheme import ScaledLaw
 from l4spec.runtime.quantize.bit_packing import pack, pack_nibbles, payload_layout, unpack, unpack_nibbles
 from l4spec.runtime.quantize.codes import SCALE_DTYPES, Coded, decode, encode, group_shape
 from l4spec.runtime.quantize.kernels import CUDA, Int4Kernel, int4_kernel, int8_product, kernel_group, takes_int8
+from l4spec.spec.storage import ScaledLaw
 
 _PRODUCT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _AT_ONCE = 1 << 22

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from l4spec.errors import UserError
 from l4spec.layers.declaration import Part, Role
 from l4spec.quantization.packing import Refusal, StoredSize, stored_bytes
-from l4spec.quantization.scheme import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
+from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
 from planners.catalog import Target, quantization, shipped_names
 
 ALL = shipped_names("quantization")

@@ -6,9 +6,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from l4spec.quantization.scheme import SCHEMES, Quantization, ScaledLaw, scheme_named
+from l4spec.quantization.scheme import SCHEMES, Quantization, scheme_named
 from l4spec.quantization.tensors import fitted, scheme_of
 from l4spec.runtime.quantize.codes import Coded, group_shape, spread
+from l4spec.spec.storage import ScaledLaw
 
 GGUF = {"gguf-q4_k_m", "gguf-q8_0"}
 RUNNABLE = tuple(name for name in SCHEMES.names if name not in GGUF)

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4spec.quantization.packing import StoredSize, stored_bytes
-from l4spec.quantization.scheme import ScaledLaw, scheme_named
+from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.quantize.bit_packing import pack, unpack
 from l4spec.runtime.quantize.codes import SCALE_DTYPES, decode, encode, rounded_up
 from l4spec.runtime.quantize.weight import PackedWeight
+from l4spec.spec.storage import ScaledLaw
 from tests.runtime.quantize.laws import RUNNABLE, largest_errors, noise, runnable_laws
 
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9).map(lambda n: 4 * n))

@@ -5,10 +5,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from l4spec.quantization.scheme import ScaledLaw, scheme_named
+from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.measure.flops import FORMULAS
 from l4spec.runtime.quantize.kernels import CPU, CUDA, int4_kernel
 from l4spec.runtime.quantize.weight import PackedWeight
+from l4spec.spec.storage import ScaledLaw
 from tests.runtime.quantize.laws import noise
 
 HOST = torch.device("cpu")

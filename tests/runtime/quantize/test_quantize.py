@@ -8,13 +8,14 @@ import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.quantization.scheme import ScaledLaw, regrouped, scheme_named
+from l4spec.quantization.scheme import regrouped, scheme_named
 from l4spec.quantization.tensors import target_of
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.model import Model
 from l4spec.runtime.module_inventory import contents_of, module_bytes, module_tensors
 from l4spec.runtime.quantize.experts import QuantizedExperts
 from l4spec.runtime.quantize.weight import PackedWeight, packed_weights
+from l4spec.spec.storage import ScaledLaw
 from planners.counts.params import count_params
 from planners.module.executed import executed_rows
 from tests.runtime.quantize.laws import RUNNABLE, fitted_scheme, largest_errors, planned_bytes

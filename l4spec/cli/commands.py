@@ -47,3 +47,22 @@ class LazyCommands(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(COMMANDS)
+from l4spec.cli import (  # noqa: F401
+    accuracy,
+    build,
+    calibrate,
+    compare,
+    export,
+    generate,
+    graph,
+    import_,
+    ls,
+    measure,
+    plan,
+    run,
+    schema,
+    show,
+    simulate,
+    validate,
+    verify,
+)

@@ -8,7 +8,6 @@ from l4spec.layers.base import AsTuple, Size, Spec
 from l4spec.spec.header import located
 from l4spec.spec.quantities import Duration, Share
 
-Engine = Literal["vllm", "sglang", "tensorrt-llm"]
 Router = Literal["round_robin", "least_loaded", "prefix_aware"]
 
 
@@ -120,7 +119,7 @@ class ModelDeployment(Spec):
     """Pipeline stages."""
     dp: Size | None = None
     """Data-parallel ranks of attention inside a replica; the slowest sets the step."""
-    engine: Engine = "vllm"
+    engine: str = "vllm"
     """Engine whose scheduler runs, and whose cache policy and overheads the plan counts."""
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of device memory; by default the engine's."""

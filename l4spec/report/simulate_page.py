@@ -1,0 +1,123 @@
+"""A simulation as a page: latencies, rates, service levels, servers, curves over time, and what the times rest on."""
+
+from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
+from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
+from planners.simulate.result_types import Curve, Distribution, ServerResult, SimulationResult
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+_WIDTH = 60
+
+
+def simulate_page(result: SimulationResult) -> Page:
+    """The screen of a simulation."""
+    sections = [
+        Section("", (Lines((headline(result),)),)),
+        Section("Latency", (_latencies(result),)),
+        Section("Rates", (_rates(result),)),
+        Section("Servers", (_servers(result.servers),)),
+    ]
+    sections += [Section(_curve_title(result, curve), (_plot(curve),)) for curve in result.curves]
+    sections.append(Section("What the times rest on", (Lines(_basis(result)),)))
+    return tuple(sections)
+
+
+def headline(result: SimulationResult) -> str:
+    """One sentence: what was asked, what became of it."""
+    parts = [f"{whole(result.finished)} of {whole(result.requests)} requests finished in {seconds(result.duration)}"]
+    if result.refused:
+        parts.append(f"{whole(result.refused)} refused")
+    if result.cut:
+        parts.append(f"{whole(result.cut)} cut off")
+    state = "" if result.ended == "finished" else f" (ended by {result.ended})"
+    return f"{result.scenario}: {', '.join(parts)}{state}"
+
+
+def _figures(result: SimulationResult) -> Figures:
+    return Figures(bool(result.estimated))
+
+
+def _latencies(result: SimulationResult) -> Table:
+    show = _figures(result).seconds
+    rows = []
+    for name, values in (
+        ("time to first token", result.ttft),
+        ("time per output token", result.tpot),
+        ("between tokens", result.itl),
+        ("end to end", result.e2e),
+    ):
+        if values is not None:
+            rows.append((name, *(show(value) for value in _columns(values))))
+    return Table(("", "mean", "p50", "p90", "p95", "p99", "max"), tuple(rows), "lrrrrrr")
+
+
+def _columns(values: Distribution) -> tuple[float, ...]:
+    return values.mean, values.p50, values.p90, values.p95, values.p99, values.max
+
+
+def _rates(result: SimulationResult) -> Facts:
+    mark = _figures(result).mark
+    rows = [
+        ("requests", f"{mark}{result.requests_per_second:.3g}/s, {result.mean_in_system:.1f} in the system on average"),
+        ("tokens", f"{mark}{result.input_tokens_per_second:,.0f}/s in, {result.output_tokens_per_second:,.0f}/s out"),
+        ("per GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f} tokens/s out on each of {result.num_gpus}"),
+        ("good", f"{mark}{100 * result.attainment:.1f} % of requests, {result.goodput:.3g}/s, by the service levels"),
+    ]
+    if result.usd_per_million_output_tokens is not None:
+        rows.append(("cost", f"{mark}${result.usd_per_million_output_tokens:,.2f} a million output tokens"))
+    for name, interval in result.intervals.items():
+        rows.append((name, f"{interval.mean:.4g} ± {interval.half_width:.2g} (95 %, {interval.repeats} repeats)"))
+    return Facts(tuple(rows))
+
+
+def _servers(servers: tuple[ServerResult, ...]) -> Table:
+    headers = ("", "GPUs", "layout", "busy", "prefix hits", "preemptions", "most running", "waiting", "cache")
+    rows = tuple(
+        (
+            server.key,
+            f"{server.replicas} x {server.gpus}",
+            server.layout,
+            f"{100 * server.utilization:.0f} %",
+            f"{100 * server.prefix_hit_rate:.1f} %",
+            whole(server.preemptions),
+            whole(server.peak_running),
+            whole(server.peak_waiting),
+            f"{100 * server.peak_cache_use:.0f} %",
+        )
+        for server in servers
+    )
+    return Table(headers, rows, "lllrrrrrr")
+
+
+def _curve_title(result: SimulationResult, curve: Curve) -> str:
+    span = seconds(curve.seconds[-1])
+    return f"Over {span}" if len(result.curves) == 1 else f"{curve.key} over {span}"
+
+
+def _plot(curve: Curve) -> Code:
+    rows = (
+        ("running", [float(value) for value in curve.running], f"max {max(curve.running)}"),
+        ("waiting", [float(value) for value in curve.waiting], f"max {max(curve.waiting)}"),
+        ("cache", list(curve.cache_use), f"max {100 * max(curve.cache_use):.0f} %"),
+    )
+    return Code(tuple(f"{name:<8} {sparkline(values)}  {most}" for name, values, most in rows))
+
+
+def sparkline(values: list[float], width: int = _WIDTH) -> str:
+    """Values over time in one line of blocks, from 0 to their largest; each column is the largest of its span."""
+    columns = [
+        max(values[len(values) * i // width : max(len(values) * (i + 1) // width, len(values) * i // width + 1)])
+        for i in range(width)
+    ]
+    most = max(columns)
+    if most <= 0:
+        return _LEVELS[0] * width
+    return "".join(_LEVELS[min(int(value / most * len(_LEVELS)), len(_LEVELS) - 1)] for value in columns)
+
+
+def _basis(result: SimulationResult) -> tuple[str, ...]:
+    lines = list(dict.fromkeys(line for server in result.servers for line in server.basis))
+    if result.estimated:
+        fields = ", ".join(result.estimated)
+        lines.append(f"{ESTIMATE_MARK} rests on fields that nobody has published: {fields}")
+    lines.append(f"seed {result.seed}; the same seed gives the same numbers")
+    return tuple(lines)

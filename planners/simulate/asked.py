@@ -1,0 +1,106 @@
+"""The scenario that is asked for: a document with options laid over it, or a spec that options make a load for."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from l4spec.errors import Place, Problem, SpecError
+from l4spec.spec.document import Document, load_document
+from l4spec.spec.document_kinds import kind_of, parse_as
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.scenario import Scenario
+from l4spec.spec.scenario.references import LoadedScenario, with_models
+from l4spec.spec.tree import Data, KeyPath
+from planners.simulate.request import SimulateRequest
+
+MODEL_KEY = "model"
+
+
+def scenario_of(path_or_name: str, request: SimulateRequest, overrides: Sequence[str] = ()) -> LoadedScenario:
+    """The scenario called so with the request's options over it, or the one that the options make for a spec.
+
+    `overrides` change the document that is named. Raises SpecError with all problems, those of options by their names.
+    """
+    document = load_document(path_or_name, overrides)
+    if kind_of(document).name == "spec":
+        made = _made_for(path_or_name, parse_as(document, ModelSpec), request, overrides)
+        return with_models(parse_as(made, Scenario), made)
+    changed = _changed(document, request, _answering(document))
+    return with_models(parse_as(changed, Scenario), changed)
+
+
+def _made_for(spec: str, model: ModelSpec, request: SimulateRequest, overrides: Sequence[str]) -> Document:
+    """A document of a scenario with one model and what the options say."""
+    _refuse_contradictions(request)
+    missing = []
+    if request.gpus is None:
+        missing.append(Problem("a load needs GPUs", path="--gpus", hint="as --gpus 8xH100"))
+    if request.rate is None and request.clients is None and request.trace is None:
+        hint = "--rate 4/s, --clients 20 or --trace FILE; or name a scenario: `l4spec ls scenarios`"
+        missing.append(Problem("nothing arrives", path="--rate", hint=hint))
+    if request.trace is None:
+        for name in ("prompt_tokens", "output_tokens"):
+            if getattr(request, name) is None:
+                flag = f"--{name.replace('_', '-')}"
+                missing.append(Problem("requests have no length", path=flag, hint=f"as {flag} 300"))
+    if missing:
+        raise SpecError(missing)
+    data: dict[str, Data] = {
+        "l4spec": 1,
+        "kind": "scenario",
+        "name": model.name,
+        "models": {MODEL_KEY: {"spec": spec, "set": list(overrides)}},
+        "workload": {"arrivals": {}},
+    }
+    empty = Document(data, {(): Place("the command line")}, "the command line")
+    return _changed(empty, request, MODEL_KEY)
+
+
+def _answering(document: Document) -> str:
+    """Key of the model that options of a deployment are about."""
+    models = document.data.get("models")
+    keys = list(models) if isinstance(models, dict) else []
+    chain = document.data.get("chain")
+    for stage in chain if isinstance(chain, list) else ():
+        if isinstance(stage, dict) and isinstance(stage.get("model"), str) and "output_tokens" not in stage:
+            return str(stage["model"])
+    return keys[0] if keys else MODEL_KEY
+
+
+def _changed(document: Document, request: SimulateRequest, key: str) -> Document:
+    """The document with the options laid over it, each with its own place."""
+    _refuse_contradictions(request)
+    data: Any = deepcopy(document.data)
+    places = dict(document.places)
+    for path, (value, flag) in request.assignments(key).items():
+        at = data
+        for step in path[:-1]:
+            at = at.setdefault(step, {}) if isinstance(at, dict) else {}
+        at[path[-1]] = value
+        for index in range(1, len(path) + 1):
+            places.setdefault(path[:index], Place(flag))
+        _forget_below(places, path)
+        places[path] = Place(flag)
+    if request.trace is not None and isinstance(data.get("workload"), dict):
+        for field in ("prompt_tokens", "output_tokens", "prefix", "sessions"):
+            data["workload"].pop(field, None)
+    return Document(data, places, document.source, document.extends)
+
+
+def _forget_below(places: dict[KeyPath, Place], path: KeyPath) -> None:
+    for known in [known for known in places if known[: len(path)] == path]:
+        del places[known]
+
+
+def _refuse_contradictions(request: SimulateRequest) -> None:
+    given = [name for name in ("rate", "clients", "trace") if getattr(request, name) is not None]
+    if len(given) > 1:
+        both = " and ".join(f"--{name}" for name in given)
+        raise SpecError([Problem(f"{both} each say when requests come", hint="leave all but one out")])
+    if request.think is not None and request.clients is None:
+        raise SpecError([Problem("needs --clients: only clients think", path="--think")])
+    if request.trace is not None:
+        lengths = [name for name in ("prompt_tokens", "output_tokens", "prefix_tokens") if getattr(request, name)]
+        if lengths:
+            flags = [f"--{name.replace('_', '-')}" for name in lengths]
+            raise SpecError([Problem("a trace brings its own lengths", path=flag) for flag in flags])

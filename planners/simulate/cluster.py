@@ -1,0 +1,88 @@
+"""Replicas behind a router, and the heap of events that moves the clock."""
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from typing import Any, Protocol
+
+from planners.simulate.replica import Replica
+from planners.simulate.requests import Request
+from planners.simulate.routers import Router
+
+
+class Listener(Protocol):
+    """What is told about requests as they go: for closed loops, sessions and chains."""
+
+    def finished(self, request: Request, now: int) -> None:
+        """A request has its last token, or was refused."""
+        ...
+
+
+class Clock:
+    """Events in order of time, and of being scheduled where times are equal."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+
+    def at(self, time: int, action: Callable[..., None], *arguments: Any) -> None:
+        """Call `action` at `time`, in nanoseconds."""
+        self._count += 1
+        heappush(self._events, (time, self._count, action, arguments))
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Go from event to event until none is left, or `stop`, asked now and then, says so; True in that case."""
+        events, ticks = self._events, 0
+        while events:
+            time, _, action, arguments = heappop(events)
+            self.now = time
+            action(*arguments)
+            ticks += 1
+            if not ticks & 1023 and stop():
+                return True
+        return False
+
+
+class Cluster:
+    """Equal replicas of one model behind a router."""
+
+    def __init__(self, clock: Clock, replicas: list[Replica], router: Router, listener: Listener) -> None:
+        self.clock = clock
+        self.replicas = replicas
+        self.router = router
+        self.listener = listener
+
+    def submit(self, request: Request) -> None:
+        """Give a request that arrives now to a replica. One that can never run is refused."""
+        replica = self.router.choose(request, self.replicas)
+        rank = replica.ranks[0]
+        if rank.policy.refuses(rank, request) is not None:
+            request.outcome = "refused"
+            self.listener.finished(request, self.clock.now)
+            return
+        replica.enqueue(request)
+        if replica.run is None:
+            self._start(replica)
+        else:
+            end = replica.interrupt(self.clock.now)
+            if end is not None:
+                self.clock.at(end, self._end, replica, replica.version)
+
+    def _start(self, replica: Replica) -> None:
+        end = replica.start(self.clock.now)
+        if end is not None:
+            self.clock.at(end, self._end, replica, replica.version)
+
+    def _end(self, replica: Replica, version: int) -> None:
+        if version != replica.version or replica.run is None:
+            return
+        now, _, done = replica.finish()
+        for request in done:
+            self.listener.finished(request, now)
+        if replica.is_idle():
+            self._start(replica)
+
+    def ranks(self) -> Iterator[Any]:
+        """All ranks."""
+        for replica in self.replicas:
+            yield from replica.ranks

@@ -1,0 +1,1 @@
+"""Schedulers of inference engines: one policy class each, with defaults that are catalogue data."""

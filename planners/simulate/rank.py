@@ -1,0 +1,298 @@
+"""One scheduler with its cache and its batch: the mechanics that every engine's policy is made of.
+
+Decoding requests are not touched step by step. They share a clock of decode steps: a request that joined at tick j with
+c computed tokens has c + clock - j now, it takes a block whenever that is a multiple of the block size, and its last
+step is known when it joins. So a step costs what changes in it, and runs of equal steps are taken at once.
+"""
+
+from collections import deque
+from heapq import heappop, heappush
+from typing import Protocol
+
+from planners.simulate.cache.pool import BlockPool
+from planners.simulate.requests import Request
+from planners.simulate.times.interface import Batch, Chunk
+
+
+class Scheduler(Protocol):
+    """What a rank asks of an engine's policy."""
+
+    def schedule(self, rank: "Rank", now: int) -> None:
+        """Plan the next step."""
+        ...
+
+    def enqueue(self, rank: "Rank", request: Request) -> None:
+        """Let a new request wait."""
+        ...
+
+    def requeue(self, rank: "Rank", request: Request) -> None:
+        """Let a preempted request wait."""
+        ...
+
+    def refuses(self, rank: "Rank", request: Request) -> str | None:
+        """Why a request can never run here, or None."""
+        ...
+
+
+class Rank:
+    """Requests that wait, prefill and decode on one set of GPUs, and the blocks they hold."""
+
+    def __init__(self, pool: BlockPool, policy: Scheduler) -> None:
+        self.pool = pool
+        self.policy = policy
+        self.block = pool.law.block_size
+        self.waiting: deque[Request] = deque()
+        self.running: dict[int, Request] = {}
+        self.prefilling: list[Request] = []
+        self.chunks: list[tuple[Request, int]] = []
+        self.num_decoding = 0
+        self.context = 0
+        self.clock = 0
+        self.decodes = False
+        self.due: list[dict[int, Request]] = [{} for _ in range(self.block)]
+        self._finishing: list[tuple[int, int, Request]] = []
+        self._orders = 0
+        self.cohorts: list[list[int]] = []
+        self.resumed: list[int] = []
+        self.num_preemptions = 0
+        self.looked_up_tokens = 0
+        self.hit_tokens = 0
+
+    # -- what is there -------------------------------------------------------------------------------------------
+
+    @property
+    def load(self) -> int:
+        """Requests that wait or run."""
+        return len(self.waiting) + len(self.running)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self.running or self.waiting)
+
+    def computed(self, request: Request) -> int:
+        """Tokens of a running request whose keys and values are in the cache."""
+        return request.computed + self.clock - request.joined if request.joined >= 0 else request.computed
+
+    def generated(self, request: Request) -> int:
+        """Tokens that a running request has got so far."""
+        return request.generated + self.clock - request.joined if request.joined >= 0 else request.generated
+
+    def batch(self) -> Batch:
+        """The work of the step that `policy.schedule` has planned."""
+        decode = self.num_decoding if self.decodes else 0
+        chunks = [Chunk(new, r.computed, r.computed + new >= r.goal) for r, new in self.chunks]
+        tiles = sum(r.images for r, new in self.chunks if r.images and r.computed + new >= r.goal)
+        return Batch(decode, self.context + decode if decode else 0, chunks, tiles)
+
+    # -- what a policy may do ------------------------------------------------------------------------------------
+
+    def cached_blocks(self, request: Request) -> int:
+        """Blocks of tokens at the beginning of a waiting request that are cached; its last token is computed anyway."""
+        return self.pool.cached_length(_whole_path(request, self.block), (_goal(request) - 1) // self.block)
+
+    def admit(self, request: Request, budget: int, now: int, *, reserve: int, whole: bool) -> int:
+        """Start a waiting request with up to `budget` tokens; returns how many, or 0 without room.
+
+        Room must be for the whole prompt and `reserve` blocks besides, though only the first chunk's blocks are taken.
+        With `whole` a prompt that exceeds the budget is not started.
+        """
+        pool, goal = self.pool, _goal(request)
+        holding = pool.holding()
+        cached = pool.attach(holding, _whole_path(request, self.block), (goal - 1) // self.block) * self.block
+        chunk = min(goal - cached, budget)
+        law = pool.law
+        needed = law.blocks(goal) - law.blocks(cached) + law.pages
+        if needed + reserve > pool.available or (whole and chunk < goal - cached):
+            pool.free(holding)
+            return 0
+        request.holding, request.computed, request.goal, request.joined = holding, cached, goal, -1
+        if request.scheduled_at < 0:
+            request.scheduled_at = now
+            request.cached_tokens = cached
+        self.looked_up_tokens += goal
+        self.hit_tokens += cached
+        request.order = self._orders = self._orders + 1
+        self.running[request.order] = request
+        self.prefilling.append(request)
+        assert pool.take(holding, law.pages), "room was counted"
+        assert self.grow(request, chunk), "room was counted"
+        return chunk
+
+    def grow(self, request: Request, tokens: int) -> bool:
+        """Plan `tokens` more tokens of a prompt, with their blocks; False, and nothing changes, without room."""
+        law, holding = self.pool.law, request.holding
+        assert holding is not None
+        before, after = request.computed, request.computed + tokens
+        if not self.pool.take(holding, law.blocks(after) - law.blocks(before)):
+            return False
+        self.chunks.append((request, tokens))
+        self._share(request, after // self.block)
+        return True
+
+    def blocks_due(self) -> int:
+        """Blocks that the decoding requests take in the next step."""
+        return len(self.due[self.clock % self.block]) * self.pool.groups
+
+    def preempt(self, request: Request, now: int) -> None:
+        """Take a running request's blocks away; it waits again, first in line, and computes its tokens anew."""
+        was_decoding = request.joined >= 0
+        request.computed, request.generated = self.computed(request), self.generated(request)
+        self._share(request, request.computed // self.block)
+        if was_decoding:
+            self._leave(request)
+        else:
+            self.prefilling.remove(request)
+            self.chunks = [(other, tokens) for other, tokens in self.chunks if other is not request]
+        self._stop(request)
+        request.computed, request.joined = 0, -1
+        request.preemptions += 1
+        request.paused_at = now
+        self.num_preemptions += 1
+        self.policy.requeue(self, request)
+
+    # -- what a step does ----------------------------------------------------------------------------------------
+
+    def take_decode_blocks(self, steps: int) -> None:
+        """Take the blocks of the next `steps` decode steps. There must be room for all of them."""
+        pool, local = self.pool, self.pool.law.local
+        for tick in range(self.clock, self.clock + steps):
+            due = self.due[tick % self.block]
+            pool.take_for_each([request.holding for request in due.values() if request.holding is not None])
+            if local:
+                for request in due.values():
+                    computed = request.computed + tick - request.joined
+                    self._share(request, computed // self.block)
+                    assert request.holding is not None
+                    pool.release(request.holding, computed)
+
+    def steps_until_change(self, most: int) -> int:
+        """How many of the next decode steps, at most `most`, pass without a request that ends or a block too many."""
+        finishing = self._finishing
+        while finishing and finishing[0][1] not in self.running:
+            heappop(finishing)  # it was preempted
+        steps = min(most, finishing[0][0] - self.clock) if finishing else most
+        room, groups = self.pool.available, self.pool.groups
+        for step in range(steps):
+            room -= len(self.due[(self.clock + step) % self.block]) * groups
+            if room < 0:
+                return step
+        return steps
+
+    def end_step(self, steps: int, now: int) -> tuple[list[Request], list[Request]]:
+        """Count `steps` decode steps and the planned chunks as done: who got a first token, and who ended."""
+        first: list[Request] = []
+        done: list[Request] = []
+        if self.decodes:
+            self.clock += steps
+            self.context += self.num_decoding * steps
+            while self._finishing and self._finishing[0][0] <= self.clock:
+                _, order, request = heappop(self._finishing)
+                if self.running.get(order) is request:
+                    done.append(request)
+        for request in done:
+            request.computed, request.generated = self.computed(request), self.generated(request)
+            self._share(request, request.computed // self.block)
+            self._leave(request)
+            self._finish(request, now)
+        for request, tokens in self.chunks:
+            request.computed += tokens
+            if self.pool.law.local and request.holding is not None:
+                self.pool.release(request.holding, request.computed)
+            if request.computed >= request.goal:
+                self._first_token(request, now, first, done)
+        self.chunks = []
+        return first, done
+
+    def _first_token(self, request: Request, now: int, first: list[Request], done: list[Request]) -> None:
+        """The token that ends a prefill; one more is known than computed."""
+        self.prefilling.remove(request)
+        request.generated += 1
+        if request.first_token_at < 0:
+            request.first_token_at = now
+            first.append(request)
+        elif request.paused_at >= 0:
+            self.resumed.append(now - request.paused_at)
+        if request.generated >= request.output:
+            self._finish(request, now)
+            done.append(request)
+            return
+        self.join(request)
+
+    def join(self, request: Request) -> None:
+        """Let a request decode whose tokens are computed but for the last one."""
+        request.joined = self.clock
+        self.num_decoding += 1
+        self.context += request.computed
+        self.due[(self.clock - request.computed) % self.block][request.order] = request
+        heappush(self._finishing, (self.clock + request.output - request.generated, request.order, request))
+
+    def gaps(self, step: int) -> list[tuple[int, int]]:
+        """Gaps between tokens in a decode step of `step` nanoseconds that is about to end: (nanoseconds, requests).
+
+        A request that had to wait for others' prompts since its last token waited that much longer.
+        """
+        stalled = sum(count for count, _ in self.cohorts)
+        gaps = [(step + waited, count) for count, waited in self.cohorts]
+        self.cohorts = []
+        if self.num_decoding > stalled:
+            gaps.append((step, self.num_decoding - stalled))
+        return gaps
+
+    def stall(self, step: int) -> None:
+        """Note that the decoding requests waited for a step in which they took no part."""
+        for cohort in self.cohorts:
+            cohort[1] += step
+        newcomers = self.num_decoding - sum(count for count, _ in self.cohorts)
+        if newcomers > 0:
+            self.cohorts.append([newcomers, step])
+
+    def _leave(self, request: Request) -> None:
+        """Take a request whose counts are up to date out of the decoding ones."""
+        del self.due[(self.clock - request.computed) % self.block][request.order]
+        self.num_decoding -= 1
+        self.context -= request.computed
+
+    def _finish(self, request: Request, now: int) -> None:
+        request.last_token_at = now
+        request.outcome = "finished"
+        self._stop(request)
+
+    def _stop(self, request: Request) -> None:
+        del self.running[request.order]
+        assert request.holding is not None
+        self.pool.free(request.holding)
+        request.holding = None
+
+    def _share(self, request: Request, upto: int) -> None:
+        """Put whole blocks up to number `upto` into the prefix tree."""
+        pool, holding = self.pool, request.holding
+        if not pool.caching or holding is None or holding.cached >= upto:
+            return
+        begin, at = holding.cached, 0
+        for start, stop in _whole_path(request, self.block, upto):
+            size = stop - start
+            if at + size > begin:
+                lower, upper = max(begin - at, 0), min(size, upto - at)
+                if upper > lower:
+                    pool.share(holding, start + lower, start + upper)
+            at += size
+            if at >= upto:
+                return
+
+
+def _goal(request: Request) -> int:
+    """Tokens that a waiting request must compute: its prompt, and after a preemption what it had generated."""
+    return request.prompt + request.generated
+
+
+def _whole_path(request: Request, block: int, upto: int | None = None) -> tuple[tuple[int, int], ...]:
+    """Ids of the request's blocks, those behind its path numbered on from its tail."""
+    path = request.path
+    length = request.path_blocks
+    needed = _goal(request) // block if upto is None else upto
+    if needed <= length:
+        return path
+    if path and path[-1][1] == request.tail:
+        return (*path[:-1], (path[-1][0], request.tail + needed - length))
+    return (*path, (request.tail, request.tail + needed - length))

@@ -1,0 +1,155 @@
+"""One server: ranks that step together, and runs of equal decode steps taken at once."""
+
+from dataclasses import dataclass
+from math import isqrt
+
+from planners.simulate.rank import Rank
+from planners.simulate.recorder import Recorder
+from planners.simulate.requests import Request
+from planners.simulate.times.interface import Batch, StepTimes
+
+LONGEST_RUN = 128
+"""Most decode steps that are timed by their first and last: between them a step's time is taken as linear."""
+_NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Run:
+    """`steps` steps from `start` on; the first takes `first` nanoseconds, each next one `growth` more."""
+
+    start: int
+    first: int
+    growth: int
+    steps: int
+
+    def duration(self, steps: int) -> int:
+        """Nanoseconds of the first `steps` steps."""
+        return steps * self.first + self.growth * (steps * (steps - 1) // 2)
+
+    @property
+    def end(self) -> int:
+        """When the last step ends."""
+        return self.start + self.duration(self.steps)
+
+    def steps_reaching(self, time: int) -> int:
+        """The fewest steps, at least one, after which it is `time` or later; all of them if it never is."""
+        wanted = time - self.start
+        if self.duration(self.steps) <= wanted:
+            return self.steps
+        low = max(1, min(self.steps, wanted // max(self.first + self.growth * (self.steps - 1), 1)))
+        if self.growth > 0:
+            b = 2 * self.first - self.growth
+            low = max(low, (isqrt(max(b * b + 8 * self.growth * wanted, 0)) - b) // (2 * self.growth))
+        while low > 1 and self.duration(low - 1) >= wanted:
+            low -= 1
+        while self.duration(low) < wanted:
+            low += 1
+        return low
+
+
+class Replica:
+    """A server with one rank, or several whose slowest sets the pace of all (data-parallel attention)."""
+
+    def __init__(self, number: int, ranks: list[Rank], times: StepTimes, recorder: Recorder) -> None:
+        self.number = number
+        self.ranks = ranks
+        self.times = times
+        self.recorder = recorder
+        self.run: Run | None = None
+        self.version = 0
+        self.busy_ns = 0
+        self.steps = 0
+
+    @property
+    def load(self) -> int:
+        """Requests that wait or run."""
+        return sum(rank.load for rank in self.ranks)
+
+    def is_idle(self) -> bool:
+        """Whether no step is under way."""
+        return self.run is None
+
+    def enqueue(self, request: Request) -> None:
+        """Let a request wait at the rank with the least load (vLLM weighs a waiting one as four running ones)."""
+        rank = self.ranks[0]
+        if len(self.ranks) > 1:
+            rank = min(self.ranks, key=lambda r: 4 * len(r.waiting) + len(r.running))
+        request.server = self.number
+        rank.policy.enqueue(rank, request)
+
+    def start(self, now: int) -> int | None:
+        """Plan what comes next; returns when it ends, or None where nothing can be done."""
+        for rank in self.ranks:
+            rank.policy.schedule(rank, now)
+        batches = [rank.batch() for rank in self.ranks]
+        if not any(batch.tokens for batch in batches):
+            self.run = None
+            return None
+        first = self._nanoseconds(batches)
+        steps = 1
+        if not any(rank.chunks for rank in self.ranks):
+            steps = min(rank.steps_until_change(LONGEST_RUN) for rank in self.ranks if rank.num_decoding)
+        growth = 0
+        if steps > 1:
+            growth = (self._nanoseconds([_later(batch, steps - 1) for batch in batches]) - first) // (steps - 1)
+        self.run = Run(now, first, growth, max(steps, 1))
+        self.version += 1
+        self._record(now)
+        return self.run.end
+
+    def interrupt(self, now: int) -> int | None:
+        """Something arrived: end the run at the next step's end; returns when, or None if nothing changes."""
+        run = self.run
+        if run is None or run.steps == 1:
+            return None
+        steps = run.steps_reaching(now)
+        if steps == run.steps:
+            return None
+        run.steps = steps
+        self.version += 1
+        return run.end
+
+    def finish(self) -> tuple[int, list[Request], list[Request]]:
+        """End the run: when, requests that got their first token, and requests that ended."""
+        run = self.run
+        assert run is not None
+        now, duration = run.end, run.duration(run.steps)
+        self.busy_ns += duration
+        self.steps += run.steps
+        first: list[Request] = []
+        done: list[Request] = []
+        for rank in self.ranks:
+            if rank.decodes:
+                rank.take_decode_blocks(run.steps)
+                self._record_gaps(rank, run)
+            elif rank.num_decoding:
+                rank.stall(duration)
+            got, ended = rank.end_step(run.steps, now)
+            first += got
+            done += ended
+            for gap in rank.resumed:
+                self.recorder.gap(gap, 0, 1, 1)
+            rank.resumed.clear()
+        self.run = None
+        return now, first, done
+
+    def _nanoseconds(self, batches: list[Batch]) -> int:
+        return max(1, round(self.times.seconds(batches) * _NS))
+
+    def _record_gaps(self, rank: Rank, run: Run) -> None:
+        gaps = rank.gaps(run.first)
+        for gap, count in gaps:
+            self.recorder.gap(gap, 0, 1, count)
+        if run.steps > 1:
+            self.recorder.gap(run.first + run.growth, run.growth, run.steps - 1, rank.num_decoding)
+
+    def _record(self, now: int) -> None:
+        running = sum(len(rank.running) for rank in self.ranks)
+        waiting = sum(len(rank.waiting) for rank in self.ranks)
+        used = sum(rank.pool.used for rank in self.ranks)
+        self.recorder.state(now, self.number, running, waiting, used)
+
+
+def _later(batch: Batch, steps: int) -> Batch:
+    """The batch `steps` decode steps later."""
+    return Batch(batch.decode, batch.context + batch.decode * steps, (), 0, batch.checked)

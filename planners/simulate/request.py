@@ -1,0 +1,124 @@
+"""What is asked of the simulator: options of the command line and of Python, laid over a scenario or making one."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from l4spec.options import Option, Options, flag_of, read_count, read_number, read_tokens
+
+LARGEST = 1 << 20
+MOST_REPEATS = 10_000
+_Degree = Annotated[int | None, Field(ge=1, le=LARGEST)]
+_Tokens = Annotated[int | None, Field(ge=1, le=1 << 40)]
+
+MODEL_FIELDS = (
+    *("gpus", "quantization", "kv_dtype", "engine", "tp", "ep", "pp", "dp", "replicas", "router", "routing"),
+    *("memory_fraction", "usd_per_gpu_hour"),
+)
+"""Options that are fields of the deployed model."""
+
+
+def read_rate(text: str) -> str:
+    """A rate as a scenario writes it; a bare number counts by the second."""
+    return f"{text}/s" if text.replace(".", "", 1).isdecimal() else text
+
+
+class SimulateRequest(Options):
+    """How a scenario is run, and what differs from it. With a spec instead, the options make the scenario.
+
+    Durations and rates are written as in a scenario: `500 ms`, `4/s`.
+    """
+
+    gpus: Annotated[
+        str | None, Option("GPUs of a replica, as 8xH100, 2x8xH100 for hosts, or N x a YAML file.", metavar="GPUS")
+    ] = None
+    quantization: Annotated[
+        str | None, Option("Weights: `l4spec ls quantization`.", metavar="SCHEME", flags=("--quantization", "-q"))
+    ] = None
+    kv_dtype: Annotated[str | None, Option("KV cache: bf16, fp16, fp32, fp8 or int8.", metavar="DTYPE")] = None
+    engine: Annotated[
+        str | None,
+        Option("Engine: its scheduler, cache policy and overheads.", metavar="ENGINE", default="vllm"),
+    ] = None
+    tp: Annotated[_Degree, Option("Fix the tensor-parallel degree.", parse=read_count)] = None
+    ep: Annotated[_Degree, Option("Fix the expert-parallel degree.", parse=read_count)] = None
+    pp: Annotated[_Degree, Option("Fix the number of pipeline stages.", parse=read_count)] = None
+    dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
+    replicas: Annotated[_Degree, Option("Servers behind one router.", parse=read_count, default="1")] = None
+    router: Annotated[
+        Literal["round_robin", "least_loaded", "prefix_aware"] | None,
+        Option("How requests are given to replicas: round_robin, least_loaded or prefix_aware.", metavar="ROUTER"),
+    ] = None
+    routing: Annotated[
+        str | None,
+        Option(
+            "How tokens choose experts: uniform, power_law:1.2, log_normal:1.0, maverick or a file.", metavar="LOAD"
+        ),
+    ] = None
+    memory_fraction: Annotated[
+        float | None,
+        Option("Share of device memory to use.", metavar="SHARE", parse=read_number, default="the engine's own"),
+        Field(gt=0, le=1),
+    ] = None
+    usd_per_gpu_hour: Annotated[
+        float | None,
+        Option("Price of a GPU, to tell what it costs.", metavar="USD", parse=read_number, expects="a price above 0"),
+        Field(gt=0, le=1e6),
+    ] = None
+    rate: Annotated[str | None, Option("Poisson arrivals, as 4/s or 200/min.", metavar="RATE", parse=read_rate)] = None
+    clients: Annotated[
+        _Degree, Option("A closed loop of N clients instead of arrivals at a rate.", parse=read_count)
+    ] = None
+    think: Annotated[
+        str | None, Option("Mean time between a client's answer and its next request.", metavar="TIME", default="0 s")
+    ] = None
+    trace: Annotated[
+        str | None, Option("Requests of a trace instead: Azure, Mooncake, vLLM, BLIS, agentic.", metavar="FILE")
+    ] = None
+    prompt_tokens: Annotated[_Tokens, Option("Tokens of each prompt.", metavar="TOKENS", parse=read_tokens)] = None
+    output_tokens: Annotated[_Tokens, Option("Tokens of each answer.", metavar="TOKENS", parse=read_tokens)] = None
+    prefix_tokens: Annotated[
+        _Tokens, Option("Tokens that all prompts begin with, on top.", metavar="TOKENS", parse=read_tokens)
+    ] = None
+    requests: Annotated[
+        int | None,
+        Option("Requests of the run.", parse=read_count, default="1,000, or all of a trace"),
+        Field(ge=1, le=10_000_000),
+    ] = None
+    ttft: Annotated[str | None, Option("Service level: longest time to first token.", metavar="TIME")] = None
+    tpot: Annotated[str | None, Option("Service level: longest mean time per output token.", metavar="TIME")] = None
+    e2e: Annotated[str | None, Option("Service level: longest time to the last token.", metavar="TIME")] = None
+    seed: Annotated[
+        int | None, Option("Seed of all that is drawn.", parse=read_count, default="0"), Field(ge=0, le=2**32 - 1)
+    ] = None
+    time_limit: Annotated[
+        float | None,
+        Option(
+            "End after so many seconds of real time, with what is done by then.", metavar="SECONDS", parse=read_number
+        ),
+        Field(gt=0, le=1e6),
+    ] = None
+
+    def assignments(self, key: str) -> Mapping[tuple[str, ...], tuple[Any, str]]:
+        """Field of a scenario → what the options say there, as YAML would, and the option; `key` is the model's."""
+        found: dict[tuple[str, ...], tuple[Any, str]] = {}
+
+        def say(path: tuple[str, ...], name: str, value: Any = None) -> None:
+            given = getattr(self, name) if value is None else value
+            if getattr(self, name) is not None:
+                found[path] = (given, flag_of(type(self), name))
+
+        for name in MODEL_FIELDS:
+            say(("models", key, name), name)
+        arrivals = ("workload", "arrivals")
+        say(arrivals, "rate", {"kind": "poisson", "rate": self.rate})
+        say(arrivals, "clients", {"kind": "closed", "clients": self.clients, "think": self.think or "0 s"})
+        say(arrivals, "trace", {"kind": "trace", "path": self.trace})
+        for name in ("prompt_tokens", "output_tokens", "requests"):
+            say(("workload", name), name)
+        say(("workload", "prefix"), "prefix_tokens", {"tokens": self.prefix_tokens})
+        for name in ("ttft", "tpot", "e2e"):
+            say(("slo", name), name)
+        say(("seed",), "seed")
+        return found

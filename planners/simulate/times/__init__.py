@@ -1,0 +1,1 @@
+"""Seconds of a step: one interface, and where its numbers come from."""

@@ -1,0 +1,65 @@
+"""Step times from a model's spec: the planner's own step model, asked for each batch. The only file that knows it."""
+
+from collections.abc import Sequence
+
+from l4spec.errors import Problem, UserError
+from planners.simulate.times.interface import Batch
+from planners.timing.layer_demand import Step
+from planners.timing.step import StepModel
+
+
+class PlannedTimes:
+    """Seconds of steps of a deployment by the planner's step model and its engine's fitted factors.
+
+    Chunks of several prompts stand for one that attends to as many pairs: its length and its cached part are the
+    chunks' means, weighed by their tokens. Raises UserError where the planner can tell no time.
+    """
+
+    def __init__(self, model: StepModel) -> None:
+        if model.unknown is not None:
+            raise UserError([Problem(f"no time can be told: {model.unknown}", hint="give `times` of kind kernels")])
+        if model.efficiency is None:
+            message = "no published measurements of this engine: the time of a step is not known"
+            raise UserError([Problem(message, path="engine", hint="use vllm, sglang-hybrid or tensorrt-llm")])
+        self.model = model
+        self.factors = model.efficiency
+
+    @property
+    def basis(self) -> tuple[str, ...]:
+        """Factors, their source and errors, and what they extrapolate from."""
+        hardware, found = self.model.machine.hardware.name, self.factors
+        lines = [f"planner's step model with {found.name}'s factors ({found.source})"]
+        for error in found.errors:
+            lines.append(
+                f"{error.metric} of closed loops: median error {error.median:.0%}, p90 {error.p90:.0%} "
+                f"on {error.num_rows} published rows that the fit did not see"
+            )
+        if hardware not in found.hardware:
+            lines.append(f"the factors were fitted on {', '.join(found.hardware)}: an extrapolation to {hardware}")
+        return tuple(lines)
+
+    @property
+    def request_seconds(self) -> float:
+        """What the front end takes before a request reaches the scheduler."""
+        return self.factors.request
+
+    def seconds(self, batches: Sequence[Batch]) -> float:
+        """The step of the slowest rank: the others wait for it at the experts."""
+        return max(self.model.seconds(step_of(batch)) for batch in batches if batch.tokens)
+
+
+def step_of(batch: Batch) -> Step:
+    """The planner's step for a batch."""
+    prompt = sum(chunk.new for chunk in batch.chunks)
+    length = cached = 0.0
+    if prompt:
+        cached = round(sum(chunk.new * chunk.cached for chunk in batch.chunks) / prompt)
+        length = cached + round(sum(chunk.new * chunk.new for chunk in batch.chunks) / prompt)
+    return Step(
+        decode=batch.decode * batch.checked,
+        context=batch.context / batch.decode if batch.decode else 1.0,
+        prompt_tokens=prompt,
+        prompt_length=length,
+        prompt_cached=cached,
+        logit_rows=batch.rows_of_logits,
+    )

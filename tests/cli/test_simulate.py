@@ -1,0 +1,54 @@
+"""`l4spec simulate`: from a scenario or from options, as text and JSON, and every problem by its option."""
+
+import json
+
+import pytest
+
+from tests.cli.conftest import Run
+
+LOAD = ("--gpus", "8xH100", "--rate", "4/s", "--prompt-tokens", "1k", "--output-tokens", "20", "--requests", "30")
+
+
+def test_a_scenario_runs_small(run: Run) -> None:
+    done = run("simulate", "scenarios/chat", "--requests", "20")
+    assert done.exit_code == 0
+    assert "chat: 20 of 20 requests finished" in done.stdout
+    assert "What the times rest on" in done.stdout
+    assert "vllm's factors" in done.stdout
+
+
+def test_no_file_is_needed(run: Run) -> None:
+    done = run("simulate", "scout", *LOAD, "--format", "json")
+    result = json.loads(done.stdout)
+    assert result["finished"] == 30
+    assert result["echo"]["prompt_tokens"] == 1000
+    assert result["servers"][0]["model"] == "Llama-4-Scout-17B-16E"
+
+
+def test_the_same_seed_gives_the_same_bytes(run: Run) -> None:
+    first, again = (run("simulate", "scout", *LOAD, "--format", "json").stdout for _ in range(2))
+    assert first == again
+    assert run("simulate", "scout", *LOAD, "--seed", "1", "--format", "json").stdout != first
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--rate", "4"), "--gpus: a load needs GPUs"),
+        (("--gpus", "8xH100"), "--rate: nothing arrives"),
+        ((*LOAD, "--clients", "3"), "--rate and --clients each say when requests come"),
+        ((*LOAD, "--think", "3 s"), "--think: needs --clients"),
+        ((*LOAD, "--trace", "x"), "--rate and --trace each say when requests come"),
+        ((*LOAD, "--ttft", "3"), "--ttft: slo.ttft: expected a quantity in s with its unit"),
+        ((*LOAD, "--tp", "3"), "models.model: tp=3 x ep=1 x pp=1 x dp=1 = 3 devices do not divide the 8 GPUs"),
+        (
+            (*LOAD, "--engine", "llama.cpp"),
+            "--engine: models.model.engine: the scheduler of engine 'llama.cpp' is not known",
+        ),
+        ((*LOAD[2:], "--gpus", "1xH100"), "leaves no room for a cache on 1xH100"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_by_name(run: Run, options: tuple[str, ...], expected: str) -> None:
+    done = run("simulate", "scout", *options)
+    assert done.exit_code == 2
+    assert expected in done.stderr

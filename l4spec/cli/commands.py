@@ -47,6 +47,8 @@ class LazyCommands(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(COMMANDS)
+
+
 from l4spec.cli import (  # noqa: F401
     accuracy,
     build,

@@ -24,6 +24,7 @@ COMMANDS = {
     "run": "Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.",
     "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",
     "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
+    "simulate": "Simulate a load on deployed models: latencies, service levels, cache and cost.",
     "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",
     "verify": "Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.",
 }
@@ -47,24 +48,3 @@ class LazyCommands(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(COMMANDS)
-
-
-from l4spec.cli import (  # noqa: F401
-    accuracy,
-    build,
-    calibrate,
-    compare,
-    export,
-    generate,
-    graph,
-    import_,
-    ls,
-    measure,
-    plan,
-    run,
-    schema,
-    show,
-    simulate,
-    validate,
-    verify,
-)

@@ -6,7 +6,7 @@
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
-(`prefill`; for us also into a cache, the last token's logits alone), and decode steps behind 1024 tokens, for one
+(`prefill`; for us also into a cache, the last token's logits alone), and decode steps after 1024 tokens, for one
 sequence, by a compiled step too, and for eight. The machine's own limits are the model's matmuls run alone, and the
 weights of a matrix far larger than any cache read by a matrix-vector product. Last, a model with chunked attention
 alone shows that its time per token stays the same however long the context is.
@@ -50,7 +50,7 @@ from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
 PARTS = ("prefill", "decode-1", "decode-8", "contexts")
-"""What can be measured by itself; behind `decode` stands how many sequences are decoded at once."""
+"""What can be measured by itself; after `decode` stands how many sequences are decoded at once."""
 NUM_STEPS = 8
 PHASE = 128
 """Tokens into a chunk at which steps are timed in every context, so that they see equally many keys."""
@@ -121,7 +121,7 @@ def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict
 def _decode(
     model: Model, other: Any, prefix: Tensor, tokens: Tensor, past: Any, options: Options
 ) -> Iterator[dict[str, Any]]:
-    """Steps of `tokens` [rows, steps] behind `prefix`, beside products that stream weights from memory.
+    """Steps of `tokens` [rows, steps] after `prefix`, beside products that stream weights from memory.
 
     Those of one sequence also by a compiled step, as a result of its own from the same rounds.
     """
@@ -168,7 +168,7 @@ def _pair(times: Times, name: str, theirs: str, steps: int) -> dict[str, float]:
 def _check_agreement(
     name: str, model: Model, other: Any, prefix: Tensor, token: Tensor, exact: dict[str, Tensor]
 ) -> tuple[Any, float]:
-    """The reference's cache of the prefix, and the largest relative difference of logits, on the prefix and behind it.
+    """The reference's cache of the prefix, and the largest relative difference of logits, on the prefix and after it.
 
     Exits where the comparison is not fair.
     """
@@ -189,7 +189,7 @@ def _check_agreement(
 
 
 def long_contexts(options: Options, dtype: str) -> list[dict[str, Any]]:
-    """Time per token of a model of chunked layers alone, reading a prompt and behind it, at several lengths."""
+    """Time per token of a model of chunked layers alone, reading a prompt and after it, at several lengths."""
     model = ours(spec_of("16-experts", (*options.overrides, ALL_LOCAL)), options.device, dtype)
     things = {}
     for context in options.contexts:

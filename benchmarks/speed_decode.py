@@ -1,4 +1,4 @@
-"""Decode steps of our model and of the reference, behind the same prefix and on the same tokens."""
+"""Decode steps of our model and of the reference, after the same prefix and on the same tokens."""
 
 import copy
 from collections.abc import Callable
@@ -25,9 +25,9 @@ def prefilled(model: Model, prefix: Tensor, num_steps: int = 0) -> Cache:
 
 
 def our_steps(model: Model, prefix: Tensor, tokens: Tensor, read: Callable[..., Tensor] | None = None) -> Timed:
-    """One step per column of `tokens` [rows, steps] behind `prefix`, by the model or by what else may `read`.
+    """One step per column of `tokens` [rows, steps] after `prefix`, by the model or by what else may `read`.
 
-    Before each run the cache is put back to what it was behind the prefix.
+    Before each run the cache is put back to what it was after the prefix.
     """
     cache, step = prefilled(model, prefix, tokens.shape[1]), read or model
     kept = {name: layer.data.clone() for name, layer in cache.layers.items()}
@@ -45,7 +45,7 @@ def our_steps(model: Model, prefix: Tensor, tokens: Tensor, read: Callable[..., 
 
 
 def reference_steps(other: Any, past: Any, tokens: Tensor) -> Timed:
-    """The same with transformers, behind its own cache `past` of one sequence, repeated for every row of `tokens`."""
+    """The same with transformers, after its own cache `past` of one sequence, repeated for every row of `tokens`."""
     kept: list[Any] = []
 
     def rewind() -> None:

@@ -1,4 +1,4 @@
-"""What a user did wrong, said once, with the place and the mend.
+"""User-facing errors: message, location, hint.
 
 Anything a user can cause is a `UserError`; the command line prints its problems and exits with 2. A programmer's
 mistake stays an ordinary exception, so that it is never mistaken for bad input.
@@ -31,7 +31,7 @@ class Problem:
     """One thing that is wrong.
 
     `message` says what was expected and what was found, `path` which field (`text.parts.moe.num_experts`),
-    `place` where it stands, `hint` how to mend it.
+    `place` where it stands, `hint` how to fix it.
     """
 
     message: str

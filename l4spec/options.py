@@ -24,7 +24,7 @@ Options of an existing class are shared by inheritance: `class SearchRequest(Pla
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -139,13 +139,13 @@ class Options(BaseModel):
             yield flag if value is True else f"{flag} {quote(str(value))}"
 
 
-@cache
+@lru_cache(maxsize=1024)
 def option_of(cls: type[Options], name: str) -> Option:
     """How a field stands on the command line."""
     return next(part for part in cls.model_fields[name].metadata if isinstance(part, Option))
 
 
-@cache
+@lru_cache(maxsize=1024)
 def flag_of(cls: type[Options], name: str) -> str:
     """The long spelling of a field's option: `--kv-dtype`."""
     return option_of(cls, name).names(name)[0]

@@ -27,7 +27,7 @@ def command(folder: Path, steps: int, *degrees: str) -> list[str]:
 
 
 def train(folder: Path, steps: int, *degrees: str, kill_after: int | None = None) -> tuple[int, dict[int, float]]:
-    """Run, and kill rank 1 behind a step; the exit code, and the loss of every step that was printed."""
+    """Run, and kill rank 1 after a step; the exit code, and the loss of every step that was printed."""
     arguments = command(folder, steps, *degrees)
     print(f"$ l4spec {' '.join(arguments[3:])}")
     losses: dict[int, float] = {}
@@ -67,7 +67,7 @@ def demonstrate(folder: Path, steps: int) -> None:
     goal = max(before) + steps
     code, after = train(folder, goal, "--tp", "2", "--ep", "2")
     require(code == 0, "the run does not go on")
-    require(min(after) in (last + 1, last + 1 + SAVE_EVERY), f"expected to go on behind step {last}")
+    require(min(after) in (last + 1, last + 1 + SAVE_EVERY), f"expected to go on after step {last}")
     again = sorted(before.keys() & after.keys())
     require(all(before[step] == after[step] for step in again), "the same steps have other losses")
     print(f"steps {again} were run twice, with equal losses")

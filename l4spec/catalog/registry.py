@@ -1,4 +1,4 @@
-"""From a name or a path to a checked entry: shipped files by the fast road, a user's own by the strict one."""
+"""Catalog entries by name or path: the fast loader for shipped files, the strict parser (line, column) for users'."""
 
 from collections.abc import Mapping
 from functools import cache, cached_property

@@ -1,4 +1,4 @@
-"""`l4spec generate`: what a checkpoint says behind a prompt, as it says it."""
+"""`l4spec generate`: text generated from a checkpoint, streamed as it comes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ MAX_PROMPT_BYTES = 16 << 20
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.", show_default=False)]
 PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from.")]
 ChatOption = Annotated[
-    str | None, typer.Option("--chat", metavar="TEXT", help="What a user says, in Llama 4's chat format.")
+    str | None, typer.Option("--chat", metavar="TEXT", help="A user message, put in Llama 4's chat format.")
 ]
 SystemOption = Annotated[
     str | None, typer.Option("--system", metavar="TEXT", help="With --chat: what the system says first.")
@@ -35,7 +35,7 @@ TokenizerOption = Annotated[
     typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json or a tiktoken file.  [default: the one in DIR]"),
 ]
 MaxOption = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="TOKENS", parser=o.tokens, help="Most tokens to say, as 64 or 4k.")
+    int, typer.Option("--max-new-tokens", metavar="TOKENS", parser=o.tokens, help="Most new tokens, as 64 or 4k.")
 ]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 always takes the most likely token.")]
 TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Draw from the K most likely tokens.")]
@@ -45,12 +45,12 @@ TopPOption = Annotated[
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Makes draws repeat.")]
 StopOption = Annotated[
     str | None,
-    typer.Option("--stop-ids", metavar="IDS", help="Tokens to stop behind.  [default: the checkpoint's own]"),
+    typer.Option("--stop-ids", metavar="IDS", help="Token ids that end a sequence.  [default: the checkpoint's own]"),
 ]
 CompileOption = Annotated[
     bool,
     typer.Option(
-        "--compile", help="Compile the step from token to token: seconds a layer at first, faster then. Needs C++."
+        "--compile", help="Compile the step from token to token: seconds per layer at first, faster then. Needs C++."
     ),
 ]
 ChunkOption = Annotated[
@@ -87,7 +87,7 @@ def generate_command(
     A prompt is text (--prompt, --chat) where there is a tokenizer file, or token ids (--ids); the answer likewise.
     """
     from l4spec.runtime.checkpoints import open_model, spec_of
-    from l4spec.runtime.generate import OptionFields, Options
+    from l4spec.runtime.generate import GenerationOptions, OptionFields
 
     text = _tokenizer(directory, tokenizer) if ids is None or tokenizer else None
     tokens = _tokens(prompt, chat, system, ids, text)
@@ -100,7 +100,7 @@ def generate_command(
         "seed": seed,
         "prefill_chunk": prefill_chunk,
     }
-    Options(**options)  # before the weights are read, as is what follows
+    GenerationOptions(**options)  # before the weights are read, as is what follows
     _require_fit(spec_of(directory), tokens, max_new_tokens)
     with progress("loading", show_progress) as report:
         number_format = dtype.value if dtype else None

@@ -81,7 +81,7 @@ VerifyOption: TypeAlias = Annotated[
         "--verify/--no-verify", help="Compare every file of a checkpoint with the digest that was saved with it."
     ),
 ]
-VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table behind the answer.")]
+VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table of the detail.")]
 ExplainOption: TypeAlias = Annotated[
     bool, typer.Option("--explain", help="Add each number's arithmetic and the source of every constant.")
 ]

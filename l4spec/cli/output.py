@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from l4spec.report.page import Page
 
 
-class Document(Protocol):
+class JsonDocument(Protocol):
     """What can be written as JSON: every pydantic model."""
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """The document as JSON."""
 
 
-def write(document: Document, page: "Callable[[], Page]", style: Format, out: Path | None, *, force: bool) -> None:
+def write(document: JsonDocument, page: "Callable[[], Page]", style: Format, out: Path | None, *, force: bool) -> None:
     """Write a report as asked for: the document itself as JSON, else its page as text or Markdown.
 
     This is the one place that knows the formats; a page is made only where one is wanted.
@@ -33,7 +33,7 @@ def write(document: Document, page: "Callable[[], Page]", style: Format, out: Pa
     deliver(_in_format(document, page, style), out, force=force)
 
 
-def _in_format(document: Document, page: "Callable[[], Page]", style: Format) -> str:
+def _in_format(document: JsonDocument, page: "Callable[[], Page]", style: Format) -> str:
     if style is Format.JSON:
         return document.model_dump_json(indent=2)
     from l4spec.report.page import to_markdown, to_text

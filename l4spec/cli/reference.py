@@ -12,7 +12,7 @@ _INTRODUCTION = """\
 Generated from `--help` by `python -m l4spec.cli.reference`; a test holds it in step.
 
 Every command that takes a `SPEC` takes the path of a YAML file or a shipped name, and `--set PATH=VALUE` as often as
-wanted. Reports go to stdout, problems to stderr, one a line. Exit codes: 0 done, 1 a claim does not hold (`verify`),
+wanted. Reports go to stdout, problems to stderr, one per line. Exit codes: 0 done, 1 a claim does not hold (`verify`),
 2 wrong input, 3 a valid spec that does not fit the hardware (`plan`), 4 a rank failed (`run`). `L4SPEC_DEBUG=1` shows
 the traceback of an error.
 """

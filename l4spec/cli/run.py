@@ -23,7 +23,7 @@ StepsOption = Annotated[
     typer.Option("--steps", metavar="N", min=0, help="Train up to step N, on synthetic text that depends on --seed."),
 ]
 GenerateOption = Annotated[
-    int, typer.Option("--generate", metavar="N", min=0, help="Then say N tokens behind each sequence's prompt.")
+    int, typer.Option("--generate", metavar="N", min=0, help="Then generate N tokens per prompt.")
 ]
 IdsOption = Annotated[
     str | None,

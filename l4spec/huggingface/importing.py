@@ -103,14 +103,14 @@ def import_config(
 def _stored(config: Mapping[str, Any], spec: ModelSpec, family: Family, fields: Fields) -> Any:
     """How the checkpoint's weights are stored, as plain data; None for unquantized ones and where it is not read."""
     try:
-        found = read_format(config)
+        result = read_format(config)
     except UnreadFormat as error:
-        told = "the plan's default is therefore bf16: name what is stored with --quantization"
-        fields.note(f"its weights are stored {error}, which is not read; {told}")
+        reported = "the plan's default is therefore bf16: name what is stored with --quantization"
+        fields.note(f"its weights are stored {error}, which is not read; {reported}")
         return None
-    if found is None:
+    if result is None:
         return None
-    stored = stored_as(found, build_graph(resolve(spec)), family.naming)
+    stored = stored_as(result, build_graph(resolve(spec)), family.naming)
     return stored if isinstance(stored, str) else stored.model_dump(mode="json", exclude_defaults=True)
 
 

@@ -30,15 +30,15 @@ class Naming:
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
     next_token_layers: bool = False
-    """Whether published checkpoints hold layers behind the last one, for multi-token prediction (DeepSeek-V3)."""
+    """Whether published checkpoints hold layers after the last one, for multi-token prediction (DeepSeek-V3)."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     """Stored tensors that older versions wrote and nobody reads."""
 
     def joining(self, full: str) -> str | None:
         """The stored tensor that holds this one of ours among others; None where it is stored alone."""
         pattern, index = _pattern(full)
-        found = (stored for stored, ours in self.joined.items() if pattern in ours)
-        return next((stored.replace("#", index) for stored in found), None)
+        result = (stored for stored, ours in self.joined.items() if pattern in ours)
+        return next((stored.replace("#", index) for stored in result), None)
 
     def of(self, full: str) -> tuple[str, ...]:
         """The stored names of a tensor of ours, the one that is written first; none when there is no prefix of it."""

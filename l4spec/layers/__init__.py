@@ -89,7 +89,7 @@ def _loaded(entry_point: EntryPoint) -> LayerKind:
 def _unusable(entry_point: EntryPoint, reason: str) -> UserError:
     package = entry_point.dist.name if entry_point.dist else "a package"
     message = f"the layer kind {entry_point.value!r} of {package} cannot be used: {reason}"
-    return UserError(message, hint="mend or uninstall that package")
+    return UserError(message, hint="fix or uninstall that package")
 
 
 def specs_for(slot: Slot) -> tuple[type[LayerSpec], ...]:

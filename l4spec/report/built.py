@@ -110,10 +110,10 @@ def _run_facts(built: Built, trial: "Trial") -> Iterator[tuple[str, str]]:
     image = f", {trial.num_image_tokens} of them an image tile's" if trial.num_image_tokens else ""
     yield "built on", f"{built.device} in {built.quantization or built.dtype}, {built.build_seconds:.1f} s"
     yield "forward", f"{trial.num_tokens} tokens{image}: {_milliseconds(trial.forward_seconds)}"
-    yield "loss", f"{trial.loss:.3f} nats a token (guessing blindly: {trial.blind_loss:.3f})"
+    yield "loss", f"{trial.loss:.3f} nats per token (guessing blindly: {trial.blind_loss:.3f})"
     yield "generated", " ".join(map(str, trial.generated))
-    speed = f"{_milliseconds(trial.decode_seconds_per_token)} a token"
-    yield "generation", f"{_milliseconds(trial.prefill_seconds)} to the first token, then {speed}"
+    speed = f"{_milliseconds(trial.decode_seconds_per_token)} per token"
+    yield "generation", f"{_milliseconds(trial.prefill_seconds)} TTFT, then {speed}"
     yield "memory", f"weights {gib(trial.weight_bytes)}, cache {gib(trial.cache_bytes)}, peak {gib(trial.peak_bytes)}"
 
 

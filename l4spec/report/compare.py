@@ -68,7 +68,7 @@ _SHAPE: tuple[Row, ...] = (
     ("hidden size", lambda shape, plan, n: n.sizes.whole(shape.hidden_size)),
     ("heads / KV heads", lambda shape, plan, n: _pair(shape.num_heads, shape.num_kv_heads, n.sizes)),
     (
-        "experts, of them per token",
+        "experts (active per token)",
         lambda shape, plan, n: _pair(shape.num_experts, shape.num_experts_per_token, n.sizes),
     ),
     ("vocabulary", lambda shape, plan, n: whole(shape.vocab_size)),
@@ -81,9 +81,15 @@ _COSTS: tuple[Row, ...] = (
     ("active without embedding", lambda shape, plan, n: n.sizes.count(plan.params.active_without_embedding)),
     ("weights", lambda shape, plan, n: n.sizes.gib(plan.weights.bytes)),
     ("KV cache", lambda shape, plan, n: n.work.gib(plan.kv_cache.bytes)),
-    ("KV a token, every layer", lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_unbounded)),
-    ("KV a token, unbounded layers", lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_global)),
-    ("FLOPs a token before attention", lambda shape, plan, n: n.sizes.flops(plan.flops.forward_per_token)),
+    (
+        "KV cache per token, every layer",
+        lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_unbounded),
+    ),
+    (
+        "KV cache per token, unbounded layers",
+        lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_global),
+    ),
+    ("FLOPs per token without attention", lambda shape, plan, n: n.sizes.flops(plan.flops.forward_per_token)),
     ("FLOPs of the prefill", lambda shape, plan, n: n.work.flops(plan.flops.prefill)),
     ("FLOPs of a decode step", lambda shape, plan, n: n.work.flops(plan.flops.decode)),
     ("fullest device", lambda shape, plan, n: n.work.gib(plan.memory_per_device.total_bytes)),

@@ -109,7 +109,7 @@ def _operation(operation: Operation) -> ViewOperation:
     if isinstance(operation, AttentionPairs):
         widths = f"query-key {operation.qk_dim}, value {operation.v_dim}"
         return ViewOperation(operation.name, "attention", f"{operation.num_heads} heads, {widths}")
-    return ViewOperation(operation.name, "elementwise", f"{operation.elements} elements a token")
+    return ViewOperation(operation.name, "elementwise", f"{operation.elements} elements per token")
 
 
 def _box(box: str, nodes: list[LayerNode], operations: tuple[ViewOperation, ...]) -> ViewNode:

@@ -20,10 +20,10 @@ def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str],
     first = _beside(figures, latency.ttft_seconds, latency.ttft_bound_seconds, _error(latency, "ttft"))
     estimate, bound = latency.time_per_output_token_seconds, latency.time_per_output_token_bound_seconds
     token = _beside(figures, estimate, bound, _error(latency, "tpot"))
-    rows = [("first token", f"{first} for a prompt of {whole(latency.prompt_tokens or 0)}"), ("each token", token)]
+    rows = [("TTFT", f"{first}; prompt of {whole(latency.prompt_tokens or 0)} tokens"), ("TPOT", token)]
     if latency.tokens_per_second_per_user is not None and latency.tokens_per_second_per_gpu is not None:
         mark, user, gpu = figures.mark, latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
-        speed = f"{mark}{user:,.1f} tokens/s a user, {mark}{gpu:,.1f} tokens/s a GPU{_cost_of_tokens(latency)}"
+        speed = f"{mark}{user:,.1f} tokens/s per user, {mark}{gpu:,.1f} tokens/s per GPU{_cost_of_tokens(latency)}"
         span = "while decoding" if latency.output_tokens is None else "prompt included"
         rows.append(("speed", f"{speed}, {span} ({_factors_of(latency)})"))
     return (*rows, *_origin(latency))
@@ -31,12 +31,12 @@ def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str],
 
 def _factors_of(latency: Latency) -> str:
     """Whose measurements an estimate rests on: an engine's, or this machine's own."""
-    return "by our own module" if latency.by_module else f"by {latency.factors}'s factors"
+    return "measured pieces of our own module" if latency.by_module else f"factors of {latency.factors}"
 
 
 def _cost_of_tokens(latency: Latency) -> str:
     price = latency.usd_per_million_output_tokens
-    return "" if price is None else f", ${price:,.2f} a million output tokens"
+    return "" if price is None else f", ${price:,.2f} per million output tokens"
 
 
 def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
@@ -44,10 +44,10 @@ def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str]
     rows = [("step", _beside(figures, estimate, bound, _error(latency, "step_time")))]
     rate, speed = latency.model_flops_per_second_per_gpu, latency.train_tokens_per_second
     if rate is not None and speed is not None and latency.mfu is not None:
-        flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s a GPU, {mark}{100 * latency.mfu:.1f} % MFU"
+        flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s per GPU, {mark}{100 * latency.mfu:.1f} % MFU"
         rows.append(("speed", f"{mark}{speed:,.0f} tokens/s, {flops}"))
     if latency.gpu_hours is not None and latency.train_tokens is not None:
-        cost = "" if latency.usd is None else f", ${latency.usd:,.0f} at ${latency.usd_per_gpu_hour:,.2f} an hour"
+        cost = "" if latency.usd is None else f", ${latency.usd:,.0f} at ${latency.usd_per_gpu_hour:,.2f} per hour"
         rows.append(
             (
                 "training run",
@@ -58,8 +58,8 @@ def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str]
 
 
 def _beside(figures: Figures, estimate: float | None, bound: float | None, error: LatencyError | None) -> str:
-    """`12.3 ms estimated, 9.1 ms at least`, with the error of left-out rows."""
-    least = "" if bound is None else f"{figures.seconds(bound)} at least"
+    """`12.3 ms estimated, at least 9.1 ms`, with the error of left-out rows."""
+    least = "" if bound is None else f"at least {figures.seconds(bound)}"
     if estimate is None:
         return least
     known = "" if error is None else f" (median error {100 * error.median:.0f} %, p90 {100 * error.p90:.0f} %)"

@@ -12,14 +12,14 @@ _ASCII = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Plain sentences, one a line."""
+    """Plain sentences, one per line."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Labelled values, one a line."""
+    """Labelled values, one per line."""
 
     rows: tuple[tuple[str, str], ...]
 
@@ -134,7 +134,7 @@ def _bar_lines(chart: Bars) -> list[str]:
 
 
 def draw_bar(part: int, whole: int, *, hollow: bool = False) -> str:
-    """`part` of `whole` in blocks of 1/36; a thin one for what rounds to none, `…` behind what is too much."""
+    """`part` of `whole` in blocks of 1/36; a thin one for what rounds to none, `…` after what is too much."""
     if part <= 0 or whole <= 0:
         return ""
     blocks = (2 * part * BAR_WIDTH + whole) // (2 * whole)

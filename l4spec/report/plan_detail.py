@@ -1,4 +1,4 @@
-"""The detail behind a plan (`l4spec plan -v`): every part of every sum, each under its own title."""
+"""The detail of a plan (`l4spec plan -v`): every part of every sum, each under its own title."""
 
 from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
@@ -72,7 +72,7 @@ def _flops(plan: Plan, figures: Marked) -> Facts:
     costs, asked, sizes, work = plan.flops, plan.deployment, figures.sizes, figures.work
     tokens = f"{whole(asked.batch)} × {whole(asked.context)} tokens"
     rows = [
-        ("forward pass of a token, without attention", sizes.flops(costs.forward_per_token)),
+        ("forward pass per token, without attention", sizes.flops(costs.forward_per_token)),
         ("attention of one (query, key) pair, all layers", work.flops(costs.attention_per_pair)),
         (f"prefill of {tokens}, last logits", work.flops(costs.prefill)),
         (f"decode step at {whole(asked.context)} tokens", work.flops(costs.decode)),
@@ -96,7 +96,7 @@ def _cache(plan: Plan, figures: Figures) -> Table:
         )
         for row in plan.kv_cache.layers
     )
-    return Table(("layers", "kind", "keeps", "count", "a token and layer", "tokens kept", "all of them"), rows, "lll")
+    return Table(("layers", "kind", "keeps", "count", "per token and layer", "tokens kept", "all of them"), rows, "lll")
 
 
 def _terms(plan: Plan, figures: Marked) -> Table:

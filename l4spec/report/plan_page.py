@@ -104,18 +104,16 @@ def _layout(plan: Plan) -> str:
     if plan.cluster is None:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
-    return (
-        f"{plan.layout} by objective {plan.deployment.objective} ({fitting} of {len(plan.layouts)} legal layouts fit)"
-    )
+    return f"{plan.layout} (objective {plan.deployment.objective}; {fitting} of {len(plan.layouts)} legal layouts fit)"
 
 
 def _compute(plan: Plan, figures: Marked) -> str:
     costs = plan.flops
     if plan.deployment.mode == "train":
-        return f"{figures.work.flops(costs.train_step)} a step"
+        return f"{figures.work.flops(costs.train_step)} per step"
     prefill, decode = figures.work.flops(costs.prefill), figures.work.flops(costs.decode)
     token = figures.sizes.flops(costs.forward_per_token)
-    return f"{token} a token before attention; prefill {prefill}, decode step {decode}"
+    return f"{token} per token without attention; prefill {prefill}, decode step {decode}"
 
 
 def _memory_title(plan: Plan) -> str:
@@ -152,8 +150,16 @@ def _limits(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[tuple
     asked = plan.deployment
     context, batch = plan.max_context or 0, plan.max_batch or 0
     limit = ", the model's own limit" if context and context == max_seq_len else ""
-    longest = f"{figures.work.whole(context)} tokens at batch {whole(asked.batch)}{limit}" if context else "none fits"
-    largest = f"{figures.work.whole(batch)} sequences of {whole(asked.context)} tokens" if batch else "none fits"
+    longest = (
+        f"{figures.work.whole(context)} tokens at batch {whole(asked.batch)}{limit}"
+        if context
+        else "none: not one token fits"
+    )
+    largest = (
+        f"{figures.work.whole(batch)} sequences of {whole(asked.context)} tokens"
+        if batch
+        else "none: not one sequence fits"
+    )
     return (("longest context", longest), ("largest batch", largest))
 
 

@@ -25,7 +25,7 @@ _Compiled = Callable[[Tensor, Tensor], Tensor]
 class CompiledStep:
     """One more token of each sequence: `step(input_ids, cache=cache)` is `model(input_ids, cache=cache)`.
 
-    The first call for a batch size compiles, which takes some seconds a layer and a C++ compiler; none later does,
+    The first call for a batch size compiles, which takes some seconds per layer and a C++ compiler; none later does,
     wherever in the cache the tokens lie. Inference only. Weights that change in place are seen, and a model that is
     moved or converted is compiled again; one whose parameters are replaced by others needs a new step.
     """
@@ -45,9 +45,9 @@ class CompiledStep:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, *, cache: Cache) -> Tensor:
-        """Logits in fp32 [batch, 1, vocab] behind `input_ids` [batch, 1], which follow what `cache` has read.
+        """Logits in fp32 [batch, 1, vocab] after `input_ids` [batch, 1], which follow what `cache` has read.
 
-        Raises ValueError for more than one token a sequence, a cache that does not fit and a place behind the last
+        Raises ValueError for more than one token a sequence, a cache that does not fit and a place after the last
         learned position, UserError where nothing can be compiled.
         """
         if input_ids.dim() != 2 or input_ids.shape[1] != 1:
@@ -104,7 +104,7 @@ def compile_step(model: Model) -> CompiledStep:
 class _Step(nn.Module):
     """The step as a tracer sees it: token ids and positions, both [batch, 1], to logits.
 
-    Rows are told to differ, as those of the next call may, so that no layer takes the `start` of this one for its own.
+    Rows count as different, as those of a later call may be, so no layer takes the `start` of this one for its own.
     """
 
     def __init__(self, model: Model, attentions: dict[str, Attend]) -> None:

@@ -68,7 +68,7 @@ class DecodeStep(Protocol):
 
 
 class OptionFields(TypedDict, total=False):
-    """The arguments of `generate` behind the prompts; see `Options`."""
+    """The arguments of `generate` after the prompts; see `GenerationOptions`."""
 
     max_new_tokens: Required[int]
     temperature: float
@@ -81,11 +81,11 @@ class OptionFields(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How to go on behind a prompt. Raises UserError for impossible numbers."""
+class GenerationOptions:
+    """Settings of generation. Raises UserError for impossible numbers."""
 
     max_new_tokens: int
-    """Most tokens that are said."""
+    """Most new tokens per sequence."""
     temperature: float = 0.0
     """0 takes the most likely token; see `Sampling`."""
     top_k: int | None = None
@@ -93,13 +93,13 @@ class Options:
     top_p: float | None = None
     """See `Sampling`."""
     stop_ids: Sequence[int] = ()
-    """Tokens behind which a sequence ends; they are part of it."""
+    """Stop tokens: each ends its sequence and is part of it."""
     seed: int | None = None
     """Makes draws repeat; None draws from torch's own generator."""
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
     """Tokens of a prompt that are read in one step."""
     pad_id: int = 0
-    """What stands behind a sequence that ended before the others of its batch."""
+    """Padding after a sequence that ended before the others of its batch."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "prefill_chunk"):
@@ -156,10 +156,10 @@ def generate(
     step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> Tensor | list[list[int]]:
-    """Prompts with what the model says behind them.
+    """Prompts with their generated continuation.
 
     A tensor [batch, tokens], padded on the left where `attention_mask` is 0, gives one [batch, tokens + new], with
-    `pad_id` behind a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending
+    `pad_id` after a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending
     with its own last token. `step`, from `l4spec.compile_step(model)`, runs what follows the prompts faster. Raises
     UserError for an empty prompt or an id outside the vocabulary, ValueError for a step of another model.
     """
@@ -181,11 +181,11 @@ def stream(
     step: DecodeStep | None = None,
     **options: Unpack[OptionFields],
 ) -> Iterator[Tensor]:
-    """The next token of each sequence [batch], again and again, until all have stopped or the most are said.
+    """The next token of each sequence [batch], until every sequence stops or max_new_tokens is reached.
 
     Prompts are checked before the first one is asked for.
     """
-    settings = Options(**options)
+    settings = GenerationOptions(**options)
     prompts = _padded(model, input_ids, attention_mask, settings.pad_id)
     if step is not None and step.model is not model:
         raise ValueError("expected a compiled step of this model, found one of another")
@@ -193,7 +193,11 @@ def stream(
 
 
 def _steps(
-    model: Generates, prompts: _Padded, options: Options, pixel_values: Tensor | None, read: Callable[..., Tensor]
+    model: Generates,
+    prompts: _Padded,
+    options: GenerationOptions,
+    pixel_values: Tensor | None,
+    read: Callable[..., Tensor],
 ) -> Iterator[Tensor]:
     """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it.
 
@@ -219,7 +223,7 @@ def _steps(
 
 
 def _prefill(model: Generates, prompts: _Padded, cache: Cache, chunk: int, pixel_values: Tensor | None) -> Tensor:
-    """Read the prompts chunk by chunk into the cache; logits [batch, 1, vocab] behind their last tokens."""
+    """Read the prompts chunk by chunk into the cache; logits [batch, 1, vocab] after their last tokens."""
     places, vectors = _image_places(model, prompts.ids, pixel_values)
     ids = model.own_rows(prompts.ids)
     mask = None if prompts.mask is None else model.own_rows(prompts.mask)

@@ -126,7 +126,7 @@ class Model(nn.Module):
         return batch
 
     def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-        """The next token of every sequence of the batch, behind the logits [own rows, tokens, vocab] of its own."""
+        """The next token of every sequence of the batch, after the logits [own rows, tokens, vocab] of its own."""
         return choose(logits[:, -1], sampling, generator)
 
     def reads_ahead(self) -> AbstractContextManager[None]:

@@ -87,7 +87,7 @@ def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Tria
 
 
 def _inputs(model: Model, seed: int) -> tuple[Tensor, Tensor | None, int]:
-    """Random token ids [1, tokens]; for a model that sees also a tile, with its places behind the first token."""
+    """Random token ids [1, tokens]; for a model that sees also a tile, with its places after the first token."""
     generator, graph = torch.Generator().manual_seed(seed), model.graph
     vocab_size, vision = graph.model.text.head.vocab_size, graph.model.vision
     num_tokens = num_trial_tokens(graph)

@@ -52,12 +52,12 @@ class TextTokenizer(ABC):
         """Number of ids."""
 
     def encode_prompt(self, text: str) -> list[int]:
-        """A text to continue: its ids behind a begin-of-text token, where the tokenizer has one."""
+        """A text to continue: its ids after a begin-of-text token, where the tokenizer has one."""
         begin = self.id_of(BEGIN_OF_TEXT)
         return ([] if begin is None else [begin]) + self.encode(text)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """A dialogue in Llama 4's format, up to the header behind which the assistant answers.
+        """A dialogue in Llama 4's format, up to the header after which the assistant answers.
 
         Each turn is `<|header_start|>role<|header_end|>`, a blank line, the content and `<|eot|>`. Raises UserError
         when the tokenizer has not these tokens.
@@ -75,7 +75,7 @@ class TextTokenizer(ABC):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids of the special tokens behind which Llama 4 says nothing more."""
+        """Ids of the special tokens after which Llama 4 says nothing more."""
         return tuple(number for token in STOP_TOKENS if (number := self.id_of(token)) is not None)
 
     def stream(self, ids: Iterator[int]) -> Iterator[str]:
@@ -132,7 +132,7 @@ class HuggingFaceTokenizer(TextTokenizer):
 
 
 class TiktokenTokenizer(TextTokenizer):
-    """A tiktoken model file with Llama 4's 2,048 special tokens behind its ranks."""
+    """A tiktoken model file with Llama 4's 2,048 special tokens after its ranks."""
 
     def __init__(self, path: Path) -> None:
         library = _library("tiktoken")

@@ -79,8 +79,8 @@ def layout_for(node: LayerNode, layout: Layout) -> Layout:
     return Layout(tp=gcd(layout.tp, *(dim.units for dim in dims if MESH_AXIS.get(dim.axis) == "tp")))
 
 
-def stands_behind(node: LayerNode) -> bool:
-    """Whether a node stands behind the last block of the language model: the final norm and the head."""
+def is_after_blocks(node: LayerNode) -> bool:
+    """Whether a node stands after the last block of the language model: the final norm and the head."""
     return node.scope == "text" and node.layer is None and node.role in ("norm", "head")
 
 
@@ -156,10 +156,10 @@ def _stage_by_layer(num_layers: int, pp: int) -> tuple[int, ...]:
 
 
 def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
-    """The pipeline stage that a node runs on; vision and embedding on the first, what stands behind on the last."""
+    """The pipeline stage that a node runs on; vision and embedding on the first, what stands after on the last."""
     if node.scope == "text" and node.layer is not None:
         return _stage_by_layer(graph.num_layers, pp)[node.layer]
-    return pp - 1 if stands_behind(node) else 0
+    return pp - 1 if is_after_blocks(node) else 0
 
 
 def index_along(axis: str, layout: Layout, place: MeshCoordinate, degree: int) -> int:

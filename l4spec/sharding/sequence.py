@@ -1,7 +1,7 @@
 """How the tokens of a sequence are divided among context-parallel ranks, and what travels between them in a prefill.
 
 Each rank runs one run of neighbouring tokens, cut only between chunks of the chunked layers, so that these layers need
-nothing from other ranks. Elsewhere what a layer keeps per token travels to the next rank, and on to those behind it:
+nothing from other ranks. Elsewhere what a layer keeps per token travels to the next rank, and on to those after it:
 all earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the last window - 1 for a sliding one.
 """
 

@@ -122,7 +122,7 @@ def field_docs(schema: type) -> dict[str, str]:
 
 
 def _close(schema: Any) -> None:
-    """Mend what pydantic says too weakly: keys that fit no pattern are refused, and a list's length is its items'."""
+    """Tighten pydantic's schema: keys that fit no pattern are refused, and a list's length is its items'."""
     if isinstance(schema, dict):
         if "patternProperties" in schema:
             schema["additionalProperties"] = False

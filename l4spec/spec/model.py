@@ -169,7 +169,7 @@ class TowerSpec(StackSpec):
     """A vision transformer."""
 
     class_token: Literal["first", "last", "none"] = "none"
-    """Where a learned class token joins the patches; it is dropped behind the tower."""
+    """Where a learned class token joins the patches; it is dropped after the tower."""
     learned_positions: bool = False
     """Whether a learned vector per patch (and class token) is added."""
     patch_bias: bool = False
@@ -177,7 +177,7 @@ class TowerSpec(StackSpec):
     pre_layernorm: bool = False
     """A norm before the first block."""
     post_layernorm: bool = True
-    """A norm behind the last block."""
+    """A norm after the last block."""
 
 
 class VisionSpec(Spec):

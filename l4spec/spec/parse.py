@@ -86,7 +86,7 @@ def _problem(root: type[Header], document: Document, path: Path, details: Mappin
 
 
 def _words(root: type[Header], document: Document, details: Mapping[str, Any], path: Path) -> tuple[str, str]:
-    """What was expected and found, and the mend."""
+    """What was expected and what stands there, and the hint."""
     context: Mapping[str, Any] = details.get("ctx", {})
     kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":

@@ -76,7 +76,7 @@ def _not_finite(text: str) -> Trap:
 
 
 def _ambiguous(text: str) -> Trap | None:
-    """The trap behind a text that starts like a number but is none, if some YAML reads it as one."""
+    """The trap in a text that starts like a number but is none, if some YAML reads it as one."""
     for pattern, why, mends in _AMBIGUOUS:
         if pattern.fullmatch(text):
             spellings = [mend for mend in mends(text) if isinstance(read_plain(mend), int | float)]

@@ -136,7 +136,7 @@ def _train_rate(planned: Plan) -> float:
     rate = planned.latency.model_flops_per_second_per_gpu if planned.latency else None
     if rate is None:
         reason = planned.latency.reason if planned.latency else "no GPUs are named"
-        raise UserError(f"no training rate can be told: {reason}")
+        raise UserError(f"no training rate can be computed: {reason}")
     return rate
 
 

@@ -8,7 +8,7 @@ from functools import lru_cache, reduce
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import shard_shape, split_layers, stands_behind
+from l4spec.sharding.rules import is_after_blocks, shard_shape, split_layers
 from planners.counts.weights import Scheme, stored_size
 
 
@@ -51,7 +51,7 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
     for group in graph.groups:
         if group.first.scope == "vision" or group.first.layer is None:
             size = _times(_node_size(graph, group.first, scheme, layout), group.count)
-            if stands_behind(group.first):
+            if is_after_blocks(group.first):
                 behind = _sum(behind, size)
             else:
                 before = _sum(before, size)

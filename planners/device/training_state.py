@@ -12,7 +12,7 @@ from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import shard_shape, stands_behind
+from l4spec.sharding.rules import is_after_blocks, shard_shape
 from planners.device.activations import activation_rates, saved_per_token, training_bytes
 from planners.device.stages import Stage
 
@@ -127,7 +127,7 @@ def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size
                 else:
-                    end = "tied" if parameter.tied_to else "behind" if stands_behind(node) else "before"
+                    end = "tied" if parameter.tied_to else "behind" if is_after_blocks(node) else "before"
                     ends[end][expert] += size
     counts = {name: (dense, experts) for name, (dense, experts) in ends.items()}
     return _Held(tuple((dense, experts) for dense, experts in layers), **counts)

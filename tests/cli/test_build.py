@@ -92,7 +92,7 @@ def test_a_miniature_runs(name: str, options: tuple[str, ...], run: Run) -> None
 
 def test_a_run_is_shown_with_its_time_and_memory(run: Run) -> None:
     result = run("build", "tiny/scout", "--device", "cpu", "--seed", "3")
-    for word in ("forward", "nats a token", "ms a token", "peak"):
+    for word in ("forward", "nats per token", "ms a token", "peak"):
         assert word in result.stdout
 
 
@@ -141,7 +141,7 @@ def test_a_signal_in_the_middle_of_a_save_leaves_nothing(
 
     monkeypatch.setattr(checkpoints, "save_checkpoint", lambda model, out, **_: whole(model, out, report=stopped))
     before = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
-    inherited = signal.signal(number, before)  # under nohup, or behind &, they are ignored
+    inherited = signal.signal(number, before)  # under nohup, or in the background, they are ignored
     try:
         result = run("build", "tiny/scout", "--out", str(tmp_path / "new"))
         assert signal.getsignal(number) == before

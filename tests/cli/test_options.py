@@ -75,9 +75,9 @@ def test_choices_of_training_are_those_that_the_planner_knows() -> None:
 @pytest.mark.parametrize("command", ["plan", "compare", "verify"])
 def test_every_command_that_plans_has_every_planning_option(command: str) -> None:
     group = typer.main.get_group(app)
-    found = group.get_command(group.context_class(group), command)
-    assert found is not None
-    flags = {flag for parameter in found.params for flag in parameter.opts}
+    result = group.get_command(group.context_class(group), command)
+    assert result is not None
+    flags = {flag for parameter in result.params for flag in parameter.opts}
     assert {flag for name in PlanRequest.model_fields for flag in option_of(PlanRequest, name).names(name)} <= flags
 
 
@@ -200,10 +200,10 @@ TOO_LARGE: tuple[dict[str, Any], ...] = (
 @pytest.mark.parametrize("asked", TOO_LARGE, ids=lambda asked: asked["gpus"] + "-" + list(asked)[-1])
 def test_every_suggestions_command_parses_and_plans_what_it_promises(run: Run, asked: dict[str, Any]) -> None:
     model = "llama-3.1-70b" if asked.get("mode") == "train" else "scout"
-    found = plan(graph(model), **asked)
-    assert found.fits is False
-    assert found.suggestions
-    for suggestion in found.suggestions:
+    planned = plan(graph(model), **asked)
+    assert planned.fits is False
+    assert planned.suggestions
+    for suggestion in planned.suggestions:
         result = run("plan", model, *shlex.split(suggestion.command), "--format", "json")
         assert result.exit_code == 0, (suggestion, result.stderr)
         answer = json.loads(result.stdout)

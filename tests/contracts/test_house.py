@@ -87,5 +87,42 @@ def test_no_committed_text_names_a_machine_path() -> None:
     assert not mentions
 
 
+NAMES_THAT_SAY_NOTHING = {"found", "wanted", "told", "held", "said"}
+"""A variable is named by what it is (`latency`, `expected`, `shards`), not by how it was come by."""
+
+
+def vague_names() -> Iterator[str]:
+    """`file:line name` of every variable and parameter whose name says nothing."""
+    for path in python_files():
+        if path.relative_to(ROOT).parts[0] == "planners":
+            continue  # TODO
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.arg) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)):
+                name = node.arg if isinstance(node, ast.arg) else node.id
+                if name in NAMES_THAT_SAY_NOTHING:
+                    yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno} {name}"
+
+
+def public_classes() -> dict[str, list[str]]:
+    """The files that define each public class name of the packages."""
+    places: dict[str, list[str]] = {}
+    for path in python_files():
+        if path.relative_to(ROOT).parts[0] in ("l4spec",):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    return places
+
+
+def test_variables_are_named_by_what_they_are() -> None:
+    assert not list(vague_names())
+
+
+def test_a_public_class_name_stands_once_in_the_project() -> None:
+    classes = public_classes()
+    assert len(classes) >= 200
+    assert not {name: files for name, files in classes.items() if len(files) > 1}
+
+
 def test_every_package_says_that_it_is_typed() -> None:
     assert all((ROOT / package / "py.typed").is_file() for package in ("l4spec", "planners"))

@@ -120,7 +120,7 @@ def _tiles_of(case: Case, rows: Tensor, tiles: Tensor | None) -> Tensor | None:
 def _served(
     model: Model, case: Case, ids: Tensor, tiles: Tensor | None, sent: dict[str, Ledger]
 ) -> tuple[Tensor, Tensor | None, list[list[int]] | None, int]:
-    """Logits of the whole, logits of the last tokens one by one, what is said behind, and bytes of caches."""
+    """Logits of the whole, logits of the last tokens one by one, what is said after, and bytes of caches."""
     own = model.own_rows(torch.arange(case.sequences))
     given = _tiles_of(case, own, tiles)
     mine, groups = ids[own], groups_of(model)

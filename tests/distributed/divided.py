@@ -92,7 +92,7 @@ def _prefill(case: Prefill) -> Found:
 
 @torch.no_grad()
 def continued(rank: int, case: Prefill, decoding: Layout | None, new: Tensor) -> tuple[MeshCoordinate, Tensor]:
-    """Logits of `new` tokens [batch, tokens], one at a time behind a divided prefill, with its caches joined.
+    """Logits of `new` tokens [batch, tokens], one at a time after a divided prefill, with its caches joined.
 
     By one process (which every rank is), or by the layout `decoding` of the same ranks.
     """

@@ -69,7 +69,7 @@ def forward_passes(model: Model, ids: Tensor) -> dict[str, Tensor]:
 
 
 def generations(model: Model) -> Results:
-    """Tokens behind the same prompts: the likeliest, drawn, of unequal prompts until a stop, and behind images."""
+    """Tokens after the same prompts: the likeliest, drawn, of unequal prompts until a stop, and after images."""
     results: Results = {
         "likeliest": model.generate(IDS, max_new_tokens=4, prefill_chunk=7).tolist(),
         "drawn": model.generate(IDS[:, :9], max_new_tokens=4, temperature=1.0, seed=3).tolist(),

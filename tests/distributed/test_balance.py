@@ -34,7 +34,7 @@ def whole_model(options: Json) -> Model:
 
 
 def trained(rank: int, options: Json, layout: Layout) -> dict[str, Any]:
-    """Gradients, loads and biases behind one step of one microbatch, with activations computed again."""
+    """Gradients, loads and biases after one step of one microbatch, with activations computed again."""
     model = distribute(whole_model(options), layout, train=True)
     model.checkpoint_activations = True
     log = RoutingLog(model)

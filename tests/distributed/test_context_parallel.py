@@ -110,7 +110,7 @@ def planned_cache(case: Prefill, itemsize: int) -> int:
 
 
 def check_traffic(case: Prefill, ranks: list[Found]) -> None:
-    """Every rank sends what the rank behind it sees, the busiest what the plan says (of bf16), and nothing else."""
+    """Every rank sends what the rank after it sees, the busiest what the plan says (of bf16), and nothing else."""
     graph, layout = graph_from(case.text), case.layout
     dtype, sequences = whole(case.text, case.dtype).dtype, case.batch // (layout.dp * layout.ep)
     row = communication(graph, layout, context=case.tokens)[-1]

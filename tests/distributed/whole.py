@@ -28,7 +28,7 @@ def bound_of(graph: LayerGraph, dtype: str) -> float:
     """Largest difference of two runs relative to the largest value: 2 sqrt(2) sqrt(K D) u, as in `oracles.py`.
 
     K is the longest sum and D the number of contractions that a logit passes through. Gradients pass through as many
-    again, of which each adds to the relative error of all behind it: callers take a multiple.
+    again, of which each adds to the relative error of all after it: callers take a multiple.
     """
     longest = max((max(p.shape) for _, p in graph.parameters()), default=1)
     deepest = 6 * graph.num_layers + 1

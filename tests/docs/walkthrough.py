@@ -3,7 +3,7 @@
 In a page, a fenced block
 
 - ```yaml title=NAME``` and ```python title=NAME``` are files that the reader writes,
-- ```bash``` is typed into a shell; with `exit=N` behind it the last command ends so, otherwise with 0,
+- ```bash``` is typed into a shell; with `exit=N` after it the last command ends so, otherwise with 0,
 - ```text``` shows lines of what the block before it printed, in that order; a line `…` stands for any lines left out.
 """
 
@@ -26,7 +26,7 @@ class Block:
     text: str
 
     def option(self, name: str) -> str | None:
-        """The value of `name=value` behind the language."""
+        """The value of `name=value` after the language."""
         match = re.search(rf"\b{name}=(\S+)", self.options)
         return match[1] if match else None
 

@@ -79,10 +79,10 @@ def test_what_is_ignored_stays_as_it_is_tensor_by_tensor() -> None:
         "language_model.lm_head",
     ]
     quantization = compressed(E4M3, "float-quantized", ignore, input_activations=TOKEN)
-    found = packed({**SCOUT, "quantization_config": quantization})
-    assert found
-    assert all(".ffn." in name and "router" not in name and name.startswith("text.") for name in found)
-    assert "text.layers.0.ffn.shared_expert.down_proj.weight" in found
+    result = packed({**SCOUT, "quantization_config": quantization})
+    assert result
+    assert all(".ffn." in name and "router" not in name and name.startswith("text.") for name in result)
+    assert "text.layers.0.ffn.shared_expert.down_proj.weight" in result
 
 
 def test_a_mix_by_layers_is_written_as_rules_and_read_back() -> None:
@@ -91,8 +91,8 @@ def test_a_mix_by_layers_is_written_as_rules_and_read_back() -> None:
         **LLAMA_3_1_8B,
         "quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ignore},
     }
-    found = laws(config)
-    plain = {name for name, law in found.items() if isinstance(law, PlainLaw) and name.endswith("_proj.weight")}
+    result = laws(config)
+    plain = {name for name, law in result.items() if isinstance(law, PlainLaw) and name.endswith("_proj.weight")}
     attention = {f"text.layers.{i}.attention.{p}_proj.weight" for i in (0, 3) for p in "qkvo"}
     assert plain == attention | {f"text.layers.0.ffn.{p}_proj.weight" for p in ("gate", "up", "down")} | {
         "text.layers.5.ffn.down_proj.weight"
@@ -112,25 +112,25 @@ def test_targets_may_have_formats_of_their_own() -> None:
         )
     }
     quantization = {"quant_algo": "MIXED_PRECISION", "quantized_layers": quantized}
-    found = laws({**LLAMA_3_1_8B, "quantization_config": quantization})
-    query, down = found["text.layers.7.attention.q_proj.weight"], found["text.layers.7.ffn.down_proj.weight"]
+    result = laws({**LLAMA_3_1_8B, "quantization_config": quantization})
+    query, down = result["text.layers.7.attention.q_proj.weight"], result["text.layers.7.ffn.down_proj.weight"]
     assert isinstance(query, ScaledLaw)
     assert isinstance(down, ScaledLaw)
     assert (query.bits, query.group, down.bits, down.group) == (8, "tensor", 4, 16)
-    assert len({name for name, law in found.items() if isinstance(law, ScaledLaw)}) == 64
+    assert len({name for name, law in result.items() if isinstance(law, ScaledLaw)}) == 64
 
 
 def test_mlx_packs_embedding_and_head_too_and_says_the_scheme_twice() -> None:
-    said = {
+    setting = {
         "group_size": 64,
         "bits": 4,
         "model.layers.0.mlp.down_proj": {"group_size": 64, "bits": 8},
         "lm_head": False,
     }
-    found = laws({**LLAMA_3_1_8B, "quantization": said, "quantization_config": said})
-    assert isinstance(found["text.embedding.weight"], ScaledLaw)
-    assert isinstance(found["text.head.weight"], PlainLaw)
-    down = found["text.layers.0.ffn.down_proj.weight"], found["text.layers.1.ffn.down_proj.weight"]
+    result = laws({**LLAMA_3_1_8B, "quantization": setting, "quantization_config": setting})
+    assert isinstance(result["text.embedding.weight"], ScaledLaw)
+    assert isinstance(result["text.head.weight"], PlainLaw)
+    down = result["text.layers.0.ffn.down_proj.weight"], result["text.layers.1.ffn.down_proj.weight"]
     assert [law.bits for law in down if isinstance(law, ScaledLaw)] == [8, 4]
 
 
@@ -165,9 +165,9 @@ def test_a_format_that_is_not_read_is_noted_and_not_guessed() -> None:
 
 @pytest.mark.parametrize("place", ["quantization_config", "compression_config"])
 def test_it_is_found_wherever_tools_put_it(place: str) -> None:
-    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    assert import_config({**DEEPSEEK_V3, "quantization_config": None, place: said}).spec.stored_as == "fp8-block"
-    inside = {**SCOUT, "text_config": {**SCOUT["text_config"], "quantization_config": said}}
+    setting = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    assert import_config({**DEEPSEEK_V3, "quantization_config": None, place: setting}).spec.stored_as == "fp8-block"
+    inside = {**SCOUT, "text_config": {**SCOUT["text_config"], "quantization_config": setting}}
     assert import_config(inside).spec.stored_as == "fp8-block"
 
 

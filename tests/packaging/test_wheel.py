@@ -51,7 +51,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment that holds the wheel, and sees the dependencies of this one behind it.
+    """The interpreter of an environment that holds the wheel, and sees the dependencies of this one after it.
 
     The .pth files of a folder that a .pth file names are ignored, so an editable l4spec here stays unseen there.
     """

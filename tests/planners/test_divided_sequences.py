@@ -128,7 +128,7 @@ def test_what_context_parallelism_cannot_do_is_refused_with_the_reason(
 
 
 def test_neighbours_along_cp_share_a_host_once_tensor_parallel_ones_do() -> None:
-    """Of 8 GPUs a host holds tp 2 x cp 4; of 4 it holds pairs along cp, and the second of three hops leaves it."""
+    """Of 8 GPUs per host holds tp 2 x cp 4; of 4 it holds pairs along cp, and the second of three hops leaves it."""
     whole, halves = (
         next(row for row in communication(graph("scout"), Layout(tp=2, cp=4, dp=2), size, 10**6) if row.axis == "cp")
         for size in (8, 4)

@@ -11,7 +11,7 @@ from planners.plan import plan
 from tests.planners.models import graph
 
 GIB = 1 << 30
-FULL_LAYER = 4096  # bytes a token of one layer of Scout, bf16
+FULL_LAYER = 4096  # bytes per token of one layer of Scout, bf16
 GLOBAL, LOCAL, CHUNK = 12, 36, 8192
 
 

@@ -137,7 +137,7 @@ def test_scout_in_bf16_takes_its_weights_and_a_rope_table_on_each_of_four_gpus()
 
 
 def test_a_full_cache_at_scouts_longest_context_takes_240_gib_on_each_of_eight_gpus() -> None:
-    """ai-dynamo/dynamo#731: 24,576 B a token a GPU."""
+    """ai-dynamo/dynamo#731: 24,576 B per token a GPU."""
     memory = plan(graph("scout"), gpus="8xH100", tp=8, engine="vllm", context=10_485_760).memory_per_device
     assert memory.kv_cache_bytes == 240 * GIB
 

@@ -54,7 +54,7 @@ def test_tensor_parallelism_reduces_forward_backward_and_recomputed() -> None:
 
 
 def test_the_forward_pass_of_training_sends_what_a_forward_pass_sends() -> None:
-    """The same bytes a token as `communication`, axis by axis, stages together."""
+    """The same bytes per token as `communication`, axis by axis, stages together."""
     for layout in (Layout(tp=2), Layout(ep=4), Layout(tp=2, ep=2), Layout(pp=4)):
         planned = [row for row in communication(graph("scout"), layout) if row.collective != "all-gather"]
         per_token = {row.axis: row.payload_bytes_per_token for row in planned}

@@ -177,7 +177,7 @@ NARROW_MLA = MLA | {"num_heads": 1, "q_lora_rank": None, "kv_lora_rank": 1, "qk_
 NARROW = NARROW_MLA | {"qk_rope_head_dim": 2, "position": {"kind": "none"}}
 FOUND = {
     "chunks are unfolded": (gqa(num_heads=3, num_kv_heads=1, mask=CHUNKS, position=ROPE, logit_softcap=1.0), 5, "fp32"),
-    "a bias behind heads of width 1": (NARROW | {"bias": True, "mask": {"kind": "causal"}}, 16, "fp32"),
+    "a bias after heads of width 1": (NARROW | {"bias": True, "mask": {"kind": "causal"}}, 16, "fp32"),
     "the mask of a window": (NARROW | {"mask": {"kind": "sliding_window", "size": 1}}, 4, "bf16"),
     "two rows of an expert": (moe(num_experts=2, num_experts_per_token=1, intermediate_size=6), 4, "fp32"),
 }

@@ -166,7 +166,7 @@ def test_an_ideal_cache_grows_linearly_until_each_layer_reaches_its_bound(
 
 
 def uniform(graph: LayerGraph) -> bool:
-    """Whether all caching layers keep the same bytes a token, which engines with layer groups need."""
+    """Whether all caching layers keep the same bytes per token, which engines with layer groups need."""
     return len({row.bytes_per_token for row in model_rows(graph, Layout(), 2)}) <= 1
 
 

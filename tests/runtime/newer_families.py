@@ -76,7 +76,7 @@ def gemma3(seed: int = 0) -> Oracle:
 
 
 def olmo2(seed: int = 0) -> Oracle:
-    """Olmo2ForCausalLM: queries and keys normed over all heads, norms behind attention and feed-forward layer."""
+    """Olmo2ForCausalLM: queries and keys normed over all heads, norms after attention and feed-forward layer."""
     config = transformers.Olmo2Config(
         **_common(3), intermediate_size=64, rms_norm_eps=1e-6, rope_parameters=DEFAULT_ROPE
     )
@@ -132,7 +132,7 @@ def glm4_moe(seed: int = 0) -> Oracle:
 
 
 def qwen2_moe(seed: int = 0) -> Oracle:
-    """Qwen2MoeForCausalLM: a shared expert of its own width behind a sigmoid gate."""
+    """Qwen2MoeForCausalLM: a shared expert of its own width after a sigmoid gate."""
     common = _common(3)
     config = transformers.Qwen2MoeConfig(
         **common,

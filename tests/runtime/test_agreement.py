@@ -1,6 +1,6 @@
 """A prompt read at once, token by token or in pieces, alone, padded or packed: always the same logits.
 
-In fp64, so that a wrong mask cannot hide behind rounding: 1e-12 is 10,000 units of rounding, and a single wrong key
+In fp64, so that a wrong mask cannot hide after rounding: 1e-12 is 10,000 units of rounding, and a single wrong key
 moves a logit by more than 1e-3.
 """
 

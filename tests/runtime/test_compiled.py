@@ -40,7 +40,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # torch's compiler uses what 
 
 
 def steps_of(model: Model, ids: Tensor, past: int, read: Callable[..., Tensor], mask: Tensor | None = None) -> Tensor:
-    """Logits [batch, steps, vocab] of the tokens behind the first `past`, read one after another."""
+    """Logits [batch, steps, vocab] of the tokens after the first `past`, read one after another."""
     cache = model.new_cache(len(ids), ids.shape[1])
     with torch.no_grad():
         model(ids[:, :past], attention_mask=mask, cache=cache)

@@ -1,7 +1,7 @@
 """Published memory logs of serving engines, replayed as plans.
 
 `published.csv` has every row of them with its settings and source. `check` says how a row is replayed, the columns
-behind it what the plan is asked; a row that cannot be replayed has its `reason` instead.
+after it what the plan is asked; a row that cannot be replayed has its `reason` instead.
 """
 
 import csv

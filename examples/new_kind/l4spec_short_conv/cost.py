@@ -21,7 +21,7 @@ from l4spec_short_conv.spec import ShortConvSpec
 def declare(spec: ShortConvSpec, width: Width) -> Declaration:
     """b_proj, c_proj, x_proj, out_proj [hidden, hidden] and one filter per channel, conv [hidden, kernel_size].
 
-    8 * hidden^2 FLOPs a token. The convolution is element-wise per channel, which counts no FLOPs by convention: its
+    8 * hidden^2 FLOPs per token. The convolution is element-wise per channel, which counts no FLOPs by convention: its
     2 * hidden * kernel_size would add kernel_size / (4 * hidden), below 0.1 %. Channels are cut as an FFN's are.
     """
     hidden, channels = Dim("hidden", width.hidden_size), Dim("ffn", width.hidden_size)

@@ -50,9 +50,9 @@ def read_format(config: Data) -> StoredFormat | None:
     holders = [config, *([text] if isinstance(text, Mapping) else [])]
     for name in ("quantization_config", "compression_config", "quantization"):
         for holder in holders:
-            found = holder.get(name)
-            if isinstance(found, Mapping) and found:
-                read = _read(found)
+            result = holder.get(name)
+            if isinstance(result, Mapping) and result:
+                read = _read(result)
                 return replace(read, text_only=holder is text) if read else None
     return None
 
@@ -163,11 +163,13 @@ def _modelopt(q: Data) -> StoredFormat | None:
     if algorithm != "MIXED_PRECISION" and not q.get("quantized_layers"):
         return StoredFormat("modelopt", (_algorithm(str(algorithm), q, ()),), skipped)
     by_algorithm: dict[tuple[str, int], list[str]] = {}
-    for name, said in (q.get("quantized_layers") or {}).items():
-        by_algorithm.setdefault((str(said["quant_algo"]), _whole(said.get("group_size", 0))), []).append(str(name))
-    found = [_algorithm(name, {"group_size": size}, names) for (name, size), names in by_algorithm.items()]
+    for name, setting in (q.get("quantized_layers") or {}).items():
+        by_algorithm.setdefault((str(setting["quant_algo"]), _whole(setting.get("group_size", 0))), []).append(
+            str(name)
+        )
+    result = [_algorithm(name, {"group_size": size}, names) for (name, size), names in by_algorithm.items()]
     rest = _fp8({**q, "quant_algo": None}) if q.get("weight_block_size") else None  # fp8, partly packed again
-    return StoredFormat("modelopt", (*found, *(rest.packings if rest else ())), () if rest else skipped)
+    return StoredFormat("modelopt", (*result, *(rest.packings if rest else ())), () if rest else skipped)
 
 
 def _algorithm(name: str, q: Data, targets: Sequence[str]) -> Packing:
@@ -223,14 +225,14 @@ def _bitsandbytes(q: Data) -> StoredFormat:
 def _mlx(q: Data) -> StoredFormat:
     """Scale and bias of 16 bits a group, embedding and head included; modules may have numbers of their own."""
     own = tuple(_mlx_modules(q))
-    skipped = tuple(name for name, said in q.items() if said is False)
+    skipped = tuple(name for name, setting in q.items() if setting is False)
     return StoredFormat("mlx", (*own, Packing(_mlx_law(q), "bf16", reach="matrices")), skipped)
 
 
 def _mlx_modules(q: Data) -> Iterator[Packing]:
-    for name, said in q.items():
-        if isinstance(said, Mapping) and "bits" in said:
-            yield Packing(_mlx_law(said), "bf16", (str(name),), "matrices")
+    for name, setting in q.items():
+        if isinstance(setting, Mapping) and "bits" in setting:
+            yield Packing(_mlx_law(setting), "bf16", (str(name),), "matrices")
 
 
 def _mlx_law(q: Data) -> ScaledLaw:

@@ -30,10 +30,10 @@ class _Entry:
     law: Law
 
 
-def stored_as(found: StoredFormat, graph: LayerGraph, naming: Naming) -> Stored:
+def stored_as(stored_format: StoredFormat, graph: LayerGraph, naming: Naming) -> Stored:
     """How the tensors of this model are stored: a shipped scheme's name where it says the same of every tensor."""
-    plain = PlainLaw(kind="plain", dtype=found.plain or _plain_of(graph))
-    packed = _Packed(found, naming, plain)
+    plain = PlainLaw(kind="plain", dtype=stored_format.plain or _plain_of(graph))
+    packed = _Packed(stored_format, naming, plain)
     entries = [
         _Entry(target_of(graph, node, parameter), _label(parameter.name), packed.law(node, parameter))
         for node, parameter in graph.parameters()
@@ -44,9 +44,9 @@ def stored_as(found: StoredFormat, graph: LayerGraph, naming: Naming) -> Stored:
         if scheme.default == plain and all(scheme.law_for(entry.target) == entry.law for entry in entries):
             return name
     return StoredTable(
-        method=found.method,
-        description=f"as its config says ({found.method})",
-        compute_dtype=found.packings[0].compute,
+        method=stored_format.method,
+        description=f"as its config says ({stored_format.method})",
+        compute_dtype=stored_format.packings[0].compute,
         default=plain,
         rules=tuple(_rules(entries, plain)),
     )
@@ -66,10 +66,10 @@ def _label(name: str) -> str:
 class _Packed:
     """Which law stores a tensor, by the names that its checkpoint gives it."""
 
-    def __init__(self, found: StoredFormat, naming: Naming, plain: PlainLaw) -> None:
-        self._found, self._naming, self._plain = found, naming, plain
-        self._skipped = _matcher(found.skipped)
-        self._targets = [_matcher(packing.targets) for packing in found.packings]
+    def __init__(self, stored_format: StoredFormat, naming: Naming, plain: PlainLaw) -> None:
+        self._found, self._naming, self._plain = stored_format, naming, plain
+        self._skipped = _matcher(stored_format.skipped)
+        self._targets = [_matcher(packing.targets) for packing in stored_format.packings]
 
     def law(self, node: LayerNode, parameter: Parameter) -> Law:
         """The law of one tensor: that of the first packing for it, unless it is skipped."""

@@ -1,6 +1,6 @@
 """Attention that computes only what its mask allows, with or without a cache, for every mask and layout.
 
-Uniform rows go through plain slices: chunks are folded into the batch, windows become bands of blocks, a query behind a
+Uniform rows go through plain slices: chunks are folded into the batch, windows become bands of blocks, a query after a
 cached past sees slices of the cache. Rows with different pasts and packed sequences go through one explicit mask, made
 once per forward pass for all layers that share it.
 """
@@ -56,7 +56,7 @@ class Attention:
     def _one_more(self, query: Tensor, new: Rows, cache: LayerCache, start: int) -> Tensor:
         """One token of each sequence: it takes its slot, and attends to all that are filled, in whatever order.
 
-        Of a ring it takes the slot of the token that leaves the window, of chunks the one behind this chunk's last.
+        Of a ring it takes the slot of the token that leaves the window, of chunks the one after this chunk's last.
         """
         slot = start % cache.num_slots
         cache.write(new, slot)
@@ -76,7 +76,7 @@ class Attention:
         return self._attend(query, *self.expand(new), causal=True)
 
     def _with_cache(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
-        """Uniform rows behind `start` cached tokens."""
+        """Uniform rows after `start` cached tokens."""
         start, num_tokens = context.layout.start, query.shape[2]
         if isinstance(self.mask, ChunkedMask):
             return self._chunk_by_chunk(query, new, context, cache, self.mask.size)
@@ -85,7 +85,7 @@ class Attention:
         cache.write(new, start)
         if start == 0:
             return self._from_start(query, new, context)
-        return self._behind(query, cache.read(self.widths, 0, start + num_tokens), context)
+        return self._after_past(query, cache.read(self.widths, 0, start + num_tokens), context)
 
     def _chunk_by_chunk(self, query: Tensor, new: Rows, context: Context, cache: LayerCache, size: int) -> Tensor:
         """Finish the chunk that the cache holds, then whole chunks, and leave the last one in the cache."""
@@ -96,7 +96,7 @@ class Attention:
             return self._folded(query, new, size)
         here = min(num_tokens, size - slot)
         cache.write(_columns(new, 0, here), slot)
-        result = self._behind(query[:, :, :here], cache.read(self.widths, 0, slot + here), context)
+        result = self._after_past(query[:, :, :here], cache.read(self.widths, 0, slot + here), context)
         if here == num_tokens:
             return result
         rest, num_rest = _columns(new, here, num_tokens), num_tokens - here
@@ -130,7 +130,7 @@ class Attention:
             results.append(self._attend(*parts, causal=True))
         return results[0] if len(results) == 1 else torch.cat(results, dim=2)
 
-    def _behind(self, query: Tensor, rows: Rows, context: Context) -> Tensor:
+    def _after_past(self, query: Tensor, rows: Rows, context: Context) -> Tensor:
         """Causal queries that are the last tokens of `rows`."""
         if query.shape[2] == rows[0].shape[1]:
             return self._attend(query, *self.expand(rows), causal=True)
@@ -250,13 +250,13 @@ class Attention:
 
 
 def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Zeros behind the last dimension of the narrower ones, which change no score and no value."""
+    """Zeros after the last dimension of the narrower ones, which change no score and no value."""
     width = max(tensor.shape[-1] for tensor in tensors)
     return tuple(widened(x, width) for x in tensors)
 
 
 def widened(x: Tensor, width: int) -> Tensor:
-    """`x` with zeros behind its last dimension up to this width."""
+    """`x` with zeros after its last dimension up to this width."""
     return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
 
 

@@ -91,7 +91,7 @@ def _unfused(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
             ledger.touch(2 * mask)
             ledger.touch(copied + (by_group - grouped if copied else 0) + scores * item)
             ledger.touch((3 if heads.capped else 2) * scores * item)  # scores, scores / cap, tanh
-            with ledger.holding(kept * scores * item):  # before and behind the mask
+            with ledger.holding(kept * scores * item):  # before and after the mask
                 ledger.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
                 ledger.touch(softmax)
                 ledger.touch(scores * (WIDE + item) if not ledger.is_wide else 0)

@@ -161,7 +161,7 @@ def _plain(
 def _plain_block(
     query: Tensor, key: Tensor, value: Tensor, first: int | None, *, scale: float, cap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Queries from the place `first` on, or behind all keys; the query heads of a group share their key head."""
+    """Queries from the place `first` on, or after all keys; the query heads of a group share their key head."""
     batch, heads, num_queries, dim = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads * num_queries, dim)

@@ -1,7 +1,7 @@
 """Which dense blocks of queries and keys our attention computes, masked pairs included: what a FLOP counter sees.
 
 `l4spec.layers.attention.compute` walks a mask without computing most of what it forbids: whole chunks are folded into
-the batch, windows and queries behind a past go in bands of BLOCK queries. Here is the same walk in numbers.
+the batch, windows and queries after a past go in bands of BLOCK queries. Here is the same walk in numbers.
 """
 
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ class Walk:
 
 
 def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
-    """How `num_queries` new tokens of one sequence attend behind `num_cached` earlier ones."""
+    """How `num_queries` new tokens of one sequence attend after `num_cached` earlier ones."""
     if isinstance(mask, NoMask):
         return Walk((Block(1, num_queries, num_cached + num_queries),), num_cached + num_queries)
     if isinstance(mask, ChunkedMask):
@@ -65,10 +65,10 @@ def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
             return Walk((Block(1, 1, mask.size),), mask.size)
         num_keys = min(num_cached, mask.size - 1) + num_queries
         return Walk(tuple(_bands(num_queries, num_keys, mask.size)), num_keys, joined=True)
-    return _behind(num_queries, num_cached)
+    return _after_past(num_queries, num_cached)
 
 
-def _behind(num_queries: int, num_cached: int) -> Walk:
+def _after_past(num_queries: int, num_cached: int) -> Walk:
     """Causal queries that are the last of all tokens."""
     num_keys = num_cached + num_queries
     if num_queries == 1 or not num_cached:
@@ -79,7 +79,7 @@ def _behind(num_queries: int, num_cached: int) -> Walk:
 def _chunks(num_queries: int, slot: int, size: int) -> Walk:
     """The rest of the chunk whose first `slot` tokens are cached, whole chunks, and the last partial one."""
     here = min(num_queries, size - slot) if slot else 0
-    first = _behind(here, slot) if here else Walk((), 0)
+    first = _after_past(here, slot) if here else Walk((), 0)
     num_chunks, num_left = divmod(num_queries - here, size)
     whole = (Block(num_chunks, size, size, causal=True, whole=True),) if num_chunks else ()
     left = (Block(1, num_left, num_left, causal=True),) if num_left else ()

@@ -61,7 +61,7 @@ class Context:
     `caches` holds a cache per node id, `class_token` where a vision tower keeps its class token, `image_mask`
     [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotation tables,
     masks), made by the first layer that asks. Mixtures tell `record` their node's id, how many choices each expert
-    got [experts] and, in training, how many were dropped, unless the pass `is_recomputed` behind a checkpoint;
+    got [experts] and, in training, how many were dropped, unless the pass `is_recomputed` after a checkpoint;
     `loss_scale` is the share of this pass in its step, for losses that layers add themselves.
     """
 
@@ -97,7 +97,7 @@ class LayerModule(nn.Module):
     summed_at: str = ""
     """The submodule whose outputs tensor-parallel ranks add up, where it is not the layer's own output."""
     joins_itself: bool = False
-    """Whether the module itself joins what the ranks have, so that nothing is added up behind it."""
+    """Whether the module itself joins what the ranks have, so that nothing is added up after it."""
 
     def tie(self, name: str, owner: nn.Module) -> None:
         """Use the weight of another module for the declared parameter `name`; kinds that can be tied override this."""
@@ -159,7 +159,7 @@ def _is_compiled_read(x: Tensor, weight: Tensor) -> bool:
 
 
 def _as_read(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One row's product as products and sums, which a compiler joins with what comes before and behind."""
+    """One row's product as products and sums, which a compiler joins with what comes before and after."""
     result = read_rows(x.reshape(-1), weight).view(*x.shape[:-1], -1)
     return result if bias is None else result + bias
 

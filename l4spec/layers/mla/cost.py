@@ -29,7 +29,7 @@ from l4spec.layers.mla.spec import MLASpec
 
 
 def declare(spec: MLASpec, width: Width) -> Declaration:
-    """Low-rank query and key/value projections, a latent cache of kv_lora_rank + qk_rope_head_dim elements a token."""
+    """Low-rank query and key/value projections, a cache of kv_lora_rank + qk_rope_head_dim elements per token."""
     hidden, stream = Dim("hidden", width.hidden_size), tokens_of(width.hidden_size)
     qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim
     heads_qk = Dim("heads", spec.num_heads * qk_dim, spec.num_heads)

@@ -16,7 +16,7 @@ from l4spec.layers.mla.spec import MLASpec
 def _allocate(spec: MLASpec, width: Width, work: Work, ledger: Ledger) -> None:
     """Query and latent, turned and normed; expanded keys and values inside attention; the output projection.
 
-    Of prompts from their start: behind a past, less is held where the expansion is absorbed.
+    Of prompts from their start: after a past, less is held where the expansion is absorbed.
     """
     tokens, item, walked = work.num_tokens, ledger.item, walk(spec.mask, work.num_queries, work.num_cached)
     qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim
@@ -62,7 +62,7 @@ def _allocate_expanded(spec: MLASpec, width: Width, work: Work, ledger: Ledger, 
     with ledger.holding((spec.num_heads * whole + joined) * ledger.item):
         copied = allocate_attention(ledger, walked, heads)
     out = tokens * width.hidden_size * ledger.item
-    lie_apart = spec.v_head_dim == 1 and not ledger.is_wide  # then torch, unlike oneDNN, adds the bias behind
+    lie_apart = spec.v_head_dim == 1 and not ledger.is_wide  # then torch, unlike oneDNN, adds the bias after
     ledger.touch(copied + (2 * out if spec.bias and lie_apart else out))
     ledger.free(attended)
 

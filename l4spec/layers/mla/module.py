@@ -16,7 +16,7 @@ from l4spec.layers.mla.spec import MLASpec
 class MLA(LayerModule):
     """Keys and values are expanded from a latent, which is all that is cached.
 
-    A few queries behind a long past do not expand it: the expansion is absorbed into the query and the output instead
+    A few queries after a long past do not expand it: the expansion is absorbed into the query and the output instead
     (DeepSeek-V2, arXiv:2405.04434, section 2.1.2).
     """
 

@@ -6,7 +6,7 @@ from l4spec.layers.mlp.spec import MLPSpec
 
 
 def declare(spec: MLPSpec, width: Width) -> Declaration:
-    """up_proj [ffn, hidden], down_proj [hidden, ffn]: 4 * hidden * ffn FLOPs a token."""
+    """up_proj [ffn, hidden], down_proj [hidden, ffn]: 4 * hidden * ffn FLOPs per token."""
     hidden, ffn = Dim("hidden", width.hidden_size), Dim("ffn", spec.intermediate_size)
     up = linear("up_proj", ffn, hidden, "dense_ffn", bias=spec.bias)
     down = linear("down_proj", hidden, ffn, "dense_ffn", bias=spec.bias)

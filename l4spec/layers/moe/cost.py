@@ -70,7 +70,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 
 
 def _routed_rows(spec: MoESpec, work: Work) -> int:
-    """(token, expert) pairs: top-k a token, or in training what experts that choose tokens take."""
+    """(token, expert) pairs: top-k per token, or in training what experts that choose tokens take."""
     taken = spec.num_taken(work.num_tokens) if work.phase == "train" else None
     return work.num_tokens * spec.num_experts_per_token if taken is None else spec.num_experts * taken
 

@@ -1,4 +1,4 @@
-"""The torch module of the adapter behind a vision tower."""
+"""The torch module of the adapter after a vision tower."""
 
 from math import isqrt
 

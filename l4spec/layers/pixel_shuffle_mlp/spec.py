@@ -1,4 +1,4 @@
-"""Schema of the adapter behind a vision tower: pixel shuffle, then an MLP."""
+"""Schema of the adapter after a vision tower: pixel shuffle, then an MLP."""
 
 from typing import Literal, Self
 

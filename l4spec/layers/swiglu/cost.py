@@ -7,5 +7,5 @@ from l4spec.layers.swiglu.spec import SwiGLUSpec
 
 
 def declare(spec: SwiGLUSpec, width: Width) -> Declaration:
-    """gate_proj, up_proj [ffn, hidden], down_proj [hidden, ffn]: 6 * hidden * ffn FLOPs a token."""
+    """gate_proj, up_proj [ffn, hidden], down_proj [hidden, ffn]: 6 * hidden * ffn FLOPs per token."""
     return declare_gated(spec.intermediate_size, spec.bias, "silu", width, clamped=spec.clamp is not None)

@@ -1,4 +1,4 @@
-"""Attention as our layers call it: a prompt from its start, queries behind a past, and a decode step over a cache."""
+"""Attention as our layers call it: a prompt from its start, queries after a past, and a decode step over a cache."""
 
 from dataclasses import replace
 from functools import partial

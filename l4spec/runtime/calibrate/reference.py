@@ -61,7 +61,7 @@ Pair = tuple[Case, Case]
 
 @dataclass(slots=True)
 class Reference:
-    """One layer of a kind, in a pass of one token behind `cached` others.
+    """One layer of a kind, in a pass of one token after `cached` others.
 
     `nodes` are its layers alone by node id, `hollow` is a pass whose layers do nothing, `turning` an attention layer
     that has to make its rotation table.

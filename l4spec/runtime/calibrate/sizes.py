@@ -26,7 +26,7 @@ class Sizes:
     norm: Grid
     """Elements, width of a row."""
     route: Grid
-    """Tokens, experts, experts a token."""
+    """Tokens, experts, experts per token."""
     dispatch: Grid
     """(token, expert) pairs, experts."""
     residency: tuple[int, ...]

@@ -28,7 +28,7 @@ BITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class TensorHeader:
     """What is said about a stored tensor before its data is read."""
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class DuplicateKeyError(ValueError):
     """A JSON object says a key twice."""
 
 
-def read_headers(directory: Path) -> dict[str, Header]:
+def read_headers(directory: Path) -> dict[str, TensorHeader]:
     """Every tensor of a directory with one safetensors file or many, with or without an index.
 
     Raises UserError naming every problem: no such files, a broken index or header, truncated data, names that two
@@ -49,7 +49,7 @@ def read_headers(directory: Path) -> dict[str, Header]:
     index = directory / INDEX
     files = _indexed_files(index) if index.exists() else None
     problems: list[Problem] = []
-    headers: dict[str, Header] = {}
+    headers: dict[str, TensorHeader] = {}
     for path in files or _plain_files(directory):
         for name, header in _read_header(path, problems).items():
             if name in headers:
@@ -92,7 +92,7 @@ def _indexed_files(index: Path) -> dict[Path, set[str]]:
     return dict(sorted(files.items()))
 
 
-def _index_mistakes(files: Mapping[Path, set[str]], headers: Mapping[str, Header]) -> Iterable[Problem]:
+def _index_mistakes(files: Mapping[Path, set[str]], headers: Mapping[str, TensorHeader]) -> Iterable[Problem]:
     for path, names in files.items():
         for name in sorted(names):
             if name not in headers:
@@ -106,7 +106,7 @@ def _is_plain_name(file: Any) -> bool:
     return plain and file.endswith(".safetensors")
 
 
-def _read_header(path: Path, problems: list[Problem]) -> dict[str, Header]:
+def _read_header(path: Path, problems: list[Problem]) -> dict[str, TensorHeader]:
     """The tensors of one file; what is wrong with it goes to `problems`."""
     place = Place(path.name)
     try:
@@ -125,12 +125,12 @@ def _read_header(path: Path, problems: list[Problem]) -> dict[str, Header]:
         if complaint:
             problems.append(Problem(complaint, name, place))
         else:
-            tensors[name] = Header(tuple(entry["shape"]), entry["dtype"], path)
+            tensors[name] = TensorHeader(tuple(entry["shape"]), entry["dtype"], path)
     return tensors
 
 
 def _header_text(path: Path) -> tuple[bytes, int]:
-    """A file's header and the number of bytes behind it."""
+    """A file's header and the number of bytes after it."""
     if not path.is_file():
         raise ValueError("is no file")
     with path.open("rb") as file:

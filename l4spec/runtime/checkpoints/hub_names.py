@@ -78,14 +78,14 @@ def _each_expert(
     prefix: str, stored: str, stacks: Mapping[str, Parameter], names: tuple[str, str, str]
 ) -> tuple[StoredTensor, ...]:
     """`{stored}.{expert}.{name}.weight` [out, in] for every expert and projection."""
-    found = []
+    pieces = []
     for kind, name in zip(("gate_proj", "up_proj", "down_proj"), names, strict=True):
         num_experts, out, into = stacks[kind].shape
         for expert in range(num_experts):
             piece = TensorPiece(f"{prefix}.{kind}", ((0, expert, expert + 1),))
             tensor = f"{stored}.{expert}.{name}.weight"
-            found.append(StoredTensor(tensor, (out, into), (piece,), view=(1, out, into)))
-    return tuple(found)
+            pieces.append(StoredTensor(tensor, (out, into), (piece,), view=(1, out, into)))
+    return tuple(pieces)
 
 
 def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in_out: bool) -> tuple[StoredTensor, ...]:

@@ -16,7 +16,7 @@ from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.tokens import image_token_of
 from l4spec.runtime.checkpoints.digests import Unchanged, require_undamaged
-from l4spec.runtime.checkpoints.headers import Header, read_headers, read_json
+from l4spec.runtime.checkpoints.headers import TensorHeader, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
 from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
@@ -116,7 +116,7 @@ def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> t
     return tensors, lambda stored: opened.tensor(headers[stored.name].file, stored.name)
 
 
-def _all_mapped(headers: Mapping[str, Header], files: ExitStack) -> MappedFiles:
+def _all_mapped(headers: Mapping[str, TensorHeader], files: ExitStack) -> MappedFiles:
     """Every file of these tensors, each opened once now, so that one that cannot be is known before the first copy."""
     opened = MappedFiles(_mapped)
     files.callback(opened.close)
@@ -150,11 +150,11 @@ def _open_meta(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tu
     layout = meta_layout(graph, len(paths))
     if layout is None:
         raise UserError(f"{directory} is a checkpoint of Meta's Llama 4, which this model is not")
-    headers: dict[Key, Header] = {}
+    headers: dict[Key, TensorHeader] = {}
     for rank, path in enumerate(paths):
         for name, tensor in _unpickled(path).items():
             dtype = _SAFETENSORS_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
-            headers[rank, name] = Header(tuple(tensor.shape), dtype, path)
+            headers[rank, name] = TensorHeader(tuple(tensor.shape), dtype, path)
     opened = MappedFiles(lambda path: _unpickled(path).__getitem__)
     files.callback(opened.close)
     return require_match(layout, headers), lambda stored: opened.tensor(paths[stored.rank], stored.name)

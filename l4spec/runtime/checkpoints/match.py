@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.families import FAMILIES
-from l4spec.runtime.checkpoints.headers import Header
+from l4spec.runtime.checkpoints.headers import TensorHeader
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 
@@ -22,7 +22,7 @@ def hub_layout_of(graph: LayerGraph, names: frozenset[str], preferred: str | Non
     return max((*layouts, native_layout(graph)), key=lambda layout: layout.num_matches(names))
 
 
-def require_match(layout: CheckpointLayout, headers: Mapping[Key, Header]) -> tuple[StoredTensor, ...]:
+def require_match(layout: CheckpointLayout, headers: Mapping[Key, TensorHeader]) -> tuple[StoredTensor, ...]:
     """The stored tensors to read. Raises UserError naming every missing, extra, misshapen and unreadable one."""
     tensors = layout.matching(frozenset(name for _, name in headers))
     problems = list(_differences(tensors, headers))
@@ -35,7 +35,7 @@ def require_match(layout: CheckpointLayout, headers: Mapping[Key, Header]) -> tu
     return tensors
 
 
-def _differences(tensors: Iterable[StoredTensor], headers: Mapping[Key, Header]) -> Iterable[Problem]:
+def _differences(tensors: Iterable[StoredTensor], headers: Mapping[Key, TensorHeader]) -> Iterable[Problem]:
     for stored in tensors:
         header = headers.get((stored.rank, stored.name))
         if header is None:

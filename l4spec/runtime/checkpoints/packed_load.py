@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import Place, Problem, UserError
-from l4spec.runtime.checkpoints.headers import Header
+from l4spec.runtime.checkpoints.headers import TensorHeader
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 from l4spec.runtime.checkpoints.packed_save import matrix_index, packed_entries, stored_tensors
 from l4spec.runtime.checkpoints.write import FORMATS, TensorEntry
@@ -35,7 +35,7 @@ class _LoadTarget:
     entries: Sequence[TensorEntry]
 
 
-def matched(model: "Model", layout: CheckpointLayout, headers: dict[str, Header]) -> "tuple[_LoadTarget, ...]":
+def matched(model: "Model", layout: CheckpointLayout, headers: dict[str, TensorHeader]) -> "tuple[_LoadTarget, ...]":
     """What to read for every tensor. Raises UserError for what is missing, misshapen, of another format, or extra."""
     tensors, packed = module_tensors(model), packed_weights(model)
     targets = []

@@ -28,7 +28,7 @@ class RankMeasurement:
     cache_bytes: dict[int, int] | None = None
     prefill: Ran | None = None
     decode: Ran | None = None
-    """The last step, whose token is the last of prefill + decode, and the choice of the token behind it."""
+    """The last step, whose token is the last of prefill + decode, and the choice of the token after it."""
     training: Ran | None = None
     activation_bytes: int | None = None
     """Most memory of a prefill beyond weights, caches and token ids."""

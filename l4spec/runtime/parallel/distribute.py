@@ -43,7 +43,7 @@ def distribute(
     A model on the meta device is materialized straight into shards on `device` (default cpu): random weights that are
     the same for every layout, or unset with `seed=None` for a checkpoint to fill. Of a model with weights the rank
     takes its regions. With `train` the dp x ep ranks share weights, gradients and optimizer states by FSDP2; call
-    `finish_backward` behind each backward pass. Raises UserError with the planner's reason for a layout that the model
+    `finish_backward` after each backward pass. Raises UserError with the planner's reason for a layout that the model
     does not allow, and for a world of another size.
     """
     if model.quantization is not None:

@@ -73,7 +73,7 @@ class RankModel(Model):
         return self.line.from_last(chosen)
 
     def reads_ahead(self) -> AbstractContextManager[None]:
-        """A stage reads the next piece of a prompt while those behind it read earlier ones."""
+        """A stage reads the next piece of a prompt while those after it read earlier ones."""
         return self.line.runs_ahead()
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
@@ -131,7 +131,7 @@ class RankModel(Model):
     def finish_backward(self) -> None:
         """Add up the gradients that tensor-parallel ranks hold parts of, and take means over data-parallel ranks.
 
-        To be called behind every backward pass whose gradients are used, on all ranks.
+        To be called after every backward pass whose gradients are used, on all ranks.
         """
         finish_gradients(self.named_parameters(), self.summed_gradients, self.mesh.data.size)
 

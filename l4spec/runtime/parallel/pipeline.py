@@ -1,4 +1,4 @@
-"""A rank between the pipeline stages before and behind it: hidden states travel on, chosen tokens travel back.
+"""A rank between the pipeline stages before and after it: hidden states travel on, chosen tokens travel back.
 
 Every tensor-parallel rank of a stage sends to the rank of the same place in the next one, so a token costs a rank its
 hidden state once, which is the plan's `pp` row.
@@ -41,7 +41,7 @@ class Line:
         return arriving
 
     def send(self, hidden: Tensor) -> None:
-        """Send to the stage behind, and wait until it has come there, unless `runs_ahead`."""
+        """Send to the stage after, and wait until it has come there, unless `runs_ahead`."""
         self.settle()
         hidden = hidden.contiguous()
         work = dist.isend(hidden, group=group_of(self.pp), group_dst=self.pp.index + 1)

@@ -92,16 +92,16 @@ def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
 
 
 def _add_up(module: LayerModule, tp: Axis) -> None:
-    """Let the ranks' outputs be added up behind `module`, and their gradients before it."""
+    """Let the ranks' outputs be added up after `module`, and their gradients before it."""
 
     def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(enter(x, tp) for x in args)
 
-    def behind(_: nn.Module, args: object, output: Tensor) -> Tensor:
+    def add_up(_: nn.Module, args: object, output: Tensor) -> Tensor:
         return leave(output, tp)
 
     module.register_forward_pre_hook(before)
-    module.get_submodule(module.summed_at).register_forward_hook(behind)
+    module.get_submodule(module.summed_at).register_forward_hook(add_up)
 
 
 def form_groups(graph: LayerGraph, mesh: Mesh) -> None:

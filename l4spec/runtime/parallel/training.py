@@ -1,6 +1,6 @@
 """Training state over data-parallel ranks by FSDP2, and the gradients that tensor-parallel ranks have to add up.
 
-Weights of a layer are gathered when it runs and gradients scattered behind it (ZeRO stage 3). Experts lie on one ep
+Weights of a layer are gathered when it runs and gradients scattered after it (ZeRO stage 3). Experts lie on one ep
 rank each, so dp ranks alone share them; everything else is shared by dp x ep. Gradients are means over all dp x ep
 ranks' losses.
 """

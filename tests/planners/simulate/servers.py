@@ -46,8 +46,8 @@ class CheckedRank(Rank):
         assert 0 <= tree.num_unused <= tree.num_blocks
         for request in self.running.values():
             assert request.holding is not None
-            held = request.holding.cached * pool.groups + request.holding.own
-            assert held >= pool.law.held(self.computed(request)) - pool.law.pages - pool.law.groups or pool.law.local
+            local = request.holding.cached * pool.groups + request.holding.own
+            assert local >= pool.law.held(self.computed(request)) - pool.law.pages - pool.law.groups or pool.law.local
 
 
 @dataclass
@@ -102,14 +102,14 @@ def bench(
         )
         for number in range(replicas)
     ]
-    found: list[Bench] = []
+    benches: list[Bench] = []
 
     class Forward:
         def finished(self, request: Request, now: int) -> None:
-            found[0].finished(request, now)
+            benches[0].finished(request, now)
 
     made = Bench(Cluster(clock, servers, router or RoundRobin(), Forward()), clock, recorder)
-    found.append(made)
+    benches.append(made)
     return made
 
 

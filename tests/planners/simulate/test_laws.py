@@ -26,7 +26,7 @@ def loads(draw: st.DrawFn, most: int = 40) -> list[Request]:
     """Requests that arrive close together, some with equal beginnings."""
     random = Random(draw(st.integers(0, 2**32)))
     groups = draw(st.integers(1, 4))
-    found, now = [], 0.0
+    result, now = [], 0.0
     for number in range(draw(st.integers(1, most))):
         now += random.expovariate(draw(st.sampled_from([5.0, 50.0])))
         made = request(number, now, random.randint(1, 300), random.randint(1, 80), random.randint(0, 1))
@@ -37,8 +37,8 @@ def loads(draw: st.DrawFn, most: int = 40) -> list[Request]:
             runs = ((group, group + shared), (made.tail, rest))
             made.path = tuple(run for run in runs if run[1] > run[0])
             made.path_blocks, made.tail = made.prompt // 16, rest
-        found.append(made)
-    return found
+        result.append(made)
+    return result
 
 
 @settings(max_examples=60, deadline=None)

@@ -66,10 +66,10 @@ def as_path(ids: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
 @given(st.integers(0, 2**32), st.integers(1, 60))
 def test_runs_count_as_single_blocks_do(seed: int, steps: int) -> None:
     random, tree, model = Random(seed), PrefixTree(), ByBlock()
-    held: list[tuple[tuple[int, ...], Node]] = []
+    local: list[tuple[tuple[int, ...], Node]] = []
     for _ in range(steps):
-        if held and random.random() < 0.4:
-            ids, node = held.pop(random.randrange(len(held)))
+        if local and random.random() < 0.4:
+            ids, node = local.pop(random.randrange(len(local)))
             tree.unlock(node)
             model.add(ids, -1)
             continue
@@ -81,7 +81,7 @@ def test_runs_count_as_single_blocks_do(seed: int, steps: int) -> None:
         tree.lock(node)
         for number in ids[length:]:
             node, _ = tree.extend(node, number, number + 1)
-        held.append((ids, node))
+        local.append((ids, node))
         model.add(ids, +1)
         assert tree.num_blocks == len(model.uses)
         assert tree.num_unused == sum(uses == 0 for uses in model.uses.values())

@@ -159,10 +159,10 @@ def _state(value: Any, kind: str, of: str = "it") -> dict[str, Any]:
 
 
 def _mapping(state: Mapping[str, Any], field: str) -> dict[Any, Any]:
-    found = state.get(field)
-    if not isinstance(found, dict):
+    result = state.get(field)
+    if not isinstance(result, dict):
         raise WrongDescription(f"expected a mapping as {field}")
-    return found
+    return result
 
 
 def _name(value: Any) -> str:

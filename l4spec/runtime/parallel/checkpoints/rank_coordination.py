@@ -104,8 +104,8 @@ def require_undamaged_by_ranks(folder: Path, *, required: bool) -> None:
         return
     names = list(digests)
     problems = shared_out(names, lambda name: list(differences(folder, digests, [name])))
-    if found := [problem for some in problems for problem in some]:
-        raise UserError(found)
+    if result := [problem for some in problems for problem in some]:
+        raise UserError(result)
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -1,1 +1,1 @@
-"""`l4spec run`: ranks that train or say something together, and end together when one of them fails."""
+"""`l4spec run`: ranks that train or generate together, and end together when one of them fails."""

@@ -94,7 +94,7 @@ class Job(Task):
         if self.out is not None and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             yield Problem(f"{self.out} exists and is not empty", "--out", hint="name a new folder")
         if not (self.steps or self.generate or self.out):
-            yield Problem("nothing to do", hint="--steps trains, --generate says something, --out writes the weights")
+            yield Problem("nothing to do", hint="--steps trains, --generate generates tokens, --out writes the weights")
 
     def _num_generated(self) -> int:
         prompt = PROMPT_TOKENS if self.ids is None else len(self.ids)

@@ -153,7 +153,7 @@ def _why(rank: int, code: int, store: TCPStore) -> Failure:
 
 
 def _end(processes: list[BaseProcess], store: TCPStore | None, failure: Failure | None) -> None:
-    """Leave no process behind, and no zombie."""
+    """Leave no process after, and no zombie."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if store is not None and failure is not None:

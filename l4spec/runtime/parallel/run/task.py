@@ -45,9 +45,9 @@ class Task(ABC):
     timeout: float = field(default=DEFAULT_TIMEOUT, kw_only=True)
 
     worker: ClassVar[str]
-    """`module:function` of one rank's part, called with (task, say, store); imported on the rank, with torch."""
+    """`module:function` of one rank's part, called with (task, log, store); imported on the rank, with torch."""
     is_safe: ClassVar[str]
-    """What a user who stops the ranks is told."""
+    """The message to a user who stops the ranks."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What every rank of a run does: build its part, load, train, save, say something."""
+"""One rank of a run: build its part, load, train, save, generate."""
 
 import os
 import time
@@ -118,7 +118,7 @@ def _is_step(path: Path) -> bool:
 
 
 def _generate(job: Job, model: RankModel, log: Log) -> None:
-    """Say what follows the prompts, one for each sequence of the batch."""
+    """Log the generated tokens, one line per sequence of the batch."""
     model.eval()
     if job.ids is None:
         prompts = batch_of(job.seed, -1, job.batch, PROMPT_TOKENS - 1, job.model_spec.text.vocab_size)

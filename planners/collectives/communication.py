@@ -1,43 +1,29 @@
-"""What one device sends: per token of a forward pass, axis by axis, and where the links to other hosts begin.
+"""What one device sends per token of a forward pass, as a plan prints it: rows of the list of collectives.
 
 Two figures of every collective: the **payload**, bytes of the buffer that a rank hands in (of an all-gather: takes
-out), and the **ring** traffic, bytes that it sends when the collective runs as a ring over p ranks: of n bytes an
-all-reduce sends 2 n (p - 1) / p, a reduce-scatter, an all-gather or an all-to-all n (p - 1) / p, a send n.
-Activations are bf16. Megatron's tensor parallelism (arXiv:1909.08053): one all-reduce behind attention and one behind
-each feed-forward layer; the ranks' logits are joined in fp32, where they are wanted: of each generated token, and of
-a prompt's last one. Context parallelism passes what global layers keep of earlier tokens from rank to rank
-(`l4spec.sharding.sequence`). Training adds the backward pass, recomputation and data parallelism:
-`planners.collectives.training_traffic`.
-
-Left out: image tiles, and whole numbers that travel beside tokens (chosen ids, how many rows go to each expert).
+out), and the **ring** traffic, bytes that it sends when the collective runs as a ring. Of the stages of a pipeline each
+row tells the one that sends most. Conventions: `planners.collectives.collectives`.
 """
 
-from collections import Counter
+from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import shard_size, stage_of
-from l4spec.sharding.sequence import longest_run, runs_of, sent_tokens
-from planners.collectives.link_tiers import Axis, Pattern, between_hosts
-from planners.counts.kv_cache import bytes_per_token
+from planners.collectives.collectives import (
+    LOGIT_BYTES,
+    Collective,
+    ForwardPass,
+    busiest_rank_tokens,
+    collectives,
+    earlier_tokens,
+    inter_host_bytes,
+    ring_bytes,
+)
+from planners.collectives.link_tiers import Axis
 from planners.device.activations import ACTIVATION_BYTES
 from planners.plan_types import Communication
 
-PATTERNS: dict[str, Pattern] = {"all-to-all": "peers", "send": "chain"}
-"""Who sends to whom in a collective; all others are rings."""
-LOGIT_BYTES = 4
-
-
-def ring_bytes(collective: str, payload: int, ranks: int) -> int:
-    """Bytes that one of `ranks` ranks sends for a payload, rounded down."""
-    if collective == "send":
-        return payload
-    return (2 if collective == "all-reduce" else 1) * payload * (ranks - 1) // ranks
-
-
-def inter_host_bytes(layout: Layout, axis: Axis, collective: str, sent: int, host_size: int) -> int:
-    """Of the bytes that a device sends along an axis those that go to other hosts, rounded to whole bytes."""
-    return round(sent * between_hosts(layout, axis, PATTERNS.get(collective, "ring"), host_size))
+ONE_TOKEN = ForwardPass(tokens=1, logit_rows=1)
 
 
 def communication(
@@ -45,21 +31,28 @@ def communication(
 ) -> tuple[Communication, ...]:
     """A row per mesh axis and collective of a forward pass; with the host's size also by tier of links.
 
-    Of the stages of a pipeline each row tells the one that sends most. What travels along cp is that of the prefill of
-    `context` tokens.
+    What travels along cp is that of the prefill of `context` tokens.
     """
-    width = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
-    rows = []
+    return _rows(graph, layout, host_size, context if layout.cp > 1 else 1)
+
+
+@lru_cache(maxsize=1024)
+def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> tuple[Communication, ...]:
+    width, rows = graph.hidden_size * ACTIVATION_BYTES, []
     if layout.tp > 1:
-        stage, reductions = _busiest(graph, layout, ("attention", "ffn", "embedding"))
+        stage, sent = _busiest(graph, layout, "tp", "all-reduce")
         outputs = "each layer's output" if stage else "each layer's output and the embedding"
-        text = f"{reductions} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} ({outputs})"
-        rows.append(_row(layout, "tp", "all-reduce", reductions * width, text, host_size))
-        rows.append(_joined_logits(graph, layout, host_size))
+        text = f"{sent // width} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} ({outputs})"
+        rows.append(_row(layout, "tp", "all-reduce", sent, text, host_size))
+        _, sent = _busiest(graph, layout, "tp", "all-gather")
+        share = f"{layout.tp - 1}/{layout.tp}"
+        text = f"{sent // LOGIT_BYTES:,} logits x {LOGIT_BYTES} B x {share} (of a prompt's last token, of each new one)"
+        rows.append(_row(layout, "tp", "all-gather", sent, text, host_size))
     if layout.ep > 1:
-        _, routed = _busiest(graph, layout, ("ffn",), mixtures=True)
-        text = f"{routed} routed copies x 2 (there and back) x {width:,} B x {layout.ep - 1}/{layout.ep}"
-        rows.append(_row(layout, "ep", "all-to-all", routed * 2 * width, text, host_size))
+        _, sent = _busiest(graph, layout, "ep", "all-to-all")
+        copies = sent // (2 * width)
+        text = f"{copies} routed copies x 2 (there and back) x {width:,} B x {layout.ep - 1}/{layout.ep}"
+        rows.append(_row(layout, "ep", "all-to-all", sent, text, host_size))
     if layout.pp > 1:
         rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
     if layout.cp > 1:
@@ -67,39 +60,32 @@ def communication(
     return tuple(rows)
 
 
-def _busiest(graph: LayerGraph, layout: Layout, roles: tuple[str, ...], *, mixtures: bool = False) -> tuple[int, int]:
-    """The stage with the most layers of these roles, the foremost among equals, and how many; or chosen experts."""
-    counts = Counter[int]()
-    for node in graph.nodes:
-        if node.scope == "text" and node.role in roles:
-            routed = node.declaration.routed
-            chosen = routed.num_per_token if routed else 0
-            counts[stage_of(graph, node, layout.pp)] += chosen if mixtures else 1
-    stage = min(counts, key=lambda stage: (-counts[stage], stage))
-    return stage, counts[stage]
+def _busiest(graph: LayerGraph, layout: Layout, axis: Axis, operation: str) -> tuple[int, int]:
+    """The stage that hands most to a collective for one token, the foremost among equals, and how many bytes."""
+    sent = [
+        sum(each.payload for each in _matching(collectives(graph, layout, ONE_TOKEN, stage), axis, operation))
+        for stage in range(layout.pp)
+    ]
+    stage = max(range(layout.pp), key=lambda stage: (sent[stage], -stage))
+    return stage, sent[stage]
 
 
-def _joined_logits(graph: LayerGraph, layout: Layout, host_size: int | None) -> Communication:
-    """Every rank takes in the others' logits, as many of each as the first one has."""
-    head = next(node for node in graph.nodes if node.role == "head")
-    number = layout.tp * shard_size(head.declaration.parameters[0].dims[0], layout)
-    text = (
-        f"{number:,} logits x {LOGIT_BYTES} B x {layout.tp - 1}/{layout.tp} (of a prompt's last token, of each new one)"
-    )
-    return _row(layout, "tp", "all-gather", number * LOGIT_BYTES, text, host_size)
+def _matching(listed: tuple[Collective, ...], axis: Axis, operation: str) -> list[Collective]:
+    return [each for each in listed if (each.axis, each.operation) == (axis, operation)]
 
 
 def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> Communication:
     """What the last rank but one sends, the busiest: everything that the last one sees of earlier tokens."""
-    runs, sent, terms = runs_of(graph, context, layout.cp), 0, dict[tuple[int, int], int]()
-    for group, tokens in sent_tokens(graph, runs):
-        each = (max(tokens), bytes_per_token(group, layout, ACTIVATION_BYTES))
-        terms[each] = terms.get(each, 0) + group.count
-        sent += group.count * each[0] * each[1]
+    run = ForwardPass(context=context)
+    sent = sum(each.payload for each in _matching(collectives(graph, layout, run), "cp", "send"))
+    terms = dict[tuple[int, int], int]()
+    for group, tokens, size in earlier_tokens(graph, layout, run):
+        terms[tokens, size] = terms.get((tokens, size), 0) + group.count
     text = " + ".join(f"{count} x {tokens:,} tokens x {size:,} B" for (tokens, size), count in terms.items())
-    run = longest_run(graph, context, layout.cp)
-    text = f"({text or '0'}) / {run:,} (keys and values, or latents, of earlier tokens; chunked layers none)"
-    return _row(layout, "cp", "send", -(-sent // run), text, host_size).model_copy(update={"bytes_per_sequence": sent})
+    most = busiest_rank_tokens(graph, layout, context)
+    text = f"({text or '0'}) / {most:,} (keys and values, or latents, of earlier tokens; chunked layers none)"
+    row = _row(layout, "cp", "send", -(-sent // most), text, host_size)
+    return row.model_copy(update={"bytes_per_sequence": sent})
 
 
 def _row(

@@ -34,8 +34,15 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter, RoutedExperts
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, shard_shape
-from planners.collectives.communication import inter_host_bytes, ring_bytes
-from planners.collectives.link_tiers import Axis, span_of
+from planners.collectives.collectives import (
+    Collective,
+    adds_up,
+    groups_of_stage,
+    inter_host_bytes,
+    is_cut,
+    ranks_of,
+)
+from planners.collectives.link_tiers import Axis
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.stages import Stage
 from planners.device.training_state import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
@@ -47,19 +54,6 @@ BALANCE = ("expert loads", "router scores")
 """What is sent to balance experts."""
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
 """Maximum, sum and the target's logit of a token, in fp32, when the vocabulary is divided."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A collective that is run `calls` times a step, `payload` bytes together."""
-
-    axis: Axis
-    collective: str
-    what: str
-    calls: int
-    payload: int
-    neighbours: int | None = None
-    """Ranks of a group that is only a part of the axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,39 +93,94 @@ def stage_traffic(
     Where ZeRO shares tensors unevenly, tensor-parallel ranks add up the shares of the rank at `data_place`, its places
     along dp and ep: by default the first, whose shares are the largest.
     """
-    calls = [
-        *_tensor(graph, train, layout, load, stage, data_place),
-        *_expert(graph, train, layout, load, stage),
-        *_balance(graph, layout, load, stage),
-        *_pipeline(graph, layout, load, stage),
-        *_data(graph, train, layout, load, stage),
-    ]
-    rows = tuple(_row(call, layout, host_size) for call in calls if call.payload)
+    listed = training_collectives(graph, train, layout, load, stage, data_place=data_place)
+    rows = tuple(_row(each, layout, host_size) for each in listed)
     return TrainTraffic(stage=stage.index, tokens=load.tokens, micro_batches=load.micro_batches, rows=rows)
 
 
-def _row(call: _Call, layout: Layout, host_size: int | None) -> CollectiveTraffic:
-    ranks = call.neighbours or span_of(layout, call.axis)[0]
-    if call.neighbours is not None:
-        layout = Layout(tp=ranks, dp=layout.num_devices // ranks)
-    sent = ring_bytes(call.collective, call.payload, ranks)
-    outside = None if host_size is None else inter_host_bytes(layout, call.axis, call.collective, sent, host_size)
+def training_collectives(
+    graph: LayerGraph,
+    train: TrainSetting,
+    layout: Layout,
+    load: Load,
+    stage: Stage,
+    *,
+    data_place: tuple[int, int] = (0, 0),
+) -> tuple[Collective, ...]:
+    """What a device of a stage hands over in one optimizer step: all passes, gradients and weights."""
+    recomputes = train.checkpointing == "full"
+    listed = (
+        *reductions(graph, layout, load, stage.index, recomputes=recomputes),
+        *_partial_gradients(graph, train, layout, stage, data_place),
+        *_loss(layout, load, stage),
+        *exchanges(graph, layout, load, stage.index, recomputes=recomputes),
+        *_balance(graph, layout, load, stage),
+        *_pipeline(graph, layout, load, stage),
+        *_data(graph, train, layout, load, stage),
+    )
+    return tuple(each for each in listed if each.payload)
+
+
+def reductions(graph: LayerGraph, layout: Layout, load: Load, stage: int, *, recomputes: bool) -> Iterator[Collective]:
+    """All-reduces over tp: of what layers give forward, and recomputed, and of their inputs' gradients backward."""
+    if layout.tp == 1:
+        return
+    stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage)
+    reduced = [group for group in groups if adds_up(group, layout)]
+    blocks = sum(group.count for group in reduced if group.first.layer is not None)
+    head = sum(group.count for group in groups if group.first.role == "head")
+    counts = {"forward": sum(group.count for group in reduced), "backward": blocks + head, "recomputed": blocks}
+    for name in _passes(recomputes):
+        calls, payload = counts[name] * load.micro_batches, counts[name] * stream
+        yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
+
+
+def exchanges(graph: LayerGraph, layout: Layout, load: Load, stage: int, *, recomputes: bool) -> Iterator[Collective]:
+    """All-to-alls over ep of every pass: tokens to the experts that they go through in training, and back."""
+    declared = ((group.count, group.declaration.routed) for group in groups_of_stage(graph, layout, stage))
+    routed = [(count, experts.trained_per_token) for count, experts in declared if experts is not None]
+    if layout.ep == 1 or not routed:
+        return
+    copies = round(sum(count * each for count, each in routed) * load.tokens)
+    calls, payload = 2 * sum(count for count, _ in routed), 2 * copies * graph.hidden_size * ACTIVATION_BYTES
+    for name in _passes(recomputes):
+        yield Collective("ep", "all-to-all", f"routed tokens, {name}", calls * load.micro_batches, payload, layout.ep)
+
+
+def _passes(recomputes: bool) -> tuple[str, ...]:
+    return ("forward", "backward", "recomputed") if recomputes else ("forward", "backward")
+
+
+def _loss(layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+    if layout.tp > 1 and stage.last:
+        calls, payload = LOSS_NUMBERS * load.micro_batches, LOSS_NUMBERS * LOSS_BYTES * load.tokens
+        yield Collective("tp", "all-reduce", "loss over the divided vocabulary", calls, payload, layout.tp)
+
+
+def _pipeline(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+    stream = load.tokens * graph.hidden_size * ACTIVATION_BYTES
+    if not stage.last:
+        yield Collective("pp", "send", "activations, forward", load.micro_batches, stream, layout.pp)
+    if not stage.first:
+        yield Collective("pp", "send", "gradients, backward", load.micro_batches, stream, layout.pp)
+
+
+def _row(each: Collective, layout: Layout, host_size: int | None) -> CollectiveTraffic:
+    if each.neighbours:
+        layout = Layout(tp=each.ranks, dp=layout.num_devices // each.ranks)
+    sent = each.ring_bytes
+    outside = None if host_size is None else inter_host_bytes(layout, each.axis, each.operation, sent, host_size)
     return CollectiveTraffic(
-        axis=call.axis,
-        collective=call.collective,
-        what=call.what,
-        ranks=ranks,
-        calls=call.calls,
-        payload_bytes=call.payload,
+        axis=each.axis,
+        collective=each.operation,
+        what=each.tensor,
+        ranks=each.ranks,
+        calls=each.calls,
+        payload_bytes=each.payload,
         ring_bytes=sent,
         intra_host_bytes=None if outside is None else sent - outside,
         inter_host_bytes=outside,
     )
-
-
-def _stream(graph: LayerGraph) -> int:
-    """Bytes of one token's residual stream."""
-    return graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
 
 
 def _blocks(graph: LayerGraph, stage: Stage) -> Iterator[LayerNode]:
@@ -144,31 +193,15 @@ def _mixtures(graph: LayerGraph, stage: Stage) -> list[RoutedExperts]:
     return [routed for routed in declared if routed is not None]
 
 
-def _tensor(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage, data_place: tuple[int, int]
-) -> Iterator[_Call]:
-    if layout.tp == 1:
-        return
-    stream, micro = load.tokens * _stream(graph), load.micro_batches
-    layers = sum(node.role in ("attention", "ffn") for node in _blocks(graph, stage))
-    passes = [("forward", layers + stage.first), ("backward", layers + stage.last)]
-    if train.checkpointing == "full":
-        passes.append(("recomputed", layers))
-    for name, count in passes:
-        yield _Call("tp", "all-reduce", f"activations, {name}", count * micro, count * stream)
-    yield from _partial_gradients(graph, train, layout, stage, data_place)
-    if stage.last:
-        payload = LOSS_NUMBERS * LOSS_BYTES * load.tokens
-        yield _Call("tp", "all-reduce", "loss over the divided vocabulary", LOSS_NUMBERS * micro, payload)
-
-
 def _partial_gradients(
     graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, data_place: tuple[int, int]
-) -> Iterator[_Call]:
+) -> Iterator[Collective]:
     """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
+    if layout.tp == 1:
+        return
     whole, repeated = 0, dict[int, int]()
     for node in _blocks(graph, stage):
-        if not any(_over_tp(dim) for parameter in node.declaration.parameters for dim in parameter.dims):
+        if not is_cut(node):
             continue
         for parameter in node.declaration.parameters:
             held = _gradients_held(node, parameter, train, layout, data_place)
@@ -180,9 +213,11 @@ def _partial_gradients(
                 repeats = layout.tp // shared.units
                 repeated[repeats] = repeated.get(repeats, 0) + held
     size = train.gradient_bytes
-    yield _Call("tp", "all-reduce", "gradients of what is held whole", 1, whole * size)
+    yield Collective("tp", "all-reduce", "gradients of what is held whole", 1, whole * size, layout.tp)
     for repeats, number in repeated.items():
-        yield _Call("tp", "all-reduce", "gradients of repeated KV heads", 1, number * size, repeats)
+        yield Collective(
+            "tp", "all-reduce", "gradients of repeated KV heads", 1, number * size, repeats, neighbours=True
+        )
 
 
 def _over_tp(dim: Dim) -> bool:
@@ -203,17 +238,7 @@ def _gradients_held(
     return max(0, min(share, first - start)) * prod(rest)
 
 
-def _expert(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
-    if layout.ep == 1:
-        return
-    mixtures = [routed.trained_per_token for routed in _mixtures(graph, stage)]
-    passes = ["forward", "backward", *(["recomputed"] if train.checkpointing == "full" else [])]
-    for name in passes:
-        payload = 2 * round(sum(mixtures) * load.tokens) * _stream(graph)
-        yield _Call("ep", "all-to-all", f"routed tokens, {name}", 2 * len(mixtures) * load.micro_batches, payload)
-
-
-def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
+def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
     loads: dict[Axis, list[int]] = {"dp_ep": [], "ep": []}
     scored = []
     for routed in _mixtures(graph, stage):
@@ -223,25 +248,15 @@ def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Ite
             scored.append(routed.num_experts)
     times = load.micro_batches
     for axis, experts in loads.items():
-        if span_of(layout, axis)[0] > 1:
-            calls = times * len(experts)
-            yield _Call(axis, "all-reduce", BALANCE[0], calls, times * sum(experts) * BALANCE_BYTES)
-    data = span_of(layout, "dp_ep")[0]
-    if data > 1:
-        yield _Call(
-            "dp_ep", "all-gather", BALANCE[1], times * len(scored), data * load.tokens * sum(scored) * BALANCE_BYTES
-        )
+        if (ranks := ranks_of(layout, axis)) > 1:
+            payload = times * sum(experts) * BALANCE_BYTES
+            yield Collective(axis, "all-reduce", BALANCE[0], times * len(experts), payload, ranks)
+    if (data := ranks_of(layout, "dp_ep")) > 1:
+        payload = data * load.tokens * sum(scored) * BALANCE_BYTES
+        yield Collective("dp_ep", "all-gather", BALANCE[1], times * len(scored), payload, data)
 
 
-def _pipeline(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
-    payload = load.tokens * _stream(graph)
-    if not stage.last:
-        yield _Call("pp", "send", "activations, forward", load.micro_batches, payload)
-    if not stage.first:
-        yield _Call("pp", "send", "gradients, backward", load.micro_batches, payload)
-
-
-def _data(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[_Call]:
+def _data(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
     dense, experts = params_on_device(graph, layout, stage)
     ends = ends_on_device(graph, layout, stage)
     shares: tuple[tuple[Axis, str, int, int], ...] = (
@@ -250,16 +265,17 @@ def _data(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, st
         ("dp", "experts", experts, 2),
     )
     for axis, what, number, gathers in shares:
-        if span_of(layout, axis)[0] > 1:
-            yield from _synchronised(train, load, axis, what, (number, gathers))
+        if (ranks := ranks_of(layout, axis)) > 1:
+            for operation, tensor, calls, size in _synchronised(train, load.micro_batches, what, gathers):
+                yield Collective(axis, operation, tensor, calls, calls * number * size, ranks)
 
 
-def _synchronised(train: TrainSetting, load: Load, axis: Axis, what: str, share: tuple[int, int]) -> Iterator[_Call]:
-    """Of a share (parameters on a device, gathers a micro-batch with ZeRO 3) the gradients and weights, by stage."""
-    zero, (number, gathers) = train.zero_stage, share
-    times = load.micro_batches if zero >= 2 else 1
-    collective = "all-reduce" if zero == 0 else "reduce-scatter"
-    yield _Call(axis, collective, f"gradients of {what}", times, times * number * train.gradient_bytes)
+def _synchronised(
+    train: TrainSetting, micro_batches: int, what: str, gathers: int
+) -> Iterator[tuple[str, str, int, int]]:
+    """(operation, tensor, calls, bytes a parameter) of weights gathered `gathers` times a micro-batch by ZeRO 3."""
+    zero = train.zero_stage
+    times = micro_batches if zero >= 2 else 1
+    yield "all-reduce" if zero == 0 else "reduce-scatter", f"gradients of {what}", times, train.gradient_bytes
     if zero:
-        calls = gathers * load.micro_batches if zero == 3 else 1
-        yield _Call(axis, "all-gather", what, calls, calls * number * WEIGHT_BYTES)
+        yield "all-gather", what, gathers * micro_batches if zero == 3 else 1, WEIGHT_BYTES

@@ -31,9 +31,9 @@ from math import prod
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import RoutedExperts, Work
 from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
-from l4spec.sharding.rules import region_of, shard_size
+from l4spec.sharding.rules import region_of
 from l4spec.sharding.sequence import passed_blocks, runs_of
-from planners.collectives.communication import LOGIT_BYTES
+from planners.collectives.collectives import LOGIT_BYTES, ForwardPass, collectives
 from planners.collectives.training_traffic import BALANCE, Load, stage_traffic
 from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
@@ -100,10 +100,10 @@ def forward_on_rank(
 ) -> dict[Key, Handed]:
     """What a rank hands over in a forward pass that gives the last token's logits; with `chooses` the choice too."""
     own = _rank(graph, layout, rank)
-    calls = [*_tensor(own, forward), *_expert(own, forward), *_capacity(own, forward.work.num_sequences, 1)]
-    stream = _stream_bytes(graph, forward)
-    if not own.is_last:
-        calls.append(("pp", "send", 1, stream))
+    run = ForwardPass(forward.work.num_tokens, forward.work.num_logit_rows, forward.item_bytes)
+    listed = collectives(graph, layout, run, own.place.pp)
+    calls: list[_Call] = [(each.axis, each.operation, each.calls, each.payload) for each in listed]
+    calls += [*_uneven_arrivals(own, forward), *_row_counts(own, 1), *_capacity(own, forward.work.num_sequences, 1)]
     if layout.cp > 1:
         calls += _along_cp(own, forward)
     if chooses:
@@ -180,30 +180,13 @@ def _summed(layout: Layout, calls: list[_Call]) -> dict[Key, Handed]:
     return {key: Handed(numbers[key], sizes[key]) for key in numbers}
 
 
-def _stream_bytes(graph: LayerGraph, run: Pass) -> int:
-    return run.work.num_tokens * graph.model.text.stack.width.hidden_size * run.item_bytes
-
-
-def _tensor(own: _Rank, run: Pass) -> Iterator[_Call]:
-    if own.layout.tp == 1:
+def _uneven_arrivals(own: _Rank, run: Pass) -> Iterator[_Call]:
+    """What a rank sends back more, or less, than it sent: as many rows as came to its experts."""
+    if own.layout.ep == 1 or run.arrived is None:
         return
-    layers = sum(node.role in ("attention", "ffn") for node in own.nodes) + own.is_first
-    yield "tp", "all-reduce", layers, layers * _stream_bytes(own.graph, run)
-    if own.is_last:
-        vocab = own.nodes[-1].declaration.parameters[0].dims[0]
-        widest = own.layout.tp * shard_size(vocab, own.layout)
-        yield "tp", "all-gather", 1, widest * run.work.num_logit_rows * LOGIT_BYTES
-
-
-def _expert(own: _Rank, run: Pass) -> Iterator[_Call]:
-    if own.layout.ep == 1:
-        return
-    width = own.graph.model.text.stack.width.hidden_size * run.item_bytes
     for node_id, routed in own.mixtures:
-        leaving = run.work.num_tokens * routed.num_per_token
-        arrived = leaving if run.arrived is None else run.arrived[node_id]
-        yield "ep", "all-to-all", 2, (leaving + arrived) * width
-    yield from _row_counts(own, 1)
+        more = run.arrived[node_id] - run.work.num_tokens * routed.num_per_token
+        yield "ep", "all-to-all", 0, more * own.graph.hidden_size * run.item_bytes
 
 
 def _row_counts(own: _Rank, passes: int) -> Iterator[_Call]:
@@ -216,7 +199,7 @@ def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
     """What a rank sends more, or less, than where all experts get as much: behind its experts, and before them."""
     if own.layout.ep == 1 or step.arrived is None:
         return
-    width = own.graph.model.text.stack.width.hidden_size * step.item_bytes
+    width = own.graph.hidden_size * step.item_bytes
     for node_id, routed in own.mixtures:
         even = round(step.work.num_tokens * routed.trained_per_token)
         left = even if step.left is None else step.left[node_id]

@@ -24,8 +24,8 @@ class KindProfile:
     """`count` equal layers on one device: rates per token of one layer, before any step is known.
 
     `flops` is by number format of the matmul. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
-    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law. `collectives` counts all-reduces
-    over tp behind this layer, `routed` expert choices per token that cross ep.
+    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law. What layers send is in the
+    list of `planners.collectives.collectives`.
     """
 
     name: str
@@ -41,8 +41,6 @@ class KindProfile:
     bound: Bound | None
     pair_flops: int
     moved_bytes_per_token: int
-    collectives: int
-    routed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +143,6 @@ def _profile_of(
         bound=bound,
         pair_flops=sum(op.flops // op.pairs // layout.tp for op in one if isinstance(op, AttentionPairs)),
         moved_bytes_per_token=moved * ACTIVATION_BYTES // (layout.tp if sharded else 1),
-        collectives=1 if layout.tp > 1 and node.role in ("attention", "ffn", "embedding") else 0,
-        routed=routed.num_per_token if routed and layout.ep > 1 else 0,
     )
 
 

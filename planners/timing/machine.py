@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 
 from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
+from planners.collectives.collectives import PATTERNS, Collective, ring_factor
+from planners.collectives.link_tiers import between_hosts
 
 _FALLBACK = {"fp8": "bf16", "int8": "bf16", "fp4": "fp8", "fp16": "bf16"}
 """Where a device has no unit for a format, kernels unpack to the next wider one."""
@@ -55,6 +58,17 @@ def missing(machine: Machine, layout: Layout, dtypes: tuple[str, ...]) -> str | 
     return None
 
 
-def ring_share(devices: int) -> float:
-    """Bytes that one device sends per byte of a buffer in one pass of a ring over `devices`: (p - 1) / p."""
-    return (devices - 1) / devices
+def link_seconds(machine: Machine, layout: Layout, each: Collective) -> float:
+    """Seconds that one device's links are busy with a collective: what stays in its host, then what leaves it.
+
+    `planners.collectives.link_tiers` says how much that is. Raises no error: ask `missing` first.
+    """
+    sent = ring_factor(each.operation) * each.payload * (each.ranks - 1) / each.ranks
+    if each.operation == "send":
+        sent = each.payload
+    outside = float(between_hosts(layout, each.axis, PATTERNS.get(each.operation, "ring"), machine.host_size))
+    seconds = 0.0
+    for share, span in ((1 - outside, 1), (outside, machine.host_size + 1)):
+        if share:
+            seconds += share * sent / (machine.link(span) or inf)
+    return seconds

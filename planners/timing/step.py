@@ -12,8 +12,8 @@ from typing import Literal
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
-from planners.device.activations import ACTIVATION_BYTES
 from planners.timing.efficiency import ServingEfficiency, serving_efficiency
 from planners.timing.layer_demand import (
     UNIFORM,
@@ -22,14 +22,16 @@ from planners.timing.layer_demand import (
     Step,
     attended,
     covered_experts,
+    kind_name,
     profile,
     rows_of,
 )
-from planners.timing.machine import Machine, missing, ring_share
+from planners.timing.machine import Machine, link_seconds, missing
 
 Resource = Literal["compute", "memory", "links"]
 ATTENTION_DTYPE = "bf16"
 MOST_TOTALS = 4096
+_ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,7 @@ class StepModel:
     def _rates(self, kind: KindProfile) -> Rates:
         bandwidth, count = self.machine.bandwidth, kind.count
         in_block = kind.name.startswith(("attention", "ffn"))
+        seconds, calls = self._sent.get((kind.name, id(kind.group.declaration)), (0.0, 0))
         return Rates(
             kind=kind,
             held=count * kind.weight_bytes / bandwidth,
@@ -245,8 +248,8 @@ class StepModel:
             matmul_row=count * sum(flops / self._peak(dtype) for dtype, flops in kind.flops_per_row),
             pair=count * kind.pair_flops / self._peak(ATTENTION_DTYPE),
             moved_row=count * kind.moved_bytes_per_token / bandwidth,
-            links_row=count * self._link_seconds_per_row(kind),
-            collectives=count * (kind.collectives + (2 if kind.routed else 0)),
+            links_row=seconds,
+            collectives=calls,
             blocks=count / 2 if in_block else 0.0,
             moe_blocks=count if kind.num_experts else 0.0,
         )
@@ -256,16 +259,20 @@ class StepModel:
         assert peak is not None, "ask `unknown` first"
         return peak
 
-    def _link_seconds_per_row(self, kind: KindProfile) -> float:
-        """A ring all-reduce over tp sends its buffer twice; routed rows go to their expert and back."""
-        tp, ep = self.layout.tp, self.layout.ep
-        stream = self.graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
-        seconds = 0.0
-        if tp > 1:
-            seconds += 2 * ring_share(tp) * kind.collectives * stream / (self.machine.link(tp) or 1.0)
-        if ep > 1:
-            seconds += 2 * ring_share(ep) * kind.routed * stream / (self.machine.link(tp * ep) or 1.0)
-        return seconds
+    @cached_property
+    def _sent(self) -> dict[tuple[str, int], tuple[float, int]]:
+        """By name and declaration of a kind: seconds of its collectives per row, and calls, of all stages together.
+
+        Sends between stages belong to no layer and are not timed: while they travel, the next micro-batch computes.
+        """
+        sent: dict[tuple[str, int], tuple[float, int]] = {}
+        for stage in range(self.layout.pp):
+            for each in collectives(self.graph, self.layout, _ONE_ROW, stage):
+                if each.group is not None:
+                    key = (kind_name(each.group), id(each.group.declaration))
+                    seconds, calls = sent.get(key, (0.0, 0))
+                    sent[key] = seconds + link_seconds(self.machine, self.layout, each), calls + each.calls
+        return sent
 
 
 @lru_cache(maxsize=2048)

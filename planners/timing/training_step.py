@@ -4,16 +4,19 @@ Work is spread evenly over all devices, as data, tensor, pipeline, context and b
 they differ in is what they send and how long stages wait for each other.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from planners.collectives.collectives import Collective
+from planners.collectives.training_traffic import Load, exchanges, reductions
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.layer_demand import KindProfile, pairs_of, profile
-from planners.timing.machine import Machine, ring_share
+from planners.timing.machine import Machine, link_seconds
 from planners.timing.step import ATTENTION_DTYPE, KindTime, StepTime
 
 FORWARD_AND_BACKWARD = 3.0
@@ -130,37 +133,41 @@ class TrainModel:
 def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) -> dict[str, float]:
     """Seconds that one device's links are busy in a step, per axis, were nothing hidden behind computation.
 
-    tp: an all-reduce behind attention and behind feed-forward, forward and backward and recomputed (arXiv:1909.08053).
-    ep: routed tokens there and back, twice. cp: keys and values once around the ring, forward and twice backward.
+    tp and ep: the collectives of all passes by `planners.collectives.training_traffic`, where each rank of tp sends its
+    share of the routed tokens (sequence parallelism, as trainers do; our runtime's ranks send all of them). cp: keys
+    and values once around the ring, forward and twice backward.
     """
     tokens = load.share * load.length
-    stream, routed, cached = _streams(graph)
-    found = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
+    seconds = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
     if load.tp > 1:
-        passes = load.passes - 1
-        buffer = tokens * load.tp * stream * graph.num_layers * 2
-        found["tp"] = passes * 2 * ring_share(load.tp) * buffer / (machine.link(load.tp) or 1.0)
+        layout = Layout(tp=load.tp)
+        listed = reductions(graph, layout, _SOME, 0, recomputes=True)
+        seconds["tp"] = tokens * load.tp * _weighted(machine, layout, listed, load)
     if load.ep > 1:
-        span = max(load.ep, load.ep_span)
-        sent = tokens * routed * 4
-        inner, outer = machine.link(1) or 1.0, machine.link(span) or 1.0
-        crossing = max(0.0, 1 - machine.host_size / span)
-        found["ep"] = sent * (crossing / outer + (1 - crossing) / inner)
+        layout = Layout(tp=max(load.ep_span // load.ep, 1), ep=load.ep)
+        listed = exchanges(graph, layout, _SOME, 0, recomputes=True)
+        seconds["ep"] = tokens * _weighted(machine, layout, listed, load)
     if load.cp > 1:
-        sent = tokens * cached * (load.cp - 1) * 3
-        found["cp"] = sent / (machine.link(load.tp * load.cp) or 1.0)
-    return found
+        layout, payload = Layout(tp=load.tp, cp=load.cp), 3 * load.cp * round(_SOME.tokens * _cached(graph))
+        passed = Collective("cp", "all-gather", "keys and values", 1, payload, load.cp)
+        seconds["cp"] = tokens / _SOME.tokens * link_seconds(machine, layout, passed)
+    return seconds
+
+
+_SOME = Load(tokens=1024, micro_batches=1)
+"""Payloads are proportional to tokens; these are enough for fractional experts a token."""
+
+
+def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], load: TrainLoad) -> float:
+    """Seconds per token of the passes, each as often as the step runs it."""
+    runs = {"forward": 1.0, "backward": 0.0 if load.frozen_weights else 1.0, "recomputed": load.recompute}
+    times = ((runs[each.tensor.rpartition(" ")[2]], link_seconds(machine, layout, each)) for each in listed)
+    return sum(often * seconds for often, seconds in times) / _SOME.tokens
 
 
 @lru_cache(maxsize=64)
-def _streams(graph: LayerGraph) -> tuple[int, int, int]:
-    """Bytes per token of the residual stream, of all routed copies, and of all layers' keys and values; latents not."""
-    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
-    routed = cached = 0
-    for group in graph.groups:
-        if group.first.scope == "text":
-            experts = group.declaration.routed
-            routed += group.count * (experts.num_per_token if experts else 0) * stream
-            kept = (entry for entry in group.declaration.cache if all(dim.axis != "latent" for dim in entry.dims))
-            cached += group.count * sum(entry.elements_per_token for entry in kept)
-    return stream, routed, cached * ACTIVATION_BYTES
+def _cached(graph: LayerGraph) -> int:
+    """Bytes per token of all layers' keys and values; latents are not sent as such."""
+    groups = (group for group in graph.groups if group.first.scope == "text")
+    kept = ((g.count, e) for g in groups for e in g.declaration.cache if all(d.axis != "latent" for d in e.dims))
+    return sum(count * entry.elements_per_token for count, entry in kept) * ACTIVATION_BYTES

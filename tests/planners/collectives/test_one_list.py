@@ -1,0 +1,137 @@
+"""Bytes that are timed are bytes that are planned are bytes that ranks count: all of them come from one list."""
+
+import pytest
+
+from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
+from planners.catalog import hardware, quantization
+from planners.collectives.communication import communication
+from planners.collectives.training_traffic import Load, stage_traffic
+from planners.counts.weights import scheme_of
+from planners.device.stages import every_stage
+from planners.device.training_state import TrainSetting
+from planners.module.runtime_collectives import Pass, forward_on_rank, training_on_rank
+from planners.timing.layer_demand import Step
+from planners.timing.machine import Machine
+from planners.timing.step import StepModel
+from planners.timing.training_step import TrainLoad, communication_seconds
+from tests.planners.models import graph
+
+BF16 = scheme_of(quantization("bf16"))
+NAMES = ("scout", "maverick", "deepseek-v3", "llama-3.1-8b", "gemma-2-27b")
+LAYOUTS = (
+    Layout(tp=2),
+    Layout(tp=4),
+    Layout(ep=4),
+    Layout(tp=2, ep=4),
+    Layout(tp=8),
+    Layout(tp=8, ep=4),
+    Layout(ep=16),
+)
+CASES = [
+    (name, layout)
+    for name in NAMES
+    for layout in LAYOUTS
+    if layout.ep == 1 or any(node.declaration.routed for node in graph(name).nodes)
+]
+ROUNDING = 1.0
+"""A plan rounds bytes down to whole ones, and bytes of a tier to the nearest: less than one of each row."""
+
+
+def machine(host_size: int) -> Machine:
+    return Machine(hardware("h100-sxm"), host_size)
+
+
+def timed_seconds(name: str, layout: Layout, step: Step, host_size: int) -> float:
+    """Seconds of the links in a step, at their published peaks."""
+    model = StepModel(graph(name), BF16, layout, machine(host_size), 2, None)
+    return sum(kind.links for kind in model.time(step).kinds)
+
+
+@pytest.mark.parametrize("host_size", [4, 8, 64])
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_a_decode_step_is_timed_by_the_bytes_that_are_planned(name: str, layout: Layout, host_size: int) -> None:
+    """Logits included, inside a host and between hosts."""
+    rows = communication(graph(name), layout, host_size)
+    inner, outer = machine(host_size).link(1), machine(host_size).link(host_size + 1)
+    assert inner is not None
+    assert outer is not None
+    planned = sum(
+        (row.intra_host_bytes_per_token or 0) / inner + (row.inter_host_bytes_per_token or 0) / outer for row in rows
+    )
+    timed = timed_seconds(name, layout, Step(decode=1, context=64), host_size)
+    assert abs(timed - planned) <= 2 * len(rows) * ROUNDING / min(inner, outer)
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_every_rank_counts_the_bytes_that_are_planned(name: str, layout: Layout) -> None:
+    """Of a pass over 3 sequences of 5 tokens, whose last ones' logits are joined; row counts (int32) beside it."""
+    work = Work(3, 5, num_logits=1)
+    planned = {
+        (row.axis, row.collective): row.payload_bytes_per_token or 0 for row in communication(graph(name), layout)
+    }
+    for rank in (0, layout.num_devices - 1):
+        counted = forward_on_rank(graph(name), layout, rank, Pass(work, 5, 2))
+        for (axis, operation), payload in planned.items():
+            each = work.num_logit_rows if operation == "all-gather" else work.num_tokens
+            beside = _row_counts(name) if operation == "all-to-all" else 0
+            assert counted[axis, operation].payload_bytes == each * payload + beside
+
+
+def _row_counts(name: str) -> int:
+    routed = (node.declaration.routed for node in graph(name).nodes if node.scope == "text")
+    return sum(4 * experts.num_experts for experts in routed if experts is not None)
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_a_stage_of_a_pipeline_sends_its_part_of_what_one_stage_sends(name: str, layout: Layout) -> None:
+    whole = {(row.axis, row.collective): row.payload_bytes_per_token or 0 for row in communication(graph(name), layout)}
+    cut = layout.model_copy(update={"pp": 2})
+    parts = [forward_on_rank(graph(name), cut, rank, Pass(Work(1, 1), 1, 2)) for rank in (0, cut.num_devices - 1)]
+    for key, payload in whole.items():
+        beside = _row_counts(name) if key[1] == "all-to-all" else 0
+        assert sum(part[key].payload_bytes for part in parts if key in part) == payload + beside
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_a_training_step_is_timed_by_the_activations_that_are_planned(
+    name: str, layout: Layout, checkpointing: str
+) -> None:
+    """Ranks of tp send routed tokens once together (sequence parallelism), where the plan's rank sends all of them."""
+    train, sequences, length = TrainSetting(checkpointing=checkpointing), layout.num_devices, 256
+    load = Load.of(train, layout, length, sequences)
+    (stage,) = every_stage(graph(name), BF16, layout.tp, layout.ep, 1)
+    rows = stage_traffic(graph(name), train, layout, load, stage, 8).rows
+    inner, outer = machine(8).link(1), machine(8).link(9)
+    assert inner is not None
+    assert outer is not None
+    step = TrainLoad(
+        sequences,
+        length,
+        layout.num_devices,
+        tp=layout.tp,
+        ep=layout.ep,
+        ep_span=layout.tp * layout.ep,
+        recompute=1.0 if checkpointing == "full" else 0.0,
+    )
+    timed = communication_seconds(graph(name), machine(8), step)
+    for axis, prefix, shared in (("tp", "activations", 1), ("ep", "routed tokens", layout.tp)):
+        of_axis = [row for row in rows if row.axis == axis and row.what.startswith(prefix)]
+        planned = sum((row.intra_host_bytes or 0) / inner + (row.inter_host_bytes or 0) / outer for row in of_axis)
+        assert timed[axis] * shared == pytest.approx(planned, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(ep=2, dp=2), Layout(tp=2, ep=2, pp=2)])
+def test_a_rank_counts_the_activations_that_are_planned_for_training(layout: Layout) -> None:
+    work = Work(2 * layout.dp * layout.ep, 8, phase="train")
+    model, train = graph("tiny/scout"), TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=2)
+    for place in range(layout.pp):
+        rank = layout.num_devices // layout.pp * place
+        stage = every_stage(model, BF16, layout.tp, layout.ep, layout.pp)[place]
+        rows = stage_traffic(model, train, layout, Load(work.num_tokens, 2), stage, None).rows
+        counted = training_on_rank(model, layout, rank, stage, Pass(work, 8, 2), 2)
+        planned = sum(row.payload_bytes for row in rows if row.axis == "tp")
+        handed = counted.get(("tp", "all-reduce"))
+        assert (handed.payload_bytes if handed else 0) == planned
+        assert (planned > 0) == (layout.tp > 1)

@@ -43,7 +43,7 @@ def test_no_published_time_beats_its_bound_and_no_rate_exceeds_it() -> None:
 MEDIANS = [
     ("time per output token", 0.0325),  # 0.027
     ("time to first token", 0.12),  # 0.097
-    ("maximum throughput", 0.15),  # 0.123; 0.086 before the gather of logits was timed, without which factors were fitted
+    ("maximum throughput", 0.148),  # 0.123; 0.086 before the gather of logits was timed
     ("training step", 0.11),  # 0.091
     ("training TFLOP/s", 0.115),  # 0.094
 ]

@@ -53,6 +53,11 @@ class UserError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+def os_reason(error: Exception) -> str:
+    """What the system said of a path, in one line: no traceback tells a user more."""
+    return (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0][:200] or type(error).__name__
+
+
 class SpecError(UserError):
     """A document that cannot be read, parsed or resolved: of very many problems the first `MAX_PROBLEMS`."""
 

@@ -1,14 +1,16 @@
 """The command line: one file per command, thin, importing what is heavy only when it runs."""
 
-import errno
 import gc
 import os
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
 
-from l4spec.cli.app import app
+from l4spec.cli.app import USER_ERROR, app
 from l4spec.cli.output import complain
+from l4spec.errors import os_reason
 
 __all__ = ["app", "main"]
 
@@ -16,21 +18,41 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line; the exit code says how it went (see `l4spec --help`)."""
     gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time
+    code = _exit_code()
+    _settle(sys.stderr)
+    sys.exit(code)
+
+
+def _exit_code() -> int | str | None:
+    """What the command ends with, its output written; what the system refuses is one line."""
     try:
-        app(prog_name="l4spec")
+        try:
+            app(prog_name="l4spec")
+        except SystemExit as end:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return end.code
     except BrokenPipeError:
-        _forget_stdout()
-        sys.exit(1)
+        _settle(sys.stdout)
+        return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO):
+        if os.environ.get("L4SPEC_DEBUG"):
             raise
-        _forget_stdout()
-        complain(f"error: cannot write to the terminal or file: {error.strerror}")
-        sys.exit(2)
+        _settle(sys.stdout)
+        where = "cannot write to the terminal or file" if error.filename is None else str(error.filename)[:200]
+        complain(f"error: {where}: {os_reason(error)}")
+        return USER_ERROR
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
+    return 0
 
 
-def _forget_stdout() -> None:
-    """Nobody reads any more: keep the interpreter from complaining when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle(stream: TextIO | None) -> None:
+    """Write what waits in a stream, or where nobody can read it, keep the interpreter from complaining at exit."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

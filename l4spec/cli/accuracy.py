@@ -1,5 +1,6 @@
 """`l4spec accuracy`: published figures beside the planner's predictions."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,12 +13,20 @@ from l4spec.cli.output import deliver
 if TYPE_CHECKING:
     from planners.evidence.replay import Prediction
 
+
+class Split(StrEnum):
+    """What a row is used for."""
+
+    CALIBRATE = "calibrate"
+    TEST = "test"
+
+
 RowsOption = Annotated[
     Path | None,
     typer.Option("--rows", metavar="FILE", help="Replay a CSV file of your own.  [default: the packaged rows]"),
 ]
 SplitOption = Annotated[
-    str | None, typer.Option("--split", metavar="SPLIT", help="Only rows marked calibrate, or only those marked test.")
+    Split | None, typer.Option("--split", help="Only rows marked calibrate, or only those marked test.")
 ]
 DetailOption = Annotated[bool, typer.Option("--verbose", "-v", help="Add every row, published and predicted.")]
 DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/accuracy.md: Markdown with every row.")]
@@ -40,7 +49,7 @@ def accuracy_command(
     from planners.evidence.rows import published_rows, read_rows
 
     chosen = published_rows() if rows is None else read_rows(rows)
-    predictions = replay(row for row in chosen if split is None or row.split == split)
+    predictions = replay(row for row in chosen if split is None or row.split == split.value)
     if document:
         deliver(to_markdown(accuracy_document(predictions)), out, force=force)
     elif format is o.Format.JSON:

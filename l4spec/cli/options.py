@@ -1,5 +1,6 @@
 """Arguments and options that several commands share, each with its help."""
 
+import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -40,6 +41,13 @@ def tokens_from(least: int | None = None) -> Callable[[str | int], int]:
     return read
 
 
+def file_to_write(text: str) -> Path:
+    """The path of an `--out FILE`: one that ends like a folder's names no file. Raises ValueError."""
+    if text.endswith(("/", os.sep)):
+        raise ValueError(f"{text[:200]!r} names a folder, expected the name of a file")
+    return Path(text)
+
+
 tokens = tokens_from()
 """Where the planner or the runtime says itself what it takes."""
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
@@ -57,7 +65,8 @@ SetOption: TypeAlias = Annotated[
     ),
 ]
 OutOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Write to a file instead of the terminal.")
+    Path | None,
+    typer.Option("--out", metavar="FILE", parser=file_to_write, help="Write to a file instead of the terminal."),
 ]
 ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 FormatOption: TypeAlias = Annotated[Format, typer.Option("--format", help="How to write the report.")]

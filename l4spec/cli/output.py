@@ -5,14 +5,15 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
 
 from l4spec.cli.options import Format
-from l4spec.errors import UserError
+from l4spec.errors import UserError, os_reason
+from l4spec.spec.files import what_stands_at
 
 if TYPE_CHECKING:
     from l4spec.report.page import Page
@@ -49,12 +50,14 @@ def show(text: str) -> None:
 def show_piece(text: str) -> None:
     """Print a part of a line now; the rest follows."""
     typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=False)
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 def complain(text: str) -> None:
-    """Print one problem to stderr."""
-    typer.echo(_printable(text, getattr(sys.stderr, "encoding", None)), err=True)
+    """Print one problem to stderr; that nobody can read it there changes nothing."""
+    with suppress(OSError, ValueError):
+        typer.echo(_printable(text, getattr(sys.stderr, "encoding", None)), err=True)
 
 
 def _printable(text: str, encoding: str | None) -> str:
@@ -95,17 +98,26 @@ def cleared_up() -> Iterator[None]:
 def write_file(path: Path, text: str, *, force: bool) -> None:
     """Write `text` to `path` through a temporary file beside it, so that no half-written file is ever seen.
 
-    Raises UserError when there is such a file and not `force`, or when it cannot be written.
+    A link is written through, and stays. Raises UserError when there is such a file or link and not `force`, when there
+    is anything but a regular file, or when it cannot be written.
     """
-    if os.path.isdir(path):
-        raise UserError(f"{path} is a folder", hint="name a file in it")
-    if os.path.exists(path) and not force:
-        raise UserError(f"{path} exists", hint="--force overwrites it")
+    shown = str(path)[:200]
     try:
-        _replace(path, text if text.endswith("\n") else f"{text}\n")
+        target = Path(os.path.realpath(path))
+        if os.path.isdir(target):
+            raise UserError(f"{shown} is a folder", hint="name a file in it")
+        if os.path.lexists(path) and not force:
+            raise UserError(f"{shown} exists", hint="--force overwrites it")
+        if target.is_symlink():
+            raise UserError(f"{shown} is a link that leads around in a circle", hint="remove it first")
+        if target.exists() and not target.is_file():
+            what = what_stands_at(target.stat().st_mode)
+            raise UserError(f"expected a regular file, found {what}: {shown}", hint="leave out --out to print")
+        _replace(target, text if text.endswith("\n") else f"{text}\n")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot write {path}: {reason}") from None
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"cannot write {shown!r}: {os_reason(error)}") from None
 
 
 def _replace(path: Path, text: str) -> None:
@@ -116,7 +128,8 @@ def _replace(path: Path, text: str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
 
 

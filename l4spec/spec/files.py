@@ -4,16 +4,28 @@ import os
 import stat
 from pathlib import Path
 
-from l4spec.errors import Place, Problem, SpecError
+from l4spec.errors import Place, Problem, SpecError, os_reason
 
 MAX_BYTES = 1 << 20
 
 
 def label(path: Path) -> str:
     """`path` as messages show it: relative when it lies under the current folder, otherwise absolute."""
-    absolute = os.path.abspath(path)
-    below = absolute.removeprefix(os.path.join(os.getcwd(), ""))
+    absolute = _absolute(path)
+    below = absolute.removeprefix(os.path.join(_here(), ""))
     return below or absolute
+
+
+def _absolute(path: Path) -> str:
+    return os.path.normpath(os.path.join(_here(), path))
+
+
+def _here() -> str:
+    """The current folder; the root where it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return os.sep
 
 
 def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
@@ -24,7 +36,7 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise _refused(path, f"expected a regular file, found {_what(status.st_mode)}")
+            raise _refused(path, f"expected a regular file, found {what_stands_at(status.st_mode)}")
         if status.st_size > max_bytes:
             raise _too_large(path, max_bytes)
         with open(path, "rb") as file:
@@ -32,7 +44,7 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
-        raise _refused(path, f"cannot read the file: {getattr(error, 'strerror', None) or error}") from error
+        raise _refused(path, f"cannot read the file: {os_reason(error)}") from error
     if len(content) > max_bytes:
         raise _too_large(path, max_bytes)
     return _decoded(content, path)
@@ -59,6 +71,7 @@ def _refused(path: Path, message: str, hint: str = "") -> SpecError:
     return SpecError([Problem(message, place=Place(label(path)), hint=hint)])
 
 
-def _what(mode: int) -> str:
+def what_stands_at(mode: int) -> str:
+    """What a path that is no regular file leads to, by its mode."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

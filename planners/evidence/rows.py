@@ -1,14 +1,22 @@
 """Published measurements, one per row, with every setting that was published and where."""
 
 import csv
+import io
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
-from l4spec.errors import Problem, UserError
+from l4spec.errors import Problem, SpecError, UserError
+from l4spec.spec.files import read_utf8
 
 PUBLISHED = Path(__file__).with_name("published.csv")
+MOST_BYTES = 8 << 20
+_TEXTS = frozenset(("notes", "source"))
+_LONGEST = (200, 10_000)
+"""Characters of a setting, and of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +77,36 @@ class Row:
 def read_rows(path: Path) -> tuple[Row, ...]:
     """Every row of a CSV file with the columns of `Row`. Raises UserError for another file, naming the line."""
     names = {field.name for field in fields(Row)}
+    place = str(path)[:200]
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            lacking = sorted(names - set(reader.fieldnames or ()))
-            if lacking:
-                raise UserError([Problem(f"lacks the columns {', '.join(lacking)}", path=str(path))])
-            rows = tuple(Row(**{name: record[name] or "" for name in names}) for record in reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError([Problem(f"cannot be read: {error}", path=str(path))]) from None
-    for line, row in enumerate(rows, start=2):
-        try:
-            float(row.value)
-        except ValueError:
-            raise UserError([Problem(f"line {line}: '{row.value}' is no number", path=str(path))]) from None
+        reader = csv.DictReader(io.StringIO(read_utf8(path, MOST_BYTES), newline=""), strict=True)
+        lacking = sorted(names - set(reader.fieldnames or ()))
+        if lacking:
+            raise UserError([Problem(f"lacks the columns {', '.join(lacking)}", path=place)])
+        rows = tuple(Row(**{name: record[name] or "" for name in names}) for record in reader)
+    except csv.Error as error:
+        raise UserError([Problem(f"is no CSV file: {error}", path=place)]) from None
+    problems = [problem for line, row in enumerate(rows, start=2) for problem in _problems(row, line, place)]
+    if problems:
+        raise SpecError(problems)
     return rows
+
+
+def _problems(row: Row, line: int, place: str) -> Iterator[Problem]:
+    """What cannot be replayed in a row: no id or model, a figure that is none, a setting longer than any."""
+    try:
+        is_number = math.isfinite(float(row.value)) and float(row.value) > 0
+    except ValueError:
+        is_number = False
+    if not is_number:
+        yield Problem(f"line {line}: '{row.value[:60]}' is no number above 0", path=place)
+    for name in ("id", "model", "metric", "split"):
+        if not getattr(row, name):
+            yield Problem(f"line {line}: the cell of {name} is empty", path=place)
+    for name in (field.name for field in fields(Row)):
+        cell: str = getattr(row, name)
+        if len(cell) > _LONGEST[name in _TEXTS]:
+            yield Problem(f"line {line}: the cell of {name} has {len(cell):,} characters", path=place)
 
 
 @lru_cache(maxsize=1)

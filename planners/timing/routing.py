@@ -8,6 +8,8 @@ from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from planners.timing.layer_demand import UNIFORM, Routing
 
+MOST_BYTES = 64 << 20
+MOST_CHOICES = 1 << 62
 _EXPECTED = "expected what `l4spec measure SPEC --format json` writes"
 
 
@@ -21,8 +23,9 @@ def read_routing(path: str | None, graph: LayerGraph) -> Routing:
         return UNIFORM
     from l4spec.spec.files import read_utf8
 
+    text = read_utf8(Path(path), MOST_BYTES)
     try:
-        loads = json.loads(read_utf8(Path(path)))["expert_load"]
+        loads = json.loads(text)["expert_load"]
         counts = {load["layer"]: tuple(map(_count, load["choices_per_expert"])) for load in loads}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError([Problem(f"{path} holds no expert load: {_EXPECTED}", path="routing")]) from None
@@ -35,8 +38,8 @@ def read_routing(path: str | None, graph: LayerGraph) -> Routing:
 
 
 def _count(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"no number of choices: {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_CHOICES:
+        raise ValueError("no number of choices")
     return float(value)
 
 

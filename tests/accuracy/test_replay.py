@@ -100,7 +100,7 @@ def test_a_file_that_is_no_table_of_rows_is_refused(tmp_path: Path) -> None:
     bad.write_text("id,model\n1,x\n", encoding="utf-8")
     with pytest.raises(UserError, match="lacks the columns"):
         read_rows(bad)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read the file"):
         read_rows(tmp_path / "absent.csv")
     head, first = PUBLISHED.read_text(encoding="utf-8").splitlines()[:2]
     value = first.split(",")[14]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -62,10 +63,21 @@ class Server:
         )
 
     def run(
-        self, *arguments: str, cwd: Path | str = "/", memory: int | None = None, files: int | None = None
+        self,
+        *arguments: str,
+        cwd: Path | str = "/",
+        files: int | None = None,
+        out: str | None = None,
+        err: str | None = None,
+        gone: bool = False,
     ) -> Answer:
-        """`l4spec ARGUMENTS` in the folder `cwd`, with so many bytes of address space and open files."""
-        return Answer(**self._ask({"arguments": arguments, "cwd": str(cwd), "memory": memory, "files": files}))
+        """`l4spec ARGUMENTS` in the folder `cwd`.
+
+        Of so many open files; stdout or stderr at a path instead of where they are read, or `closed`; with `gone` the
+        folder is removed first.
+        """
+        what = {"arguments": arguments, "cwd": str(cwd), "files": files, "out": out, "err": err, "gone": gone}
+        return Answer(**self._ask(what))
 
     def slowness(self) -> float:
         """How many times as long as on a quiet machine CPU time is here and now, at least 1."""
@@ -128,8 +140,10 @@ def _run(what: dict[str, Any], out: int, err: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.alarm(LONGEST_SECONDS)
         os.chdir(what["cwd"])
-        if what["memory"]:
-            resource.setrlimit(resource.RLIMIT_AS, (what["memory"],) * 2)
+        if what["gone"]:
+            os.rmdir(what["cwd"])
+        for name, number in (("out", 1), ("err", 2)):
+            _place(name, number, what[name])
         if what["files"]:
             resource.setrlimit(resource.RLIMIT_NOFILE, (what["files"],) * 2)
         sys.argv = ["l4spec", *what["arguments"]]
@@ -140,9 +154,19 @@ def _run(what: dict[str, Any], out: int, err: int) -> None:
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with suppress(OSError, ValueError):
+                stream.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _place(name: str, number: int, where: str | None) -> None:
+    """Lead stdout or stderr elsewhere, or close it."""
+    if where == "closed":
+        os.close(number)
+        setattr(sys, f"std{name}", None)
+    elif where is not None:
+        os.dup2(os.open(where, os.O_WRONLY), number)
 
 
 def _serve(modules: list[str]) -> None:

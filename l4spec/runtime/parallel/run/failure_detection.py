@@ -7,21 +7,25 @@ next rank reports. So every rank ends in bounded time, and one message says why.
 
 import json
 import os
+import queue
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from l4spec.errors import UserError
+from l4spec.errors import UserError, os_reason
 
+T = TypeVar("T")
 RANK_FAILED = 4
 """Exit code of a run that one of its ranks has ended."""
 WRONG_INPUT = 2
@@ -49,8 +53,15 @@ class Failure:
 
     @classmethod
     def read(cls, text: bytes) -> "Failure":
-        """From the store."""
-        return cls(**json.loads(text))
+        """From the store, where whoever reaches the port may have written: whatever it is, it is a failure."""
+        try:
+            data = json.loads(text)
+            message, code, reporter = data["message"], data["code"], data.get("reporter")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return cls("error: the run was ended by a message that is none of ours")
+        is_code = type(code) is int and 0 < code < 256
+        is_rank = reporter is None or type(reporter) is int
+        return cls(str(message)[:10_000], code if is_code else RANK_FAILED, reporter if is_rank else None)
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> "Failure":
@@ -87,14 +98,54 @@ class Address:
     is_kept_by_launcher: bool
 
     def open(self, rank: int, timeout: float) -> TCPStore:
-        """A connection of its own. Raises DistError when nobody answers."""
-        return TCPStore(
-            self.host,
-            self.port,
-            is_master=rank == 0 and not self.is_kept_by_launcher,
-            timeout=timedelta(seconds=timeout),
-            wait_for_workers=False,
-        )
+        """A connection of its own. Raises DistError when nobody answers, OSError when its port is taken."""
+        if rank == 0 and not self.is_kept_by_launcher:
+            return listening_store(self.host, self.port, timeout)
+        return TCPStore(self.host, self.port, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+
+
+def listening_store(host: str, port: int, timeout: float) -> TCPStore:
+    """A store that this process keeps, which listens at `host` alone: torch's own would do so on all interfaces.
+
+    Raises OSError when the port is taken, or the host is not this machine.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError:
+        listener.close()
+        raise
+    return TCPStore(
+        host,
+        listener.getsockname()[1],
+        is_master=True,
+        timeout=timedelta(seconds=timeout),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` gives, in a thread that is left behind when it takes longer: then TimeoutError is raised."""
+    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((work(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = answer.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return cast("T", value)
 
 
 class Watch:
@@ -112,12 +163,14 @@ class Watch:
         threading.Thread(target=self._keep_watch, daemon=True).start()
 
     def _opened(self, connect: Callable[[], TCPStore], address: Address) -> TCPStore:
+        where = f"{address.host}:{address.port}"
         try:
-            return connect()
-        except (dist.DistError, RuntimeError):
-            where = f"{address.host}:{address.port}"
-            message = f"error: rank {self.rank} has not reached rank 0 at {where} within {self.timeout:g} s"
-            self._report(message)
+            return within(self.timeout + 1, connect)
+        except (dist.DistError, RuntimeError, OSError) as error:
+            why = f"cannot listen at {where}: {os_reason(error)}"
+            if isinstance(error, TimeoutError) or not isinstance(error, OSError):
+                why = f"has not reached rank 0 at {where} within {self.timeout:g} s"
+            self._report(f"error: rank {self.rank} {why}")
             leave(RANK_FAILED)
 
     def meet(self, facts: Mapping[str, Any]) -> None:
@@ -218,7 +271,7 @@ class Watch:
         try:
             text = replace(failure, reporter=self.rank).written()
             first_failure = self.store.compare_set(FAILURE, "", text)
-            if bytes(first_failure).decode() == text:
+            if bytes(first_failure) == text.encode():
                 self._report(failure.message)
             self._leave_quietly(Failure.read(first_failure))
         except (dist.DistError, RuntimeError):
@@ -231,9 +284,11 @@ class Watch:
         leave(failure.code)
 
     def _report(self, message: str) -> None:
-        if self._speaks:
-            sys.stderr.write(f"{message}\n")
-            sys.stderr.flush()
+        if self._speaks and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"{message}\n")
+                sys.stderr.flush()
+            _tell_torchrun(message)
 
     def _finish(self) -> None:
         self._ended.set()
@@ -242,8 +297,18 @@ class Watch:
             self.store.wait([f"done/{rank}" for rank in range(self.world)], timedelta(seconds=self.timeout))
 
 
+def _tell_torchrun(message: str) -> None:
+    """Put the message where torchrun looks for it: it repeats it at the end of its own report, which stands last."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = json.dumps({"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}})
+        with suppress(OSError):
+            Path(path).write_text(text, encoding="utf-8")
+
+
 def leave(code: int) -> NoReturn:
     """End this process now: no destructor may wait for a peer that is gone."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
     os._exit(code)

@@ -11,6 +11,9 @@ from l4spec.runtime.parallel.run.task import Task
 _COPIES_TO_TRAIN = 4
 """Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
 PROMPT_TOKENS = 8
+LONGEST_TIMEOUT = 1_000_000
+MOST_SEQUENCES = 1 << 20
+MOST_TOKENS = 1 << 31
 STEP = "step-"
 """How the name of a checkpoint's folder begins, before the number of steps."""
 
@@ -78,6 +81,7 @@ class Job(Task):
     def problems(self) -> Iterator[Problem]:
         """See `Task`."""
         width = self.model_spec.text
+        yield from self._numbers_out_of_bounds()
         yield from self.undivided(self.batch)
         longest = max(self.context if self.steps else 0, self._num_generated())
         if longest > width.max_seq_len:
@@ -95,6 +99,15 @@ class Job(Task):
             yield Problem(f"{self.out} exists and is not empty", "--out", hint="name a new folder")
         if not (self.steps or self.generate or self.out):
             yield Problem("nothing to do", hint="--steps trains, --generate generates tokens, --out writes the weights")
+
+    def _numbers_out_of_bounds(self) -> Iterator[Problem]:
+        if not 1 <= self.timeout <= LONGEST_TIMEOUT:
+            yield Problem(f"expected 1 to {LONGEST_TIMEOUT:,} seconds, found {self.timeout:g}", "--timeout")
+        if not 0 <= self.learning_rate < float("inf"):
+            yield Problem(f"expected a number of at least 0, found {self.learning_rate:g}", "--learning-rate")
+        if self.batch > MOST_SEQUENCES or self.batch * self.context > MOST_TOKENS:
+            message = f"expected up to {MOST_SEQUENCES:,} sequences and {MOST_TOKENS:,} tokens of a step"
+            yield Problem(f"{message}, found {self.batch:,} of {self.context:,}", "--batch")
 
     def _num_generated(self) -> int:
         prompt = PROMPT_TOKENS if self.ids is None else len(self.ids)

@@ -16,7 +16,7 @@ import torch._dynamo  # noqa: F401 - FSDP and optimizers do at first use; forked
 from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.parallel.run import train_worker as _train_worker  # noqa: F401 - ranks are forked with it
-from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave
+from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave, listening_store
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
 from l4spec.runtime.parallel.run.task import Task
 
@@ -50,7 +50,7 @@ def launch(
     failure: Failure | None = None
     store: TCPStore | None = None
     try:
-        store = TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+        store = listening_store(HOST, 0, task.timeout)
         for port in ports:
             port.send(store.port)
         if greet:

@@ -14,6 +14,7 @@ from l4spec.runtime.parallel.run.task import Task
 
 LAUNCHED = "L4SPEC_LAUNCHED"
 """Set by `l4spec run --nproc`, which prints for its ranks what has ended them."""
+MOST_RANKS = 1_000_000
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -28,6 +29,9 @@ def run_rank(task: Task) -> None:
     if not (numbers[0].isdecimal() and numbers[1].isdecimal() and numbers[2] and numbers[3].isdecimal()):
         raise UserError(f"expected {', '.join(_NEEDED)} in the environment, as torchrun sets them")
     rank, world, host, port = int(numbers[0]), int(numbers[1]), numbers[2], int(numbers[3])
+    if not (0 <= rank < world <= MOST_RANKS and 0 < port < 1 << 16):
+        found = f"rank {rank:,} of {world:,} and port {port:,}"
+        raise UserError(f"expected a rank below WORLD_SIZE and a MASTER_PORT below {1 << 16:,}, found {found}")
     launched = LAUNCHED in os.environ
     kept_elsewhere = launched or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     watch = Watch(Address(host, port, kept_elsewhere), rank, world, task.timeout, speaks=not launched)
@@ -52,9 +56,17 @@ def _work(task: Task, watch: Watch, rank: int, world: int) -> None:
 
 
 def _printer(rank: int) -> Callable[[str], None]:
+    is_read = True
+
     def log(line: str) -> None:
-        if rank == 0:
+        nonlocal is_read
+        if rank != 0 or not is_read or sys.stdout is None:
+            return
+        try:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
+        except BrokenPipeError:  # `l4spec run ... | head`: the run goes on, and what it saves is whole
+            is_read = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     return log

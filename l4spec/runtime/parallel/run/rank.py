@@ -31,7 +31,7 @@ def run_rank(task: Task) -> None:
     rank, world, host, port = int(numbers[0]), int(numbers[1]), numbers[2], int(numbers[3])
     if not (0 <= rank < world <= MOST_RANKS and 0 < port < 1 << 16):
         actual = f"rank {rank:,} of {world:,} and port {port:,}"
-        raise UserError(f"expected a rank below WORLD_SIZE and a MASTER_PORT below {1 << 16:,}, actual {found}")
+        raise UserError(f"expected a rank below WORLD_SIZE and a MASTER_PORT below {1 << 16:,}, found {actual}")
     launched = LAUNCHED in os.environ
     kept_elsewhere = launched or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     watch = Watch(Address(host, port, kept_elsewhere), rank, world, task.timeout, speaks=not launched)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from l4spec.runtime.calibrate.run import Calibration
 
 
-class Clock(StrEnum):
+class ClockChoice(StrEnum):
     """What a time is."""
 
     WALL = "wall"
@@ -33,7 +33,7 @@ ThreadsOption = Annotated[
     typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads that compute.  [default: torch's own]"),
 ]
 ClockOption = Annotated[
-    Clock,
+    ClockChoice,
     typer.Option("--clock", help="wall, or cpu: what one thread computes, on a machine that is busy otherwise."),
 ]
 ProfileOption = Annotated[
@@ -46,7 +46,7 @@ ProfileOption = Annotated[
 def calibrate_command(
     seconds: SecondsOption = 100.0,
     threads: ThreadsOption = None,
-    clock: ClockOption = Clock.WALL,
+    clock: ClockOption = ClockChoice.WALL,
     out: ProfileOption = None,
     force: o.ForceOption = False,
     show_progress: ProgressOption = None,
@@ -60,7 +60,7 @@ def calibrate_command(
     from l4spec.report.page import to_text
     from planners.catalog import user_folder
 
-    if clock is Clock.CPU and threads not in (None, 1):
+    if clock is ClockChoice.CPU and threads not in (None, 1):
         raise UserError([Problem("counts one thread alone", path="--clock cpu", hint="leave --threads out")])
     path = user_folder("hardware") / "this.yaml" if out is None else out
     _check_place(path, force=force or out is None)
@@ -75,7 +75,7 @@ def calibrate_command(
     show(to_text(calibration_page(hardware, "1xthis" if out is None else f"1x{path}")))
 
 
-def _measured(seconds: float, threads: int | None, clock: Clock, show_progress: bool | None) -> "Calibration":
+def _measured(seconds: float, threads: int | None, clock: ClockChoice, show_progress: bool | None) -> "Calibration":
     from l4spec.runtime.calibrate.run import calibrate
 
     with progress("measuring", show_progress) as tell:

@@ -7,7 +7,7 @@ gives each pod its index and the leader's address (docs.vllm.ai, deployment/fram
 import re
 from typing import Any
 
-from l4spec.deploy.launch import FlagTable, LaunchRequest, Server, checkpoint, heading, refuse, servers
+from l4spec.deploy.launch import FlagTable, LaunchedServer, LaunchRequest, checkpoint, heading, refuse, servers
 from l4spec.deploy.vllm import FORMATS, IMAGE, MASTER_PORT, PORT, arguments, cache_env
 from l4spec.deploy.vllm import TABLE as VLLM
 
@@ -81,7 +81,7 @@ def _answering(container: dict[str, Any]) -> dict[str, Any]:
 
 
 def _deployment(
-    name: str, server_list: tuple[Server, ...], argv: tuple[str, ...], request: LaunchRequest
+    name: str, server_list: tuple[LaunchedServer, ...], argv: tuple[str, ...], request: LaunchRequest
 ) -> dict[str, Any]:
     size = request.cluster.num_gpus // len(server_list)
     container = _answering(_container("vllm", (*argv, *VLLM.written({"--port": PORT})), size, request))
@@ -100,7 +100,9 @@ def _deployment(
     }
 
 
-def _group(name: str, server_list: tuple[Server, ...], argv: tuple[str, ...], request: LaunchRequest) -> dict[str, Any]:
+def _group(
+    name: str, server_list: tuple[LaunchedServer, ...], argv: tuple[str, ...], request: LaunchRequest
+) -> dict[str, Any]:
     size, room = len(server_list[0].hosts), request.cluster.gpus_per_host
     together: dict[str, object] = {
         "--nnodes": size,

@@ -158,7 +158,7 @@ def refuse(engine: str, reason: str, hint: str = "") -> NoReturn:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class LaunchedServer:
     """One copy of the model: which hosts it spans, and on a shared host which of its GPUs and which port."""
 
     hosts: tuple[str, ...]
@@ -171,7 +171,7 @@ class Server:
         return (("CUDA_VISIBLE_DEVICES", ",".join(map(str, self.devices))),) if self.devices else ()
 
 
-def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) -> tuple[Server, ...]:
+def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) -> tuple[LaunchedServer, ...]:
     """Equal servers over the plan's hosts in rank order; refuses what does not divide into whole hosts or shares."""
     cluster, room = request.cluster, request.cluster.gpus_per_host
     size = cluster.num_gpus // num_servers
@@ -181,14 +181,14 @@ def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) ->
             refuse(engine, f"a server of {size} GPUs does not fill whole hosts of {room}", hint)
         span = size // room
         return tuple(
-            Server(tuple(f"host-{number}" for number in range(first * span, (first + 1) * span)), port=port)
+            LaunchedServer(tuple(f"host-{number}" for number in range(first * span, (first + 1) * span)), port=port)
             for first in range(num_servers)
         )
     if room % size:
         refuse(engine, f"servers of {size} GPUs do not divide hosts of {room}")
     each = room // size
     return tuple(
-        Server(
+        LaunchedServer(
             (f"host-{number // each}",),
             tuple(range(number % each * size, (number % each + 1) * size)),
             port + number % each,

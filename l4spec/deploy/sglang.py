@@ -12,8 +12,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchedServer,
     LaunchRequest,
-    Server,
     WeightFormats,
     checkpoint,
     refuse,
@@ -115,7 +115,7 @@ def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dic
     return flags, tuple(notes)
 
 
-def _commands(server: Server, flags: dict[str, object]) -> tuple[Command, ...]:
+def _commands(server: LaunchedServer, flags: dict[str, object]) -> tuple[Command, ...]:
     start = ("python", "-m", "sglang.launch_server")
     if len(server.hosts) == 1:
         server_flags = flags | {"--host": "0.0.0.0", "--port": server.port}

@@ -10,8 +10,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchedServer,
     LaunchRequest,
-    Server,
     checkpoint,
     dp_note,
     refuse,
@@ -93,7 +93,7 @@ def _flags(request: LaunchRequest) -> dict[str, object]:
     }
 
 
-def _command(server: Server, argv: tuple[str, ...], room: int) -> Command:
+def _command(server: LaunchedServer, argv: tuple[str, ...], room: int) -> Command:
     """On several hosts mpirun, typed on the first one, starts the server and its workers."""
     argv += TABLE.written({"--host": "0.0.0.0", "--port": server.port})
     if len(server.hosts) == 1:

@@ -12,8 +12,8 @@ from l4spec.deploy.launch import (
     Command,
     Emission,
     FlagTable,
+    LaunchedServer,
     LaunchRequest,
-    Server,
     WeightFormats,
     checkpoint,
     dp_note,
@@ -110,7 +110,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
     return ("vllm", "serve", model, *TABLE.written(flags)), tuple(notes)
 
 
-def commands_of(server: Server, argv: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> tuple[Command, ...]:
+def commands_of(server: LaunchedServer, argv: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> tuple[Command, ...]:
     """One command a host: the first answers requests, the others work for it."""
     env += server.env
     if len(server.hosts) == 1:
@@ -135,7 +135,7 @@ def cache_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
     return _HYBRID if chunked and request.plan.deployment.engine == "vllm-hybrid" else ()
 
 
-def _host_note(server: Server) -> tuple[str, ...]:
+def _host_note(server: LaunchedServer) -> tuple[str, ...]:
     """What stands for addresses."""
     if len(server.hosts) == 1:
         return ()

@@ -10,7 +10,7 @@ LONGEST_PERIOD = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Run(Generic[T]):
+class PatternRun(Generic[T]):
     """`item`, `count` times in a row."""
 
     item: T
@@ -21,7 +21,7 @@ class Run(Generic[T]):
 class Pattern(Generic[T]):
     """`runs`, laid `count` times."""
 
-    runs: tuple[Run[T], ...]
+    runs: tuple[PatternRun[T], ...]
     count: int
 
 
@@ -39,14 +39,14 @@ def compact(items: Sequence[T]) -> tuple[Pattern[T], ...]:
     return tuple(patterns)
 
 
-def runs(items: Sequence[T]) -> tuple[Run[T], ...]:
+def runs(items: Sequence[T]) -> tuple[PatternRun[T], ...]:
     """Run-length encoding."""
-    all_runs: list[Run[T]] = []
+    all_runs: list[PatternRun[T]] = []
     for item in items:
         if all_runs and all_runs[-1].item == item:
-            all_runs[-1] = Run(item, all_runs[-1].count + 1)
+            all_runs[-1] = PatternRun(item, all_runs[-1].count + 1)
         else:
-            all_runs.append(Run(item, 1))
+            all_runs.append(PatternRun(item, 1))
     return tuple(all_runs)
 
 

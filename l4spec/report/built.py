@@ -14,7 +14,7 @@ from planners.counts.params import count_params
 from planners.counts.weights import scheme_of, weigh
 
 if TYPE_CHECKING:
-    from l4spec.runtime.module_inventory import Contents, TreeRow
+    from l4spec.runtime.module_inventory import ModuleContents, TreeRow
     from l4spec.runtime.smoke_run import Trial
 
 _INDENT = "  "
@@ -25,7 +25,7 @@ class Built:
     """What `l4spec build` found; `trial` and `device` are None where nothing but the structure was built."""
 
     model: str
-    contents: "Contents"
+    contents: "ModuleContents"
     planned_by_part: dict[str, int]
     planned_bytes: int
     quantization: str | None = None
@@ -76,7 +76,7 @@ def built_page(built: Built) -> Page:
     return tuple(sections)
 
 
-def _tree_lines(contents: "Contents") -> Iterator[str]:
+def _tree_lines(contents: "ModuleContents") -> Iterator[str]:
     """The module tree in columns; what holds no tensor (additions, the place where images enter) is left out."""
     rows = [_tree_row(row) for row in contents.rows if row.num_tensors]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -11,7 +11,7 @@ from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
 from planners.catalog import engine, hardware
-from planners.counts.cost_sheet import CostRow, Workload, cost
+from planners.counts.cost_sheet import CostRow, PassTokens, cost
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of, stored_size, target_of
 from planners.plan_types import Plan
@@ -94,7 +94,7 @@ def flops_sums(graph: LayerGraph, work: Work, *, text_only: bool = False, pairs:
     """One row per kind of layer and of operation under `work`, a multiply-add counted as 2; the last row is the sum."""
     rows: Sums = []
     total = 0
-    for row in cost(graph, Workload(work)).rows:
+    for row in cost(graph, PassTokens(work)).rows:
         if text_only and row.group.first.scope != "text":
             continue
         for number, text in _operations(row, pairs):

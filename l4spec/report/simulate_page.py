@@ -2,7 +2,7 @@
 
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
-from planners.simulate.result_types import Curve, Distribution, ServerResult, SimulationResult
+from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
@@ -88,12 +88,12 @@ def _servers(servers: tuple[ServerResult, ...]) -> Table:
     return Table(headers, rows, "lllrrrrrr")
 
 
-def _curve_title(result: SimulationResult, curve: Curve) -> str:
+def _curve_title(result: SimulationResult, curve: TimeSeries) -> str:
     span = seconds(curve.seconds[-1])
     return f"Over {span}" if len(result.curves) == 1 else f"{curve.key} over {span}"
 
 
-def _plot(curve: Curve) -> Code:
+def _plot(curve: TimeSeries) -> Code:
     rows = (
         ("running", [float(value) for value in curve.running], f"max {max(curve.running)}"),
         ("waiting", [float(value) for value in curve.waiting], f"max {max(curve.waiting)}"),

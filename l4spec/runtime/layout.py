@@ -11,7 +11,7 @@ from l4spec.runtime.cache import Cache
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TokenBatch:
     """Aligned token ids [rows, tokens] with their layout; `order` [rows, tokens] says where each column came from."""
 
     input_ids: Tensor
@@ -19,7 +19,9 @@ class Batch:
     order: Tensor | None = None
 
 
-def align(input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None) -> Batch:
+def align(
+    input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None
+) -> TokenBatch:
     """Move each row's real tokens to its front, and say where they stand.
 
     Raises ValueError for shapes that differ, a cache of another batch or without room, and packed sequences that are
@@ -35,11 +37,11 @@ def align(input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor
     if sequence_ids is not None:
         if attention_mask is not None or cache is not None:
             raise ValueError("packed sequences take neither an attention_mask nor a cache")
-        return Batch(input_ids, _packed(sequence_ids))
+        return TokenBatch(input_ids, _packed(sequence_ids))
     order, num_new = _order(attention_mask)
     if order is not None:
         input_ids = input_ids.gather(1, order)
-    return Batch(input_ids, _plain(input_ids, num_new, cache), order)
+    return TokenBatch(input_ids, _plain(input_ids, num_new, cache), order)
 
 
 def _check_room(input_ids: Tensor, cache: Cache) -> None:
@@ -81,7 +83,7 @@ def _packed(sequence_ids: Tensor) -> TokenLayout:
     return TokenLayout(rows, num_tokens, 0, columns - first, sequence_ids=begins.cumsum(dim=1))
 
 
-def last_tokens(hidden: Tensor, batch: Batch) -> Tensor:
+def last_tokens(hidden: Tensor, batch: TokenBatch) -> Tensor:
     """[rows, tokens, hidden] to each row's last real token [rows, 1, hidden]."""
     num_new = batch.layout.num_new
     if num_new is None:
@@ -90,7 +92,7 @@ def last_tokens(hidden: Tensor, batch: Batch) -> Tensor:
     return hidden.gather(1, index)
 
 
-def restore(result: Tensor, batch: Batch) -> Tensor:
+def restore(result: Tensor, batch: TokenBatch) -> Tensor:
     """Columns back where the caller had them."""
     if batch.order is None:
         return result

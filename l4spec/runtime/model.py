@@ -17,7 +17,7 @@ from l4spec.layers.common.modules import Context, LayerModule, fast_for
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
-from l4spec.runtime.layout import Batch, align, image_layout, last_tokens, restore
+from l4spec.runtime.layout import TokenBatch, align, image_layout, last_tokens, restore
 from l4spec.runtime.sampling import Sampling, choose
 
 PATCH_TOKEN_ID = 200092
@@ -172,19 +172,19 @@ class Model(nn.Module):
         return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
 
     def _forward(
-        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+        self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
         context = self._context(batch, image_features, cache)
         hidden = self._hidden(context, batch, image_features, cache, batch.input_ids)
         return self._logits(context, batch, hidden, logits)
 
-    def _context(self, batch: Batch, image_features: Tensor | None, cache: Cache | None) -> Context:
+    def _context(self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None) -> Context:
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
         caches = cache.layers if cache else None
         return Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
 
     def _hidden(
-        self, context: Context, batch: Batch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
+        self, context: Context, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
     ) -> Tensor:
         """What leaves the last layer before the head; to the first one enter token ids, or what a stage before made."""
         hidden = self._through_layers(context, image_features, entering)
@@ -202,7 +202,7 @@ class Model(nn.Module):
         """Logits [batch, 1, vocab] of one more token each, of which `context` tells all; caches do not advance."""
         return self._text[-1](context, self._through_layers(context, None, input_ids))
 
-    def _logits(self, context: Context, batch: Batch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
+    def _logits(self, context: Context, batch: TokenBatch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
         head = self._text[-1]
         if logits == "last":
             return head(context, last_tokens(hidden, batch))

@@ -29,7 +29,7 @@ class TreeRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class ModuleContents:
     """What a module holds. Parameters are those that train; a tied head has none of its own."""
 
     rows: tuple[TreeRow, ...]
@@ -39,7 +39,7 @@ class Contents:
     by_part: dict[str, int]
 
 
-def contents_of(model: Model) -> Contents:
+def contents_of(model: Model) -> ModuleContents:
     """Walk the module's own tensors; nothing is taken from the declarations but which part a name belongs to."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()} | _packed_sizes(model)
     part_of = {f"{node.id}.{p.name}": str(node.part_of(p)) for node, p in model.graph.parameters()}
@@ -47,7 +47,7 @@ def contents_of(model: Model) -> Contents:
     for name, size in sizes.items():
         by_part[part_of[name]] += size
     rows = tuple(row for name, child in model.named_children() for row in _rows(name, child, model.graph, 0))
-    return Contents(rows, len(module_tensors(model)), sum(sizes.values()), module_bytes(model), dict(by_part))
+    return ModuleContents(rows, len(module_tensors(model)), sum(sizes.values()), module_bytes(model), dict(by_part))
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:

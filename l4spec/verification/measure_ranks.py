@@ -32,7 +32,7 @@ from l4spec.verification.measure import (
 from planners.catalog import quantization
 from planners.counts.weights import Scheme, scheme_of
 from planners.module.runtime_collectives import Handed, Key, Pass, forward_on_rank, training_on_rank
-from planners.module.runtime_rank import Arrived, cache_on_rank, executed_on_rank, held_on_rank, stage_on_rank
+from planners.module.runtime_rank import Arrived, cache_on_rank, executed_on_rank, stage_on_rank, weights_on_rank
 
 Values = Sequence[tuple[Number | None, Number | None]]
 """Planned and measured, rank by rank."""
@@ -158,7 +158,7 @@ class _Run:
 
 
 def _weights(run: _Run) -> Iterator[MeasuredRow]:
-    planned_weights = [held_on_rank(run.graph, run.scheme, run.layout, rank) for rank in run.ranks]
+    planned_weights = [weights_on_rank(run.graph, run.scheme, run.layout, rank) for rank in run.ranks]
     parts = dict.fromkeys(part for each in planned_weights for part in each.params_by_part)
     parts |= dict.fromkeys(part for each in run.measured for part in each.params_by_part or {})
     for part in parts:

@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 Axis = Annotated[tuple[Size, ...], AsTuple, Field(min_length=1)]
 
 
-class Grid(Spec):
+class SizeGrid(Spec):
     """Seconds at every point of a grid of sizes, the last axis fastest.
 
     `seconds` is measured again and again, with everything in the processor's caches; `cold` with weights and key-value
@@ -30,15 +30,15 @@ class Grid(Spec):
     @model_validator(mode="after")
     def _full(self) -> Self:
         points = prod(len(axis) for axis in self.axes)
-        for name, found in (("seconds", self.seconds), ("cold", self.cold)):
-            if len(found) != points and (found or name == "seconds"):
-                raise ValueError(f"`{name}` has {len(found)} numbers for a grid of {points} points")
+        for name, values in (("seconds", self.seconds), ("cold", self.cold)):
+            if len(values) != points and (values or name == "seconds"):
+                raise ValueError(f"`{name}` has {len(values)} numbers for a grid of {points} points")
         if any(list(axis) != sorted(set(axis)) for axis in self.axes):
             raise ValueError("the sizes along an axis must grow")
         return self
 
 
-class Constant(Spec):
+class HotColdSeconds(Spec):
     """Seconds of what has no size, with everything in the processor's caches and without.
 
     What is left when pieces that were measured one by one are taken off a whole: below 0 where they share something.
@@ -56,36 +56,36 @@ class Pieces(Spec):
     """What the pieces of our modules take in one number format.
 
     `product`: x W^T by rows, inputs, outputs; `expert_product` of an expert's rows. `causal`: a prompt from its start
-    by sequences x heads, tokens, head width. `masked`: queries behind a past by sequences x heads, queries, keys,
+    by sequences x heads, tokens, head width. `masked`: queries after a past by sequences x heads, queries, keys,
     width. `cached`: a decode step by sequences x key heads, queries to a key head, tokens, width. `norm` by elements
-    and width of a row; `route` by tokens, experts, experts a token; `dispatch` by (token, expert) pairs and experts;
+    and width of a row; `route` by tokens, experts, experts per token; `dispatch` by (token, expert) pairs and experts;
     the others by elements.
     """
 
-    product: Grid
-    expert_product: Grid
-    causal: Grid
-    masked: Grid
-    cached: Grid
-    norm: Grid
-    route: Grid
-    dispatch: Grid
-    add: Grid
-    scale: Grid
-    write: Grid
-    gather: Grid
-    fresh: Grid
+    product: SizeGrid
+    expert_product: SizeGrid
+    causal: SizeGrid
+    masked: SizeGrid
+    cached: SizeGrid
+    norm: SizeGrid
+    route: SizeGrid
+    dispatch: SizeGrid
+    add: SizeGrid
+    scale: SizeGrid
+    write: SizeGrid
+    gather: SizeGrid
+    fresh: SizeGrid
     """Memory of a new tensor, before anything is computed into it."""
-    gate_silu: Grid
-    gate_gelu: Grid
-    gate_gelu_tanh: Grid
-    rotate_pairs: Grid
-    rotate_halves: Grid
-    expert: Constant
+    gate_silu: SizeGrid
+    gate_gelu: SizeGrid
+    gate_gelu_tanh: SizeGrid
+    rotate_pairs: SizeGrid
+    rotate_halves: SizeGrid
+    expert: HotColdSeconds
     """What one more expert takes besides its products and its gate."""
-    layer: dict[str, Constant]
+    layer: dict[str, HotColdSeconds]
     """What a layer of a kind takes besides its pieces: Python, modules, views."""
-    forward: Constant
+    forward: HotColdSeconds
     """What a forward pass takes besides its layers."""
 
 

@@ -83,19 +83,19 @@ class Hardware(Entry):
     @property
     def usable(self) -> Capacity:
         """Physical memory where it was measured, else the datasheet's decimal figure, which says so by `measured`."""
-        found = self.memory.physical
-        if found is not None:
-            return Capacity(found.value, True, found.source)
+        physical = self.memory.physical
+        if physical is not None:
+            return Capacity(physical.value, True, physical.source)
         return Capacity(self.memory.nominal.value, False, self.memory.nominal.source)
 
     def peak(self, dtype: PeakDType) -> Sourced[float]:
         """The dense peak for `dtype`; UserError when its vendor publishes none."""
-        found: Sourced[float] | None = getattr(self.peaks, dtype)
-        if found is None:
+        rate: Sourced[float] | None = getattr(self.peaks, dtype)
+        if rate is None:
             known = ", ".join(self.native_dtypes)
             hint = f"it has peaks for {known}" if known else "add `peaks` in a hardware file of your own"
             raise UserError(f"no dense {dtype} peak is published for {self.name}", hint=hint)
-        return found
+        return rate
 
     @property
     def native_dtypes(self) -> tuple[PeakDType, ...]:

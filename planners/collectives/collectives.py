@@ -153,7 +153,7 @@ def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: in
 
 
 def earlier_tokens(graph: LayerGraph, layout: Layout, run: ForwardPass) -> Iterator[tuple[LayerGroup, int, int]]:
-    """(layers, tokens, bytes a token of one of them) that the last rank but one sends of a sequence: the busiest."""
+    """(layers, tokens, bytes per token of one of them) that the last rank but one sends of a sequence: the busiest."""
     runs = runs_of(graph, run.context, layout.cp)
     for group, tokens in sent_tokens(graph, runs):
         yield group, max(tokens), bytes_per_token(group, layout, run.item_bytes)

@@ -4,7 +4,7 @@ The convention, call by call, of one pipeline stage whose device holds the plann
 defined in `planners.collectives.communication`; T are the tokens of a data-parallel rank in a step, and s = T x
 hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 
-- tp, forward: an all-reduce of s behind attention and behind each feed-forward layer of every block, and behind the
+- tp, forward: an all-reduce of s after attention and after each feed-forward layer of every block, and after the
   embedding on the first stage. Backward: an all-reduce of s in front of the same layers (the gradient of what each
   rank was given whole), and in front of the head on the last stage. With full checkpointing each block's forward runs
   once more, its all-reduces included. Cross-entropy over the divided vocabulary: three fp32 numbers a token.
@@ -19,7 +19,7 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
   2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward;
   once for what stands outside the blocks (embedding, last norm, head, vision), which is kept in between as FSDP2 keeps
   its root. Gradients are sent in the format in which they are kept.
-- tp, behind the backward pass: what its ranks hold whole inside a layer that they cut (a router, norms of queries) has
+- tp, after the backward pass: what its ranks hold whole inside a layer that they cut (a router, norms of queries) has
   a part of its gradient on each; once a step an all-reduce adds them up, of shards where ZeRO 2 or 3 has made such. KV
   heads that neighbours hold together are added up among these.
 
@@ -44,7 +44,7 @@ from planners.collectives.collectives import (
 )
 from planners.collectives.link_tiers import Axis
 from planners.device.activations import ACTIVATION_BYTES
-from planners.device.stages import Stage
+from planners.device.stages import PipelineStage
 from planners.device.training_state import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
 from planners.plan_types import CollectiveTraffic, TrainTraffic
 
@@ -57,33 +57,38 @@ LOSS_NUMBERS, LOSS_BYTES = 3, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class StepTokens:
     """What a data-parallel rank trains on in one step: `tokens` in `micro_batches`."""
 
     tokens: int
     micro_batches: int
 
     @classmethod
-    def of(cls, train: TrainSetting, layout: Layout, context: int, batch: int) -> "Load":
+    def of(cls, train: TrainSetting, layout: Layout, context: int, batch: int) -> "StepTokens":
         """The share of the busiest rank of `batch` sequences of `context` tokens."""
         sequences = max(-(-batch // (layout.dp * layout.ep)), 1)
         return cls(sequences * context, -(-sequences // min(train.micro_batch, sequences)))
 
 
 def train_traffic(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stages: tuple[Stage, ...], host_size: int | None
+    graph: LayerGraph,
+    train: TrainSetting,
+    layout: Layout,
+    load: StepTokens,
+    stages: tuple[PipelineStage, ...],
+    host_size: int | None,
 ) -> TrainTraffic:
     """The traffic of the stage whose device sends the most, among equals of the foremost."""
-    found = [stage_traffic(graph, train, layout, load, stage, host_size) for stage in stages]
-    return max(found, key=lambda traffic: sum(row.ring_bytes for row in traffic.rows))
+    by_stage = [stage_traffic(graph, train, layout, load, stage, host_size) for stage in stages]
+    return max(by_stage, key=lambda traffic: sum(row.ring_bytes for row in traffic.rows))
 
 
 def stage_traffic(
     graph: LayerGraph,
     train: TrainSetting,
     layout: Layout,
-    load: Load,
-    stage: Stage,
+    load: StepTokens,
+    stage: PipelineStage,
     host_size: int | None,
     *,
     data_place: tuple[int, int] = (0, 0),
@@ -102,8 +107,8 @@ def training_collectives(
     graph: LayerGraph,
     train: TrainSetting,
     layout: Layout,
-    load: Load,
-    stage: Stage,
+    load: StepTokens,
+    stage: PipelineStage,
     *,
     data_place: tuple[int, int] = (0, 0),
 ) -> tuple[Collective, ...]:
@@ -121,7 +126,9 @@ def training_collectives(
     return tuple(each for each in listed if each.payload)
 
 
-def reductions(graph: LayerGraph, layout: Layout, load: Load, stage: int, *, recomputes: bool) -> Iterator[Collective]:
+def reductions(
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+) -> Iterator[Collective]:
     """All-reduces over tp: of what layers give forward, and recomputed, and of their inputs' gradients backward."""
     if layout.tp == 1:
         return
@@ -135,7 +142,9 @@ def reductions(graph: LayerGraph, layout: Layout, load: Load, stage: int, *, rec
         yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
 
 
-def exchanges(graph: LayerGraph, layout: Layout, load: Load, stage: int, *, recomputes: bool) -> Iterator[Collective]:
+def exchanges(
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+) -> Iterator[Collective]:
     """All-to-alls over ep of every pass: tokens to the experts that they go through in training, and back."""
     declared = ((group.count, group.declaration.routed) for group in groups_of_stage(graph, layout, stage))
     routed = [(count, experts.trained_per_token) for count, experts in declared if experts is not None]
@@ -151,13 +160,13 @@ def _passes(recomputes: bool) -> tuple[str, ...]:
     return ("forward", "backward", "recomputed") if recomputes else ("forward", "backward")
 
 
-def _loss(layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+def _loss(layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Collective]:
     if layout.tp > 1 and stage.last:
         calls, payload = LOSS_NUMBERS * load.micro_batches, LOSS_NUMBERS * LOSS_BYTES * load.tokens
         yield Collective("tp", "all-reduce", "loss over the divided vocabulary", calls, payload, layout.tp)
 
 
-def _pipeline(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+def _pipeline(graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Collective]:
     stream = load.tokens * graph.hidden_size * ACTIVATION_BYTES
     if not stage.last:
         yield Collective("pp", "send", "activations, forward", load.micro_batches, stream, layout.pp)
@@ -183,18 +192,18 @@ def _row(each: Collective, layout: Layout, host_size: int | None) -> CollectiveT
     )
 
 
-def _blocks(graph: LayerGraph, stage: Stage) -> Iterator[LayerNode]:
+def _blocks(graph: LayerGraph, stage: PipelineStage) -> Iterator[LayerNode]:
     layers = frozenset(stage.layers)
     return (node for node in graph.nodes if node.scope == "text" and node.layer in layers)
 
 
-def _mixtures(graph: LayerGraph, stage: Stage) -> list[RoutedExperts]:
+def _mixtures(graph: LayerGraph, stage: PipelineStage) -> list[RoutedExperts]:
     declared = (node.declaration.routed for node in _blocks(graph, stage))
     return [routed for routed in declared if routed is not None]
 
 
 def _partial_gradients(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, data_place: tuple[int, int]
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, data_place: tuple[int, int]
 ) -> Iterator[Collective]:
     """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
     if layout.tp == 1:
@@ -204,14 +213,14 @@ def _partial_gradients(
         if not is_cut(node):
             continue
         for parameter in node.declaration.parameters:
-            held = _gradients_held(node, parameter, train, layout, data_place)
+            own_elements = _gradient_elements(node, parameter, train, layout, data_place)
             cut = [dim for dim in parameter.dims if _over_tp(dim)]
             shared = next((dim for dim in cut if dim.axis == "kv_heads" and layout.tp > dim.units), None)
             if not cut and not parameter.buffer:
-                whole += held
+                whole += own_elements
             elif shared is not None:
                 repeats = layout.tp // shared.units
-                repeated[repeats] = repeated.get(repeats, 0) + held
+                repeated[repeats] = repeated.get(repeats, 0) + own_elements
     size = train.gradient_bytes
     yield Collective("tp", "all-reduce", "gradients of what is held whole", 1, whole * size, layout.tp)
     for repeats, number in repeated.items():
@@ -224,7 +233,7 @@ def _over_tp(dim: Dim) -> bool:
     return MESH_AXIS.get(dim.axis) == "tp"
 
 
-def _gradients_held(
+def _gradient_elements(
     node: LayerNode, parameter: Parameter, train: TrainSetting, layout: Layout, data_place: tuple[int, int]
 ) -> int:
     """Elements of a tensor's gradient on one of the ranks that share it, along its first dim (FSDP2)."""
@@ -238,7 +247,7 @@ def _gradients_held(
     return max(0, min(share, first - start)) * prod(rest)
 
 
-def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+def _balance(graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Collective]:
     loads: dict[Axis, list[int]] = {"dp_ep": [], "ep": []}
     scored = []
     for routed in _mixtures(graph, stage):
@@ -256,7 +265,9 @@ def _balance(graph: LayerGraph, layout: Layout, load: Load, stage: Stage) -> Ite
         yield Collective("dp_ep", "all-gather", BALANCE[1], times * len(scored), payload, data)
 
 
-def _data(graph: LayerGraph, train: TrainSetting, layout: Layout, load: Load, stage: Stage) -> Iterator[Collective]:
+def _data(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, load: StepTokens, stage: PipelineStage
+) -> Iterator[Collective]:
     dense, experts = params_on_device(graph, layout, stage)
     ends = ends_on_device(graph, layout, stage)
     shares: tuple[tuple[Axis, str, int, int], ...] = (

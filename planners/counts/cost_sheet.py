@@ -7,7 +7,7 @@ from l4spec.layers.declaration import AttentionPairs, Operation, Work
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class PassTokens:
     """One forward pass: text tokens, and image tiles that the vision tower sees in it."""
 
     text: Work
@@ -35,7 +35,7 @@ class CostSheet:
     """One row per group of equal layers, in graph order."""
 
     graph: LayerGraph
-    workload: Workload
+    workload: PassTokens
     rows: tuple[CostRow, ...]
 
     @property
@@ -44,12 +44,12 @@ class CostSheet:
         return sum(row.flops for row in self.rows)
 
 
-def cost(graph: LayerGraph, workload: Workload) -> CostSheet:
+def cost(graph: LayerGraph, workload: PassTokens) -> CostSheet:
     """What a forward pass of `graph` over `workload` costs, layer group by layer group."""
     return CostSheet(graph, workload, tuple(row_of_group(graph, group, workload) for group in graph.groups))
 
 
-def row_of_group(graph: LayerGraph, group: LayerGroup, workload: Workload) -> CostRow:
+def row_of_group(graph: LayerGraph, group: LayerGroup, workload: PassTokens) -> CostRow:
     """The row of one group."""
     work = work_of(graph, group, workload)
     operations = group.declaration.operations(work)
@@ -57,7 +57,7 @@ def row_of_group(graph: LayerGraph, group: LayerGroup, workload: Workload) -> Co
     return CostRow(group, work, operations, sum(op.flops for op in operations) - attention, attention)
 
 
-def work_of(graph: LayerGraph, group: LayerGroup, workload: Workload) -> Work:
+def work_of(graph: LayerGraph, group: LayerGroup, workload: PassTokens) -> Work:
     """The work that a group sees: text tokens, or for vision one sequence of patches or image tokens per tile."""
     stream, vision = group.first.stream, graph.model.vision
     if stream == "text" or vision is None:

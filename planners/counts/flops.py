@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Elementwise, Work
-from planners.counts.cost_sheet import CostRow, Workload, row_of_group
+from planners.counts.cost_sheet import CostRow, PassTokens, row_of_group
 from planners.plan_types import Flops
 
 
@@ -27,10 +27,10 @@ def count_flops(graph: LayerGraph, *, context: int, batch: int) -> Flops:
 
 def model_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:
     """FLOPs of one forward pass over `text` and `num_tiles` image tiles."""
-    return sum(row.flops for row in _rows(graph, Workload(text, num_tiles)))
+    return sum(row.flops for row in _rows(graph, PassTokens(text, num_tiles)))
 
 
-def _rows(graph: LayerGraph, workload: Workload) -> list[CostRow]:
+def _rows(graph: LayerGraph, workload: PassTokens) -> list[CostRow]:
     """The cost sheet's rows that can have FLOPs and have work to do."""
     scopes = ("text", "vision") if workload.num_tiles else ("text",)
     return [row_of_group(graph, group, workload) for scope in scopes for group in _computing_groups(graph, scope)]
@@ -54,7 +54,7 @@ def _rates(graph: LayerGraph) -> tuple[int, int, int | None]:
 
     A pair costs 2 * num_heads * (qk_dim + v_dim), summed over layers.
     """
-    rows = _rows(graph, Workload(Work(1, 1)))
+    rows = _rows(graph, PassTokens(Work(1, 1)))
     forward = sum(row.group.count * row.matmul_flops for row in rows)
     pair = sum(
         row.group.count * op.flops // op.pairs

@@ -115,7 +115,7 @@ def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
 
 
 def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
-    """Bytes of a block: `block_size_tokens` tokens of one group of layers, which must all keep equal bytes a token."""
+    """Bytes of a block: `block_size_tokens` tokens of one group of layers, which all keep equal bytes per token."""
     widths = {row.bytes_per_token for row in rows}
     if len(widths) > 1:
         raise UserError(

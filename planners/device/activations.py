@@ -1,8 +1,8 @@
 """How much memory activations take on one device: while serving, and while training.
 
-Serving: the widest moment of the forward pass over one prefill chunk - the residual stream twice, plus what the
-hungriest layer holds at once - or the logits. Attention keeps no score matrix (flash attention). Routed tokens are
-assumed spread evenly over expert-parallel ranks. Where a sequence's tokens are divided among ranks, a layer that sees
+Serving: peak of one prefill chunk = max(2 x residual stream + live buffers of the largest layer, logits).
+Attention keeps no score matrix (flash attention). Routed tokens are assumed spread evenly
+over expert-parallel ranks. Where a sequence's tokens are divided among ranks, a layer that sees
 those of other ranks holds two more blocks of what travels, and two results, one of them in fp32. Training: what
 autograd keeps for the backward pass.
 """
@@ -15,7 +15,7 @@ from l4spec.layers.declaration import Buffer, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import layout_for, shard_size
 from l4spec.sharding.sequence import passes_on
-from planners.counts.cost_sheet import Workload, work_of
+from planners.counts.cost_sheet import PassTokens, work_of
 from planners.counts.kv_cache import bytes_per_token
 
 SUM_BYTES = 4
@@ -44,15 +44,15 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
     stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
     text = [group for group in graph.groups if group.first.scope == "text"]
 
-    def held(group: LayerGroup) -> int:
+    def sharded_bytes(group: LayerGroup) -> int:
         passing = _passing_bytes(group, layout) if divided and passes_on(group.first) else 0
         return _bytes(group, group.declaration.live(Work(1, 1)), layout) + passing
 
-    widest = max((group for group in text if group.first.role != "head"), key=held)
+    widest = max((group for group in text if group.first.role != "head"), key=sharded_bytes)
     head = next(group for group in text if group.first.role == "head")
     logits = _bytes(head, head.declaration.live(Work(1, 1)), layout)
     return ActivationRates(
-        per_token=2 * stream + held(widest),
+        per_token=2 * stream + sharded_bytes(widest),
         per_logit_row=logits,
         per_tile=_tile_bytes(graph, layout),
         widest=f"{widest.first.role} ({widest.first.label})",
@@ -95,7 +95,7 @@ def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:
     peak = 0
     for group in graph.groups:
         if group.first.scope == "vision":
-            work = work_of(graph, group, Workload(Work(0, 0), num_tiles=1))
+            work = work_of(graph, group, PassTokens(Work(0, 0), num_tiles=1))
             stream = 2 * work.num_tokens * group.first.width.hidden_size * ACTIVATION_BYTES
             peak = max(peak, stream + _bytes(group, group.declaration.live(work), layout))
     return peak

@@ -1,4 +1,4 @@
-"""What the fullest device holds, and whether it may: weights, cache, activations, reserved terms, training state.
+"""Memory of the most loaded device against its budget: weights, cache, activations, engine overhead, training state.
 
 A `Placement` is a setting on a layout with everything worked out that does not depend on context and batch. Searches
 ask it again and again, so asking is cheap.
@@ -15,7 +15,7 @@ from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
-from planners.device.stages import Stage, stages
+from planners.device.stages import PipelineStage, stages
 from planners.device.training_state import TrainSetting, training_state
 from planners.plan_types import DeviceMemory, MemoryTerm
 
@@ -111,7 +111,7 @@ class Placement:
 
     setting: Setting
     layout: Layout
-    stages: tuple[tuple[Stage, tuple[CacheRow, ...]], ...]
+    stages: tuple[tuple[PipelineStage, tuple[CacheRow, ...]], ...]
     rates: ActivationRates
     activation_floor: int
     reserved: int
@@ -148,7 +148,7 @@ class Placement:
         formula = serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
         return max(formula, self.activation_floor)
 
-    def _training_use(self, train: TrainSetting, stage: Stage, context: int, sequences: int) -> DeviceUse:
+    def _training_use(self, train: TrainSetting, stage: PipelineStage, context: int, sequences: int) -> DeviceUse:
         state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
         return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
 
@@ -169,12 +169,12 @@ class Placement:
 def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
     graph, tp = setting.graph, layout.tp
-    found = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
+    stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
     terms = _terms_besides(setting, tp)
     return Placement(
         setting=setting,
         layout=layout,
-        stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in found),
+        stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in stage_list),
         rates=activation_rates(graph, tp, layout.ep, divided=layout.cp > 1),
         activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
         reserved=sum(term.bytes for term in terms),
@@ -182,7 +182,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
     )
 
 
-def cache_rows(graph: LayerGraph, stage: Stage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+def cache_rows(graph: LayerGraph, stage: PipelineStage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
     """Cache rows of one device of a stage."""
     layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
     for index, count in stage.cache_counts:

@@ -13,7 +13,7 @@ from planners.counts.weights import Scheme, stored_size
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class PipelineStage:
     """One pipeline stage on one device: weight bytes, its layers' cache rows, and which ends of the model it holds."""
 
     index: int
@@ -27,11 +27,11 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class _LayerTable:
-    """Device bytes and parameters of every text layer, of what stands before the first, and behind the last."""
+    """Device bytes and parameters of every text layer, of what stands before the first, and after the last."""
 
     layers: tuple["_Size", ...]
     before: "_Size"
-    behind: "_Size"
+    after: "_Size"
     embedding: "_Size"
 
 
@@ -47,26 +47,26 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
                 _node_size(graph, node, scheme, layout) for node in nodes if node.declaration.parameters
             )
         layers.append(sizes[key])
-    before = behind = embedding = _NOTHING
+    before = after = embedding = _NOTHING
     for group in graph.groups:
         if group.first.scope == "vision" or group.first.layer is None:
             size = _times(_node_size(graph, group.first, scheme, layout), group.count)
             if is_after_blocks(group.first):
-                behind = _sum(behind, size)
+                after = _sum(after, size)
             else:
                 before = _sum(before, size)
                 embedding = size if group.first.role == "embedding" else embedding
-    return _LayerTable(tuple(layers), before, behind, embedding)
+    return _LayerTable(tuple(layers), before, after, embedding)
 
 
 @lru_cache(maxsize=64)
 def _nodes_by_layer(graph: LayerGraph) -> tuple[tuple[LayerNode, ...], ...]:
     """The nodes of each layer of the language model."""
-    found: list[list[LayerNode]] = [[] for _ in range(graph.num_layers)]
+    by_layer: list[list[LayerNode]] = [[] for _ in range(graph.num_layers)]
     for node in graph.nodes:
         if node.scope == "text" and node.layer is not None:
-            found[node.layer].append(node)
-    return tuple(map(tuple, found))
+            by_layer[node.layer].append(node)
+    return tuple(map(tuple, by_layer))
 
 
 _Size = tuple[StoredSize, int]
@@ -106,12 +106,12 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 @lru_cache(maxsize=4096)
-def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[Stage, ...]:
+def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[PipelineStage, ...]:
     """Of the pipeline stages, as `every_stage` gives them, those that differ."""
     return _distinct(graph, every_stage(graph, scheme, tp, ep, pp))
 
 
-def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[Stage]:
+def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[PipelineStage]:
     """What one device of each pipeline stage holds. A tied head on another stage holds a table of its own."""
     table = _layer_table(graph, scheme, tp, ep)
     result = []
@@ -120,11 +120,11 @@ def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) ->
         if index == 0:
             size = _sum(size, table.before)
         if index == pp - 1:
-            size = _sum(size, table.behind)
+            size = _sum(size, table.after)
             if pp > 1 and graph.model.text.head.tied:
                 size = _sum(size, table.embedding)
         counts = _cache_counts(graph, layers)
-        result.append(Stage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
+        result.append(PipelineStage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
     return result
 
 
@@ -136,11 +136,11 @@ def _stage_size(table: _LayerTable, layers: tuple[int, ...], classes: tuple[int,
     return _total(_times(of_class[number], count) for number, count in counts.items())
 
 
-def _distinct(graph: LayerGraph, found: list[Stage]) -> tuple[Stage, ...]:
+def _distinct(graph: LayerGraph, all_stages: list[PipelineStage]) -> tuple[PipelineStage, ...]:
     """Of the stages with equal layers and ends the one with the heaviest weights, among equals the foremost."""
     classes = _layer_classes(graph)
-    heaviest: dict[tuple[object, bool, bool], Stage] = {}
-    for stage in found:
+    heaviest: dict[tuple[object, bool, bool], PipelineStage] = {}
+    for stage in all_stages:
         key = (tuple(sorted(classes[layer] for layer in stage.layers)), stage.first, stage.last)
         if key not in heaviest or stage.weights.total_bytes > heaviest[key].weights.total_bytes:
             heaviest[key] = stage
@@ -165,10 +165,10 @@ def _cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int
 @lru_cache(maxsize=64)
 def _caching_groups_by_layer(graph: LayerGraph) -> tuple[tuple[int, ...], ...]:
     """For each layer of the language model the indices of the groups of its caching nodes."""
-    found: list[tuple[int, ...]] = [()] * graph.num_layers
+    by_layer: list[tuple[int, ...]] = [()] * graph.num_layers
     for index, group in enumerate(graph.groups):
         if group.declaration.cache and group.first.scope == "text":
             for node in group.nodes:
                 assert node.layer is not None, "only layers of blocks cache"
-                found[node.layer] += (index,)
-    return tuple(found)
+                by_layer[node.layer] += (index,)
+    return tuple(by_layer)

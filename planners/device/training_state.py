@@ -14,7 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
 from planners.device.activations import activation_rates, saved_per_token, training_bytes
-from planners.device.stages import Stage
+from planners.device.stages import PipelineStage
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
@@ -51,7 +51,7 @@ class TrainingState:
 
 
 def training_state(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Stage, context: int, sequences: int
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, context: int, sequences: int
 ) -> TrainingState:
     """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
     dense, experts = params_on_device(graph, layout, stage)
@@ -85,38 +85,38 @@ def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """(dense, routed-expert) parameters of one device: of each block, before the first, behind the last, and tied."""
+class _DeviceParams:
+    """(dense, routed-expert) parameters of one device: of each block, before the first, after the last, and tied."""
 
     layers: tuple[tuple[int, int], ...]
     before: tuple[int, int]
-    behind: tuple[int, int]
+    after: tuple[int, int]
     tied: tuple[int, int]
 
 
 @lru_cache(maxsize=4096)
-def params_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> tuple[int, int]:
+def params_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> tuple[int, int]:
     """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
-    held = _held(graph, layout.tp, layout.ep)
-    parts = [held.layers[layer] for layer in stage.layers]
+    elements = _device_params(graph, layout.tp, layout.ep)
+    parts = [elements.layers[layer] for layer in stage.layers]
     if stage.first:
-        parts.append(held.before)
+        parts.append(elements.before)
     if stage.last:
-        parts += [held.behind, held.tied] if layout.pp > 1 else [held.behind]
+        parts += [elements.after, elements.tied] if layout.pp > 1 else [elements.after]
     return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
 
 
-def ends_on_device(graph: LayerGraph, layout: Layout, stage: Stage) -> int:
-    """Of a stage's dense parameters those outside blocks: what stands before the first one, and behind the last."""
+def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> int:
+    """Of a stage's dense parameters those outside blocks: what stands before the first one, and after the last."""
     blocks = params_on_device(graph, layout, replace(stage, first=False, last=False))
     return params_on_device(graph, layout, stage)[0] - blocks[0]
 
 
 @lru_cache(maxsize=512)
-def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
+def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
     """What a device holds under these degrees; equal layers are counted once."""
     layout = Layout(tp=tp, ep=ep)
-    layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "behind": [0, 0], "tied": [0, 0]}
+    layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "after": [0, 0], "tied": [0, 0]}
     for group in graph.groups:
         for parameter in group.declaration.parameters:
             if parameter.buffer:
@@ -127,10 +127,10 @@ def _held(graph: LayerGraph, tp: int, ep: int) -> _Held:
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size
                 else:
-                    end = "tied" if parameter.tied_to else "behind" if is_after_blocks(node) else "before"
+                    end = "tied" if parameter.tied_to else "after" if is_after_blocks(node) else "before"
                     ends[end][expert] += size
     counts = {name: (dense, experts) for name, (dense, experts) in ends.items()}
-    return _Held(tuple((dense, experts) for dense, experts in layers), **counts)
+    return _DeviceParams(tuple((dense, experts) for dense, experts in layers), **counts)
 
 
 def _in_block(node: LayerNode) -> bool:

@@ -69,9 +69,9 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
 def start_of(engine: str) -> ServingEfficiency:
     """The expected factors, where a fit begins."""
     expected = {name: at for name, (at, _) in serving.PRIORS.items()}
-    told = {"name": engine, "description": engine, "engines": (engine,), "source": _DOCUMENT}
+    identity = {"name": engine, "description": engine, "engines": (engine,), "source": _DOCUMENT}
     empty: dict[str, object] = {"hardware": (), "models": (), "wide_from": serving.WIDE_FROM}
-    return ServingEfficiency.model_validate({**told, **empty, **expected})
+    return ServingEfficiency.model_validate({**identity, **empty, **expected})
 
 
 def _serving_notes(engine: str, cases: Sequence[ServingCase], rows: Sequence[Row]) -> list[str]:

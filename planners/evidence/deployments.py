@@ -123,11 +123,11 @@ def graph_of(name: str, overrides: tuple[str, ...] = ()) -> LayerGraph:
 @lru_cache(maxsize=64)
 def machine_of(name: str, hbm2e: bool = False) -> Machine:
     """A catalogue device in a full host; `hbm2e` is the H100 variant with slower memory."""
-    found = hardware(name)
+    machine = hardware(name)
     if hbm2e:
         slower = Sourced[float](value=HBM2E_BANDWIDTH, source="pytorch/torchtitan benchmarks, H100 96 GB HBM2e")
-        found = found.model_copy(update={"memory": found.memory.model_copy(update={"bandwidth": slower})})
-    return Machine(found, found.gpus_per_host.value if found.gpus_per_host else 1)
+        machine = machine.model_copy(update={"memory": machine.memory.model_copy(update={"bandwidth": slower})})
+    return Machine(machine, machine.gpus_per_host.value if machine.gpus_per_host else 1)
 
 
 def serving_case(row: Row) -> ServingCase | str:

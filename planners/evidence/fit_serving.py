@@ -63,14 +63,14 @@ class Bench:
     samples: tuple[Sample, ...]
     models: dict[ServingCase, StepModel] = field(default_factory=dict)
 
-    def predicted(self, sample: Sample, found: ServingEfficiency) -> float:
-        """Seconds that `found` gives for a sample's metric."""
+    def predicted(self, sample: Sample, factors: ServingEfficiency) -> float:
+        """Seconds that `factors` gives for a sample's metric."""
         case = sample.case
         if case not in self.models:
-            self.models[case] = step_model(case, found)
+            self.models[case] = step_model(case, factors)
         known = self.models[case]
         model = StepModel(
-            known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, found, totals=known.totals
+            known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, factors, totals=known.totals
         )
         served = served_by(case, model)
         if sample.metric == "ttft_mean":
@@ -94,13 +94,13 @@ def unfit(row: Row) -> str | None:
 def samples_of(rows: Sequence[Row], engine: str) -> tuple[Sample, ...]:
     """The engine's calibration samples, without figures that are published a second time as a test row."""
     tested = {_figure(row) for row in rows if row.family == "SRV" and row.split == "test"}
-    found = []
+    samples = []
     for row in rows:
         if row.family == "SRV" and row.calibrates and unfit(row) is None and _figure(row) not in tested:
             case = serving_case(row)
             if isinstance(case, ServingCase) and case.engine == engine and capacity_of(case) >= 1:
-                found.append(Sample(row, case, row.metric, row.published / 1e3))
-    return tuple(found)
+                samples.append(Sample(row, case, row.metric, row.published / 1e3))
+    return tuple(samples)
 
 
 def _figure(row: Row) -> tuple[object, ...]:
@@ -121,14 +121,14 @@ def fit(
     """The factors that fit a bench best: a robust mean of log errors, held near the priors where the data is silent."""
 
     def cost(point: Sequence[float]) -> float:
-        found = with_factors(base, point)
-        total = sum(_cost_of(bench, sample, found) for sample in bench.samples)
+        factors = with_factors(base, point)
+        total = sum(_cost_of(bench, sample, factors) for sample in bench.samples)
         pull = sum(((x - log(at)) / wide) ** 2 for x, (at, wide) in zip(point, PRIORS.values(), strict=True))
         return total / len(bench.samples) + PRIOR_WEIGHT * pull
 
     starts = [_expected(), _expected(host_step=5e-3, host_sequence=1e-4)] if start is None else [list(start)]
-    found = [minimise(cost, minimise(cost, first, rounds=rounds // 2), rounds=rounds // 2) for first in starts]
-    return with_factors(base, min(found, key=cost))
+    factors = [minimise(cost, minimise(cost, first, rounds=rounds // 2), rounds=rounds // 2) for first in starts]
+    return with_factors(base, min(factors, key=cost))
 
 
 def _expected(**others: float) -> list[float]:
@@ -136,26 +136,26 @@ def _expected(**others: float) -> list[float]:
     return [log(others.get(name, at)) for name, (at, _) in PRIORS.items()]
 
 
-def _cost_of(bench: Bench, sample: Sample, found: ServingEfficiency) -> float:
+def _cost_of(bench: Bench, sample: Sample, factors: ServingEfficiency) -> float:
     """Close to the absolute log error; below 2 % (time to first token: 10 %) a row is as good as met."""
-    error = log(bench.predicted(sample, found) / sample.measured)
+    error = log(bench.predicted(sample, factors) / sample.measured)
     floor = 0.1 if sample.metric == "ttft_mean" else 0.02
     return sample.weight * sqrt(floor**2 + error**2)
 
 
-def point_of(found: ServingEfficiency) -> list[float]:
+def point_of(factors: ServingEfficiency) -> list[float]:
     """The factors in log space."""
-    return [log(getattr(found, name)) for name in PRIORS]
+    return [log(getattr(factors, name)) for name in PRIORS]
 
 
 def leave_one_out(bench: Bench, fitted: ServingEfficiency, *, rounds: int = 400) -> tuple[Spread, ...]:
     """Errors of every series under factors fitted without it."""
-    found: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
+    residuals: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
     for series in dict.fromkeys(sample.series for sample in bench.samples):
         rest = Bench(bench.engine, tuple(s for s in bench.samples if s.series != series), bench.models)
         without = fit(rest, fitted, start=point_of(fitted), rounds=rounds) if rest.samples else fitted
         for sample in bench.samples:
             if sample.series == series:
                 error = bench.predicted(sample, without) / sample.measured - 1
-                found["ttft" if sample.metric == "ttft_mean" else "tpot"].append((error, series))
-    return tuple(errors_of(metric, errors) for metric, errors in found.items() if errors)
+                residuals["ttft" if sample.metric == "ttft_mean" else "tpot"].append((error, series))
+    return tuple(errors_of(metric, errors) for metric, errors in residuals.items() if errors)

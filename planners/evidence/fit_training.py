@@ -60,7 +60,7 @@ class TrainSample:
 
 def training_samples(rows: Sequence[Row]) -> tuple[TrainSample, ...]:
     """Calibration rows whose time or rate gives the step's seconds; further metrics of the same run add nothing."""
-    found = []
+    samples = []
     for row in rows:
         if (
             row.family == "TRN"
@@ -70,18 +70,18 @@ def training_samples(rows: Sequence[Row]) -> tuple[TrainSample, ...]:
             case = train_case(row)
             if not isinstance(case, str):
                 model, load = case
-                found.append(TrainSample(row, model, load, seconds_of(row, load)))
-    return tuple(found)
+                samples.append(TrainSample(row, model, load, seconds_of(row, load)))
+    return tuple(samples)
 
 
 def most_devices(samples: Sequence[TrainSample], family: str) -> dict[str, int]:
     """Devices of a family's largest run among the samples, by the format of its matmuls."""
-    found: dict[str, int] = {}
+    largest_run: dict[str, int] = {}
     for sample in samples:
         if sample.family == family:
             dtype = sample.model.scheme.table.compute_dtype
-            found[dtype] = max(found.get(dtype, 0), sample.load.num_devices)
-    return found
+            largest_run[dtype] = max(largest_run.get(dtype, 0), sample.load.num_devices)
+    return largest_run
 
 
 def seconds_of(row: Row, load: TrainLoad) -> float:
@@ -121,9 +121,9 @@ def efficiencies(point: Sequence[float]) -> dict[str, TrainingEfficiency]:
     }
 
 
-def predicted(sample: TrainSample, found: dict[str, TrainingEfficiency]) -> float:
+def predicted(sample: TrainSample, factors: dict[str, TrainingEfficiency]) -> float:
     """The step's seconds under these factors."""
-    model = TrainModel(sample.model.graph, sample.model.scheme, sample.model.machine, found[sample.family])
+    model = TrainModel(sample.model.graph, sample.model.scheme, sample.model.machine, factors[sample.family])
     seconds = model.time(sample.load).estimate
     assert seconds is not None, sample.row.id
     return seconds
@@ -133,8 +133,8 @@ def fit(samples: Sequence[TrainSample], *, start: Sequence[float] | None = None,
     """The point that fits the samples best, in log space."""
 
     def cost(point: Sequence[float]) -> float:
-        found = efficiencies(point)
-        errors = (log(predicted(sample, found) / sample.seconds) for sample in samples)
+        factors = efficiencies(point)
+        errors = (log(predicted(sample, factors) / sample.seconds) for sample in samples)
         total = sum(sqrt(0.03**2 + error**2) for error in errors)
         pull = sum(((x - log(at)) / wide) ** 2 for x, (at, wide) in zip(point, EXPECTED, strict=True))
         return total / len(samples) + PRIOR_WEIGHT * pull
@@ -150,6 +150,6 @@ def leave_one_out(samples: Sequence[TrainSample], fitted: Sequence[float], *, ro
     errors: list[tuple[float, object]] = []
     for series in dict.fromkeys(sample.series for sample in samples):
         rest = [sample for sample in samples if sample.series != series]
-        found = efficiencies(fit(rest, start=fitted, rounds=rounds))
-        errors.extend((predicted(s, found) / s.seconds - 1, series) for s in samples if s.series == series)
+        factors = efficiencies(fit(rest, start=fitted, rounds=rounds))
+        errors.extend((predicted(s, factors) / s.seconds - 1, series) for s in samples if s.series == series)
     return (errors_of("step_time", errors),)

@@ -52,8 +52,8 @@ def predict(row: Row) -> Prediction:
     if row.family in ("SRV", "THR"):
         return _predict_serving(row)
     if row.family == "TRN":
-        found = predict_training(row)
-        return Prediction(row, reason=found) if isinstance(found, str) else Prediction(row, *found)
+        predicted = predict_training(row)
+        return Prediction(row, reason=predicted) if isinstance(predicted, str) else Prediction(row, *predicted)
     if row.family == "FLOP":
         return _predict_flops(row)
     return Prediction(row, reason="kernels are not planned one by one")
@@ -114,9 +114,9 @@ def _predict_throughput(row: Row, case: ServingCase, model: StepModel, *, driven
     if capacity < 1:
         return Prediction(row, reason="no sequence of this length fits, by the planner's memory terms")
     offline = Load(case.prompt, case.output, capacity, capacity, server=False)
-    found = served_by(case, model) if driven else most_throughput(model, offline)
+    throughput = served_by(case, model) if driven else most_throughput(model, offline)
     batches = case.layout.ep * case.layout.pp  # each rank of attention serves its own, each stage another micro-batch
-    per_gpu = found.requests_per_second * case.output * batches / case.layout.num_devices
+    per_gpu = throughput.requests_per_second * case.output * batches / case.layout.num_devices
     return Prediction(row, per_gpu if row.unit.endswith("/GPU") else per_gpu * (row.number("n_gpus") or 1))
 
 

@@ -70,8 +70,8 @@ class Row:
 
     def noted(self, pattern: str, default: int) -> int:
         """The number that `pattern` captures in the notes."""
-        found = re.search(pattern, self.notes)
-        return int(found[1]) if found else default
+        match = re.search(pattern, self.notes)
+        return int(match[1]) if match else default
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:

@@ -58,14 +58,14 @@ def summarise(predictions: Iterable[Prediction], *, by_model: bool = True) -> tu
         row = prediction.row
         model = row.model if by_model else "all"
         grouped[quantity_of(prediction), row.split, row.document if by_model else "all", model].append(prediction)
-    return tuple(_group(key, found) for key, found in sorted(grouped.items()))
+    return tuple(_group(key, group) for key, group in sorted(grouped.items()))
 
 
-def _group(key: tuple[str, str, str, str], found: list[Prediction]) -> Group:
+def _group(key: tuple[str, str, str, str], members: list[Prediction]) -> Group:
     quantity, split, document, model = key
-    errors = sorted(prediction.error for prediction in found if prediction.error is not None)
+    errors = sorted(prediction.error for prediction in members if prediction.error is not None)
     if not errors:
-        return Group(quantity, model, document, split, len(found), 0, None, None, None)
+        return Group(quantity, model, document, split, len(members), 0, None, None, None)
     spread = errors_of(quantity, [(error, None) for error in errors])
     bias = errors_of(quantity, [(1 + error, None) for error in errors]).median - 1
-    return Group(quantity, model, document, split, len(found), len(errors), spread.median, spread.p90, bias)
+    return Group(quantity, model, document, split, len(members), len(errors), spread.median, spread.p90, bias)

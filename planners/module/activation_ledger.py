@@ -14,7 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers import eager_layer
 from l4spec.layers.common.ledger import FLAG, INDEX, Ledger
 from l4spec.layers.declaration import Work
-from planners.counts.cost_sheet import Workload, work_of
+from planners.counts.cost_sheet import PassTokens, work_of
 
 Load = Mapping[str, Sequence[int]]
 
@@ -28,18 +28,18 @@ def activation_bytes(
     expert; without it an expert may get all tokens, which is the most that is possible.
     """
     ledger = Ledger(item_bytes)
-    run = _Run(graph, Workload(text, num_tiles), ledger, expert_load or {})
+    run = _Run(graph, PassTokens(text, num_tiles), ledger, expert_load or {})
     positions = text.num_queries * INDEX
     ledger.touch(2 * positions)  # columns, then positions
     ledger.take(positions)
     if num_tiles:
-        run.stack("vision", _hold_places(graph, ledger))
+        run.stack("vision", _ledger_of_places(graph, ledger))
     places = text.num_tokens * FLAG if num_tiles else 0
     run.stack("text", places)
     return ledger.peak
 
 
-def _hold_places(graph: LayerGraph, ledger: Ledger) -> int:
+def _ledger_of_places(graph: LayerGraph, ledger: Ledger) -> int:
     """Make the positions and places of a tile's patches; gives their bytes without taking them."""
     vision = graph.model.vision
     assert vision is not None, "tiles need a model with vision"
@@ -58,7 +58,7 @@ class _Run:
     """A walk over the graph as the module runs it: values live until their last reader, a block's inputs to its end."""
 
     graph: LayerGraph
-    workload: Workload
+    workload: PassTokens
     ledger: Ledger
     expert_load: Load
     sizes: dict[str, int] = field(default_factory=dict)

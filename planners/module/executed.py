@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Operation, Work
-from planners.counts.cost_sheet import Workload, work_of
+from planners.counts.cost_sheet import PassTokens, work_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def executed_rows(graph: LayerGraph, text: Work, num_tiles: int = 0) -> tuple[Ex
     With `text.phase == "train"` the rows hold forward and backward of all parameters, without recomputation.
     """
     groups = (group for group in graph.groups if num_tiles or group.first.scope == "text")
-    return tuple(_row(graph, group, Workload(text, num_tiles)) for group in groups)
+    return tuple(_row(graph, group, PassTokens(text, num_tiles)) for group in groups)
 
 
 def executed_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:
@@ -47,7 +47,7 @@ def executed_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:
     return sum(row.flops for row in executed_rows(graph, text, num_tiles))
 
 
-def _row(graph: LayerGraph, group: LayerGroup, workload: Workload) -> ExecutedRow:
+def _row(graph: LayerGraph, group: LayerGroup, workload: PassTokens) -> ExecutedRow:
     work = work_of(graph, group, workload)
     operations = group.declaration.executed_operations(work)
     is_training = workload.text.phase == "train"

@@ -5,7 +5,7 @@ busiest device. A counter in a run sees more of any one rank: the logits that ar
 travel beside tokens, each rank's uneven share. T are the tokens that a rank runs, s = T x hidden_size numbers its
 stream. A forward pass:
 
-- tp: an all-reduce of s behind attention and behind each feed-forward layer, and behind the embedding on the first
+- tp: an all-reduce of s after attention and after each feed-forward layer, and after the embedding on the first
   stage; an all-gather of the logits, in fp32 and padded to the widest rank's, on the last.
 - ep, for each mixture: an all-to-all of how many rows go to each expert (int32), and of the rows there and back. A rank
   sends back as many as came to it.
@@ -34,12 +34,12 @@ from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
 from l4spec.sharding.rules import region_of
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from planners.collectives.collectives import LOGIT_BYTES, ForwardPass, collectives
-from planners.collectives.training_traffic import BALANCE, Load, stage_traffic
+from planners.collectives.training_traffic import BALANCE, StepTokens, stage_traffic
 from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
-from planners.device.stages import Stage
+from planners.device.stages import PipelineStage
 from planners.device.training_state import TrainSetting
-from planners.module.runtime_rank import Arrived, held_nodes, nodes_on_rank
+from planners.module.runtime_rank import Arrived, nodes_on_rank, nodes_with_ties
 
 ID_BYTES, COUNT_BYTES, ROWS_BYTES = 8, 8, 4
 GRADIENT_BYTES = 4
@@ -112,10 +112,10 @@ def forward_on_rank(
 
 
 def training_on_rank(
-    graph: LayerGraph, layout: Layout, rank: int, stage: Stage, step: Pass, micro_batches: int
+    graph: LayerGraph, layout: Layout, rank: int, stage: PipelineStage, step: Pass, micro_batches: int
 ) -> dict[Key, Handed]:
     """What a rank of `stage` hands over in a training step of our runtime, whose text sees no image."""
-    own, load = _rank(graph, layout, rank), Load(step.work.num_tokens, micro_batches)
+    own, load = _rank(graph, layout, rank), StepTokens(step.work.num_tokens, micro_batches)
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=step.item_bytes)
     first = stage_traffic(graph, train, layout, load, stage, None).rows
     at_place = stage_traffic(graph, train, layout, load, stage, None, data_place=(own.place.dp, own.place.ep)).rows
@@ -141,7 +141,7 @@ def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Cal
     """
     groups: dict[tuple[str, str | int | None], list[tuple[int, bool]]] = {}
     layout = own.layout
-    for node in held_nodes(own.graph, layout, own.place):
+    for node in nodes_with_ties(own.graph, layout, own.place):
         for parameter in node.declaration.parameters:
             is_apart = parameter.role == "expert" and layout.ep > 1
             ranks = layout.dp if is_apart else layout.dp * layout.ep
@@ -196,7 +196,7 @@ def _row_counts(own: _Rank, passes: int) -> Iterator[_Call]:
 
 
 def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
-    """What a rank sends more, or less, than where all experts get as much: behind its experts, and before them."""
+    """What a rank sends more, or less, than where all experts get as much: after its experts, and before them."""
     if own.layout.ep == 1 or step.arrived is None:
         return
     width = own.graph.hidden_size * step.item_bytes

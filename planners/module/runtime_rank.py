@@ -19,31 +19,31 @@ from planners.catalog import engine
 from planners.counts.kv_cache import cache_bytes
 from planners.counts.weights import Scheme, stored_size
 from planners.device.memory import cache_rows
-from planners.device.stages import Stage, every_stage
+from planners.device.stages import PipelineStage, every_stage
 
 Arrived = Mapping[str, int]
 """By node id of a mixture, how many rows its experts on a rank get in a pass, from all ranks along ep."""
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class RankWeights:
     """Parameters of one rank by part, and the bytes of all its tensors, buffers included."""
 
     params_by_part: dict[str, int]
     weight_bytes: int
 
 
-def held_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, rank: int) -> Held:
+def weights_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, rank: int) -> RankWeights:
     """What a rank holds of the weights. A tied head on another stage than the embedding holds a table of its own."""
     place, by_part, stored = place_of(layout, rank), defaultdict[str, int](int), StoredSize(0)
-    for node in held_nodes(graph, layout, place):
+    for node in nodes_with_ties(graph, layout, place):
         for parameter in node.declaration.parameters:
             if parameter.tied_to is None:
                 shape = tuple(map(len, region_of(node, parameter, layout, place)))
                 stored = stored + stored_size(graph, node, parameter, shape, scheme)
                 if not parameter.buffer:
                     by_part[node.part_of(parameter)] += prod(shape)
-    return Held(dict(by_part), stored.total_bytes)
+    return RankWeights(dict(by_part), stored.total_bytes)
 
 
 def nodes_on_rank(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
@@ -51,19 +51,21 @@ def nodes_on_rank(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> I
     return (node for node in graph.nodes if stage_of(graph, node, layout.pp) == place.pp)
 
 
-def held_nodes(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
+def nodes_with_ties(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
     """The nodes whose tensors a rank holds: those of its stage, and the embedding where a tied head stands apart."""
     yield from nodes_on_rank(graph, layout, place)
     if graph.model.text.head.tied and 0 < place.pp == layout.pp - 1:
         yield next(node for node in graph.nodes if node.role == "embedding")
 
 
-def stage_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, place: MeshCoordinate) -> Stage:
+def stage_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, place: MeshCoordinate) -> PipelineStage:
     """The pipeline stage of a rank, as the plan of its layout has it."""
     return every_stage(graph, scheme, layout.tp, layout.ep, layout.pp)[place.pp]
 
 
-def cache_on_rank(graph: LayerGraph, stage: Stage, layout: Layout, sequences: int, tokens: int, item: int) -> int:
+def cache_on_rank(
+    graph: LayerGraph, stage: PipelineStage, layout: Layout, sequences: int, tokens: int, item: int
+) -> int:
     """Bytes that a rank of `stage` caches for `sequences` of its own, of `tokens` tokens each that it runs.
 
     Each layer keeps what its law says; `item` is the size of a cached number.
@@ -115,9 +117,11 @@ def _operations(node: LayerNode, layout: Layout, place: MeshCoordinate, work: Wo
 def _in_region(operation: Operation, node: LayerNode, layout: Layout, place: MeshCoordinate) -> Operation:
     if not isinstance(operation, Matmul):
         return operation
-    held = zip(operation.weight.dims, region_of(node, operation.weight, layout, place), strict=True)
+    dim_ranges = zip(operation.weight.dims, region_of(node, operation.weight, layout, place), strict=True)
     # a row goes through one expert, wherever that is
-    dims = tuple(dim if dim.axis == "experts" else replace(dim, size=len(run), units=len(run)) for dim, run in held)
+    dims = tuple(
+        dim if dim.axis == "experts" else replace(dim, size=len(run), units=len(run)) for dim, run in dim_ranges
+    )
     return replace(operation, weight=replace(operation.weight, dims=dims))
 
 

@@ -25,7 +25,7 @@ ROTATION = "rotation"
 _READING = ("product", "expert_product", "cached")
 """Pieces that are measured cold with other weights or another cache each time, their code as it is."""
 _CODE_LEAST, _CODE_MOST = 0.15, 0.45
-"""How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as behind 64 MiB of
+"""How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as after 64 MiB of
 weights, since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
 
 
@@ -79,8 +79,8 @@ class EagerModel:
         return self.pieces.forward.at(cold) + self._layer(ROTATION, cold) * len(self._rotations)
 
     def _layer(self, kind: str, cold: float) -> float:
-        found = self.pieces.layer.get(kind)
-        return 0.0 if found is None else found.at(cold)
+        pieces = self.pieces.layer.get(kind)
+        return 0.0 if pieces is None else pieces.at(cold)
 
     @cached_property
     def _rotations(self) -> set[RotaryTable]:
@@ -109,8 +109,8 @@ class EagerModel:
     def read_bytes(self, work: Work) -> float:
         """Bytes that one pass goes through before it comes to the same weights again."""
         groups = (group for group in self.graph.groups if group.first.scope == "text")
-        held = sum(group.count * self.layer_bytes(group, work) for group in groups)
-        return held + activation_bytes(self.graph, work, item_bytes=ITEM_BYTES[self.dtype])
+        weight_bytes = sum(group.count * self.layer_bytes(group, work) for group in groups)
+        return weight_bytes + activation_bytes(self.graph, work, item_bytes=ITEM_BYTES[self.dtype])
 
     def layer_bytes(self, group: LayerGroup, work: Work) -> float:
         """Bytes of weights and cache that one layer reads; of experts those that are expected to get a row."""

@@ -6,10 +6,10 @@ from functools import lru_cache
 from itertools import product
 from math import exp, log
 
-from planners.catalog.cpu_profile import Grid, Residency
+from planners.catalog.cpu_profile import Residency, SizeGrid
 
 
-def seconds_at(grid: Grid, sizes: Sequence[float], cold: float = 0.0) -> float:
+def seconds_at(grid: SizeGrid, sizes: Sequence[float], cold: float = 0.0) -> float:
     """Seconds at these sizes, one per axis; `cold` is the share of what is read that comes from memory.
 
     Linear between neighbours in the logarithms of sizes and seconds. Above the grid the last two points go on, at most
@@ -22,20 +22,20 @@ def seconds_at(grid: Grid, sizes: Sequence[float], cold: float = 0.0) -> float:
     return hot + cold * max(0.0, exp(_at(grid, sizes, _logs(grid.cold))) - hot)
 
 
-def _at(grid: Grid, sizes: Sequence[float], logs: Sequence[float]) -> float:
+def _at(grid: SizeGrid, sizes: Sequence[float], logs: Sequence[float]) -> float:
     inside = [min(float(size), axis[-1]) for size, axis in zip(sizes, grid.axes, strict=True)]
     corners = [_between(axis, size) for axis, size in zip(grid.axes, inside, strict=True)]
-    found = last = _blend(grid, corners, logs)
+    seconds = last = _blend(grid, corners, logs)
     for number, (axis, size) in enumerate(zip(grid.axes, sizes, strict=True)):
         if size > axis[-1] and len(axis) > 1:
             before = _blend(grid, [*corners[:number], ((len(axis) - 2, 1.0),), *corners[number + 1 :]], logs)
             slope = (last - before) / log(axis[-1] / axis[-2])
             most = 2.0 if number in grid.squares else 1.0
-            found += min(max(slope, 0.0), most) * log(size / axis[-1])
-    return found
+            seconds += min(max(slope, 0.0), most) * log(size / axis[-1])
+    return seconds
 
 
-def _blend(grid: Grid, corners: Sequence[tuple[tuple[int, float], ...]], logs: Sequence[float]) -> float:
+def _blend(grid: SizeGrid, corners: Sequence[tuple[tuple[int, float], ...]], logs: Sequence[float]) -> float:
     strides = _strides(tuple(len(axis) for axis in grid.axes))
     total = 0.0
     for corner in product(*corners):
@@ -49,10 +49,10 @@ def _blend(grid: Grid, corners: Sequence[tuple[tuple[int, float], ...]], logs: S
 
 @lru_cache(maxsize=64)
 def _strides(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    found = [1]
+    strides = [1]
     for length in reversed(lengths[1:]):
-        found.append(found[-1] * length)
-    return tuple(reversed(found))
+        strides.append(strides[-1] * length)
+    return tuple(reversed(strides))
 
 
 @lru_cache(maxsize=256)

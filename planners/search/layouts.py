@@ -18,7 +18,7 @@ MANY_DEVICES = 4096
 
 
 def largest(holds: Callable[[int], bool], limit: int) -> int:
-    """The largest n in 1..limit for which `holds(n)`, true up to some point and false behind it; 0 if it never is."""
+    """The largest n in 1..limit for which `holds(n)`, true up to some point and false after it; 0 if it never is."""
     if limit < 1 or not holds(1):
         return 0
     if holds(limit):
@@ -33,8 +33,8 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph
-    found = largest(lambda context: placement.fits(context, batch), graph.model.text.stack.width.max_seq_len)
-    return 0 if short_reason(graph, placement.layout.cp, found) else found
+    longest = largest(lambda context: placement.fits(context, batch), graph.model.text.stack.width.max_seq_len)
+    return 0 if short_reason(graph, placement.layout.cp, longest) else longest
 
 
 def max_batch(placement: Placement, context: int) -> int:
@@ -111,8 +111,8 @@ def choose(
     """The row that serves the objective best; among equals the simplest one.
 
     balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for training the
-    fewest devices a replica that leave no data-parallel rank without a sequence. max-context: the longest context.
-    min-gpus: fits with the fewest devices a replica. Where nothing fits, the row whose fullest device holds the least
+    fewest devices per replica that leave no data-parallel rank without a sequence. max-context: the longest context.
+    min-gpus: fits with the fewest devices per replica. Where nothing fits, the row whose fullest device holds the least
     comes first.
     """
 

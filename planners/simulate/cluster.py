@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from planners.simulate.replica import Replica
 from planners.simulate.requests import Request
-from planners.simulate.routers import Router
+from planners.simulate.routers import RequestRouter
 
 
 class Listener(Protocol):
@@ -17,7 +17,7 @@ class Listener(Protocol):
         ...
 
 
-class Clock:
+class EventClock:
     """Events in order of time, and of being scheduled where times are equal."""
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class Clock:
         return False
 
 
-class Cluster:
+class ReplicaGroup:
     """Equal replicas of one model behind a router."""
 
-    def __init__(self, clock: Clock, replicas: list[Replica], router: Router, listener: Listener) -> None:
+    def __init__(self, clock: EventClock, replicas: list[Replica], router: RequestRouter, listener: Listener) -> None:
         self.clock = clock
         self.replicas = replicas
         self.router = router

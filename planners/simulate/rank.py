@@ -11,7 +11,7 @@ from typing import Protocol
 
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.requests import Request
-from planners.simulate.times.interface import Batch, Chunk
+from planners.simulate.times.interface import Chunk, StepBatch
 
 
 class Scheduler(Protocol):
@@ -78,12 +78,12 @@ class Rank:
         """Tokens that a running request has got so far."""
         return request.generated + self.clock - request.joined if request.joined >= 0 else request.generated
 
-    def batch(self) -> Batch:
+    def batch(self) -> StepBatch:
         """The work of the step that `policy.schedule` has planned."""
         decode = self.num_decoding if self.decodes else 0
         chunks = [Chunk(new, r.computed, r.computed + new >= r.goal) for r, new in self.chunks]
         tiles = sum(r.images for r, new in self.chunks if r.images and r.computed + new >= r.goal)
-        return Batch(decode, self.context + decode if decode else 0, chunks, tiles)
+        return StepBatch(decode, self.context + decode if decode else 0, chunks, tiles)
 
     # -- what a policy may do ------------------------------------------------------------------------------------
 
@@ -287,7 +287,7 @@ def _goal(request: Request) -> int:
 
 
 def _whole_path(request: Request, block: int, upto: int | None = None) -> tuple[tuple[int, int], ...]:
-    """Ids of the request's blocks, those behind its path numbered on from its tail."""
+    """Ids of the request's blocks, those after its path numbered on from its tail."""
     path = request.path
     length = request.path_blocks
     needed = _goal(request) // block if upto is None else upto

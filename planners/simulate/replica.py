@@ -6,7 +6,7 @@ from math import isqrt
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
 from planners.simulate.requests import Request
-from planners.simulate.times.interface import Batch, StepTimes
+from planners.simulate.times.interface import StepBatch, StepTimes
 
 LONGEST_RUN = 128
 """Most decode steps that are timed by their first and last: between them a step's time is taken as linear."""
@@ -14,7 +14,7 @@ _NS = 1_000_000_000
 
 
 @dataclass(slots=True)
-class Run:
+class StepRun:
     """`steps` steps from `start` on; the first takes `first` nanoseconds, each next one `growth` more."""
 
     start: int
@@ -33,16 +33,16 @@ class Run:
 
     def steps_reaching(self, time: int) -> int:
         """The fewest steps, at least one, after which it is `time` or later; all of them if it never is."""
-        wanted = time - self.start
-        if self.duration(self.steps) <= wanted:
+        remaining = time - self.start
+        if self.duration(self.steps) <= remaining:
             return self.steps
-        low = max(1, min(self.steps, wanted // max(self.first + self.growth * (self.steps - 1), 1)))
+        low = max(1, min(self.steps, remaining // max(self.first + self.growth * (self.steps - 1), 1)))
         if self.growth > 0:
             b = 2 * self.first - self.growth
-            low = max(low, (isqrt(max(b * b + 8 * self.growth * wanted, 0)) - b) // (2 * self.growth))
-        while low > 1 and self.duration(low - 1) >= wanted:
+            low = max(low, (isqrt(max(b * b + 8 * self.growth * remaining, 0)) - b) // (2 * self.growth))
+        while low > 1 and self.duration(low - 1) >= remaining:
             low -= 1
-        while self.duration(low) < wanted:
+        while self.duration(low) < remaining:
             low += 1
         return low
 
@@ -55,7 +55,7 @@ class Replica:
         self.ranks = ranks
         self.times = times
         self.recorder = recorder
-        self.run: Run | None = None
+        self.run: StepRun | None = None
         self.version = 0
         self.busy_ns = 0
         self.steps = 0
@@ -92,7 +92,7 @@ class Replica:
         growth = 0
         if steps > 1:
             growth = (self._nanoseconds([_later(batch, steps - 1) for batch in batches]) - first) // (steps - 1)
-        self.run = Run(now, first, growth, max(steps, 1))
+        self.run = StepRun(now, first, growth, max(steps, 1))
         self.version += 1
         self._record(now)
         return self.run.end
@@ -133,10 +133,10 @@ class Replica:
         self.run = None
         return now, first, done
 
-    def _nanoseconds(self, batches: list[Batch]) -> int:
+    def _nanoseconds(self, batches: list[StepBatch]) -> int:
         return max(1, round(self.times.seconds(batches) * _NS))
 
-    def _record_gaps(self, rank: Rank, run: Run) -> None:
+    def _record_gaps(self, rank: Rank, run: StepRun) -> None:
         gaps = rank.gaps(run.first)
         for gap, count in gaps:
             self.recorder.gap(gap, 0, 1, count)
@@ -150,6 +150,6 @@ class Replica:
         self.recorder.state(now, self.number, running, waiting, used)
 
 
-def _later(batch: Batch, steps: int) -> Batch:
+def _later(batch: StepBatch, steps: int) -> StepBatch:
     """The batch `steps` decode steps later."""
-    return Batch(batch.decode, batch.context + batch.decode * steps, (), 0, batch.checked)
+    return StepBatch(batch.decode, batch.context + batch.decode * steps, (), 0, batch.checked)

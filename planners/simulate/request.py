@@ -102,23 +102,23 @@ class SimulateRequest(Options):
 
     def assignments(self, key: str) -> Mapping[tuple[str, ...], tuple[Any, str]]:
         """Field of a scenario → what the options say there, as YAML would, and the option; `key` is the model's."""
-        found: dict[tuple[str, ...], tuple[Any, str]] = {}
+        assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
 
-        def say(path: tuple[str, ...], name: str, value: Any = None) -> None:
+        def assign(path: tuple[str, ...], name: str, value: Any = None) -> None:
             given = getattr(self, name) if value is None else value
             if getattr(self, name) is not None:
-                found[path] = (given, flag_of(type(self), name))
+                assigned[path] = (given, flag_of(type(self), name))
 
         for name in MODEL_FIELDS:
-            say(("models", key, name), name)
+            assign(("models", key, name), name)
         arrivals = ("workload", "arrivals")
-        say(arrivals, "rate", {"kind": "poisson", "rate": self.rate})
-        say(arrivals, "clients", {"kind": "closed", "clients": self.clients, "think": self.think or "0 s"})
-        say(arrivals, "trace", {"kind": "trace", "path": self.trace})
+        assign(arrivals, "rate", {"kind": "poisson", "rate": self.rate})
+        assign(arrivals, "clients", {"kind": "closed", "clients": self.clients, "think": self.think or "0 s"})
+        assign(arrivals, "trace", {"kind": "trace", "path": self.trace})
         for name in ("prompt_tokens", "output_tokens", "requests"):
-            say(("workload", name), name)
-        say(("workload", "prefix"), "prefix_tokens", {"tokens": self.prefix_tokens})
+            assign(("workload", name), name)
+        assign(("workload", "prefix"), "prefix_tokens", {"tokens": self.prefix_tokens})
         for name in ("ttft", "tpot", "e2e"):
-            say(("slo", name), name)
-        say(("seed",), "seed")
-        return found
+            assign(("slo", name), name)
+        assign(("seed",), "seed")
+        return assigned

@@ -47,7 +47,7 @@ class ServerResult(_Frozen):
     basis: tuple[str, ...]
 
 
-class Curve(_Frozen):
+class TimeSeries(_Frozen):
     """State of all servers of a model at evenly spaced times: seconds, requests, and the share of blocks in use."""
 
     key: str
@@ -97,6 +97,6 @@ class SimulationResult(_Frozen):
     usd: float | None
     usd_per_million_output_tokens: float | None
     servers: tuple[ServerResult, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[TimeSeries, ...]
     intervals: dict[str, Interval] = {}
     echo: dict[str, Any] = {}

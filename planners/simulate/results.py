@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from l4spec.spec.scenario import Scenario, ServiceLevels
-from planners.simulate.cluster import Cluster
+from planners.simulate.cluster import ReplicaGroup
 from planners.simulate.recorder import Recorder
 from planners.simulate.requests import Request
-from planners.simulate.result_types import Curve, Distribution, ServerResult, SimulationResult
+from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 from planners.simulate.servers import Server
 
 NS = 1_000_000_000
@@ -89,7 +89,7 @@ def is_good(request: Request, slo: ServiceLevels) -> bool:
     )
 
 
-def curve(key: str, recorder: Recorder, numbers: range, blocks: int, end: int) -> Curve:
+def curve(key: str, recorder: Recorder, numbers: range, blocks: int, end: int) -> TimeSeries:
     """The state of the servers `numbers` at `POINTS` evenly spaced times from 0 to `end`."""
     current = dict.fromkeys(numbers, (0, 0, 0))
     rows = zip(*recorder.states, strict=True)
@@ -108,10 +108,12 @@ def curve(key: str, recorder: Recorder, numbers: range, blocks: int, end: int) -
         running.append(sum(state[0] for state in current.values()))
         waiting.append(sum(state[1] for state in current.values()))
         used.append(sum(state[2] for state in current.values()) / max(blocks, 1))
-    return Curve(key=key, seconds=tuple(seconds), running=tuple(running), waiting=tuple(waiting), cache_use=tuple(used))
+    return TimeSeries(
+        key=key, seconds=tuple(seconds), running=tuple(running), waiting=tuple(waiting), cache_use=tuple(used)
+    )
 
 
-def server_result(server: Server, cluster: Cluster, recorder: Recorder, end: int) -> ServerResult:
+def server_result(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: int) -> ServerResult:
     """Figures of one model's servers."""
     ranks = [rank for replica in cluster.replicas for rank in replica.ranks]
     numbers = {replica.number for replica in cluster.replicas}
@@ -153,7 +155,7 @@ def summarize(
     scenario: Scenario,
     requests: Sequence[Request],
     recorder: Recorder,
-    servers: Sequence[tuple[Server, Cluster]],
+    servers: Sequence[tuple[Server, ReplicaGroup]],
     span: Span,
 ) -> SimulationResult:
     """The figures of a simulation that has ended."""
@@ -195,13 +197,13 @@ def summarize(
     )
 
 
-def _curve_of(server: Server, cluster: Cluster, recorder: Recorder, end: int) -> Curve:
+def _curve_of(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: int) -> TimeSeries:
     first = cluster.replicas[0].number
     blocks = server.blocks_per_rank * server.num_ranks * len(cluster.replicas)
     return curve(server.key, recorder, range(first, first + len(cluster.replicas)), blocks, end)
 
 
-def _usd(servers: Sequence[tuple[Server, Cluster]], seconds: float) -> float | None:
+def _usd(servers: Sequence[tuple[Server, ReplicaGroup]], seconds: float) -> float | None:
     """Dollars of all GPUs over the time; None where a price is not given."""
     total = 0.0
     for server, cluster in servers:

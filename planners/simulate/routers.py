@@ -6,7 +6,7 @@ from planners.simulate.replica import Replica
 from planners.simulate.requests import Request
 
 
-class Router(Protocol):
+class RequestRouter(Protocol):
     """A rule that chooses a replica."""
 
     def choose(self, request: Request, replicas: list[Replica]) -> Replica:

@@ -10,7 +10,7 @@ from l4spec.graph.build import build_graph
 from l4spec.spec.parse import place_of
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scenario.references import LoadedScenario
-from planners.simulate.cluster import Clock, Cluster
+from planners.simulate.cluster import EventClock, ReplicaGroup
 from planners.simulate.recorder import Recorder
 from planners.simulate.requests import Request
 from planners.simulate.result_types import SimulationResult
@@ -38,9 +38,9 @@ class Simulation:
         self.loaded = loaded
         self.scenario = loaded.scenario
         self.servers = planned_servers(loaded) if servers is None else servers
-        self.clock = Clock()
+        self.clock = EventClock()
         self.recorder = Recorder()
-        self.clusters: dict[str, Cluster] = {}
+        self.clusters: dict[str, ReplicaGroup] = {}
         self.num_finished = 0
         self.in_system = 0
         self.area = 0
@@ -51,7 +51,7 @@ class Simulation:
             count = model.replicas
             replicas = [server.replica(number + index, self.recorder) for index in range(count)]
             number += count
-            self.clusters[key] = Cluster(self.clock, replicas, ROUTERS[model.router](), self)
+            self.clusters[key] = ReplicaGroup(self.clock, replicas, ROUTERS[model.router](), self)
         self.source = self._source()
 
     def run(self, *, time_limit: float | None = None, progress: Progress | None = None) -> Outcome:

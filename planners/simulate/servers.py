@@ -24,9 +24,9 @@ from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
 from planners.simulate.replica import Replica
 from planners.simulate.settings import POLICIES, merged, settings_of
-from planners.simulate.times.interface import FixedTimes, StepTimes
+from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 from planners.simulate.times.kernel_tables import read_kernels
-from planners.simulate.times.kernels import KernelTimes
+from planners.simulate.times.kernels import KernelStepTimes
 from planners.simulate.times.planned import PlannedTimes
 from planners.timing.machine import Machine
 from planners.timing.step import step_model
@@ -171,10 +171,10 @@ def _times(
 ) -> StepTimes:
     times = model.times
     if isinstance(times, FixedTimesSpec):
-        return FixedTimes(times.step, times.per_token)
+        return ConstantStepTimes(times.step, times.per_token)
     if isinstance(times, KernelTimesSpec):
         tables = read_kernels(find(times.path), layout.tp)
-        return KernelTimes(tables, graph.num_layers, overhead=times.step_overhead)
+        return KernelStepTimes(tables, graph.num_layers, overhead=times.step_overhead)
     assert deployment.cluster is not None
     cluster = deployment.cluster
     stepped = step_model(

@@ -87,9 +87,9 @@ def most_throughput(model: StepModel, load: Load) -> Served:
     tried = load.capacity
     while tried > 8:
         tried /= 2
-        found = serve(model, Load(load.prompt, load.output, tried, tried, server=load.server))
-        if found.requests_per_second > best.requests_per_second:
-            best = found
+        served = serve(model, Load(load.prompt, load.output, tried, tried, server=load.server))
+        if served.requests_per_second > best.requests_per_second:
+            best = served
     return best
 
 
@@ -101,8 +101,8 @@ def open_loop(model: StepModel, load: Load, rate: float) -> Served:
     running, served = 1.0, serve(model, load)
     for _ in range(40):
         served = serve(model, Load(load.prompt, load.output, running, load.capacity, None, load.server))
-        wanted = rate * (served.ttft + load.output * served.tpot)
-        following = min(max(1.0, wanted), load.capacity)
+        concurrency = rate * (served.ttft + load.output * served.tpot)
+        following = min(max(1.0, concurrency), load.capacity)
         if abs(following - running) < 1e-3 * running:
             break
         running = (running + following) / 2

@@ -1,6 +1,6 @@
 """The fitted half of an estimate: what share of its peaks an engine reaches, and what it spends besides.
 
-One YAML file per engine in `planners/catalog/efficiency`, written by `python -m planners.latency.fit` from published
+One YAML file per engine in `planners/catalog/efficiency`, written by `python -m planners.evidence` from published
 measurements that are marked for calibration. No number here is a guess, and none was fitted on a row marked `test`.
 """
 

@@ -124,10 +124,10 @@ def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
 
 def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
     notes = []
-    hardware, found = model.machine.hardware.name, model.efficiency
-    if found is not None and hardware not in found.hardware:
+    hardware, factors = model.machine.hardware.name, model.efficiency
+    if factors is not None and hardware not in factors.hardware:
         notes.append(
-            f"{found.name}'s factors were fitted on {', '.join(found.hardware)}: an extrapolation to {hardware}"
+            f"{factors.name}'s factors were fitted on {', '.join(factors.hardware)}: an extrapolation to {hardware}"
         )
     if layout.pp > 1:
         notes.append(f"a batch is cut into {layout.pp} micro-batches; sending between stages is not counted")

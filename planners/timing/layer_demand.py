@@ -111,13 +111,13 @@ UNIFORM = Routing()
 def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: int) -> tuple[KindProfile, ...]:
     """Every kind of layer of the language model, in graph order; the degrees tp and ep of `layout` cut its tensors."""
     cut = Layout(tp=layout.tp, ep=layout.ep)
-    found: dict[object, KindProfile] = {}
+    profiles: dict[object, KindProfile] = {}
     for group in graph.groups:
         if group.first.scope == "text":
             kind = _profile_of(graph, group, scheme, cut, kv_dtype_bytes)
             key = (kind.name, id(group.declaration))
-            found[key] = replace(kind, count=found[key].count + kind.count) if key in found else kind
-    return tuple(found.values())
+            profiles[key] = replace(kind, count=profiles[key].count + kind.count) if key in profiles else kind
+    return tuple(profiles.values())
 
 
 def _profile_of(

@@ -27,12 +27,12 @@ class Machine:
 
     def peak(self, dtype: str) -> float | None:
         """FLOP/s in which a matmul of this format runs, by the format itself or by a wider one; None if unpublished."""
-        found: str | None = dtype
-        while found is not None:
-            peak = getattr(self.hardware.peaks, found)
+        dtype_in_use: str | None = dtype
+        while dtype_in_use is not None:
+            peak = getattr(self.hardware.peaks, dtype_in_use)
             if peak is not None:
                 return float(peak.value)
-            found = _FALLBACK.get(found)
+            dtype_in_use = _FALLBACK.get(dtype_in_use)
         return None
 
     def link(self, span: int) -> float | None:
@@ -41,8 +41,8 @@ class Machine:
         A group inside one host talks over its inner links, a wider one at the pace of the network between hosts.
         """
         links = self.hardware.links
-        found = links.intra_host if span <= self.host_size else links.inter_host
-        return None if found is None else float(found.value)
+        fabric = links.intra_host if span <= self.host_size else links.inter_host
+        return None if fabric is None else float(fabric.value)
 
 
 @lru_cache(maxsize=256)

@@ -29,7 +29,7 @@ def read_routing(path: str | None, graph: LayerGraph) -> Routing:
         counts = {load["layer"]: tuple(map(_count, load["choices_per_expert"])) for load in loads}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError([Problem(f"{path} holds no expert load: {_EXPECTED}", path="routing")]) from None
-    problems = [problem for layer, found in counts.items() for problem in _problems(graph, str(layer), found)]
+    problems = [problem for layer, row in counts.items() for problem in _problems(graph, str(layer), row)]
     if not counts:
         problems.append(Problem(f"{path} names no layer: {_EXPECTED} of a mixture of experts", path="routing"))
     if problems:

@@ -35,14 +35,14 @@ _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class ResourceSeconds:
     """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
 
     `blocks` counts blocks (an attention and a feed-forward layer are half a block each), `moe_blocks` those whose
     feed-forward is routed.
     """
 
-    held: float = 0.0
+    weight_read: float = 0.0
     cached: float = 0.0
     matmul: float = 0.0
     attention: float = 0.0
@@ -51,9 +51,9 @@ class Use:
     blocks: float = 0.0
     moe_blocks: float = 0.0
 
-    def __add__(self, other: "Use") -> "Use":
-        return Use(
-            self.held + other.held,
+    def __add__(self, other: "ResourceSeconds") -> "ResourceSeconds":
+        return ResourceSeconds(
+            self.weight_read + other.weight_read,
             self.cached + other.cached,
             self.matmul + other.matmul,
             self.attention + other.attention,
@@ -63,26 +63,26 @@ class Use:
             self.moe_blocks + other.moe_blocks,
         )
 
-    def estimate(self, found: ServingEfficiency, wide: bool) -> float:
+    def estimate(self, factors: ServingEfficiency, wide: bool) -> float:
         """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
         return (
-            self.held / found.memory
-            + self.cached / found.cache
-            + self.matmul / found.compute
-            + self.attention / found.attention
-            + self.links / found.links
-            + self.collectives * found.collective
-            + self.blocks * (found.layer + (found.wide_layer if wide else 0.0))
-            + self.moe_blocks * (found.moe_layer - found.layer)
+            self.weight_read / factors.memory
+            + self.cached / factors.cache
+            + self.matmul / factors.compute
+            + self.attention / factors.attention
+            + self.links / factors.links
+            + self.collectives * factors.collective
+            + self.blocks * (factors.layer + (factors.wide_layer if wide else 0.0))
+            + self.moe_blocks * (factors.moe_layer - factors.layer)
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class UnitCosts:
     """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
 
     kind: KindProfile
-    held: float
+    weight_read: float
     expert: float
     cached_token: float
     matmul_row: float
@@ -93,11 +93,11 @@ class Rates:
     blocks: float
     moe_blocks: float
 
-    def use(self, step: Step, ep: int, routing: Routing) -> Use:
+    def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
         """What these layers use in a step."""
         rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
-        return Use(
-            self.held + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
+        return ResourceSeconds(
+            self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
             cached * self.cached_token,
             rows * self.matmul_row,
             pairs * self.pair,
@@ -176,7 +176,7 @@ class StepModel:
     kv_dtype_bytes: int
     efficiency: ServingEfficiency | None
     routing: Routing = UNIFORM
-    totals: dict[Step, Use] = field(default_factory=dict)
+    totals: dict[Step, ResourceSeconds] = field(default_factory=dict)
     """What steps use in all, kept because searches and fits ask for the same steps again."""
 
     @cached_property
@@ -185,7 +185,7 @@ class StepModel:
         return profile(self.graph, self.scheme, self.layout, self.kv_dtype_bytes)
 
     @cached_property
-    def rates(self) -> tuple[Rates, ...]:
+    def rates(self) -> tuple[UnitCosts, ...]:
         """Every kind's rates on this machine. `unknown` must be None."""
         return tuple(self._rates(kind) for kind in self.kinds)
 
@@ -195,21 +195,21 @@ class StepModel:
         dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
         return missing(self.machine, self.layout, dtypes)
 
-    def uses(self, step: Step) -> tuple[Use, ...]:
+    def uses(self, step: Step) -> tuple[ResourceSeconds, ...]:
         """What every kind of layer uses in a step."""
         return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
 
     def time(self, step: Step, *, server: bool = True) -> StepTime:
         """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
-        found, wide, uses = self.efficiency, self._wide(step), self.uses(step)
+        factors, wide, uses = self.efficiency, self._wide(step), self.uses(step)
         times = tuple(
             KindTime(
                 kind.name,
                 kind.count,
                 use.matmul + use.attention,
-                use.held + use.cached,
+                use.weight_read + use.cached,
                 use.links,
-                None if found is None else use.estimate(found, wide),
+                None if factors is None else use.estimate(factors, wide),
             )
             for kind, use in zip(self.kinds, uses, strict=True)
         )
@@ -223,7 +223,7 @@ class StepModel:
         if total is None:
             if len(self.totals) >= MOST_TOTALS:
                 self.totals.clear()
-            total = self.totals[step] = sum(self.uses(step), Use())
+            total = self.totals[step] = sum(self.uses(step), ResourceSeconds())
         return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
 
     def _wide(self, step: Step) -> bool:
@@ -231,18 +231,18 @@ class StepModel:
 
     def _host(self, step: Step, server: bool) -> float:
         """Seconds between steps below which the host cannot go."""
-        found = self.efficiency
-        if found is None or not server or not step.decode:
+        factors = self.efficiency
+        if factors is None or not server or not step.decode:
             return 0.0
-        return found.host_step + found.host_sequence * step.decode
+        return factors.host_step + factors.host_sequence * step.decode
 
-    def _rates(self, kind: KindProfile) -> Rates:
+    def _rates(self, kind: KindProfile) -> UnitCosts:
         bandwidth, count = self.machine.bandwidth, kind.count
         in_block = kind.name.startswith(("attention", "ffn"))
         seconds, calls = self._sent.get((kind.name, id(kind.group.declaration)), (0.0, 0))
-        return Rates(
+        return UnitCosts(
             kind=kind,
-            held=count * kind.weight_bytes / bandwidth,
+            weight_read=count * kind.weight_bytes / bandwidth,
             expert=count * kind.expert_bytes / bandwidth,
             cached_token=count * kind.cache_bytes / bandwidth,
             matmul_row=count * sum(flops / self._peak(dtype) for dtype, flops in kind.flops_per_row),

@@ -4,7 +4,7 @@ from math import inf
 
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization as quantization_of
-from planners.collectives.training_traffic import Load, train_traffic
+from planners.collectives.training_traffic import StepTokens, train_traffic
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
@@ -26,8 +26,8 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     """Time, rate, hours and cost of training steps with the plan's layout."""
     train = deployment.setting.train
     assert train is not None
-    found = training_efficiency(machine.hardware.name)
-    model = TrainModel(deployment.graph, scheme_of(quantization_of(train.precision)), machine, found)
+    factors = training_efficiency(machine.hardware.name)
+    model = TrainModel(deployment.graph, scheme_of(quantization_of(train.precision)), machine, factors)
     if machine.peak(train.precision) is None:
         return Latency(reason=f"no dense {train.precision} peak is published for {machine.hardware.name}")
     load = TrainLoad(
@@ -42,22 +42,22 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         recompute=1.0 if train.checkpointing == "full" else 0.0,
     )
     time = model.time(load)
-    fitted = found is not None and time.estimate is not None
-    what = "training runs" if found is None else f"training runs in {train.precision}"
+    fitted = factors is not None and time.estimate is not None
+    what = "training runs" if factors is None else f"training runs in {train.precision}"
     section = Latency(
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
         train=step_latency(time),
         step_time_bound_seconds=time.bound,
         notes=(_HIDDEN, *(_CASTS if train.precision == "fp8" else ())),
     )
-    if found is None or not fitted:
+    if factors is None or not fitted:
         return section
-    beyond = _beyond(found, layout.num_devices, train.precision)
+    beyond = _beyond(factors, layout.num_devices, train.precision)
     waited = _data_parallel_seconds(deployment, machine, layout)
     seconds = max(time.estimate or 0.0, waited)
     hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate or 0.0) else section.notes
-    told = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
-    return section.model_copy(update=told | _trained(model, found, load, seconds, deployment.request))
+    remarks = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
+    return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
 
 
 def _data_parallel_seconds(deployment: Deployment, machine: Machine, layout: Layout) -> float:
@@ -65,26 +65,27 @@ def _data_parallel_seconds(deployment: Deployment, machine: Machine, layout: Lay
     setting = deployment.setting
     train = setting.train
     assert train is not None
-    load = Load.of(train, layout, deployment.context, deployment.batch)
-    found = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
-    rows = train_traffic(setting.graph, train, layout, load, found, machine.host_size).rows
+    load = StepTokens.of(train, layout, deployment.context, deployment.batch)
+    stage_list = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+    rows = train_traffic(setting.graph, train, layout, load, stage_list, machine.host_size).rows
     inner, outer = machine.link(1) or inf, machine.link(machine.host_size + 1) or inf
     shared = [row for row in rows if row.axis in ("dp", "dp_ep")]
     return sum((row.intra_host_bytes or 0) / inner + (row.inter_host_bytes or 0) / outer for row in shared)
 
 
-def _beyond(found: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:
+def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:
     """What the estimate extrapolates: more devices than any fitted run had."""
-    most = found.most_devices.get(precision)
+    most = factors.most_devices.get(precision)
     if most is None or num_devices <= most:
         return ()
     return (
-        f"fitted on {precision} runs of at most {most:,} devices: {num_devices:,} are an extrapolation ({found.name})",
+        f"fitted on {precision} runs of at most {most:,} devices: "
+        f"{num_devices:,} are an extrapolation ({factors.name})",
     )
 
 
 def _trained(
-    model: TrainModel, found: TrainingEfficiency, load: TrainLoad, seconds: float, request: PlanRequest
+    model: TrainModel, factors: TrainingEfficiency, load: TrainLoad, seconds: float, request: PlanRequest
 ) -> dict[str, object]:
     flops = count_flops(model.graph, context=load.length, batch=load.sequences).train_step
     rate = flops / seconds / load.num_devices
@@ -94,7 +95,7 @@ def _trained(
         hours = request.train_tokens / tokens_per_second * load.num_devices / _SECONDS_PER_HOUR
     price = request.usd_per_gpu_hour
     return {
-        "factors": found.name,
+        "factors": factors.name,
         "step_time_seconds": seconds,
         "mfu": rate / (model.machine.peak(model.scheme.table.compute_dtype) or 1.0),
         "model_flops_per_second_per_gpu": rate,
@@ -103,6 +104,6 @@ def _trained(
         "gpu_hours": hours,
         "usd_per_gpu_hour": price,
         "usd": None if hours is None or price is None else hours * price,
-        "errors": latency_errors(found.errors),
-        "sources": (found.source,),
+        "errors": latency_errors(factors.errors),
+        "sources": (factors.source,),
     }

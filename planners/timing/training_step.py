@@ -11,7 +11,7 @@ from functools import lru_cache
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import Collective
-from planners.collectives.training_traffic import Load, exchanges, reductions
+from planners.collectives.training_traffic import StepTokens, exchanges, reductions
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
 from planners.timing.efficiency import TrainingEfficiency
@@ -101,13 +101,13 @@ class TrainModel:
         compute = {dtype: flops / self._peak(dtype) for dtype, flops in matmuls}
         scores = attention / self._peak(ATTENTION_DTYPE)
         memory = moved / self.machine.bandwidth
-        found, estimate = self.efficiency, None
-        if found is not None:
-            factor = found.moe_moved if kind.num_experts else found.moved
+        factors, estimate = self.efficiency, None
+        if factors is not None:
+            factor = factors.moe_moved if kind.num_experts else factors.moved
             shares = [(seconds, self._share(dtype, load)) for dtype, seconds in compute.items()]
             if all(share is not None for _, share in shares):
                 estimate = sum(seconds / share for seconds, share in shares if share)
-                estimate += scores / found.attention + memory * factor
+                estimate += scores / factors.attention + memory * factor
         return KindTime(kind.name, kind.count, sum(compute.values()) + scores, memory, 0.0, estimate)
 
     def _share(self, dtype: str, load: TrainLoad) -> float | None:
@@ -123,11 +123,11 @@ class TrainModel:
 
     def _besides(self, load: TrainLoad, busy: float) -> float:
         """Exposed communication, the bubble and the trainer's factor, in seconds above `busy`."""
-        found = self.efficiency
-        assert found is not None
+        factors = self.efficiency
+        assert factors is not None
         sent = communication_seconds(self.graph, self.machine, load)
-        exposed = busy + found.tp * sent["tp"] + found.ep * sent["ep"] + found.cp * sent["cp"]
-        return exposed * (1 + load.bubble) * found.trainers.get(load.trainer, 1.0) - busy
+        exposed = busy + factors.tp * sent["tp"] + factors.ep * sent["ep"] + factors.cp * sent["cp"]
+        return exposed * (1 + load.bubble) * factors.trainers.get(load.trainer, 1.0) - busy
 
 
 def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) -> dict[str, float]:
@@ -154,8 +154,8 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
     return seconds
 
 
-_SOME = Load(tokens=1024, micro_batches=1)
-"""Payloads are proportional to tokens; these are enough for fractional experts a token."""
+_SOME = StepTokens(tokens=1024, micro_batches=1)
+"""Payloads are proportional to tokens; these are enough for fractional experts per token."""
 
 
 def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], load: TrainLoad) -> float:

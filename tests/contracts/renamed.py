@@ -28,7 +28,7 @@ from planners.catalog import quantization
 from planners.module.activation_ledger import activation_bytes
 from planners.module.executed import executed_rows
 from planners.module.runtime_collectives import Pass, forward_on_rank, training_on_rank
-from planners.module.runtime_rank import executed_on_rank, held_on_rank, stage_on_rank
+from planners.module.runtime_rank import executed_on_rank, stage_on_rank, weights_on_rank
 from planners.module.step_time import EagerModel
 from tests.contracts.kinds_everywhere import GRAPHS, RENAMED
 from tests.planners.module.made_up import made_up
@@ -94,7 +94,7 @@ def shards(graph: LayerGraph) -> Iterator[Any]:
             place = place_of(layout, rank)
             yield [region_of(node, p, layout, place) for node, p in graph.parameters()]
             yield [cuts_of(node, layout) for node in graph.nodes]
-            yield asdict(held_on_rank(graph, scheme, layout, rank))
+            yield asdict(weights_on_rank(graph, scheme, layout, rank))
             yield [row.flops for row in executed_on_rank(graph, layout, rank, WORK, num_earlier=20 * place.cp)]
             yield forward_on_rank(graph, layout, rank, Pass(WORK, 37, 2))
             stage = stage_on_rank(graph, scheme, layout, place)

@@ -16,9 +16,9 @@ from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.rules import region_of, stage_of
 from planners.catalog import quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
-from planners.device.stages import Stage, every_stage
+from planners.device.stages import PipelineStage, every_stage
 from planners.device.training_state import TrainSetting
 from tests.distributed.anywhere import Case, Found
 from tests.distributed.whole import graph_from
@@ -98,12 +98,12 @@ def check_training(case: Case, ranks: list[Found]) -> None:
 
 
 def planned_step(
-    case: Case, graph: LayerGraph, place: MeshCoordinate, stage: Stage
+    case: Case, graph: LayerGraph, place: MeshCoordinate, stage: PipelineStage
 ) -> tuple[Counter[Key], Counter[Key]]:
     """Bytes and calls of a rank in a step by FSDP (ZeRO 3), nothing recomputed."""
     layout, own = case.layout, case.sequences // case.data_ranks
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=4, micro_batch=own // case.microbatches)
-    load = Load(own * case.tokens, case.microbatches)
+    load = StepTokens(own * case.tokens, case.microbatches)
     sizes, calls = Counter[Key](), Counter[Key]()
     for row in stage_traffic(graph, train, layout, load, stage, None).rows:
         key = TO_EXPERTS if row.collective == "all-to-all" else (merged(row.axis, layout), row.collective)

@@ -12,7 +12,7 @@ from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import TrainSetting
@@ -60,7 +60,7 @@ def planned(name: str, layout: Layout) -> tuple[CollectiveTraffic, ...]:
     graph, own = seeing_nothing(name), SEQUENCES // (layout.dp * layout.ep)
     train = TrainSetting(zero_stage=3, checkpointing="none", micro_batch=own, gradient_bytes=4)
     (stage,) = stages(graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp)
-    return stage_traffic(graph, train, layout, Load.of(train, layout, TOKENS, SEQUENCES), stage, None).rows
+    return stage_traffic(graph, train, layout, StepTokens.of(train, layout, TOKENS, SEQUENCES), stage, None).rows
 
 
 def in_fp32(row: CollectiveTraffic) -> int:

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l4spec.huggingface.pattern import Pattern, Run, compact, laid_out
+from l4spec.huggingface.pattern import Pattern, PatternRun, compact, laid_out
 
 words = st.lists(st.sampled_from("abc"), max_size=80)
 
@@ -21,9 +21,9 @@ def test_a_repeated_pattern_is_found(pattern: list[str], count: int) -> None:
 
 
 def test_scout_and_deepseek_are_written_as_people_say_them() -> None:
-    local, full = Run("local", 3), Run("global", 1)
+    local, full = PatternRun("local", 3), PatternRun("global", 1)
     assert compact((["local"] * 3 + ["global"]) * 12) == (Pattern((local, full), 12),)
-    dense, sparse = Pattern((Run("dense", 1),), 3), Pattern((Run("moe", 1),), 58)
+    dense, sparse = Pattern((PatternRun("dense", 1),), 3), Pattern((PatternRun("moe", 1),), 58)
     assert compact(["dense"] * 3 + ["moe"] * 58) == (dense, sparse)
 
 

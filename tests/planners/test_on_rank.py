@@ -10,13 +10,13 @@ from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.sequence import passed_blocks, runs_of, sent_tokens
 from planners.catalog import quantization
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
 from planners.device.training_state import TrainSetting
 from planners.module.executed import executed_flops
 from planners.module.runtime_collectives import Pass, forward_on_rank, training_on_rank
-from planners.module.runtime_rank import executed_on_rank, held_on_rank, stage_on_rank
+from planners.module.runtime_rank import executed_on_rank, stage_on_rank, weights_on_rank
 
 BF16 = scheme_of(quantization("bf16"))
 
@@ -39,7 +39,7 @@ def test_the_fullest_rank_of_a_stage_is_the_one_that_is_planned(name: str, layou
     graph, fullest = graph_of(name), defaultdict[int, int](int)
     for rank in range(layout.num_devices):
         stage = place_of(layout, rank).pp
-        fullest[stage] = max(fullest[stage], held_on_rank(graph, BF16, layout, rank).weight_bytes)
+        fullest[stage] = max(fullest[stage], weights_on_rank(graph, BF16, layout, rank).weight_bytes)
     planned = every_stage(graph, BF16, layout.tp, layout.ep, layout.pp)
     assert fullest == {stage.index: stage.weights.total_bytes for stage in planned}
 
@@ -71,7 +71,7 @@ def test_where_shards_are_even_ranks_share_what_the_plan_of_training_says(name: 
         training = training_on_rank(graph, layout, rank, stage, step, micro_batches=2)
         train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=4)
         expected: dict[tuple[str, str], int] = defaultdict(int)
-        for row in stage_traffic(graph, train, layout, Load(64, 2), stage, None).rows:
+        for row in stage_traffic(graph, train, layout, StepTokens(64, 2), stage, None).rows:
             if row.collective in ("all-gather", "reduce-scatter", "send"):
                 expected[layout.data_axis if row.axis == "dp_ep" else row.axis, row.collective] += row.payload_bytes
         assert expected

@@ -17,7 +17,7 @@ from l4spec.runtime.module_inventory import contents_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.scale import parse_scale, scale_spec
 from planners.catalog import engine, quantization
-from planners.counts.cost_sheet import Workload, cost
+from planners.counts.cost_sheet import PassTokens, cost
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of, weigh
@@ -111,7 +111,7 @@ def test_the_mathematics_never_need_more_flops_than_are_run(
     graph: LayerGraph, length: int, past: int, batch: int, phase: str
 ) -> None:
     work = Work(batch, length, 0 if phase == "train" else past, phase=phase)  # type: ignore[arg-type]
-    needed = {id(row.group.first): row.flops for row in cost(graph, Workload(work)).rows}
+    needed = {id(row.group.first): row.flops for row in cost(graph, PassTokens(work)).rows}
     for row in executed_rows(graph, work):
         assert needed[id(row.group.first)] <= row.group.count * row.forward_flops
 

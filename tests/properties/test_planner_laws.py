@@ -22,7 +22,7 @@ from l4spec.sharding.rules import (
     split_layers,
 )
 from planners.catalog import engine, quantization, shipped_names
-from planners.counts.cost_sheet import Workload, cost
+from planners.counts.cost_sheet import PassTokens, cost
 from planners.counts.flops import count_flops, model_flops
 from planners.counts.kv_cache import cache_bytes, model_rows, plan_cache
 from planners.counts.params import count_params
@@ -220,7 +220,7 @@ def test_a_prompt_in_pieces_costs_what_it_costs_whole(graph: LayerGraph, pieces:
 def test_flops_are_those_of_the_whole_cost_sheet(graph: LayerGraph, tokens: int, batch: int, num_tiles: int) -> None:
     work = Work(batch, tokens)
     tiles = num_tiles if graph.model.vision else 0
-    assert model_flops(graph, work, tiles) == cost(graph, Workload(work, tiles)).flops
+    assert model_flops(graph, work, tiles) == cost(graph, PassTokens(work, tiles)).flops
     assert count_flops(graph, context=tokens, batch=batch).train_step == 3 * model_flops(graph, work)
 
 

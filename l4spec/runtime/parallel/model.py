@@ -12,7 +12,7 @@ from l4spec.layers.common.modules import LayerModule
 from l4spec.layers.common.parallel import Axis, gather
 from l4spec.layers.lm_head.parallel import VocabHead
 from l4spec.runtime.cache import Cache, require_cacheable
-from l4spec.runtime.layout import Batch, align
+from l4spec.runtime.layout import TokenBatch, align
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.mesh import Mesh
@@ -108,7 +108,7 @@ class RankModel(Model):
         return self._logits(context, batch, hidden, "all") if self.has_head else hidden
 
     def _forward(
-        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+        self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
         if self.line.pp.size == 1:
             return super()._forward(batch, image_features, cache, logits)
@@ -116,7 +116,7 @@ class RankModel(Model):
             return self._through_line(batch, image_features, cache, logits)
 
     def _through_line(
-        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+        self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
         context, entering = self._context(batch, image_features, cache), batch.input_ids
         if not self.line.is_first:

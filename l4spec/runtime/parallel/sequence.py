@@ -10,7 +10,7 @@ from l4spec.errors import UserError
 from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.parallel import gather, sum_over
 from l4spec.runtime.cache import Cache, new_cache
-from l4spec.runtime.layout import Batch
+from l4spec.runtime.layout import TokenBatch
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.sharding.sequence import longest_run, runs_of, short_reason
 
@@ -67,7 +67,7 @@ class PrefillModel(RankModel):
         self._refuse("losses with cp are not there yet")
 
     def _forward(
-        self, batch: Batch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
+        self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]
     ) -> Tensor:
         own = self._own_batch(batch, cache)
         if image_features is not None:
@@ -82,7 +82,7 @@ class PrefillModel(RankModel):
         cp = self.mesh.axis("cp")
         return sum_over(result if cp.index == cp.size - 1 else torch.zeros_like(result), cp)
 
-    def _own_batch(self, batch: Batch, cache: Cache | None) -> Batch:
+    def _own_batch(self, batch: TokenBatch, cache: Cache | None) -> TokenBatch:
         """Of whole sequences this rank's tokens, which stand after those of earlier ranks."""
         layout = batch.layout
         if not layout.is_uniform or layout.num_new is not None:
@@ -94,7 +94,7 @@ class PrefillModel(RankModel):
         own = runs[self.mesh.place.cp]
         columns = slice(own.start, own.stop)
         here = replace(layout, num_tokens=len(own), start=own.start, positions=layout.positions[columns], runs=runs)
-        return Batch(batch.input_ids[:, columns], here)
+        return TokenBatch(batch.input_ids[:, columns], here)
 
     def _refuse(self, what: str, hint: str = "leave cp out") -> NoReturn:
         raise UserError(f"{self.mesh.layout}: {what}", hint=hint)

@@ -53,7 +53,7 @@ class CacheLaw:
         """Of `blocks(tokens)`, those that local groups have given back once the tokens are computed."""
         return sum(group.count * (group.unreachable(tokens) // self.block_size) for group in self.local)
 
-    def held(self, tokens: int) -> int:
+    def kept_blocks(self, tokens: int) -> int:
         """Blocks that a sequence of `tokens` computed tokens keeps."""
         return self.blocks(tokens) - self.released(tokens) + self.pages
 

@@ -55,7 +55,9 @@ class Policy(ABC):
         total = request.prompt + request.output
         if longest is not None and total > longest:
             return f"{total:,} tokens are more than max_model_len ({longest:,})"
-        needed = rank.pool.law.held(total) if not rank.pool.law.local else rank.pool.law.held(request.prompt)
+        needed = (
+            rank.pool.law.kept_blocks(total) if not rank.pool.law.local else rank.pool.law.kept_blocks(request.prompt)
+        )
         if needed > rank.pool.capacity:
             return f"{total:,} tokens need {needed:,} blocks, the cache has {rank.pool.capacity:,}"
         return None

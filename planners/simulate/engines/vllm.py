@@ -6,7 +6,7 @@ which computes its tokens anew later, from what is still cached. Only in steps w
 admitted, in order, while budget, sequences and blocks last: a whole prompt must fit besides what is taken, though its
 blocks are taken chunk by chunk.
 
-Left out: the budget of image encoders, LoRA, and that a decode behind a begun prompt in the list may find the budget
+Left out: the budget of image encoders, LoRA, and that a decode after a begun prompt in the list may find the budget
 used up.
 """
 

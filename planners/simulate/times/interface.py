@@ -7,7 +7,7 @@ from typing import Protocol
 
 @dataclass(slots=True)
 class Chunk:
-    """`new` tokens of a prompt that follow `cached` ones; `last` tells that a token is sampled behind them."""
+    """`new` tokens of a prompt that follow `cached` ones; `last` tells that a token is sampled after them."""
 
     new: int
     cached: int
@@ -15,7 +15,7 @@ class Chunk:
 
 
 @dataclass(slots=True)
-class Batch:
+class StepBatch:
     """The work of one rank in a step.
 
     `decode` sequences bring one token each and read `context` tokens in all, their own included; `checked` is how many
@@ -52,12 +52,12 @@ class StepTimes(Protocol):
         """Time in which a front end handles a request before it reaches the scheduler."""
         ...
 
-    def seconds(self, batches: Sequence[Batch]) -> float:
+    def seconds(self, batches: Sequence[StepBatch]) -> float:
         """Seconds from the start of a step to the next one, with one batch for each rank of the replica."""
         ...
 
 
-class FixedTimes:
+class ConstantStepTimes:
     """Every step takes `step` seconds and `per_token` for each new token of its fullest rank."""
 
     def __init__(self, step: float, per_token: float = 0.0) -> None:
@@ -73,6 +73,6 @@ class FixedTimes:
         """None."""
         return 0.0
 
-    def seconds(self, batches: Sequence[Batch]) -> float:
+    def seconds(self, batches: Sequence[StepBatch]) -> float:
         """The fixed time."""
         return self.step + self.per_token * max(batch.tokens for batch in batches)

@@ -159,12 +159,13 @@ def _moe(path: Path) -> dict[tuple[float, ...], float]:
 
 
 def _curves(path: Path, axis: str) -> dict[str, Curve]:
-    found: dict[str, dict[float, float]] = {}
+    by_case: dict[str, dict[float, float]] = {}
     for line, row in _lines(path, ("layer", axis, "time_us")):
         layer, x, time = row
-        found.setdefault(layer, {})[_number(path, line, x)] = _number(path, line, time)
+        by_case.setdefault(layer, {})[_number(path, line, x)] = _number(path, line, time)
     return {
-        layer: Curve(tuple(sorted(points)), tuple(points[x] for x in sorted(points))) for layer, points in found.items()
+        layer: Curve(tuple(sorted(points)), tuple(points[x] for x in sorted(points)))
+        for layer, points in by_case.items()
     }
 
 

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planners.simulate.times.interface import Batch, Chunk
+from planners.simulate.times.interface import Chunk, StepBatch
 from planners.simulate.times.kernel_tables import KernelTables
 
 _ONCE = ("embedding", "final_layernorm")
@@ -35,7 +35,7 @@ class RoutedLayers:
     exchange_seconds: Callable[[int], float] = lambda tokens: 0.0
 
 
-class KernelTimes:
+class KernelStepTimes:
     """Seconds of steps of a model with `layers` equal layers, from its kernel tables."""
 
     def __init__(
@@ -60,12 +60,12 @@ class KernelTimes:
         """None: tables of kernels know nothing of a front end."""
         return 0.0
 
-    def seconds(self, batches: Sequence[Batch]) -> float:
+    def seconds(self, batches: Sequence[StepBatch]) -> float:
         """The slowest rank's kernels, and the experts that all ranks share."""
         slowest = max(self._rank(batch) for batch in batches)
         return slowest + self._experts(batches) + self.overhead
 
-    def _rank(self, batch: Batch) -> float:
+    def _rank(self, batch: StepBatch) -> float:
         """Seconds of everything but routed experts."""
         tokens = padded(batch.tokens)
         micro = self._of_tokens(tokens) + self.layers * self._attention(batch)
@@ -84,7 +84,7 @@ class KernelTimes:
             self._dense[tokens] = known
         return known
 
-    def _attention(self, batch: Batch) -> float:
+    def _attention(self, batch: StepBatch) -> float:
         """Microseconds of one layer's attention.
 
         The table knows one chunk beside decodes. Of several chunks the costliest stands for it, and each other one adds
@@ -105,7 +105,7 @@ class KernelTimes:
     def _beside(self, chunk: Chunk, decode: int, mean: float) -> float:
         return self.tables.mixed.at((chunk.new, chunk.cached, decode, mean))
 
-    def _experts(self, batches: Sequence[Batch]) -> float:
+    def _experts(self, batches: Sequence[StepBatch]) -> float:
         """Seconds of the routed layers: all ranks' tokens choose among all ranks' experts."""
         if self.tables.moe is None or self.routed is None:
             return 0.0
@@ -125,4 +125,4 @@ def padded(tokens: int) -> int:
     return GRAPH_SIZES[bisect_left(GRAPH_SIZES, tokens)]
 
 
-__all__ = ["GRAPH_SIZES", "KernelTimes", "RoutedLayers", "padded"]
+__all__ = ["GRAPH_SIZES", "KernelStepTimes", "RoutedLayers", "padded"]

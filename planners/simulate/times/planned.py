@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from l4spec.errors import Problem, UserError
-from planners.simulate.times.interface import Batch
+from planners.simulate.times.interface import StepBatch
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -27,15 +27,15 @@ class PlannedTimes:
     @property
     def basis(self) -> tuple[str, ...]:
         """Factors, their source and errors, and what they extrapolate from."""
-        hardware, found = self.model.machine.hardware.name, self.factors
-        lines = [f"planner's step model with {found.name}'s factors ({found.source})"]
-        for error in found.errors:
+        hardware, factors = self.model.machine.hardware.name, self.factors
+        lines = [f"planner's step model with {factors.name}'s factors ({factors.source})"]
+        for error in factors.errors:
             lines.append(
                 f"{error.metric} of closed loops: median error {error.median:.0%}, p90 {error.p90:.0%} "
                 f"on {error.num_rows} published rows that the fit did not see"
             )
-        if hardware not in found.hardware:
-            lines.append(f"the factors were fitted on {', '.join(found.hardware)}: an extrapolation to {hardware}")
+        if hardware not in factors.hardware:
+            lines.append(f"the factors were fitted on {', '.join(factors.hardware)}: an extrapolation to {hardware}")
         return tuple(lines)
 
     @property
@@ -43,12 +43,12 @@ class PlannedTimes:
         """What the front end takes before a request reaches the scheduler."""
         return self.factors.request
 
-    def seconds(self, batches: Sequence[Batch]) -> float:
+    def seconds(self, batches: Sequence[StepBatch]) -> float:
         """The step of the slowest rank: the others wait for it at the experts."""
         return max(self.model.seconds(step_of(batch)) for batch in batches if batch.tokens)
 
 
-def step_of(batch: Batch) -> Step:
+def step_of(batch: StepBatch) -> Step:
     """The planner's step for a batch."""
     prompt = sum(chunk.new for chunk in batch.chunks)
     length = cached = 0.0

@@ -170,19 +170,19 @@ class Drawn(Source):
         return round((self._thinks.expovariate(1 / mean) if exponential else mean) * NS)
 
     def _next_turn(self, last: Request, now: int) -> None:
-        turns, said = self._left.pop(last.session)
+        turns, turn = self._left.pop(last.session)
         if last.outcome != "finished" or not self._more():
             return
         request = self._request(now)
         request.session = last.session
-        request.prompt += said
+        request.prompt += turn
         self._continue_path(request, last)
         if turns > 1:
             self._left[request.session] = (turns - 1, request.prompt + request.output)
         self._arrive(request)
 
     def _continue_path(self, request: Request, last: Request) -> None:
-        """All that was said, then new text: the ids go on behind the last turn's."""
+        """All that was said, then new text: the ids go on after the last turn's."""
         blocks = request.prompt // self.contents.block
         grown = last.tail + blocks - last.path_blocks
         if last.path and last.path[-1][1] == last.tail:

@@ -6,7 +6,7 @@ from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
 from planners.device.training_state import TrainSetting
@@ -100,7 +100,7 @@ def test_a_training_step_is_timed_by_the_activations_that_are_planned(
 ) -> None:
     """Ranks of tp send routed tokens once together (sequence parallelism), where the plan's rank sends all of them."""
     train, sequences, length = TrainSetting(checkpointing=checkpointing), layout.num_devices, 256
-    load = Load.of(train, layout, length, sequences)
+    load = StepTokens.of(train, layout, length, sequences)
     (stage,) = every_stage(graph(name), BF16, layout.tp, layout.ep, 1)
     rows = stage_traffic(graph(name), train, layout, load, stage, 8).rows
     inner, outer = machine(8).link(1), machine(8).link(9)
@@ -129,7 +129,7 @@ def test_a_rank_counts_the_activations_that_are_planned_for_training(layout: Lay
     for place in range(layout.pp):
         rank = layout.num_devices // layout.pp * place
         stage = every_stage(model, BF16, layout.tp, layout.ep, layout.pp)[place]
-        rows = stage_traffic(model, train, layout, Load(work.num_tokens, 2), stage, None).rows
+        rows = stage_traffic(model, train, layout, StepTokens(work.num_tokens, 2), stage, None).rows
         counted = training_on_rank(model, layout, rank, stage, Pass(work, 8, 2), 2)
         planned = sum(row.payload_bytes for row in rows if row.axis == "tp")
         handed = counted.get(("tp", "all-reduce"))

@@ -7,7 +7,7 @@ import pytest
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import Load, stage_traffic
+from planners.collectives.training_traffic import StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import TrainSetting
@@ -30,7 +30,7 @@ def sent(
     context: int = 1024,
 ) -> dict[tuple[str, str], CollectiveTraffic]:
     model = graph(name)
-    load = Load.of(train, layout, context, batch)
+    load = StepTokens.of(train, layout, context, batch)
     result = stages(model, BF16, layout.tp, layout.ep, layout.pp)
     rows = stage_traffic(model, train, layout, load, result[stage], 8).rows
     assert len({(row.axis, row.what) for row in rows}) == len(rows)

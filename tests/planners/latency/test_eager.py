@@ -11,14 +11,16 @@ import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from planners.catalog.cpu_profile import EagerTimes, Grid, Residency
+from planners.catalog.cpu_profile import EagerTimes, Residency, SizeGrid
 from planners.module.step_time import EagerModel
 from planners.module.time_table import seconds_at, share_from_memory
 from planners.plan import plan
 from tests.planners.module.made_up import AXES, made_up
 from tests.strategies import graphs
 
-GRID = Grid(axes=((1, 4, 16), (2, 8)), seconds=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0), cold=(2.0, 4.0, 8.0, 16.0, 32.0, 64.0))
+GRID = SizeGrid(
+    axes=((1, 4, 16), (2, 8)), seconds=(1.0, 2.0, 4.0, 8.0, 16.0, 32.0), cold=(2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+)
 
 
 @cache
@@ -66,7 +68,7 @@ def test_the_share_from_memory_is_linear_between_what_was_measured() -> None:
 @pytest.mark.parametrize("broken", [{"seconds": (1.0,)}, {"cold": (1.0,)}, {"axes": ((4, 1, 16), (2, 8))}])
 def test_a_table_with_holes_or_disorder_is_refused(broken: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"grid of 6 points|must grow"):
-        Grid.model_validate(GRID.model_dump() | broken)
+        SizeGrid.model_validate(GRID.model_dump() | broken)
 
 
 @given(graphs(vision=False, bidirectional=False), st.integers(1, 4), st.integers(2, 40))

@@ -25,7 +25,7 @@ H100_BF16 = 989.4e12
 
 def test_a_decode_step_of_a_dense_model_reads_every_weight_but_the_embedding_once(model: Build) -> None:
     dense = model("llama-3.1-8b")
-    read = sum(use.held for use in dense.uses(Step(decode=1, context=1))) * H100_BYTES_PER_SECOND
+    read = sum(use.weight_read for use in dense.uses(Step(decode=1, context=1))) * H100_BYTES_PER_SECOND
     embedding = weigh(dense.graph, dense.scheme).by_part["embedding"]
     weights = weigh(dense.graph, dense.scheme).bytes - embedding
     assert weights <= read <= weights * 1.001  # the rest are activations of one token
@@ -37,7 +37,7 @@ def test_a_decode_step_reads_the_covered_experts_and_not_all(model: Build) -> No
 
     def experts_read(batch: int) -> float:
         weight_bytes = sum(
-            u.held for k, u in zip(scout.kinds, scout.uses(Step(decode=batch)), strict=True) if k.num_experts
+            u.weight_read for k, u in zip(scout.kinds, scout.uses(Step(decode=batch)), strict=True) if k.num_experts
         )
         return weight_bytes * H100_BYTES_PER_SECOND - parts["shared_expert"] - parts["router"]
 
@@ -89,7 +89,7 @@ def test_tensor_parallelism_across_hosts_is_bound_by_links(model: Build) -> None
 def test_weight_bytes_follow_the_quantization_and_compute_its_format(model: Build) -> None:
     step = Step(decode=1, context=10)
     bf16, fp8, int4 = (model("llama-3.1-70b", scheme=name) for name in ("bf16", "fp8", "w4a16"))
-    weight_bytes = [sum(use.held for use in m.uses(step)) for m in (bf16, fp8, int4)]
+    weight_bytes = [sum(use.weight_read for use in m.uses(step)) for m in (bf16, fp8, int4)]
     matmul = [sum(use.matmul for use in m.uses(step)) for m in (bf16, fp8, int4)]
     assert weight_bytes[0] > weight_bytes[1] > weight_bytes[2]
     assert matmul[1] < matmul[0]

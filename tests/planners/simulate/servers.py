@@ -5,15 +5,15 @@ from dataclasses import dataclass, field, replace
 
 from planners.simulate.cache.law import CacheLaw
 from planners.simulate.cache.pool import BlockPool
-from planners.simulate.cluster import Clock, Cluster
+from planners.simulate.cluster import EventClock, ReplicaGroup
 from planners.simulate.engines.policy import Policy, Settings
 from planners.simulate.engines.vllm import VllmPolicy
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
 from planners.simulate.replica import Replica
 from planners.simulate.requests import Request
-from planners.simulate.routers import RoundRobin, Router
-from planners.simulate.times.interface import FixedTimes, StepTimes
+from planners.simulate.routers import RequestRouter, RoundRobin
+from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 
 BY_TOKENS = CacheLaw(16)
 DEFAULTS = Settings(
@@ -47,15 +47,18 @@ class CheckedRank(Rank):
         for request in self.running.values():
             assert request.holding is not None
             local = request.holding.cached * pool.groups + request.holding.own
-            assert local >= pool.law.held(self.computed(request)) - pool.law.pages - pool.law.groups or pool.law.local
+            assert (
+                local >= pool.law.kept_blocks(self.computed(request)) - pool.law.pages - pool.law.groups
+                or pool.law.local
+            )
 
 
 @dataclass
 class Bench:
     """A cluster on a clock, and what became of its requests."""
 
-    cluster: Cluster
-    clock: Clock
+    cluster: ReplicaGroup
+    clock: EventClock
     recorder: Recorder
     finished_requests: list[Request] = field(default_factory=list)
 
@@ -87,17 +90,17 @@ def bench(
     policy: type[Policy] = VllmPolicy,
     replicas: int = 1,
     ranks: int = 1,
-    router: Router | None = None,
+    router: RequestRouter | None = None,
     **settings: object,
 ) -> Bench:
     """Replicas behind a router; `settings` replace those of a scheduler."""
     chosen = replace(DEFAULTS, **settings)  # type: ignore[arg-type]  # names of settings
-    recorder, clock = Recorder(), Clock()
+    recorder, clock = Recorder(), EventClock()
     servers = [
         Replica(
             number,
             [CheckedRank(BlockPool(blocks, law, caching=chosen.prefix_caching), policy(chosen)) for _ in range(ranks)],
-            times or FixedTimes(0.010, 1e-5),
+            times or ConstantStepTimes(0.010, 1e-5),
             recorder,
         )
         for number in range(replicas)
@@ -108,7 +111,7 @@ def bench(
         def finished(self, request: Request, now: int) -> None:
             benches[0].finished(request, now)
 
-    made = Bench(Cluster(clock, servers, router or RoundRobin(), Forward()), clock, recorder)
+    made = Bench(ReplicaGroup(clock, servers, router or RoundRobin(), Forward()), clock, recorder)
     benches.append(made)
     return made
 

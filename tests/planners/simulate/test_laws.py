@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from planners.simulate.cache.law import CacheLaw, LocalGroups
 from planners.simulate.requests import Request
 from planners.simulate.routers import LeastLoaded, PrefixAware, RoundRobin
-from planners.simulate.times.interface import FixedTimes
+from planners.simulate.times.interface import ConstantStepTimes
 from tests.planners.simulate.servers import bench, request
 
 LAWS = (
@@ -48,7 +48,7 @@ def test_blocks_are_conserved_and_every_token_comes_out(
 ) -> None:
     for made in load if law.block_size != 16 else ():
         made.path, made.path_blocks = (), 0
-    blocks = 8 * law.held(380)
+    blocks = 8 * law.kept_blocks(380)
     served = bench(blocks=blocks, law=law, ranks=ranks, prefix_caching=caching, order=order)
     done = served.run(load)
     assert all(made.outcome == "finished" for made in done)
@@ -112,7 +112,7 @@ def queue(utilization: float, count: int, service: float = 0.010) -> list[Reques
     for number in range(count):
         now += random.expovariate(utilization / service)
         load.append(request(number, now, 1, 1))
-    served = bench(times=FixedTimes(service), max_num_seqs=1, max_num_batched_tokens=1, prefix_caching=False)
+    served = bench(times=ConstantStepTimes(service), max_num_seqs=1, max_num_batched_tokens=1, prefix_caching=False)
     return served.run(load)
 
 
@@ -143,6 +143,6 @@ def test_single_steps_of_fixed_time_wait_as_an_m_d_1_queue_says(utilization: flo
 def test_a_run_of_steps_is_cut_at_the_step_in_which_a_request_arrives() -> None:
     """An arrival in the middle of a long run of decodes is admitted at the next step's end, not at the run's."""
     late = request(1, 0.0555, 10, 5)
-    bench(times=FixedTimes(0.010), prefix_caching=False).run([request(0, 0.0, 10, 300), late])
+    bench(times=ConstantStepTimes(0.010), prefix_caching=False).run([request(0, 0.0, 10, 300), late])
     assert late.scheduled_at == 60_000_000
     assert late.first_token_at == 70_000_000

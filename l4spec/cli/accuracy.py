@@ -2,16 +2,13 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import deliver
-
-if TYPE_CHECKING:
-    from planners.evidence.replay import Prediction
+from l4spec.cli.output import deliver, write
 
 
 class Split(StrEnum):
@@ -43,8 +40,8 @@ def accuracy_command(
     force: o.ForceOption = False,
 ) -> None:
     """Replay published measurements as plans and tell how wrong the predictions are."""
-    from l4spec.report.accuracy import accuracy_document, accuracy_page, rows_sections
-    from l4spec.report.page import to_markdown, to_text
+    from l4spec.report.accuracy import accuracy_document, accuracy_page, accuracy_report, rows_sections
+    from l4spec.report.page import to_markdown
     from planners.evidence.replay import replay
     from planners.evidence.rows import published_rows, read_rows
 
@@ -52,29 +49,7 @@ def accuracy_command(
     predictions = replay(row for row in chosen if split is None or row.split == split.value)
     if document:
         deliver(to_markdown(accuracy_document(predictions)), out, force=force)
-    elif format is o.Format.JSON:
-        deliver(_json(predictions), out, force=force)
-    else:
-        page = accuracy_page(predictions, by_model=True)
-        page += rows_sections(predictions) if verbose else ()
-        deliver(to_markdown(page) if format is o.Format.MARKDOWN else to_text(page), out, force=force)
-
-
-def _json(predictions: "tuple[Prediction, ...]") -> str:
-    import json
-    from dataclasses import asdict
-
-    return json.dumps(
-        [
-            {
-                **asdict(p.row),
-                "published": p.row.published,
-                "predicted": p.predicted,
-                "bound": p.bound,
-                "error": p.error,
-                "reason": p.reason or None,
-            }
-            for p in predictions
-        ],
-        indent=1,
-    )
+        return
+    report = accuracy_report(predictions)
+    details = rows_sections(predictions) if verbose else ()
+    write(report, lambda: accuracy_page(predictions, by_model=True) + details, format, out, force=force)

@@ -4,13 +4,13 @@ import time
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
-from l4spec.cli.output import cleared_up, complain, show
+from l4spec.cli.output import cleared_up, complain, write
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
 
@@ -107,7 +107,9 @@ def build_command(
         with cleared_up(), progress("writing", show_progress) as report:
             saved = save_checkpoint(model, out, report=report)
         complain(_written(saved))
-    show(_text(built, format))
+    from l4spec.report.built import built_page
+
+    write(built, lambda: built_page(built), format, None, force=False)
     if not built.agrees:
         raise typer.Exit(CLAIM_FAILED)
 
@@ -190,12 +192,3 @@ def _filled(
         if device != "meta":
             initialize(model, graph, seed, report=report)
     return model
-
-
-def _text(built: "Built", style: o.Format) -> str:
-    from l4spec.report.built import built_json, built_page
-    from l4spec.report.page import to_markdown, to_text
-
-    writers: dict[o.Format, Any] = {o.Format.TABLE: to_text, o.Format.MARKDOWN: to_markdown}
-    text: str = built_json(built) if style is o.Format.JSON else writers[style](built_page(built))
-    return text

@@ -18,7 +18,7 @@ from l4spec.cli.build import (
     ScaleOption,
     SeedOption,
 )
-from l4spec.cli.output import complain, deliver
+from l4spec.cli.output import complain, write
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -121,7 +121,9 @@ def measure_command(
                 time_limit=time_limit,
                 tell=_teller(show_progress),
             )
-    deliver(_text(report, format), out, force=force)
+    from l4spec.report.measure_page import measure_page
+
+    write(report, lambda: measure_page(report), format, out, force=force)
     if not report.agrees:
         raise typer.Exit(CLAIM_FAILED)
 
@@ -177,13 +179,3 @@ def _teller(show_progress: bool | None) -> "Callable[[str], None] | None":
 
 def _is_shown(show_progress: bool | None) -> bool:
     return sys.stderr.isatty() if show_progress is None else show_progress
-
-
-def _text(report: "MeasureReport", style: o.Format) -> str:
-    from l4spec.report.measure_page import measure_page
-    from l4spec.report.page import to_markdown, to_text
-
-    if style is o.Format.JSON:
-        return report.model_dump_json(indent=2)
-    page = measure_page(report)
-    return to_markdown(page) if style is o.Format.MARKDOWN else to_text(page)

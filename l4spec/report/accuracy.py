@@ -1,12 +1,15 @@
 """Published figures beside predictions: a summary for the terminal, every row for docs/accuracy.md."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import groupby
+from typing import Any
 
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.replay import Prediction
 from planners.evidence.summary import Group, quantity_of, summarise
+from planners.plan_types import Frozen
 
 FAMILIES = {
     "SRV": "Serving: time per output token and time to first token",
@@ -15,6 +18,30 @@ FAMILIES = {
     "FLOP": "Model FLOPs",
     "KER": "Kernels",
 }
+
+
+class AccuracyReport(Frozen):
+    """Every row with the published and the predicted figure, in the row's unit; `error` is relative."""
+
+    l4spec_accuracy: int = 1
+    rows: tuple[dict[str, Any], ...]
+
+
+def accuracy_report(predictions: Iterable[Prediction]) -> AccuracyReport:
+    """The predictions as one document."""
+    return AccuracyReport(
+        rows=tuple(
+            {
+                **asdict(prediction.row),
+                "published": prediction.row.published,
+                "predicted": prediction.predicted,
+                "bound": prediction.bound,
+                "error": prediction.error,
+                "reason": prediction.reason or None,
+            }
+            for prediction in predictions
+        )
+    )
 
 
 def accuracy_page(predictions: tuple[Prediction, ...], *, by_model: bool) -> Page:

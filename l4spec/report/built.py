@@ -42,6 +42,10 @@ class Built:
             built_by_part.get(part, 0) == planned.get(part, 0) for part in built_by_part.keys() | planned.keys()
         )
 
+    def model_dump_json(self, *, indent: int | None = None) -> str:
+        """The same as one JSON document."""
+        return json.dumps({"l4spec_build": 1, **asdict(self), "agrees": self.agrees}, indent=indent)
+
 
 def planned_parts(graph: LayerGraph) -> dict[str, int]:
     """Parameters by part as the planner counts them; parts without any are left out."""
@@ -51,11 +55,6 @@ def planned_parts(graph: LayerGraph) -> dict[str, int]:
 def planned_bytes(graph: LayerGraph, table: Quantization | None, dtype: str) -> int:
     """Bytes of all tensors as the planner weighs them, under a scheme or in one number format."""
     return weigh(graph, scheme_of(table or quantization(dtype))).bytes
-
-
-def built_json(built: Built) -> str:
-    """The same as one JSON document."""
-    return json.dumps({**asdict(built), "agrees": built.agrees}, indent=2)
 
 
 def built_page(built: Built) -> Page:

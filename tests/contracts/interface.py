@@ -51,18 +51,18 @@ def interface() -> dict[str, Any]:
     """Keys of every document and options of every command, as they are today."""
     from l4spec.cli import app
 
-    found: dict[str, Any] = {"documents": {}, "options": {}}
+    today: dict[str, Any] = {"documents": {}, "options": {}}
     for version, model in documents().items():
         schema = model.model_json_schema(mode="serialization")  # type: ignore[attr-defined]
         number = schema["properties"][version]["default"]
-        found["documents"][version] = {"version": number, "keys": sorted(set(keys(schema, schema)))}
+        today["documents"][version] = {"version": number, "keys": sorted(set(keys(schema, schema)))}
     group = typer.main.get_group(app)
     context = group.context_class(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found["options"][name] = sorted({flag for parameter in command.params for flag in parameter.opts})
-    return found
+        today["options"][name] = sorted({flag for parameter in command.params for flag in parameter.opts})
+    return today
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """`Deployment`: a request resolved against a model, every name looked up; the one type that is handed on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED, scheme_for
 from planners.catalog import engine as engine_of
-from planners.catalog.cluster import Cluster, parse_cluster
+from planners.catalog.cluster import Cluster, parse_cluster, resized
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting
@@ -44,6 +45,29 @@ class Deployment:
             train=request.training,
         )
         return cls(graph, request, cluster, setting, request.tokens(graph), request.sequences)
+
+    def changed(self, *, num_gpus: int | None = None, **options: Any) -> "Deployment":
+        """The deployment with other options, looking up only what they name. Raises UserError as `resolve` does."""
+        cluster = self.cluster
+        if num_gpus is not None:
+            assert cluster is not None, "without GPUs there is nothing to have more of"
+            options["gpus"], cluster = f"{num_gpus}x{cluster.written}", resized(cluster, num_gpus)
+        elif "gpus" in options or "engine" in options:
+            return Deployment.resolve(self.graph, self.request.changed(**options))
+        request = self.request.changed(**options)
+        request.check(self.graph)
+        setting = self.setting
+        if "quantization" in options or "mode" in options:
+            setting = replace(setting, scheme=scheme_of(scheme_for(self.graph.model.spec, _format_of(request))))
+        setting = replace(
+            setting,
+            kv_dtype_bytes=cache_dtype_bytes(request.kv_dtype),
+            memory_fraction=request.memory_fraction,
+            prefill_chunk=request.prefill_chunk,
+            num_tiles=request.tiles(self.graph),
+            train=request.training,
+        )
+        return Deployment(self.graph, request, cluster, setting, request.tokens(self.graph), request.sequences)
 
     @property
     def gpus_per_host(self) -> int:

@@ -49,6 +49,12 @@ def parse_cluster(text: str) -> Cluster:
     return replace(_in_hosts(written, device, counts), written=name)
 
 
+def resized(cluster: Cluster, num_gpus: int) -> Cluster:
+    """As `parse_cluster` of that many GPUs of the same hardware, without reading the catalogue."""
+    counted = _in_hosts(f"{num_gpus}x{cluster.written}", cluster.hardware, (str(num_gpus),))
+    return replace(counted, written=cluster.written)
+
+
 def _split(written: str) -> tuple[tuple[str, ...], str]:
     """Counts in the order of hosts and GPUs, and the hardware's name."""
     if not looks_like_path(written) and _is_known(written):

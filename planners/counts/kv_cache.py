@@ -7,6 +7,7 @@ policy's name.
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 from l4spec.errors import UserError
@@ -71,6 +72,7 @@ def _widest_window(rows: tuple[CacheRow, ...]) -> int:
     return max((row.bound.size or 0 for row in rows if row.bound.kind == "window"), default=0)
 
 
+@lru_cache(maxsize=4096)
 def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int, widest_window: int) -> int:
     """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one.
 

@@ -1,6 +1,7 @@
 """Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import chain
 
 from l4spec.errors import UserError
@@ -30,6 +31,7 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
     return low
 
 
+@lru_cache(maxsize=4096)
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph

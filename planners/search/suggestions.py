@@ -1,21 +1,25 @@
 """What to change when a plan does not fit: the nearest changes, each found by planning it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from l4spec.errors import UserError
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
 from planners.counts.weights import weigh
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import Suggestion
+from planners.request import LONGEST
 from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, why_not
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
+_AS_ASKED: Mapping[str, None] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,8 @@ class _Change:
 
     def then(self, what: str, **options: Any) -> "_Change":
         """This change and another one. Raises UserError where that cannot be planned."""
-        request = self.deployment.request.changed(**options)
         both = f"{self.what}, {what}" if self.what else what
-        return _Change(both, Deployment.resolve(self.deployment.graph, request))
+        return _Change(both, self.deployment.changed(**options))
 
 
 def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
@@ -57,10 +60,9 @@ def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
 
 def _as_asked(deployment: Deployment) -> _Change:
     """The deployment with the context written out, where a default would be guessed anew for every change."""
-    request = deployment.request
-    if request.prompt_tokens is None and request.max_context is None:
-        request = request.changed(context=deployment.context)
-    return _Change("", Deployment.resolve(deployment.graph, request))
+    if deployment.request.prompt_tokens is None and deployment.request.max_context is None:
+        return _Change("", deployment.changed(context=deployment.context))
+    return _Change("", deployment)
 
 
 def _with_smallest(asked: _Change, enough: int) -> Iterator[_Change]:
@@ -79,7 +81,9 @@ def _checked(change: _Change) -> Suggestion | None:
     """The suggestion of a change that fits somewhere, on the layout with the least on its fullest device."""
     deployment = change.deployment
     context, batch = deployment.context, deployment.batch
-    fitting = [placement for placement in _placements(change) if fits(deployment, placement)]
+    fitting = [
+        placement for placement in _placements(deployment, change.cluster.num_gpus) if fits(deployment, placement)
+    ]
     if not fitting:
         return None
     best = min(fitting, key=lambda placement: placement.tightest(context, batch).total)
@@ -91,33 +95,36 @@ def _checked(change: _Change) -> Suggestion | None:
     )
 
 
-def _fits_somewhere(change: _Change) -> bool:
-    """Whether some layout holds the change: asked of the ones with most shards first, until one does."""
-    setting = change.deployment.setting
-    layouts = sorted(_promising(change), key=lambda layout: -_most_shards(setting, layout))
-    return any(fits(change.deployment, placement) for placement in _legal(change, layouts))
+def _holds(asked: _Change, num_gpus: int, options: dict[str, None]) -> bool:
+    """Whether some layout of so many GPUs holds what is asked: the ones with most shards first, until one does."""
+    deployment = asked.deployment
+    placements = _placements(deployment, num_gpus, options)
+    ordered = sorted(placements, key=lambda each: -_most_shards(deployment.setting, each.layout))
+    return any(fits(deployment, placement) for placement in ordered)
 
 
-def _placements(change: _Change) -> list[Placement]:
-    """Every legal layout that could hold the weights."""
-    return list(_legal(change, _promising(change)))
+def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, None] = _AS_ASKED) -> list[Placement]:
+    """Every legal layout of so many GPUs that could hold the weights; `options` are degrees that are given up."""
+    request, setting = deployment.request, deployment.setting
+    fixed = {axis: getattr(request, axis) for axis in ("tp", "ep", "pp", "dp")} | dict(options)
+    placements = _legal(setting, num_gpus, (*fixed.values(), request.cp or 1))
+    context = deployment.context
+    return [each for each in placements if short_reason(setting.graph, each.layout.cp, context) is None]
 
 
-def _legal(change: _Change, layouts: list[Layout]) -> Iterator[Placement]:
-    setting, context = change.deployment.setting, change.deployment.context
-    return (place(setting, layout) for layout in layouts if why_not(setting, layout, context) is None)
-
-
-def _promising(change: _Change) -> list[Layout]:
-    """Layouts that could hold the weights; the others are not worth working out."""
-    setting, request = change.deployment.setting, change.deployment.request
+@lru_cache(maxsize=1024)
+def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Placement, ...]:
+    """Every legal layout with these degrees that could hold the weights, however long a context may be."""
     assert setting.hardware is not None, "only clusters can be too small"
     weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
-    return [
+    axes = tuple(zip(("tp", "ep", "pp", "dp", "cp"), degrees, strict=True))
+    promising = (
         layout
-        for layout in layouts_to_try(setting.graph, change.cluster.num_gpus, request.cp or 1)
-        if request.allows(layout) and weights <= usable * _most_shards(setting, layout)
-    ]
+        for layout in layouts_to_try(setting.graph, num_gpus, degrees[-1] or 1)
+        if weights <= usable * _most_shards(setting, layout)
+        and all(degree in (None, getattr(layout, axis)) for axis, degree in axes)
+    )
+    return tuple(place(setting, each) for each in promising if why_not(setting, each, LONGEST) is None)
 
 
 def _most_shards(setting: Setting, layout: Layout) -> int:
@@ -167,7 +174,7 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
 
 def _less_work(asked: _Change) -> Iterator[_Change]:
     """The longest context at this batch, and the largest batch at this context."""
-    deployment, placements = asked.deployment, _placements(asked)
+    deployment, placements = asked.deployment, _placements(asked.deployment, asked.cluster.num_gpus)
     context, batch = deployment.context, deployment.batch
     longest = max((max_context(placement, batch) for placement in placements), default=0)
     if deployment.request.max_context is not None:
@@ -201,15 +208,13 @@ def _more_gpus(asked: _Change) -> Iterator[_Change]:
     for options in ({}, free) if free else ({},):
         factor, now = 2, asked.cluster.num_gpus
         while factor <= _MOST_GPUS_FACTOR and (count := now * factor) <= MAX_GPUS:
-            change = _with_gpus(asked, count, options)
-            if _fits_somewhere(change):
+            if _holds(asked, count, options):
                 step = max(1, count // 8)
-                fewer = (_with_gpus(asked, n, options) for n in range(count // 2 + step, count, step))
-                yield next((change for change in fewer if _fits_somewhere(change)), change)
+                fewer = (n for n in range(count // 2 + step, count, step) if _holds(asked, n, options))
+                yield _with_gpus(asked, next(fewer, count), options)
                 return
             factor *= 2
 
 
 def _with_gpus(asked: _Change, count: int, options: dict[str, None]) -> _Change:
-    what = f"{count} GPUs instead of {asked.cluster.num_gpus}"
-    return asked.then(what, gpus=f"{count}x{asked.cluster.written}", **options)
+    return asked.then(f"{count} GPUs instead of {asked.cluster.num_gpus}", num_gpus=count, **options)

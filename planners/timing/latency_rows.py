@@ -16,7 +16,7 @@ def step_latency(time: StepTime) -> StepLatency:
 
 
 def _kind(kind: KindTime) -> KindLatency:
-    return KindLatency(
+    return KindLatency.model_construct(  # many a plan, of numbers that are checked
         name=kind.name,
         count=kind.count,
         compute_seconds=kind.compute,

@@ -72,7 +72,7 @@ def _widest_window(rows: tuple[CacheRow, ...]) -> int:
     return max((row.bound.size or 0 for row in rows if row.bound.kind == "window"), default=0)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int, widest_window: int) -> int:
     """Tokens that one layer keeps for all sequences together under a policy that treats layers one by one.
 

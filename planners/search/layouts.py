@@ -31,7 +31,7 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph

@@ -122,5 +122,12 @@ def test_a_public_class_name_stands_once_in_the_project() -> None:
     assert not {name: files for name, files in classes.items() if len(files) > 1}
 
 
+def test_the_architecture_page_names_every_room_and_only_rooms_that_exist() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `((?:l4spec|planners)/[a-z_]+)/` \|", page, re.MULTILINE))
+    rooms = {init.parent for package in ("l4spec", "planners") for init in (ROOT / package).glob("*/__init__.py")}
+    assert named == {room.relative_to(ROOT).as_posix() for room in rooms}
+
+
 def test_every_package_says_that_it_is_typed() -> None:
     assert all((ROOT / package / "py.typed").is_file() for package in ("l4spec", "planners"))

@@ -37,11 +37,11 @@ def _inside(value: object) -> Iterator[object]:
 
 def test_the_catalogue_has_what_the_plan_promises() -> None:
     gpus = "a100-40gb a100-80gb b200 gb200 h100-nvl h100-pcie h100-sxm h200 l40s m3-ultra mi300x rtx-4090"
-    assert catalog.shipped_names("hardware") == tuple(gpus.split())
+    assert set(gpus.split()) <= set(catalog.shipped_names("hardware"))
     schemes = {"bf16", "fp16", "fp32", "fp8", "fp8-experts", "fp8-block", "int8", "w4a16", "w4a16-ffn", "int4-mixed"}
     assert schemes | {"nvfp4", "mxfp4", "gguf-q8_0", "gguf-q4_k_m"} <= set(catalog.shipped_names("quantization"))
     engines = {"ideal", "full", "vllm", "vllm-hybrid", "sglang-hybrid", "llama.cpp", "tensorrt-llm"}
-    assert engines == set(catalog.shipped_names("engines"))
+    assert engines <= set(catalog.shipped_names("engines"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -64,7 +64,7 @@ class CacheLayer(Frozen):
 
     label: str
     kind: str
-    law: Literal["full", "chunk", "window"]
+    law: Literal["full", "chunk", "window", "state"]
     bound: int | None
     num_layers: int
     bytes_per_token_per_layer: int

@@ -132,6 +132,19 @@ def mlas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool 
 
 
 @st.composite
+def gated_delta_nets(draw: Draw, step: int = 1) -> Data:
+    num_key_heads = draw(st.integers(1, 3))
+    part: Data = {
+        "kind": "gated_delta_net",
+        "num_key_heads": num_key_heads,
+        "num_value_heads": num_key_heads * draw(st.integers(1, 3)),
+        "key_head_dim": draw(sizes(9, step)),
+        "value_head_dim": draw(sizes(9, step)),
+    }
+    return part | draw(some_of({"conv_kernel_size": st.integers(2, 5), "norm_eps": EPS}))
+
+
+@st.composite
 def dense_ffns(draw: Draw, step: int = 1) -> Data:
     kind = draw(st.sampled_from(["swiglu", "geglu", "mlp"]))
     options: dict[str, st.SearchStrategy[Any]] = {"bias": st.booleans()}
@@ -205,15 +218,18 @@ def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
 def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional: bool = True, step: int = 1) -> Data:
     """Parts and the pattern in which they are laid; a vision tower attends to every patch."""
     parts: Data = {}
-    kinds = draw(st.lists(st.sampled_from(["gqa", "dense", "moe", "mla"]), min_size=1, max_size=4))
+    recurrent = {} if vision else {"gated_delta_net": gated_delta_nets}  # which see no later patches
+    kinds = draw(st.lists(st.sampled_from(["gqa", "dense", "moe", "mla", *recurrent]), min_size=1, max_size=4))
     for name, kind in zip(PART_NAMES, kinds, strict=False):
         attentions = {"gqa": gqas, "mla": mlas}
-        if kind in attentions:
+        if kind in recurrent:
+            parts[name] = draw(recurrent[kind](step))
+        elif kind in attentions:
             parts[name] = draw(attentions[kind](bidirectional=bidirectional, step=step, vision=vision))
             parts[name]["mask"] = {"kind": "none"} if vision else parts[name]["mask"]
         else:
             parts[name] = draw(dense_ffns(step) if kind == "dense" else moes(step))
-    attention = [name for name, part in parts.items() if part["kind"] in ("gqa", "mla")]
+    attention = [name for name, part in parts.items() if part["kind"] in ("gqa", "mla", *recurrent)]
     block = blocks(attention, [name for name in parts if name not in attention])
     group = st.fixed_dictionaries({"blocks": st.lists(block, min_size=1, max_size=3), "repeat": st.integers(1, 3)})
     layers = draw(st.lists(block | group, min_size=1, max_size=3))

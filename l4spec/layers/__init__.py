@@ -16,6 +16,7 @@ from l4spec.layers.add import KIND as _add
 from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
 from l4spec.layers.declaration import Declaration
 from l4spec.layers.embedding import KIND as _embedding
+from l4spec.layers.gated_delta_net import KIND as _gated_delta_net
 from l4spec.layers.geglu import KIND as _geglu
 from l4spec.layers.gqa import KIND as _gqa
 from l4spec.layers.layernorm import KIND as _layernorm
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _OWN = (
     _add,
     _embedding,
+    _gated_delta_net,
     _geglu,
     _gqa,
     _layernorm,

@@ -31,6 +31,23 @@ class LayerSpec(Spec):
         """
         return self
 
+    def miniature(self, shrink: "Shrink") -> Self:
+        """The same layer in smaller sizes; kinds with widths of their own override it (`l4spec.spec.scale`)."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """How a miniature of a model shrinks one layer's sizes: `heads` in number, `width` relative to the stream.
+
+    `per_head` takes (width of a head, heads before, heads in the miniature), so that all heads together shrink as the
+    stream does.
+    """
+
+    heads: Callable[[int], int]
+    width: Callable[[int], int]
+    per_head: Callable[[int, int, int], int]
+
 
 LARGEST = 2**40
 """Upper bound of any size in a spec: larger ones are mistakes, and products of a few of them still fit an integer."""

@@ -7,7 +7,7 @@ two sources. Everything here is logical: no parallel degree, no hardware, and no
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 Part = Literal[
     "embedding",
@@ -194,30 +194,55 @@ class Elementwise:
     elements: int
     reads: int = 1
     writes: int = 1
+    flops: ClassVar[int] = 0
+    backward_flops: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeadProducts:
+    """Products of activations or states with each other, as in a recurrence: `multiply_adds` in each of `num_heads`.
+
+    2 FLOPs each. `backward` counts the multiply-adds of the gradients (None: a product for each factor).
+    """
+
+    name: str
+    num_heads: int
+    multiply_adds: int
+    backward: int | None = None
 
     @property
     def flops(self) -> int:
         """Floating-point operations, a multiply-add counted as 2."""
-        return 0
+        return 2 * self.num_heads * self.multiply_adds
 
     @property
     def backward_flops(self) -> int:
         """FLOPs of its gradients."""
-        return 0
+        return 2 * self.num_heads * (2 * self.multiply_adds if self.backward is None else self.backward)
 
 
-Operation = Matmul | AttentionPairs | Elementwise
+Operation = Matmul | AttentionPairs | HeadProducts | Elementwise
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The law by which a cache grows with the context: everything, or at most `size` tokens of a chunk or a window."""
+    """The law by which a cache grows with the context: everything, or at most `size` tokens of a chunk or a window.
 
-    kind: Literal["full", "chunk", "window"]
+    A `state` does not grow: it is kept once per sequence, as if it were one token.
+    """
+
+    kind: Literal["full", "chunk", "window", "state"]
     size: int | None = None
 
+    @property
+    def is_state(self) -> bool:
+        """Whether it is kept per sequence, not per token."""
+        return self.kind == "state"
+
     def num_kept(self, context: int) -> int:
-        """Tokens held in memory for a context of `context` tokens."""
+        """Tokens held in memory for a context of `context` tokens; 1 for a state of a sequence that has begun."""
+        if self.is_state:
+            return min(context, 1)
         return context if self.size is None else min(context, self.size)
 
     def num_read(self, context: int) -> int:
@@ -284,16 +309,25 @@ class RoutedExperts:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """One tensor kept per token for later queries (`key`, `value`, `latent`), with its growth law."""
+    """One tensor kept for later tokens with its growth law: per token (`key`, `value`, `latent`), or a state.
+
+    `least_bytes` of an element only where the kind demands it: states are added up over many tokens, and so kept in
+    fp32, whatever the format of a cache.
+    """
 
     name: str
     dims: tuple[Dim, ...]
     bound: Bound
+    least_bytes: int = 0
 
     @property
     def elements_per_token(self) -> int:
-        """Elements that one layer keeps for one token of one sequence."""
+        """Elements that one layer keeps for one token of one sequence, or of a state for the sequence."""
         return prod(dim.size for dim in self.dims)
+
+    def bytes_per_element(self, dtype_bytes: int) -> int:
+        """Bytes of an element in a cache whose format has so many."""
+        return max(dtype_bytes, self.least_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import AttentionPairs, Matmul, Operation, Parameter, Work
+from l4spec.layers.declaration import AttentionPairs, HeadProducts, Matmul, Operation, Parameter, Work
 from l4spec.quantization.published import scheme_for
 from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
@@ -115,6 +115,8 @@ def _operations(row: CostRow, pairs: bool) -> Iterator[tuple[int, str]]:
         if pairs and isinstance(operation, AttentionPairs) and operation.flops:
             widths = f"({operation.qk_dim} + {operation.v_dim})"
             yield operation.flops, f"2 × {whole(operation.pairs)} pairs × {operation.num_heads} heads × {widths}"
+        elif isinstance(operation, HeadProducts) and operation.flops:
+            yield operation.flops, f"2 × {operation.num_heads} heads × {whole(operation.multiply_adds)} multiply-adds"
 
 
 def weight_sums(graph: LayerGraph, quantization_name: str) -> Sums:
@@ -162,10 +164,14 @@ def cache_sums(graph: LayerGraph, plan: Plan) -> Sums:
     rows: Sums = []
     for layer in cache.layers:
         entries = groups[layer.label].declaration.cache
-        one = " + ".join(f"{entry.name} {whole(entry.elements_per_token)}" for entry in entries)
-        kept = f"{whole(cache.batch)} × {whole(layer.tokens_kept)} tokens"
+        if layer.law == "state":
+            one = " + ".join(f"{e.name} {whole(e.elements_per_token)} × {e.bytes_per_element(size)} B" for e in entries)
+            kept, each = f"{whole(cache.batch)} states", f"({one})"
+        else:
+            one = " + ".join(f"{entry.name} {whole(entry.elements_per_token)}" for entry in entries)
+            kept, each = f"{whole(cache.batch)} × {whole(layer.tokens_kept)} tokens", f"({one}) × {size} B"
         number = cache.batch * layer.num_layers * layer.bytes
-        rows.append((layer.label, f"{layer.num_layers} × {kept} × ({one}) × {size} B", exact_bytes(number)))
+        rows.append((layer.label, f"{layer.num_layers} × {kept} × {each}", exact_bytes(number)))
     return [*rows, (f"policy {cache.policy}", cache.policy_explained, exact_bytes(cache.bytes))]
 
 

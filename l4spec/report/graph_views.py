@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import AttentionPairs, Declaration, Matmul, Operation, Work
+from l4spec.layers.declaration import AttentionPairs, Declaration, HeadProducts, Matmul, Operation, Work
 from l4spec.report.quantities import count
 
 _HEADERS = ("node", "layer", "parameters", "takes", "from")
@@ -109,6 +109,9 @@ def _operation(operation: Operation) -> ViewOperation:
     if isinstance(operation, AttentionPairs):
         widths = f"query-key {operation.qk_dim}, value {operation.v_dim}"
         return ViewOperation(operation.name, "attention", f"{operation.num_heads} heads, {widths}")
+    if isinstance(operation, HeadProducts):
+        facts = f"{operation.num_heads} heads, {operation.flops} FLOPs per token"
+        return ViewOperation(operation.name, "products", facts)
     return ViewOperation(operation.name, "elementwise", f"{operation.elements} elements per token")
 
 

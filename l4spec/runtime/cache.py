@@ -8,7 +8,7 @@ from torch import Tensor
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerNode
-from l4spec.layers.common.cache import LayerCache, allocate
+from l4spec.layers.common.cache import LayerCache, allocate, entry_dtype
 from l4spec.runtime.memory_check import free_bytes
 
 
@@ -29,7 +29,7 @@ class Cache:
     @property
     def num_bytes(self) -> int:
         """Bytes allocated, over all layers."""
-        return sum(layer.data.numel() * layer.data.element_size() for layer in self.layers.values())
+        return sum(layer.num_bytes for layer in self.layers.values())
 
     def reset(self) -> None:
         """Forget every token; the memory stays."""
@@ -47,8 +47,10 @@ class Cache:
 def cache_bytes(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype) -> int:
     """Bytes that `new_cache` allocates for the same arguments."""
     entries = [entry for node in nodes if node.scope == "text" for entry in node.declaration.cache]
-    elements = sum(entry.elements_per_token * entry.bound.num_kept(max_len) for entry in entries)
-    return batch * elements * dtype.itemsize
+    return batch * sum(
+        entry.elements_per_token * entry.bound.num_kept(max_len) * entry_dtype(entry, dtype).itemsize
+        for entry in entries
+    )
 
 
 def _require_room(

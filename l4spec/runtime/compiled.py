@@ -38,6 +38,7 @@ class CompiledStep:
         if type(model) is not Model or not model.has_head:
             raise UserError("expected a whole model on one device to compile, found one that ranks divide")
         _require_plain(model)
+        _require_no_states(model)
         require_cacheable(model.nodes)
         self.model, self.backend = model, backend
         self._compiled: dict[tuple[int, torch.dtype, torch.device], _Compiled] = {}
@@ -94,6 +95,14 @@ class CompiledStep:
 def _require_plain(model: Model) -> None:
     if model.quantization is not None:
         raise UserError("a compiled step reads weights as they were built, and these are packed")
+
+
+def _require_no_states(model: Model) -> None:
+    for node in model.nodes:
+        if any(entry.bound.is_state for entry in node.declaration.cache):
+            raise UserError(
+                f"{node.id} keeps a state, which a compiled step cannot carry yet: decode without compiling"
+            )
 
 
 def compile_step(model: Model) -> CompiledStep:

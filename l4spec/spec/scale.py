@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from l4spec.errors import UserError
 from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
 from l4spec.layers.attention.positions import Llama3Scaling, Position, Rope, YarnScaling
-from l4spec.layers.base import LayerSpec, Spec
+from l4spec.layers.base import LayerSpec, Shrink, Spec
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.mla.spec import MLASpec
 from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
@@ -98,7 +98,14 @@ class _Shrunk:
         if isinstance(spec, MLASpec):
             return self._mla(spec)
         widths = {name: _width(size, self.ratio) for name in _FFN_WIDTHS if (size := getattr(spec, name, None))}
-        return _changed(spec, **widths) if widths else spec
+        return _changed(spec, **widths) if widths else spec.miniature(self._shrink())
+
+    def _shrink(self) -> Shrink:
+        return Shrink(
+            heads=lambda count: _fewer(count, self.factors.width),
+            width=lambda size: _width(size, self.ratio),
+            per_head=lambda dim, before, after: _width(dim, min(Fraction(1), self.factors.width * before / after)),
+        )
 
     def _gqa(self, spec: GQASpec) -> GQASpec:
         heads, kv_heads, head_dim = _heads(spec.num_heads, spec.num_kv_heads, spec.head_dim, self.factors.width)

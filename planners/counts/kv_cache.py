@@ -8,7 +8,7 @@ policy's name.
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -43,14 +43,14 @@ def caching_groups(graph: LayerGraph) -> tuple[LayerGroup, ...]:
 
 
 def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
-    """Bytes a token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole."""
-    elements = 0
-    for entry in group.declaration.cache:
-        shard = 1
-        for dim in entry.dims:
-            shard *= shard_size(dim, layout)
-        elements += shard
-    return elements * dtype_bytes
+    """Bytes a token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole.
+
+    Of a state, bytes a sequence.
+    """
+    return sum(
+        prod(shard_size(dim, layout) for dim in entry.dims) * entry.bytes_per_element(dtype_bytes)
+        for entry in group.declaration.cache
+    )
 
 
 def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequences: int) -> int:
@@ -79,6 +79,8 @@ def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int, wide
     `widest_window` is that of any layer of the model, 0 without windows: pools in a fixed ratio grow together.
     """
     policy = engine.kv
+    if bound.is_state:
+        return bound.num_kept(context) * sequences
     if isinstance(policy, CellsKv):
         pad = policy.pad_cells.value
         if bound.size is None:
@@ -215,7 +217,7 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
     )
     return KvCache(
         bytes=cache_bytes(rows, engine, context, batch),
-        bytes_per_token_unbounded=sum(row.count * row.bytes_per_token for row in rows),
+        bytes_per_token_unbounded=sum(row.count * row.bytes_per_token for row in rows if not row.bound.is_state),
         bytes_per_token_global=sum(row.count * row.bytes_per_token for row in rows if row.bound.kind == "full"),
         policy=engine.name,
         policy_explained=explain_policy(engine),

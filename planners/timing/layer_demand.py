@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, Matmul, Work
+from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, HeadProducts, Matmul, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from l4spec.spec.storage import PlainLaw
@@ -166,6 +166,8 @@ def _matmul_rates(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: 
             law = scheme.table.law_for(target_of(graph, group.first, op.weight))
             dtype = law.dtype if isinstance(law, PlainLaw) else scheme.table.compute_dtype
             rates[dtype] = rates.get(dtype, 0) + 2 * op.rows * prod(shape[-2:])
+        elif isinstance(op, HeadProducts):  # not of weights: in the format of activations, heads divided by tp
+            rates["bf16"] = rates.get("bf16", 0) + op.flops // layout.tp
     return tuple(rates.items())
 
 
@@ -212,7 +214,9 @@ def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
         of_prompt = pairs_of(kind, length, cached)
         new = max(length - cached, 1)
         pairs += step.prompt_tokens / new * of_prompt
-        read += step.prompt_tokens + step.prompt_tokens / new * min(cached, kind.bound.num_kept(length))
+        sequences = step.prompt_tokens / new
+        written = sequences if kind.bound.is_state else step.prompt_tokens
+        read += written + sequences * min(cached, kind.bound.num_kept(length))
     return pairs, read
 
 
@@ -228,6 +232,8 @@ def mean_read(bound: Bound, context: float) -> float:
 
     A fractional context is an average over sequences of unequal lengths: a chunk layer then reads half a chunk.
     """
+    if bound.is_state:
+        return 2.0  # read and written
     if bound.kind == "chunk" and bound.size is not None and context != int(context):
         return context if context <= bound.size else (bound.size + 1) / 2
     return float(bound.num_read(int(context))) if context == int(context) else min(context, bound.size or context)

@@ -16,6 +16,7 @@ from l4spec.layers.declaration import (
     Declaration,
     Dim,
     Elementwise,
+    HeadProducts,
     Matmul,
     Operation,
     Parameter,
@@ -45,6 +46,7 @@ text:
   parts:
     window: {kind: gqa, num_heads: 6, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 12},
              position: {kind: none}, logit_softcap: 30.0}
+    delta: {kind: gated_delta_net, num_key_heads: 2, num_value_heads: 4, key_head_dim: 6, value_head_dim: 10}
     geglu: {kind: geglu, intermediate_size: 40}
     mlp: {kind: mlp, intermediate_size: 56}
     moe: {kind: moe, num_experts: 6, num_experts_per_token: 2, num_shared_experts: 2, shared_gate: true,
@@ -52,7 +54,7 @@ text:
   layers:
     - {attention: window, ffn: geglu}
     - {attention: window, ffn: mlp, form: sandwich}
-    - {attention: window, ffn: moe}
+    - {attention: delta, ffn: moe}
 """
 BATCH, LENGTH, TILES = 2, 38, 2
 PIECES = [20, 17, 1]
@@ -133,6 +135,7 @@ def declarations(case: Case) -> Iterator[tuple[str, Declaration]]:
 
 def mutants_of_operations(declaration: Declaration) -> Iterator[tuple[str, Declaration]]:
     factors = {Matmul: ("rows",), AttentionPairs: ("pairs", "num_heads", "qk_dim", "v_dim"), Elementwise: ()}
+    factors |= {HeadProducts: ("num_heads", "multiply_adds")}
     for index, operation in enumerate(declaration.executed_operations(Work(BATCH, LENGTH))):
         for name in factors[type(operation)]:
             if getattr(operation, name) > 1:

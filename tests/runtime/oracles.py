@@ -11,7 +11,7 @@ holds between them. Softmax, gates and norms amplify a little: the bound allows 
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,46 +24,54 @@ from l4spec.runtime.model import Model
 from tests.runtime.tiny import Json, gqa, graph_of, moe, randomise, text_of
 
 UNIT_ROUNDOFF = 2.0**-24
+Split = Callable[[str, Tensor], dict[str, Tensor] | None]
+"""A tensor under our name of its layer to what it holds by our names; None where it is one tensor."""
 HIDDEN, VOCAB = 48, 97
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """A reference model and the spec that means the same; `widest` is its longest sum, for the bound."""
+    """A reference model and the spec that means the same; `widest` is its longest sum, for the bound.
+
+    `split` takes apart tensors that only this family fuses, by our names. `amplification` is what a recurrence adds: it
+    passes an error on from token to token, and solves a system in each chunk.
+    """
 
     reference: Any
     text: Json
     num_layers: int
     vision: Json | None = None
     widest: int = 72
+    split: "Split | None" = None
+    amplification: float = 1.0
 
     @property
     def bound(self) -> float:
         """Largest difference of logits relative to the largest logit; see the module's docstring."""
         deepest = 6 * self.num_layers + 1
-        return math.sqrt(8 * self.widest * deepest) * UNIT_ROUNDOFF
+        return self.amplification * math.sqrt(8 * self.widest * deepest) * UNIT_ROUNDOFF
 
     def ours(self, dtype: str = "fp32") -> Model:
         """Our model with the reference's weights."""
         model = build(graph_of(self.text, self.vision), dtype=dtype, seed=None)
-        load(model, self.reference)
+        load(model, self.reference, self.split)
         return model
 
 
 @torch.no_grad()
-def load(model: Model, reference: Any) -> None:
+def load(model: Model, reference: Any, split: Split | None = None) -> None:
     """Copy every tensor of the reference to its place; every place must be filled exactly once."""
     places = model.state_dict(keep_vars=True)
     tied = {name for name in ("lm_head.weight",) if reference.config.get_text_config().tie_word_embeddings}
     stored = ((name, tensor) for name, tensor in reference.state_dict().items() if name not in tied)
-    for name, tensor in translated(stored):
+    for name, tensor in translated(stored, split):
         place = places.pop(name)
         assert place.shape == tensor.shape, f"{name}: {tuple(place.shape)} from {tuple(tensor.shape)}"
         place.copy_(tensor)
     assert not places, f"not in the reference: {sorted(places)}"
 
 
-def translated(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def translated(tensors: Iterable[tuple[str, Tensor]], split: Split | None = None) -> Iterator[tuple[str, Tensor]]:
     """The reference's tensors by our names; fused ones taken apart."""
     tensors = list(tensors)
     has_post_norms = any("post_feedforward_layernorm" in name for name, _ in tensors)
@@ -72,6 +80,9 @@ def translated(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
         ours = name.replace("post_attention_layernorm", "attention_post_norm") if has_post_norms else name
         for pattern, replacement in _NAMES:
             ours = re.sub(pattern, replacement, ours)
+        if split is not None and (parts := split(ours, tensor)) is not None:
+            yield from parts.items()
+            continue
         if is_interleaved and ".experts." in ours:
             yield from _of_gpt_oss(ours, tensor)
             continue
@@ -113,7 +124,7 @@ _NAMES = (
     (r"^vision_model\.model\.layers", "vision.layers"),
     (r"^vision_model\.vision_adapter\.mlp", "vision.adapter"),
     (r"^multi_modal_projector\.linear_1", "vision.projector.proj"),
-    (r"\.self_attn\.", ".attention."),
+    (r"\.(self_attn|linear_attn)\.", ".attention."),
     (r"\.(feed_forward|mlp|block_sparse_moe)\.", ".ffn."),
     (r"\.input_layernorm\.", ".attention_norm."),
     (r"\.pre_feedforward_layernorm\.", ".ffn_norm."),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from l4spec.runtime.model import Model
+from tests.runtime.hybrid_families import DELTA_NET
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 
 LENGTH = 37
@@ -33,6 +34,11 @@ MODELS: dict[str, Json] = {
     "mla": one_kind(MLA),
     "mla, chunks": one_kind(MLA | {"mask": {"kind": "chunked", "size": 8}}),
     "mla, window": one_kind(MLA | {"mask": {"kind": "sliding_window", "size": 5}, "q_lora_rank": None}),
+    "delta net": one_kind(DELTA_NET),
+    "delta net and a window": text_of(
+        {"d": DELTA_NET, "w": gqa(mask={"kind": "sliding_window", "size": 5}, sinks=True, position=ROPE), "f": SWIGLU},
+        [{"attention": "d", "ffn": "f"}, {"attention": "w", "ffn": "f"}],
+    ),
     "multi-query": one_kind(gqa(num_kv_heads=1, position=ROPE)),
     "parallel blocks": text_of(
         {"a": gqa(position=ROPE), "f": moe()}, [{"attention": "a", "ffn": "f", "form": "parallel", "repeat": 2}]

@@ -7,17 +7,29 @@ one is a ring.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from l4spec.layers.declaration import Declaration
+from l4spec.layers.declaration import CacheEntry, Declaration
 
 Rows = tuple[Tensor, ...]
 """What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
 Attend = Callable[[Tensor, Rows, Any, "LayerCache | None"], Tensor]
 """How a layer attends: (query, new rows, context of the pass, cache) to one vector per query."""
+
+
+class StateRows(Protocol):
+    """Where the rows of a pass stand: tokens before it, of all rows or of each."""
+
+    @property
+    def start(self) -> int:
+        """Earlier tokens, an upper bound where rows differ."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Earlier tokens of each row, where rows differ."""
 
 
 def split_last(x: Tensor, widths: tuple[int, ...]) -> Rows:
@@ -37,6 +49,11 @@ class LayerCache:
     def defer(self, attend: Attend, query: Tensor, new: Rows, width: int) -> Tensor:
         """Record how the layer attends; see `layers.attention.traced`. A cache that holds rows does not defer."""
         raise NotImplementedError("a cache that holds rows does not defer")
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes allocated."""
+        return self.data.numel() * self.data.element_size()
 
     @property
     def num_slots(self) -> int:
@@ -96,6 +113,38 @@ class LayerCache:
         self.data[batch, positions % self.num_slots] = torch.cat(rows, dim=-1)[:, 0]
 
 
+@dataclass(frozen=True, slots=True)
+class StateCache(LayerCache):
+    """What a recurrent layer keeps of each sequence, whatever its length: one tensor [batch, *dims] per declared entry.
+
+    A layer reads nothing from rows of sequences that begin, so that what an earlier sequence left does no harm.
+    """
+
+    states: tuple[Tensor, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all states."""
+        return sum(state.numel() * state.element_size() for state in self.states)
+
+    def before(self, layout: "StateRows") -> tuple[Tensor, ...] | None:
+        """The states before a pass's first token, zero for rows that begin; None where every sequence begins."""
+        if layout.start == 0:
+            return None
+        if layout.lengths is None:
+            return self.states
+        begun = layout.lengths > 0
+        return tuple(
+            torch.where(begun.view(-1, *[1] * (state.dim() - 1)), state, torch.zeros_like(state))
+            for state in self.states
+        )
+
+    def keep(self, states: tuple[Tensor, ...]) -> None:
+        """Replace the states by those behind a pass's last token."""
+        for old, new in zip(self.states, states, strict=True):
+            old.copy_(new)
+
+
 def allocate(
     declaration: Declaration, batch: int, max_len: int, dtype: torch.dtype, device: torch.device
 ) -> LayerCache | None:
@@ -108,5 +157,17 @@ def allocate(
     bounds = {entry.bound for entry in declaration.cache}
     if len(bounds) > 1:
         raise ValueError(f"the entries of one layer's cache must share a bound, found {sorted(map(str, bounds))}")
+    bound = bounds.pop()
+    if bound.is_state:
+        states = (
+            torch.zeros(batch, *(dim.size for dim in entry.dims), dtype=entry_dtype(entry, dtype), device=device)
+            for entry in declaration.cache
+        )
+        return StateCache(torch.zeros(batch, 0, 0, dtype=dtype, device=device), tuple(states))
     width = sum(entry.elements_per_token for entry in declaration.cache)
-    return LayerCache(torch.zeros(batch, bounds.pop().num_kept(max_len), width, dtype=dtype, device=device))
+    return LayerCache(torch.zeros(batch, bound.num_kept(max_len), width, dtype=dtype, device=device))
+
+
+def entry_dtype(entry: CacheEntry, dtype: torch.dtype) -> torch.dtype:
+    """The number format of a cached entry in a model of `dtype`: fp32 where its kind demands more than that has."""
+    return dtype if entry.bytes_per_element(dtype.itemsize) == dtype.itemsize else torch.float32

@@ -1,0 +1,34 @@
+"""How a scan walks a sequence: chunks of tokens that see each other at once, a state from chunk to chunk."""
+
+from l4spec.layers.declaration import HeadProducts, Work
+
+CHUNK = 64
+"""Tokens of a chunk: products inside it grow with its square, the number of steps falls with it."""
+
+
+def chunks_of(num_tokens: int) -> list[int]:
+    """Sizes of the chunks of so many new tokens; the last one may be shorter."""
+    whole, rest = divmod(num_tokens, CHUNK)
+    return [CHUNK] * whole + ([rest] if rest else [])
+
+
+def recurrence(name: str, work: Work, num_heads: int, products_per_token: int) -> HeadProducts:
+    """What the mathematics of a recurrence needs: `products_per_token` multiply-adds a token in each head."""
+    return HeadProducts(name, num_heads, work.num_tokens * products_per_token)
+
+
+def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int) -> HeadProducts:
+    """What `l4spec.layers.recurrent.delta_rule` runs: one step for one token, else chunk by chunk."""
+    state = key_dim * value_dim
+    if work.num_queries == 1:
+        return HeadProducts("delta_rule", num_heads, work.num_sequences * 3 * state)
+    forward = backward = 0
+    sizes = chunks_of(work.num_queries)
+    for index, size in enumerate(sizes):
+        scores, solved = 2 * size * size * key_dim, size * (size - 1) // 2 * value_dim  # k k^T and q k^T; T^-1 v
+        attended, read, written = size * size * value_dim, 2 * size * state, size * state
+        forward += scores + solved + attended + read + written
+        backward += 2 * scores + solved + size * size * value_dim + 2 * attended
+        backward += read if index == 0 else 2 * read  # zeros before the first token have no gradient
+        backward += 0 if index == len(sizes) - 1 else 2 * written  # nor has what no token reads
+    return HeadProducts("delta_rule", num_heads, work.num_sequences * forward, work.num_sequences * backward)

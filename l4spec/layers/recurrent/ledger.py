@@ -1,0 +1,53 @@
+"""What the short convolution and the delta rule allocate as they run without gradients, and their timed pieces."""
+
+from collections.abc import Iterator
+
+from l4spec.layers.common.eager import Piece
+from l4spec.layers.common.ledger import FLAG, WIDE, Ledger
+from l4spec.layers.declaration import Work
+from l4spec.layers.recurrent.chunks import chunks_of
+
+
+def allocate_convolution(ledger: Ledger, work: Work, channels: int, kernel: int) -> None:
+    """Replace the projected tokens, already counted, by convolved ones: filters as one, padded tokens, two sums."""
+    tokens = work.num_tokens * channels * ledger.item
+    before = work.num_sequences * (kernel - 1) * channels * ledger.item
+    with ledger.holding(before + channels * kernel * ledger.item + before + tokens):
+        ledger.touch(2 * tokens)
+
+
+def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
+    """Take what every token reads, in fp32: chunk by chunk scores, corrections, and the state before and behind."""
+    units = work.num_sequences * num_heads * WIDE
+    state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)
+    if work.num_queries == 1:
+        ledger.touch(3 * state + 3 * units * value_dim)
+        ledger.take(units * value_dim)
+        return
+    read = 0
+    with ledger.holding(state):
+        for index, size in enumerate(sizes):
+            square, keys, values = units * size * size, units * size * key_dim, units * size * value_dim
+            with ledger.holding(size * size * FLAG + square):  # what is left of earlier tokens
+                ledger.touch(square)
+                with ledger.holding(keys + 2 * units * size):  # keys times beta, what is left of the state
+                    ledger.touch(2 * square)
+                    with ledger.holding(square):  # the system
+                        ledger.touch(keys + 3 * values)
+                        with ledger.holding(2 * values):  # its right side and its solution
+                            ledger.touch(2 * square)
+                            with ledger.holding(square):  # scores
+                                ledger.touch(keys + 3 * values)
+                                with ledger.holding(values):
+                                    earlier = units * size + (state if index else 0)
+                                    ledger.touch(earlier + max(2 * keys + 2 * state, 3 * state))
+            ledger.take(values)
+            read += values
+        if len(sizes) > 1:
+            ledger.touch(read)  # the joined chunks
+
+
+def recurrence_pieces(work: Work, channels: int, kernel: int, values: int) -> Iterator[Piece]:
+    """The convolution as sums of products, and the gate as a scale; the scan is made of products that are declared."""
+    yield Piece("add", (work.num_tokens * channels,), kernel)
+    yield Piece("scale", (work.num_tokens * values,), 2)

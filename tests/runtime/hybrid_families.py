@@ -1,0 +1,126 @@
+"""Oracles of hybrid families: most layers keep a state that does not grow."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from tests.runtime.newer_families import DEFAULT_ROPE
+from tests.runtime.oracles import Oracle, _common, _random
+from tests.runtime.tiny import ROPE, Json, gqa, moe, text_of
+
+AMPLIFIED = 2.0
+"""Over four seeds each side is 0.8 to 4.2 of the plain bound away from our model in fp64, the two from each other at
+most 1.4: half of what is common to both, rounded to a power of two."""
+ZERO_CENTRED: Json = {"kind": "rmsnorm", "eps": 1e-6, "unit_offset": True}
+DELTA_NET: Json = {
+    "kind": "gated_delta_net",
+    "num_key_heads": 2,
+    "num_value_heads": 4,
+    "key_head_dim": 12,
+    "value_head_dim": 10,
+    "conv_kernel_size": 4,
+}
+_LINEAR: Json = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 12,
+    "linear_value_head_dim": 10,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+}
+
+
+def qwen3_next(seed: int = 0) -> Oracle:
+    """Qwen3NextForCausalLM: three delta nets, then gated attention that turns a quarter of each head; shared expert."""
+    config = transformers.Qwen3NextConfig(
+        **_common(4),
+        **_LINEAR,
+        intermediate_size=64,
+        moe_intermediate_size=40,
+        shared_expert_intermediate_size=24,
+        num_experts=6,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        rms_norm_eps=1e-6,
+        rope_parameters=DEFAULT_ROPE | {"partial_rotary_factor": 0.25},
+    )
+    experts = moe(
+        router={"score": "softmax", "renormalize": True},
+        num_shared_experts=1,
+        shared_intermediate_size=24,
+        shared_gate=True,
+    )
+    layers: list[Json] = [{"attention": "delta", "ffn": "ffn", "repeat": 3}, {"attention": "full", "ffn": "ffn"}]
+    text = text_of({"delta": DELTA_NET, "full": GATED, "ffn": experts}, layers, norm=ZERO_CENTRED)
+    return Oracle(
+        _random(transformers.Qwen3NextForCausalLM(config), seed),
+        text,
+        4,
+        split=_split_qwen3_next,
+        amplification=AMPLIFIED,
+    )
+
+
+GATED: Json = gqa(position=ROPE | {"rotary_dim": 4}, output_gate="elementwise", qk_norm=ZERO_CENTRED)
+
+
+def qwen3_5(seed: int = 0) -> Oracle:
+    """Qwen3_5ForCausalLM: the same with dense layers, projections stored apart."""
+    config = transformers.Qwen3_5TextConfig(
+        **_common(4),
+        **_LINEAR,
+        intermediate_size=64,
+        rms_norm_eps=1e-6,
+        rope_parameters=DEFAULT_ROPE | {"partial_rotary_factor": 0.25, "mrope_section": [1, 1, 0]},
+    )
+    layers: list[Json] = [{"attention": "delta", "ffn": "ffn", "repeat": 3}, {"attention": "full", "ffn": "ffn"}]
+    parts = {"delta": DELTA_NET, "full": GATED, "ffn": {"kind": "swiglu", "intermediate_size": 64}}
+    text = text_of(parts, layers, norm=ZERO_CENTRED)
+    return Oracle(
+        _random(transformers.Qwen3_5ForCausalLM(config), seed), text, 4, split=_split_qwen3_5, amplification=AMPLIFIED
+    )
+
+
+def _split_qwen3_next(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    """Projections fused head by head: of each key head its query, key, and the values and gates that share it."""
+    keys, shared, value_dim = 12, 2, 10
+    prefix, _, own = name.rpartition("attention.")
+    by_head = {
+        "in_proj_qkvz.weight": ("qkvz", (keys, keys, shared * value_dim, shared * value_dim)),
+        "in_proj_ba.weight": ("ba", (shared, shared)),
+    }
+    if own in by_head:
+        names, sizes = by_head[own]
+        parts = torch.split(tensor.view(2, -1, tensor.shape[-1]), list(sizes), dim=1)
+        return {f"{prefix}attention.{n}_proj.weight": p.flatten(0, 1) for n, p in zip(names, parts, strict=True)}
+    return _split_gate(name, tensor) or _split_convolution(name, tensor)
+
+
+def _split_qwen3_5(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    prefix, _, own = name.rpartition("attention.")
+    if own == "in_proj_qkv.weight":
+        parts = torch.split(tensor, [24, 24, 40])
+        return {f"{prefix}attention.{n}_proj.weight": part for n, part in zip("qkv", parts, strict=True)}
+    if own in ("in_proj_z.weight", "in_proj_b.weight", "in_proj_a.weight"):
+        return {f"{prefix}attention.{own[len('in_proj_')]}_proj.weight": tensor}
+    return _split_gate(name, tensor) or _split_convolution(name, tensor)
+
+
+def _split_gate(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    """Of each query head its query, then its gate."""
+    if not name.endswith("attention.q_proj.weight"):
+        return None
+    query, gate = tensor.view(4, 2, 16, -1).unbind(1)
+    return {name: query.flatten(0, 1), name.replace("q_proj", "gate_proj"): gate.flatten(0, 1)}
+
+
+def _split_convolution(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    if not name.endswith("conv1d.weight"):
+        return None
+    parts = torch.split(tensor[:, 0], [24, 24, 40])
+    return {name.replace("conv1d.weight", f"{n}_conv"): part for n, part in zip("qkv", parts, strict=True)}
+
+
+HYBRID_FAMILIES: dict[str, Any] = {"qwen3_next": qwen3_next, "qwen3_5": qwen3_5}

@@ -23,6 +23,7 @@ from planners.plan_types import (
     DeviceMemory,
     Estimates,
     IllegalLayout,
+    Latency,
     LayoutRow,
     Plan,
     TrainTraffic,
@@ -30,7 +31,8 @@ from planners.plan_types import (
 from planners.request import PlanRequest
 from planners.search.layouts import choose, layouts_for, row_of, why_not
 from planners.search.suggestions import suggest
-from planners.timing.latency_report import plan_latency
+from planners.timing.latency_report import engine_latency
+from planners.timing.routing import read_routing
 
 
 def plan(graph: LayerGraph, request: PlanRequest | None = None, /, **options: Any) -> Plan:
@@ -77,8 +79,20 @@ def plan_deployment(deployment: Deployment) -> Plan:
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
         suggestions=suggest(deployment) if cluster and not chosen.fits else (),
-        latency=plan_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
+        latency=_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
     )
+
+
+def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
+    """By the engine's factors, or, on a machine that was calibrated, by the measured pieces of our own module."""
+    cluster = deployment.cluster
+    assert cluster is not None, "time is of GPUs"
+    routing = read_routing(deployment.request.routing, deployment.graph)
+    if cluster.hardware.eager is None:
+        return engine_latency(deployment, layout, max_batch, routing)
+    from planners.module.report import eager_latency
+
+    return eager_latency(deployment, cluster.hardware, layout, routing)
 
 
 def _traffic(deployment: Deployment, layout: Layout) -> TrainTraffic | None:

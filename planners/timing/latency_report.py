@@ -4,27 +4,21 @@ from l4spec.sharding.layout import Layout
 from planners.deployment import Deployment
 from planners.plan_types import Latency
 from planners.timing.latency_rows import latency_errors, step_latency
-from planners.timing.layer_demand import Step
+from planners.timing.layer_demand import Routing, Step
 from planners.timing.machine import Machine
-from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000
 
 
-def plan_latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
-    """Time of a layout on the deployment's cluster. What is not known is null, and says why.
+def engine_latency(deployment: Deployment, layout: Layout, max_batch: int, routing: Routing) -> Latency:
+    """Time of a layout on the deployment's cluster under its engine. What is not known is null, and says why.
 
     `max_batch` sequences of the whole deployment fit at once.
     """
     setting, cluster = deployment.setting, deployment.cluster
     assert cluster is not None, "time is of GPUs"
-    routing = read_routing(deployment.request.routing, deployment.graph)
-    if cluster.hardware.eager is not None:
-        from planners.module.report import eager_latency
-
-        return eager_latency(deployment, cluster.hardware, layout, routing)
     machine = Machine(cluster.hardware, cluster.gpus_per_host)
     if layout.cp > 1:
         return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")

@@ -83,8 +83,9 @@ def measure_command(
     layout = Layout(tp=tp, ep=ep, pp=pp, dp=dp, cp=cp)
     if layout.num_devices > 1:
         from l4spec.runtime.measure.job import MeasureJob
+        from l4spec.verification.run_measure_ranks import require_plain
 
-        _require_plain(device, quantization, tiles)
+        require_plain(device, quantization, tiles)
         job = MeasureJob(
             spec,
             layout,
@@ -126,21 +127,6 @@ def measure_command(
     write(report, lambda: measure_page(report), format, out, force=force)
     if not report.agrees:
         raise typer.Exit(CLAIM_FAILED)
-
-
-def _require_plain(device: str | None, quantization: str | None, tiles: int) -> None:
-    """Raise UserError for options that ranks do not go with."""
-    problems = []
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
-        problems.append(Problem("measure starts the ranks of its degrees itself", hint="leave torchrun out"))
-    if device not in (None, "cpu"):
-        problems.append(Problem("ranks are measured on the cpu", "--device", hint="leave it, or the degrees"))
-    if quantization is not None:
-        problems.append(Problem("packed weights are not cut into shards", "--quantization", hint="leave the degrees"))
-    if tiles:
-        problems.append(Problem("image tiles are measured in one process", "--tiles", hint="leave the degrees"))
-    if problems:
-        raise UserError(problems)
 
 
 def _of_ranks(job: "MeasureJob", time_limit: float | None) -> "MeasureReport":

@@ -11,7 +11,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
-from l4spec.runtime.measure.job import unplaced
+from l4spec.runtime.measure.job import MeasureJob, unplaced
 from l4spec.sharding.layout import Layout
 from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
@@ -78,10 +78,22 @@ def measure(
         model_spec = scale_spec(model_spec, *([parse_scale(scale)] if scale else []), num_layers=num_layers)
     layout = run.pop("layout", None)
     if layout is not None and layout.num_devices > 1:
-        from l4spec.verification.run_measure_ranks import measure_in_new_process
+        from l4spec.verification.run_measure_ranks import measure_in_new_process, require_plain
 
-        options = {"device": device, "dtype": dtype, "quantization": quantization, "time-limit": time_limit, **run}
-        return measure_in_new_process(model_spec, layout, options, tell)
+        require_plain(device, quantization, run.pop("tiles", 0))
+        default_batch = layout.dp * layout.ep
+        job = MeasureJob(
+            "",
+            layout,
+            dtype=dtype,
+            seed=run.get("seed", 0),
+            prefill=run.get("prefill", DEFAULT_PREFILL),
+            decode=run.get("decode", DEFAULT_DECODE),
+            batch=run.get("batch", default_batch),
+            train=run.get("train", False),
+            progress=tell is not None,
+        )
+        return measure_in_new_process(model_spec, job, time_limit, tell)
     graph, tell = build_graph(resolve(model_spec)), tell or (lambda stage: None)
     sample = _sample(graph, run)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)

@@ -1,12 +1,13 @@
 """`l4spec.measure` of a layout: its ranks started on this machine, and each held against the plan."""
 
+import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
@@ -14,7 +15,7 @@ from l4spec.layers.declaration import Work
 from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.measure.results import RankMeasurement
 from l4spec.runtime.parallel.run.memory_check import require_room
-from l4spec.sharding.layout import Layout, place_of
+from l4spec.sharding.layout import place_of
 from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import longest_run
 from l4spec.spec.model import ModelSpec
@@ -25,8 +26,6 @@ from planners.catalog import quantization
 from planners.counts.weights import scheme_of
 from planners.module.activation_ledger import activation_bytes
 from planners.module.runtime_rank import cache_on_rank, stage_on_rank
-
-WRONG_INPUT = 2
 
 
 class RanksEnded(Exception):
@@ -90,43 +89,69 @@ def _beside_weights(job: MeasureJob) -> Iterator[int]:
         yield 2 * cache_on_rank(graph, stage, layout, job.sequences, tokens + job.decode, item) + activations
 
 
-def measure_in_new_process(
-    spec: ModelSpec, layout: Layout, options: Mapping[str, Any], tell: Callable[[str], None] | None
-) -> MeasureReport:
-    """`l4spec measure` of a spec in an interpreter of its own, whose ranks share nothing with this one.
+def require_plain(device: str | None, quantization_name: str | None, tiles: int) -> None:
+    """Raise UserError for what ranks do not go with."""
+    problems = []
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        problems.append(Problem("measure starts the ranks of its degrees itself", hint="leave torchrun out"))
+    if device not in (None, "cpu"):
+        problems.append(Problem("ranks are measured on the cpu", "--device", hint="leave it, or the degrees"))
+    if quantization_name is not None:
+        problems.append(Problem("packed weights are not cut into shards", "--quantization", hint="leave the degrees"))
+    if tiles:
+        problems.append(Problem("image tiles are measured in one process", "--tiles", hint="leave the degrees"))
+    if problems:
+        raise UserError(problems)
 
-    `options` are those of the command by their names. Raises UserError for what it refuses, RanksEnded when a rank
-    fails. `tell` hears its progress.
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a measurement in another process came to: a report, problems of the user, or how the ranks ended."""
+
+    report: MeasureReport | None = None
+    problems: tuple[Problem, ...] = ()
+    ended: tuple[str, int] | None = None
+
+
+def outcome_of(job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None) -> Outcome:
+    """`measure_ranks` with its result or its errors in one value."""
+    try:
+        return Outcome(report=measure_ranks(job, time_limit=time_limit, tell=tell))
+    except UserError as error:
+        return Outcome(problems=error.problems)
+    except RanksEnded as ended:
+        return Outcome(ended=(str(ended), ended.code))
+
+
+def measure_in_new_process(
+    spec: ModelSpec, job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None
+) -> MeasureReport:
+    """`measure_ranks` of a job for a spec, in an interpreter of its own, whose ranks share nothing with this one.
+
+    Job and outcome are handed over in files (`l4spec.verification.measure_process`); `job.spec` is set here. Raises
+    UserError for what is refused, RanksEnded when a rank fails. `tell` hears the progress.
     """
     from l4spec.runtime.checkpoints.save import spec_text
 
-    if reason := illegal_reason(build_graph(resolve(spec)), layout):
-        raise UserError([Problem(f"{layout}: {reason}")])
+    if reason := illegal_reason(build_graph(resolve(spec)), job.layout):
+        raise UserError([Problem(f"{job.layout}: {reason}")])
     with TemporaryDirectory() as folder:
-        path, out = Path(folder) / "spec.yaml", Path(folder) / "report.json"
+        path, request, answer = (Path(folder) / name for name in ("spec.yaml", "job", "outcome"))
         path.write_text(spec_text(spec), encoding="utf-8")
-        line = [sys.executable, "-m", "l4spec", "measure", str(path), "--format=json", f"--out={out}"]
-        line.append("--progress" if tell else "--no-progress")
-        line += [f"--{axis}={degree}" for axis, degree in layout.model_dump().items()]
-        code, output = _run([*line, *_as_options(options)], tell or (lambda stage: None))
-        if out.exists():
-            return MeasureReport.model_validate_json(out.read_text(encoding="utf-8"))
-    errors = [text.removeprefix("error: ") for text in output if text.startswith("error: ")] or output[-1:]
-    if code == WRONG_INPUT:
-        raise UserError([Problem(error) for error in errors])
-    raise RanksEnded("\n".join(errors), code)
-
-
-def _as_options(options: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in options.items():
-        if value is True:
-            yield f"--{name}"
-        elif value is not None and value is not False:
-            yield f"--{name}={value}"
+        request.write_bytes(pickle.dumps((replace(job, spec=str(path)), time_limit)))
+        line = [sys.executable, "-m", "l4spec.verification.measure_process", str(request), str(answer)]
+        code, output = _run(line, tell or (lambda stage: None))
+        silent = Outcome(ended=("\n".join(output[-1:]), code))
+        outcome: Outcome = pickle.loads(answer.read_bytes()) if answer.exists() else silent
+    if outcome.problems:
+        raise UserError(outcome.problems)
+    if outcome.report is None:
+        raise RanksEnded(*(outcome.ended or ("the process that measures ended", code)))
+    return outcome.report
 
 
 def _run(line: Sequence[str], tell: Callable[[str], None]) -> tuple[int, list[str]]:
-    """The exit code of a command, and what it has said of its progress and errors."""
+    """The exit code of a process, and the lines of its progress."""
     output: list[str] = []
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8") as run:
         assert run.stderr is not None

@@ -12,58 +12,40 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l4spec.errors import SpecError, UserError
+from l4spec.errors import SpecError as SpecError
+from l4spec.errors import UserError as UserError
 
 if TYPE_CHECKING:
-    from l4spec.graph.layer_graph import LayerGraph
-    from l4spec.runtime.build import build
-    from l4spec.runtime.checkpoints import load_checkpoint, open_model, save_checkpoint
-    from l4spec.runtime.compiled import compile_step
-    from l4spec.runtime.parallel.checkpoints import load_sharded, save_hub, save_sharded
-    from l4spec.runtime.parallel.distribute import distribute
-    from l4spec.runtime.quantize.apply import quantize
-    from l4spec.sharding.layout import Layout
-    from l4spec.spec.model import ModelSpec
-    from l4spec.verification.run_measure import measure
+    from l4spec.graph.layer_graph import LayerGraph as LayerGraph
+    from l4spec.runtime.build import build as build
+    from l4spec.runtime.checkpoints import load_checkpoint as load_checkpoint
+    from l4spec.runtime.checkpoints import open_model as open_model
+    from l4spec.runtime.checkpoints import save_checkpoint as save_checkpoint
+    from l4spec.runtime.compiled import compile_step as compile_step
+    from l4spec.runtime.parallel.checkpoints import load_sharded as load_sharded
+    from l4spec.runtime.parallel.checkpoints import save_hub as save_hub
+    from l4spec.runtime.parallel.checkpoints import save_sharded as save_sharded
+    from l4spec.runtime.parallel.distribute import distribute as distribute
+    from l4spec.runtime.quantize.apply import quantize as quantize
+    from l4spec.sharding.layout import Layout as Layout
+    from l4spec.spec.model import ModelSpec as ModelSpec
+    from l4spec.verification.run_measure import measure as measure
 
 __version__ = "0.1.0"
-__all__ = [
-    "LayerGraph",
-    "Layout",
-    "ModelSpec",
-    "SpecError",
-    "UserError",
-    "__version__",
-    "build",
-    "compile",
-    "compile_step",
-    "distribute",
-    "load",
-    "load_checkpoint",
-    "load_sharded",
-    "measure",
-    "open_model",
-    "quantize",
-    "save_checkpoint",
-    "save_hub",
-    "save_sharded",
-]
-_PLACES = {
-    "LayerGraph": "l4spec.graph.layer_graph",
-    "Layout": "l4spec.sharding.layout",
-    "ModelSpec": "l4spec.spec.model",
-    "build": "l4spec.runtime.build",
-    "compile_step": "l4spec.runtime.compiled",
-    "distribute": "l4spec.runtime.parallel.distribute",
-    "load_checkpoint": "l4spec.runtime.checkpoints",
-    "load_sharded": "l4spec.runtime.parallel.checkpoints",
-    "save_hub": "l4spec.runtime.parallel.checkpoints",
-    "save_sharded": "l4spec.runtime.parallel.checkpoints",
-    "open_model": "l4spec.runtime.checkpoints",
-    "measure": "l4spec.verification.run_measure",
-    "quantize": "l4spec.runtime.quantize.apply",
-    "save_checkpoint": "l4spec.runtime.checkpoints",
+_LAZY = {
+    "l4spec.graph.layer_graph": "LayerGraph",
+    "l4spec.runtime.build": "build",
+    "l4spec.runtime.checkpoints": "load_checkpoint open_model save_checkpoint",
+    "l4spec.runtime.compiled": "compile_step",
+    "l4spec.runtime.parallel.checkpoints": "load_sharded save_hub save_sharded",
+    "l4spec.runtime.parallel.distribute": "distribute",
+    "l4spec.runtime.quantize.apply": "quantize",
+    "l4spec.sharding.layout": "Layout",
+    "l4spec.spec.model": "ModelSpec",
+    "l4spec.verification.run_measure": "measure",
 }
+"""Where public names are imported from when they are asked for; the block above says the same to type checkers."""
+_PLACES = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -71,6 +53,10 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted((*_PLACES, "SpecError", "UserError", "__version__", "compile", "load"))
 
 
 def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec":

@@ -81,18 +81,7 @@ def measure(
         from l4spec.verification.run_measure_ranks import measure_in_new_process, require_plain
 
         require_plain(device, quantization, run.pop("tiles", 0))
-        default_batch = layout.dp * layout.ep
-        job = MeasureJob(
-            "",
-            layout,
-            dtype=dtype,
-            seed=run.get("seed", 0),
-            prefill=run.get("prefill", DEFAULT_PREFILL),
-            decode=run.get("decode", DEFAULT_DECODE),
-            batch=run.get("batch", default_batch),
-            train=run.get("train", False),
-            progress=tell is not None,
-        )
+        job = _job(layout, dtype, run, progress=tell is not None)
         return measure_in_new_process(model_spec, job, time_limit, tell)
     graph, tell = build_graph(resolve(model_spec)), tell or (lambda stage: None)
     sample = _sample(graph, run)
@@ -108,6 +97,21 @@ def measure(
     conditions = {"device": device, "dtype": setting.dtype}
     return compare_run(
         graph, sample, measurement, **conditions, table=table, logit_error=logit_error, expected=expected
+    )
+
+
+def _job(layout: Layout, dtype: str | None, run: RunFields, *, progress: bool) -> MeasureJob:
+    """What the ranks of a layout are asked for; who starts them names the spec."""
+    return MeasureJob(
+        "",
+        layout,
+        dtype=dtype,
+        seed=run.get("seed", 0),
+        prefill=run.get("prefill", DEFAULT_PREFILL),
+        decode=run.get("decode", DEFAULT_DECODE),
+        batch=run.get("batch", layout.dp * layout.ep),
+        train=run.get("train", False),
+        progress=progress,
     )
 
 

@@ -105,7 +105,7 @@ def require_plain(device: str | None, quantization_name: str | None, tiles: int)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RanksOutcome:
     """What a measurement in another process came to: a report, problems of the user, or how the ranks ended."""
 
     report: MeasureReport | None = None
@@ -113,14 +113,14 @@ class Outcome:
     ended: tuple[str, int] | None = None
 
 
-def outcome_of(job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None) -> Outcome:
+def outcome_of(job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None) -> RanksOutcome:
     """`measure_ranks` with its result or its errors in one value."""
     try:
-        return Outcome(report=measure_ranks(job, time_limit=time_limit, tell=tell))
+        return RanksOutcome(report=measure_ranks(job, time_limit=time_limit, tell=tell))
     except UserError as error:
-        return Outcome(problems=error.problems)
+        return RanksOutcome(problems=error.problems)
     except RanksEnded as ended:
-        return Outcome(ended=(str(ended), ended.code))
+        return RanksOutcome(ended=(str(ended), ended.code))
 
 
 def measure_in_new_process(
@@ -141,8 +141,8 @@ def measure_in_new_process(
         request.write_bytes(pickle.dumps((replace(job, spec=str(path)), time_limit)))
         line = [sys.executable, "-m", "l4spec.verification.measure_process", str(request), str(answer)]
         code, output = _run(line, tell or (lambda stage: None))
-        silent = Outcome(ended=("\n".join(output[-1:]), code))
-        outcome: Outcome = pickle.loads(answer.read_bytes()) if answer.exists() else silent
+        silent = RanksOutcome(ended=("\n".join(output[-1:]), code))
+        outcome: RanksOutcome = pickle.loads(answer.read_bytes()) if answer.exists() else silent
     if outcome.problems:
         raise UserError(outcome.problems)
     if outcome.report is None:

@@ -38,6 +38,8 @@ class Family:
     """Other spellings of a field."""
     fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Fields that only repeat what the family always is, with the values that say so; others are refused."""
+    language_model_only: bool = False
+    """Whether towers beside the language model are left out."""
     ignorable: Sequence[str] = ()
     """Fields of this family without effect on the forward pass."""
 

@@ -27,6 +27,8 @@ class Naming:
     each: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     fused_in_out: bool = False
     fused_first: bool = False
+    in_turns: bool = False
+    """Whether a stack's gates and ups lie in turns, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
     next_token_layers: bool = False
@@ -77,6 +79,18 @@ GATED: Mapping[str, str] = {**DECODER, f"{FFN}router.": "model.layers.#.mlp.gate
 """Names of a mixture of experts whose router is called gate."""
 
 
-def inside(prefix: str, renames: Mapping[str, str]) -> dict[str, str]:
-    """The same names below a prefix: `model.layers` as `language_model.model.layers`."""
-    return {ours: f"{prefix}{theirs}" for ours, theirs in renames.items()}
+def inside(prefix: str, renames: Renames) -> dict[str, str | tuple[str, ...]]:
+    """The same names below a prefix: `model.layers` as `language_model.model.layers`.
+
+    A prefix `model.language_model.` takes the place of `model.`, and leaves the head where it is.
+    """
+    return {
+        ours: _below(prefix, theirs) if isinstance(theirs, str) else tuple(_below(prefix, name) for name in theirs)
+        for ours, theirs in renames.items()
+    }
+
+
+def _below(prefix: str, name: str) -> str:
+    if not prefix.startswith("model."):
+        return f"{prefix}{name}"
+    return f"{prefix}{name.removeprefix('model.')}" if name.startswith("model.") else name

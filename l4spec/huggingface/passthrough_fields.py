@@ -117,6 +117,8 @@ def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:
         if fields.has(name):
             fields.expect(name, *allowed)
     fields.carry("attention_dropout")
+    ignorable = (*IGNORABLE, *ignorable)
+    fields.carry(*ignorable)
     fields.fix({name: (usual,) for name, usual in OFF.items() if name not in fields.read})
     fields.read.update(_NEVER_KEPT)
-    return fields.finish((*IGNORABLE, *ignorable), DROPPED)
+    return fields.finish(ignorable, DROPPED)

@@ -14,14 +14,25 @@ _ZERO_IS_UNSET = ("mscale", "mscale_all_dim")
 _SCALINGS: dict[str, type[Spec]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
 
 
-def read_rope(fields: Fields, layout: Layout) -> dict[str, Any]:
-    """The `position` of a spec from `rope_parameters`, or from `rope_theta` and `rope_scaling`."""
+def read_rope(fields: Fields, layout: Layout, *, head_dim: int | None = None, partial: float = 1.0) -> dict[str, Any]:
+    """The `position` of a spec from `rope_parameters`, or from `rope_theta` and `rope_scaling`.
+
+    `partial`: the share of a head of `head_dim` that is turned where the config does not say; without `head_dim` a head
+    is turned whole.
+    """
     parameters, scaling = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
     if parameters and scaling and parameters.data and scaling.data and parameters.data != scaling.data:
         fields.problem("rope_scaling", "says something else than rope_parameters")
     source = scaling if scaling and scaling.data else parameters
     position: dict[str, Any] = {"kind": "rope", "theta": _theta(fields, source), "layout": layout}
+    turned = _turned(fields, source, head_dim, partial)
+    if turned is not None:
+        position["rotary_dim"] = turned
+    turned = _turned(fields, source, head_dim, partial)
+    if turned is not None:
+        position["rotary_dim"] = turned
     if source is not None:
+        _keep_sections(fields, source)
         rope_scaling = _read_scaling(fields, source)
         source.finish((), {})
         if rope_scaling:
@@ -38,12 +49,43 @@ def rope_style(fields: Fields) -> RopeStyle:
     return "rope_scaling_type" if old else "rope_scaling"
 
 
-def write_rope(rope: Rope, style: RopeStyle) -> dict[str, Any]:
-    """The config fields that say the same; raises nothing, for every scaling has a spelling."""
+def write_rope(rope: Rope, style: RopeStyle, head_dim: int | None = None, partial: float = 1.0) -> dict[str, Any]:
+    """The config fields that say the same; raises nothing, for every scaling has a spelling.
+
+    The share of a head of `head_dim` that is turned is written where it is not `partial`, the family's own.
+    """
     scaling = None if rope.scaling is None else _write_scaling(rope.scaling, style)
+    share = 1.0 if head_dim is None or rope.rotary_dim is None else rope.rotary_dim / head_dim
+    turned = {} if share == partial else {"partial_rotary_factor": share}
     if style == "rope_parameters":
-        return {"rope_parameters": {"rope_theta": rope.theta, **(scaling or {"rope_type": "default"})}}
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+        return {"rope_parameters": {"rope_theta": rope.theta, **(scaling or {"rope_type": "default"}), **turned}}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling, **turned}
+
+
+def _keep_sections(fields: Fields, source: Fields) -> None:
+    """Sections of a head that turn by time, row and column of an image: for text, all three are the same position."""
+    if source.has("mrope_section"):
+        source.read.update(("mrope_section", "mrope_interleaved"))
+        fields.carry("rope_scaling", "rope_parameters")
+
+
+def _turned(fields: Fields, source: Fields | None, head_dim: int | None, partial: float) -> int | None:
+    """Elements of a head that are turned, from a share or a number; None for the whole head."""
+    share = partial
+    for holder in (fields, source):
+        if holder is not None and holder.has("partial_rotary_factor"):
+            share = holder.number("partial_rotary_factor")
+    if head_dim is None:
+        for holder in (fields, source):
+            if holder is not None and holder.has("partial_rotary_factor"):
+                holder.expect("partial_rotary_factor", 1.0, 1)
+        return None
+    turned = int(head_dim * share)
+    if fields.has("rotary_dim"):
+        turned = fields.size("rotary_dim")
+        if share not in (1.0, turned / head_dim):
+            fields.consequence("rotary_dim", f"expected partial_rotary_factor times head_dim ({int(head_dim * share)})")
+    return None if turned == head_dim else turned
 
 
 def _theta(fields: Fields, source: Fields | None) -> float:
@@ -61,9 +103,7 @@ def _read_scaling(fields: Fields, source: Fields) -> dict[str, Any] | None:
     source.read.update(("rope_type", "type"))
     if "type" in source.data and source.data["type"] != kind:
         source.problem("type", f"says something else than rope_type ({kind!r})")
-    if source.has("partial_rotary_factor"):
-        source.expect("partial_rotary_factor", 1.0, 1)
-    if kind == "default":
+    if kind in ("default", "mrope"):
         return None
     if not isinstance(kind, str) or kind not in _SCALINGS:
         known = ", ".join(("default", *_SCALINGS))
@@ -76,10 +116,8 @@ def _read_scaling(fields: Fields, source: Fields) -> dict[str, Any] | None:
 
 
 def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
-    if kind == "yarn":
-        for name, usual in (("attention_factor", None), ("truncate", True)):
-            if name in source.data:
-                source.expect(name, usual)
+    if kind == "yarn" and "attention_factor" in source.data:
+        source.expect("attention_factor", None)
     numbers: dict[str, Any] = {}
     for name, info in _SCALINGS[kind].model_fields.items():
         spelling = _NAMES.get(name, name)
@@ -87,6 +125,9 @@ def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
             continue
         if name == "original_max_seq_len":
             numbers[name] = source.size(spelling)
+        elif name == "truncate":
+            if source.has(name) and not source.flag(name):
+                numbers[name] = False
         elif name in _ZERO_IS_UNSET and source.data.get(spelling) in (0, None):
             pass
         elif info.is_required() or source.has(spelling):

@@ -81,8 +81,11 @@ def block(attention: str, ffn: str, form: str = "pre_norm") -> Block:
     return base if form == "pre_norm" else (*base, ("form", form))
 
 
-def read_gqa(fields: Fields, layout: Layout = "half", **more: Any) -> Data:
-    """An attention part with causal mask and rotary positions; `more` adds and replaces fields."""
+def read_gqa(fields: Fields, layout: Layout = "half", *, partial: float = 1.0, **more: Any) -> Data:
+    """An attention part with causal mask and rotary positions; `more` adds and replaces fields.
+
+    `partial`: the share of each head that is turned where the config does not say.
+    """
     heads, head_dim = fields.size("num_attention_heads"), fields.size_or_none("head_dim")
     hidden = fields.size("hidden_size")
     if head_dim in (None, hidden // heads):
@@ -97,7 +100,7 @@ def read_gqa(fields: Fields, layout: Layout = "half", **more: Any) -> Data:
         "num_kv_heads": fields.size_or_none("num_key_value_heads") or heads,
         "head_dim": head_dim,
     }
-    position = more.pop("position", None) or read_rope(fields, layout)
+    position = more.pop("position", None) or read_rope(fields, layout, head_dim=head_dim, partial=partial)
     return {**values, **more, "mask": more.get("mask", CAUSAL), "position": position}
 
 
@@ -136,13 +139,16 @@ def write_text(text: ResolvedText, style: RopeStyle) -> Data:
     }
 
 
-def write_gqa(spec: GQASpec, style: RopeStyle, *, implied_by: int | None = None) -> Data:
-    """Heads and rotary positions of an attention part; head_dim is left out where the width `implied_by` implies it."""
+def write_gqa(spec: GQASpec, style: RopeStyle, *, implied_by: int | None = None, partial: float = 1.0) -> Data:
+    """Heads and rotary positions of an attention part; head_dim is left out where the width `implied_by` implies it.
+
+    `partial`: the share of each head that the family turns where a config does not say.
+    """
     return {
         "num_attention_heads": spec.num_heads,
         "num_key_value_heads": spec.num_kv_heads,
         **({} if spec.head_dim * spec.num_heads == implied_by else {"head_dim": spec.head_dim}),
-        **(write_rope(spec.position, style) if isinstance(spec.position, Rope) else {}),
+        **(write_rope(spec.position, style, spec.head_dim, partial) if isinstance(spec.position, Rope) else {}),
     }
 
 

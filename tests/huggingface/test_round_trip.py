@@ -96,6 +96,16 @@ def families(draw: Draw, model_type: str) -> Config:
             final_logit_softcapping=st.none() | factors,
         ),
         "deepseek_v3": _deepseek(n),
+        "gpt_oss": experts("num_local_experts").flatmap(lambda e: _gpt_oss(types).map(lambda more: e | more)),
+        "minimax_m2": experts("num_local_experts"),
+        "olmo2": some(attention_bias=flags),
+        "olmoe": experts().flatmap(lambda e: some(norm_topk_prob=flags, attention_bias=flags).map(lambda m: e | m)),
+        "qwen2_moe": experts().flatmap(lambda e: _qwen2_moe(n).map(lambda more: e | more)),
+        "glm4_moe": _glm4_moe(n),
+        "phi3": some(  # whose config turns every other scaling into longrope
+            sliding_window=windows,
+            rope_parameters=thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta}),
+        ),
         "llama4_text": _llama4(n),
     }
     return {**base, **draw(extra[model_type])}
@@ -107,6 +117,35 @@ def _windows(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
         use_sliding_window=st.just(True), sliding_window=st.integers(1, 99), max_window_layers=st.integers(0, 9)
     )
     return st.one_of(some(use_sliding_window=st.just(False), sliding_window=windows), used, derived)
+
+
+def _gpt_oss(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    return some(
+        layer_types=types,
+        sliding_window=st.integers(1, 4096),
+        attention_bias=flags,
+        swiglu_limit=factors,
+        swiglu_alpha=factors,
+    )
+
+
+def _qwen2_moe(n: int) -> st.SearchStrategy[Config]:
+    return some(
+        moe_intermediate_size=sizes,
+        shared_expert_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        qkv_bias=flags,
+        decoder_sparse_step=st.just(1),
+        mlp_only_layers=st.lists(st.integers(0, n - 1), unique=True, max_size=n - 1),
+    )
+
+
+@st.composite
+def _glm4_moe(draw: Draw, n: int) -> Config:
+    drawn = draw(_deepseek(n))
+    own = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "norm_topk_prob")
+    shared = {name: drawn[name] for name in (*own, "routed_scaling_factor", "first_k_dense_replace", "attention_bias")}
+    return {**shared, "moe_intermediate_size": draw(sizes), "use_qk_norm": draw(flags)}
 
 
 def _qwen_moe(n: int) -> st.SearchStrategy[Config]:
@@ -162,7 +201,11 @@ def _llama4(draw: Draw, n: int) -> Config:
     }
 
 
-TEXT_FAMILIES = [model_type for model_type in FAMILIES if model_type != "llama4"]
+TEXT_FAMILIES = [
+    model_type
+    for model_type, family in FAMILIES.items()
+    if model_type in transformers.CONFIG_MAPPING and model_type != "llama4" and not family.language_model_only
+]
 configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda model_spec: (kind, model_spec)))
 
 

@@ -1,22 +1,37 @@
-"""One file per model family: what its config says, and how a spec says it."""
+"""One file per model family: what its config says, how a spec says it, and what its checkpoints call the tensors.
 
-from collections.abc import Mapping
+A file with a `FAMILY` is found by its being here. An export tries the families of `_FIRST` in order, then the others by
+name.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from types import MappingProxyType
 
-from l4spec.huggingface.families import (
-    deepseek_v3,
-    gemma2,
-    llama,
-    llama4,
-    llama4_text,
-    mistral,
-    mixtral,
-    qwen2,
-    qwen3,
-    qwen3_moe,
-)
 from l4spec.huggingface.family import Family
 
-_ROOMS = (llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma2, deepseek_v3, llama4_text, llama4)
-FAMILIES: Mapping[str, Family] = MappingProxyType({room.FAMILY.model_type: room.FAMILY for room in _ROOMS})
+_FIRST = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "gemma2",
+    "deepseek_v3",
+    "llama4_text",
+    "llama4",
+)
+
+
+def _families() -> Iterator[Family]:
+    names = {module.name for module in iter_modules(__path__)} - {"refused"}
+    for name in (*_FIRST, *sorted(names - set(_FIRST))):
+        family = import_module(f"{__name__}.{name}").FAMILY
+        assert isinstance(family, Family)
+        yield family
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType({family.model_type: family for family in _families()})
 """Every family by its model_type, in the order in which an export tries them."""

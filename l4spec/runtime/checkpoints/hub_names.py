@@ -26,7 +26,7 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
     experts: dict[str, dict[str, Parameter]] = {}
     joined: dict[str, list[tuple[str, Parameter]]] = {}
     for full, parameter in stored_parameters(graph):
-        if _is_stack(parameter):
+        if _is_stack(parameter) or _is_stacked_bias(parameter, full):
             prefix, kind = full.rsplit(".", 1)
             experts.setdefault(prefix, {})[kind] = parameter
             continue
@@ -61,13 +61,19 @@ def _joined_rows(stored: str, parts: Sequence[tuple[str, Parameter]]) -> StoredT
     return StoredTensor(stored, (start, *parts[0][1].shape[1:]), tuple(pieces))
 
 
+def _is_stacked_bias(parameter: Parameter, full: str) -> bool:
+    return parameter.role == "bias" and ".experts." in full and len(parameter.dims) == 2
+
+
 def _is_stack(parameter: Parameter) -> bool:
     return parameter.role == "expert" and len(parameter.dims) == 3
 
 
 def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) -> StoredGroup | None:
     prefixes = naming.of(prefix)
-    if not prefixes or set(stacks) != {"gate_proj", "up_proj", "down_proj"}:
+    if prefixes and naming.in_turns and set(stacks) == _BIASED:
+        return StoredGroup((_experts_in_turns(prefix, prefixes[0], stacks),))
+    if not prefixes or naming.in_turns or set(stacks) != {"gate_proj", "up_proj", "down_proj"}:
         return None
     each = [_each_expert(prefix, stored, stacks, naming.each) for stored in prefixes]
     fused = [_fused_experts(prefix, stored, stacks, naming.fused_in_out) for stored in prefixes]
@@ -103,6 +109,29 @@ def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in
     return (
         StoredTensor(f"{stored}.gate_up_proj", shape, gate_up),
         StoredTensor(f"{stored}.down_proj", down_shape, down),
+    )
+
+
+_BIASED = {f"{name}_{kind}" for name in ("gate", "up", "down") for kind in ("proj", "bias")}
+
+
+def _experts_in_turns(prefix: str, stored: str, stacks: Mapping[str, Parameter]) -> tuple[StoredTensor, ...]:
+    """gpt-oss: `gate_up_proj` [expert, in, 2 out] with gate and up in turns, its biases, and `down_proj`."""
+    num_experts, ffn, hidden = stacks["gate_proj"].shape
+
+    def turns(kind: str, transposed: bool) -> tuple[TensorPiece, ...]:
+        dim = 2 if transposed else 1
+        return tuple(
+            TensorPiece(f"{prefix}.{name}_{kind}", (), ((dim, start, 2 * ffn),), transposed=transposed, step=2)
+            for start, name in enumerate(("gate", "up"))
+        )
+
+    down = TensorPiece(f"{prefix}.down_proj", transposed=True)
+    return (
+        StoredTensor(f"{stored}.gate_up_proj", (num_experts, hidden, 2 * ffn), turns("proj", transposed=True)),
+        StoredTensor(f"{stored}.gate_up_proj_bias", (num_experts, 2 * ffn), turns("bias", transposed=False)),
+        StoredTensor(f"{stored}.down_proj", (num_experts, ffn, hidden), (down,)),
+        StoredTensor(f"{stored}.down_proj_bias", (num_experts, hidden), (TensorPiece(f"{prefix}.down_bias"),)),
     )
 
 

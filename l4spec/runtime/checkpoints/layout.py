@@ -25,6 +25,8 @@ class TensorPiece:
     region: Region = ()
     stored_region: Region = ()
     transposed: bool = False
+    step: int = 1
+    """Of the last dim of the stored part, only every so many-th element is ours (gpt-oss: gate and up in turns)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from l4spec.runtime.checkpoints.mapped import MappedFiles, ReadByName
 from l4spec.runtime.checkpoints.match import Key, hub_layout_of, require_match
 from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.packed_load import fill, matched
-from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.checkpoints.regions import part, stored_part
 from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.progress import Report
 
@@ -242,8 +242,8 @@ def _copy(tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Ten
             source = read(stored) if stored.pieces else None
             for piece in stored.pieces:
                 assert source is not None
-                box = part(source.view(stored.view or stored.shape), piece.stored_region)
-                _copy_slices(part(targets[piece.tensor], piece.region), box.mT if piece.transposed else box)
+                box = stored_part(source.view(stored.view or stored.shape), piece)
+                _copy_slices(part(targets[piece.tensor], piece.region), box)
             done += stored.numel
             if report:
                 report(done, total)

@@ -24,7 +24,7 @@ from l4spec.runtime.checkpoints.packed_save import (
     require_exportable,
     stored_tensors,
 )
-from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.checkpoints.regions import part, stored_part
 from l4spec.runtime.checkpoints.write import TensorEntry, require_new_folder, write_folder
 from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.progress import Report
@@ -146,6 +146,5 @@ def _assembled(stored: StoredTensor, tensors: Mapping[str, Tensor], dtype: torch
     tensor = torch.empty(stored.shape, dtype=dtype)
     for piece in stored.pieces:
         source = part(tensors[piece.tensor].detach(), piece.region)
-        target = part(tensor.view(stored.view or stored.shape), piece.stored_region)
-        target.copy_(source.mT if piece.transposed else source)
+        stored_part(tensor.view(stored.view or stored.shape), piece).copy_(source)
     return tensor

@@ -29,11 +29,12 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from l4spec.errors import UserError
 from l4spec.runtime.checkpoints.digests import Unchanged
 from l4spec.runtime.checkpoints.headers import INDEX
 from l4spec.runtime.checkpoints.layout import StoredTensor, TensorPiece
 from l4spec.runtime.checkpoints.load import open_stored
-from l4spec.runtime.checkpoints.regions import part
+from l4spec.runtime.checkpoints.regions import stored_part
 from l4spec.runtime.checkpoints.save import DEFAULT_SHARD_BYTES, SavedCheckpoint, layout_and_text
 from l4spec.runtime.checkpoints.write import TensorEntry, file_names, header_of, index_of, raw_bytes, shards_of
 from l4spec.runtime.parallel.checkpoints.local_shards import shards_of_model, whole_shapes
@@ -150,6 +151,9 @@ class _HubWriter(StorageWriter):
         assert item.tensor_data is not None
         region = _region(item.tensor_data.chunk.offsets, item.tensor_data.chunk.sizes)
         for stored, piece in self._stored[item.index.fqn]:
+            if piece.step > 1:
+                hint = "save sharded, and convert on one process"
+                raise UserError(f"{stored.name} holds our tensors in turns, which ranks cannot write apart", hint=hint)
             whole = tuple(map(range, item.tensor_data.size))
             ours = _cut(whole, piece.region)
             common = tuple(range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(region, ours, strict=True))
@@ -245,8 +249,7 @@ class _HubReader(StorageReader):
         """Copy what overlaps; of a mapped file only those pages are read."""
         for item in plan.items:
             stored, piece = self._stored[item.storage_index]
-            box = part(self._read(stored).view(stored.view or stored.shape), piece.stored_region)
-            box = box.mT if piece.transposed else box
+            box = stored_part(self._read(stored).view(stored.view or stored.shape), piece)
             for dim, (offset, size) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 box = box.narrow(dim, offset, size)
             target = planner.resolve_tensor(item)

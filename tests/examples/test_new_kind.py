@@ -148,3 +148,30 @@ def test_a_package_whose_kind_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("error: the layer kind 'broken_kind:KIND' of broken-kind cannot be used: ")
+
+
+def test_a_routed_kind_of_another_package_is_planned_with_its_all_to_all(installed: Installed) -> None:
+    """3 layers send a token's 64 bf16 numbers to one expert and back, of which half stays on one of two ranks."""
+    one, two = (
+        installed.json("plan", "switch.yaml", "--gpus", f"{ep}xH100", "--ep", str(ep), "--batch", "2") for ep in (1, 2)
+    )
+    sent = {row["axis"]: row["bytes_per_token"] for row in two["communication"]}
+    assert sent == {"ep": 3 * 2 * 64 * 2 // 2}
+    experts = 3 * 4 * 2 * 96 * 64 * 2
+    assert one["memory_per_device"]["weights_bytes"] - two["memory_per_device"]["weights_bytes"] == experts // 2
+    (ffn,) = [row for row in two["latency"]["decode"]["by_kind"] if row["name"].startswith("ffn")]
+    assert ffn["links_seconds"] > 0
+    trained = installed.json("plan", "switch.yaml", "--gpus", "2xH100", "--ep", "2", "--mode", "train", "--batch", "2")
+    assert {row["what"] for row in trained["train_traffic"]["rows"] if row["axis"] == "ep"} >= {
+        "routed tokens, forward",
+        "routed tokens, backward",
+    }
+
+
+@pytest.mark.parametrize("layout", [(), ("--ep", "2"), ("--tp", "2")], ids=["alone", "ep2", "tp2"])
+def test_a_routed_kind_of_another_package_measures_what_is_planned(
+    installed: Installed, layout: tuple[str, ...]
+) -> None:
+    measured = installed.json("measure", "switch.yaml", "--prefill", "24", "--decode", "2", "--batch", "2", *layout)
+    assert measured["agrees"] is True
+    assert ("all-to-all" in json.dumps(measured)) == ("--ep" in layout)

@@ -63,8 +63,8 @@ class SwitchOnRanks(Switch):
     def __init__(self, spec: SwitchSpec, width: Width, ranks: Ranks, cuts: Cuts) -> None:
         super().__init__(spec, width)
         self.ranks = ranks
-        held = len(cuts["experts"][ranks.ep.index])
-        self.experts = ReluExperts(held, spec.intermediate_size, width.hidden_size)
+        num_here = len(cuts["experts"][ranks.ep.index])
+        self.experts = ReluExperts(num_here, spec.intermediate_size, width.hidden_size)
 
     def _through_experts(self, rows: Tensor, counts: Tensor) -> Tensor:
         ep = self.ranks.ep

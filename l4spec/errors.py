@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from itertools import islice
 
 MAX_PROBLEMS = 50
-"""Problems that are told at once; nobody mends more before asking again."""
+"""Most problems that are reported at once."""
 
 
 @dataclass(frozen=True, slots=True)

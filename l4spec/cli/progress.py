@@ -11,7 +11,7 @@ _STEPS = 1000
 
 @contextmanager
 def progress(label: str, asked_for: bool | None) -> Iterator[Callable[[int, int], None] | None]:
-    """A function to be told (done, all), which draws a bar; None where no bar is wanted.
+    """A function to call with (done, all), which draws a bar; None where no bar is shown.
 
     `asked_for` None means: where stderr is a terminal.
     """

@@ -77,7 +77,7 @@ class InnerWidthSpec(LayerSpec):
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What a layer is told about its surroundings: the stream's width and the longest sequence."""
+    """What a layer knows of its surroundings: the stream's width and the longest sequence."""
 
     hidden_size: int
     max_seq_len: int

@@ -65,7 +65,7 @@ ACCEPTED = frozenset(("gpus", "quantization", "kv_dtype", "engine", "memory_frac
 
 def model_table(graphs: Sequence[LayerGraph], asked: PlanRequest, precisions: Sequence[str] = PRECISIONS) -> ModelTable:
     """Plan every model in every precision. Raises UserError for what none can be planned with, as unknown names; what
-    one of them cannot (a scheme, a context beyond its longest sequence, any layout) is told in its row."""
+    one of them cannot (a scheme, a context beyond its longest sequence, any layout) is reported in its row."""
     assert asked.gpus is not None, "the table is of one cluster"
     request = asked.changed(objective="max-context")
     cluster = parse_cluster(asked.gpus)

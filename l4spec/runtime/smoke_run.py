@@ -53,7 +53,7 @@ def trial_bytes(graph: LayerGraph) -> int:
 
 
 def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Trial:
-    """Run random tokens, and a random tile where the model sees, through `model`; `report` is told (done, all)."""
+    """Run random tokens, and a random tile where it sees, through `model`; `report` is called with (done, all)."""
     tell = report or (lambda done, total: None)
     ids, pixels, num_places = _inputs(model, seed)
     with torch.no_grad():

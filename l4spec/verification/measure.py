@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Law = Literal["exact", "bound", "timed", "shown"]
 """exact: equal to the digit. bound: measured <= planned <= 1.25 x measured. shown: nothing to hold it to.
 
-timed: a prediction with its usual error, which a busy machine may exceed: told, and never a disagreement.
+timed: a prediction with its usual error, which a busy machine may exceed: shown, and never a disagreement.
 """
 SLACK_PERCENT = 25
 """How much more than was measured a planned activation peak may be."""

@@ -27,7 +27,7 @@ DeviceBytes = Annotated[Bytes, AfterValidator(_plausible)]
 class Memory(Spec):
     """Device memory.
 
-    `nominal` is what the datasheet prints, `physical` what a program is told is there, `free_before_load` what is left
+    `nominal` is what the datasheet prints, `physical` what a program sees, `free_before_load` what is left
     of that once driver and context have taken their part and before any weight is loaded.
     """
 

@@ -10,7 +10,7 @@ from planners.simulate.routers import RequestRouter
 
 
 class Listener(Protocol):
-    """What is told about requests as they go: for closed loops, sessions and chains."""
+    """Notifications about requests as they go: for closed loops, sessions and chains."""
 
     def finished(self, request: Request, now: int) -> None:
         """A request has its last token, or was refused."""

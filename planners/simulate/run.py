@@ -20,7 +20,7 @@ from planners.simulate.servers import Server, server_of
 from planners.simulate.workload.source import Drawn, Source
 
 Progress = Callable[[int, int], None]
-"""Is told how many requests have ended, and of how many."""
+"""Called with the number of requests that have ended, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)

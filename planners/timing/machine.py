@@ -47,7 +47,7 @@ class Machine:
 
 @lru_cache(maxsize=256)
 def missing(machine: Machine, layout: Layout, dtypes: tuple[str, ...]) -> str | None:
-    """Why no time can be told: the first peak or link that the vendor does not publish; None if all are known."""
+    """Why no time can be computed: the first peak or link that the vendor does not publish; None if all are known."""
     for dtype in dtypes:
         if machine.peak(dtype) is None:
             return f"no dense {dtype} peak is published for {machine.hardware.name}"

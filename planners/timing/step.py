@@ -191,7 +191,7 @@ class StepModel:
 
     @cached_property
     def unknown(self) -> str | None:
-        """Why no time can be told on this machine; None if it can."""
+        """Why no time can be computed on this machine; None if it can."""
         dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
         return missing(self.machine, self.layout, dtypes)
 

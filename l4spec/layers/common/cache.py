@@ -140,7 +140,7 @@ class StateCache(LayerCache):
         )
 
     def keep(self, states: tuple[Tensor, ...]) -> None:
-        """Replace the states by those behind a pass's last token."""
+        """Replace the states by those after a pass's last token."""
         for old, new in zip(self.states, states, strict=True):
             old.copy_(new)
 

@@ -26,7 +26,7 @@ STATE_BYTES = 4
 def declare(spec: GatedDeltaNetSpec, width: Width) -> Declaration:
     """Projections q, k, v, z, b, a; a convolution of q, k and v; per value head a state [key_head_dim, value_head_dim].
 
-    The recurrence needs 6 * key_head_dim * value_head_dim FLOPs a token and head: the state is read for the key,
+    The recurrence needs 6 * key_head_dim * value_head_dim FLOPs per token and head: the state is read for the key,
     corrected, and read for the query. Convolution, norms and gates count no FLOPs by convention.
     """
     hidden, stream = Dim("hidden", width.hidden_size), tokens_of(width.hidden_size)
@@ -99,7 +99,7 @@ def _live(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...
 
 
 def _saved(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, and a state behind each chunk of tokens, as fused kernels keep them."""
+    """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
     values = Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
     num_chunks = work.num_sequences * -(-work.num_queries // CHUNK)
     state = (Dim("heads", spec.num_value_heads), Dim("key", spec.key_head_dim), Dim("value", spec.value_head_dim))

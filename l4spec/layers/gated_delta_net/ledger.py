@@ -22,7 +22,7 @@ def _allocate(spec: GatedDeltaNetSpec, width: Width, work: Work, ledger: Ledger)
         allocate_convolution(ledger, work, spec.conv_width, spec.conv_kernel_size)
         _scan(spec, work, ledger)
         ledger.touch(0 if ledger.is_wide else values * item)
-        with ledger.holding(state):  # behind the last token
+        with ledger.holding(state):  # after the last token
             rms_norm(ledger, tokens * spec.num_value_heads, spec.value_head_dim, weighted=True)
             ledger.free(values * WIDE)
             ledger.touch(values * (item + WIDE + (0 if ledger.is_wide else WIDE)))

@@ -14,7 +14,7 @@ from l4spec.layers.recurrent.chunks import chunks_of
 def delta_rule(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each token reads [rows, heads, tokens, value_dim], and the state behind the last [rows, heads, key, value].
+    """What each token reads [rows, heads, tokens, value_dim], and the state after the last [rows, heads, key, value].
 
     `query` and `key` are [rows, heads, tokens, key_dim], scaled and normed; `decay` (g <= 0, the log of what is kept)
     and `beta` [rows, heads, tokens]; all in fp32 or wider. A token with g = 0 and beta = 0 leaves the state alone.

@@ -43,7 +43,7 @@ class Mesh:
         return Axis(size, place.dp * layout.ep + place.ep, _group_of(self.data_mesh) if size > 1 else None)
 
     def ranks(self, tp: int | None = None) -> Ranks:
-        """What layers are told. With `tp` below the layout's, shards are repeated by neighbours (a vision tower's)."""
+        """What layers see. With `tp` below the layout's, shards are repeated by neighbours (a vision tower's)."""
         whole = self.axis("tp")
         if tp is None or tp == self.layout.tp:
             return Ranks(whole, self.axis("ep"), self.data, self.axis("cp"))

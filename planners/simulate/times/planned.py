@@ -17,7 +17,7 @@ class PlannedTimes:
 
     def __init__(self, model: StepModel) -> None:
         if model.unknown is not None:
-            raise UserError([Problem(f"no time can be told: {model.unknown}", hint="give `times` of kind kernels")])
+            raise UserError([Problem(f"no time can be computed: {model.unknown}", hint="give `times` of kind kernels")])
         if model.efficiency is None:
             message = "no published measurements of this engine: the time of a step is not known"
             raise UserError([Problem(message, path="engine", hint="use vllm, sglang-hybrid or tensorrt-llm")])

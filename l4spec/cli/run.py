@@ -99,17 +99,17 @@ def run_command(
     the model or the batch does not allow is refused before any process starts. When a rank fails, all end, one message
     says which and why, and the exit code is 4; a checkpoint is whole or not there.
     """
-    from l4spec.runtime.parallel.run.job import Job
     from l4spec.runtime.parallel.run.memory_check import require_room
+    from l4spec.training.run.job import Job
 
-    environment = _prepare()
+    environment = prepare_ranks()
     job = Job(
         spec,
-        _layout(tp, ep, pp, dp, nproc, environment),
+        layout_of(tp, ep, pp, dp, nproc, environment),
         tuple(overrides or ()),
         scale,
         layers,
-        _device(device),
+        run_device(device),
         dtype.value if dtype else None,
         seed,
         batch,
@@ -141,7 +141,7 @@ def run_command(
         raise typer.Exit(code)
 
 
-def _prepare() -> int | None:
+def prepare_ranks() -> int | None:
     """The world size where torchrun has started this process, else None; torch's own log tells a user nothing."""
     import os
 
@@ -150,7 +150,7 @@ def _prepare() -> int | None:
     return int(size) if size.isdecimal() else None
 
 
-def _layout(tp: int, ep: int, pp: int, dp: int | None, nproc: int | None, world: int | None) -> "Layout":
+def layout_of(tp: int, ep: int, pp: int, dp: int | None, nproc: int | None, world: int | None) -> "Layout":
     """The degrees, dp from the number of ranks where it is not given. Raises UserError where --nproc is another."""
     from l4spec.sharding.layout import Layout
 
@@ -161,7 +161,8 @@ def _layout(tp: int, ep: int, pp: int, dp: int | None, nproc: int | None, world:
     return layout
 
 
-def _device(device: str | None) -> str:
+def run_device(device: str | None) -> str:
+    """`cpu`, or an accelerator that is here. Raises UserError for another."""
     if device == "meta":
         raise UserError([Problem("expected a device that computes, found meta", path="--device")])
     if device in (None, "cpu"):

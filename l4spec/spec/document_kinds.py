@@ -45,6 +45,7 @@ DOCUMENT_KINDS: Mapping[str, DocumentKind] = {
     for kind in (
         DocumentKind(MODEL, "l4spec.spec.model:ModelSpec"),
         DocumentKind("scenario", "l4spec.spec.scenario:Scenario"),
+        DocumentKind("recipe", "l4spec.spec.recipe:Recipe"),
     )
 }
 

@@ -110,7 +110,7 @@ class CollapseDetector:
         self.warned: set[str] = set()
 
     def warnings(self, step: int, loads: Mapping[str, LayerLoad]) -> Iterator[str]:
-        """What is to be said after this step."""
+        """Warnings of this step."""
         for node, load in loads.items():
             self.recent[node].append(load.shares)
             if node in self.warned or len(self.recent[node]) < self.window:

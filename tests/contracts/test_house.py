@@ -13,6 +13,7 @@ MAX_FUNCTION_LINES = 50
 
 LARGER_FOR_A_REASON: dict[str, str] = {
     "l4spec/cli/measure.py:measure_command": "its options, one parameter each, as typer reads them",
+    "l4spec/cli/train.py:train_command": "its options, one parameter each, as typer reads them",
     "l4spec/cli/run.py:run_command": "its options, one parameter each, as typer reads them",
 }
 """`path.py` or `path.py:function` → why it may exceed its budget. An entry that is no longer needed fails."""

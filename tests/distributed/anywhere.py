@@ -1,7 +1,7 @@
 """What any model does under any layout and in one process: prefill, decode, generation and a training step."""
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def on_rank(rank: int, case: Case) -> Found:
     model = distribute(whole, case.layout, train=True)
     own = model.own_rows(torch.arange(case.sequences))
     mine = _tiles_of(case, own, tiles)
-    given = {} if mine is None else {"pixel_values": mine}
+    given: dict[str, Any] = {} if mine is None else {"pixel_values": mine}
     for _ in range(2):  # the first step also makes torch's stages known to each other
         with counting_traffic(groups_of(model)) as sent["train"]:
             loss = train_step(model, ids[own], labels[own], num_microbatches=case.microbatches, **given)

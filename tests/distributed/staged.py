@@ -134,7 +134,7 @@ def train(rank: int, layout: Layout, options: dict[str, bool]) -> Results:
     labels[:, -1], labels[1, :9] = IGNORED, IGNORED  # so that sequences, and ranks, differ in how many count
     loss = torch.nn.functional.cross_entropy(whole(ids, pixel_values=tiles).flatten(0, 1), labels.flatten())
     torch.autograd.backward(loss)
-    inputs = {} if tiles is None else {"pixel_values": _own_tiles(model, ids, tiles)}
+    inputs: Results = {} if tiles is None else {"pixel_values": _own_tiles(model, ids, tiles)}
 
     def step(count: int | None) -> Results:
         in_flight = _watched(model)

@@ -14,11 +14,11 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.runtime.build import build
 from l4spec.runtime.parallel.distribute import build_rank, distribute
 from l4spec.runtime.parallel.mesh import Mesh
-from l4spec.runtime.parallel.run.job import Job
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import chunk_of
 from l4spec.spec.model import ModelSpec
+from l4spec.training.run.job import Job
 from planners.plan import plan
 from tests.strategies import Data, models
 

@@ -7,12 +7,13 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from l4spec.runtime.build import build
-from l4spec.runtime.parallel.run.synthetic import batch_of
+from l4spec.training.run.synthetic import batch_of
 from tests.distributed.command import Command, started
 from tests.distributed.whole import bound_of, graph_from
 from tests.distributed.world import FORKS, run_world
@@ -85,28 +86,30 @@ def test_stages_and_shards_train_to_the_losses_of_one_rank_and_go_on_from_each_o
 
 def exhaust_memory_of_rank_1() -> None:
     """Let rank 1 ask for more memory than any machine has, in its second step."""
-    from l4spec.runtime.parallel.run import train_worker as work
+    from l4spec.runtime.parallel.step import train_step
+    from l4spec.training import loop
 
-    optimize, calls = work.optimize, []
+    calls: list[int] = []
 
-    def hungry(*args: Any) -> float:
+    def hungry(*args: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
         if os.environ["RANK"] == "1" and len(calls) == 2:
             torch.empty(2**52)
-        return optimize(*args)
+        result: torch.Tensor = train_step(*args, **options)
+        return result
 
-    work.optimize = hungry  # type: ignore[assignment]
+    patch.object(loop, "train_step", hungry).start()
 
 
 def raise_in_rank_1() -> None:
-    from l4spec.runtime.parallel.run import train_worker as work
+    from l4spec.training import loop
 
-    def broken(*_: Any) -> Any:
+    def broken(*_: Any, **__: Any) -> Any:
         if os.environ["RANK"] == "1":
             raise KeyError("no such thing")
         time.sleep(60)
 
-    work.optimize = broken  # type: ignore[assignment]
+    patch.object(loop, "train_step", broken).start()
 
 
 def fill_the_disk_of_rank_1() -> None:
@@ -135,8 +138,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", [*[*FAULTS][:2], pytest.param([*FAULTS][2], marks=pytest.mark.slow)])
 def test_whatever_fails_on_one_rank_ends_all_with_one_message(fault: str, tmp_path: Path) -> None:
-    patch, exit_code, message = FAULTS[fault]
-    with started(tmp_path, f"{ENDLESS} --ep 2", patch) as command:
+    change, exit_code, message = FAULTS[fault]
+    with started(tmp_path, f"{ENDLESS} --ep 2", change) as command:
         command.process.join(60)
         code, messages = command.ended(SECONDS)
     assert code == exit_code
@@ -248,20 +251,25 @@ def continued_and_straight(rank: int, folder: str) -> list[str]:
     from l4spec.runtime.parallel.checkpoints import load_sharded, save_sharded
     from l4spec.runtime.parallel.checkpoints.local_shards import shards_of_model
     from l4spec.runtime.parallel.distribute import distribute
-    from l4spec.runtime.parallel.run.job import Job
-    from l4spec.runtime.parallel.run.synthetic import batch_of
-    from l4spec.runtime.parallel.run.train_worker import make_optimizer, optimize
     from l4spec.sharding.layout import Layout
+    from l4spec.spec.recipe.phase import OptimizerSpec
+    from l4spec.training.loop import LoopSettings, TrainBatch, train_steps
+    from l4spec.training.optimizer import make_optimizer
+    from l4spec.training.run.job import Job
+    from l4spec.training.run.synthetic import batch_of
 
     job = Job("tiny/maverick", Layout(ep=2, dp=2), dtype="fp32")
 
     def fresh(seed: int | None) -> tuple[Any, Any]:
         model = distribute(build(job.graph, "meta", "fp32"), job.layout, device="cpu", seed=seed, train=True)
-        return model, make_optimizer(model, 1e-2)
+        return model, make_optimizer(model, OptimizerSpec(learning_rate=1e-2))
 
     def run(model: Any, optimizer: Any, steps: range) -> None:
-        for step in steps:
-            optimize(model, optimizer, batch_of(0, step, 4, 16, 128))
+        def batch(step: int) -> TrainBatch:
+            ids = batch_of(0, step, 4, 16, 128)
+            return TrainBatch(ids[:, :-1], ids[:, 1:])
+
+        list(train_steps(model, optimizer, batch, LoopSettings(steps.stop), start=steps.start))
 
     straight, optimizer = fresh(0)
     run(straight, optimizer, range(2))

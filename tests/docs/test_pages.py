@@ -34,7 +34,7 @@ def test_a_page_does_what_it_says_in_an_empty_folder(page: str, tmp_path: Path) 
 
 
 def test_the_page_on_training_does_what_it_says(tmp_path: Path) -> None:
-    assert walk_through(ROOT / "docs" / "training.md", tmp_path) >= 1
+    assert walk_through(ROOT / "docs" / "training.md", tmp_path) >= 3
 
 
 def test_the_page_on_long_prompts_does_what_it_says(tmp_path: Path) -> None:

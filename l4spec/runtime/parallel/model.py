@@ -1,6 +1,6 @@
 """One rank's model: it runs like the whole one, on its own sequences, together with the other ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from l4spec.layers.lm_head.parallel import VocabHead
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import TokenBatch, align
 from l4spec.runtime.model import Model
-from l4spec.runtime.parallel.loss import vocab_parallel_cross_entropy
+from l4spec.runtime.parallel.loss import Objective, Scored, vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.runtime.parallel.pipeline import Line
 from l4spec.runtime.parallel.rank import Shard
@@ -157,25 +157,39 @@ class RankModel(Model):
         *,
         hidden: Tensor | None = None,
         count: Tensor | None = None,
+        objective: Objective | None = None,
+        extras: Mapping[str, Tensor] | None = None,
         **inputs: Any,
     ) -> Tensor:
         """Mean cross entropy of this rank's sequences; `labels` [batch, tokens] follow each token, -100 counts not.
 
         Logits stay divided along the vocabulary. `inputs` are those of `forward`. `count` replaces the number of labels
-        that the sum is divided by. In a pipeline every stage gets the value without a gradient, which `train_step`
-        makes: it gives the last stage the `hidden` states of the one before. Where data-parallel ranks share a tower's
-        weights (FSDP2), either all are given `pixel_values`, of no tiles where a rank has none, or nobody is.
+        that the sum is divided by. An `objective`, shown the `extras` of these sequences, takes cross entropy's place.
+        In a pipeline every stage gets the value without a gradient, which `train_step` makes: it gives the last stage
+        the `hidden` states of the one before. Where data-parallel ranks share a tower's weights (FSDP2), either all are
+        given `pixel_values`, of no tiles where a rank has none, or nobody is.
         """
         in_line = self.line.pp.size > 1 and hidden is None
         with self._divided_logits():
             logits = self(input_ids, **inputs) if in_line else self.run_stage(input_ids, hidden, **inputs)
-        loss = self._loss_of(logits, labels, count) if self.line.is_last else logits.new_zeros(())
+        given = {} if extras is None else extras
+        loss = self._loss_of(logits, labels, count, objective, given) if self.line.is_last else logits.new_zeros(())
         return self.line.from_last(loss) if in_line else loss
 
-    def _loss_of(self, logits: Tensor, labels: Tensor, count: Tensor | None) -> Tensor:
-        tp = self.mesh.axis("tp")
+    def _loss_of(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        count: Tensor | None,
+        objective: Objective | None,
+        extras: Mapping[str, Tensor],
+    ) -> Tensor:
+        tp = self.mesh.axis("tp") if self._heads else Axis()
         own_ids = self._heads[0].own_ids if self._heads else range(logits.shape[-1])
-        return vocab_parallel_cross_entropy(logits, labels, own_ids, tp if self._heads else Axis(), count)
+        if objective is not None:
+            sizes = tuple(self._heads[0].sizes) if self._heads else (logits.shape[-1],)
+            return objective(Scored(logits, labels, own_ids, tp, sizes, extras)) * self.mesh.data.size
+        return vocab_parallel_cross_entropy(logits, labels, own_ids, tp, count)
 
     @contextmanager
     def _divided_logits(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ Stages run one forward, one backward in turn (1F1B, arXiv:2104.04473), so that s
 microbatches, as the planner counts; torch.distributed.pipelining schedules and sends.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,29 +13,46 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from l4spec.layers.common.parallel import group_of, sum_over
-from l4spec.runtime.parallel.loss import IGNORED
+from l4spec.runtime.parallel.loss import IGNORED, Objective
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.training import local_of
 
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """Sequences that run together: ids and labels [rows, tokens], and what else `RankModel.run_stage` takes."""
+    """Sequences that run together: ids and labels [rows, tokens], what else `RankModel.run_stage` takes, and extras."""
 
     input_ids: Tensor
     labels: Tensor
     inputs: dict[str, Tensor]
+    extras: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a step's loss is: `objective` (None: cross entropy), and the mean over `count` labels of all ranks."""
+
+    objective: Objective | None
+    count: Tensor
 
 
 def train_step(
-    model: RankModel, input_ids: Tensor, labels: Tensor, *, num_microbatches: int | None = None, **inputs: Tensor
+    model: RankModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    *,
+    num_microbatches: int | None = None,
+    objective: Objective | None = None,
+    extras: Mapping[str, Tensor] | None = None,
+    **inputs: Tensor,
 ) -> Tensor:
     """The mean cross entropy of the whole batch, the same on every rank; its gradients are left in `.grad`.
 
     `input_ids` and `labels` [sequences, tokens] are this rank's own (`own_rows`), the same on all stages; a label
     follows each token, -100 counts not. They run in `num_microbatches` equal parts, by default one sequence each.
     `inputs` are `attention_mask` or `sequence_ids`, and `pixel_values`, of `RankModel.forward`; a rank whose sequences
-    have no images may leave them out. Earlier gradients are dropped; a mixture's capacity counts within a part. Raises
+    have no images may leave them out. An `objective` takes the place of cross entropy, and is shown the `extras`
+    [sequences, ...] of its part. Earlier gradients are dropped; a mixture's capacity counts within a part. Raises
     ValueError for sequences that cannot be divided.
     """
     num_microbatches = len(input_ids) if num_microbatches is None else num_microbatches
@@ -42,14 +60,14 @@ def train_step(
     num_labels, somebody_sees = _shared_with_all(model, labels, "pixel_values" in inputs)
     if somebody_sees:
         inputs.setdefault("pixel_values", _no_tiles(model))
-    batches = microbatches(model, input_ids, labels, num_microbatches, inputs)
-    count = num_labels.clamp(min=1).double() / data.size
+    batches = microbatches(model, input_ids, labels, num_microbatches, inputs, extras)
+    goal = Goal(objective, num_labels.clamp(min=1).double() / data.size)
     if isinstance(model, FSDPModule):
         model.reshard()  # an evaluation leaves the whole model's own weights gathered, whose gradients are others
     model.zero_grad(set_to_none=True)
     model.loss_scale = 1 / num_microbatches
     run = _run_alone if model.line.pp.size == 1 else _run_in_line
-    loss = run(model, batches, count)
+    loss = run(model, batches, goal)
     model.finish_backward()
     add_tied_gradients(model)
     return sum_over(loss, data) / data.size
@@ -72,7 +90,12 @@ def _no_tiles(model: RankModel) -> Tensor:
 
 
 def microbatches(
-    model: RankModel, input_ids: Tensor, labels: Tensor, count: int, inputs: dict[str, Tensor]
+    model: RankModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    count: int,
+    inputs: dict[str, Tensor],
+    extras: Mapping[str, Tensor] | None = None,
 ) -> list[Microbatch]:
     """Equal parts of a batch; image tiles go with the sequences that have their places.
 
@@ -91,19 +114,36 @@ def microbatches(
             raise ValueError(f"{len(inputs['pixel_values'])} image tiles for places of {sum(tiles)}")
         parts["pixel_values"] = torch.split(inputs["pixel_values"], tiles)
     return [
-        Microbatch(own_ids, own_labels, {name: given[index] for name, given in parts.items()})
+        Microbatch(
+            own_ids,
+            own_labels,
+            {name: given[index] for name, given in parts.items()},
+            {name: torch.chunk(given, count)[index] for name, given in (extras or {}).items()},
+        )
         for index, (own_ids, own_labels) in enumerate(zip(ids, torch.chunk(labels, count), strict=True))
     ]
 
 
-def _run_alone(model: RankModel, batches: list[Microbatch], count: Tensor) -> Tensor:
+def _run_alone(model: RankModel, batches: list[Microbatch], goal: Goal) -> Tensor:
     losses = []
     for index, batch in enumerate(batches):
         _announce(model, is_last=index == len(batches) - 1)
-        loss = model.loss(batch.input_ids, batch.labels, count=count, **batch.inputs)
+        loss = _loss_of(model, batch, goal)
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def _loss_of(model: RankModel, batch: Microbatch, goal: Goal, hidden: Tensor | None = None) -> Tensor:
+    return model.loss(
+        batch.input_ids,
+        batch.labels,
+        hidden=hidden,
+        count=goal.count,
+        objective=goal.objective,
+        extras=batch.extras,
+        **batch.inputs,
+    )
 
 
 def _announce(model: RankModel, *, is_last: bool) -> None:
@@ -112,12 +152,12 @@ def _announce(model: RankModel, *, is_last: bool) -> None:
         model.set_is_last_backward(is_last)
 
 
-def _run_in_line(model: RankModel, batches: list[Microbatch], count: Tensor) -> Tensor:
+def _run_in_line(model: RankModel, batches: list[Microbatch], goal: Goal) -> Tensor:
     shape = (len(batches), *batches[0].input_ids.shape)
     prepared = model.line.prepared
     if not isinstance(prepared, _Prepared) or prepared.shape != shape:
         prepared = model.line.prepared = _Prepared(model, shape)
-    return model.line.from_last(prepared.run(batches, count))
+    return model.line.from_last(prepared.run(batches, goal))
 
 
 class _Prepared:
@@ -142,9 +182,9 @@ class _Prepared:
         self.zero = torch.zeros((), dtype=torch.promote_types(model.dtype, torch.float32), device=device)
         self.schedule = schedule(stage, shape[0], loss_fn=_given_loss, scale_grads=False)
 
-    def run(self, batches: list[Microbatch], count: Tensor) -> Tensor:
+    def run(self, batches: list[Microbatch], goal: Goal) -> Tensor:
         """Forward and backward of all microbatches; the sum of their losses on the last stage, elsewhere zero."""
-        self.part.batches, self.part.count = batches, count
+        self.part.batches, self.part.goal = batches, goal
         index = torch.arange(len(batches))
         losses: list[Tensor] = []
         if self.line.is_first:
@@ -168,7 +208,7 @@ class _Part(nn.Module):
         super().__init__()
         self._model = (model,)  # a tuple hides it: torch's stage would take FSDP into its own hands
         self.batches: list[Microbatch] = []
-        self.count = torch.ones(())
+        self.goal = Goal(None, torch.ones(()))
 
     def forward(self, given: Tensor, index: Tensor | None = None) -> Tensor:
         """Hidden states of the stage before (the first is given the index) to this stage's, or to the loss."""
@@ -176,7 +216,7 @@ class _Part(nn.Module):
         batch = self.batches[int(given if index is None else index)]
         hidden = None if index is None else given
         if model.line.is_last:
-            return model.loss(batch.input_ids, batch.labels, hidden=hidden, count=self.count, **batch.inputs)
+            return _loss_of(model, batch, self.goal, hidden)
         return model.run_stage(batch.input_ids, hidden, **batch.inputs).contiguous()
 
 

@@ -1,5 +1,6 @@
 """Ranks on this machine: processes that are started, watched and ended together."""
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -15,7 +16,6 @@ from types import FrameType
 import torch._dynamo  # noqa: F401 - FSDP and optimizers do at first use; forked ranks share it
 from torch._C._distributed_c10d import TCPStore
 
-from l4spec.runtime.parallel.run import train_worker as _train_worker  # noqa: F401 - ranks are forked with it
 from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave, listening_store
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
 from l4spec.runtime.parallel.run.task import Task
@@ -46,6 +46,7 @@ def launch(
     failure; `read` is then, or when they are done, shown the store that they have written to.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    importlib.import_module(task.worker.partition(":")[0])  # ranks are forked with it
     processes, ports = _start(task, task.layout.num_devices)
     failure: Failure | None = None
     store: TCPStore | None = None

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from l4spec.runtime.parallel.run.synthetic import BRANCHES, batch_of
+from l4spec.training.run.synthetic import BRANCHES, batch_of
 
 
 def test_a_step_has_the_same_text_in_every_run_and_other_steps_and_seeds_have_others() -> None:

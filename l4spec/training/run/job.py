@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from l4spec.errors import Problem
 from l4spec.runtime.parallel.run.task import Task
+from l4spec.training.step_folders import STEP
 
 _COPIES_TO_TRAIN = 4
 """Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
@@ -14,8 +15,6 @@ PROMPT_TOKENS = 8
 LONGEST_TIMEOUT = 1_000_000
 MOST_SEQUENCES = 1 << 20
 MOST_TOKENS = 1 << 31
-STEP = "step-"
-"""How the name of a checkpoint's folder begins, before the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Job(Task):
     verify: bool = True
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
-    worker: ClassVar[str] = "l4spec.runtime.parallel.run.train_worker:work"
+    worker: ClassVar[str] = "l4spec.training.run.worker:work"
 
     @property
     def copies(self) -> int:

@@ -1,0 +1,169 @@
+"""`l4spec train`: a recipe run, small or whole, on this machine or under torchrun."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l4spec.cli import options as o
+from l4spec.cli.app import app
+from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ScaleOption
+from l4spec.cli.output import complain, show
+from l4spec.cli.run import SaveEveryOption, TimeoutOption, layout_of, prepare_ranks, run_device
+from l4spec.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from l4spec.training.recipe.job import RecipeJob
+    from l4spec.training.recipe.metrics import PhaseResult
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A path or a shipped name, as recipes/collapse.", show_default=False)
+]
+VariantOption = Annotated[
+    str | None, typer.Option("--variant", metavar="NAME", help="Train this variant alone.  [default: all of them]")
+]
+RepeatsOption = Annotated[
+    int, typer.Option("--repeats", metavar="N", min=1, max=100, help="Seeds, one run each, from the first on.")
+]
+FirstSeedOption = Annotated[
+    int | None, typer.Option("--seed", metavar="N", min=0, help="The first seed.  [default: the recipe's]")
+]
+FolderOption = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Write metrics.jsonl and checkpoints to a new folder.")
+]
+ContinueOption = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on from the last step in --out, as if the run had never stopped."),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="Threads of a rank.  [default: 1 for streams of up to 512]"),
+]
+RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")]
+
+
+@app.command("train")
+def train_command(
+    recipe: RecipeArgument,
+    overrides: o.SetOption = None,
+    variant: VariantOption = None,
+    scale: ScaleOption = None,
+    layers: LayersOption = None,
+    repeats: RepeatsOption = 1,
+    seed: FirstSeedOption = None,
+    tp: Annotated[int, typer.Option("--tp", min=1, metavar="N", help="Tensor-parallel degree.")] = 1,
+    ep: Annotated[int, typer.Option("--ep", min=1, metavar="N", help="Expert-parallel degree.")] = 1,
+    pp: Annotated[int, typer.Option("--pp", min=1, metavar="N", help="Pipeline stages.")] = 1,
+    dp: Annotated[
+        int | None, typer.Option("--dp", min=1, metavar="N", help="Data-parallel degree.  [default: the ranks left]")
+    ] = None,
+    out: FolderOption = None,
+    resume: ContinueOption = False,
+    save_every: SaveEveryOption = None,
+    threads: ThreadsOption = None,
+    recompute: RecomputeOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    timeout: TimeoutOption = 60.0,
+    format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
+) -> None:
+    """Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.
+
+    A recipe of full size is run in miniature with --scale tiny, on made-up text. Each step is a line of
+    metrics.jsonl in --out; a run that was killed goes on with --resume. A loss that is not finite ends the run, naming
+    step and layer.
+    """
+    from l4spec.training.recipe.job import RecipeJob
+
+    environment = prepare_ranks()
+    job = RecipeJob(
+        recipe,
+        layout_of(tp, ep, pp, dp, None, environment),
+        tuple(overrides or ()),
+        scale,
+        layers,
+        run_device(device),
+        dtype.value if dtype else None,
+        0 if seed is None else seed,
+        variant,
+        out,
+        save_every,
+        resume,
+        threads,
+        recompute,
+        timeout=timeout,
+    )
+    if seed is None:
+        job = replace(job, seed=job.loaded.recipe.seed)
+    if environment is not None:
+        from l4spec.runtime.parallel.run.rank import run_rank
+
+        run_rank(job)
+    _report(job, repeats, format)
+
+
+def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
+    """Run every variant and seed, and show what they came to."""
+    from l4spec.report.page import to_markdown, to_text
+    from l4spec.report.training import RecipeRuns, training_page
+
+    recipe = job.loaded.recipe
+    variants: list[str | None] = [job.variant] if job.variant or not recipe.variants else list(recipe.variants)
+    asked = [(variant, job.seed + number) for variant in variants for number in range(repeats)]
+    jobs = [_one(job, variant, seed, len(asked) > 1) for variant, seed in asked]
+    for one in jobs:
+        one.check()
+    runs = {(one.variant, one.seed): _run(one, is_alone=len(jobs) == 1, style=style) for one in jobs}
+    if style is o.Format.JSON:
+        rows = [{"variant": v, "seed": s, "phases": [asdict(p) for p in results]} for (v, s), results in runs.items()]
+        show(json.dumps({"recipe": recipe.name, "runs": rows}, indent=2))
+        return
+    described = {name: one.description for name, one in recipe.variants.items() if name in variants}
+    page = training_page(RecipeRuns(recipe.name, runs, described))
+    show(to_markdown(page) if style is o.Format.MARKDOWN else to_text(page))
+
+
+def _one(job: "RecipeJob", variant: str | None, seed: int, is_one_of_many: bool) -> "RecipeJob":
+    out = job.out
+    if out is not None and is_one_of_many:
+        out = out / (variant or "recipe").replace(" ", "-") / f"seed-{seed}"
+    return replace(job, variant=variant, seed=seed, out=out)
+
+
+class _Kept:
+    """Stands for the ranks' store where there is one process."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, str] = {}
+
+    def set(self, key: str, value: str, /) -> None:
+        """Keep it."""
+        self.results[key] = value
+
+
+def _run(job: "RecipeJob", *, is_alone: bool, style: o.Format) -> "list[PhaseResult]":
+    from l4spec.runtime.parallel.run.memory_check import require_room
+    from l4spec.training.recipe.worker import RESULT, results_of
+
+    def say(line: str) -> None:
+        named = line if is_alone else f"{job.variant or job.loaded.recipe.name}, seed {job.seed}: {line}"
+        (complain if style is o.Format.JSON else show)(named)
+
+    require_room(job)
+    kept = _Kept()
+    if job.layout.num_devices == 1:
+        job.work(say, kept)
+        return results_of([kept.results[RESULT]])
+    from l4spec.runtime.parallel.run.launch import launch
+
+    def read(store: Any) -> None:
+        kept.set(RESULT, store.get(RESULT).decode())
+
+    code = launch(job, complain, read=read)
+    if code:
+        raise typer.Exit(code)
+    if RESULT not in kept.results:
+        raise UserError([Problem("the ranks ended without a result")])
+    return results_of([kept.results[RESULT]])

@@ -1,0 +1,83 @@
+"""`Recipe`: a model, data, and phases of training, as an author wrote them: planned at full size, run at small size."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from l4spec.errors import nearest
+from l4spec.layers.base import AsTuple, Spec
+from l4spec.spec.header import Header, located
+from l4spec.spec.recipe.claim import RecipeClaim
+from l4spec.spec.recipe.data import DataSpec
+from l4spec.spec.recipe.phase import DpoPhase, Phase, RlPhase
+
+Key = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$")]
+Overrides = Annotated[tuple[str, ...], AsTuple]
+
+
+class Teacher(Spec):
+    """A model whose soft targets a `distill` phase learns from."""
+
+    model: str
+    """Shipped name or path of its spec."""
+    set: Overrides = ()
+    """Changes of that spec, `path=value`."""
+    phases: Annotated[tuple[Key, ...], AsTuple] = ()
+    """Phases by which it is trained first when the recipe is run; it starts from random weights otherwise."""
+    students: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Students that its forward passes are shared by: each of them is charged its part."""
+
+
+class Variant(Spec):
+    """One of several models that the same recipe trains, to be compared."""
+
+    set: Overrides = ()
+    """Changes of the model's spec, `path=value`."""
+    description: str | None = None
+    """One line for the table."""
+
+
+class Recipe(Header):
+    """How a model is trained."""
+
+    kind: Literal["recipe"]
+    """Kind of the document."""
+    model: str
+    """Shipped name or path of the spec that is trained."""
+    set: Overrides = ()
+    """Changes of that spec, `path=value`."""
+    data: DataSpec
+    """What it is trained on."""
+    phases: Annotated[tuple[Phase, ...], AsTuple, Field(min_length=1, max_length=64)]
+    """Phases, one after the other."""
+    variants: Annotated[Mapping[Key, Variant], Field(max_length=64)] = Field(default_factory=dict)
+    """Models to compare: each runs all phases."""
+    teachers: Annotated[Mapping[Key, Teacher], Field(max_length=8)] = Field(default_factory=dict)
+    """Models that `distill` phases name."""
+    gpus: str | None = None
+    """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
+    claims: Annotated[tuple[RecipeClaim, ...], AsTuple] = ()
+    """What has been published about the training, for `verify`."""
+    initial_deviation: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Standard deviation of all random weights but norms and biases."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Seed of weights, data and draws."""
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        for index, phase in enumerate(self.phases):
+            if phase.name in names[:index]:
+                raise located(("phases", index, "name"), f"there is a phase {phase.name!r} already")
+            for source in phase.mixture:
+                if source not in self.data.sources:
+                    hint = nearest(source, self.data.sources)
+                    raise located(("phases", index, "mixture"), f"no source {source!r} in data.sources", hint)
+            if phase.kind == "distill" and phase.teacher not in self.teachers:
+                hint = nearest(phase.teacher, self.teachers)
+                raise located(("phases", index, "teacher"), f"no teacher {phase.teacher!r}", hint)
+        return self
+
+
+__all__ = ["DataSpec", "DpoPhase", "Phase", "Recipe", "RecipeClaim", "RlPhase", "Teacher", "Variant"]

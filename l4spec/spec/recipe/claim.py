@@ -1,0 +1,24 @@
+"""What has been published about a training, to be judged by the plan of a recipe."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l4spec.layers.base import PositiveFloat, Spec
+
+Measure = Literal["gpu_hours", "days", "tflops_per_gpu", "tokens", "usd", "gpus"]
+
+
+class RecipeClaim(Spec):
+    """One published number."""
+
+    what: Measure
+    """gpu_hours and days of all phases, or of `phase`; tflops_per_gpu by 6 FLOPs a token and active parameter."""
+    value: PositiveFloat
+    """The number, in base units: hours, days, TFLOP/s, tokens, $."""
+    phase: str | None = None
+    """Phase that it is about; without one, all of them."""
+    within: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """Relative difference that still agrees."""
+    source: str
+    """Where it was published."""

@@ -1,0 +1,85 @@
+"""What a recipe trains on: sources with weights, and how text becomes tokens."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l4spec.layers.base import AsTuple, Size, Spec
+from l4spec.spec.quantities import Share
+
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+Key = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$")]
+
+
+class ByteTokens(Spec):
+    """A token for each byte, and one that ends documents: 257 in all."""
+
+    kind: Literal["bytes"]
+
+
+class BpeTokens(Spec):
+    """Byte pairs learned from the recipe's own text by the `tokenizers` library."""
+
+    kind: Literal["bpe"]
+    vocab_size: Annotated[int, Field(ge=258, le=1_000_000)]
+    """Tokens in all, the one that ends documents included."""
+
+
+class FileTokens(Spec):
+    """A tokenizer that is there: `tokenizer.json` or `tokenizer.model`."""
+
+    kind: Literal["file"]
+    path: str
+    """The file, relative to the recipe."""
+
+
+Tokenizer = Annotated[ByteTokens | BpeTokens | FileTokens, Field(discriminator="kind")]
+
+
+class SyntheticSource(Spec):
+    """Endless text that is made up, the same for the same seed; nothing is downloaded."""
+
+    kind: Literal["synthetic"]
+    task: Literal["language", "stories", "arithmetic", "retrieval", "questions"] = "language"
+    """`language`: made-up words by a grammar, another language for each `language`; `stories`: English sentences;
+    `arithmetic`: sums; `retrieval`: keys with values, one of them asked for; `questions`: dialogues with answers."""
+    language: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Which made-up language, or which difficulty of a task."""
+    weight: Weight = 1.0
+    """Share of the mixture, relative to the other sources."""
+
+
+class FileSource(Spec):
+    """Text files; an empty line ends a document."""
+
+    kind: Literal["file"]
+    files: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)]
+    """Paths, relative to the recipe."""
+    weight: Weight = 1.0
+    """Share of the mixture, relative to the other sources."""
+
+
+class DescribedSource(Spec):
+    """Data that somebody else has: planned, and replaced by made-up text where a miniature is run."""
+
+    kind: Literal["described"]
+    description: str
+    """What it is."""
+    weight: Weight = 1.0
+    """Share of the mixture, relative to the other sources."""
+
+
+Source = Annotated[SyntheticSource | FileSource | DescribedSource, Field(discriminator="kind")]
+
+
+class DataSpec(Spec):
+    """Sources and tokenizer."""
+
+    tokenizer: Tokenizer = ByteTokens(kind="bytes")
+    """How text becomes tokens."""
+    sources: Annotated[dict[Key, Source], Field(min_length=1, max_length=256)]
+    """Sources by a name of your own."""
+    held_out: Share = 0.05
+    """Share of a file's documents that is never trained on; made-up text draws other documents."""
+    evaluate_sequences: Size = 16
+    """Held-out sequences after each phase, for bits per byte."""

@@ -1,0 +1,193 @@
+"""One phase of training: how much, on what, by which loss, optimizer and schedule, and on which layout."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from l4spec.layers.base import AsTuple, PositiveFloat, Size, Spec
+from l4spec.spec.header import located
+from l4spec.spec.quantities import Share, Tokens
+from l4spec.spec.recipe.data import Key, Weight
+from l4spec.units import parse_count
+
+MOST_TOKENS = 10**18
+
+
+def _count(value: object) -> object:
+    return parse_count(value) if isinstance(value, str) else value
+
+
+TrainTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_count)]
+"""Tokens of a phase: 5000, 40T."""
+Rate = Annotated[float, Field(ge=0, le=10)]
+Degree = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class OptimizerSpec(Spec):
+    """AdamW (arXiv:1711.05101), or SGD."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """Which; `sgd` has no state."""
+    learning_rate: Rate
+    """Peak learning rate."""
+    betas: Annotated[tuple[Share, Share], AsTuple] = (0.9, 0.95)
+    """Decay of the two moments."""
+    eps: PositiveFloat = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Decoupled decay of matrices; norms and biases have none."""
+    clip: PositiveFloat | None = 1.0
+    """Largest norm of all gradients together; null: they are not clipped."""
+
+
+class ScheduleSpec(Spec):
+    """The learning rate over a phase, as a share of its peak."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    """How it falls after the warm-up."""
+    warmup: Share = 0.02
+    """Share of the phase in which it rises from 0."""
+    final: Share = 0.1
+    """Where it ends, as a share of the peak."""
+
+
+class LayoutSpec(Spec):
+    """Parallel degrees; those left out are chosen by the plan, and 1 in a run."""
+
+    tp: Degree | None = None
+    """Tensor-parallel degree."""
+    ep: Degree | None = None
+    """Expert-parallel degree."""
+    pp: Degree | None = None
+    """Pipeline stages."""
+    dp: Degree | None = None
+    """Data-parallel degree."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """ZeRO stage (arXiv:1910.02054)."""
+    checkpointing: Literal["none", "full"] = "full"
+    """Activation checkpointing."""
+
+
+class PhaseBase(Spec):
+    """What every phase says."""
+
+    name: Key
+    """Name of the phase."""
+    tokens: TrainTokens
+    """Tokens that the phase trains on; of RL, tokens that are generated."""
+    context: Tokens
+    """Tokens of a sequence."""
+    batch: Size
+    """Sequences of a step, over all ranks."""
+    micro_batch: Size = 1
+    """Sequences of a rank that run together; a run without pipeline takes all at once."""
+    optimizer: OptimizerSpec
+    """Optimizer."""
+    schedule: ScheduleSpec = ScheduleSpec()
+    """Learning rate over the phase."""
+    precision: Literal["bf16", "fp8"] = "bf16"
+    """Format of matmuls in the plan."""
+    layout: LayoutSpec = LayoutSpec()
+    """Parallel degrees of the plan."""
+    mixture: Annotated[Mapping[Key, Weight], Field(max_length=256)] = Field(default_factory=dict)
+    """Weights of sources in this phase; without any, those of `data`."""
+    gpus: str | None = None
+    """GPUs of this phase in the plan, where they are not the recipe's."""
+    utilization: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the peak that is taken as given in the plan, in place of its estimate."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps: tokens over the tokens of a step, at least 1."""
+        return max(1, round(self.tokens / (self.batch * self.context)))
+
+
+class PretrainPhase(PhaseBase):
+    """Next-token prediction on packed documents."""
+
+    kind: Literal["pretrain", "midtrain"]
+    """`midtrain` is a later phase of the same: other data, longer contexts."""
+    freeze: Literal["none", "text", "vision"] = "none"
+    """What is not trained."""
+
+
+class DistillPhase(PhaseBase):
+    """Next-token prediction against a teacher's distribution and the data at once (codistillation)."""
+
+    kind: Literal["distill"]
+    teacher: Key
+    """Name among the recipe's `teachers`."""
+    divergence: Literal["forward_kl", "reverse_kl"] = "forward_kl"
+    """KL(teacher || student), or the other way round."""
+    soft_weight: Share = 0.5
+    """Weight of the soft targets; the hard ones have the rest."""
+    weighting: Literal["fixed", "linear", "dynamic"] = "fixed"
+    """`linear`: from `soft_weight` to 0 over the phase. `dynamic`: soft_weight x student's loss / (student's +
+    teacher's): high while the student is worse than its teacher."""
+    top_k: Size | None = None
+    """Keep the teacher's k largest probabilities, renormalized; null: all."""
+    temperature: PositiveFloat = 1.0
+    """Divides the logits of both."""
+
+    @model_validator(mode="after")
+    def _is_finite(self) -> Self:
+        if self.divergence == "reverse_kl" and self.top_k is not None:
+            raise located(
+                ("top_k",), "KL(student || teacher) is infinite where the teacher's tail is cut", "forward_kl"
+            )
+        return self
+
+
+class SftPhase(PhaseBase):
+    """Supervised fine-tuning: loss on answers alone."""
+
+    kind: Literal["sft"]
+    drop_easy: Share = 0.0
+    """Share of the dialogues, the easiest for the model that enters the phase, that is dropped."""
+
+
+class RlPhase(PhaseBase):
+    """Online reinforcement learning on tasks whose answers are checked."""
+
+    kind: Literal["rl"]
+    algorithm: Literal["grpo", "dr_grpo", "reinforce"] = "grpo"
+    """GRPO (arXiv:2402.03300), without its division by deviations and lengths (arXiv:2503.20783), or REINFORCE with
+    the other samples' mean as baseline (RLOO, arXiv:2402.14740)."""
+    group: Annotated[int, Field(ge=2, le=1024)] = 8
+    """Answers to each prompt."""
+    max_answer: Size = 16
+    """Most tokens of an answer."""
+    clip_low: Share = 0.2
+    """Importance ratios below 1 - this are clipped."""
+    clip_high: Share = 0.2
+    """Importance ratios above 1 + this are clipped."""
+    kl_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    """Weight of the KL to the model that entered the phase."""
+    temperature: PositiveFloat = 1.0
+    """Of sampling."""
+    iterations: Size = 1
+    """Optimizer steps on each batch of answers."""
+
+    @model_validator(mode="after")
+    def _groups_fill_a_batch(self) -> Self:
+        if self.batch % self.group:
+            raise located(("group",), f"groups of {self.group} do not fill a batch of {self.batch}")
+        return self
+
+
+class DpoPhase(PhaseBase):
+    """Direct preference optimization (arXiv:2305.18290) on pairs of answers."""
+
+    kind: Literal["dpo"]
+    beta: PositiveFloat = 0.1
+    """How far the policy may leave the model that entered the phase."""
+
+    @model_validator(mode="after")
+    def _rows_pair_up(self) -> Self:
+        if self.batch % 2:
+            raise located(("batch",), "a batch of pairs holds an even number of sequences")
+        return self
+
+
+Phase = Annotated[PretrainPhase | DistillPhase | SftPhase | RlPhase | DpoPhase, Field(discriminator="kind")]

@@ -1,0 +1,154 @@
+"""The one training loop: batch, backward pass, clipping, step, bias update, metrics; by any layout and objective."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+
+from l4spec.errors import UserError
+from l4spec.runtime.parallel.loss import Objective
+from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.step import train_step
+from l4spec.spec.recipe.phase import ScheduleSpec
+from l4spec.training.nonfinite import where_not_finite
+from l4spec.training.optimizer import GradientNorm, clip, rate_at, set_rate
+from l4spec.training.routing import LayerLoad, RoutingLog, move_biases
+
+CONSTANT = ScheduleSpec(kind="constant", warmup=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """All sequences of a step, the same on every rank: ids and labels [sequences, tokens], -100 counts not.
+
+    `inputs` [sequences, ...] are those of `RankModel.forward`, `extras` [sequences, ...] those of the objective.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What is known of the batch already, for the log."""
+
+    def to(self, device: torch.device) -> "TrainBatch":
+        """The same on a device."""
+        inputs = {name: given.to(device) for name, given in self.inputs.items()}
+        extras = {name: given.to(device) for name, given in self.extras.items()}
+        return TrainBatch(self.input_ids.to(device), self.labels.to(device), inputs, extras, self.metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one step gave; the same on every rank, times aside. `step` counts from 1."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+    gradient_norm: float
+    routing: Mapping[str, LayerLoad] = field(default_factory=dict)
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all ranks."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How steps are made. `clip` is the largest norm of all gradients, None for none.
+
+    `microbatches` divide the sequences of a rank: None is one sequence each over stages, and all at once without.
+    """
+
+    num_steps: int
+    schedule: ScheduleSpec = CONSTANT
+    clip: float | None = None
+    microbatches: int | None = None
+    routing: bool = True
+
+
+def train_steps(
+    model: RankModel,
+    optimizer: torch.optim.Optimizer,
+    batch_of: Callable[[int], TrainBatch],
+    settings: LoopSettings,
+    *,
+    start: int = 0,
+    objective: Objective | None = None,
+) -> Iterator[StepMetrics]:
+    """Steps from `start` to `settings.num_steps`, one by one; `batch_of(step)` depends on the step alone.
+
+    So a run that goes on from step n has the losses of one that never stopped. All ranks must go along. Raises
+    UserError, on all ranks and before weights change, where a loss or a gradient is not finite, naming step and layer.
+    """
+    model.train()
+    reshard(model)
+    log = RoutingLog(model) if settings.routing else None
+    norm = GradientNorm(model)
+    for step in range(start, settings.num_steps):
+        began = time.perf_counter()
+        batch = batch_of(step).to(model.device)
+        rate = set_rate(optimizer, rate_at(settings.schedule, step, settings.num_steps))
+        loss = float(_backward(model, batch, settings, objective))
+        size = norm()
+        if not (math.isfinite(loss) and bool(torch.isfinite(size))):
+            own = own_part(model, batch)
+            raise UserError(f"step {step + 1}: {where_not_finite(model, own.input_ids, own.inputs, loss)}")
+        if settings.clip is not None:
+            clip(model.parameters(), size, settings.clip)
+        optimizer.step()
+        loads = {} if log is None else log.finish()
+        move_biases(model, loads)
+        seconds = time.perf_counter() - began
+        yield StepMetrics(
+            step + 1,
+            loss,
+            rate,
+            batch.input_ids.numel(),
+            seconds,
+            float(size),
+            loads,
+            batch.metrics,
+        )
+
+
+def reshard(model: RankModel) -> None:
+    """Let data-parallel ranks hold their shares again: an evaluation leaves what is outside the blocks gathered."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def own_part(model: RankModel, batch: TrainBatch) -> TrainBatch:
+    """Of a batch that all ranks know, what this rank runs."""
+    inputs = {name: model.own_rows(given) for name, given in batch.inputs.items()}
+    extras = {name: model.own_rows(given) for name, given in batch.extras.items()}
+    return TrainBatch(model.own_rows(batch.input_ids), model.own_rows(batch.labels), inputs, extras)
+
+
+def _backward(model: RankModel, batch: TrainBatch, settings: LoopSettings, objective: Objective | None) -> Tensor:
+    """The loss of the batch over all ranks, with its gradients in place; None of them is missing."""
+    own = own_part(model, batch)
+    microbatches = settings.microbatches
+    if microbatches is None and model.mesh.layout.pp == 1:
+        microbatches = 1
+    loss = train_step(
+        model,
+        own.input_ids,
+        own.labels,
+        num_microbatches=microbatches,
+        objective=objective,
+        extras=own.extras,
+        **own.inputs,
+    )
+    for parameter in model.parameters():
+        if parameter.grad is None and parameter.requires_grad:  # no tokens came here, on all ranks alike
+            parameter.grad = torch.zeros_like(parameter)
+    return loss

@@ -1,0 +1,65 @@
+"""Prompts whose answers can be checked, and rows of a prompt with an answer after it, padded at their ends."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from l4spec.errors import UserError
+from l4spec.runtime.parallel.loss import IGNORED
+from l4spec.spec.recipe.data import SyntheticSource
+from l4spec.training.data.mixture import Mixture
+from l4spec.training.data.synthetic import HELD_OUT, document
+from l4spec.training.loop import TrainBatch
+from l4spec.training.recipe.evaluation import Asked
+
+_HINT = "use synthetic arithmetic, questions or retrieval"
+
+
+def prompts(mixture: Mixture, weights: Mapping[str, float], count: int, key: str, *, is_held_out: bool) -> list[Asked]:
+    """`count` prompts of the mixture's sources, the same for the same `key`.
+
+    Raises UserError for a source without answers: made-up text of which a part is not learned has them.
+    """
+    draw = random.Random(f"{mixture.seed} {key}")
+    names = sorted(weights)
+    asked = []
+    for _ in range(count):
+        name = draw.choices(names, [weights[one] for one in names])[0]
+        source = mixture.spec.sources[name]
+        if not isinstance(source, SyntheticSource):
+            raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
+        index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
+        made = document(source.task, source.language, mixture.seed, index)
+        prompt = "".join(segment.text for segment in made if not segment.learned)
+        if not prompt:
+            raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
+        answer = "".join(segment.text for segment in made if segment.learned)
+        asked.append(Asked(tuple(mixture.codec.encode(prompt)), answer))
+    return asked
+
+
+def answer_rows(asked: Sequence[Asked], answers: Sequence[Sequence[int]], width: int, pad: int) -> TrainBatch:
+    """Ids and labels [rows, width]: labels are those of answers alone. Rows that are longer are cut."""
+    ids = torch.full((len(asked), width + 1), pad)
+    labels = torch.full((len(asked), width + 1), IGNORED)
+    mask = torch.zeros(len(asked), width + 1, dtype=torch.long)
+    for row, (one, answer_ids) in enumerate(zip(asked, answers, strict=True)):
+        whole = torch.tensor([*one.prompt, *answer_ids])[: width + 1]
+        ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+        labels[row, len(one.prompt) : len(whole)] = whole[len(one.prompt) :]
+    return TrainBatch(ids[:, :-1], labels[:, 1:], {"attention_mask": mask[:, :-1]})
+
+
+def right_answer(mixture: Mixture, asked: Asked) -> list[int]:
+    """The ids of the right answer, and the end."""
+    return [*mixture.codec.encode(asked.answer), mixture.codec.end_id]
+
+
+def wrong_answer(mixture: Mixture, asked: Asked, key: str) -> list[int]:
+    """The ids of a wrong answer that looks like the right one: a digit of it is another, and the end."""
+    draw = random.Random(f"{mixture.seed} {key}")
+    place = draw.randrange(len(asked.answer))
+    others = [digit for digit in "0123456789" if digit != asked.answer[place]]
+    text = asked.answer[:place] + draw.choice(others) + asked.answer[place + 1 :]
+    return [*mixture.codec.encode(text), mixture.codec.end_id]

@@ -1,0 +1,105 @@
+"""What `l4spec train` is asked for, and whether it can be done: checked before any process starts. Knows no torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from l4spec.errors import Problem
+from l4spec.runtime.parallel.run.task import Task
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.recipe import Phase
+from l4spec.training.recipe.load import LoadedRecipe, load_recipe, variant_of
+from l4spec.training.step_folders import STEP
+
+NARROW = 512
+"""Streams up to this width are trained with one thread: their products are too small to share."""
+
+
+@dataclass(frozen=True)
+class RecipeJob(Task):
+    """One run of a recipe: `spec` names the recipe, `overrides` change it; degrees are in `layout`."""
+
+    variant: str | None = None
+    out: Path | None = None
+    save_every: int | None = None
+    resume: bool = False
+    threads: int | None = None
+    recompute: bool = False
+
+    worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
+    is_safe: ClassVar[str] = "the last checkpoint is whole"
+
+    @cached_property
+    def loaded(self) -> LoadedRecipe:
+        """The recipe."""
+        return load_recipe(self.spec, self.overrides)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """The spec that is trained, scaled."""
+        return self.loaded.model(variant_of(self.loaded.recipe, self.variant), self.scale, self.layers)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases, scaled."""
+        return self.loaded.phases(self.scale, self.model_spec)
+
+    @property
+    def copies(self) -> int:
+        """See `Task`: weights, gradients, two moments, and the model that entered a phase."""
+        return 5 if any(phase.kind in ("rl", "dpo", "sft") for phase in self.phases) else 4
+
+    @property
+    def num_threads(self) -> int | None:
+        """Threads of a rank: as given, one for a narrow model, else as torch chooses (None)."""
+        if self.threads is not None:
+            return self.threads
+        return 1 if self.model_spec.text.hidden_size <= NARROW else None
+
+    def continued(self) -> dict[str, Any]:
+        """What must be the same to go on from a checkpoint, by the names of options."""
+        return {
+            "RECIPE": f"{self.loaded.recipe.name} ({self.model_digest})",
+            "phases": [phase.model_dump_json() for phase in self.phases],
+            "data": self.loaded.recipe.data.model_dump_json(),
+            "--dtype": self.number_format,
+            "--seed": self.seed,
+        }
+
+    def shared(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {
+            **self.continued(),
+            "degrees": str(self.layout),
+            "--device": self.device,
+            "--variant": self.variant,
+            "--out": None if self.out is None else str(self.out),
+            "--save-every": self.save_every,
+            "--resume": self.resume,
+        }
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Task`; raises SpecError for what is wrong in the recipe itself."""
+        self.loaded.check(self.model_spec, self.scale)
+        for phase in self.phases:
+            data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
+            if phase.batch % data:
+                yield Problem(f"{phase.batch} sequences cannot be divided by {data}", f"phase {phase.name}: batch")
+            if self.layout.pp > 1 and phase.kind in ("distill", "rl", "dpo"):
+                yield Problem(
+                    f"a {phase.kind} phase does not run by pipeline stages", f"phase {phase.name}", hint="pp 1"
+                )
+        for option in ("save_every", "resume"):
+            if getattr(self, option) and self.out is None:
+                yield Problem("needs --out", "--" + option.replace("_", "-"))
+        if self.out is not None and not self.resume and self.out.exists() and any(self.out.iterdir()):
+            yield Problem(f"{self.out} exists and is not empty", "--out", hint="name a new folder, or add --resume")
+
+    def clean_up(self) -> None:
+        """Remove checkpoints that the run began and did not finish."""
+        from l4spec.runtime.checkpoints.write import remove_unfinished
+
+        if self.out is not None:
+            remove_unfinished(self.out, f"{STEP}*")

@@ -1,0 +1,127 @@
+"""From a recipe's document to what runs: the model's spec, scaled where asked, and phases to match. Knows no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from l4spec.errors import Problem, SpecError, UserError, nearest
+from l4spec.library import find_beside, missing
+from l4spec.spec.document import Document, load_document
+from l4spec.spec.document_kinds import parse_as
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.parse import parse_spec, place_of
+from l4spec.spec.recipe import Phase, Recipe
+from l4spec.spec.recipe.data import BpeTokens, DescribedSource
+from l4spec.spec.scale import parse_scale, scale_spec
+
+SMALL_CONTEXT, SMALL_BATCH, SMALL_STEPS = 128, 8, 40
+"""Most tokens, sequences and steps of a phase in a miniature."""
+BYTE_VOCAB = 257
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with its document and the folder that its files are relative to."""
+
+    recipe: Recipe
+    document: Document
+    folder: Path
+
+    def spec_of(self, name: str, changes: Sequence[str], path: tuple[str | int, ...] = ("model",)) -> ModelSpec:
+        """A model's spec by the name at `path`, with changes. Raises SpecError at the place of the name."""
+        file = find_beside(name, self.folder)
+        if file is None:
+            message, hint = missing(name, self.folder)
+            raise SpecError([Problem(message, ".".join(map(str, path)), place_of(self.document, path), hint)])
+        return parse_spec(load_document(file, changes))
+
+    def model(self, variant: str | None, scale: str | None = None, layers: int | None = None) -> ModelSpec:
+        """The spec that is trained, or one variant of it; a miniature with `scale` or `layers`."""
+        changes = (*self.recipe.set, *(self.recipe.variants[variant].set if variant else ()))
+        return scaled(self.spec_of(self.recipe.model, changes), scale, layers)
+
+    def phases(self, scale: str | None, model: ModelSpec) -> tuple[Phase, ...]:
+        """The phases; in a miniature shorter ones of the same order, optimizer and losses."""
+        if scale is None:
+            return self.recipe.phases
+        return tuple(small(phase, model) for phase in self.recipe.phases)
+
+    def check(self, model: ModelSpec, scale: str | None) -> None:
+        """Raise SpecError with everything that keeps this recipe from being run on this model, each at its place."""
+        problems = [*self._vocabulary(model), *self._contexts(model, scale), *self._sources(scale)]
+        if problems:
+            raise SpecError(problems)
+
+    def _vocabulary(self, model: ModelSpec) -> Sequence[Problem]:
+        tokenizer = self.recipe.data.tokenizer
+        needed = tokenizer.vocab_size if isinstance(tokenizer, BpeTokens) else BYTE_VOCAB
+        if tokenizer.kind == "file" or needed <= model.text.vocab_size:
+            return []
+        message = f"{tokenizer.kind} needs {needed} tokens, and {model.name} has {model.text.vocab_size}"
+        path = ("data", "tokenizer") if "tokenizer" in str(self.document.data.get("data")) else ("data",)
+        return [Problem(message, "data.tokenizer", place_of(self.document, path))]
+
+    def _contexts(self, model: ModelSpec, scale: str | None) -> Sequence[Problem]:
+        most = model.text.max_seq_len
+        return [
+            Problem(
+                f"{phase.context:,} tokens, and {model.name} is made for {most:,}",
+                f"phases[{index}].context",
+                place_of(self.document, ("phases", index, "context")),
+            )
+            for index, phase in enumerate(self.phases(scale, model))
+            if phase.context > most
+        ]
+
+    def _sources(self, scale: str | None) -> Sequence[Problem]:
+        if scale is not None:
+            return []
+        return [
+            Problem(
+                f"the text of {name!r} is only described",
+                f"data.sources.{name}",
+                place_of(self.document, ("data", "sources", name)),
+                "--scale tiny runs a miniature on made-up text",
+            )
+            for name, source in self.recipe.data.sources.items()
+            if isinstance(source, DescribedSource)
+        ]
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """A recipe by path or shipped name (`recipes/collapse`). Raises SpecError with all problems at once."""
+    document = load_document(path_or_name, overrides)
+    recipe = parse_as(document, Recipe)
+    source = document.source
+    return LoadedRecipe(recipe, document, source.parent if isinstance(source, Path) else Path())
+
+
+def variant_of(recipe: Recipe, name: str | None) -> str | None:
+    """`name`, if the recipe has such a variant. Raises UserError, with the nearest spelling."""
+    if name is not None and name not in recipe.variants:
+        raise UserError([Problem(f"no variant {name!r}", "--variant", hint=nearest(name, recipe.variants))])
+    return name
+
+
+def scaled(spec: ModelSpec, scale: str | None, layers: int | None) -> ModelSpec:
+    """The spec, or a miniature of it."""
+    if scale is None and layers is None:
+        return spec
+    return scale_spec(spec, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
+
+
+def small(phase: Phase, model: ModelSpec) -> Phase:
+    """A phase of at most 40 steps of 8 sequences of 128 tokens."""
+    context = min(phase.context, SMALL_CONTEXT, model.text.max_seq_len)
+    batch = min(phase.batch, SMALL_BATCH)
+    tokens = min(phase.num_steps, SMALL_STEPS) * batch * context
+    return phase.model_copy(update={"context": context, "batch": batch, "tokens": tokens})
+
+
+def starts_of(phases: Sequence[Phase]) -> Mapping[str, int]:
+    """The step before each phase's first, counted over all phases; "" is the end."""
+    starts, step = {}, 0
+    for phase in phases:
+        starts[phase.name] = step
+        step += phase.num_steps
+    return {**starts, "": step}

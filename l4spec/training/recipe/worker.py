@@ -1,0 +1,244 @@
+"""What every rank of `l4spec train` does: phase after phase by the one loop, saved, evaluated, logged."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from l4spec.errors import UserError
+from l4spec.graph.build import build_graph
+from l4spec.runtime.build import build
+from l4spec.runtime.initialize import STANDARD_DEVIATION
+from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
+from l4spec.runtime.parallel.distribute import distribute
+from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.run.task import Log, Store
+from l4spec.runtime.parallel.training import local_of
+from l4spec.spec.recipe import Phase, RlPhase
+from l4spec.spec.resolve import resolve
+from l4spec.training.checkpoints import folder_of, latest_step, load_step, save_step
+from l4spec.training.data.mixture import Mixture
+from l4spec.training.loop import LoopSettings, own_part, reshard, train_steps
+from l4spec.training.nonfinite import where_not_finite
+from l4spec.training.optimizer import make_optimizer
+from l4spec.training.recipe.answers import prompts
+from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
+from l4spec.training.recipe.job import RecipeJob
+from l4spec.training.recipe.load import scaled, small, starts_of
+from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary
+from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
+from l4spec.training.routing import CollapseDetector
+
+RESULT = "result.json"
+NUM_LINES = 10
+"""Lines a phase that tell how far it is."""
+NUM_ASKED = 64
+"""Held-out prompts that answers are checked for."""
+
+
+def work(job: RecipeJob, log: Log, store: Store) -> None:
+    """One rank's part; `log` prints a line on rank 0 and nothing elsewhere. The store gets the results."""
+    if job.num_threads is not None:
+        torch.set_num_threads(job.num_threads)
+        log(f"threads {job.num_threads} a rank, of {os.cpu_count()} cores (--threads changes it)")
+    results = RecipeRun(job, log).run()
+    if is_first():
+        store.set(RESULT, json.dumps([asdict(result) for result in results]))
+
+
+class RecipeRun:
+    """A run of all phases of one variant, on this rank."""
+
+    def __init__(self, job: RecipeJob, log: Log) -> None:
+        self.job, self.log = job, log
+        self.recipe = job.loaded.recipe
+        self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder)
+        self.starts = starts_of(job.phases)
+        self.checkpoint = latest_step(job.out) if job.resume else None
+        self.model = self._fresh(job.seed if self.checkpoint is None else None, train=True)
+        self.model.checkpoint_activations = job.recompute
+        self.done = 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
+        self.metrics = MetricsFile(job.out, self.done)
+        self.detector = CollapseDetector()
+
+    def run(self) -> list[PhaseResult]:
+        """All phases that are not done."""
+        results = []
+        for phase in self.job.phases:
+            end = self.starts[phase.name] + phase.num_steps
+            if self.done < end:
+                results.append(self._phase(phase))
+        if not results and self.checkpoint is not None:
+            self.log(f"nothing to do: {self.checkpoint} is the end of the recipe")
+        return results
+
+    def _phase(self, phase: Phase) -> PhaseResult:
+        start, began = self.starts[phase.name], time.perf_counter()
+        reshard(self.model)
+        self._freeze(phase)
+        optimizer = make_optimizer(self.model, phase.optimizer)
+        self._load(optimizer if self.done > start else None)
+        if self.job.out is not None and self.done == start > 0:
+            save_step(self.job.out, start, self.model, optimizer, self.job.continued())
+        prepared = prepare(self._context(phase))
+        settings = LoopSettings(phase.num_steps, phase.schedule, phase.optimizer.clip, None)
+        recent, every = Recent(), max(1, phase.num_steps // NUM_LINES)
+        steps = train_steps(
+            self.model,
+            optimizer,
+            prepared.batch_of,
+            settings,
+            start=self.done - start,
+            objective=prepared.objective,
+        )
+        for done in steps:
+            self.done = start + done.step
+            recent.add(done)
+            self.metrics.step(self.done, phase.name, done)
+            for warning in self.detector.warnings(self.done, done.routing):
+                self.metrics.write(self.done, phase=phase.name, event="warning", message=warning)
+                self.log(f"warning: {warning}")
+            if done.step % every == 0 or done.step == phase.num_steps:
+                extra = "".join(f"  {name} {value:.3f}" for name, value in done.extra.items())
+                self.log(
+                    f"{phase.name}  step {done.step}/{phase.num_steps}  loss {done.loss:.4f}{extra}"
+                    f"  {done.tokens_per_second:,.0f} tokens/s"
+                )
+            self._save(phase, done.step, optimizer)
+        return self._result(phase, prepared, recent, time.perf_counter() - began)
+
+    def _save(self, phase: Phase, step: int, optimizer: torch.optim.Optimizer) -> None:
+        every = self.job.save_every
+        if self.job.out is not None and (step == phase.num_steps or (every and step % every == 0)):
+            save_step(self.job.out, self.done, self.model, optimizer, self.job.continued())
+
+    def _load(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Once, what there is of an earlier run: of a phase that had begun, the optimizer's state too."""
+        if self.checkpoint is not None:
+            load_step(self.checkpoint, self.model, optimizer, self.job.continued())
+            self.log(f"resumed from {self.checkpoint} after step {self.done}")
+            self.checkpoint = None
+
+    def _context(self, phase: Phase) -> PhaseContext:
+        def entering() -> RankModel:
+            return self._entered(self.starts[phase.name])
+
+        def teacher() -> RankModel:
+            return self._teacher(phase)
+
+        return PhaseContext(phase, self.model, self.mixture, self.job.seed, entering, teacher)
+
+    def _fresh(self, seed: int | None, *, train: bool = False) -> RankModel:
+        empty = build(self.job.graph, "meta", self.job.number_format)
+        model = distribute(empty, self.job.layout, device=_own_device(self.job.device), seed=seed, train=train)
+        if seed is not None:
+            rescale(model, self.recipe.initial_deviation)
+        return model
+
+    @torch.no_grad()
+    def _entered(self, start: int) -> RankModel:
+        """The model as it entered a phase: this one, if it just did, or what was saved then."""
+        model = self._fresh(self.job.seed, train=True)
+        reshard(self.model)
+        if self.done == start:
+            for name, tensor in model.state_dict(keep_vars=True).items():
+                local_of(tensor).copy_(local_of(self.model.get_tensor(name)))
+        elif start > 0:
+            assert self.job.out is not None, "a run that goes on has a folder"
+            load_step(folder_of(self.job.out, start), model, None, self.job.continued())
+        return model.eval()
+
+    def _teacher(self, phase: Phase) -> RankModel:
+        """The teacher of a phase, trained first by the phases that it names; the same for the same seed."""
+        assert phase.kind == "distill", "only these have teachers"
+        teacher, job = self.recipe.teachers[phase.teacher], self.job
+        spec = job.loaded.spec_of(teacher.model, teacher.set, ("teachers", phase.teacher, "model"))
+        graph = build_graph(resolve(scaled(spec, job.scale, None)))
+        empty = build(graph, "meta", job.number_format)
+        model = distribute(empty, job.layout, device=_own_device(job.device), seed=job.seed + 1, train=True)
+        rescale(model, self.recipe.initial_deviation)
+        by_name = {one.name: one for one in self.recipe.phases}
+        for name in teacher.phases:
+            own = by_name[name] if job.scale is None else small(by_name[name], job.model_spec)
+            optimizer = make_optimizer(model, own.optimizer)
+            context = PhaseContext(own, model, self.mixture, job.seed + 1, lambda: model, lambda: model)
+            settings = LoopSettings(own.num_steps, own.schedule, own.optimizer.clip, None)
+            loss = [done.loss for done in train_steps(model, optimizer, prepare(context).batch_of, settings)][-1]
+            self.log(f"teacher {phase.teacher}: {own.name}, {own.num_steps} steps, loss {loss:.4f}")
+        model.record = None
+        return model.eval()
+
+    def _freeze(self, phase: Phase) -> None:
+        frozen = phase.freeze if phase.kind in ("pretrain", "midtrain") else "none"
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(f"{frozen}."))
+
+    def _result(self, phase: Phase, prepared: Prepared, recent: Recent, seconds: float) -> PhaseResult:
+        evaluation, right = self._evaluated(phase)
+        self.metrics.evaluation(self.done, phase.name, evaluation, right)
+        routing = RoutingSummary.worst_of(recent.summed_loads())
+        return PhaseResult(
+            phase.name,
+            phase.kind,
+            phase.num_steps,
+            phase.num_steps * phase.batch * phase.context,
+            seconds,
+            recent.loss,
+            evaluation.loss,
+            evaluation.bits_per_byte,
+            routing,
+            RoutingSummary.worst_of(evaluation.routing),
+            right,
+            {**(prepared.notes or {}), **recent.means()},
+        )
+
+    def _evaluated(self, phase: Phase) -> tuple[Evaluation, float | None]:
+        context = self._context(phase)
+        data = self.model.mesh.data.size
+        count = -(-self.recipe.data.evaluate_sequences // data) * data
+        tokens = min(phase.context, self.job.model_spec.text.max_seq_len)
+        batch, bytes_per_token = self.mixture.held_out(count, tokens, context.weights)
+        evaluation = evaluate(self.model, batch, bytes_per_token)
+        if not math.isfinite(evaluation.loss):
+            own = own_part(self.model, batch.to(self.model.device))
+            where = where_not_finite(self.model, own.input_ids, own.inputs, evaluation.loss)
+            raise UserError(f"step {self.done}: {where}")
+        if phase.kind not in ("sft", "rl", "dpo"):
+            return evaluation, None
+        asked = prompts(self.mixture, context.weights, NUM_ASKED, "held out", is_held_out=True)
+        most = phase.max_answer if isinstance(phase, RlPhase) else max(len(one.answer) for one in asked) + 2
+        return evaluation, share_right(self.model, asked, self.mixture.codec, most)
+
+
+@torch.no_grad()
+def rescale(model: RankModel, deviation: float) -> None:
+    """Let random weights have another standard deviation than the one they were drawn with."""
+    kept = {f"{node.id}.{p.name}" for node, p in model.graph.parameters() if p.role in ("norm", "bias")}
+    for name, parameter in model.named_parameters():
+        if name not in kept:
+            local_of(parameter).mul_(deviation / STANDARD_DEVIATION)
+
+
+def _own_device(device: str) -> torch.device:
+    if device != "cuda":
+        return torch.device(device)
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(own)
+    return own
+
+
+def results_of(texts: Sequence[str]) -> list[PhaseResult]:
+    """What ranks wrote to the store, read back."""
+    results = []
+    for row in (row for text in texts for row in json.loads(text)):
+        for name in ("routing", "evaluated"):
+            row[name] = None if row[name] is None else RoutingSummary(**row[name])
+        results.append(PhaseResult(**row))
+    return results
+
+
+__all__ = ["RESULT", "RecipeRun", "results_of", "work"]

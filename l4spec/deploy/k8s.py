@@ -29,7 +29,8 @@ def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[
     """The objects, and what is to say about them. Raises UserError for what they cannot express."""
     server_list = servers(request, "Kubernetes", request.plan.layout.dp, PORT)
     model, notes = checkpoint(request, FORMATS.online)
-    argv, more = arguments(request, model)
+    words, more = arguments(request, model)
+    argv = tuple(map(_literal, words))
     name = _name(request.graph.name)
     notes += (
         *more,
@@ -51,6 +52,11 @@ def to_yaml(objects: tuple[dict[str, Any], ...], notes: tuple[str, ...], request
     import yaml
 
     return "\n".join(heading(TABLE, request, notes)) + "\n" + yaml.safe_dump_all(objects, sort_keys=False, width=120)
+
+
+def _literal(word: str) -> str:
+    """A word of a command as it stands: Kubernetes puts variables where it reads `$(NAME)`, and a `$` for `$$`."""
+    return word.replace("$", "$$")
 
 
 def _name(model: str) -> str:

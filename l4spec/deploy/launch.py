@@ -13,6 +13,7 @@ from planners.plan_types import ClusterInfo, DeploymentInfo, Plan
 
 HEAD = "host-0"
 _PLAIN = ("bf16", "fp16", "fp32")
+_LONGEST_ID = 1000
 _HUGGING_FACE_ID = re.compile(r"Hugging Face ([\w.-]+/[\w.-]+)")
 
 
@@ -101,8 +102,7 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
     """
     changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
     if request.model is not None:
-        if not request.model or request.model.startswith("-"):
-            raise UserError([Problem(f"{request.model!r} names no checkpoint", path="--model")])
+        _require_checkpoint(request.model, "--model")
         return request.model, ()
     if request.changed:
         return request.graph.name, (*changed, f"{request.graph.name} only stands in its place")
@@ -114,10 +114,17 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
         return name, (f"{note}, give --model",)
     for source in request.graph.model.spec.sources:
         if match := _HUGGING_FACE_ID.search(source):
+            _require_checkpoint(match[1], "sources")
             return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
     return request.graph.name, (
         f"the spec's sources name no Hugging Face checkpoint: {request.graph.name} stands in its place, give --model",
     )
+
+
+def _require_checkpoint(name: str, path: str) -> None:
+    """Raise UserError for a name that an engine would take for an option, or that is not one printable word."""
+    if not name or name.startswith("-") or not name.isprintable() or len(name) > _LONGEST_ID:
+        raise UserError([Problem(f"{name[:80]!r} names no checkpoint", path=path)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.declaration import Declaration, Parameter, Part, Shape
@@ -93,6 +93,11 @@ class LayerGraph:
         self.model = model
         self.nodes = nodes
         self.edges = edges
+        self.results: dict[Any, Any] = {}
+        """What functions have worked out about this graph (`l4spec.graph.kept`), gone with it and never sent along."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "results": {}}
 
     @property
     def name(self) -> str:

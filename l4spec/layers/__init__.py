@@ -4,6 +4,7 @@ A package adds a kind by an entry point in the group `l4spec.layers` whose objec
 loaded when kinds are first asked for, not when this module is imported: what they load imports this module.
 """
 
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
@@ -55,6 +56,8 @@ _OWN = (
     _swiglu,
 )
 ENTRY_POINT_GROUP = "l4spec.layers"
+OWN_KINDS_ONLY = "L4SPEC_OWN_KINDS_ONLY"
+"""The environment variable that leaves out the kinds of other packages, broken ones too."""
 
 
 KINDS: Mapping[str, LayerKind]
@@ -70,7 +73,7 @@ def __getattr__(name: str) -> Mapping[str, LayerKind]:
 @lru_cache(maxsize=1)
 def _all_kinds() -> Mapping[str, LayerKind]:
     kinds = {kind.name: kind for kind in _OWN}
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+    for entry_point in () if os.environ.get(OWN_KINDS_ONLY) else entry_points(group=ENTRY_POINT_GROUP):
         kind = _loaded(entry_point)
         if kind.name in kinds:
             raise _unusable(entry_point, f"there is a kind {kind.name!r} already")
@@ -91,7 +94,7 @@ def _loaded(entry_point: EntryPoint) -> LayerKind:
 def _unusable(entry_point: EntryPoint, reason: str) -> UserError:
     package = entry_point.dist.name if entry_point.dist else "a package"
     message = f"the layer kind {entry_point.value!r} of {package} cannot be used: {reason}"
-    return UserError(message, hint="fix or uninstall that package")
+    return UserError(message, hint=f"fix or uninstall that package, or set {OWN_KINDS_ONLY}=1")
 
 
 def specs_for(slot: Slot) -> tuple[type[LayerSpec], ...]:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from math import gcd
 
 from l4spec.errors import Problem, UserError
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
 from l4spec.quantization.packing import Refusal, StoredSize, cut_block, stored_bytes
@@ -64,7 +65,7 @@ class StoredTensors:
     size: StoredSize
 
 
-@lru_cache(maxsize=512)
+@kept_with(maxsize=512)
 def stored_tensors(graph: LayerGraph, scheme: Scheme) -> tuple[StoredTensors, ...]:
     """Every tensor that the model holds, buffers included and tied ones once. Raises UserError naming each refusal."""
     tensors: list[StoredTensors] = []

@@ -1,10 +1,12 @@
 """A report before it is text or Markdown: titled sections of facts, tables, bars and lines."""
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 BAR_WIDTH = 36
+_MARKUP = re.compile(r"([\\\[\]<>])")
 _ASCII = str.maketrans(
     {"×": "x", "–": "-", "—": "-", "…": "...", "·": "-", "█": "#", "▏": "|", "░": ".", "→": "->", "≤": "<=", "Σ": "sum"}
 )
@@ -116,12 +118,19 @@ def _section_markdown(section: Section) -> str:
 
 def _block_markdown(block: Block) -> list[str]:
     if isinstance(block, Table):
-        return _table(block, "github")
+        cells = tuple(tuple(map(_markdown, row)) for row in block.rows)
+        return _table(replace(block, rows=cells), "github")
     if isinstance(block, Facts):
-        return [f"- {label}: {value}" for label, value in block.rows]
+        return [f"- {_markdown(label)}: {_markdown(value)}" for label, value in block.rows]
     if isinstance(block, Lines):
-        return [f"{line}  " for line in block.lines[:-1]] + list(block.lines[-1:])
+        lines = [_markdown(line) for line in block.lines]
+        return [f"{line}  " for line in lines[:-1]] + lines[-1:]
     return ["```text", *_block_lines(block), "```"]
+
+
+def _markdown(text: str) -> str:
+    """Text as Markdown that shows it: no link, picture, tag or cell of a table begins in what a user wrote."""
+    return _MARKUP.sub(r"\\\1", " ".join(text.splitlines()))
 
 
 def _bar_lines(chart: Bars) -> list[str]:

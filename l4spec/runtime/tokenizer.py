@@ -6,6 +6,7 @@ A Hugging Face `tokenizer.json` needs the package `tokenizers`, a tiktoken model
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -13,7 +14,17 @@ from typing import Any
 
 from l4spec.errors import Place, Problem, UserError
 from l4spec.runtime.checkpoints.headers import read_json
-from l4spec.runtime.tiktoken_file import BEGIN_OF_TEXT, PATTERN, STOP_TOKENS, cut_for_tiktoken, read_ranks, special_ids
+from l4spec.runtime.tiktoken_file import (
+    BEGIN_OF_TEXT,
+    MAX_FILE_BYTES,
+    PATTERN,
+    STOP_TOKENS,
+    cut_for_tiktoken,
+    read_ranks,
+    special_ids,
+)
+from l4spec.runtime.tokenizer_bounds import require_bounded
+from l4spec.spec.files import read_utf8
 
 HUGGING_FACE = "tokenizer.json"
 TIKTOKEN = "tokenizer.model"
@@ -99,26 +110,39 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     def __init__(self, path: Path) -> None:
         library = _library("tokenizers")
+        text = read_utf8(path, MAX_FILE_BYTES)
+        self._place = Place(path.name)
+        with self._refusals("is no tokenizer"):
+            require_bounded(text)
+            self._tokenizer: Any = library.Tokenizer.from_str(text)
+
+    @contextmanager
+    def _refusals(self, what: str) -> Iterator[None]:
+        """Inside, what the library raises is a UserError; a panic of its native code is no Exception of Python's."""
         try:
-            self._tokenizer: Any = library.Tokenizer.from_str(_text_of(path))
-        except UserError:
+            yield
+        except (UserError, KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except Exception as error:
-            raise UserError([Problem(f"is no tokenizer: {str(error)[:200]}", place=Place(path.name))]) from None
+        except BaseException as error:
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            raise UserError([Problem(f"{what}: {reason}", place=self._place)]) from None
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """As the base class says."""
-        self._tokenizer.encode_special_tokens = not special
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        with self._refusals("cannot encode this text"):
+            self._tokenizer.encode_special_tokens = not special
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_prompt(self, text: str) -> list[int]:
         """What the file's own post-processor makes of a text: most put a begin-of-text token before it."""
-        self._tokenizer.encode_special_tokens = True
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        with self._refusals("cannot encode this text"):
+            self._tokenizer.encode_special_tokens = True
+            return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """As the base class says; ids outside the vocabulary have no text."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with self._refusals("cannot decode these ids"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def id_of(self, token: str) -> int | None:
         """As the base class says."""
@@ -189,14 +213,6 @@ def stop_ids_of(directory: Path) -> tuple[int, ...]:
             if ids and all(type(number) is int and number >= 0 for number in ids):
                 return tuple(ids)
     return ()
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "it is no UTF-8 text"
-        raise UserError([Problem(f"cannot be read: {reason}", place=Place(str(path)[:200]))]) from None
 
 
 def _library(name: str) -> Any:

@@ -8,6 +8,7 @@ tokens among cp (`l4spec.sharding.sequence`). The planner divides by these rules
 from functools import lru_cache
 from math import gcd
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
 from l4spec.sharding.layout import Layout, MeshCoordinate
@@ -123,7 +124,7 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
     return None
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
     """Every (axis, pieces) of the language model that a layout cuts and that must divide, heads first."""
     axes = {

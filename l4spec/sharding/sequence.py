@@ -6,17 +6,17 @@ all earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the las
 """
 
 from collections.abc import Iterator
-from functools import lru_cache
 from itertools import pairwise
 from math import lcm
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers import KINDS
 from l4spec.layers.declaration import Bound
 from l4spec.sharding.layout import Layout
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def chunk_of(graph: LayerGraph) -> int:
     """Tokens that stay together on a rank: whole chunks of every chunked layer; 1 without any."""
     laws = (_reach_of(group.first) for group in graph.groups if _attends(group.first))

@@ -40,13 +40,13 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
         if status.st_size > max_bytes:
             raise _too_large(path, max_bytes)
         with open(path, "rb") as file:
-            content = file.read(max_bytes + 1)
+            content = file.read(min(status.st_size, max_bytes) + 1)  # the buffer is made at once
     except (OSError, ValueError) as error:
         if isinstance(error, SpecError):
             raise
         raise _refused(path, f"cannot read the file: {os_reason(error)}") from error
-    if len(content) > max_bytes:
-        raise _too_large(path, max_bytes)
+    if len(content) > status.st_size:
+        raise _refused(path, "the file has grown while it was read", "read it again")
     return _decoded(content, path)
 
 

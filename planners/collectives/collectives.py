@@ -19,8 +19,8 @@ numbers that travel beside tokens (chosen ids, how many rows go to each expert).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, shard_size, stage_of
@@ -99,7 +99,7 @@ def collectives(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int 
     return (*_of_layers(graph, layout, run, stage), *_of_the_stage(graph, layout, run, stage))
 
 
-@lru_cache(maxsize=4096)
+@kept_with(maxsize=1024)
 def _groups_by_stage(graph: LayerGraph, pp: int) -> tuple[tuple[LayerGroup, ...], ...]:
     """For each pipeline stage the groups of equal text layers, of the nodes that it runs."""
     stages: list[list[LayerGroup]] = [[] for _ in range(pp)]

@@ -5,8 +5,7 @@ out), and the **ring** traffic, bytes that it sends when the collective runs as 
 row tells the one that sends most. Conventions: `planners.collectives.collectives`.
 """
 
-from functools import lru_cache
-
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import (
@@ -36,7 +35,7 @@ def communication(
     return _rows(graph, layout, host_size, context if layout.cp > 1 else 1)
 
 
-@lru_cache(maxsize=1024)
+@kept_with(maxsize=1024)
 def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> tuple[Communication, ...]:
     width, rows = graph.hidden_size * ACTIVATION_BYTES, []
     if layout.tp > 1:

@@ -1,14 +1,13 @@
 """How many floating-point operations a model's mathematics needs."""
 
-from functools import lru_cache
-
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Elementwise, Work
 from planners.counts.cost_sheet import CostRow, PassTokens, row_of_group
 from planners.plan_types import Flops
 
 
-@lru_cache(maxsize=1024)
+@kept_with(maxsize=1024)
 def count_flops(graph: LayerGraph, *, context: int, batch: int) -> Flops:
     """`model_flops` of the usual passes: multiply-adds count 2, only attended pairs and chosen experts count.
 
@@ -36,7 +35,7 @@ def _rows(graph: LayerGraph, workload: PassTokens) -> list[CostRow]:
     return [row_of_group(graph, group, workload) for scope in scopes for group in _computing_groups(graph, scope)]
 
 
-@lru_cache(maxsize=128)
+@kept_with(maxsize=128)
 def _computing_groups(graph: LayerGraph, scope: str) -> tuple[LayerGroup, ...]:
     """Groups with a matmul or attention among their operations."""
     work = Work(1, 1)
@@ -48,7 +47,7 @@ def _computing_groups(graph: LayerGraph, scope: str) -> tuple[LayerGroup, ...]:
     )
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _rates(graph: LayerGraph) -> tuple[int, int, int | None]:
     """FLOPs of one token without attention pairs, of one pair in every text layer, and of one image tile.
 

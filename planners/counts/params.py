@@ -1,15 +1,15 @@
 """How many parameters a model has, and how many of them a token uses."""
 
 from collections import defaultdict
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from planners.plan_types import LayerParams, Params
 
 _SEEING = ("vision", "projector")
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def count_params(graph: LayerGraph) -> Params:
     """Parameters in total, active per token, by part and by layer. Buffers and tied copies are not counted.
 

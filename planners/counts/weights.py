@@ -1,8 +1,8 @@
 """How many bytes a model's weights take under a quantization scheme."""
 
 from collections import defaultdict
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.tensors import Scheme, scheme_of, stored_size, stored_tensors, target_of
 from planners.plan_types import Weights
@@ -10,7 +10,7 @@ from planners.plan_types import Weights
 __all__ = ["Scheme", "scheme_of", "stored_size", "target_of", "weigh"]
 
 
-@lru_cache(maxsize=512)
+@kept_with(maxsize=512)
 def weigh(graph: LayerGraph, scheme: Scheme) -> Weights:
     """The whole model's weights: by part, payload and scales. Tied tensors count once, buffers count."""
     by_part: dict[str, int] = defaultdict(int)

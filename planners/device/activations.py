@@ -8,8 +8,8 @@ autograd keeps for the backward pass.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Buffer, Work
 from l4spec.sharding.layout import Layout
@@ -34,7 +34,7 @@ class ActivationRates:
     stream_per_token: int
 
 
-@lru_cache(maxsize=512)
+@kept_with(maxsize=512)
 def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = False) -> ActivationRates:
     """The rates of a layout; everything is proportional to tokens, rows or tiles.
 
@@ -60,7 +60,7 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
     )
 
 
-@lru_cache(maxsize=512)
+@kept_with(maxsize=512)
 def saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[int, ...]:
     """Bytes that each layer of the language model keeps of one token for the backward pass, on one device."""
     layout, saved = Layout(tp=tp, ep=ep), [0] * graph.num_layers

@@ -4,8 +4,7 @@ A RoPE table follows from a formula. Collectives' buffers, CUDA graphs and the d
 read from published logs, and every such term carries the spread of its readings and their source.
 """
 
-from functools import lru_cache
-
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import RotaryTable
 from planners.catalog import Engine, Hardware
@@ -15,7 +14,7 @@ _KINDS = ("non_torch", "cuda_graphs")
 ROPE_ELEMENT_BYTES = 2
 
 
-@lru_cache(maxsize=2048)
+@kept_with(maxsize=1024)
 def reserved_terms(graph: LayerGraph, engine: Engine, hardware: Hardware | None, tp: int) -> tuple[MemoryTerm, ...]:
     """Every such term of one device at this tensor-parallel degree."""
     terms = [*_rope_table(graph, engine), *_calibrated(engine, tp)]
@@ -47,7 +46,7 @@ def _rope_table(graph: LayerGraph, engine: Engine) -> list[MemoryTerm]:
     return [MemoryTerm(name="rope table", bytes=size, origin="exact", source=engine.source, arithmetic=text)]
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _rotations(graph: LayerGraph) -> tuple[RotaryTable, ...]:
     """The distinct rotations of the language model by position."""
     mixing = (group.declaration.mixing for group in graph.groups if group.first.scope == "text")

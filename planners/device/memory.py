@@ -5,8 +5,8 @@ ask it again and again, so asking is cheap.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import longest_run
@@ -165,7 +165,7 @@ class Placement:
         return min(uses, key=lambda use: budget.limit(use) - use.total)
 
 
-@lru_cache(maxsize=4096)
+@kept_with(lambda setting: setting.graph, maxsize=1024)
 def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
     graph, tp = setting.graph, layout.tp

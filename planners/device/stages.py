@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
@@ -35,7 +36,7 @@ class _LayerTable:
     embedding: "_Size"
 
 
-@lru_cache(maxsize=2048)
+@kept_with(maxsize=1024)
 def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerTable:
     layout, classes = Layout(tp=tp, ep=ep), _layer_classes(graph)
     sizes: dict[int, _Size] = {}
@@ -59,7 +60,7 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
     return _LayerTable(tuple(layers), before, after, embedding)
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _nodes_by_layer(graph: LayerGraph) -> tuple[tuple[LayerNode, ...], ...]:
     """The nodes of each layer of the language model."""
     by_layer: list[list[LayerNode]] = [[] for _ in range(graph.num_layers)]
@@ -105,7 +106,7 @@ def _product(shape: tuple[int, ...]) -> int:
     return result
 
 
-@lru_cache(maxsize=4096)
+@kept_with(maxsize=1024)
 def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[PipelineStage, ...]:
     """Of the pipeline stages, as `every_stage` gives them, those that differ."""
     return _distinct(graph, every_stage(graph, scheme, tp, ep, pp))
@@ -147,7 +148,7 @@ def _distinct(graph: LayerGraph, all_stages: list[PipelineStage]) -> tuple[Pipel
     return tuple(heaviest.values())
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _layer_classes(graph: LayerGraph) -> tuple[int, ...]:
     """A number per layer of the language model, the same for layers of the same declarations."""
     declared = [tuple(id(node.declaration) for node in nodes) for nodes in _nodes_by_layer(graph)]
@@ -162,7 +163,7 @@ def _cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int
     return tuple(sorted(counts.items()))
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _caching_groups_by_layer(graph: LayerGraph) -> tuple[tuple[int, ...], ...]:
     """For each layer of the language model the indices of the groups of its caching nodes."""
     by_layer: list[tuple[int, ...]] = [()] * graph.num_layers

@@ -7,9 +7,9 @@ dp * ep.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import prod
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
@@ -94,7 +94,7 @@ class _DeviceParams:
     tied: tuple[int, int]
 
 
-@lru_cache(maxsize=4096)
+@kept_with(maxsize=1024)
 def params_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> tuple[int, int]:
     """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
     elements = _device_params(graph, layout.tp, layout.ep)
@@ -112,7 +112,7 @@ def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> i
     return params_on_device(graph, layout, stage)[0] - blocks[0]
 
 
-@lru_cache(maxsize=512)
+@kept_with(maxsize=512)
 def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
     """What a device holds under these degrees; equal layers are counted once."""
     layout = Layout(tp=tp, ep=ep)

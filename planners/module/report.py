@@ -94,5 +94,6 @@ def eager_step(model: EagerModel, hardware: Hardware, work: Work) -> StepTime:
         group = time.group
         compute = flops.get(id(group), 0) / rate
         memory = cold * group.count * model.layer_bytes(group, work) / bandwidth
-        rows.append(KindTime(kind_name(group), group.count, compute, memory, 0.0, time.seconds))
+        at_least = max(compute, memory)  # a coarse calibration may have missed the machine's own best rate
+        rows.append(KindTime(kind_name(group), group.count, compute, memory, 0.0, max(time.seconds, at_least)))
     return StepTime(gathered(tuple(rows)), model.constant(cold))

@@ -62,13 +62,14 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     if efficiency is None:
         return section
     alone = (prefill.estimate or 0.0, decode.estimate or 0.0)
-    ttft, tpot, per_gpu = _service(model, deployment, max_batch, alone)
+    ttft, tpot, per_gpu, step = _service(model, deployment, max_batch, alone)
     price = deployment.request.usd_per_gpu_hour
     estimates = {
         "factors": efficiency.name,
         "extrapolated": model.machine.hardware.name not in efficiency.hardware,
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
+        "time_per_output_token_bound_seconds": decode.bound if step is None else model.time(step).bound,
         "tokens_per_second_per_user": _user_rate(ttft, tpot, output_tokens),
         "tokens_per_second_per_gpu": per_gpu,
         "usd_per_gpu_hour": price,
@@ -81,14 +82,17 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
 
 def _service(
     model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]
-) -> tuple[float, float, float]:
-    """Time to first token, time per output token, and output tokens per second and GPU."""
+) -> tuple[float, float, float, Step | None]:
+    """Time to first token, time per output token, output tokens per second and GPU, and the step that decodes them.
+
+    No step: the whole batch at the planned context. In a loop only as many sequences decode at once as fit.
+    """
     layout, output_tokens = model.layout, deployment.output_tokens
     ranks = layout.dp * layout.ep
     if output_tokens is None:
         prefill, tpot = alone
         ttft = prefill + (model.efficiency.request if model.efficiency else 0.0)
-        return ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices
+        return ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices, None
     from planners.timing.closed_loop import Load, open_loop, serve
 
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
@@ -102,11 +106,12 @@ def _service(
             served.ttft,
             served.tpot,
             min(rate, served.requests_per_second * servers) * output_tokens / layout.num_devices,
+            served.decode,
         )
     served = serve(model, load)
     # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
     per_server = micro * _user_rate(served.ttft, served.tpot, output_tokens)
-    return served.ttft, served.tpot, per_server * servers / layout.num_devices
+    return served.ttft, served.tpot, per_server * servers / layout.num_devices, served.decode
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

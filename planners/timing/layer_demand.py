@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import AttentionPairs, Bound, Elementwise, HeadProducts, Matmul, Work
+from l4spec.layers.declaration import AttentionPairs, Bound, Declaration, Elementwise, HeadProducts, Matmul, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from l4spec.spec.storage import PlainLaw
@@ -107,7 +108,7 @@ class Routing:
 UNIFORM = Routing()
 
 
-@lru_cache(maxsize=1024)
+@kept_with(maxsize=1024)
 def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: int) -> tuple[KindProfile, ...]:
     """Every kind of layer of the language model, in graph order; the degrees tp and ep of `layout` cut its tensors."""
     cut = Layout(tp=layout.tp, ep=layout.ep)
@@ -220,11 +221,15 @@ def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
     return pairs, read
 
 
-@lru_cache(maxsize=4096)
 def pairs_of(kind: KindProfile, length: int, cached: int) -> float:
     """Attended pairs of one sequence of `length` tokens whose first `cached` are there already."""
+    return _pairs_of(kind.group.declaration, length, cached)
+
+
+@lru_cache(maxsize=4096)
+def _pairs_of(declaration: Declaration, length: int, cached: int) -> float:
     work = Work(1, max(length - cached, 1), cached)
-    return float(sum(op.pairs for op in kind.group.declaration.operations(work) if isinstance(op, AttentionPairs)))
+    return float(sum(op.pairs for op in declaration.operations(work) if isinstance(op, AttentionPairs)))
 
 
 def mean_read(bound: Bound, context: float) -> float:

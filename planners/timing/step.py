@@ -7,9 +7,10 @@ estimate  every resource at the share of its peak that an engine was measured to
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Literal
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
@@ -275,7 +276,7 @@ class StepModel:
         return sent
 
 
-@lru_cache(maxsize=2048)
+@kept_with(maxsize=1024)
 def step_model(
     graph: LayerGraph,
     scheme: Scheme,

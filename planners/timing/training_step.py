@@ -6,8 +6,8 @@ they differ in is what they send and how long stages wait for each other.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import Collective
@@ -165,7 +165,7 @@ def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], lo
     return sum(often * seconds for often, seconds in times) / _SOME.tokens
 
 
-@lru_cache(maxsize=64)
+@kept_with(maxsize=64)
 def _cached(graph: LayerGraph) -> int:
     """Bytes per token of all layers' keys and values; latents are not sent as such."""
     groups = (group for group in graph.groups if group.first.scope == "text")

@@ -26,6 +26,7 @@ def with_new_kind(new_kind_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Commands that the test starts find the package."""
     paths = [str(new_kind_folder), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    monkeypatch.delenv("L4SPEC_OWN_KINDS_ONLY", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     monkeypatch.setenv("COLUMNS", "120")

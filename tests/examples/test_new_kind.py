@@ -140,7 +140,7 @@ def test_a_package_whose_kind_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken_kind.py").write_text("import no_such_module\n", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "l4spec.cli", "plan", "scout"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "L4SPEC_OWN_KINDS_ONLY": ""},
         capture_output=True,
         text=True,
         timeout=300,

@@ -16,14 +16,14 @@ from tests.planners.module.made_up import made_up
 SPECS = ("tiny/scout", "tiny/deepseek", "scout", "maverick", "compare/llama-3.1-8b", "compare/deepseek-v3")
 
 
-def require_bounded(found: object) -> None:
+def require_bounded(latency: object) -> None:
     """Every pair of estimate and bound in a latency section."""
     for name in ("prefill", "decode", "step"):
-        step = getattr(found, name, None)
+        step = getattr(latency, name, None)
         if step is not None and step.estimate_seconds is not None:
             assert step.estimate_seconds >= step.bound_seconds * (1 - 1e-12), (name, step)
     for name in ("ttft", "time_per_output_token"):
-        estimate, bound = getattr(found, f"{name}_seconds"), getattr(found, f"{name}_bound_seconds")
+        estimate, bound = getattr(latency, f"{name}_seconds"), getattr(latency, f"{name}_bound_seconds")
         if estimate is not None and bound is not None:
             assert estimate >= bound * (1 - 1e-12), (name, estimate, bound)
 
@@ -36,9 +36,9 @@ def test_no_estimate_on_gpus_is_below_its_bound(random: Random) -> None:
     engine = random.choice(["vllm", "sglang", "tensorrt-llm", "ideal"])
     context = min(graph.model.text.stack.width.max_seq_len, size(random, 100_000) + 1)
     output = random.choice([None, 1, max(1, context // 2)])
-    found = plan(graph, gpus=gpus, engine=engine, context=context, batch=size(random, 256), output_tokens=output)
-    if found.latency is not None:
-        require_bounded(found.latency)
+    result = plan(graph, gpus=gpus, engine=engine, context=context, batch=size(random, 256), output_tokens=output)
+    if result.latency is not None:
+        require_bounded(result.latency)
 
 
 @draws(100)

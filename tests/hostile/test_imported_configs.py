@@ -31,10 +31,10 @@ def value(random: Random, depth: int = 0) -> Any:
 
 def deep(random: Random) -> Any:
     """Levels upon levels."""
-    found: Any = 1
+    nested: Any = 1
     for _ in range(size(random, 900)):
-        found = [found] if random.random() < 0.5 else {"a": found}
-    return found
+        nested = [nested] if random.random() < 0.5 else {"a": nested}
+    return nested
 
 
 def config(random: Random) -> str:

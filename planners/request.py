@@ -200,8 +200,8 @@ class PlanRequest(Options):
     routing: Annotated[
         str | None,
         Option(
-            "How tokens choose experts, from `measure --format json`.",
-            metavar="FILE",
+            "How tokens choose experts: power_law:1.2, log_normal:1.0, maverick, or a file of `measure`.",
+            metavar="LOAD",
             mode="serve",
             default="uniformly",
         ),

@@ -1,5 +1,6 @@
 """`l4spec simulate`: what a deployment does under load, request by request."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,7 +8,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
-from l4spec.cli.output import write
+from l4spec.cli.output import complain, deliver, write
 from l4spec.cli.progress import progress
 from planners.simulate.request import SimulateRequest
 
@@ -47,6 +48,11 @@ def simulate_command(
     from planners.simulate.asked import scenario_of
     from planners.simulate.run import Simulation
 
+    if request.fit is not None:
+        fitted, text = _fit(scenario, request, overrides or (), bar)
+        deliver(text, out, force=force)
+        complain(fitted)
+        return
     simulation = Simulation(scenario_of(scenario, request, overrides or ()))
     with progress("simulating", bar) as report:
         outcome = simulation.run(time_limit=request.time_limit, progress=report)
@@ -58,3 +64,28 @@ def simulate_command(
         return simulate_page(result)
 
     write(result, page, format, out, force=force)
+
+
+def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar: bool | None) -> tuple[str, str]:
+    """What the fit reached, in a sentence or two, and the file of factors."""
+    from pathlib import Path
+
+    from l4spec.report.fit_page import factors_file, fit_summary
+    from planners.simulate.asked import scenario_of
+    from planners.simulate.fit import fit
+    from planners.simulate.run import Simulation
+    from planners.simulate.workload.traces import read_trace
+
+    loaded = scenario_of(scenario, request, overrides)
+    servers = Simulation(loaded).servers
+    assert request.fit is not None, "asked for it"
+    entries = list(read_trace(Path(request.fit), "auto"))
+    with progress("fitting", bar) as report:
+        fitted = fit(
+            lambda: Simulation(loaded, servers),
+            entries,
+            source=Path(request.fit).name,
+            num_fitted=request.fit_requests,
+            progress=report,
+        )
+    return fit_summary(fitted), factors_file(fitted)

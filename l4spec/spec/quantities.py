@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from l4spec.layers.base import LARGEST
-from l4spec.units import parse_bytes, parse_count, parse_duration, parse_rate
+from l4spec.units import parse_bytes, parse_count, parse_duration, parse_quantity, parse_rate
 
 _MOST_SECONDS = 3.2e9  # a century
 
@@ -30,6 +30,10 @@ def _tokens(value: object) -> object:
     return parse_count(value) if isinstance(value, str) else value
 
 
+def _bandwidth(value: object) -> object:
+    return float(parse_quantity(value, "B/s")) if isinstance(value, str | int) else value
+
+
 def _bytes(value: object) -> object:
     return parse_bytes(value) if isinstance(value, str | int) else value
 
@@ -42,7 +46,9 @@ Tokens = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_tokens), _sche
 """A number of tokens: 2048, 2k, 128Ki."""
 ByteCount = Annotated[int, Field(ge=0, le=LARGEST * 1024), BeforeValidator(_bytes), _schema("1.5 GiB")]
 """Bytes, written with their unit."""
+Bandwidth = Annotated[float, Field(gt=0, le=1e18), BeforeValidator(_bandwidth), _schema("50 GB/s")]
+"""Bytes a second, written with their unit."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability."""
 
-__all__ = ["ByteCount", "Duration", "Rate", "Share", "Tokens"]
+__all__ = ["Bandwidth", "ByteCount", "Duration", "Rate", "Share", "Tokens"]

@@ -10,7 +10,7 @@ from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
 from planners.catalog.user_catalog import THIS_MACHINE, find_own
 
-Folder = Literal["hardware", "quantization", "engines", "efficiency", "schedulers"]
+Folder = Literal["hardware", "quantization", "engines", "efficiency", "schedulers", "expert_load"]
 E = TypeVar("E", bound=Entry)
 
 _HERE = Path(__file__).parent
@@ -20,6 +20,7 @@ SHELVES: Mapping[Folder, Registry] = {
     "engines": Registry(_HERE / "engines", "engine"),
     "efficiency": Registry(_HERE / "efficiency", "set of fitted factors"),
     "schedulers": Registry(_HERE / "schedulers", "scheduler"),
+    "expert_load": Registry(_HERE / "expert_load", "expert load"),
 }
 
 

@@ -35,10 +35,10 @@ def _made_for(spec: str, model: ModelSpec, request: SimulateRequest, overrides: 
     missing = []
     if request.gpus is None:
         missing.append(Problem("a load needs GPUs", path="--gpus", hint="as --gpus 8xH100"))
-    if request.rate is None and request.clients is None and request.trace is None:
+    if request.rate is None and request.clients is None and not _traced(request):
         hint = "--rate 4/s, --clients 20 or --trace FILE; or name a scenario: `l4spec ls scenarios`"
         missing.append(Problem("nothing arrives", path="--rate", hint=hint))
-    if request.trace is None:
+    if not _traced(request):
         for name in ("prompt_tokens", "output_tokens"):
             if getattr(request, name) is None:
                 flag = f"--{name.replace('_', '-')}"
@@ -81,7 +81,7 @@ def _changed(document: Document, request: SimulateRequest, key: str) -> Document
             places.setdefault(path[:index], Place(flag))
         _forget_below(places, path)
         places[path] = Place(flag)
-    if request.trace is not None and isinstance(data.get("workload"), dict):
+    if _traced(request) and isinstance(data.get("workload"), dict):
         for field in ("prompt_tokens", "output_tokens", "prefix", "sessions"):
             data["workload"].pop(field, None)
     return Document(data, places, document.source, document.extends)
@@ -92,14 +92,19 @@ def _forget_below(places: dict[KeyPath, Place], path: KeyPath) -> None:
         del places[known]
 
 
+def _traced(request: SimulateRequest) -> bool:
+    """Whether requests come from a file."""
+    return request.trace is not None or request.fit is not None
+
+
 def _refuse_contradictions(request: SimulateRequest) -> None:
-    given = [name for name in ("rate", "clients", "trace") if getattr(request, name) is not None]
+    given = [name for name in ("rate", "clients", "trace", "fit") if getattr(request, name) is not None]
     if len(given) > 1:
         both = " and ".join(f"--{name}" for name in given)
         raise SpecError([Problem(f"{both} each say when requests come", hint="leave all but one out")])
     if request.think is not None and request.clients is None:
         raise SpecError([Problem("needs --clients: only clients think", path="--think")])
-    if request.trace is not None:
+    if _traced(request):
         lengths = [name for name in ("prompt_tokens", "output_tokens", "prefix_tokens") if getattr(request, name)]
         if lengths:
             flags = [f"--{name.replace('_', '-')}" for name in lengths]

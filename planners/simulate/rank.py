@@ -155,16 +155,25 @@ class Rank:
 
     def take_decode_blocks(self, steps: int) -> None:
         """Take the blocks of the next `steps` decode steps. There must be room for all of them."""
-        pool, local = self.pool, self.pool.law.local
-        for tick in range(self.clock, self.clock + steps):
-            due = self.due[tick % self.block]
-            pool.take_for_each([request.holding for request in due.values() if request.holding is not None])
-            if local:
-                for request in due.values():
-                    computed = request.computed + tick - request.joined
-                    self._share(request, computed // self.block)
-                    assert request.holding is not None
-                    pool.release(request.holding, computed)
+        if self.pool.law.local:
+            for tick in range(self.clock, self.clock + steps):
+                self._take_and_release(tick)
+            return
+        for offset in range(min(steps, self.block)):
+            due = self.due[(self.clock + offset) % self.block]
+            if due:
+                times = (steps - offset - 1) // self.block + 1
+                self.pool.take_for_each((request.holding for request in due.values()), times)
+
+    def _take_and_release(self, tick: int) -> None:
+        """The blocks of one decode step, and those that local layers no longer reach."""
+        due = self.due[tick % self.block]
+        self.pool.take_for_each((request.holding for request in due.values()), 1)
+        for request in due.values():
+            computed = request.computed + tick - request.joined
+            self._share(request, computed // self.block)
+            assert request.holding is not None, "what decodes holds blocks"
+            self.pool.release(request.holding, computed)
 
     def steps_until_change(self, most: int) -> int:
         """How many of the next decode steps, at most `most`, pass without a request that ends or a block too many."""
@@ -172,9 +181,11 @@ class Rank:
         while finishing and finishing[0][1] not in self.running:
             heappop(finishing)  # it was preempted
         steps = min(most, finishing[0][0] - self.clock) if finishing else most
-        room, groups = self.pool.available, self.pool.groups
+        room, groups, block = self.pool.available, self.pool.groups, self.block
+        if (self.num_decoding * (steps // block + 1)) * groups <= room:
+            return steps
         for step in range(steps):
-            room -= len(self.due[(self.clock + step) % self.block]) * groups
+            room -= len(self.due[(self.clock + step) % block]) * groups
             if room < 0:
                 return step
         return steps

@@ -100,6 +100,17 @@ class SimulateRequest(Options):
         Field(gt=0, le=1e6),
     ] = None
 
+    fit: Annotated[
+        str | None,
+        Option("Learn the engine's factors from a run of your own, and write a file of factors.", metavar="FILE"),
+    ] = None
+    fit_requests: Annotated[
+        int, Option("With --fit: requests to learn from; the others judge.", parse=read_count), Field(ge=2, le=100_000)
+    ] = 100
+    factors: Annotated[str | None, Option("Time steps by the factors of a file that --fit wrote.", metavar="FILE")] = (
+        None
+    )
+
     def assignments(self, key: str) -> Mapping[tuple[str, ...], tuple[Any, str]]:
         """Field of a scenario → what the options say there, as YAML would, and the option; `key` is the model's."""
         assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
@@ -121,4 +132,7 @@ class SimulateRequest(Options):
         for name in ("ttft", "tpot", "e2e"):
             assign(("slo", name), name)
         assign(("seed",), "seed")
+        assign(("models", key, "times"), "factors", {"kind": "spec", "factors": self.factors})
+        if self.fit is not None and self.trace is None:
+            assigned[arrivals] = ({"kind": "trace", "path": self.fit}, "--fit")
         return assigned

@@ -10,6 +10,7 @@ from l4spec.graph.build import build_graph
 from l4spec.spec.parse import place_of
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scenario.references import LoadedScenario
+from l4spec.spec.scenario.workload import Trace
 from planners.simulate.cluster import EventClock, ReplicaGroup
 from planners.simulate.recorder import Recorder
 from planners.simulate.requests import Request
@@ -17,7 +18,10 @@ from planners.simulate.result_types import SimulationResult
 from planners.simulate.results import Ended, Span, summarize
 from planners.simulate.routers import ROUTERS
 from planners.simulate.servers import Server, server_of
+from planners.simulate.times.interface import StepTimes
 from planners.simulate.workload.source import Drawn, Source
+from planners.simulate.workload.traced import Traced
+from planners.simulate.workload.traces import read_trace
 
 Progress = Callable[[int, int], None]
 """Called with the number of requests that have ended, and of how many."""
@@ -53,6 +57,12 @@ class Simulation:
             number += count
             self.clusters[key] = ReplicaGroup(self.clock, replicas, ROUTERS[model.router](), self)
         self.source = self._source()
+
+    def use_times(self, key: str, times: StepTimes) -> None:
+        """Time a model's steps by something else, before anything runs."""
+        self.servers = {**self.servers, key: replace(self.servers[key], times=times)}
+        for replica in self.clusters[key].replicas:
+            replica.times = times
 
     def run(self, *, time_limit: float | None = None, progress: Progress | None = None) -> Outcome:
         """Run to the end, or for `time_limit` seconds of real time. Ctrl-C ends it too; what is done counts."""
@@ -104,6 +114,11 @@ class Simulation:
     def _source(self) -> Source:
         block = self.servers[self.scenario.answering].law.block_size
         find = partial(self.loaded.file, ("workload",))
+        workload = self.scenario.workload
+        if isinstance(workload.arrivals, Trace):
+            path = self.loaded.file(("workload", "arrivals", "path"), workload.arrivals.path)
+            entries = read_trace(path, workload.arrivals.format)
+            return Traced(entries, workload.arrivals, block, self.clock.at, self.submit, workload.requests)
         return Drawn(self.scenario.workload, self.scenario.seed, block, find, self.clock.at, self.submit)
 
 
@@ -113,7 +128,7 @@ def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
     problems: list[Problem] = []
     for key, model in loaded.scenario.models.items():
         graph = build_graph(resolve(loaded.models[key]))
-        find = partial(loaded.file, ("models", key, "times", "path"))
+        find = partial(loaded.file, ("models", key, "times", "path"), prefix=True)
         try:
             servers[key] = server_of(key, graph, model, loaded.scenario.scheduler, find)
         except UserError as error:

@@ -1,7 +1,7 @@
 """From a model's deployment to servers: layout, blocks of cache, step times, and what all of it rests on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from l4spec.sharding.layout import Layout
 from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
 from l4spec.spec.scenario.deployment import KernelTimes as KernelTimesSpec
 from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
+from planners.catalog.loader import load
 from planners.catalog.schedulers import SchedulerDefaults, scheduler_of
 from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
+from planners.device.activations import ACTIVATION_BYTES
 from planners.device.memory import Placement, place
 from planners.plan import plan_deployment
 from planners.request import PlanRequest
@@ -26,9 +28,11 @@ from planners.simulate.replica import Replica
 from planners.simulate.settings import POLICIES, merged, settings_of
 from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 from planners.simulate.times.kernel_tables import read_kernels
-from planners.simulate.times.kernels import KernelStepTimes
+from planners.simulate.times.kernels import KernelStepTimes, RoutedLayers
 from planners.simulate.times.planned import PlannedTimes
+from planners.timing.efficiency import ServingEfficiency
 from planners.timing.machine import Machine
+from planners.timing.routing import read_routing
 from planners.timing.step import step_model
 
 FindFile = Callable[[str], Path]
@@ -173,8 +177,7 @@ def _times(
     if isinstance(times, FixedTimesSpec):
         return ConstantStepTimes(times.step, times.per_token)
     if isinstance(times, KernelTimesSpec):
-        tables = read_kernels(find(times.path), layout.tp)
-        return KernelStepTimes(tables, graph.num_layers, overhead=times.step_overhead)
+        return _kernel_times(graph, model, times, deployment, layout, find)
     assert deployment.cluster is not None
     cluster = deployment.cluster
     stepped = step_model(
@@ -184,8 +187,49 @@ def _times(
         machine=Machine(cluster.hardware, cluster.gpus_per_host),
         kv_dtype_bytes=deployment.setting.kv_dtype_bytes,
         engine=deployment.setting.engine.name,
+        routing=read_routing(model.routing, graph),
     )
-    return PlannedTimes(stepped)
+    if times.factors is None:
+        return PlannedTimes(stepped)
+    factors = load("efficiency", ServingEfficiency, str(find(times.factors)))
+    return PlannedTimes(replace(stepped, efficiency=factors, totals={}))
+
+
+def _kernel_times(
+    graph: LayerGraph,
+    model: ModelDeployment,
+    times: KernelTimesSpec,
+    deployment: Deployment,
+    layout: Layout,
+    find: FindFile,
+) -> KernelStepTimes:
+    """Tables of kernels, and for routed layers how many experts a step reaches and what their exchange takes.
+
+    Tokens are gathered by all ranks and partial results scattered back, as vLLM's default `allgather_reducescatter`.
+    """
+    tables = read_kernels(find(times.path), layout.tp)
+    groups = [group for group in graph.groups if group.declaration.routed is not None]
+    if not groups or tables.moe is None:
+        return KernelStepTimes(tables, graph.num_layers, overhead=times.step_overhead)
+    assert deployment.cluster is not None
+    routing = read_routing(model.routing, graph)
+    count = sum(group.count for group in groups)
+    known = Machine(deployment.cluster.hardware, deployment.cluster.gpus_per_host).link(layout.ep)
+    link = times.link or known
+    if layout.ep > 1 and link is None:
+        raise UserError([Problem("no link between the ranks is known", path="times", hint="add times.link")])
+    sent = 2 * (layout.ep - 1) / layout.ep * graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    latency = 2 * times.link_latency if layout.ep > 1 else 0.0
+
+    def coverage(tokens: int) -> float:
+        return sum(group.count * routing.reached(group, tokens) for group in groups) / count
+
+    def exchange(tokens: int) -> float:
+        return tokens * sent / (link or 1.0) + latency
+
+    return KernelStepTimes(
+        tables, graph.num_layers, overhead=times.step_overhead, routed=RoutedLayers(coverage, layout.ep, exchange)
+    )
 
 
 def _assumptions(layout: Layout) -> tuple[str, ...]:

@@ -3,9 +3,15 @@
 from l4spec.spec.scenario import SchedulerSpec
 from planners.catalog.schedulers import SchedulerDefaults
 from planners.simulate.engines.policy import Policy, Settings
+from planners.simulate.engines.sglang import SglangPolicy
+from planners.simulate.engines.tensorrt_llm import TensorRtLlmPolicy
 from planners.simulate.engines.vllm import VllmPolicy
 
-POLICIES: dict[str, type[Policy]] = {"vllm": VllmPolicy}
+POLICIES: dict[str, type[Policy]] = {
+    "vllm": VllmPolicy,
+    "sglang": SglangPolicy,
+    "tensorrt-llm": TensorRtLlmPolicy,
+}
 
 
 def settings_of(defaults: SchedulerDefaults, chosen: SchedulerSpec, device_bytes: int | None) -> Settings:

@@ -25,3 +25,18 @@ def coverage_of_histogram(shares: Sequence[float], experts_per_token: int, num_t
     assert total > 0, "a routing histogram counts at least one choice"
     missed = (1 - min(1.0, experts_per_token * share / total) for share in shares)
     return sum(1.0 - float(miss**num_tokens) for miss in missed)
+
+
+def coverage_of_busiest(shares: Sequence[float], experts_per_token: int, num_tokens: float, ranks: int) -> float:
+    """Expected distinct experts of the rank that reaches most, where `ranks` ranks hold equal parts in order."""
+    size = len(shares) // ranks
+    total = sum(shares)
+    missed = [1 - min(1.0, experts_per_token * share / total) for share in shares]
+    reached = [1.0 - float(miss**num_tokens) for miss in missed]
+    return max(sum(reached[rank * size : (rank + 1) * size]) for rank in range(ranks))
+
+
+def busiest_share(shares: Sequence[float], ranks: int) -> float:
+    """The largest share of all choices that one of `ranks` equal parts of the experts, in order, gets."""
+    size, total = len(shares) // ranks, sum(shares)
+    return max(sum(shares[rank * size : (rank + 1) * size]) for rank in range(ranks)) / total

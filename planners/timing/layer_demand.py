@@ -4,7 +4,7 @@ A profile has no hardware in it: weights and rates per token, worked out once pe
 costs a few multiplications per kind.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 
@@ -17,7 +17,12 @@ from l4spec.spec.storage import PlainLaw
 from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import Scheme, stored_size, target_of
 from planners.device.activations import ACTIVATION_BYTES
-from planners.timing.expert_coverage import coverage_of_histogram, expected_coverage
+from planners.timing.expert_coverage import (
+    busiest_share,
+    coverage_of_busiest,
+    coverage_of_histogram,
+    expected_coverage,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,10 +87,45 @@ class Routing:
 
     shares: tuple[float, ...] = ()
     layers: tuple[tuple[str, tuple[float, ...]], ...] = ()
+    known: dict[tuple[int, float, int], float] = field(default_factory=dict, compare=False, repr=False)
+    """What was asked before: a histogram of 24 layers takes a millisecond, and steps ask again and again."""
 
     def covered(self, kind: KindProfile, num_tokens: float) -> float:
         """Distinct experts that `num_tokens` tokens reach, of all the layer's experts; the mean over equal layers."""
         return self.reached(kind.group, num_tokens)
+
+    def busiest(self, kind: KindProfile, num_tokens: float, ep: int) -> float:
+        """Distinct experts on the busiest of `ep` ranks with equal, contiguous parts; the mean over equal layers.
+
+        Uniform routing has no busiest rank here: its ranks differ by chance alone, which is left out.
+        """
+        if not self.shares and not self.layers:
+            return self.covered(kind, num_tokens) / ep
+        tokens = _rounded(num_tokens)
+        key = (id(kind.group), tokens, ep)
+        if key not in self.known:
+            self.known[key] = self._busiest(kind, tokens, ep)
+        return self.known[key]
+
+    def _busiest(self, kind: KindProfile, num_tokens: float, ep: int) -> float:
+        named, total = dict(self.layers), 0.0
+        for node in kind.group.nodes:
+            shares = named.get(node.id, self.shares) or (1.0,) * kind.num_experts
+            total += coverage_of_busiest(shares, kind.experts_per_token, num_tokens, ep)
+        return total / kind.group.count
+
+    def hottest(self, kind: KindProfile, ep: int) -> float:
+        """Tokens of the busiest of `ep` ranks over the mean, from the shares alone; the mean over equal layers."""
+        if ep == 1 or (not self.shares and not self.layers):
+            return 1.0
+        key = (id(kind.group), -1.0, ep)
+        if key not in self.known:
+            named, total = dict(self.layers), 0.0
+            for node in kind.group.nodes:
+                shares = named.get(node.id, self.shares) or (1.0,) * kind.num_experts
+                total += busiest_share(shares, ep) * ep
+            self.known[key] = total / kind.group.count
+        return self.known[key]
 
     def reached(self, group: LayerGroup, num_tokens: float) -> float:
         """As `covered`, for the layers of a group."""
@@ -106,6 +146,14 @@ class Routing:
 
 
 UNIFORM = Routing()
+
+
+def _rounded(tokens: float) -> float:
+    """Whole numbers up to 256, beyond them steps of 1/64: coverage grows more slowly than tokens, so by less."""
+    if tokens <= 256:
+        return float(round(tokens))
+    step = 2.0 ** (int(tokens).bit_length() - 7)
+    return round(tokens / step) * step
 
 
 @kept_with(maxsize=1024)
@@ -194,7 +242,7 @@ def _stored(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout
 
 def covered_experts(kind: KindProfile, step: Step, ep: int, routing: Routing = UNIFORM) -> float:
     """Experts of one device whose weights a step reads: the tokens of all `ep` ranks choose among all experts."""
-    return routing.covered(kind, step.tokens * ep) / ep if kind.num_experts else 0.0
+    return routing.busiest(kind, step.tokens * ep, ep) if kind.num_experts else 0.0
 
 
 def rows_of(kind: KindProfile, step: Step) -> float:

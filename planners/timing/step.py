@@ -100,13 +100,25 @@ class UnitCosts:
         return ResourceSeconds(
             self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
             cached * self.cached_token,
-            rows * self.matmul_row,
+            rows * self.matmul_row * self._hottest(ep, routing),
             pairs * self.pair,
             rows * self.links_row,
             self.collectives,
             self.blocks,
             self.moe_blocks,
         )
+
+    def _hottest(self, ep: int, routing: Routing) -> float:
+        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere.
+
+        The experts' part of the FLOPs is taken as their part of the bytes that a token meets.
+        """
+        kind = self.kind
+        if not kind.num_experts or ep == 1:
+            return 1.0
+        experts = kind.experts_per_token * kind.expert_bytes
+        part = experts / max(experts + kind.weight_bytes, 1)
+        return 1.0 + part * (routing.hottest(kind, ep) - 1.0)
 
 
 @dataclass(frozen=True, slots=True)

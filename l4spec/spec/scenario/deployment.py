@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from l4spec.layers.base import AsTuple, Size, Spec
 from l4spec.spec.header import located
-from l4spec.spec.quantities import Duration, Share
+from l4spec.spec.quantities import Bandwidth, Duration, Share
 
 Router = Literal["round_robin", "least_loaded", "prefix_aware"]
 
@@ -59,8 +59,8 @@ class Disaggregated(Spec):
     """Replicas that prefill; `replicas` of the model then decode."""
     prefill_gpus: str | None = None
     """GPUs of a prefill replica; by default those of the model."""
-    link: Annotated[str, Field(min_length=1)] | None = None
-    """Bandwidth of the link for one replica, as `50 GB/s`, or `infinite`; by default that between hosts."""
+    link: Bandwidth | Literal["infinite"] | None = None
+    """Bandwidth between a prefill and a decode replica, as `50 GB/s`; by default a device's between hosts times tp."""
 
 
 class SpecTimes(Spec):
@@ -79,6 +79,10 @@ class KernelTimes(Spec):
     """What the tables' file names begin with, relative to the scenario's folder."""
     step_overhead: Duration = 0.0
     """What a step takes on top of its kernels."""
+    link: Bandwidth | None = None
+    """Bandwidth of one device's link, for expert-parallel ranks that exchange tokens; by default the hardware's."""
+    link_latency: Duration = 0.0
+    """Time that each exchange takes besides its bytes."""
 
 
 class FixedTimes(Spec):

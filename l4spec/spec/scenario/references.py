@@ -25,12 +25,15 @@ class LoadedScenario:
     drafts: Mapping[str, ModelSpec]
     """Specs of draft models, by key of the model that they draft for."""
 
-    def file(self, path: KeyPath, name: str) -> Path:
-        """The file that the field at `path` names: relative to the document that says so. Raises SpecError."""
+    def file(self, path: KeyPath, name: str, *, prefix: bool = False) -> Path:
+        """The file that the field at `path` names, relative to the document that says so.
+
+        With `prefix` it is what the names of several files begin with. Raises SpecError where there is none.
+        """
         folder = _folder(self.document, path)
         candidates = (folder / name, Path(name))
         for candidate in candidates:
-            if candidate.exists():
+            if candidate.exists() or (prefix and any(candidate.parent.glob(f"{candidate.name}__*"))):
                 return candidate
         place = place_of(self.document, path)
         raise SpecError([Problem(f"no file {name!r}", dotted(path), place, f"looked in {folder}")])

@@ -137,7 +137,9 @@ class Trace(Spec):
     format: Literal["auto", "azure", "mooncake", "vllm", "blis", "agentic", "requests"] = "auto"
     """How the file is written; auto tells it from its first line."""
     speed: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """Arrivals come this many times as fast."""
+    """Arrivals and think times come this many times as fast."""
+    sessions_at_once: Size | None = None
+    """Of a trace of sessions, how many run at a time; all without it."""
 
 
 Arrivals: TypeAlias = Annotated[Poisson | Gamma | Constant | Bursts | ClosedLoop | Trace, Field(discriminator="kind")]

@@ -1,5 +1,6 @@
 """The pool of blocks of one rank: who takes them, which of them are shared, and what may be evicted."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planners.simulate.cache.law import CacheLaw
@@ -78,12 +79,15 @@ class BlockPool:
         self._make_room()
         return True
 
-    def take_for_each(self, holdings: list[Holding]) -> None:
-        """Take a block of every group for each of several sequences. There must be room."""
-        assert len(holdings) * self.groups <= self.available, "room was counted"
+    def take_for_each(self, holdings: Iterable[Holding | None], times: int) -> None:
+        """Take `times` blocks of every group for each of several sequences. There must be room."""
+        each, taken = times * self.groups, 0
         for holding in holdings:
-            holding.own += self.groups
-        self.own += len(holdings) * self.groups
+            if holding is not None:
+                holding.own += each
+                taken += each
+        self.own += taken
+        assert self.used <= self.capacity, "room was counted"
         self._make_room()
 
     def share(self, holding: Holding, start: int, stop: int) -> None:

@@ -2,12 +2,15 @@
 
 from random import Random
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planners.simulate.cache.law import CacheLaw, LocalGroups
+from planners.simulate.engines.sglang import SglangPolicy
+from planners.simulate.engines.tensorrt_llm import TensorRtLlmPolicy
 from planners.simulate.requests import Request
 from planners.simulate.routers import LeastLoaded, PrefixAware, RoundRobin
 from planners.simulate.times.interface import ConstantStepTimes
@@ -57,6 +60,32 @@ def test_blocks_are_conserved_and_every_token_comes_out(
     ranks_of = [rank for replica in served.cluster.replicas for rank in replica.ranks]
     if not caching:
         assert sum(rank.hit_tokens for rank in ranks_of) == 0
+
+
+SGLANG: dict[str, Any] = {
+    "new_token_ratio": 0.7,
+    "min_new_token_ratio": 0.098,
+    "new_token_ratio_steps": 600,
+    "retract_steps": 20,
+    "most_new_tokens_counted": 4096,
+    "longest_sorted_queue": 128,
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(loads(), st.sampled_from(["fcfs", "priority", "longest_prefix"]), st.integers(30, 80))
+def test_sglang_serves_every_request_with_the_blocks_it_has(load: list[Request], order: str, blocks: int) -> None:
+    done = bench(blocks=blocks, policy=SglangPolicy, order=order, **SGLANG).run(load)
+    assert all(made.outcome == "finished" and made.generated == made.output for made in done)
+
+
+@settings(max_examples=40, deadline=None)
+@given(loads(), st.booleans(), st.integers(30, 80))
+def test_tensorrt_llm_evicts_nobody_unless_it_may(load: list[Request], may: bool, blocks: int) -> None:
+    overbooking = "max_utilization" if may else "guaranteed_no_evict"
+    done = bench(blocks=blocks, policy=TensorRtLlmPolicy, overbooking=overbooking, chunked_prefill=False).run(load)
+    assert all(made.outcome == "finished" and made.generated == made.output for made in done)
+    assert may or not any(made.preemptions for made in done)
 
 
 @settings(max_examples=30, deadline=None)

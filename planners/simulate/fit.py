@@ -1,0 +1,189 @@
+"""`--fit`: an engine's factors from one run of one's own, so that simulated requests take what measured ones took.
+
+The run's requests are served again with other factors until the first `num_fitted` of them fit best:
+
+    cost = mean of log(simulated / measured)^2 over end-to-end latency and, at half weight, time to first token
+           + WEIGHT x sum of (log(factor / prior) / spread)^2
+
+The prior is the engine's published fit, its spreads those of that fit. It keeps what a run does not determine where it
+was; such factors are named. All arrivals and lengths of the run are used, only the first requests' latencies.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import exp, log
+from statistics import fmean, median
+
+from l4spec.errors import Problem, UserError
+from planners.evidence.fit_serving import PRIORS, SHARES
+from planners.evidence.minimise import minimise
+from planners.simulate.requests import Request
+from planners.simulate.run import Simulation
+from planners.simulate.times.planned import PlannedTimes
+from planners.simulate.workload.traces import TraceEntry
+from planners.timing.efficiency import FitError, ServingEfficiency
+
+DEFAULT_FITTED = 100
+WEIGHT = 0.0005
+"""Of the prior: a factor that moves the error by less than a tenth of a percent stays where it was."""
+ROUNDS = 240
+LEAST_EFFECT = 0.01
+_NS = 1_000_000_000
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Relative errors of simulated requests: mean absolute of end to end, median absolute of time to first token."""
+
+    e2e: float
+    e2e_bias: float
+    ttft: float
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Fitted factors, their errors on the requests they saw and on the others, and what the run does not determine."""
+
+    factors: ServingEfficiency
+    seen: Errors
+    unseen: Errors | None
+    undetermined: tuple[str, ...]
+    prior: ServingEfficiency
+
+
+def fit(
+    simulation: Callable[[], Simulation],
+    entries: Sequence[TraceEntry],
+    *,
+    source: str,
+    num_fitted: int = DEFAULT_FITTED,
+    progress: Progress | None = None,
+) -> Fit:
+    """Factors with which `simulation()` serves the first requests of a run as it was measured.
+
+    Raises UserError where the run has no measured latencies, or the times do not come from a spec.
+    """
+    measured = [entry.measured for entry in entries]
+    if len(entries) < 2 or any(pair is None for pair in measured):
+        raise UserError("the run has no measured latencies", hint="a file of requests, or `--save-detailed` of vLLM")
+    first = simulation()
+    (key,) = first.servers
+    times = first.servers[key].times
+    if not isinstance(times, PlannedTimes):
+        raise UserError([Problem("only times from a spec have factors", path="times", hint="leave `times` out")])
+    prior, fields = times.factors, _fields(times)
+    served = _Served(simulation, key, times, [pair for pair in measured if pair is not None])
+    asked = 0
+
+    def cost(point: tuple[float, ...]) -> float:
+        nonlocal asked
+        asked += 1
+        if progress is not None:
+            progress(asked, 2 * ROUNDS)
+        error = served.cost(_moved(prior, fields, point), num_fitted)
+        return error + WEIGHT * sum((x / PRIORS[name][1]) ** 2 for name, x in zip(fields, point, strict=True))
+
+    best = minimise(cost, [0.0] * len(fields), step=0.3, rounds=ROUNDS)
+    fitted = _moved(prior, fields, best)
+    requests = served.run(fitted)
+    seen = served.errors(requests, range(min(num_fitted, len(requests))))
+    rest = range(num_fitted, len(requests))
+    unseen = served.errors(requests, rest) if rest else None
+    undetermined = _undetermined(served, fitted, fields, num_fitted)
+    return Fit(_described(fitted, times, source, seen, undetermined), seen, unseen, undetermined, prior)
+
+
+class _Served:
+    """The run, served again and again."""
+
+    def __init__(
+        self,
+        simulation: Callable[[], Simulation],
+        key: str,
+        times: PlannedTimes,
+        measured: Sequence[tuple[int, int]],
+    ) -> None:
+        self.simulation, self.key, self.times, self.measured = simulation, key, times, measured
+
+    def run(self, factors: ServingEfficiency) -> Sequence[Request]:
+        """The requests with other factors, in the order of the run."""
+        simulation = self.simulation()
+        times = PlannedTimes(replace(self.times.model, efficiency=factors, totals={}))
+        simulation.use_times(self.key, times)
+        return sorted(simulation.run().requests, key=lambda request: request.number)
+
+    def cost(self, factors: ServingEfficiency, num_fitted: int) -> float:
+        """The mean squared logarithmic error of the first requests."""
+        squares = []
+        for request, (ttft, e2e) in zip(self.run(factors)[:num_fitted], self.measured, strict=False):
+            if request.outcome == "finished":
+                squares.append(log(request.e2e / e2e) ** 2 + 0.5 * log(request.ttft / ttft) ** 2)
+        return fmean(squares) if squares else float("inf")
+
+    def errors(self, requests: Sequence[Request], which: range) -> Errors:
+        """Relative errors of some of the requests."""
+        e2e, ttft = [], []
+        for index in which:
+            request, (first, last) = requests[index], self.measured[index]
+            if request.outcome == "finished":
+                e2e.append(request.e2e / last - 1)
+                ttft.append(abs(request.ttft / first - 1))
+        return Errors(fmean(map(abs, e2e)), fmean(e2e), median(ttft), len(e2e))
+
+
+def _fields(times: PlannedTimes) -> tuple[str, ...]:
+    """The factors that play a part in this deployment."""
+    layout, routed = times.model.layout, any(kind.num_experts for kind in times.model.kinds)
+    fields = ["memory", "cache", "compute", "attention", "moe_layer" if routed else "layer", "request"]
+    if layout.tp * layout.ep > 1:
+        fields += ["links", "collective"]
+    return tuple(fields)
+
+
+def _moved(prior: ServingEfficiency, fields: Sequence[str], point: Sequence[float]) -> ServingEfficiency:
+    """The prior with factors multiplied by the exponentials of `point`; a share of a peak stays below 1.2."""
+    values = {}
+    for name, x in zip(fields, point, strict=True):
+        value = getattr(prior, name) * exp(max(-5.0, min(5.0, x)))
+        values[name] = min(value, 1.2) if name in SHARES else value
+    return prior.model_copy(update=values)
+
+
+def _undetermined(
+    served: _Served, fitted: ServingEfficiency, fields: Sequence[str], num_fitted: int
+) -> tuple[str, ...]:
+    """Factors whose change by a fifth moves the first requests' end-to-end times by less than a percent."""
+    before = [request.e2e for request in served.run(fitted)[:num_fitted]]
+    silent = []
+    for name in fields:
+        after = [request.e2e for request in served.run(_moved(fitted, (name,), (-log(1.2),)))[:num_fitted]]
+        if fmean(abs(log(b / a)) for a, b in zip(before, after, strict=True)) < LEAST_EFFECT:
+            silent.append(name)
+    return tuple(silent)
+
+
+def _described(
+    fitted: ServingEfficiency, times: PlannedTimes, source: str, seen: Errors, undetermined: Sequence[str]
+) -> ServingEfficiency:
+    """The factors as an entry of the catalogue that says where they come from."""
+    model = times.model
+    notes = [f"prior: {times.factors.name} ({times.factors.source})"]
+    if undetermined:
+        notes.append(f"not determined by this run, left near the prior: {', '.join(undetermined)}")
+    return fitted.model_copy(
+        update={
+            "name": "fitted",
+            "aliases": (),
+            "description": f"factors of {times.factors.name} fitted on {seen.requests} requests of one run",
+            "source": f"l4spec simulate --fit {source}",
+            "hardware": (model.machine.hardware.name,),
+            "models": (model.graph.name,),
+            "notes": tuple(notes),
+            "errors": (
+                FitError(metric="e2e", median=seen.e2e, p90=seen.e2e, num_rows=seen.requests, num_sources=1),
+                FitError(metric="ttft", median=seen.ttft, p90=seen.ttft, num_rows=seen.requests, num_sources=1),
+            ),
+        }
+    )

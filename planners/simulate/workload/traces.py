@@ -1,0 +1,337 @@
+"""Traces that people publish, read as streams of entries: when, how long, which prefix.
+
+    azure      TIMESTAMP,ContextTokens,GeneratedTokens (Azure/AzurePublicDataset, LLM inference 2023 and 2024)
+    mooncake   JSON lines: timestamp in ms, input_length, output_length, hash_ids of 512 tokens (kvcache-ai/Mooncake)
+    agentic    sessions with think times and ranges of hashes of 64 tokens (CSV: trace,path,t,…,hash_ranges)
+    vllm       one JSON document of `vllm bench serve --save-result --save-detailed`
+    blis       arrival_time,request_id,model,"[prompt ids]","[answer ids]" (inference-sim/inference-sim)
+    requests   JSON lines or CSV with an arrival, input_toks and output_toks (casys-kaist/LLMServingSim)
+
+A malformed line is refused with its number.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from l4spec.errors import Place, Problem, UserError
+from planners.simulate.times.kernel_tables import opened
+
+NS = 1_000_000_000
+MOST_LINE = 64 << 20
+MOONCAKE_BLOCK, AGENTIC_BLOCK = 512, 64
+
+
+@dataclass(slots=True)
+class TraceEntry:
+    """One request of a trace. `runs` are ids of the prompt's hashed blocks, `hash_tokens` tokens each.
+
+    `arrival` counts nanoseconds from the first request. In a session, `after` is the position of the request whose end
+    starts the wait of `think` nanoseconds; None for one that starts with its session.
+    """
+
+    arrival: int
+    prompt: int
+    output: int
+    runs: tuple[tuple[int, int], ...] = ()
+    hash_tokens: int = 0
+    session: str = ""
+    position: int = 0
+    after: int | None = None
+    think: int = 0
+    measured: tuple[int, int] | None = None
+    """Nanoseconds to the first and to the last token, where the file is of a real run."""
+
+
+Reader = Callable[[Path], Iterator[TraceEntry]]
+
+
+def read_trace(path: Path, form: str) -> Iterator[TraceEntry]:
+    """The entries of a trace in the order of the file. Raises UserError for what is no trace, or no line of one."""
+    if form == "auto":
+        form = told_by_first_line(path)
+    return READERS[form](path)
+
+
+def told_by_first_line(path: Path) -> str:
+    """The format of a trace by how it begins. Raises UserError where nothing is known to begin so."""
+    try:
+        with opened(path) as file:
+            first = file.readline(1 << 20).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refused(path, 1, f"cannot read the trace: {error}") from None
+    for form, words in (
+        ("azure", ("ContextTokens", "GeneratedTokens")),
+        ("agentic", ("trace,path,", "hash_ranges")),
+        ("requests", ("input_toks", "output_toks")),
+        ("mooncake", ('"input_length"', '"output_length"')),
+        ("blis", ("arrival_time", "request_id")),
+    ):
+        if all(word in first for word in words):
+            return form
+    if first.startswith("{"):
+        return "vllm"
+    raise _refused(path, 1, f"no known trace begins with {first[:60]!r}", f"one of: {', '.join(READERS)}")
+
+
+def _refused(path: Path, line: int, message: str, hint: str = "") -> UserError:
+    return UserError([Problem(message, place=Place(str(path), line), hint=hint)])
+
+
+def _whole(path: Path, line: int, name: str, value: Any, least: int = 0) -> int:
+    """A number of tokens or a time from a field. Raises UserError with the line."""
+    try:
+        number = int(value) if not isinstance(value, float) else round(value)
+    except (TypeError, ValueError):
+        number = -1
+    if not least <= number < 1 << 62 or isinstance(value, bool):
+        raise _refused(path, line, f"expected {name} of at least {least}, found {str(value)[:40]!r}")
+    return number
+
+
+def _seconds(path: Path, line: int, name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < 1e12:
+        raise _refused(path, line, f"expected {name} in seconds, found {str(value)[:40]!r}")
+    return number
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and fields of each row of a CSV file that has the columns."""
+    with opened(path) as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in columns if name not in (reader.fieldnames or ())]
+        if missing:
+            raise _refused(path, 1, f"missing columns: {', '.join(missing)}")
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise _refused(path, reader.line_num, f"expected {len(reader.fieldnames or ())} fields")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError, EOFError) as error:
+            raise _refused(path, reader.line_num + 1, f"no line of a CSV file: {error}") from None
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and object of each line of a file of JSON lines."""
+    with opened(path) as file:
+        for number, line in enumerate(_limited(file, path), 1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _refused(path, number, f"no JSON: {str(error)[:80]}") from None
+            if not isinstance(fields, dict):
+                raise _refused(path, number, "expected an object with the fields of a request")
+            yield number, fields
+
+
+def _limited(file: IO[str], path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MOST_LINE):
+        number += 1
+        if len(line) == MOST_LINE:
+            raise _refused(path, number, "a line of more than 64 MiB")
+        yield line
+
+
+def _azure(path: Path) -> Iterator[TraceEntry]:
+    begin: datetime | None = None
+    for line, row in _rows(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
+        text = row["TIMESTAMP"]
+        try:
+            time = datetime.fromisoformat(text[:26])
+        except ValueError:
+            raise _refused(path, line, f"expected a time like 2023-11-16 18:17:03.97, found {text[:40]!r}") from None
+        begin = begin or time
+        since = time - begin
+        nanoseconds = (since.days * 86400 + since.seconds) * NS + since.microseconds * 1000
+        prompt = _whole(path, line, "ContextTokens", row["ContextTokens"])
+        output = _whole(path, line, "GeneratedTokens", row["GeneratedTokens"])
+        yield TraceEntry(max(nanoseconds, 0), max(prompt, 1), max(output, 1))
+
+
+def _mooncake(path: Path) -> Iterator[TraceEntry]:
+    for line, fields in _objects(path):
+        for name in ("timestamp", "input_length", "output_length"):
+            if name not in fields:
+                raise _refused(path, line, f"missing field {name}")
+        ids = fields.get("hash_ids", [])
+        if not isinstance(ids, list) or not all(isinstance(number, int) and number >= 0 for number in ids):
+            raise _refused(path, line, "expected hash_ids as a list of whole numbers")
+        yield TraceEntry(
+            _whole(path, line, "timestamp", fields["timestamp"]) * 1_000_000,
+            _whole(path, line, "input_length", fields["input_length"], 1),
+            max(_whole(path, line, "output_length", fields["output_length"]), 1),
+            runs_of(ids),
+            MOONCAKE_BLOCK,
+        )
+
+
+def runs_of(ids: list[int]) -> tuple[tuple[int, int], ...]:
+    """Consecutive ids as runs, stop excluded."""
+    runs: list[tuple[int, int]] = []
+    for number in ids:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return tuple(runs)
+
+
+def _agentic(path: Path) -> Iterator[TraceEntry]:
+    """Sessions whose requests follow each other; a sub-agent's begin when the request before its number has ended."""
+    columns = ("trace", "path", "input_tokens", "output_tokens", "think_time", "hash_ranges")
+    session, base, count = "", 0, 0
+    last: dict[str, int] = {}
+    for line, row in _rows(path, columns):
+        if row["trace"] != session:
+            session, count, last = row["trace"], 0, {}
+            base += 1
+        chain_of = row["path"].rpartition("/")[0]
+        after = last.get(chain_of, last.get("") if chain_of else None)
+        think = row["think_time"]
+        yield TraceEntry(
+            0,
+            _whole(path, line, "input_tokens", row["input_tokens"], 1),
+            max(_whole(path, line, "output_tokens", row["output_tokens"]), 1),
+            _ranges(path, line, row["hash_ranges"], base << 32),
+            AGENTIC_BLOCK,
+            session,
+            count,
+            after,
+            round(_seconds(path, line, "think_time", think) * NS) if think else 0,
+        )
+        last[chain_of] = count
+        count += 1
+
+
+def _ranges(path: Path, line: int, text: str, base: int) -> tuple[tuple[int, int], ...]:
+    runs = []
+    for part in text.split():
+        first, _, end = part.partition("-")
+        start = _whole(path, line, "a range of hashes", first)
+        stop = _whole(path, line, "a range of hashes", end or first, start) + 1
+        runs.append((base + start, base + stop))
+    return tuple(runs)
+
+
+def _vllm(path: Path) -> Iterator[TraceEntry]:
+    try:
+        with opened(path) as file:
+            fields = json.load(file)
+    except (ValueError, RecursionError, UnicodeDecodeError) as error:
+        raise _refused(path, 1, f"no JSON: {str(error)[:80]}") from None
+    columns = [fields.get(name) for name in ("input_lens", "output_lens", "start_times")]
+    if not all(isinstance(column, list) for column in columns) or len({len(column or []) for column in columns}) != 1:
+        hint = "run `vllm bench serve --save-result --save-detailed` of a version that writes start_times"
+        raise _refused(path, 1, "expected lists input_lens, output_lens and start_times of one length", hint)
+    times = _vllm_times(path, fields, len(columns[0] or []))
+    rows = sorted(zip(*[column or [] for column in columns], times, strict=True), key=lambda row: float(row[2]))
+    first = rows[0][2] if rows else 0.0
+    for prompt, output, start, measured in rows:
+        arrival = round(_seconds(path, 1, "start_times", start - first) * NS)
+        entry = TraceEntry(
+            arrival, _whole(path, 1, "input_lens", prompt, 1), max(_whole(path, 1, "output_lens", output), 1)
+        )
+        entry.measured = measured
+        yield entry
+
+
+def _vllm_times(path: Path, fields: dict[str, Any], count: int) -> list[tuple[int, int] | None]:
+    """Time to the first and to the last token of each request, from `ttfts` and `itls`; None where they are not."""
+    ttfts, itls = fields.get("ttfts"), fields.get("itls")
+    if not isinstance(ttfts, list) or not isinstance(itls, list) or not len(ttfts) == len(itls) == count:
+        return [None] * count
+    times: list[tuple[int, int] | None] = []
+    for ttft, gaps in zip(ttfts, itls, strict=True):
+        first = _seconds(path, 1, "ttfts", ttft)
+        rest = sum(_seconds(path, 1, "itls", gap) for gap in (gaps if isinstance(gaps, list) else ()))
+        times.append((max(round(first * NS), 1), max(round((first + rest) * NS), 1)))
+    return times
+
+
+def _blis(path: Path) -> Iterator[TraceEntry]:
+    """Prompts by their token ids: equal beginnings are told by blocks of 16."""
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    first: float | None = None
+    csv.field_size_limit(MOST_LINE)
+    with opened(path) as file:
+        reader = csv.reader(file)
+        head = next(reader, [])
+        rows = reader if head and not _is_number(head[0]) else chain([head], reader)
+        for row in rows:
+            line = reader.line_num
+            if len(row) < 5:
+                raise _refused(path, line, f"expected 5 fields, found {len(row)}")
+            time = _seconds(path, line, "arrival_time", row[0])
+            first = time if first is None else first
+            prompt, answer = (_token_ids(path, line, text) for text in row[3:5])
+            ids, before = [], -1
+            for start in range(0, len(prompt) - 15, 16):
+                before = numbers.setdefault((before, tuple(prompt[start : start + 16])), len(numbers))
+                ids.append(before)
+            yield TraceEntry(round((time - first) * NS), max(len(prompt), 1), max(len(answer), 1), runs_of(ids), 16)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _token_ids(path: Path, line: int, text: str) -> list[int]:
+    try:
+        ids = json.loads(text)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(isinstance(number, int) for number in ids):
+        raise _refused(path, line, f"expected a list of token ids, found {text[:40]!r}")
+    return ids
+
+
+def _requests(path: Path) -> Iterator[TraceEntry]:
+    """Arrivals in nanoseconds (`arrival_time_ns`) or seconds, counted from the first.
+
+    Where the engine said when it queued a request (`queued_ts`), that counts, as its latencies count from there.
+    """
+    with opened(path) as file:
+        as_json = file.read(1) == "{"
+    first: int | None = None
+    for line, row in _objects(path) if as_json else _rows(path, ("input_toks", "output_toks")):
+        if "arrival_time_ns" in row:
+            time = _whole(path, line, "arrival_time_ns", row["arrival_time_ns"])
+        else:
+            name = "queued_ts" if "queued_ts" in row else "arrival_time"
+            time = round(_seconds(path, line, name, row.get(name)) * NS)
+        first = time if first is None else first
+        prompt = _whole(path, line, "input_toks", row.get("input_toks"), 1)
+        entry = TraceEntry(max(time - first, 0), prompt, _whole(path, line, "output_toks", row.get("output_toks"), 1))
+        if "first_token_ts" in row and "last_token_ts" in row:
+            ends = (round(_seconds(path, line, name, row[name]) * NS) for name in ("first_token_ts", "last_token_ts"))
+            ttft, e2e = (max(end - time, 1) for end in ends)
+            entry.measured = ttft, max(e2e, ttft)
+        yield entry
+
+
+READERS: dict[str, Reader] = {
+    "azure": _azure,
+    "mooncake": _mooncake,
+    "agentic": _agentic,
+    "vllm": _vllm,
+    "blis": _blis,
+    "requests": _requests,
+}
+
+__all__ = ["READERS", "TraceEntry", "read_trace", "runs_of", "told_by_first_line"]

@@ -130,5 +130,12 @@ def test_the_architecture_page_names_every_room_and_only_rooms_that_exist() -> N
     assert named == {room.relative_to(ROOT).as_posix() for room in rooms}
 
 
+def test_decisions_stand_newest_first() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    dates = re.findall(r"^## .*?(\d{4}-\d\d-\d\d) · ", text, re.MULTILINE)
+    assert len(dates) >= 40
+    assert dates == sorted(dates, reverse=True)
+
+
 def test_every_package_says_that_it_is_typed() -> None:
     assert all((ROOT / package / "py.typed").is_file() for package in ("l4spec", "planners"))

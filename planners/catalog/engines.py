@@ -29,10 +29,14 @@ class BoundedKv(Spec):
 class LayerGroupsKv(Spec):
     """Layers in groups of equal size and one growth law each; a block holds `block_size_tokens` tokens of one group.
 
-    With g groups a pool of n blocks holds n // g blocks of tokens while no local layer has reached its bound.
+    With g groups a pool of n blocks holds n // g blocks of tokens while no local layer has reached its bound. Where
+    layers keep states, a block is as many tokens of a layer as take the bytes of a state, in whole `block_size_tokens`,
+    and each group of states takes `state_blocks` blocks of a sequence.
     """
 
     kind: Literal["layer_groups"]
+    state_blocks: Sourced[Count] | None = None
+    """Blocks of a sequence per group of states; 1 when left out."""
 
 
 class TwoPoolsKv(Spec):
@@ -46,11 +50,15 @@ class TwoPoolsKv(Spec):
 
 
 class CellsKv(Spec):
-    """Local layers keep min(context, window * sequences + ubatch) cells, rounded up; full layers the whole context."""
+    """Local layers keep min(context, window * sequences + ubatch) cells, rounded up; full layers the whole context.
+
+    States have numbers of `state_bytes`, those of a convolution too, whatever the format of keys and values.
+    """
 
     kind: Literal["cells"]
     ubatch_tokens: Sourced[Count]
     pad_cells: Sourced[Count]
+    state_bytes: Sourced[Count] | None = None
 
 
 KvPolicy: TypeAlias = Annotated[FullKv | BoundedKv | LayerGroupsKv | TwoPoolsKv | CellsKv, Field(discriminator="kind")]

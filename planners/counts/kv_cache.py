@@ -42,15 +42,22 @@ def caching_groups(graph: LayerGraph) -> tuple[LayerGroup, ...]:
     return tuple(group for group in graph.groups if group.declaration.cache)
 
 
-def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
+def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> int:
     """Bytes a token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole.
 
-    Of a state, bytes a sequence.
+    Of a state, bytes a sequence, with numbers of at least `state_bytes` (`state_bytes_of` an engine).
     """
     return sum(
-        prod(shard_size(dim, layout) for dim in entry.dims) * entry.bytes_per_element(dtype_bytes)
+        prod(shard_size(dim, layout) for dim in entry.dims)
+        * entry.bytes_per_element(max(dtype_bytes, state_bytes) if entry.bound.is_state else dtype_bytes)
         for entry in group.declaration.cache
     )
+
+
+def state_bytes_of(engine: Engine) -> int:
+    """Bytes of a state's number that an engine keeps at least; 0 where it is as the kind of layer demands."""
+    policy = engine.kv
+    return policy.state_bytes.value if isinstance(policy, CellsKv) and policy.state_bytes else 0
 
 
 def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequences: int) -> int:
@@ -110,77 +117,103 @@ def _in_pools(policy: TwoPoolsKv, bound: Bound, kept: int, sequences: int, wides
     return ceil(share * full) if bound.kind == "window" else full
 
 
-def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
-    """Layers that share a block: the smallest number of layers that grow by one law (vLLM's hybrid manager)."""
+def _layers_by_law(rows: tuple[CacheRow, ...]) -> dict[Bound, int]:
     counts: dict[Bound, int] = {}
     for row in rows:
         counts[row.bound] = counts.get(row.bound, 0) + row.count
-    return min(counts.values())
+    return counts
+
+
+def layer_group_size(rows: tuple[CacheRow, ...]) -> int:
+    """Layers that share a block: the smallest number of layers that grow by one law (vLLM's hybrid manager)."""
+    return min(_layers_by_law(rows).values())
+
+
+def tokens_of_block(rows: tuple[CacheRow, ...], engine: Engine) -> int:
+    """Tokens of a block. Beside states so many, in whole default blocks, that a layer's block has room for a state.
+
+    vLLM, verify_and_update_config of hybrid models: cdiv(bytes of a state, 16 * bytes per token) * 16.
+    """
+    step = engine.block_size_tokens.value if engine.block_size_tokens else 1
+    state = max((row.bytes_per_token for row in rows if row.bound.is_state), default=0)
+    per_token = max((row.bytes_per_token for row in rows if not row.bound.is_state), default=0)
+    return _round_up(max(step, -(-state // per_token)), step) if state and per_token else step
 
 
 def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
-    """Bytes of a block: `block_size_tokens` tokens of one group of layers, which all keep equal bytes per token."""
-    widths = {row.bytes_per_token for row in rows}
+    """Bytes of a block: the tokens of a block for one group of layers, which all keep equal bytes per token.
+
+    A state takes a layer's part of a block, or where no layer keeps tokens the bytes it has.
+    """
+    widths = {row.bytes_per_token for row in rows if not row.bound.is_state}
     if len(widths) > 1:
         raise UserError(
             f"{engine.name} needs layers that cache the same bytes per token, found {sorted(widths)}",
             hint="use --engine full",
         )
-    return layer_group_size(rows) * _block_tokens(engine) * widths.pop()
+    if not widths:
+        return layer_group_size(rows) * max(row.bytes_per_token for row in rows)
+    return layer_group_size(rows) * tokens_of_block(rows, engine) * widths.pop()
 
 
 def num_layer_groups(rows: tuple[CacheRow, ...]) -> int:
     """Groups of `layer_group_size` layers of one law; a group that is not full is padded."""
     size = layer_group_size(rows)
-    counts: dict[Bound, int] = {}
-    for row in rows:
-        counts[row.bound] = counts.get(row.bound, 0) + row.count
-    return sum(-(-count // size) for count in counts.values())
+    return sum(-(-count // size) for count in _layers_by_law(rows).values())
 
 
 def blocks_per_sequence(rows: tuple[CacheRow, ...], engine: Engine, context: int) -> int:
-    """Blocks that one sequence takes: per group, enough whole blocks for the tokens that its law keeps."""
-    size, block = layer_group_size(rows), _block_tokens(engine)
-    counts: dict[Bound, int] = {}
-    for row in rows:
-        counts[row.bound] = counts.get(row.bound, 0) + row.count
-    return sum(-(-count // size) * -(-bound.num_kept(context) // block) for bound, count in counts.items())
+    """Blocks that one sequence takes: per group whole blocks for the tokens that its law keeps, or for its states."""
+    size, block = layer_group_size(rows), tokens_of_block(rows, engine)
+    policy = engine.kv
+    states = policy.state_blocks.value if isinstance(policy, LayerGroupsKv) and policy.state_blocks else 1
+    return sum(
+        -(-count // size) * (states if bound.is_state else -(-bound.num_kept(context) // block))
+        for bound, count in _layers_by_law(rows).items()
+    )
 
 
 def tokens_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int) -> int:
-    """Tokens that a pool of `num_blocks` blocks holds while no local layer has reached its bound, as engines log it."""
-    groups = num_layer_groups(rows) if isinstance(engine.kv, LayerGroupsKv) else 1
-    return num_blocks // groups * _block_tokens(engine)
+    """Tokens that a pool of `num_blocks` blocks holds while no local layer has reached its bound, as engines log it.
+
+    vLLM up to 0.19: groups of states count as if they grew with the tokens, so that the log is too small for hybrids.
+    """
+    if isinstance(engine.kv, LayerGroupsKv):
+        return num_blocks // num_layer_groups(rows) * tokens_of_block(rows, engine)
+    return num_blocks * (engine.block_size_tokens.value if engine.block_size_tokens else 1)
+
+
+def tokens_of_requests(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int, context: int) -> int:
+    """Tokens that a pool of blocks holds in requests of `context` tokens, as vLLM from 0.24 on logs it."""
+    return num_blocks * context // blocks_per_sequence(rows, engine, context)
 
 
 def requests_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: int, context: int) -> float:
     """Requests of `context` tokens that a pool of blocks holds, as engines log it: a quotient, not rounded down."""
     if isinstance(engine.kv, LayerGroupsKv):
         return num_blocks / blocks_per_sequence(rows, engine, context)
-    return num_blocks / -(-context // _block_tokens(engine))
+    return num_blocks / -(-context // (engine.block_size_tokens.value if engine.block_size_tokens else 1))
 
 
 def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) -> int:
     """Tokens that fit a pool of bytes on one device: whole blocks only, no bound reached yet."""
     if isinstance(engine.kv, LayerGroupsKv):
         return tokens_in_blocks(rows, engine, pool_bytes // block_bytes(rows, engine))
-    per_token = sum(row.count * row.bytes_per_token for row in rows)
+    per_token = sum(row.count * row.bytes_per_token for row in rows if not row.bound.is_state)
     block = engine.block_size_tokens.value if engine.block_size_tokens else 1
     return pool_bytes // (per_token * block) * block
-
-
-def _block_tokens(engine: Engine) -> int:
-    return engine.block_size_tokens.value if engine.block_size_tokens else 1
 
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
 
 
-def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int) -> tuple[CacheRow, ...]:
+def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> tuple[CacheRow, ...]:
     """Cache rows of all layers on one device of a layout without pipeline."""
     return tuple(
-        CacheRow(bytes_per_token(group, layout, dtype_bytes), group.declaration.cache[0].bound, group.count)
+        CacheRow(
+            bytes_per_token(group, layout, dtype_bytes, state_bytes), group.declaration.cache[0].bound, group.count
+        )
         for group in caching_groups(graph)
     )
 
@@ -200,7 +233,7 @@ def explain_policy(engine: Engine) -> str:
 def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
     """The whole model's cache, before sharding. `bytes_per_token_global` counts only layers that keep every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)
-    rows = model_rows(graph, whole, size)
+    rows = model_rows(graph, whole, size, state_bytes_of(engine))
     widest = _widest_window(rows)
     layers = tuple(
         CacheLayer(
@@ -210,8 +243,8 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
             bound=row.bound.size,
             num_layers=row.count,
             bytes_per_token_per_layer=row.bytes_per_token,
-            tokens_kept=_kept_by(row.bound, engine, context, widest),
-            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, widest),
+            tokens_kept=_kept_by(row.bound, engine, context, widest, tokens_of_block(rows, engine)),
+            bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, widest, tokens_of_block(rows, engine)),
         )
         for group, row in zip(caching_groups(graph), rows, strict=True)
     )
@@ -228,7 +261,7 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
     )
 
 
-def _kept_by(bound: Bound, engine: Engine, context: int, widest_window: int) -> int:
-    if isinstance(engine.kv, LayerGroupsKv):
-        return _round_up(bound.num_kept(context), _block_tokens(engine))
+def _kept_by(bound: Bound, engine: Engine, context: int, widest_window: int, block: int) -> int:
+    if isinstance(engine.kv, LayerGroupsKv) and not bound.is_state:
+        return _round_up(bound.num_kept(context), block)
     return tokens_kept(bound, engine, context, 1, widest_window) if context else 0

@@ -11,7 +11,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import longest_run
 from planners.catalog import Engine, Hardware
-from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes
+from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes, state_bytes_of
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
@@ -170,11 +170,13 @@ def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
     graph, tp = setting.graph, layout.tp
     stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
-    terms = _terms_besides(setting, tp)
+    terms, state_bytes = _terms_besides(setting, tp), state_bytes_of(setting.engine)
     return Placement(
         setting=setting,
         layout=layout,
-        stages=tuple((stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes)) for stage in stage_list),
+        stages=tuple(
+            (stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes, state_bytes)) for stage in stage_list
+        ),
         rates=activation_rates(graph, tp, layout.ep, divided=layout.cp > 1),
         activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
         reserved=sum(term.bytes for term in terms),
@@ -182,12 +184,14 @@ def place(setting: Setting, layout: Layout) -> Placement:
     )
 
 
-def cache_rows(graph: LayerGraph, stage: PipelineStage, tp: int, dtype_bytes: int) -> tuple[CacheRow, ...]:
+def cache_rows(
+    graph: LayerGraph, stage: PipelineStage, tp: int, dtype_bytes: int, state_bytes: int = 0
+) -> tuple[CacheRow, ...]:
     """Cache rows of one device of a stage."""
     layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
     for index, count in stage.cache_counts:
         group = graph.groups[index]
-        size, bound = bytes_per_token(group, layout, dtype_bytes), group.declaration.cache[0].bound
+        size, bound = bytes_per_token(group, layout, dtype_bytes, state_bytes), group.declaration.cache[0].bound
         known = counts.get((size, bound))
         counts[size, bound] = CacheRow(size, bound, count + (known.count if known else 0))
     return tuple(counts.values())

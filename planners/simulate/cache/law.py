@@ -8,6 +8,7 @@ page for good.
 from dataclasses import dataclass
 from typing import Literal
 
+from l4spec.errors import UserError
 from planners.catalog.engines import Engine, LayerGroupsKv
 from planners.counts.kv_cache import CacheRow, layer_group_size
 
@@ -64,6 +65,8 @@ def cache_law(rows: tuple[CacheRow, ...], engine: Engine, block_size: int) -> Ca
     Without a policy of groups every layer keeps every token and a block is one for all layers. With groups (vLLM's
     hybrid manager), layers of one law are divided into groups of the size of the smallest set.
     """
+    if any(row.bound.is_state for row in rows):
+        raise UserError("a simulation does not manage states of recurrent layers yet", hint="plan it instead")
     if not isinstance(engine.kv, LayerGroupsKv) or all(row.bound.size is None for row in rows):
         return CacheLaw(block_size)
     size, full, local = layer_group_size(rows), 0, dict[tuple[str, int], int]()

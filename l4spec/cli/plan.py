@@ -1,5 +1,6 @@
 """`l4spec plan`: what a model costs and whether it fits; without a spec, all Llama 4 models in one table."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.generated import takes
 from l4spec.cli.launch import launch
 from l4spec.cli.output import deliver, write
+from l4spec.cli.recipe_documents import recipe_named, recipe_options
 from l4spec.cli.request import compiled, given_options, option_name
 from l4spec.errors import Problem, UserError
 from l4spec.options import flag_of
@@ -17,6 +19,7 @@ from planners.request import PlanRequest
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from l4spec.report.page import Page
+    from l4spec.spec.recipe.load import LoadedRecipe
     from planners.plan_types import Plan
 
 OptionalSpec = Annotated[
@@ -49,10 +52,14 @@ def plan_command(
 
     Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
     and the least number of GPUs. Exit code 3 when a spec does not fit. With --emit, an engine's launch instead, planned
-    by its own cache policy unless --engine names another.
+    by its own cache policy unless --engine names another. A recipe is planned phase by phase: GPU-hours, days, energy.
     """
     if spec is None:
         _table(ctx, request, format)
+        return
+    recipe = recipe_named(spec, overrides)
+    if recipe is not None:
+        _recipe(recipe, request, format, out, force)
         return
     graph = compiled(spec, overrides)
     if emit is not None:
@@ -64,6 +71,17 @@ def plan_command(
 
     answer = plan(graph, request)
     write(answer, lambda: _page(graph, answer, verbose, explain), format, out, force=force)
+    if answer.fits is False:
+        raise typer.Exit(DOES_NOT_FIT)
+
+
+def _recipe(recipe: "LoadedRecipe", request: PlanRequest, style: o.Format, out: Path | None, force: bool) -> None:
+    """The cost of a recipe's phases."""
+    from l4spec.report.recipe_page import recipe_page
+    from planners.recipes.cost import plan_recipe
+
+    answer = plan_recipe(recipe, recipe_options(request))
+    write(answer, lambda: recipe_page(answer), style, out, force=force)
     if answer.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
 

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,9 +12,13 @@ from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.generated import takes
 from l4spec.cli.output import write
+from l4spec.cli.recipe_documents import recipe_named, recipe_options
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
 from planners.request import PlanRequest
+
+if TYPE_CHECKING:
+    from l4spec.spec.recipe.load import LoadedRecipe
 
 REFUSED = {
     "gpus": "each claim names its own hardware",
@@ -35,6 +41,18 @@ def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[P
         yield replace(problem, place=place_of(document, ("claims", int(match[1])))) if match else problem
 
 
+def _verify_recipe(
+    recipe: "LoadedRecipe", request: PlanRequest, style: o.Format, out: Path | None, force: bool
+) -> None:
+    from l4spec.report.recipe_page import recipe_claims_page
+    from l4spec.verification.recipe_claims import verify_recipe
+
+    report = verify_recipe(recipe, recipe_options(request))
+    write(report, lambda: recipe_claims_page(report), style, out, force=force)
+    if not report.holds:
+        raise typer.Exit(CLAIM_FAILED)
+
+
 @app.command("verify")
 @takes(PlanRequest, refuse=REFUSED)
 def verify_command(
@@ -52,6 +70,10 @@ def verify_command(
     from l4spec.report.claims_page import verify_page
     from l4spec.verification.claims import verify
 
+    recipe = recipe_named(spec, overrides)
+    if recipe is not None:
+        _verify_recipe(recipe, request, format, out, force)
+        return
     graph = compiled(spec, overrides)
     try:
         report = verify(graph, request)

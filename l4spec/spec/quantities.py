@@ -44,6 +44,8 @@ Rate = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_rate), _schema("4/
 """Events a second, written `4/s`, `90/min` or `2000/h`."""
 Tokens = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_tokens), _schema("2k", number=True)]
 """A number of tokens: 2048, 2k, 128Ki."""
+TrainTokens = Annotated[int, Field(ge=1, le=10**18), BeforeValidator(_tokens), _schema("40T", number=True)]
+"""Tokens of a training: 5000, 40T."""
 ByteCount = Annotated[int, Field(ge=0, le=LARGEST * 1024), BeforeValidator(_bytes), _schema("1.5 GiB")]
 """Bytes, written with their unit."""
 Bandwidth = Annotated[float, Field(gt=0, le=1e18), BeforeValidator(_bandwidth), _schema("50 GB/s")]
@@ -51,4 +53,4 @@ Bandwidth = Annotated[float, Field(gt=0, le=1e18), BeforeValidator(_bandwidth), 
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability."""
 
-__all__ = ["Bandwidth", "ByteCount", "Duration", "Rate", "Share", "Tokens"]
+__all__ = ["Bandwidth", "ByteCount", "Duration", "Rate", "Share", "Tokens", "TrainTokens"]

@@ -9,8 +9,8 @@ import pytest
 from l4spec.errors import SpecError, UserError
 from l4spec.library import shipped_of
 from l4spec.sharding.layout import Layout
+from l4spec.spec.recipe.load import load_recipe, starts_of
 from l4spec.training.recipe.job import RecipeJob
-from l4spec.training.recipe.load import load_recipe, starts_of
 from l4spec.training.recipe.metrics import METRICS
 from l4spec.training.recipe.worker import RESULT, results_of, work
 from l4spec.training.routing import CollapseDetector, LayerLoad

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from l4spec.errors import nearest
-from l4spec.layers.base import AsTuple, Spec
+from l4spec.layers.base import AsTuple, PositiveFloat, Spec
 from l4spec.spec.header import Header, located
+from l4spec.spec.quantities import Share
 from l4spec.spec.recipe.claim import RecipeClaim
 from l4spec.spec.recipe.data import DataSpec
 from l4spec.spec.recipe.phase import DpoPhase, Phase, RlPhase
@@ -27,6 +28,8 @@ class Teacher(Spec):
     """Phases by which it is trained first when the recipe is run; it starts from random weights otherwise."""
     students: Annotated[int, Field(ge=1, le=1000)] = 1
     """Students that its forward passes are shared by: each of them is charged its part."""
+    in_training: Share = 0.0
+    """Share of its forward passes that its own training makes anyway, so that they cost nothing beside it."""
 
 
 class Variant(Spec):
@@ -57,6 +60,8 @@ class Recipe(Header):
     """Models that `distill` phases name."""
     gpus: str | None = None
     """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
+    watts_per_gpu: PositiveFloat | None = None
+    """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is told."""
     claims: Annotated[tuple[RecipeClaim, ...], AsTuple] = ()
     """What has been published about the training, for `verify`."""
     initial_deviation: Annotated[float, Field(gt=0, le=1)] = 0.02

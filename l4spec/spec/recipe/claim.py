@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from l4spec.layers.base import PositiveFloat, Spec
+from l4spec.layers.base import Spec
 
 Measure = Literal["gpu_hours", "days", "tflops_per_gpu", "tokens", "usd", "gpus"]
 
@@ -14,7 +14,7 @@ class RecipeClaim(Spec):
 
     what: Measure
     """gpu_hours and days of all phases, or of `phase`; tflops_per_gpu by 6 FLOPs a token and active parameter."""
-    value: PositiveFloat
+    value: Annotated[float, Field(gt=0, le=1e30)]
     """The number, in base units: hours, days, TFLOP/s, tokens, $."""
     phase: str | None = None
     """Phase that it is about; without one, all of them."""

@@ -3,23 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from l4spec.layers.base import AsTuple, PositiveFloat, Size, Spec
 from l4spec.spec.header import located
-from l4spec.spec.quantities import Share, Tokens
+from l4spec.spec.quantities import Share, Tokens, TrainTokens
 from l4spec.spec.recipe.data import Key, Weight
-from l4spec.units import parse_count
 
-MOST_TOKENS = 10**18
-
-
-def _count(value: object) -> object:
-    return parse_count(value) if isinstance(value, str) else value
-
-
-TrainTokens = Annotated[int, Field(ge=1, le=MOST_TOKENS), BeforeValidator(_count)]
-"""Tokens of a phase: 5000, 40T."""
 Rate = Annotated[float, Field(ge=0, le=10)]
 Degree = Annotated[int, Field(ge=1, le=1 << 20)]
 

@@ -10,7 +10,7 @@ from l4spec.errors import Problem
 from l4spec.runtime.parallel.run.task import Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
-from l4spec.training.recipe.load import LoadedRecipe, load_recipe, variant_of
+from l4spec.spec.recipe.load import LoadedRecipe, load_recipe, variant_of
 from l4spec.training.step_folders import STEP
 
 NARROW = 512

@@ -19,6 +19,7 @@ from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.run.task import Log, Store
 from l4spec.runtime.parallel.training import local_of
 from l4spec.spec.recipe import Phase, RlPhase
+from l4spec.spec.recipe.load import scaled, small, starts_of
 from l4spec.spec.resolve import resolve
 from l4spec.training.checkpoints import folder_of, latest_step, load_step, save_step
 from l4spec.training.data.mixture import Mixture
@@ -28,7 +29,6 @@ from l4spec.training.optimizer import make_optimizer
 from l4spec.training.recipe.answers import prompts
 from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
 from l4spec.training.recipe.job import RecipeJob
-from l4spec.training.recipe.load import scaled, small, starts_of
 from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary
 from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
 from l4spec.training.routing import CollapseDetector

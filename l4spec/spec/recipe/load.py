@@ -40,6 +40,10 @@ class LoadedRecipe:
         changes = (*self.recipe.set, *(self.recipe.variants[variant].set if variant else ()))
         return scaled(self.spec_of(self.recipe.model, changes), scale, layers)
 
+    def scaled(self, spec: ModelSpec, scale: str | None) -> ModelSpec:
+        """Another model of the recipe, in the size that the trained one has."""
+        return scaled(spec, scale, None)
+
     def phases(self, scale: str | None, model: ModelSpec) -> tuple[Phase, ...]:
         """The phases; in a miniature shorter ones of the same order, optimizer and losses."""
         if scale is None:

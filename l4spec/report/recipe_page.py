@@ -1,0 +1,132 @@
+"""Text and Markdown of `l4spec plan RECIPE` and `l4spec verify RECIPE`."""
+
+from typing import TYPE_CHECKING
+
+from l4spec.report import quantities
+from l4spec.report.page import Lines, Page, Section, Table
+
+if TYPE_CHECKING:
+    from l4spec.verification.recipe_claims import RecipeReport
+    from planners.recipes.recipe_plan import PhasePlan, RecipePlan
+
+_JOULES_PER_MWH = 3.6e9
+
+
+def recipe_page(answer: "RecipePlan") -> Page:
+    """What the training costs in one sentence, then each phase and what it leaves out."""
+    headers = (
+        "phase",
+        "kind",
+        "tokens",
+        "context",
+        "on",
+        "layout",
+        "step",
+        "TFLOP/s/GPU",
+        "GPU-hours",
+        "days",
+        "$",
+        "MWh",
+    )
+    rows = [_phase_row(phase) for phase in answer.phases]
+    rows.append(
+        (
+            "all",
+            "",
+            quantities.count(answer.tokens),
+            "",
+            "",
+            "",
+            "",
+            "",
+            *_costs(answer.gpu_hours, answer.days, answer.usd, answer.energy_joules),
+        )
+    )
+    sections = [
+        Section("", (Lines((_verdict(answer),)),)),
+        Section("Phases", (Table(headers, tuple(rows), "llrrllrrrrrr"),)),
+        Section("", (Lines(_facts(answer)),)),
+    ]
+    teachers = tuple(_teacher_line(phase) for phase in answer.phases if phase.teacher is not None)
+    if teachers:
+        sections.append(Section("Teacher passes", (Lines(teachers),)))
+    notes = tuple(dict.fromkeys(f"{phase.name}: {note}" for phase in answer.phases for note in phase.notes))
+    if notes:
+        sections.append(Section("Notes", (Lines(notes),)))
+    return tuple(sections)
+
+
+def _verdict(answer: "RecipePlan") -> str:
+    mark = " (estimated: " + ", ".join(answer.estimated) + ")" if answer.estimated else ""
+    state = "does not fit" if answer.fits is False else "takes"
+    if answer.fits is False:
+        wrong = ", ".join(phase.name for phase in answer.phases if phase.fits is False)
+        return f"{answer.recipe} {state}: {wrong}{mark}"
+    hours = "unknown GPU-hours" if answer.gpu_hours is None else f"{answer.gpu_hours:,.0f} GPU-hours"
+    return f"{answer.recipe} of {answer.model} {state} {hours}{mark}"
+
+
+def _phase_row(phase: "PhasePlan") -> tuple[str, ...]:
+    rate = phase.flops_per_second_per_gpu
+    return (
+        phase.name,
+        phase.kind,
+        quantities.count(phase.tokens),
+        f"{phase.context:,}",
+        phase.gpus or "-",
+        phase.layout + ("" if phase.fits is not False else " (does not fit)"),
+        "-" if phase.step_seconds is None else quantities.seconds(phase.step_seconds),
+        "-" if rate is None else f"{rate / 1e12:,.0f}",
+        *_costs(phase.gpu_hours, phase.days, phase.usd, phase.energy_joules),
+    )
+
+
+def _costs(hours: float | None, days: float | None, usd: float | None, joules: float | None) -> tuple[str, ...]:
+    return (
+        "-" if hours is None else f"{hours:,.0f}",
+        "-" if days is None else f"{days:,.1f}",
+        "-" if usd is None else f"{usd:,.0f}",
+        "-" if joules is None else f"{joules / _JOULES_PER_MWH:,.0f}",
+    )
+
+
+def _facts(answer: "RecipePlan") -> tuple[str, ...]:
+    return (
+        f"{quantities.count(answer.total_params)} parameters, {quantities.count(answer.active_params)} per token",
+        f"{answer.model_flops:.2e} FLOPs of mathematics",
+        f"a checkpoint holds {quantities.gib(answer.checkpoint_bytes)}: bf16 weights and the optimizer's state",
+    )
+
+
+def _teacher_line(phase: "PhasePlan") -> str:
+    teacher = phase.teacher
+    assert teacher is not None
+    charged = "unknown" if teacher.gpu_hours is None else f"{teacher.gpu_hours:,.0f} GPU-hours"
+    shared = f"{teacher.in_training:.0%} of them in its own training, the rest for {teacher.students} student(s)"
+    return f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged here"
+
+
+def recipe_claims_page(report: "RecipeReport") -> Page:
+    """The verdict, then every claim."""
+    failed = sum(not check.holds for check in report.checks)
+    if not report.checks:
+        return (Section("", (Lines((f"{report.recipe} makes no claims",)),)),)
+    total = len(report.checks)
+    sentence = f"{failed} of {total} claims do not hold" if failed else f"all {total} claims hold"
+    headers = ("claim", "of", "claimed", "computed", "difference", "holds", "source")
+    rows = tuple(
+        (
+            check.what.replace("_", " "),
+            check.phase or "all phases",
+            f"{check.claimed:,.0f}",
+            ("~" if check.rests_on_estimates else "") + f"{check.computed:,.0f}",
+            quantities.difference(check.difference),
+            "yes" if check.holds else "NO",
+            check.source,
+        )
+        for check in report.checks
+    )
+    return (
+        Section("", (Lines((f"{report.recipe}: {sentence}",)),)),
+        Section("", (Table(headers, rows, "llrrrll", 50),)),
+    )

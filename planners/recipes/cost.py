@@ -1,0 +1,190 @@
+"""From a recipe to its cost: each phase is a training plan with its own settings, multiplied by its steps.
+
+Left out: failures and restarts, evaluation, writing checkpoints, reading data, the time in which RL draws its answers
+(`l4spec simulate`), and energy beyond the GPUs' own rated power.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from l4spec.errors import UserError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.declaration import Work
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.recipe import Phase, Recipe
+from l4spec.spec.recipe.load import LoadedRecipe
+from l4spec.spec.resolve import resolve
+from planners.catalog.cluster import parse_cluster
+from planners.counts.flops import count_flops, model_flops
+from planners.counts.params import count_params
+from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
+from planners.plan import plan
+from planners.plan_types import Plan
+from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
+from planners.request import PlanRequest
+
+StepSource = Literal["estimate", "given utilization"]
+SECONDS_PER_HOUR, HOURS_PER_DAY = 3600, 24
+_OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeOptions:
+    """What the command adds to a recipe: GPUs of phases that name none, a price, a miniature."""
+
+    gpus: str | None = None
+    usd_per_gpu_hour: float | None = None
+    scale: str | None = None
+    variant: str | None = None
+
+
+def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> RecipePlan:
+    """Cost of every phase, and of all. Raises UserError, naming the phase, for one that cannot be planned."""
+    asked, recipe = options or RecipeOptions(), loaded.recipe
+    spec = loaded.model(asked.variant, asked.scale)
+    graph = _graph_of(spec)
+    phases = tuple(_phase(loaded, phase, graph, asked) for phase in loaded.phases(asked.scale, spec))
+    counts = count_params(graph)
+    return RecipePlan(
+        recipe=recipe.name,
+        model=graph.name,
+        active_params=counts.active,
+        total_params=counts.total,
+        estimated=recipe.estimated,
+        phases=phases,
+        tokens=sum(phase.tokens for phase in phases),
+        model_flops=sum(phase.model_flops for phase in phases),
+        gpu_hours=_total(phase.gpu_hours for phase in phases),
+        days=_total(phase.days for phase in phases),
+        usd=_total(phase.usd for phase in phases),
+        energy_joules=_total(phase.energy_joules for phase in phases),
+        checkpoint_bytes=max(phase.checkpoint_bytes for phase in phases),
+        fits=None if any(phase.fits is None for phase in phases) else all(phase.fits for phase in phases),
+    )
+
+
+def _graph_of(spec: ModelSpec) -> LayerGraph:
+    return build_graph(resolve(spec))
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    terms = list(values)
+    known = [value for value in terms if value is not None]
+    return sum(known) if len(known) == len(terms) else None
+
+
+def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
+    """The options of `l4spec plan --mode train` that a phase stands for."""
+    layout = phase.layout
+    options: dict[str, object] = {
+        "gpus": phase.gpus or gpus or recipe.gpus,
+        "mode": "train",
+        "context": phase.context,
+        "batch": phase.batch,
+        "micro_batch": phase.micro_batch,
+        "precision": phase.precision,
+        "optimizer": _OPTIMIZERS[phase.optimizer.kind],
+        "zero_stage": layout.zero_stage,
+        "checkpointing": layout.checkpointing,
+        **{axis: getattr(layout, axis) for axis in ("tp", "ep", "pp", "dp")},
+    }
+    return PlanRequest.model_validate({name: value for name, value in options.items() if value is not None})
+
+
+def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
+    recipe = loaded.recipe
+    request = request_of(phase, recipe, asked.gpus)
+    try:
+        answer = plan(graph, request)
+        num_gpus = None if request.gpus is None else parse_cluster(request.gpus).num_gpus
+    except UserError as error:
+        raise UserError(f"phase {phase.name}: {error}") from None
+    seconds, source = _step_seconds(phase, answer, num_gpus)
+    steps = phase.tokens / (phase.batch * phase.context)
+    teacher = _teacher(loaded, phase, asked, _rate(answer, seconds, num_gpus))
+    hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
+    if hours is not None and teacher is not None:
+        hours = None if teacher.gpu_hours is None else hours + teacher.gpu_hours
+    price = asked.usd_per_gpu_hour
+    watts = recipe.watts_per_gpu
+    counts = count_params(graph)
+    per_param = WEIGHT_BYTES + OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]]
+    return PhasePlan(
+        name=phase.name,
+        kind=phase.kind,
+        tokens=phase.tokens,
+        steps=phase.num_steps,
+        context=phase.context,
+        batch=phase.batch,
+        gpus=request.gpus,
+        num_gpus=num_gpus,
+        layout=str(answer.layout),
+        fits=answer.fits,
+        precision=phase.precision,
+        model_flops=round(answer.flops.train_step * steps),
+        generated_flops=_generated(graph, phase),
+        step_seconds=seconds,
+        step_seconds_source=source,
+        tokens_per_second=None if seconds is None else phase.batch * phase.context / seconds,
+        flops_per_second_per_gpu=_rate(answer, seconds, num_gpus),
+        utilization=phase.utilization or (answer.latency.mfu if answer.latency else None),
+        gpu_hours=hours,
+        days=None if hours is None or num_gpus is None else hours / num_gpus / HOURS_PER_DAY,
+        usd=None if hours is None or price is None else hours * price,
+        energy_joules=None if hours is None or watts is None else hours * SECONDS_PER_HOUR * watts,
+        checkpoint_bytes=counts.total * per_param,
+        teacher=teacher,
+        errors=answer.latency.errors if answer.latency else (),
+        notes=_notes(phase, answer, seconds),
+    )
+
+
+def _step_seconds(phase: Phase, answer: Plan, num_gpus: int | None) -> tuple[float | None, StepSource | None]:
+    """Seconds of a step: by the utilization that the phase gives, or estimated; None without GPUs or factors."""
+    latency = answer.latency
+    if latency is None or num_gpus is None:
+        return None, None
+    if phase.utilization is not None and latency.mfu:
+        rate = (latency.model_flops_per_second_per_gpu or 0.0) / latency.mfu * phase.utilization
+        return answer.flops.train_step / rate / num_gpus, "given utilization"
+    return latency.step_time_seconds, None if latency.step_time_seconds is None else "estimate"
+
+
+def _rate(answer: Plan, seconds: float | None, num_gpus: int | None) -> float | None:
+    return None if seconds is None or num_gpus is None else answer.flops.train_step / seconds / num_gpus
+
+
+def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: float | None) -> TeacherPasses | None:
+    """A teacher's forward passes over the phase's tokens, at the FLOP/s per GPU that the student reaches."""
+    if phase.kind != "distill":
+        return None
+    teacher = loaded.recipe.teachers[phase.teacher]
+    spec = loaded.spec_of(teacher.model, teacher.set, ("teachers", phase.teacher, "model"))
+    graph = _graph_of(loaded.scaled(spec, asked.scale))
+    step = model_flops(graph, Work(phase.batch, phase.context, phase="train"))
+    flops = round(step * phase.tokens / (phase.batch * phase.context))
+    charged = round(flops * (1 - teacher.in_training) / teacher.students)
+    return TeacherPasses(
+        teacher=graph.name,
+        flops=flops,
+        charged_flops=charged,
+        students=teacher.students,
+        in_training=teacher.in_training,
+        gpu_hours=None if rate is None else charged / rate / SECONDS_PER_HOUR,
+    )
+
+
+def _generated(graph: LayerGraph, phase: Phase) -> int:
+    per_token = count_flops(graph, context=phase.context, batch=1).forward_per_token
+    return per_token * phase.tokens if phase.kind == "rl" else 0
+
+
+def _notes(phase: Phase, answer: Plan, seconds: float | None) -> tuple[str, ...]:
+    notes = answer.latency.notes if answer.latency else ("no GPUs were given: no time",)
+    if answer.latency is not None and seconds is None:
+        notes = (answer.latency.reason or "no estimate of the step", *notes)
+    if phase.kind == "rl":
+        notes = (*notes, "the time in which answers are drawn is not in the hours: `l4spec simulate` plans it")
+    return tuple(notes)

@@ -1,0 +1,74 @@
+"""The answer of `l4spec plan RECIPE`: every phase and their sum, in base units."""
+
+from typing import Literal
+
+from planners.plan_types import Frozen, LatencyError
+
+
+class TeacherPasses(Frozen):
+    """Forward passes of a teacher over a phase's tokens: all of them, and this student's share of their cost.
+
+    `charged_flops` leaves out what the teacher's own training runs anyway and what other students share.
+    """
+
+    teacher: str
+    flops: int
+    charged_flops: int
+    students: int
+    in_training: float
+    gpu_hours: float | None
+
+
+class PhasePlan(Frozen):
+    """One phase. `model_flops` is the mathematics of all steps, teachers aside; null times say why in `notes`.
+
+    `gpu_hours` and what follows from it include the teacher's passes. `generated_flops` are forward passes of answers
+    that RL draws; their time is not in `gpu_hours`. A checkpoint holds bf16 weights and the optimizer's state.
+    """
+
+    name: str
+    kind: str
+    tokens: int
+    steps: int
+    context: int
+    batch: int
+    gpus: str | None
+    num_gpus: int | None
+    layout: str
+    fits: bool | None
+    precision: str
+    model_flops: int
+    generated_flops: int
+    step_seconds: float | None
+    step_seconds_source: Literal["estimate", "given utilization"] | None
+    tokens_per_second: float | None
+    flops_per_second_per_gpu: float | None
+    utilization: float | None
+    gpu_hours: float | None
+    days: float | None
+    usd: float | None
+    energy_joules: float | None
+    checkpoint_bytes: int
+    teacher: TeacherPasses | None = None
+    errors: tuple[LatencyError, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class RecipePlan(Frozen):
+    """All phases, and their sums; a sum is null where one of its terms is."""
+
+    l4spec_recipe_plan: int = 1
+    recipe: str
+    model: str
+    active_params: int
+    total_params: int
+    estimated: tuple[str, ...]
+    phases: tuple[PhasePlan, ...]
+    tokens: int
+    model_flops: int
+    gpu_hours: float | None
+    days: float | None
+    usd: float | None
+    energy_joules: float | None
+    checkpoint_bytes: int
+    fits: bool | None

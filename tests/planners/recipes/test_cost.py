@@ -1,0 +1,123 @@
+"""The cost of a recipe: phases sum, a phase is a training plan, more tokens cost more, and published hours are near."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import l4spec
+from l4spec.errors import UserError
+from l4spec.layers.declaration import Work
+from l4spec.library import shipped_of
+from l4spec.runtime.measure.flops import counting_flops
+from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
+from l4spec.verification.recipe_claims import verify_recipe
+from planners.counts.flops import model_flops
+from planners.module.executed import executed_flops
+from planners.plan import plan
+from planners.recipes.cost import RecipeOptions, plan_recipe, request_of
+
+TWO = """\
+l4spec: 1
+kind: recipe
+name: two
+model: tiny/scout
+data: {{sources: {{sums: {{kind: synthetic, task: arithmetic}}}}}}
+watts_per_gpu: 700
+phases:
+  - {{name: first, kind: pretrain, tokens: {first}, context: 64, batch: 8, optimizer: {{learning_rate: 0.01}}}}
+  - {{name: second, kind: distill, teacher: big, tokens: {second}, context: 128, batch: 4,
+     optimizer: {{learning_rate: 0.01}}}}
+teachers: {{big: {{model: tiny/maverick, students: {students}, in_training: {shared}}}}}
+"""
+
+
+def recipe(
+    folder: Path, first: int = 51200, second: int = 25600, students: int = 1, shared: float = 0.0
+) -> LoadedRecipe:
+    path = folder / "two.yaml"
+    path.write_text(TWO.format(first=first, second=second, students=students, shared=shared))
+    return load_recipe(path)
+
+
+def test_phases_add_up_to_the_whole(tmp_path: Path) -> None:
+    answer = plan_recipe(recipe(tmp_path), RecipeOptions("8xH100", 2.0))
+    for field in ("tokens", "model_flops", "gpu_hours", "days", "usd", "energy_joules"):
+        assert getattr(answer, field) == pytest.approx(sum(getattr(phase, field) for phase in answer.phases)), field
+    assert answer.usd == pytest.approx(2.0 * (answer.gpu_hours or 0))
+    assert answer.energy_joules == pytest.approx(700 * 3600 * (answer.gpu_hours or 0))
+
+
+@pytest.mark.parametrize("name", ["recipes/scout", "recipes/behemoth"])
+def test_a_phase_is_a_training_plan_with_its_settings(name: str) -> None:
+    loaded = load_recipe(name)
+    graph = l4spec.compile(loaded.model(None))
+    for phase, cost in zip(loaded.recipe.phases, plan_recipe(loaded).phases, strict=True):
+        request = request_of(phase, loaded.recipe, None)
+        alone = plan(graph, request.changed(train_tokens=phase.tokens))
+        assert alone.latency is not None
+        assert cost.gpu_hours == pytest.approx(alone.latency.gpu_hours)
+        assert (cost.layout, cost.fits) == (str(alone.layout), alone.fits)
+
+
+@settings(max_examples=8, deadline=None)
+@given(tokens=st.integers(10**4, 10**9), more=st.integers(1, 10**9))
+def test_more_tokens_cost_more(tokens: int, more: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("recipes")
+    less, greater = (plan_recipe(recipe(folder, first), RecipeOptions("8xH100")) for first in (tokens, tokens + more))
+    assert (greater.gpu_hours or 0) > (less.gpu_hours or 0)
+    assert greater.model_flops > less.model_flops
+
+
+def test_planned_flops_of_a_miniature_are_counted_ones() -> None:
+    loaded = load_recipe("recipes/collapse")
+    (phase,) = loaded.recipe.phases
+    graph = l4spec.compile(loaded.model(None))
+    model = l4spec.build(graph).train()
+    ids = torch.randint(257, (phase.batch, phase.context), generator=torch.Generator().manual_seed(0))
+    with counting_flops(model) as counted:
+        torch.autograd.backward(model(ids).sum())
+    work = Work(phase.batch, phase.context, phase="train")
+    assert sum(counted.values()) == executed_flops(graph, work)
+    masked = executed_flops(graph, work) - 3 * model_flops(graph, work)  # pairs of a block that the mask leaves out
+    assert plan_recipe(loaded).model_flops == (sum(counted.values()) - masked) * phase.num_steps
+
+
+def test_a_teacher_is_charged_by_what_its_own_training_and_other_students_leave(tmp_path: Path) -> None:
+    def charged(**options: float) -> float:
+        answer = plan_recipe(recipe(tmp_path, **options), RecipeOptions("8xH100"))  # type: ignore[arg-type]  # drawn
+        teacher = answer.phases[1].teacher
+        assert teacher is not None
+        assert teacher.flops > 0
+        return teacher.gpu_hours or 0.0
+
+    alone = charged()
+    assert charged(students=4) == pytest.approx(alone / 4)
+    assert charged(shared=1.0) == 0
+    assert charged(shared=0.75, students=2) == pytest.approx(alone / 8)
+
+
+@pytest.mark.parametrize("name", ["recipes/scout", "recipes/maverick", "recipes/behemoth"])
+def test_published_hours_and_rates_agree_with_the_plan(name: str) -> None:
+    report = verify_recipe(load_recipe(name))
+    assert report.checks
+    assert report.holds, report.checks
+
+
+def test_an_article_s_product_of_degrees_is_found_wrong() -> None:
+    (check,) = verify_recipe(load_recipe("recipes/articles/behemoth-24k")).checks
+    assert (check.computed, check.holds) == (32768, False)
+
+
+def test_degrees_that_do_not_make_the_gpus_are_refused_by_phase() -> None:
+    with pytest.raises(UserError, match=r"phase pretrain: .*do not divide the 24576 GPUs"):
+        plan_recipe(load_recipe("recipes/articles/behemoth-24k", ["gpus=24576xH100"]))
+
+
+@pytest.mark.parametrize("name", shipped_of("recipe"))
+def test_every_shipped_recipe_is_planned(name: str) -> None:
+    answer = plan_recipe(load_recipe(name))
+    assert answer.model_flops > 0
+    assert answer.fits is not False or name.startswith("recipes/articles/")

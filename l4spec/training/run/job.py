@@ -1,17 +1,20 @@
 """What `l4spec run` is asked for, and whether it can be done: checked before any process starts. Knows no torch."""
 
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l4spec.errors import Problem
+from l4spec.errors import Problem, os_reason
 from l4spec.runtime.parallel.run.task import Task
 from l4spec.training.step_folders import STEP
 
 _COPIES_TO_TRAIN = 4
 """Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
 PROMPT_TOKENS = 8
+_PROBE_BYTES = 1 << 16
 LONGEST_TIMEOUT = 1_000_000
 MOST_SEQUENCES = 1 << 20
 MOST_TOKENS = 1 << 31
@@ -92,6 +95,8 @@ class Job(Task):
         for option in ("save_every", "resume"):
             if getattr(self, option) and self.checkpoint is None:
                 yield Problem("needs --checkpoint", "--" + option.replace("_", "-"))
+        if self.checkpoint is not None and (reason := unwritable(self.checkpoint)):
+            yield Problem(f"cannot write {str(self.checkpoint)[:200]!r}: {reason}", "--checkpoint")
         if self.weights is not None and not self.weights.is_dir():
             yield Problem(f"{str(self.weights)[:200]!r} is no checkpoint folder", "--weights")
         if self.out is not None and self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
@@ -111,6 +116,22 @@ class Job(Task):
     def _num_generated(self) -> int:
         prompt = PROMPT_TOKENS if self.ids is None else len(self.ids)
         return prompt + self.generate if self.generate else 0
+
+
+def unwritable(folder: Path) -> str:
+    """Why no file can be written to a folder, which is made where it is not there; empty where one can.
+
+    Said before hours of steps whose checkpoint could not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe.") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, ValueError) as error:
+        return os_reason(error)
+    return ""
 
 
 def _text(path: Path | None) -> str | None:

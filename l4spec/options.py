@@ -121,7 +121,8 @@ class Options(BaseModel):
 
     def echo(self) -> dict[str, Any]:
         """The options that were given, in the order of the fields; made of it, the request is the same again."""
-        values = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        given = self.model_fields_set
+        values = {name: getattr(self, name) for name in type(self).model_fields if name in given}
         return {name: value for name, value in values.items() if value is not None}
 
     def command_line(self) -> str:
@@ -131,9 +132,10 @@ class Options(BaseModel):
     def _words(self) -> Iterator[str]:
         from shlex import quote
 
-        for name, field in type(self).model_fields.items():
+        given, fields = self.model_fields_set, type(self).model_fields
+        for name in (name for name in fields if name in given):  # what was not given has its default
             value = getattr(self, name)
-            if value == field.default:
+            if value == fields[name].default:
                 continue
             flag = option_of(type(self), name).names(name)[0]
             yield flag if value is True else f"{flag} {quote(str(value))}"

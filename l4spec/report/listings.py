@@ -24,18 +24,13 @@ def listing(what: str) -> Page:
 
 
 def _specs() -> Page:
-    import l4spec
-    from l4spec.library import shipped_specs
-    from l4spec.spec.estimates import estimates_of
-    from planners.counts.params import count_params
+    from l4spec.report.spec_index import entries
 
     rows, estimated = [], False
-    for name in shipped_specs():
-        spec = l4spec.load(name)
-        params = count_params(l4spec.compile(spec))
-        figures = Figures(bool(estimates_of(spec).params))
+    for entry in entries():
+        figures = Figures(entry.estimated)
         estimated = estimated or figures.estimated
-        rows.append((name, figures.count(params.total), figures.count(params.active), spec.description or ""))
+        rows.append((entry.name, figures.count(entry.total), figures.count(entry.active), entry.description))
     sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl"),))]
     if estimated:
         note = f"{ESTIMATE_MARK} rests on fields that nobody has published; `l4spec show` lists them"

@@ -31,4 +31,6 @@ def find_own(folder: OwnFolder, name: str) -> Path | None:
     beside = find_beside(name)
     if beside is not None:
         return beside
-    return next((path for path in own_files(folder) if path.stem == name), None)
+    path = os.path.join(user_folder(folder), f"{name}.yaml")
+    is_name = os.path.basename(path) == f"{name}.yaml" and "\0" not in path
+    return Path(path) if is_name and os.path.isfile(path) else None

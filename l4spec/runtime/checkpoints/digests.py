@@ -15,6 +15,7 @@ from l4spec.errors import Place, Problem, UserError
 from l4spec.runtime.checkpoints.headers import read_json
 
 DIGESTS = "digests.json"
+CONFIG = "config.json"
 ALGORITHM = "xxh3_128"
 _BLOCK = 1 << 22
 _HINT = "--no-verify reads it as it is, if you know why it changed"
@@ -53,8 +54,8 @@ def write_digests(folder: Path, digests: Mapping[str, Digest]) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The names of the files of a folder that get a digest, in order."""
-    return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
+    """The names of the files of a folder that get a digest, in order; not that of the config, which people edit."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (DIGESTS, CONFIG))
 
 
 def read_digests(folder: Path) -> dict[str, Digest] | None:

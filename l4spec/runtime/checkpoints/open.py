@@ -10,9 +10,10 @@ from l4spec.graph.build import build_graph
 from l4spec.huggingface import import_file
 from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.build import build, build_quantized
+from l4spec.runtime.checkpoints.digests import CONFIG
 from l4spec.runtime.checkpoints.load import load_checkpoint
 from l4spec.runtime.checkpoints.packed_load import quantization_file
-from l4spec.runtime.checkpoints.save import CONFIG, SPEC
+from l4spec.runtime.checkpoints.save import SPEC
 from l4spec.runtime.memory_check import require_memory
 from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.apply import number_format

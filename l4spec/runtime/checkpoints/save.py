@@ -14,6 +14,7 @@ from l4spec.errors import SpecError, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
 from l4spec.quantization.scheme import Quantization
+from l4spec.runtime.checkpoints.digests import CONFIG
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 from l4spec.runtime.checkpoints.packed_load import QUANTIZATION
@@ -34,7 +35,6 @@ from l4spec.spec.model import ModelSpec
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
 
-CONFIG = "config.json"
 SPEC = "spec.yaml"
 DEFAULT_SHARD_BYTES = 5_000_000_000
 _SPEC_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}

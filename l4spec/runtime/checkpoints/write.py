@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.runtime.checkpoints.digests import Digest, digest_of, new_digest, write_digests
+from l4spec.runtime.checkpoints.digests import Digest, digest_of, files_of, new_digest, write_digests
 from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
 from l4spec.runtime.progress import Report
 
@@ -31,7 +31,6 @@ FORMATS = {
 }
 """Number formats by the names that files give them."""
 _ALIGNMENT = 8
-CONFIG = "config.json"
 _UNFINISHED = ".unfinished."
 
 
@@ -111,8 +110,7 @@ def _write(target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[st
             texts = {INDEX: json.dumps(index_of(names, shards, total), indent=2) + "\n", **texts}
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-            if name != CONFIG:  # which people edit: a longer context, another token
-                digests[name] = digest_of(folder / name)
+        digests |= {name: digest_of(folder / name) for name in files_of(folder) if name not in digests}
         write_digests(folder, digests)
         name_folder(folder, target)
     except BaseException:

@@ -1,12 +1,12 @@
 """Configs that hold a language model beside towers which no layer kind says yet: the language model is read alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import Naming, inside
+from l4spec.huggingface.naming import below, inside
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
@@ -93,7 +93,13 @@ def language_model(
         source,
         inner.read,
         inner.write,
-        Naming(renames, naming.each, naming.fused_in_out, naming.fused_first, optional=(*naming.optional, *left)),
-        ignorable=ignorable,
+        replace(
+            naming,
+            renames=renames,
+            joined={below(prefix, stored): ours for stored, ours in naming.joined.items()},
+            heads={below(prefix, stored): ours for stored, ours in naming.heads.items()},
+            optional=(*naming.optional, *left),
+        ),
+        ignorable=(*ignorable, "language_model_only"),
         language_model_only=True,
     )

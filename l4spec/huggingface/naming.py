@@ -31,10 +31,25 @@ class Naming:
     """Whether a stack's gates and ups lie in turns, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
+    heads: Mapping[str, str] = field(default_factory=dict)
+    """Of joined tensors those whose rows go head by head: the first head's rows of each part, then the second's. Their
+    name to the tensor of ours whose heads count."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of attention whose tensors have names of their own: `.attention.` is `.KIND.` in the tables then."""
     next_token_layers: bool = False
     """Whether published checkpoints hold layers after the last one, for multi-token prediction (DeepSeek-V3)."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     """Stored tensors that older versions wrote and nobody reads."""
+
+    def tagged(self, full: str, kind: str) -> str:
+        """The name of a tensor of ours as the tables know it: with its kind where that has names of its own."""
+        return full.replace(".attention.", f".{kind}.", 1) if kind in self.kinds else full
+
+    def heads_of(self, stored: str) -> str | None:
+        """The tensor of ours whose heads count where rows go head by head; None where parts follow whole."""
+        pattern, index = _pattern(stored)
+        heads = self.heads.get(pattern)
+        return heads and heads.replace("#", index)
 
     def joining(self, full: str) -> str | None:
         """The stored tensor that holds this one of ours among others; None where it is stored alone."""
@@ -85,12 +100,13 @@ def inside(prefix: str, renames: Renames) -> dict[str, str | tuple[str, ...]]:
     A prefix `model.language_model.` takes the place of `model.`, and leaves the head where it is.
     """
     return {
-        ours: _below(prefix, theirs) if isinstance(theirs, str) else tuple(_below(prefix, name) for name in theirs)
+        ours: below(prefix, theirs) if isinstance(theirs, str) else tuple(below(prefix, name) for name in theirs)
         for ours, theirs in renames.items()
     }
 
 
-def _below(prefix: str, name: str) -> str:
+def below(prefix: str, name: str) -> str:
+    """A stored name below a prefix, as `inside` lays it."""
     if not prefix.startswith("model."):
         return f"{prefix}{name}"
     return f"{prefix}{name.removeprefix('model.')}" if name.startswith("model.") else name

@@ -43,7 +43,12 @@ def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any)
         "tie_embeddings": fields.flag("tie_word_embeddings"),
         "norm": {"kind": "rmsnorm", "eps": fields.number("rms_norm_eps")},
     }
-    return {**common, **more, "parts": parts, "layers": [_written(pattern) for pattern in compact(blocks)]}
+    return {**common, **more, "parts": parts, "layers": write_blocks(blocks)}
+
+
+def write_blocks(blocks: Sequence[Block]) -> list[Data]:
+    """The blocks as a spec writes them: patterns that repeat, laid once."""
+    return [_written(pattern) for pattern in compact(blocks)]
 
 
 def _longest(fields: Fields, limit: int) -> int:

@@ -102,6 +102,9 @@ def families(draw: Draw, model_type: str) -> Config:
         "olmoe": experts().flatmap(lambda e: some(norm_topk_prob=flags, attention_bias=flags).map(lambda m: e | m)),
         "qwen2_moe": experts().flatmap(lambda e: _qwen2_moe(n).map(lambda more: e | more)),
         "glm4_moe": _glm4_moe(n),
+        "qwen3_next": experts().flatmap(lambda e: _delta(n, _qwen2_moe(n)).map(lambda more: {**e, **more})),
+        "qwen3_5_text": _delta(n, st.just({})),
+        "qwen3_5_moe_text": experts().flatmap(lambda e: _delta(n, _shared()).map(lambda more: {**e, **more})),
         "phi3": some(  # whose config turns every other scaling into longrope
             sliding_window=windows,
             rope_parameters=thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta}),
@@ -138,6 +141,27 @@ def _qwen2_moe(n: int) -> st.SearchStrategy[Config]:
         decoder_sparse_step=st.just(1),
         mlp_only_layers=st.lists(st.integers(0, n - 1), unique=True, max_size=n - 1),
     )
+
+
+def _shared() -> st.SearchStrategy[Config]:
+    return some(moe_intermediate_size=sizes, shared_expert_intermediate_size=sizes)
+
+
+@st.composite
+def _delta(draw: Draw, n: int, others: st.SearchStrategy[Config]) -> Config:
+    keys, ratio = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    types = [draw(st.sampled_from(["linear_attention", FULL])) for _ in range(n - 1)]
+    drawn = {name: value for name, value in draw(others).items() if name != "qkv_bias"}
+    return {
+        **drawn,
+        "layer_types": draw(st.permutations(["linear_attention", *types, FULL]))[:n] if n > 1 else ["linear_attention"],
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": keys * ratio,
+        "linear_key_head_dim": draw(sizes),
+        "linear_value_head_dim": draw(sizes),
+        "linear_conv_kernel_dim": draw(st.integers(2, 8)),
+        "attention_bias": draw(flags),
+    }
 
 
 @st.composite

@@ -75,7 +75,8 @@ class _Packed:
         """The law of one tensor: that of the first packing for it, unless it is skipped."""
         if parameter.role not in _ROLES["matrices"] or (self._found.text_only and node.scope != "text"):
             return self._plain
-        names = tuple(self._modules(f"{node.id}.{parameter.name}", parameter))
+        full = self._naming.tagged(f"{node.id}.{parameter.name}", node.kind)
+        names = tuple(self._modules(full, parameter))
         if any(map(self._skipped, names)):
             return self._plain
         for packing, fits in zip(self._found.packings, self._targets, strict=True):

@@ -1,7 +1,7 @@
 """How checkpoints of Hugging Face store a model: each family's names, laid over the tensors that a graph declares."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from l4spec.graph.layer_graph import LayerGraph
@@ -24,20 +24,23 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
     """How `family` stores a model of this graph; None when it has no name for one of its tensors."""
     naming, groups = FAMILIES[family].naming, []
     experts: dict[str, dict[str, Parameter]] = {}
-    joined: dict[str, list[tuple[str, Parameter]]] = {}
+    joined: dict[str, dict[str, Parameter]] = {}
     for full, parameter in stored_parameters(graph):
         if _is_stack(parameter) or _is_stacked_bias(parameter, full):
             prefix, kind = full.rsplit(".", 1)
             experts.setdefault(prefix, {})[kind] = parameter
             continue
-        if (stored := naming.joining(full)) is not None:
-            joined.setdefault(stored, []).append((full, parameter))
+        tagged = naming.tagged(full, graph.by_id[full.removesuffix(f".{parameter.name}")].kind)
+        if (stored := naming.joining(tagged)) is not None:
+            joined.setdefault(stored, {})[full] = parameter
             continue
-        names = naming.of(full)
+        names = naming.of(tagged)
         if not names:
             return None
         groups.append(StoredGroup(tuple((whole(name, full, parameter.shape),) for name in names)))
-    groups += [StoredGroup(((_joined_rows(stored, parts),),)) for stored, parts in joined.items()]
+    groups += [
+        StoredGroup(((_joined_rows(stored, parts, naming.heads_of(stored)),),)) for stored, parts in joined.items()
+    ]
     for prefix, stacks in experts.items():
         group = _expert_group(prefix, stacks, naming)
         if group is None:
@@ -52,13 +55,24 @@ def native_layout(graph: LayerGraph) -> CheckpointLayout:
     return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, ()))
 
 
-def _joined_rows(stored: str, parts: Sequence[tuple[str, Parameter]]) -> StoredTensor:
-    """One stored matrix, or vector, whose rows are those of several tensors of ours in turn."""
+def _joined_rows(stored: str, parts: Mapping[str, Parameter], heads: str | None) -> StoredTensor:
+    """One stored matrix, or vector, whose rows are those of several tensors of ours: one after the other, or by heads.
+
+    The convolution over channels has a dim of 1 between them and the taps, as torch's `Conv1d` wants it.
+    """
+    counted = next((p for full, p in parts.items() if heads and full.endswith(heads)), None)
+    num_heads = counted.dims[0].units if counted else 1
     pieces, start = [], 0
-    for full, parameter in parts:
-        pieces.append(TensorPiece(full, stored_region=((0, start, start + parameter.shape[0]),)))
-        start += parameter.shape[0]
-    return StoredTensor(stored, (start, *parts[0][1].shape[1:]), tuple(pieces))
+    for head in range(num_heads):
+        for full, parameter in parts.items():
+            size = parameter.shape[0] // num_heads
+            region = ((0, head * size, (head + 1) * size),) if num_heads > 1 else ()
+            pieces.append(TensorPiece(full, region, ((0, start, start + size),)))
+            start += size
+    rest = next(iter(parts.values())).shape[1:]
+    if stored.endswith("conv1d.weight"):
+        return StoredTensor(stored, (start, 1, *rest), tuple(pieces), view=(start, *rest))
+    return StoredTensor(stored, (start, *rest), tuple(pieces))
 
 
 def _is_stacked_bias(parameter: Parameter, full: str) -> bool:

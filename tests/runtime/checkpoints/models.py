@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 import l4spec
@@ -30,8 +31,13 @@ FAMILIES = {
     "olmoe": "compare/olmoe-1b-7b",
     "qwen2_moe": "compare/qwen1.5-moe-a2.7b",
     "phi3": "compare/phi-4",
+    "qwen3_next": "compare/qwen3-next-80b-a3b",
+    "qwen3_5_text": "compare/qwen3.5-27b",
+    "qwen3_5_moe_text": "compare/qwen3.5-35b-a3b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
+AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}}
+"""Families whose models another family, which an export tries before, can say as well, with fields that they need."""
 OTHER_FAMILIES = {"kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM"}
 """Families that are read whole, but not found in transformers by their name."""
 
@@ -41,8 +47,8 @@ def small_graph(family: str) -> LayerGraph:
     """The layer graph of a family's spec, scaled down where it is not tiny already."""
     spec = l4spec.load(FAMILIES[family])
     spec = spec if FAMILIES[family].startswith("tiny/") else scale_spec(spec, "tiny")
-    if family == "phi3":  # Llama can say it too, and comes first; and Phi-3's usual padding lies beyond the vocabulary
-        origin = HuggingFaceSpec(model_type="phi3", fields={"pad_token_id": 0})
+    if family in AMBIGUOUS:
+        origin = HuggingFaceSpec(model_type=family, fields=AMBIGUOUS[family])
         spec = spec.model_copy(update={"huggingface": origin})
     return l4spec.compile(spec)
 

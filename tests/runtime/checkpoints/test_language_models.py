@@ -26,6 +26,12 @@ TEXT: Config = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
 }
 EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+DELTA: Config = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 VISION: Config = {
     "depth": 2,
     "hidden_size": 32,
@@ -37,6 +43,11 @@ VISION: Config = {
 CONFIGS: dict[str, Config] = {
     "qwen3_vl": {"text_config": TEXT, "vision_config": VISION},
     "qwen3_vl_moe": {"text_config": {**TEXT, **EXPERTS}, "vision_config": VISION},
+    "qwen3_5": {"text_config": {**TEXT, **DELTA}, "vision_config": VISION},
+    "qwen3_5_moe": {
+        "text_config": {**TEXT, **DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},
+        "vision_config": VISION,
+    },
 }
 WITHOUT_A_SMALL_MODEL = {"kimi_k25": "its tower is built whole"}
 pytestmark = pytest.mark.filterwarnings("ignore")

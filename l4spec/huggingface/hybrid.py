@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from l4spec.huggingface.decoder import Decoder
-from l4spec.huggingface.family import needed
+from l4spec.huggingface.family import first
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.naming import DECODER
 from l4spec.huggingface.text import FULL, Block, Data, num_layers, read_layer_types, write_blocks
@@ -40,8 +40,8 @@ TOGETHER = {
     f"{_LINEAR}in_proj_ba.weight": tuple(f"{_DELTA}{name}_proj.weight" for name in "ba"),
 }
 """Qwen3-Next stores them, and the gates, key head by key head."""
-HEADS = {f"{_SELF}q_proj.weight": "attention.q_proj.weight"}
-KEY_HEADS = dict.fromkeys(TOGETHER, "attention.k_proj.weight")
+HEADS = {f"{_SELF}q_proj.weight": f"{_ATTENTION}q_proj.weight"}
+KEY_HEADS = dict.fromkeys(TOGETHER, f"{_ATTENTION}k_proj.weight")
 DEFAULTS: Data = {
     "head_dim": 256,
     "hidden_act": "silu",
@@ -85,6 +85,8 @@ class HybridDecoder:
         feed_forward = [block["ffn"] for block in laid_out_blocks(text["layers"])]
         names = {LINEAR: "delta", FULL: "attention"}
         parts = {"delta": delta, **text["parts"]} if LINEAR in types else text["parts"]
+        if LINEAR not in types:
+            fields.carry(*_FIELDS.values())
         if FULL not in types:
             parts = {name: part for name, part in parts.items() if name != "attention"}
         blocks: list[Block] = [
@@ -95,8 +97,8 @@ class HybridDecoder:
     def write(self, model: ResolvedModel, style: RopeStyle) -> Data:
         """As the decoder, with the sizes of delta nets."""
         blocks = model.text.stack.blocks
-        delta = needed(blocks, GatedDeltaNetSpec, "gated delta net")
-        sizes = {theirs: getattr(delta, ours) for ours, theirs in _FIELDS.items()}
+        delta = first(blocks, GatedDeltaNetSpec)
+        sizes = {} if delta is None else {theirs: getattr(delta, ours) for ours, theirs in _FIELDS.items()}
         types = [LINEAR if _is_delta(item) else FULL for item in blocks]
         return {**self.decoder.write(model, style), **sizes, "layer_types": types}
 

@@ -45,11 +45,10 @@ class Naming:
         """The name of a tensor of ours as the tables know it: with its kind where that has names of its own."""
         return full.replace(".attention.", f".{kind}.", 1) if kind in self.kinds else full
 
-    def heads_of(self, stored: str) -> str | None:
-        """The tensor of ours whose heads count where rows go head by head; None where parts follow whole."""
+    def heads_of(self, stored: str) -> str:
+        """The tensor of ours whose heads count where rows go head by head; nothing where parts follow whole."""
         pattern, index = _pattern(stored)
-        heads = self.heads.get(pattern)
-        return heads and heads.replace("#", index)
+        return self.heads.get(pattern, "").replace("#", index)
 
     def joining(self, full: str) -> str | None:
         """The stored tensor that holds this one of ours among others; None where it is stored alone."""

@@ -25,6 +25,7 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
     naming, groups = FAMILIES[family].naming, []
     experts: dict[str, dict[str, Parameter]] = {}
     joined: dict[str, dict[str, Parameter]] = {}
+    units = {full: parameter.dims[0].units for full, parameter in stored_parameters(graph)}
     for full, parameter in stored_parameters(graph):
         if _is_stack(parameter) or _is_stacked_bias(parameter, full):
             prefix, kind = full.rsplit(".", 1)
@@ -39,7 +40,8 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
             return None
         groups.append(StoredGroup(tuple((whole(name, full, parameter.shape),) for name in names)))
     groups += [
-        StoredGroup(((_joined_rows(stored, parts, naming.heads_of(stored)),),)) for stored, parts in joined.items()
+        StoredGroup(((_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)),),))
+        for stored, parts in joined.items()
     ]
     for prefix, stacks in experts.items():
         group = _expert_group(prefix, stacks, naming)
@@ -55,13 +57,11 @@ def native_layout(graph: LayerGraph) -> CheckpointLayout:
     return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, ()))
 
 
-def _joined_rows(stored: str, parts: Mapping[str, Parameter], heads: str | None) -> StoredTensor:
+def _joined_rows(stored: str, parts: Mapping[str, Parameter], num_heads: int) -> StoredTensor:
     """One stored matrix, or vector, whose rows are those of several tensors of ours: one after the other, or by heads.
 
     The convolution over channels has a dim of 1 between them and the taps, as torch's `Conv1d` wants it.
     """
-    counted = next((p for full, p in parts.items() if heads and full.endswith(heads)), None)
-    num_heads = counted.dims[0].units if counted else 1
     pieces, start = [], 0
     for head in range(num_heads):
         for full, parameter in parts.items():

@@ -145,6 +145,20 @@ def gated_delta_nets(draw: Draw, step: int = 1) -> Data:
 
 
 @st.composite
+def mamba2s(draw: Draw, step: int = 1) -> Data:
+    num_groups = draw(st.integers(1, 3))
+    part: Data = {
+        "kind": "mamba2",
+        "num_groups": num_groups,
+        "num_heads": num_groups * draw(st.integers(1, 3)),
+        "head_dim": draw(sizes(9, step)),
+        "state_size": draw(sizes(9, step)),
+    }
+    options = {"conv_kernel_size": st.integers(2, 5), "conv_bias": st.booleans(), "bias": st.booleans()}
+    return part | draw(some_of(options | {"min_step": st.sampled_from([0.0, 0.001]), "norm_eps": EPS}))
+
+
+@st.composite
 def dense_ffns(draw: Draw, step: int = 1) -> Data:
     kind = draw(st.sampled_from(["swiglu", "geglu", "mlp"]))
     options: dict[str, st.SearchStrategy[Any]] = {"bias": st.booleans()}
@@ -153,7 +167,7 @@ def dense_ffns(draw: Draw, step: int = 1) -> Data:
     if kind == "swiglu":
         options["clamp"] = st.none() | gate_clamps()
     if kind == "mlp":
-        options["activation"] = st.sampled_from(["gelu", "gelu_tanh", "relu"])
+        options["activation"] = st.sampled_from(["gelu", "gelu_tanh", "relu", "relu2"])
     return {"kind": kind, "intermediate_size": draw(sizes(step=step))} | draw(some_of(options))
 
 
@@ -218,7 +232,7 @@ def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
 def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional: bool = True, step: int = 1) -> Data:
     """Parts and the pattern in which they are laid; a vision tower attends to every patch."""
     parts: Data = {}
-    recurrent = {} if vision else {"gated_delta_net": gated_delta_nets}  # which see no later patches
+    recurrent = {} if vision else {"gated_delta_net": gated_delta_nets, "mamba2": mamba2s}  # which see no later patches
     kinds = draw(st.lists(st.sampled_from(["gqa", "dense", "moe", "mla", *recurrent]), min_size=1, max_size=4))
     for name, kind in zip(PART_NAMES, kinds, strict=False):
         attentions = {"gqa": gqas, "mla": mlas}

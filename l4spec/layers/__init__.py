@@ -24,6 +24,7 @@ from l4spec.layers.layernorm import KIND as _layernorm
 from l4spec.layers.learned_position import KIND as _learned_position
 from l4spec.layers.linear import KIND as _linear
 from l4spec.layers.lm_head import KIND as _lm_head
+from l4spec.layers.mamba2 import KIND as _mamba2
 from l4spec.layers.merge import KIND as _merge
 from l4spec.layers.mla import KIND as _mla
 from l4spec.layers.mlp import KIND as _mlp
@@ -46,6 +47,7 @@ _OWN = (
     _learned_position,
     _linear,
     _lm_head,
+    _mamba2,
     _merge,
     _mla,
     _mlp,

@@ -31,6 +31,7 @@ text:
     window: {kind: gqa, num_heads: 6, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 12},
              position: {kind: none}, logit_softcap: 30.0}
     delta: {kind: gated_delta_net, num_key_heads: 2, num_value_heads: 4, key_head_dim: 6, value_head_dim: 10}
+    mamba: {kind: mamba2, num_heads: 6, num_groups: 2, head_dim: 4, state_size: 10}
     geglu: {kind: geglu, intermediate_size: 40}
     mlp: {kind: mlp, intermediate_size: 56}
     moe: {kind: moe, num_experts: 6, num_experts_per_token: 2, num_shared_experts: 2, shared_gate: true,
@@ -38,6 +39,7 @@ text:
   layers:
     - {attention: window, ffn: geglu}
     - {attention: window, ffn: mlp, form: sandwich}
+    - {attention: mamba, form: output_norm}
     - {attention: delta, ffn: moe}
 """
 GRAPHS: tuple[Callable[[], LayerGraph], ...] = (

@@ -31,6 +31,7 @@ def even(model: Data, factor: int) -> Data:
     """The same model with `factor` times as many query heads, experts, and widths of feed-forward layers."""
     for part in model["text"]["parts"].values():
         grown = {"gqa": ["num_heads"], "mla": ["num_heads"], "moe": ["num_experts", "intermediate_size"]}
+        grown["mamba2"] = ["num_heads", "num_groups"]
         grown["gated_delta_net"] = ["num_key_heads", "num_value_heads"]
         for name in grown.get(part["kind"], ["intermediate_size"]):
             part[name] *= factor

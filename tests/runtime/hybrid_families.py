@@ -1,5 +1,6 @@
 """Oracles of hybrid families: most layers keep a state that does not grow."""
 
+import re
 from typing import Any
 
 import torch
@@ -123,4 +124,54 @@ def _split_convolution(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
     return {name.replace("conv1d.weight", f"{n}_conv"): part for n, part in zip("qkv", parts, strict=True)}
 
 
-HYBRID_FAMILIES: dict[str, Any] = {"qwen3_next": qwen3_next, "qwen3_5": qwen3_5}
+MAMBA2: Json = {
+    "kind": "mamba2",
+    "num_heads": 6,
+    "head_dim": 8,
+    "state_size": 10,
+    "num_groups": 2,
+    "conv_kernel_size": 4,
+    "min_step": 0.001,
+}
+
+
+def nemotron_h(seed: int = 0) -> Oracle:
+    """NemotronHForCausalLM: blocks of one layer each: Mamba-2, attention without positions, squared ReLU."""
+    config = transformers.NemotronHConfig(
+        **(_common(4) | {"num_hidden_layers": 5}),
+        layers_block_type=["mamba", "mlp", "mamba", "attention", "mlp"],
+        intermediate_size=64,
+        ssm_state_size=10,
+        mamba_num_heads=6,
+        mamba_head_dim=8,
+        n_groups=2,
+        chunk_size=16,
+        layer_norm_epsilon=1e-5,
+    )
+    parts: Json = {
+        "mamba": MAMBA2,
+        "attention": gqa(),
+        "mlp": {"kind": "mlp", "intermediate_size": 64, "activation": "relu2", "bias": False},
+    }
+    names = ("mamba", "mlp", "mamba", "attention", "mlp")
+    layers: list[Json] = [{"ffn" if name == "mlp" else "attention": name} for name in names]
+    reference = _random(transformers.NemotronHForCausalLM(config), seed)
+    return Oracle(reference, text_of(parts, layers), 5, split=_split_nemotron_h)
+
+
+def _split_nemotron_h(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    role = "ffn" if any(f"layers.{index}." in name for index in (1, 4)) else "attention"
+    name = re.sub(r"layers\.(\d)\.norm\.", rf"layers.\1.{role}_norm.", name).replace(".mixer.", f".{role}.")
+    name = name.replace("model.norm_f.", "text.norm.").replace("model.embeddings.", "text.embedding.")
+    prefix, _, own = name.rpartition("attention.")
+    if own == "in_proj.weight":
+        parts = torch.split(tensor, [48, 48, 20, 20, 6])
+        return {f"{prefix}attention.{n}_proj.weight": p for n, p in zip(("z", "x", "b", "c", "dt"), parts, strict=True)}
+    if own in ("conv1d.weight", "conv1d.bias"):
+        is_bias = own.endswith("bias")
+        parts = torch.split(tensor if is_bias else tensor[:, 0], [48, 20, 20])
+        return {f"{prefix}attention.{n}_conv{'_bias' * is_bias}": p for n, p in zip("xbc", parts, strict=True)}
+    return {name: tensor}
+
+
+HYBRID_FAMILIES: dict[str, Any] = {"qwen3_next": qwen3_next, "qwen3_5": qwen3_5, "nemotron_h": nemotron_h}

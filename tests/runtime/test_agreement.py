@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l4spec.runtime.model import Model
-from tests.runtime.hybrid_families import DELTA_NET
+from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 
 LENGTH = 37
@@ -35,6 +35,7 @@ MODELS: dict[str, Json] = {
     "mla, chunks": one_kind(MLA | {"mask": {"kind": "chunked", "size": 8}}),
     "mla, window": one_kind(MLA | {"mask": {"kind": "sliding_window", "size": 5}, "q_lora_rank": None}),
     "delta net": one_kind(DELTA_NET),
+    "mamba-2": one_kind(MAMBA2),
     "delta net and a window": text_of(
         {"d": DELTA_NET, "w": gqa(mask={"kind": "sliding_window", "size": 5}, sinks=True, position=ROPE), "f": SWIGLU},
         [{"attention": "d", "ffn": "f"}, {"attention": "w", "ffn": "f"}],

@@ -287,11 +287,16 @@ def _is_one_vector(x: Tensor) -> bool:
     return is_alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
+def _squared(x: Tensor) -> Tensor:
+    return x.square() if torch.is_grad_enabled() else x.square_()
+
+
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
     "gelu": nn.functional.gelu,
     "gelu_tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
     "relu": nn.functional.relu,
+    "relu2": lambda x: _squared(nn.functional.relu(x)),
 }
 
 

@@ -11,7 +11,7 @@ class MLPSpec(InnerWidthSpec):
     kind: Literal["mlp"]
     intermediate_size: Size
     """Width between the two projections."""
-    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
-    """Exact GELU, its tanh approximation, or ReLU."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    """Exact GELU, its tanh approximation, ReLU, or its square (Nemotron-H)."""
     bias: bool = True
     """Biases on both projections."""

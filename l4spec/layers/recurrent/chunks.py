@@ -32,3 +32,19 @@ def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int
         backward += read if index == 0 else 2 * read  # zeros before the first token have no gradient
         backward += 0 if index == len(sizes) - 1 else 2 * written  # nor has what no token reads
     return HeadProducts("delta_rule", num_heads, work.num_sequences * forward, work.num_sequences * backward)
+
+
+def scan_products(work: Work, num_heads: int, key_dim: int, value_dim: int) -> HeadProducts:
+    """What `l4spec.layers.recurrent.scan` runs: one step for one token, else chunk by chunk."""
+    state = key_dim * value_dim
+    if work.num_queries == 1:
+        return HeadProducts("scan", num_heads, work.num_sequences * 2 * state)
+    forward = backward = 0
+    sizes = chunks_of(work.num_queries)
+    for index, size in enumerate(sizes):
+        inside, passed = size * size * (key_dim + value_dim), size * state  # q k^T and its values; read, written
+        forward += inside + 2 * passed
+        backward += 2 * inside
+        backward += passed if index == 0 else 2 * passed  # zeros before the first token have no gradient
+        backward += 0 if index == len(sizes) - 1 else 2 * passed  # nor has what no token reads
+    return HeadProducts("scan", num_heads, work.num_sequences * forward, work.num_sequences * backward)

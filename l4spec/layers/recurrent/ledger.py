@@ -10,10 +10,13 @@ from l4spec.layers.recurrent.chunks import chunks_of
 
 def allocate_convolution(ledger: Ledger, work: Work, channels: int, kernel: int) -> None:
     """Replace the projected tokens, already counted, by convolved ones: filters as one, padded tokens, two sums."""
-    tokens = work.num_tokens * channels * ledger.item
-    before = work.num_sequences * (kernel - 1) * channels * ledger.item
-    with ledger.holding(before + channels * kernel * ledger.item + before + tokens):
-        ledger.touch(2 * tokens)
+    tokens, before = work.num_tokens * channels, work.num_sequences * (kernel - 1) * channels
+    filters = channels * kernel
+    narrow = 0 if ledger.is_wide else filters * ledger.item
+    if not ledger.is_wide:
+        ledger.touch(narrow + (tokens + before) * (ledger.item + WIDE))
+    with ledger.holding(narrow + (filters + tokens + before) * WIDE):
+        ledger.touch(2 * tokens * WIDE + (0 if ledger.is_wide else tokens * ledger.item))
 
 
 def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
@@ -45,6 +48,30 @@ def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int
             read += values
         if len(sizes) > 1:
             ledger.touch(read)  # the joined chunks
+
+
+def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
+    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and behind."""
+    units = work.num_sequences * num_heads * WIDE
+    state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)
+    if work.num_queries == 1:
+        ledger.touch(3 * state)
+        ledger.take(units * value_dim)
+        return
+    read = 0
+    for index, size in enumerate(sizes):
+        square, keys, values = units * size * size, units * size * key_dim, units * size * value_dim
+        earlier = state if index else 0
+        with ledger.holding(size * size * FLAG + square + earlier + 3 * units * size):
+            ledger.touch(2 * square + 2 * keys)
+            with ledger.holding(square):
+                ledger.touch(keys + 3 * values + keys)
+                with ledger.holding(values):
+                    ledger.touch(max(keys + max(keys, values) + 2 * state, 3 * state))
+        ledger.take(values)
+        read += values
+    if len(sizes) > 1:
+        ledger.touch(read)  # the joined chunks
 
 
 def recurrence_pieces(work: Work, channels: int, kernel: int, values: int) -> Iterator[Piece]:

@@ -10,6 +10,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import Mode, Option, Options, flag_of, option_of, read_count, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.sharding.layout import Layout
+from l4spec.units import parse_rate
 from planners.device.training_state import TrainSetting
 from planners.plan_types import Objective
 
@@ -25,6 +26,11 @@ BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
 
 _Degree = Annotated[int | None, Field(ge=1, le=LARGEST)]
 _Tokens = Annotated[int | None, Field(ge=1, le=LONGEST)]
+
+
+def read_rate(text: str) -> float:
+    """Requests per second as `2`, `2/s`, `90/min` or `2000/h`. Raises ValueError."""
+    return float(parse_rate(text)) if "/" in text else read_number(text)
 
 
 class PlanRequest(Options):
@@ -96,7 +102,7 @@ class PlanRequest(Options):
         Option(
             "Requests that arrive in a second, whatever the service, instead of a closed loop.",
             metavar="PER_SECOND",
-            parse=read_number,
+            parse=read_rate,
             mode="serve",
             expects="requests per second, a number above 0 and at most 1,000,000",
         ),

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "What a model costs and whether it fits the hardware.",
     "run": "Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.",
     "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",
+    "search": "Find the cheapest deployment that meets a service level: hardware, layout, scheme, engine, replicas.",
     "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
     "simulate": "Simulate a load on deployed models: latencies, service levels, cache and cost.",
     "train": "Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.",

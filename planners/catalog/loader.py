@@ -20,6 +20,7 @@ SHELVES: Mapping[Folder, Registry] = {
     "engines": Registry(_HERE / "engines", "engine"),
     "efficiency": Registry(_HERE / "efficiency", "set of fitted factors"),
     "schedulers": Registry(_HERE / "schedulers", "scheduler"),
+    "prices": Registry(_HERE / "prices", "price list"),
     "expert_load": Registry(_HERE / "expert_load", "expert load"),
 }
 

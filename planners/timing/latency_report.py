@@ -1,5 +1,7 @@
 """The `latency` section of a plan: what its layout takes, bound and estimate, for serving or for training."""
 
+from dataclasses import dataclass
+
 from l4spec.sharding.layout import Layout
 from planners.deployment import Deployment
 from planners.plan_types import Latency
@@ -62,7 +64,8 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     if efficiency is None:
         return section
     alone = (prefill.estimate or 0.0, decode.estimate or 0.0)
-    ttft, tpot, per_gpu, step = _service(model, deployment, max_batch, alone)
+    given = service(model, deployment, max_batch, alone)
+    ttft, tpot, per_gpu, step = given.ttft, given.tpot, given.tokens_per_second_per_gpu, given.decode
     price = deployment.request.usd_per_gpu_hour
     estimates = {
         "factors": efficiency.name,
@@ -80,19 +83,33 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     return section.model_copy(update=estimates)
 
 
-def _service(
-    model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]
-) -> tuple[float, float, float, Step | None]:
-    """Time to first token, time per output token, output tokens per second and GPU, and the step that decodes them.
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the clients of a deployment see, in seconds and output tokens per second and GPU.
 
-    No step: the whole batch at the planned context. In a loop only as many sequences decode at once as fit.
+    `decode` is the step that decodes them; None for the whole batch at the planned context. `prefill_share` is the part
+    of the GPUs' busy time in which prompts are read, by which a price falls on input and output tokens; None where no
+    requests were asked for.
+    """
+
+    ttft: float
+    tpot: float
+    tokens_per_second_per_gpu: float
+    decode: Step | None = None
+    prefill_share: float | None = None
+
+
+def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]) -> Service:
+    """The service of a batch, or of the deployment's requests; `alone` are seconds of its prefill and decode step.
+
+    In a loop only as many sequences decode at once as fit, `max_batch`.
     """
     layout, output_tokens = model.layout, deployment.output_tokens
     ranks = layout.dp * layout.ep
     if output_tokens is None:
         prefill, tpot = alone
         ttft = prefill + (model.efficiency.request if model.efficiency else 0.0)
-        return ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices, None
+        return Service(ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices)
     from planners.timing.closed_loop import Load, open_loop, serve
 
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
@@ -102,16 +119,19 @@ def _service(
     rate = deployment.request.rate
     if rate is not None:
         served = open_loop(model, load, rate / servers)
-        return (
-            served.ttft,
-            served.tpot,
-            min(rate, served.requests_per_second * servers) * output_tokens / layout.num_devices,
-            served.decode,
-        )
-    served = serve(model, load)
-    # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
-    per_server = micro * _user_rate(served.ttft, served.tpot, output_tokens)
-    return served.ttft, served.tpot, per_server * servers / layout.num_devices, served.decode
+        per_second = min(rate, served.requests_per_second * servers) * output_tokens
+    else:
+        served = serve(model, load)
+        # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
+        per_second = micro * _user_rate(served.ttft, served.tpot, output_tokens) * servers
+    decoding = served.tpot * output_tokens - (served.running - 1) * served.prefill_seconds
+    return Service(
+        served.ttft,
+        served.tpot,
+        per_second / layout.num_devices,
+        served.decode,
+        served.prefill_seconds / (served.prefill_seconds + max(decoding, 0.0) / served.running),
+    )
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

@@ -22,10 +22,12 @@ def documents() -> dict[str, type]:
     from l4spec.verification.claims import Report
     from l4spec.verification.measure import MeasureReport
     from planners.plan_types import Plan
+    from planners.search.search_types import SearchAnswer
 
     return {
         "l4spec_plan": Plan,
         "l4spec_compare": Comparison,
+        "l4spec_search": SearchAnswer,
         "l4spec_model_table": ModelTable,
         "l4spec_verify": Report,
         "l4spec_measure": MeasureReport,

@@ -1,0 +1,134 @@
+"""The answer of `l4spec search`: the winner, a ranked table, the front, and what binds the others."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+from l4spec.report.front import draw_front
+from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
+from l4spec.report.quantities import seconds, whole
+from planners.search.search_types import RankedDeployment, SearchAnswer
+
+_REASONS = {
+    "memory": "memory",
+    "max_context": "longest sequence",
+    "ttft": "TTFT",
+    "tpot": "TPOT",
+    "rate": "requests per second",
+    "budget": "budget",
+    "no_layout": "no legal layout",
+    "no_engine": "engine",
+    "no_time": "time unknown",
+}
+
+
+def search_page(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> Page:
+    """The winner and its command, the `top` best, the front, and with `explain` what binds each loser."""
+    sections = [Section("", (Lines((verdict(answer),)),))]
+    if answer.ranked:
+        sections += _ranked_sections(answer, spec, top)
+    else:
+        rows = tuple((each.option, each.why) for each in answer.loosen)
+        title = "Loosen all of these together" if len(rows) == 1 and len(answer.loosen[0].limits) > 1 else ""
+        sections.append(Section(title or "Any of these alone would do", (Table(("limit", "for"), rows, "ll"),)))
+    if len(answer.front) > 1:
+        sections.append(Section("Tokens/s of a GPU over tokens/s of a user", (Code(draw_front(answer.front)),)))
+    if explain:
+        sections.append(Section("What binds the others", (_losers(answer),)))
+    sections.append(Section("", (Lines(tuple(_notes(answer))),)))
+    return tuple(sections)
+
+
+def verdict(answer: SearchAnswer) -> str:
+    """One sentence: the best deployment, or that there is none."""
+    if not answer.ranked:
+        return f"No deployment of {answer.model} meets the limits."
+    best = answer.ranked[0]
+    cost = _usd(best.usd_per_million_output_tokens)
+    return (
+        f"{answer.model}: {_where(best)} {best.layout}, {best.quantization} weights, KV cache in {best.kv_dtype}, "
+        f"{best.engine}: {cost} per million output tokens"
+    )
+
+
+def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Section]:
+    best = answer.ranked[0]
+    rows = tuple(
+        (
+            f"{each.rank}{'=' if each.within_error else ''}",
+            f"{_where(each)}{' ~' if each.extrapolated else ''}",
+            str(each.layout).removesuffix(" dp1"),
+            each.quantization,
+            each.kv_dtype,
+            each.engine.removesuffix("-hybrid"),
+            seconds(each.ttft_seconds),
+            seconds(each.time_per_output_token_seconds),
+            f"{each.tokens_per_second_per_gpu:,.0f}",
+            _usd(each.usd_per_million_input_tokens),
+            _usd(each.usd_per_million_output_tokens),
+        )
+        for each in answer.ranked[:top]
+    )
+    headers = ("", "GPUs", "layout", "weights", "KV", "engine", "TTFT", "TPOT", "tok/s/GPU", "$/M in", "$/M out")
+    yield Section("", (Table(headers, rows, "rlllllrrrrr"),))
+    facts = (
+        ("check", f"l4spec plan {spec} {best.plan}"),
+        ("replicas", f"{best.replicas} of {best.gpus_per_replica} GPUs, each with {_load(best)}"),
+        ("price", best.price_source or "unknown: give --usd-per-gpu-hour"),
+    )
+    yield Section("", (Facts(facts),))
+
+
+def _load(best: RankedDeployment) -> str:
+    if best.rate_per_replica is not None:
+        return f"{best.rate_per_replica:.3g} requests a second"
+    return f"{whole(best.concurrency_per_replica or 1)} clients"
+
+
+def _notes(answer: SearchAnswer) -> Iterator[str]:
+    space = answer.space
+    yield (
+        f"{whole(space.candidates)} candidates: {whole(space.timed)} timed, {whole(space.pruned)} ruled out by proof; "
+        f"{whole(answer.num_meeting)} meet the limits."
+    )
+    if any(each.within_error for each in answer.ranked[1:]):
+        yield "= costs the same as the best within the estimate's median error."
+    if any(each.extrapolated for each in answer.ranked):
+        yield "~ no published measurements of this engine on this hardware: an extrapolation."
+
+
+def _losers(answer: SearchAnswer) -> Table:
+    """Losers with the same bound in one row: the reasons of hundreds of kinds on a page."""
+    rows = tuple(
+        (
+            f"{each.gpus_per_replica}x{each.hardware}",
+            each.quantization,
+            each.kv_dtype,
+            each.engine.removesuffix("-hybrid"),
+            _REASONS[each.bound_by],
+            each.why,
+        )
+        for each in answer.losers
+    )
+    return Table(("replica", "weights", "KV", "engine", "bound by", "nearest"), rows, "llllll")
+
+
+def _where(each: RankedDeployment) -> str:
+    gpus = f"{each.gpus_per_replica}x{each.hardware}"
+    return gpus if each.replicas == 1 else f"{each.replicas} x {gpus}"
+
+
+def _usd(value: float | None) -> str:
+    return "unknown" if value is None else f"${value:,.3f}" if value < 1 else f"${value:,.2f}"
+
+
+def to_csv(answer: SearchAnswer) -> str:
+    """Every ranked deployment as a row, the layout's degrees as columns of their own."""
+    columns = [name for name in RankedDeployment.model_fields if name != "layout"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*columns, "tp", "ep", "pp"])
+    for each in answer.ranked:
+        layout = each.layout
+        writer.writerow([*(getattr(each, name) for name in columns), layout.tp, layout.ep, layout.pp])
+    return text.getvalue()

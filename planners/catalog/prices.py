@@ -1,0 +1,36 @@
+"""What a GPU costs per hour by public price lists: dated offers, each with its source."""
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import Field
+
+from l4spec.catalog.entry import Entry, Source
+from l4spec.layers.base import AsTuple, Spec
+from planners.catalog.loader import load
+
+ON_DEMAND = "on-demand"
+
+
+class GpuOffer(Spec):
+    """A provider's list price of one GPU for one hour in USD, as it stood on a day; `note` says how it was derived."""
+
+    hardware: str
+    provider: str
+    usd_per_gpu_hour: Annotated[float, Field(gt=0)]
+    date: date
+    source: Source
+    note: str = ""
+
+
+class PriceList(Entry):
+    """Offers of one kind: on demand, without a commitment. Hardware without an offer has no known price."""
+
+    offers: Annotated[tuple[GpuOffer, ...], AsTuple]
+
+
+def lowest_offer(hardware: str) -> GpuOffer | None:
+    """The lowest listed price of a catalogue name; None where no provider in the list offers it."""
+    offers = load("prices", PriceList, ON_DEMAND).offers
+    ours = [offer for offer in offers if offer.hardware == hardware]
+    return min(ours, key=lambda offer: offer.usd_per_gpu_hour, default=None)

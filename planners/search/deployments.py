@@ -1,0 +1,220 @@
+"""The search for deployments: every candidate of the space, the ones that meet all limits by price, the others' bounds.
+
+The space: hardware x sizes of a replica (powers of two, and all GPUs that there are) x layouts x schemes x KV dtypes x
+engines x replicas, or loads of one replica. Nothing is sampled: what is left out is ruled out by proof and counted.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.published import AS_PUBLISHED
+from planners.catalog import shipped_names
+from planners.catalog.cluster import Cluster, parse_cluster
+from planners.catalog.prices import lowest_offer
+from planners.deployment import Deployment
+from planners.request import PlanRequest
+from planners.search.loosening import loosen, sentence
+from planners.search.points import Kind, Point, Tally, points_of
+from planners.search.search_request import (
+    DEFAULT_ENGINES,
+    DEFAULT_KV_DTYPES,
+    DEFAULT_SCHEMES,
+    SearchRequest,
+    choices,
+)
+from planners.search.search_types import FrontPoint, Loser, RankedDeployment, SearchAnswer, SpaceSize
+from planners.timing.efficiency import serving_efficiency
+
+MOST_RANKED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """GPUs of one kind that may be used, with their price in USD an hour and where it stands."""
+
+    cluster: Cluster
+    most: int
+    usd: float | None
+    source: str | None
+
+
+def search_deployments(
+    graph: LayerGraph, request: SearchRequest, *, tick: Callable[[int, int], None] | None = None
+) -> SearchAnswer:
+    """Rank every deployment that serves the request within its limits; say of the others what binds them.
+
+    `tick` is told how many kinds of deployment are done, and how many there are. Raises UserError for unknown names
+    and for what cannot be asked.
+    """
+    request.check_level()
+    pools = _pools(request)
+    kinds = [kind for pool in pools for kind in _kinds(graph, pool, request)]
+    if not kinds:
+        raise UserError("the space of deployments is empty", hint="allow more hardware, schemes or engines")
+    tally, points = Tally(), list[Point]()
+    for number, kind in enumerate(kinds):
+        points += points_of(kind, request, tally)
+        if tick is not None:
+            tick(number + 1, len(kinds))
+    meeting = sorted((point for point in points if not point.needs), key=_order)
+    front = _front(points)
+    sources = {pool.cluster.hardware.name: pool.source for pool in pools}
+    return SearchAnswer(
+        model=graph.name,
+        request=request.echo(),
+        space=SpaceSize(candidates=tally.candidates, pruned=tally.pruned, timed=tally.timed),
+        num_meeting=len(meeting),
+        ranked=tuple(_ranked(meeting[:MOST_RANKED], front, sources, request)),
+        front=tuple(map(_front_point, front)),
+        losers=tuple(_losers(kinds, points, tally, request)),
+        loosen=() if meeting else loosen(points, tally, request),
+        prices=tuple(f"{name}: {source or 'no list price known'}" for name, source in sources.items()),
+    )
+
+
+def _pools(request: SearchRequest) -> list[_Pool]:
+    """The hardware to choose from. Raises UserError with every name that is unknown."""
+    pools, problems = [], []
+    for text in choices(request.gpus or "", shipped_names("hardware")):
+        try:
+            cluster = parse_cluster(text)
+        except UserError as error:
+            problems += [Problem(problem.message, path="gpus", hint=problem.hint) for problem in error.problems]
+            continue
+        bare = cluster.written == text
+        offer = None if request.usd_per_gpu_hour is not None else lowest_offer(cluster.hardware.name)
+        price = request.usd_per_gpu_hour if offer is None else offer.usd_per_gpu_hour
+        source = "--usd-per-gpu-hour" if request.usd_per_gpu_hour is not None else None
+        if offer is not None:
+            source = f"{offer.usd_per_gpu_hour:.2f} USD by {offer.provider} on {offer.date} ({offer.source})"
+        pools.append(_Pool(cluster, request.most_gpus if bare else cluster.num_gpus, price, source))
+    if problems:
+        raise UserError(problems)
+    return pools
+
+
+def _kinds(graph: LayerGraph, pool: _Pool, request: SearchRequest) -> Iterator[Kind]:
+    sizes = sorted({1 << power for power in range(pool.most.bit_length())} | {pool.most})
+    written, seen = pool.cluster.written, set[tuple[str, str, str]]()
+    for engine in choices(request.engine, DEFAULT_ENGINES):
+        for quantization in choices(request.quantization, DEFAULT_SCHEMES):
+            for kv_dtype in choices(request.kv_dtype, DEFAULT_KV_DTYPES):
+                load = {} if request.concurrency is not None or request.rate is not None else {"concurrency": 1}
+                options = {"quantization": quantization, "kv_dtype": kv_dtype, "engine": engine, **load}
+                first = Deployment.resolve(graph, request.candidate(gpus=f"1x{written}", **options))
+                key = (engine, first.setting.scheme.name, kv_dtype)
+                if key in seen and quantization != AS_PUBLISHED:
+                    continue  # the published format by its name
+                seen.add(key)
+                for size in sizes:
+                    replica = first.changed(num_gpus=size)
+                    names = (first.setting.scheme.name, kv_dtype, engine)
+                    yield Kind(pool.cluster.hardware.name, size, pool.most // size, *names, pool.usd, replica)
+
+
+def _order(point: Point) -> tuple[object, ...]:
+    """The cheapest request first, then fewer GPUs, then the faster for a user, then by name: no order is by chance."""
+    kind = point.kind
+    return (
+        point.usd_per_request,
+        point.num_gpus,
+        -point.user_rate,
+        (kind.hardware, kind.engine, kind.quantization, kind.kv_dtype, str(point.layout)),
+    )
+
+
+def _front(points: list[Point]) -> list[Point]:
+    """Candidates that no other one beats both in tokens per second of a user and in those of a GPU."""
+    front, best = list[Point](), 0.0
+    for point in sorted(points, key=lambda p: (-p.user_rate, -p.service.tokens_per_second_per_gpu, _order(p))):
+        if point.service.tokens_per_second_per_gpu > best and all(name != "rate" for name, _ in point.needs):
+            best = point.service.tokens_per_second_per_gpu
+            front.append(point)
+    return front
+
+
+def _front_point(point: Point) -> FrontPoint:
+    return FrontPoint(
+        tokens_per_second_per_user=point.user_rate,
+        tokens_per_second_per_gpu=point.service.tokens_per_second_per_gpu,
+        num_gpus=point.num_gpus,
+        hardware=point.kind.hardware,
+        layout=point.layout,
+        quantization=point.kind.quantization,
+        meets_limits=not point.needs,
+    )
+
+
+def _ranked(
+    meeting: list[Point], front: list[Point], sources: dict[str, str | None], request: SearchRequest
+) -> Iterator[RankedDeployment]:
+    on_front, best = set(map(id, front)), meeting[0].usd_per_request if meeting else 0.0
+    for rank, point in enumerate(meeting, 1):
+        kind, prices = point.kind, point.usd_per_million
+        yield RankedDeployment(
+            rank=rank,
+            hardware=kind.hardware,
+            replicas=point.replicas,
+            gpus_per_replica=kind.size,
+            num_gpus=point.num_gpus,
+            layout=point.layout,
+            quantization=kind.quantization,
+            kv_dtype=kind.kv_dtype,
+            engine=kind.engine,
+            concurrency_per_replica=point.concurrency,
+            rate_per_replica=point.rate,
+            ttft_seconds=point.service.ttft,
+            time_per_output_token_seconds=point.service.tpot,
+            tokens_per_second_per_user=point.user_rate,
+            tokens_per_second_per_gpu=point.service.tokens_per_second_per_gpu,
+            usd_per_gpu_hour=kind.usd_per_gpu_hour,
+            price_source=sources[kind.hardware],
+            usd_per_hour=point.usd_per_hour,
+            usd_per_million_input_tokens=prices[0] if prices else None,
+            usd_per_million_output_tokens=prices[1] if prices else None,
+            within_error=point.usd_per_request <= best * (1 + _median_error(kind.engine)),
+            on_front=id(point) in on_front,
+            extrapolated=point.extrapolated,
+            plan=(planned := plan_of(point, request)).command_line(),
+            request=planned.echo(),
+        )
+
+
+def _median_error(engine: str) -> float:
+    """The relative error of TPOT that half of the held-out rows exceed: prices follow throughput, and it TPOT."""
+    efficiency = serving_efficiency(engine)
+    error = efficiency.error("tpot") if efficiency is not None else None
+    return error.median if error is not None else 0.0
+
+
+def plan_of(point: Point, request: SearchRequest) -> PlanRequest:
+    """The plan of one replica under its share of the load."""
+    layout, kind = point.layout, point.kind
+    options: dict[str, object] = {axis: getattr(layout, axis) for axis in ("tp", "ep", "pp")}
+    options |= {"concurrency": point.concurrency} if point.rate is None else {"rate": point.rate}
+    if kind.usd_per_gpu_hour is not None:
+        options["usd_per_gpu_hour"] = kind.usd_per_gpu_hour
+    return request.candidate(**{**kind.deployment.request.echo(), **options})
+
+
+def _losers(kinds: list[Kind], points: list[Point], tally: Tally, request: SearchRequest) -> Iterator[Loser]:
+    """Kinds without a candidate that meets every limit, each with what binds its nearest one."""
+    nearest, meeting = dict[Kind, Point](), set[Kind]()
+    for point in points:
+        if not point.needs:
+            meeting.add(point.kind)
+        known = nearest.get(point.kind)
+        if known is None or sentence(point, request)[0] < sentence(known, request)[0]:
+            nearest[point.kind] = point
+    for kind in kinds:
+        if kind in meeting:
+            continue
+        if kind in nearest:
+            _, limit, why = sentence(nearest[kind], request)
+        else:
+            limit, why, _ = tally.ruled_out[kind]
+        names = (kind.hardware, kind.size, kind.quantization, kind.kv_dtype, kind.engine)
+        fields = ("hardware", "gpus_per_replica", "quantization", "kv_dtype", "engine")
+        yield Loser(**dict(zip(fields, names, strict=True)), bound_by=limit, why=why)  # type: ignore[arg-type]

@@ -1,0 +1,239 @@
+"""One candidate of a search after the other: whether it fits, what it serves, and which limits it breaks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from l4spec.sharding.layout import Layout, candidate_layouts
+from planners.deployment import Deployment
+from planners.device.memory import Placement, place
+from planners.search.layouts import largest, max_batch, why_not
+from planners.search.search_request import SearchRequest
+from planners.search.search_types import Limit
+from planners.timing.latency_report import Service, service
+from planners.timing.machine import Machine
+from planners.timing.routing import read_routing
+from planners.timing.step import StepModel, step_model
+
+_NOT_ON: dict[str, tuple[str, ...]] = {
+    "vllm": ("Apple",),
+    "sglang": ("Apple",),
+    "tensorrt-llm": ("Apple", "AMD"),
+}
+"""Vendors whose GPUs an engine does not run on, by the first words of its name (the engines' installation guides)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One replica's hardware, scheme, KV dtype and engine, and how many replicas there may be."""
+
+    hardware: str
+    size: int
+    most_replicas: int
+    quantization: str
+    kv_dtype: str
+    engine: str
+    usd_per_gpu_hour: float | None
+    deployment: Deployment = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A timed candidate. `needs` are the values that its broken limits would have to allow; `slower` than capacity."""
+
+    kind: Kind
+    layout: Layout
+    replicas: int
+    concurrency: int | None
+    rate: float | None
+    service: Service
+    user_rate: float
+    extrapolated: bool
+    needs: tuple[tuple[Limit, float], ...]
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.kind.size * self.replicas
+
+    @property
+    def usd_per_hour(self) -> float | None:
+        """USD of an hour of all replicas; None without a price."""
+        price = self.kind.usd_per_gpu_hour
+        return None if price is None else price * self.num_gpus
+
+    @property
+    def usd_per_million(self) -> tuple[float, float] | None:
+        """USD of a million input tokens and of a million output tokens; None without a price."""
+        price, share = self.kind.usd_per_gpu_hour, self.service.prefill_share
+        if price is None or share is None:
+            return None
+        output = price / 3600 / self.service.tokens_per_second_per_gpu * 1e6
+        deployment = self.kind.deployment
+        ratio = (deployment.output_tokens or 1) / deployment.prompt_tokens
+        return output * share * ratio, output * (1 - share)
+
+    @property
+    def usd_per_request(self) -> float:
+        """USD of one request; infinite without a price, so that it ranks last."""
+        prices, deployment = self.usd_per_million, self.kind.deployment
+        if prices is None:
+            return float("inf")
+        return (prices[0] * deployment.prompt_tokens + prices[1] * (deployment.output_tokens or 1)) / 1e6
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the candidates: how many, and of each kind the reason that rules all of it out untimed."""
+
+    candidates: int = 0
+    pruned: int = 0
+    timed: int = 0
+    ruled_out: dict[Kind, tuple[Limit, str, float]] = field(default_factory=dict)
+    """By kind the limit, its sentence and by how much it is missed; of several layouts the one that comes nearest."""
+
+    def rule_out(self, kind: Kind, limit: Limit, why: str, missing: float, number: int) -> None:
+        """Leave out `number` candidates of a layout by proof."""
+        self.pruned += number
+        known = self.ruled_out.get(kind)
+        if known is None or missing < known[2]:
+            self.ruled_out[kind] = (limit, why, missing)
+
+
+def points_of(kind: Kind, request: SearchRequest, tally: Tally) -> Iterator[Point]:
+    """Every candidate of a kind that could serve, timed. What cannot is counted in `tally` with its reason."""
+    number = len(_shares(request, kind.most_replicas))
+    layouts = [layout for layout in candidate_layouts(kind.size) if layout.dp == 1 and request.allows(layout)]
+    tally.candidates += number * max(len(layouts), 1)
+    refused = _refused(kind)
+    if refused is not None:
+        tally.rule_out(kind, "no_engine", refused, 0.0, number * max(len(layouts), 1))
+        return
+    if not layouts:
+        tally.rule_out(kind, "no_layout", "the fixed degrees need another number of GPUs", float("inf"), number)
+    for layout in layouts:
+        yield from _of_layout(kind, layout, request, tally)
+
+
+def _of_layout(kind: Kind, layout: Layout, request: SearchRequest, tally: Tally) -> Iterator[Point]:
+    deployment, shares = kind.deployment, _shares(request, kind.most_replicas)
+    reason = why_not(deployment.setting, layout, deployment.context)
+    if reason is not None:
+        tally.rule_out(kind, "no_layout", reason, float("inf"), len(shares))
+        return
+    placement = place(deployment.setting, layout)
+    if not placement.fits(deployment.context, 1):
+        tally.rule_out(kind, "memory", *_too_large(placement, deployment), len(shares))
+        return
+    limit = request.max_context
+    if limit is not None and not placement.fits(limit, 1):
+        longest = largest(lambda tokens: placement.fits(tokens, 1), limit)
+        why = f"room for one sequence of {longest:,} tokens, not of {limit:,}"
+        tally.rule_out(kind, "max_context", why, (limit - longest) / limit, len(shares))
+        return
+    model = _model(deployment, layout)
+    if model.unknown or model.efficiency is None:
+        why = model.unknown or f"no published measurements of {kind.engine!r}"
+        tally.rule_out(kind, "no_time", why, 0.0, len(shares))
+        return
+    yield from _timed(kind, placement, model, request, tally)
+
+
+def _timed(kind: Kind, placement: Placement, model: StepModel, request: SearchRequest, tally: Tally) -> Iterator[Point]:
+    """The replicas and loads of a layout that has room.
+
+    Two numbers of replicas with the same largest share of clients are served alike, and the smaller costs less and has
+    more tokens per second and GPU: the larger is ruled out by proof.
+    """
+    deployment = kind.deployment
+    most = max_batch(placement, deployment.context)
+    known: set[int | float] = set()
+    for replicas, clients, rate in _shares(request, kind.most_replicas):
+        share = clients if rate is None else rate
+        if share in known or clients > most:
+            if clients > most:
+                why = f"room for {most:,} sequences of {deployment.context:,} tokens, not for {clients:,}"
+                tally.rule_out(kind, "memory", why, (clients - most) / clients, 1)
+            else:
+                tally.pruned += 1
+            continue
+        known.add(share)
+        tally.timed += 1
+        asked = deployment.request if rate is None else deployment.request.model_copy(update={"rate": rate})
+        given = service(model, replace(deployment, batch=clients, request=asked), most, (0.0, 0.0))
+        yield _point(kind, model, (replicas, clients, rate), given, request)
+
+
+def _point(
+    kind: Kind, model: StepModel, load: tuple[int, int, float | None], given: Service, request: SearchRequest
+) -> Point:
+    replicas, clients, rate = load
+    output = kind.deployment.output_tokens or 1
+    assert model.efficiency is not None, "asked before"
+    point = Point(
+        kind=kind,
+        layout=model.layout,
+        replicas=replicas,
+        concurrency=clients if rate is None else None,
+        rate=rate,
+        service=given,
+        user_rate=output / (given.ttft + (output - 1) * given.tpot),
+        extrapolated=model.machine.hardware.name not in model.efficiency.hardware,
+        needs=(),
+    )
+    return replace(point, needs=tuple(_broken(point, request, model.layout.num_devices)))
+
+
+def _broken(point: Point, request: SearchRequest, devices: int) -> Iterator[tuple[Limit, float]]:
+    """Limits that a candidate breaks, each with the value that would allow it."""
+    given = point.service
+    if request.ttft is not None and given.ttft > request.ttft:
+        yield "ttft", given.ttft
+    if request.tpot is not None and given.tpot > request.tpot:
+        yield "tpot", given.tpot
+    if point.rate is not None:
+        served = given.tokens_per_second_per_gpu * devices / (point.kind.deployment.output_tokens or 1)
+        if served < 0.999 * point.rate:
+            yield "rate", served * point.replicas
+    if request.budget is not None:
+        cost = point.usd_per_hour
+        if cost is None or cost > request.budget:
+            yield "budget", float("inf") if cost is None else cost
+
+
+def _shares(request: SearchRequest, most_replicas: int) -> list[tuple[int, int, float | None]]:
+    """Numbers of replicas with the clients, or the rate, of the busiest one; without a load one replica under many."""
+    if request.rate is not None:
+        return [(n, 1, request.rate / n) for n in range(1, most_replicas + 1)]
+    if request.concurrency is not None:
+        return [(n, -(-request.concurrency // n), None) for n in range(1, most_replicas + 1)]
+    return [(1, 1 << power, None) for power in range(13)]
+
+
+def _refused(kind: Kind) -> str | None:
+    hardware = kind.deployment.setting.hardware
+    assert hardware is not None, "a search is over hardware"
+    for engine, vendors in _NOT_ON.items():
+        if kind.engine.startswith(engine) and hardware.description.startswith(vendors):
+            return f"{kind.engine} does not run on {hardware.description}"
+    return None
+
+
+def _too_large(placement: Placement, deployment: Deployment) -> tuple[str, float]:
+    use = placement.tightest(deployment.context, 1)
+    assert placement.budget is not None, "a search is over hardware"
+    missing = use.total - placement.budget.limit(use)
+    return f"{missing / (1 << 30):,.1f} GiB too much on a GPU with one sequence", float(missing)
+
+
+def _model(deployment: Deployment, layout: Layout) -> StepModel:
+    setting, cluster = deployment.setting, deployment.cluster
+    assert cluster is not None, "a search is over hardware"
+    return step_model(
+        setting.graph,
+        setting.scheme,
+        layout,
+        machine=Machine(cluster.hardware, cluster.gpus_per_host),
+        kv_dtype_bytes=setting.kv_dtype_bytes,
+        engine=setting.engine.name,
+        routing=read_routing(deployment.request.routing, deployment.graph),
+    )

@@ -1,0 +1,131 @@
+"""What a search is asked for: a service level or a deadline, and what it may choose from."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from l4spec.errors import Problem, UserError
+from l4spec.options import Option, read_count, read_number
+from l4spec.quantization.published import AS_PUBLISHED
+from l4spec.units import parse_duration
+from planners.request import PlanRequest
+
+DEFAULT_SCHEMES = (AS_PUBLISHED, "fp8", "w4a16")
+DEFAULT_KV_DTYPES = ("bf16", "fp8")
+DEFAULT_ENGINES = ("vllm-hybrid", "sglang-hybrid", "tensorrt-llm")
+CHOSEN_HERE = {
+    "context": "a search counts --prompt-tokens and --output-tokens apart",
+    "batch": "a search is asked for clients (--concurrency) or requests (--rate), or chooses the load",
+    "dp": "a search chooses the number of replicas",
+    "cp": "the time of prefills divided among ranks (cp) is not estimated",
+    "objective": "a search ranks by price",
+}
+"""Options of a plan that a search of serving decides by itself, with what to give instead."""
+_CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})
+LONGEST_SECONDS = 10.0**9
+
+
+def read_duration(text: str) -> float:
+    """Seconds from `500ms`, `1.5 s` or `30 d`. Raises ValueError, for a bare number too."""
+    try:
+        return float(parse_duration(text))
+    except ValueError:
+        raise ValueError(f"expected a time above 0 with its unit, like 500ms, 1s or 30d, found {text[:40]!r}") from None
+
+
+_Duration = Annotated[float | None, Field(gt=0, le=LONGEST_SECONDS)]
+_EXPECTS_TIME = "a time above 0 with its unit, like 500ms, 1s or 30d"
+
+
+def _duration(help_text: str) -> Option:
+    return Option(help_text, metavar="TIME", parse=read_duration, expects=_EXPECTS_TIME)
+
+
+class SearchRequest(PlanRequest):
+    """What is asked of a search: requests and limits, and the hardware, schemes, dtypes and engines to choose from.
+
+    `gpus`, `quantization`, `kv_dtype` and `engine` are lists with commas. `8xH100` allows at most eight of them, `H100`
+    as many as needed up to `most_gpus`. Every other option is that of a plan and holds for each of its candidates.
+    Without `concurrency` and `rate`, the load is chosen too: the cheapest that the limits allow.
+    """
+
+    gpus: Annotated[
+        str | None,
+        Option(
+            "Hardware to choose from, as 8xH100,4xH200 (at most so many) or H100 (as many as needed).",
+            metavar="LIST",
+            default="all of the catalogue",
+        ),
+    ] = None
+    quantization: Annotated[
+        str,
+        Option(
+            "Weights to choose from.",
+            metavar="LIST",
+            flags=("--quantization", "-q"),
+            mode="serve",
+            default="as published,fp8,w4a16",
+        ),
+    ] = ""
+    kv_dtype: Annotated[str, Option("KV caches to choose from.", metavar="LIST", mode="serve", default="bf16,fp8")] = ""
+    engine: Annotated[
+        str,
+        Option("Engines to choose from.", metavar="LIST", mode="serve", default=",".join(DEFAULT_ENGINES)),
+    ] = ""
+    ttft: Annotated[_Duration, _duration("Longest time to the first token, as 1s.")] = None
+    tpot: Annotated[_Duration, _duration("Longest time per output token, as 33ms.")] = None
+    budget: Annotated[
+        float | None,
+        Option(
+            "Most that all GPUs may cost in an hour.",
+            metavar="USD",
+            parse=read_number,
+            expects="USD per hour, a number above 0",
+        ),
+        Field(gt=0, le=1e12),
+    ] = None
+    most_gpus: Annotated[
+        int,
+        Option("Most GPUs of hardware that is named without a number.", parse=read_count),
+        Field(ge=1, le=1024),
+    ] = 64
+
+    def candidate(self, **options: object) -> PlanRequest:
+        """The plan of one candidate: what both have in common, and `options` of the candidate."""
+        shared = {
+            name: value
+            for name, value in self.echo().items()
+            if name in PlanRequest.model_fields and name not in _CHOICES
+        }
+        return PlanRequest(**{**shared, **options})
+
+    def check_level(self) -> None:
+        """Raise UserError for what a search of serving cannot do without, and for what it chooses itself."""
+        problems = [*self._missing(), *self._chosen(), *self._twice()]
+        if problems:
+            raise UserError(problems)
+
+    def _missing(self) -> Iterator[Problem]:
+        for name, example in (("prompt_tokens", "8k"), ("output_tokens", "1k")):
+            if getattr(self, name) is None:
+                flag = "--" + name.replace("_", "-")
+                yield Problem("a search needs the length of requests", path=name, hint=f"as {flag} {example}")
+
+    def _chosen(self) -> Iterator[Problem]:
+        for name, reason in CHOSEN_HERE.items():
+            if name in self.model_fields_set:
+                yield Problem(reason, path=name, hint="leave it out")
+
+    def _twice(self) -> Iterator[Problem]:
+        if self.concurrency is not None and self.rate is not None:
+            hint = "clients wait for their answers, requests at a rate for nobody"
+            yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
+
+
+def choices(text: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of a list with commas, each once and in order; `default` where it is empty. Raises UserError."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if text.strip() and not names:
+        raise UserError(f"the list {text[:40]!r} names nothing: no candidate is left", hint="name at least one")
+    return names or default

@@ -1,0 +1,105 @@
+"""The documents of `l4spec search`: ranked deployments, what bound the others, and what to loosen."""
+
+from typing import Any, Literal
+
+from l4spec.options import Mode
+from l4spec.sharding.layout import Layout
+from planners.plan_types import Frozen
+
+Limit = Literal["memory", "max_context", "ttft", "tpot", "rate", "budget", "no_layout", "no_engine", "no_time"]
+"""What rules a candidate out: no room for weights and load; no room for one sequence of the engine's limit; the
+service level; requests that pile up; the budget; no legal layout or no scheme for this model; an engine that does not
+run there; no time that can be estimated."""
+
+
+class RankedDeployment(Frozen):
+    """Replicas of one layout that meet every limit. `plan` are the options that plan one replica under its
+    share of the load, and `request` the same for `planners.PlanRequest`.
+
+    `usd_per_million_input_tokens` and `..._output_tokens` split what the GPUs cost by the time that prefill and decode
+    keep them busy; both together over a request's tokens are the cost of the request. Null without a price.
+    `within_error`: its price is above the best one's by no more than the estimate's median error. `on_front`: nothing
+    that fits has more tokens per second both of a GPU and of a user. `extrapolated`: the factors were fitted elsewhere.
+    """
+
+    rank: int
+    hardware: str
+    replicas: int
+    gpus_per_replica: int
+    num_gpus: int
+    layout: Layout
+    quantization: str
+    kv_dtype: str
+    engine: str
+    concurrency_per_replica: int | None
+    rate_per_replica: float | None
+    ttft_seconds: float
+    time_per_output_token_seconds: float
+    tokens_per_second_per_user: float
+    tokens_per_second_per_gpu: float
+    usd_per_gpu_hour: float | None
+    price_source: str | None
+    usd_per_hour: float | None
+    usd_per_million_input_tokens: float | None
+    usd_per_million_output_tokens: float | None
+    within_error: bool
+    on_front: bool
+    extrapolated: bool
+    plan: str
+    request: dict[str, Any]
+
+
+class FrontPoint(Frozen):
+    """A deployment on the front of tokens per second of a user against those of a GPU; `meets_limits` of all levels."""
+
+    tokens_per_second_per_user: float
+    tokens_per_second_per_gpu: float
+    num_gpus: int
+    hardware: str
+    layout: Layout
+    quantization: str
+    meets_limits: bool
+
+
+class Loser(Frozen):
+    """A kind of deployment of which no candidate meets every limit, and what binds the one that comes nearest."""
+
+    hardware: str
+    gpus_per_replica: int
+    quantization: str
+    kv_dtype: str
+    engine: str
+    bound_by: Limit
+    why: str
+
+
+class Loosening(Frozen):
+    """The least change of limits after which a deployment would do: one limit alone, or several together."""
+
+    limits: tuple[str, ...]
+    option: str
+    why: str
+
+
+class SpaceSize(Frozen):
+    """Candidates of the space: all, those ruled out by proof without timing them, and those that were timed."""
+
+    candidates: int
+    pruned: int
+    timed: int
+
+
+class SearchAnswer(Frozen):
+    """What a search chose from, the deployments that do, best first, and what ruled out the others."""
+
+    l4spec_search: Literal[1] = 1
+    model: str
+    mode: Mode = "serve"
+    request: dict[str, Any]
+    space: SpaceSize
+    num_meeting: int
+    ranked: tuple[RankedDeployment, ...]
+    front: tuple[FrontPoint, ...]
+    losers: tuple[Loser, ...]
+    loosen: tuple[Loosening, ...]
+    prices: tuple[str, ...]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from l4spec.layers.base import LARGEST
-from l4spec.units import parse_bytes, parse_count, parse_duration, parse_quantity, parse_rate
+from l4spec.units import parse_count, parse_duration, parse_quantity, parse_rate
 
 _MOST_SECONDS = 3.2e9  # a century
 
@@ -35,7 +35,7 @@ def _bandwidth(value: object) -> object:
 
 
 def _bytes(value: object) -> object:
-    return parse_bytes(value) if isinstance(value, str | int) else value
+    return round(parse_quantity(value, "B")) if isinstance(value, str) else value
 
 
 Duration = Annotated[float, Field(ge=0, le=_MOST_SECONDS), BeforeValidator(_duration), _schema("200 ms")]

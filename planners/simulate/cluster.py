@@ -69,9 +69,18 @@ class ReplicaGroup:
                 self.clock.at(end, self._end, replica, replica.version)
 
     def _start(self, replica: Replica) -> None:
+        gpus = replica.gpus
+        if gpus is not None and gpus.busy_until > self.clock.now:
+            if replica.has_work():
+                self.clock.at(gpus.busy_until, self._start_if_idle, replica)
+            return
         end = replica.start(self.clock.now)
         if end is not None:
             self.clock.at(end, self._end, replica, replica.version)
+
+    def _start_if_idle(self, replica: Replica) -> None:
+        if replica.is_idle():
+            self._start(replica)
 
     def _end(self, replica: Replica, version: int) -> None:
         if version != replica.version or replica.run is None:

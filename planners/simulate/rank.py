@@ -97,6 +97,8 @@ class Rank:
         Room must be for the whole prompt and `reserve` blocks besides, though only the first chunk's blocks are taken.
         With `whole` a prompt that exceeds the budget is not started.
         """
+        if request.transferred:
+            return self._admit_transferred(request, reserve, now)
         pool, goal = self.pool, _goal(request)
         holding = pool.holding()
         cached = pool.attach(holding, _whole_path(request, self.block), (goal - 1) // self.block) * self.block
@@ -118,6 +120,27 @@ class Rank:
         assert pool.take(holding, law.pages), "room was counted"
         assert self.grow(request, chunk), "room was counted"
         return chunk
+
+    def _admit_transferred(self, request: Request, reserve: int, now: int) -> int:
+        """Start a request whose prompt was computed elsewhere: it needs its blocks, and decodes at once."""
+        pool, law, goal = self.pool, self.pool.law, request.prompt
+        holding = pool.holding()
+        cached = pool.attach(holding, _whole_path(request, self.block), goal // self.block) * self.block
+        needed = law.blocks(goal) - law.blocks(cached) + law.pages
+        if needed + law.groups + reserve > pool.available:
+            pool.free(holding)
+            return 0
+        request.holding, request.computed, request.goal, request.transferred = holding, goal, goal, False
+        request.scheduled_at = now if request.scheduled_at < 0 else request.scheduled_at
+        request.order = self._orders = self._orders + 1
+        self.running[request.order] = request
+        room = pool.take(holding, needed)
+        assert room, "room was counted"
+        self._share(request, goal // self.block)
+        if law.local:
+            pool.release(holding, goal)
+        self.join(request)
+        return 1
 
     def grow(self, request: Request, tokens: int) -> bool:
         """Plan `tokens` more tokens of a prompt, with their blocks; False, and nothing changes, without room."""

@@ -47,6 +47,13 @@ class StepRun:
         return low
 
 
+@dataclass(slots=True)
+class SharedGpus:
+    """GPUs on which replicas of several models take turns, a step each."""
+
+    busy_until: int = 0
+
+
 class Replica:
     """A server with one rank, or several whose slowest sets the pace of all (data-parallel attention)."""
 
@@ -56,6 +63,7 @@ class Replica:
         self.times = times
         self.recorder = recorder
         self.run: StepRun | None = None
+        self.gpus: SharedGpus | None = None
         self.version = 0
         self.busy_ns = 0
         self.steps = 0
@@ -64,6 +72,10 @@ class Replica:
     def load(self) -> int:
         """Requests that wait or run."""
         return sum(rank.load for rank in self.ranks)
+
+    def has_work(self) -> bool:
+        """Whether any request waits or runs."""
+        return any(rank.has_work for rank in self.ranks)
 
     def is_idle(self) -> bool:
         """Whether no step is under way."""
@@ -88,13 +100,16 @@ class Replica:
         first = self._nanoseconds(batches)
         steps = 1
         if not any(rank.chunks for rank in self.ranks):
-            steps = min(rank.steps_until_change(LONGEST_RUN) for rank in self.ranks if rank.num_decoding)
+            longest = LONGEST_RUN if self.gpus is None else 1
+            steps = min(rank.steps_until_change(longest) for rank in self.ranks if rank.num_decoding)
         growth = 0
         if steps > 1:
             growth = (self._nanoseconds([_later(batch, steps - 1) for batch in batches]) - first) // (steps - 1)
         self.run = StepRun(now, first, growth, max(steps, 1))
         self.version += 1
         self._record(now)
+        if self.gpus is not None:
+            self.gpus.busy_until = self.run.end
         return self.run.end
 
     def interrupt(self, now: int) -> int | None:

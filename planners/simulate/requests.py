@@ -29,6 +29,7 @@ class Request:
     session: int = -1
     images: int = 0
     tag: Any = None
+    transferred: bool = False
     # what the scheduler keeps
     holding: Holding | None = None
     computed: int = 0

@@ -165,8 +165,9 @@ def summarize(
     seconds = max(end - begin, 1) / NS
     good = sum(is_good(request, scenario.slo) for request in done)
     output, prompt = sum(request.output for request in done), sum(request.prompt for request in done)
-    gpus = sum(server.num_gpus * len(cluster.replicas) for server, cluster in servers)
-    usd = _usd(servers, seconds)
+    paid = [pair for pair in servers if not _on_others(scenario, pair[0].key)]
+    gpus = sum(server.num_gpus * len(cluster.replicas) for server, cluster in paid)
+    usd = _usd(paid, seconds)
     refused = sum(request.outcome == "refused" for request in requests)
     return SimulationResult(
         scenario=scenario.name,
@@ -195,6 +196,11 @@ def summarize(
         servers=tuple(server_result(server, cluster, recorder, max(end, 1)) for server, cluster in servers),
         curves=tuple(_curve_of(server, cluster, recorder, end) for server, cluster in servers),
     )
+
+
+def _on_others(scenario: Scenario, key: str) -> bool:
+    """Whether a model runs on GPUs that another one is counted with."""
+    return key in scenario.models and scenario.models[key].shares_gpus_with is not None
 
 
 def _curve_of(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: int) -> TimeSeries:

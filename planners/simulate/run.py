@@ -5,21 +5,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
-from l4spec.errors import Problem, UserError
-from l4spec.graph.build import build_graph
-from l4spec.spec.parse import place_of
-from l4spec.spec.resolve import resolve
 from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
-from planners.simulate.cluster import EventClock, ReplicaGroup
+from planners.simulate.chain import StageChain
+from planners.simulate.cluster import EventClock, Listener, ReplicaGroup
+from planners.simulate.disaggregation import PrefillStage
+from planners.simulate.planning import PREFILL, planned_servers
 from planners.simulate.recorder import Recorder
+from planners.simulate.replica import SharedGpus
 from planners.simulate.requests import Request
 from planners.simulate.result_types import SimulationResult
 from planners.simulate.results import Ended, Span, summarize
 from planners.simulate.routers import ROUTERS
-from planners.simulate.servers import Server, server_of
+from planners.simulate.servers import Server
 from planners.simulate.times.interface import StepTimes
-from planners.simulate.workload.source import Drawn, Source
+from planners.simulate.workload.source import Drawn, ImageTokens, Source
 from planners.simulate.workload.traced import Traced
 from planners.simulate.workload.traces import read_trace
 
@@ -49,14 +49,41 @@ class Simulation:
         self.in_system = 0
         self.area = 0
         self._last = 0
-        number = 0
-        for key, server in self.servers.items():
-            model = self.scenario.models[key]
-            count = model.replicas
-            replicas = [server.replica(number + index, self.recorder) for index in range(count)]
-            number += count
-            self.clusters[key] = ReplicaGroup(self.clock, replicas, ROUTERS[model.router](), self)
+        self.entrances: dict[str, Callable[[Request], None]] = {}
+        self._shared: dict[tuple[str, int], SharedGpus] = {}
+        self.chain: StageChain | None = None
+        listener: Listener = self
+        if self.scenario.chain:
+            self.chain = StageChain(self.scenario.chain, self.entrances, self.clock, self, self.scenario.seed)
+            listener = self.chain
+        for key in self.scenario.models:
+            self._open(key, listener)
         self.source = self._source()
+
+    def _open(self, key: str, listener: Listener) -> None:
+        """The replicas of a model, those of its prefills, and how requests get in: through its front end."""
+        model = self.scenario.models[key]
+        decode = self._group(key, model.replicas, model.router, listener)
+        submit = decode.submit
+        if model.disaggregated is not None:
+            link = self.servers[key].cache_link
+            assert link is not None, "disaggregated servers have a link"
+            stage = PrefillStage(self.clock, link, listener)
+            stage.decode = decode
+            stage.prefill = self._group(key + PREFILL, model.disaggregated.prefill_replicas, model.router, stage)
+            submit = stage.submit
+        delay = round(self.servers[key].times.request_seconds * 1e9)
+        self.entrances[key] = lambda request: self.clock.at(self.clock.now + delay, submit, request)
+
+    def _group(self, key: str, count: int, router: str, listener: Listener) -> ReplicaGroup:
+        first = sum(len(group.replicas) for group in self.clusters.values())
+        replicas = [self.servers[key].replica(first + index, self.recorder) for index in range(count)]
+        root = self.scenario.models[key].shares_gpus_with or key if key in self.scenario.models else key
+        if any(model.shares_gpus_with == root for model in self.scenario.models.values()):
+            for index, replica in enumerate(replicas):
+                replica.gpus = self._shared.setdefault((root, index), SharedGpus())
+        self.clusters[key] = ReplicaGroup(self.clock, replicas, ROUTERS[router](), listener)
+        return self.clusters[key]
 
     def use_times(self, key: str, times: StepTimes) -> None:
         """Time a model's steps by something else, before anything runs."""
@@ -94,9 +121,10 @@ class Simulation:
     def submit(self, request: Request) -> None:
         """A request arrives at the model that answers, through its front end."""
         self._count(+1)
-        key = self.scenario.answering
-        delay = round(self.servers[key].times.request_seconds * 1e9)
-        self.clock.at(self.clock.now + delay, self.clusters[key].submit, request)
+        if self.chain is not None:
+            self.chain.submit(request)
+        else:
+            self.entrances[self.scenario.answering](request)
 
     def finished(self, request: Request, now: int) -> None:
         """A request has ended."""
@@ -119,30 +147,9 @@ class Simulation:
             path = self.loaded.file(("workload", "arrivals", "path"), workload.arrivals.path)
             entries = read_trace(path, workload.arrivals.format)
             return Traced(entries, workload.arrivals, block, self.clock.at, self.submit, workload.requests)
-        return Drawn(self.scenario.workload, self.scenario.seed, block, find, self.clock.at, self.submit)
-
-
-def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
-    """A server of each model of a scenario. Raises UserError with what cannot be planned."""
-    servers: dict[str, Server] = {}
-    problems: list[Problem] = []
-    for key, model in loaded.scenario.models.items():
-        graph = build_graph(resolve(loaded.models[key]))
-        find = partial(loaded.file, ("models", key, "times", "path"), prefix=True)
-        try:
-            servers[key] = server_of(key, graph, model, loaded.scenario.scheduler, find)
-        except UserError as error:
-            problems += [_placed(problem, loaded, key) for problem in error.problems]
-    if problems:
-        raise UserError(problems)
-    return servers
-
-
-def _placed(problem: Problem, loaded: LoadedScenario, key: str) -> Problem:
-    """The problem with the place of the field of a model that it is about."""
-    field = problem.path.removeprefix(f"models.{key}").lstrip(".")
-    path = ("models", key, field) if field else ("models", key)
-    return problem if problem.place is not None else replace(problem, place=place_of(loaded.document, path))
+        server = self.servers[self.scenario.answering]
+        images = ImageTokens(server.tiles_per_image, server.tokens_per_tile)
+        return Drawn(workload, self.scenario.seed, block, find, self.clock.at, self.submit, images=images)
 
 
 def simulate(

@@ -11,21 +11,27 @@ from l4spec.sharding.layout import Layout
 from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
 from l4spec.spec.scenario.deployment import KernelTimes as KernelTimesSpec
 from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
+from planners.catalog.cluster import Cluster
 from planners.catalog.loader import load
 from planners.catalog.schedulers import SchedulerDefaults, scheduler_of
+from planners.counts.flops import count_flops
 from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.memory import Placement, place
 from planners.plan import plan_deployment
+from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
+from planners.simulate.disaggregation import CacheLink
+from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, mtp_seconds
 from planners.simulate.engines.policy import Settings
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
 from planners.simulate.replica import Replica
 from planners.simulate.settings import POLICIES, merged, settings_of
+from planners.simulate.speculative import SpeculativeRank
 from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 from planners.simulate.times.kernel_tables import read_kernels
 from planners.simulate.times.kernels import KernelStepTimes, RoutedLayers
@@ -56,24 +62,48 @@ class Server:
     times: StepTimes
     basis: tuple[str, ...]
     usd_per_gpu_hour: float | None
+    acceptance: tuple[float, ...] = ()
+    tiles_per_image: int = 0
+    tokens_per_tile: int = 0
+    cache_link: CacheLink | None = None
 
     def replica(self, number: int, recorder: Recorder) -> Replica:
         """A fresh replica."""
-        policy = POLICIES[self.defaults.policy]
-        ranks = [
-            Rank(BlockPool(self.blocks_per_rank, self.law, caching=self.settings.prefix_caching), policy(self.settings))
-            for _ in range(self.num_ranks)
-        ]
+        ranks = [self._rank(f"{self.key}/{number}/{index}") for index in range(self.num_ranks)]
         return Replica(number, ranks, self.times, recorder)
 
+    def _rank(self, seed: str) -> Rank:
+        policy = POLICIES[self.defaults.policy](self.settings)
+        pool = BlockPool(self.blocks_per_rank, self.law, caching=self.settings.prefix_caching)
+        return SpeculativeRank(pool, policy, self.acceptance, seed) if self.acceptance else Rank(pool, policy)
 
-def server_of(key: str, graph: LayerGraph, model: ModelDeployment, scheduler: SchedulerSpec, find: FindFile) -> Server:
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What else lies on a model's GPUs: a draft, and `bytes_per_device` of others; `share` of the cache is its own."""
+
+    draft: LayerGraph | None = None
+    bytes_per_device: int = 0
+    share: float = 1.0
+
+
+ALONE = Neighbours()
+
+
+def server_of(
+    key: str,
+    graph: LayerGraph,
+    model: ModelDeployment,
+    scheduler: SchedulerSpec,
+    find: FindFile,
+    neighbours: Neighbours = ALONE,
+) -> Server:
     """One replica of a deployed model, planned and timed.
 
     Raises UserError, naming fields as `models.KEY.…`, for what cannot be planned, does not fit, or has no known time.
     """
     try:
-        return _server_of(key, graph, model, scheduler, find)
+        return _server_of(key, graph, model, scheduler, find, neighbours)
     except UserError as error:
         named = [_within(key, problem) for problem in error.problems]
         raise UserError(named) from None
@@ -86,7 +116,14 @@ def _within(key: str, problem: Problem) -> Problem:
     return Problem(message, path, problem.place, problem.hint)
 
 
-def _server_of(key: str, graph: LayerGraph, model: ModelDeployment, scheduler: SchedulerSpec, find: FindFile) -> Server:
+def _server_of(
+    key: str,
+    graph: LayerGraph,
+    model: ModelDeployment,
+    scheduler: SchedulerSpec,
+    find: FindFile,
+    neighbours: Neighbours,
+) -> Server:
     defaults = scheduler_of(model.engine)
     deployment = Deployment.resolve(graph, plan_request(model))
     cluster = deployment.cluster
@@ -95,20 +132,19 @@ def _server_of(key: str, graph: LayerGraph, model: ModelDeployment, scheduler: S
     layout, placement = plan.layout, place(deployment.setting, plan.layout)
     device = cluster.hardware.usable.num_bytes
     settings = settings_of(defaults, merged(scheduler, model.scheduler), device)
-    law, blocks = _cache(model, placement, settings)
+    law, blocks = _cache(model, placement, settings, _besides(graph, model, placement, neighbours))
     if blocks < 1:
-        needed, limit = plan.memory_per_device.total_bytes, plan.memory_per_device.capacity_bytes
-        message = f"{graph.name} leaves no room for a cache on {model.gpus}: {needed:,} B of {limit or 0:,} B are taken"
-        raise UserError([Problem(message, path="gpus", hint="more or larger GPUs, or a smaller quantization")])
+        raise _no_room(graph, model, plan.memory_per_device)
     times = _times(graph, model, deployment, layout, find)
+    times = _with_extras(times, graph, model, placement, neighbours)
     ranks = layout.ep * layout.pp * layout.dp
-    blocks_from = "given" if model.kv_blocks is not None else f"by the plan's free memory under engine {model.engine}"
     basis = (
         f"{graph.name} on {model.gpus} as {layout}, {defaults.name} {defaults.version} ({defaults.source})",
-        f"{blocks:,} blocks of {law.block_size} tokens on each of {ranks} rank(s), {blocks_from}",
+        f"{blocks:,} blocks of {law.block_size} tokens on each of {ranks} rank(s), {_blocks_from(model)}",
         *times.basis,
-        *_assumptions(layout),
+        *_assumptions(layout, model),
     )
+    vision = graph.model.vision
     return Server(
         key,
         graph.name,
@@ -124,7 +160,77 @@ def _server_of(key: str, graph: LayerGraph, model: ModelDeployment, scheduler: S
         times,
         basis,
         model.usd_per_gpu_hour,
+        () if model.speculation is None else model.speculation.acceptance,
+        0 if vision is None else vision.max_tiles + (vision.global_tile and vision.max_tiles > 1),
+        0 if vision is None else vision.num_tokens_per_tile,
+        None if model.disaggregated is None else _cache_link(model.disaggregated.link, placement, cluster),
     )
+
+
+def _no_room(graph: LayerGraph, model: ModelDeployment, memory: DeviceMemory) -> UserError:
+    needed, limit = memory.total_bytes, memory.capacity_bytes or 0
+    message = f"{graph.name} leaves no room for a cache on {model.gpus}: {needed:,} B of {limit:,} B are taken"
+    return UserError([Problem(message, path="gpus", hint="more or larger GPUs, or a smaller quantization")])
+
+
+def _blocks_from(model: ModelDeployment) -> str:
+    return "given" if model.kv_blocks is not None else f"by the plan's free memory under engine {model.engine}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Besides:
+    """Bytes on one device that a model's own plan does not count, per token of cache besides, and its share."""
+
+    taken: int
+    per_token: int
+    share: float
+
+
+def _besides(graph: LayerGraph, model: ModelDeployment, placement: Placement, neighbours: Neighbours) -> _Besides:
+    taken, per_token = neighbours.bytes_per_device, 0
+    if neighbours.draft is not None:
+        weights, per_token = draft_bytes(neighbours.draft, placement.setting, placement.layout)
+        taken += weights
+    elif model.speculation is not None:
+        stage, rows = placement.stages[0]
+        taken += stage.weights.total_bytes // max(graph.num_layers, 1)
+        per_token = sum(row.count * row.bytes_per_token for row in rows) // max(graph.num_layers, 1)
+    return _Besides(taken, per_token, neighbours.share)
+
+
+def _with_extras(
+    times: StepTimes, graph: LayerGraph, model: ModelDeployment, placement: Placement, neighbours: Neighbours
+) -> StepTimes:
+    """The times with drafts and image tiles. Raises UserError for drafts where times do not come from a spec."""
+    if not isinstance(times, PlannedTimes):
+        if model.speculation is not None:
+            raise UserError([Problem("drafts are timed from specs only", path="speculation", hint="leave `times` out")])
+        return times
+    draft = None
+    if model.speculation is not None:
+        drafted = len(model.speculation.acceptance)
+        if neighbours.draft is None:
+            draft = mtp_seconds(times.model, graph.num_layers, drafted)
+        else:
+            draft = draft_seconds(draft_model(times.model, neighbours.draft, placement.setting), drafted)
+    tile = count_flops(graph, context=1, batch=1).vision_per_tile
+    peak = times.model.machine.peak("bf16")
+    seconds = 0.0 if not tile or not peak else tile / (peak * times.factors.compute * placement.layout.tp)
+    return PlannedTimes(times.model, draft, seconds)
+
+
+def _cache_link(link: object, placement: Placement, cluster: Cluster) -> CacheLink:
+    """The link over which a prefill replica sends caches; by default a device's part of the network between hosts."""
+    rows = [row for _, stage_rows in placement.stages for row in stage_rows]
+
+    def bytes_of(tokens: int) -> int:
+        return sum(row.count * row.bytes_per_token * row.bound.num_kept(tokens) for row in rows)
+
+    if link == "infinite":
+        return CacheLink(bytes_of, float("inf"))
+    if isinstance(link, float):
+        return CacheLink(bytes_of, link)
+    return CacheLink(bytes_of, cluster.hardware.inter_host_bandwidth().value)
 
 
 def plan_request(model: ModelDeployment) -> PlanRequest:
@@ -142,7 +248,7 @@ def plan_request(model: ModelDeployment) -> PlanRequest:
     )
 
 
-def _cache(model: ModelDeployment, placement: Placement, settings: Settings) -> tuple[CacheLaw, int]:
+def _cache(model: ModelDeployment, placement: Placement, settings: Settings, besides: _Besides) -> tuple[CacheLaw, int]:
     """The law of a rank's blocks and how many there are: those of the stage with the least room."""
     engine, size = placement.setting.engine, settings.block_size_tokens
     budget = placement.budget
@@ -152,7 +258,9 @@ def _cache(model: ModelDeployment, placement: Placement, settings: Settings) -> 
             continue
         law = cache_law(rows, engine, size)
         free = 0 if budget is None else budget.limit(use) - use.total + use.cache
-        blocks = max(0, free) // _block_bytes(rows, placement, law)
+        free = int((free - besides.taken) * besides.share)
+        size_bytes = _block_bytes(rows, placement, law) + besides.per_token * size // law.groups
+        blocks = max(0, free) // size_bytes
         if least is None or blocks < least[0]:
             least = blocks, law
     if least is None:
@@ -232,11 +340,15 @@ def _kernel_times(
     )
 
 
-def _assumptions(layout: Layout) -> tuple[str, ...]:
+def _assumptions(layout: Layout, model: ModelDeployment) -> tuple[str, ...]:
     """What a layout's ranks stand for."""
     lines = []
     if layout.pp > 1:
         lines.append(f"{layout.pp} pipeline stages as {layout.pp} ranks in lockstep, each a micro-batch")
     if layout.ep > 1:
         lines.append(f"{layout.ep} expert-parallel ranks step together, the slowest sets the pace")
+    if model.speculation is not None:
+        shares = ", ".join(f"{share:g}" for share in model.speculation.acceptance)
+        what = model.speculation.spec or "a further layer of the model"
+        lines.append(f"drafts by {what}, accepted with {shares} by position: given, not measured here")
     return tuple(lines)

@@ -30,6 +30,7 @@ class TensorRtLlmPolicy(Policy):
             budget -= tokens
         if not paused:
             self._admit(rank, budget, now)
+            rank.decodes = rank.num_decoding > 0
 
     def _admit(self, rank: Rank, budget: int, now: int) -> None:
         settings = self.settings

@@ -39,6 +39,7 @@ class VllmPolicy(Policy):
         rank.decodes = rank.num_decoding > 0
         if not preempted:
             self._admit(rank, budget, now)
+            rank.decodes = rank.num_decoding > 0
 
     def _admit(self, rank: Rank, budget: int, now: int) -> None:
         settings = self.settings

@@ -1,11 +1,14 @@
 """Step times from a model's spec: the planner's own step model, asked for each batch. The only file that knows it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from l4spec.errors import Problem, UserError
-from planners.simulate.times.interface import StepBatch
+from planners.simulate.times.interface import Chunk, StepBatch
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
+
+Draft = Callable[[StepBatch], float]
+"""Seconds in which a draft proposes the tokens that a step checks."""
 
 
 class PlannedTimes:
@@ -15,7 +18,7 @@ class PlannedTimes:
     chunks' means, weighed by their tokens. Raises UserError where the planner can tell no time.
     """
 
-    def __init__(self, model: StepModel) -> None:
+    def __init__(self, model: StepModel, draft: Draft | None = None, tile_seconds: float = 0.0) -> None:
         if model.unknown is not None:
             raise UserError([Problem(f"no time can be computed: {model.unknown}", hint="give `times` of kind kernels")])
         if model.efficiency is None:
@@ -23,6 +26,8 @@ class PlannedTimes:
             raise UserError([Problem(message, path="engine", hint="use vllm, sglang-hybrid or tensorrt-llm")])
         self.model = model
         self.factors = model.efficiency
+        self.draft = draft
+        self.tile_seconds = tile_seconds
 
     @property
     def basis(self) -> tuple[str, ...]:
@@ -45,11 +50,19 @@ class PlannedTimes:
 
     def seconds(self, batches: Sequence[StepBatch]) -> float:
         """The step of the slowest rank: the others wait for it at the experts."""
-        return max(self.model.seconds(step_of(batch)) for batch in batches if batch.tokens)
+        return max(self._seconds(batch) for batch in batches if batch.tokens)
+
+    def _seconds(self, batch: StepBatch) -> float:
+        seconds = self.model.seconds(step_of(batch)) + batch.tiles * self.tile_seconds
+        if self.draft is not None and batch.decode:
+            seconds += self.draft(batch)
+        return seconds
 
 
 def step_of(batch: StepBatch) -> Step:
     """The planner's step for a batch."""
+    if batch.checked > 1 and batch.decode:
+        return _checking(batch)
     prompt = sum(chunk.new for chunk in batch.chunks)
     length = cached = 0.0
     if prompt:
@@ -63,3 +76,16 @@ def step_of(batch: StepBatch) -> Step:
         prompt_cached=cached,
         logit_rows=batch.rows_of_logits,
     )
+
+
+def _checking(batch: StepBatch) -> Step:
+    """The step that checks drafts: each sequence is a chunk of its last and its drafted tokens after its cache.
+
+    So its cache is read once for all of them, and the head runs for each.
+    """
+    mean = batch.context // batch.decode - 1
+    drafted = Chunk(batch.decode * batch.checked, mean, False)
+    new = sum(chunk.new for chunk in batch.chunks) + drafted.new
+    cached = round((sum(chunk.new * chunk.cached for chunk in batch.chunks) + drafted.new * mean) / new)
+    length = cached + round((sum(chunk.new**2 for chunk in batch.chunks) + drafted.new * batch.checked) / new)
+    return Step(prompt_tokens=new, prompt_length=length, prompt_cached=cached, logit_rows=batch.rows_of_logits)

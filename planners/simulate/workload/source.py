@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
+from l4spec.errors import Problem, UserError
 from l4spec.spec.scenario.workload import Bursts, ClosedLoop, Constant, Gamma, Length, Poisson, Workload
 from planners.simulate.requests import Request
 from planners.simulate.workload.draws import NS, FindFile, gaps, lengths, popularity, stream
@@ -46,6 +47,14 @@ class Contents:
         request.tail = base + blocks
 
 
+@dataclass(frozen=True, slots=True)
+class ImageTokens:
+    """What an image is to a model: tiles by default, and tokens that a tile takes in the prompt."""
+
+    tiles_per_image: int
+    tokens_per_tile: int
+
+
 class Source(ABC):
     """Gives requests to `submit` at their time."""
 
@@ -78,9 +87,14 @@ class Drawn(Source):
         find: FindFile,
         schedule: Callable[..., None],
         submit: Callable[[Request], None],
+        *,
+        images: ImageTokens | None = None,
     ) -> None:
         super().__init__(schedule, submit)
         self.workload = workload
+        self.images = images
+        if workload.images is not None and (images is None or not images.tokens_per_tile):
+            raise UserError([Problem("the model has no vision, so it takes no images", path="workload.images")])
         self.contents = Contents(block)
         self.end = None if workload.seconds is None else round(workload.seconds * NS)
         self.limit = workload.requests or (DEFAULT_REQUESTS if self.end is None else None)
@@ -150,7 +164,10 @@ class Drawn(Source):
             request.priority = 0 if self._priorities.random() < workload.high_priority else 1
         if workload.images is not None:
             whole, part = divmod(workload.images.per_request, 1)
-            request.images = int(whole) + (self._images.random() < part)
+            assert self.images is not None, "asked when it was made"
+            tiles = workload.images.tiles or self.images.tiles_per_image
+            request.images = (int(whole) + (self._images.random() < part)) * tiles
+            request.prompt += request.images * self.images.tokens_per_tile
         return request
 
     def finished(self, request: Request, now: int) -> None:

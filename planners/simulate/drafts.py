@@ -1,0 +1,60 @@
+"""What speculative decoding costs: the draft's own steps, its weights and its cache."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.sharding.layout import Layout
+from planners.counts.kv_cache import model_rows
+from planners.counts.weights import weigh
+from planners.device.memory import Setting
+from planners.search.layouts import why_not
+from planners.simulate.times.interface import StepBatch
+from planners.timing.layer_demand import Step
+from planners.timing.step import StepModel, step_model
+
+
+def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBatch], float]:
+    """Seconds in which a further layer of the model proposes `drafted` tokens, one after the other.
+
+    Each takes a block's share of a decode step, and the head. The layer's own projection of embedding and hidden state
+    is left out.
+    """
+
+    def seconds(batch: StepBatch) -> float:
+        time = model.time(Step(decode=batch.decode, context=batch.context / batch.decode), server=False)
+        head = sum(kind.estimate or 0.0 for kind in time.kinds if kind.name == "head")
+        blocks = sum(kind.estimate or 0.0 for kind in time.kinds if kind.name != "head")
+        return drafted * (head + blocks / layers)
+
+    return seconds
+
+
+def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepModel:
+    """The step model of a draft on the target's GPUs: at its tensor-parallel degree, or on one device."""
+    tp = target.layout.tp
+    cut = why_not(replace(setting, graph=graph), Layout(tp=tp), 1) is None
+    return step_model(
+        graph,
+        setting.scheme,
+        Layout(tp=tp if cut else 1),
+        machine=target.machine,
+        kv_dtype_bytes=target.kv_dtype_bytes,
+        engine=setting.engine.name,
+    )
+
+
+def draft_seconds(draft: StepModel, drafted: int) -> Callable[[StepBatch], float]:
+    """Seconds in which a smaller model proposes `drafted` tokens, one after the other."""
+
+    def seconds(batch: StepBatch) -> float:
+        return drafted * draft.seconds(Step(decode=batch.decode, context=batch.context / batch.decode), server=False)
+
+    return seconds
+
+
+def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:
+    """Bytes of a draft's weights and of its cache per token on one device."""
+    weights = weigh(graph, setting.scheme).bytes
+    rows = model_rows(graph, Layout(tp=layout.tp), setting.kv_dtype_bytes)
+    return weights // layout.tp, sum(row.count * row.bytes_per_token for row in rows)

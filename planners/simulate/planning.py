@@ -1,0 +1,93 @@
+"""The servers of a scenario, planned together: drafts, models on the same GPUs, and prefill servers of their own."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from l4spec.errors import Problem, UserError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.parse import place_of
+from l4spec.spec.resolve import resolve
+from l4spec.spec.scenario.deployment import ModelDeployment
+from l4spec.spec.scenario.references import LoadedScenario
+from planners.deployment import Deployment
+from planners.device.memory import place
+from planners.plan import plan_deployment
+from planners.simulate.servers import Neighbours, Server, plan_request, server_of
+
+PREFILL = "/prefill"
+"""What follows a model's key in that of its prefill servers."""
+
+
+def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
+    """A server of each model of a scenario, and one for its prefills where they run apart.
+
+    Raises UserError with everything that cannot be planned, each with its place.
+    """
+    graphs = {key: build_graph(resolve(spec)) for key, spec in loaded.models.items()}
+    drafts = {key: build_graph(resolve(spec)) for key, spec in loaded.drafts.items()}
+    servers: dict[str, Server] = {}
+    problems: list[Problem] = []
+    for key, model in loaded.scenario.models.items():
+        try:
+            neighbours = _neighbours(loaded, graphs, key, drafts.get(key))
+            servers[key] = _server(loaded, graphs[key], key, model, neighbours)
+            if model.disaggregated is not None:
+                apart = model.model_copy(update={"gpus": model.disaggregated.prefill_gpus or model.gpus})
+                servers[key + PREFILL] = replace(
+                    _server(loaded, graphs[key], key, apart, neighbours), key=key + PREFILL, acceptance=()
+                )
+        except UserError as error:
+            problems += [_placed(problem, loaded, key) for problem in error.problems]
+    if problems:
+        raise UserError(problems)
+    return servers
+
+
+def _server(
+    loaded: LoadedScenario, graph: LayerGraph, key: str, model: ModelDeployment, neighbours: Neighbours
+) -> Server:
+    find = partial(loaded.file, ("models", key, "times", "path"), prefix=True)
+    return server_of(key, graph, model, loaded.scenario.scheduler, find, neighbours)
+
+
+def co_located(loaded: LoadedScenario, key: str) -> tuple[str, ...]:
+    """The other models on the GPUs of the model `key`."""
+    models = loaded.scenario.models
+    root = models[key].shares_gpus_with or key
+    return tuple(
+        other for other in models if other != key and (models[other].shares_gpus_with == root or other == root)
+    )
+
+
+def own_bytes(graph: LayerGraph, model: ModelDeployment) -> int:
+    """Bytes on the fullest device that a model needs besides its cache."""
+    deployment = Deployment.resolve(graph, plan_request(model))
+    placement = place(deployment.setting, plan_deployment(deployment).layout)
+    return max(use.total - use.cache for use in placement.uses(1, 1))
+
+
+def _neighbours(
+    loaded: LoadedScenario, graphs: Mapping[str, LayerGraph], key: str, draft: LayerGraph | None
+) -> Neighbours:
+    """What lies on a model's GPUs besides: other models, and stages without a model; they share the cache equally."""
+    scenario = loaded.scenario
+    others = co_located(loaded, key)
+    for other in others:
+        if scenario.models[other].gpus != scenario.models[key].gpus:
+            message = (
+                f"'{other}' runs on the same GPUs, so both must name the same, found {scenario.models[other].gpus}"
+            )
+            raise UserError([Problem(message, path="gpus")])
+    taken = sum(own_bytes(graphs[other], scenario.models[other]) for other in others)
+    here = {key, *others}
+    taken += sum(stage.bytes or 0 for stage in scenario.chain if stage.beside in here)
+    return Neighbours(draft, taken, 1 / (1 + len(others)))
+
+
+def _placed(problem: Problem, loaded: LoadedScenario, key: str) -> Problem:
+    """The problem with the place of the field of a model that it is about."""
+    field = problem.path.removeprefix(f"models.{key}").lstrip(".")
+    path = ("models", key, field) if field else ("models", key)
+    return problem if problem.place is not None else replace(problem, place=place_of(loaded.document, path))

@@ -1,0 +1,134 @@
+"""Laws of deployments: one client is the plan, halves add up, drafts cost their formula, chains pass their stages."""
+
+import pytest
+
+from l4spec.errors import UserError
+from l4spec.library import shipped_of
+from planners.simulate.asked import scenario_of
+from planners.simulate.request import SimulateRequest
+from planners.simulate.run import Simulation
+from planners.simulate.times.interface import StepBatch
+from planners.simulate.times.planned import PlannedTimes
+from planners.timing.layer_demand import Step
+from tests.planners.simulate.scenarios import STEPS, serve, simulation
+
+ONE = "workload: {arrivals: {kind: closed, clients: 1}, prompt_tokens: 1k, output_tokens: 50, requests: 3}"
+MANY = "workload: {arrivals: {kind: poisson, rate: 20/s}, prompt_tokens: 100, output_tokens: 20, requests: 200}"
+
+
+def test_a_closed_loop_of_one_client_takes_what_the_plans_step_model_says() -> None:
+    run = simulation(f"models: {{scout: {{gpus: 8xH100}}}}\n{ONE}")
+    times = run.servers["scout"].times
+    assert isinstance(times, PlannedTimes)
+    ask = times.model.seconds
+    ttft = times.request_seconds + ask(Step(prompt_tokens=1000, prompt_length=1000, logit_rows=1))
+    decode = sum(ask(Step(decode=1, context=1000.0 + token, logit_rows=1)) for token in range(1, 50))
+    for request in run.run().requests:
+        assert abs(request.ttft / 1e9 - ttft) < 1e-8
+        assert abs(request.e2e / 1e9 - (ttft + decode)) < 1e-6  # each of 49 steps is rounded to a nanosecond
+
+
+def test_littles_law_holds_to_floating_point() -> None:
+    """The integral of the requests in the system is the sum of their times there, whatever happened."""
+    outcome = serve(f"models: {{m: {{spec: tiny/scout, gpus: 1xH100, {STEPS}}}}}\n{MANY}")
+    result = outcome.result
+    total = sum(request.e2e for request in outcome.requests) / 1e9
+    assert abs(result.mean_in_system * result.duration - total) < 1e-9 * total
+
+
+def test_disaggregation_with_an_infinite_link_is_the_sum_of_its_halves() -> None:
+    apart = "disaggregated: {prefill_replicas: 1, link: infinite}"
+    outcome = serve(f"models: {{m: {{spec: tiny/scout, gpus: 1xH100, {STEPS}, {apart}}}}}\n{ONE}")
+    for request in outcome.requests:
+        assert request.ttft == 10_000_000
+        assert request.e2e == request.ttft + 49 * 10_000_000
+
+
+def test_a_faster_link_never_raises_the_mean_latency() -> None:
+    means = []
+    for link in ("1 MB/s", "100 MB/s", "10 GB/s", "infinite"):
+        apart = f"disaggregated: {{prefill_replicas: 1, link: {link}}}"
+        result = serve(f"models: {{m: {{spec: llama-3.1-8b, gpus: 1xH100, {STEPS}, {apart}}}}}\n{MANY}").result
+        assert result.e2e is not None
+        means.append(result.e2e.mean)
+    assert means == sorted(means, reverse=True)
+
+
+def test_drafts_that_are_never_accepted_cost_what_their_formula_says() -> None:
+    """Each step checks k + 1 tokens and pays for k drafts, and brings one token."""
+    drafts = "speculation: {kind: mtp, acceptance: [0.0, 0.0]}"
+    run = simulation(f"models: {{scout: {{gpus: 8xH100, {drafts}}}}}\n{ONE}")
+    times = run.servers["scout"].times
+    assert isinstance(times, PlannedTimes)
+    steps = sum(round(times.seconds([StepBatch(1, 1000 + token, (), 0, 3)]) * 1e9) for token in range(1, 50))
+    (request, *_) = run.run().requests
+    assert request.e2e - request.ttft == steps
+    checked = times.model.seconds(Step(prompt_tokens=3, prompt_length=1003, prompt_cached=1000, logit_rows=3))
+    assert times.draft is not None
+    assert times.seconds([StepBatch(1, 1001, (), 0, 3)]) == checked + times.draft(StepBatch(1, 1001, (), 0, 3))
+
+
+def test_accepted_drafts_bring_tokens_and_all_of_them_come_out() -> None:
+    steps = {}
+    for acceptance in ("[0.0]", "[1.0]", "[1.0, 1.0, 1.0]"):
+        drafts = f"speculation: {{kind: mtp, acceptance: {acceptance}}}"
+        outcome = serve(f"models: {{m: {{spec: tiny/scout, gpus: 1xH100, {drafts}}}}}\n{ONE}")
+        assert all(request.generated == 50 for request in outcome.requests)
+        steps[acceptance] = outcome.result.servers[0].steps
+    assert steps["[0.0]"] == 3 * (1 + 49)
+    assert steps["[1.0]"] == 3 * (1 + 25)
+    assert steps["[1.0, 1.0, 1.0]"] == 3 * (1 + 13)
+
+
+CHAIN = """\
+chain:
+  - {name: filter, seconds: 5 ms}
+  - {name: before, model: g, template_tokens: 64, output_tokens: 3, refusal_rate: %s}
+  - {name: answer, model: m}
+  - {name: after, model: g, reads: both, output_tokens: 3, check: %s}
+"""
+
+
+def chained(check: str, refusals: str = "0.0", shared: str = "") -> str:
+    models = f"m: {{spec: tiny/scout, gpus: 1xH100, {STEPS}}}, g: {{spec: tiny/scout, gpus: 1xH100, {STEPS}{shared}}}"
+    return f"models: {{{models}}}\n{ONE}\n{CHAIN % (refusals, check)}"
+
+
+def test_a_request_passes_its_stages_one_after_the_other() -> None:
+    """5 ms, a guard of 3 steps, an answer of 50, and 3 more steps that hold back the answer or not."""
+    (blocking, *_), (streaming, *_) = (serve(chained(check)).requests for check in ("blocking", "streaming"))
+    assert blocking.ttft == blocking.e2e == 565_000_000
+    assert streaming.ttft == 45_000_000
+    assert streaming.e2e == 535_000_000
+
+
+def test_refused_prompts_are_never_answered() -> None:
+    outcome = serve(chained("blocking", "1.0"))
+    assert outcome.result.refused == 3
+    assert all(request.first_token_at < 0 for request in outcome.requests)
+    assert [server.steps for server in outcome.result.servers if server.key == "m"] == [0]
+
+
+def test_models_on_the_same_gpus_share_their_memory_and_take_turns() -> None:
+    alone, together = (simulation(chained("streaming", shared=shared)) for shared in ("", ", shares_gpus_with: m"))
+    assert together.servers["m"].blocks_per_rank < 0.51 * alone.servers["m"].blocks_per_rank
+    assert together.run().result.num_gpus == 1
+    assert alone.run().result.num_gpus == 2
+
+
+def test_images_become_tokens_and_time() -> None:
+    text = "models: {scout: {gpus: 8xH100}}\n" + ONE
+    plain, seen = serve(text), serve(text.replace("requests: 3", "requests: 3, images: {tiles: 4}"))
+    assert seen.requests[0].prompt == plain.requests[0].prompt + 4 * 144
+    assert seen.requests[0].ttft > plain.requests[0].ttft
+    with pytest.raises(UserError, match="the model has no vision"):
+        simulation(f"models: {{m: {{spec: llama-3.1-8b, gpus: 1xH100}}}}\n{ONE.replace('requests: 3', 'images: {}')}")
+
+
+@pytest.mark.parametrize("name", shipped_of("scenario"))
+def test_a_shipped_scenario_runs_at_small_size_and_says_what_its_times_rest_on(name: str) -> None:
+    count = 2 if "context" in name else 12
+    run = Simulation(scenario_of(name, SimulateRequest(requests=count)))
+    result = run.run().result
+    assert result.finished + result.refused == count
+    assert all(len(server.basis) >= 3 for server in result.servers)

@@ -14,6 +14,8 @@ from l4spec.spec.files import read_utf8
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MOST_BYTES = 8 << 20
+FAMILIES = ("SRV", "THR", "TRN", "FLOP", "KER")
+"""What an id begins with: serving, most throughput, training, counts of FLOPs, kernels."""
 _TEXTS = frozenset(("notes", "source"))
 _LONGEST = (200, 10_000)
 """Characters of a setting, and of a text."""
@@ -100,6 +102,8 @@ def _problems(row: Row, line: int, place: str) -> Iterator[Problem]:
         is_number = False
     if not is_number:
         yield Problem(f"line {line}: '{row.value[:60]}' is no number above 0", path=place)
+    if row.family not in FAMILIES:
+        yield Problem(f"line {line}: the id '{row.id[:60]}' begins with none of {', '.join(FAMILIES)}", path=place)
     for name in ("id", "model", "metric", "split"):
         if not getattr(row, name):
             yield Problem(f"line {line}: the cell of {name} is empty", path=place)

@@ -95,8 +95,8 @@ def cleared_up() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def write_file(path: Path, text: str, *, force: bool) -> None:
-    """Write `text` to `path` through a temporary file beside it, so that no half-written file is ever seen.
+def write_file(path: Path, content: str | bytes, *, force: bool) -> None:
+    """Write `content` to `path` through a temporary file beside it, so that no half-written file is ever seen.
 
     A link is written through, and stays. Raises UserError when there is such a file or link and not `force`, when there
     is anything but a regular file, or when it cannot be written.
@@ -113,18 +113,20 @@ def write_file(path: Path, text: str, *, force: bool) -> None:
         if target.exists() and not target.is_file():
             what = what_stands_at(target.stat().st_mode)
             raise UserError(f"expected a regular file, found {what}: {shown}", hint="leave out --out to print")
-        _replace(target, text if text.endswith("\n") else f"{text}\n")
+        if isinstance(content, str):
+            content = (content if content.endswith("\n") else f"{content}\n").encode("utf-8")
+        _replace(target, content)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot write {shown!r}: {os_reason(error)}") from None
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:

@@ -38,6 +38,10 @@ def test_the_page_on_training_does_what_it_says(tmp_path: Path) -> None:
     assert walk_through(ROOT / "docs" / "training.md", tmp_path) >= 3
 
 
+def test_the_page_on_pictures_and_reports_does_what_it_says(tmp_path: Path) -> None:
+    assert walk_through(ROOT / "docs" / "report.md", tmp_path) >= 2
+
+
 def test_the_page_on_long_prompts_does_what_it_says(tmp_path: Path) -> None:
     assert walk_through(ROOT / "docs" / "context-parallel.md", tmp_path) == 3
 

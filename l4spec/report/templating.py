@@ -1,0 +1,49 @@
+"""The one environment of every template: text is escaped, characters that no XML may hold are dropped."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l4spec.errors import UserError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+FOLDER = Path(__file__).parent / "templates"
+EXTRA = "pip install 'l4spec[report]'"
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Marks that turn the direction of text: a name could make its neighbors read otherwise."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The template of that file name with the values, each escaped; a missing one is a mistake of ours.
+
+    Raises UserError that names the extra where jinja2 is not installed.
+    """
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> "Environment":
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise UserError("pictures and HTML need jinja2", hint=f"{EXTRA}, or choose another --format") from None
+    return Environment(
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_clean,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _clean(value: Any) -> Any:
+    """The value as it may stand in a document; text that is marked as markup stays marked."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return _TURNING.sub("", _NOT_XML.sub("", value))

@@ -68,7 +68,7 @@ def test_every_kind_of_layer_is_opened_into_its_operations(graph: Callable[[], A
 
 
 def test_layers_in_no_pattern_are_summed_up_not_left_out() -> None:
-    parts = ", ".join(f"f{n}: {{kind: mlp, intermediate_size: {8 + n}}}" for n in range(40))
+    parts = "\n    ".join(f"f{n}: {{kind: mlp, intermediate_size: {8 + n}}}" for n in range(40))
     layers = ", ".join(f"{{attention: a, ffn: f{n}}}" for n in range(40))
     spec = f"""
 l4spec: 1
@@ -78,7 +78,9 @@ text:
   vocab_size: 32
   max_seq_len: 64
   norm: {{kind: layernorm, eps: 1.0e-5}}
-  parts: {{a: {{kind: gqa, num_heads: 4, num_kv_heads: 2, head_dim: 4, mask: {{kind: causal}}, position: {{kind: none}}}}, {parts}}}
+  parts:
+    a: {{kind: gqa, num_heads: 4, num_kv_heads: 2, head_dim: 4, mask: {{kind: causal}}, position: {{kind: none}}}}
+    {parts}
   layers: [{layers}]
 """
     picture = picture_of(l4spec.compile(parse_spec(read_text(spec, "irregular.yaml"))))

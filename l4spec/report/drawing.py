@@ -37,7 +37,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Arrow:
     """A path of straight pieces that ends in an arrow."""
 
     points: str
@@ -49,7 +49,7 @@ class Canvas:
 
     rectangles: list[Rectangle] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
-    lines: list[Line] = field(default_factory=list)
+    lines: list[Arrow] = field(default_factory=list)
 
     def text(self, x: int, y: int, text: str, style: str, most: int) -> None:
         """A line of at most so many characters; what is cut stands in the tooltip."""
@@ -58,7 +58,7 @@ class Canvas:
 
     def arrow(self, *points: tuple[int, int]) -> None:
         """An arrow through the points."""
-        self.lines.append(Line(" ".join(f"{x},{y}" for x, y in points)))
+        self.lines.append(Arrow(" ".join(f"{x},{y}" for x, y in points)))
 
 
 def to_svg(picture: ModelPicture) -> str:
@@ -186,4 +186,4 @@ def to_png(svg: str) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))
 
 
-__all__ = ["Canvas", "Label", "Line", "Rectangle", "about", "to_png", "to_svg"]
+__all__ = ["Arrow", "Canvas", "Label", "Rectangle", "about", "to_png", "to_svg"]

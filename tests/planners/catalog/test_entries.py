@@ -100,7 +100,7 @@ def test_a_shipped_file_read_strictly_by_its_path_says_the_same(path: Path) -> N
     [
         (hardware, "h1000", "did you mean 'h100'?"),
         (hardware, "mi300", "did you mean 'mi300x'?"),
-        (hardware, "tpu-v5p", "one of: a100-40gb, a100-80gb, "),
+        (hardware, "tpu-v5p", "one of: a10, a100-40gb, a100-80gb, "),
         (quantization, "int-4", "did you mean 'int4'?"),
         (engine, "vlm-hybrid", "did you mean 'vllm-hybrid'?"),
     ],

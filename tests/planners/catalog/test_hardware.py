@@ -10,12 +10,12 @@ ALL = shipped_names("hardware")
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_fp8_and_int8_run_at_twice_the_rate_of_bf16_and_fp4_at_twice_the_rate_of_fp8(name: str) -> None:
+def test_fp8_and_int8_run_at_twice_the_rate_of_bf16_and_fp4_at_least_at_twice_the_rate_of_fp8(name: str) -> None:
     peaks = hardware(name).peaks
     if peaks.bf16 and peaks.fp8:
         assert peaks.fp8.value / peaks.bf16.value == pytest.approx(2, rel=0.02)
     if peaks.fp4 and peaks.fp8:
-        assert peaks.fp4.value == 2 * peaks.fp8.value
+        assert peaks.fp4.value >= 2 * peaks.fp8.value  # more where fp8 adds up in fp32 at half rate: GeForce, RTX PRO
     if peaks.bf16 and peaks.int8:
         assert peaks.int8.value >= 1.98 * peaks.bf16.value
 
@@ -39,7 +39,8 @@ def test_links_and_memory_are_ordered_as_in_every_real_machine(name: str) -> Non
     usable, free = machine.usable, machine.memory.free_before_load
     assert free is None or free.value < usable.num_bytes
     nominal = machine.memory.nominal.value
-    assert nominal * 0.95 < usable.num_bytes < nominal * 1.08, "a GB of a datasheet is somewhere between GB and GiB"
+    least = 0.6 if "shared with the system" in (machine.memory.nominal.note or "") else 0.95
+    assert nominal * least < usable.num_bytes < nominal * 1.08, "a GB of a datasheet is somewhere between GB and GiB"
 
 
 def test_physical_memory_is_used_where_it_was_measured_and_otherwise_said_to_be_nominal() -> None:
@@ -50,9 +51,10 @@ def test_physical_memory_is_used_where_it_was_measured_and_otherwise_said_to_be_
     free = hardware("h100").memory.free_before_load
     assert free is not None
     assert free.value == round(77.12 * GiB)
-    b200 = hardware("b200").usable
-    assert not b200.measured
-    assert b200.num_bytes == 180 * 10**9
+    assert hardware("b200").usable.num_bytes == round(178.35 * GiB)
+    gb200 = hardware("gb200").usable
+    assert not gb200.measured
+    assert gb200.num_bytes == 186 * 10**9
 
 
 def test_dense_peaks_are_dense() -> None:

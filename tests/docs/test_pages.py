@@ -42,6 +42,10 @@ def test_the_page_on_pictures_and_reports_does_what_it_says(tmp_path: Path) -> N
     assert walk_through(ROOT / "docs" / "report.md", tmp_path) >= 2
 
 
+def test_the_page_on_families_does_what_it_says(tmp_path: Path) -> None:
+    assert walk_through(ROOT / "docs" / "adding-a-family.md", tmp_path) == 1
+
+
 def test_the_page_on_long_prompts_does_what_it_says(tmp_path: Path) -> None:
     assert walk_through(ROOT / "docs" / "context-parallel.md", tmp_path) == 3
 

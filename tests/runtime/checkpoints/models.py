@@ -31,6 +31,7 @@ FAMILIES = {
     "olmoe": "compare/olmoe-1b-7b",
     "qwen2_moe": "compare/qwen1.5-moe-a2.7b",
     "phi3": "compare/phi-4",
+    "gemma3_text": "compare/gemma-3-27b",
     "qwen3_next": "compare/qwen3-next-80b-a3b",
     "qwen3_5_text": "compare/qwen3.5-27b",
     "qwen3_5_moe_text": "compare/qwen3.5-35b-a3b",
@@ -38,7 +39,10 @@ FAMILIES = {
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
 AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}}
 """Families whose models another family, which an export tries before, can say as well, with fields that they need."""
-OTHER_FAMILIES = {"kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM"}
+OTHER_FAMILIES = {
+    "kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM",
+    "nemotron-nas": "no class in transformers, but code beside its weights",
+}
 """Families that are read whole, but not found in transformers by their name."""
 
 

@@ -49,7 +49,7 @@ CONFIGS: dict[str, Config] = {
         "vision_config": VISION,
     },
 }
-WITHOUT_A_SMALL_MODEL = {"kimi_k25": "its tower is built whole"}
+WITHOUT_A_SMALL_MODEL = {"kimi_k25": "its tower is built whole", "gemma3": "its projector too"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
     "simulate": "Simulate a load on deployed models: latencies, service levels, cache and cost.",
     "train": "Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.",
+    "transfer": "Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.",
     "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",
     "verify": "Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.",
 }

@@ -111,7 +111,7 @@ def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
 
     recipe = job.loaded.recipe
     variants: list[str | None] = [job.variant] if job.variant or not recipe.variants else list(recipe.variants)
-    asked = [(variant, job.seed + number) for variant in variants for number in range(repeats)]
+    asked = [(variant, job.seed + number) for number in range(repeats) for variant in variants]
     jobs = [_one(job, variant, seed, len(asked) > 1) for variant, seed in asked]
     for one in jobs:
         one.check()

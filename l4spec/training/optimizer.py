@@ -1,7 +1,8 @@
 """Optimizers, learning rates over a phase, and the norm of all gradients, whatever ranks hold them."""
 
 import math
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -10,19 +11,34 @@ from torch import Tensor, nn
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.training import local_of
 from l4spec.spec.recipe.phase import OptimizerSpec, ScheduleSpec
+from l4spec.training.parametrization import TensorFactors
 
 
-def make_optimizer(model: nn.Module, spec: OptimizerSpec) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module,
+    spec: OptimizerSpec,
+    factors: Mapping[str, TensorFactors] | None = None,
+    run_rate: float = 1.0,
+) -> torch.optim.Optimizer:
     """The optimizer of a phase over what this rank holds; tensor by tensor, for they may lie on different meshes.
 
-    Matrices decay, vectors (norms, biases) do not.
+    Matrices decay, vectors (norms, biases) do not. `factors` are those of a parametrization by the tensors' names,
+    `run_rate` is a factor on every rate.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    members: dict[tuple[bool, TensorFactors], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = TensorFactors() if factors is None else factors.get(name, TensorFactors())
+            members[parameter.dim() > 1, own].append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": spec.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "params": parameters,
+            "lr": spec.learning_rate * own.rate * run_rate,
+            "weight_decay": spec.weight_decay * own.decay if is_matrix else 0.0,
+            **({"eps": spec.eps * own.eps} if spec.kind == "adamw" else {}),
+        }
+        for (is_matrix, own), parameters in members.items()
     ]
-    groups = [group for group in groups if group["params"]]
     if spec.kind == "sgd":
         return torch.optim.SGD(groups, lr=spec.learning_rate, foreach=False)
     return torch.optim.AdamW(groups, lr=spec.learning_rate, betas=spec.betas, eps=spec.eps, foreach=False)

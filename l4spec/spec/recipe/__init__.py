@@ -11,7 +11,8 @@ from l4spec.spec.header import Header, located
 from l4spec.spec.quantities import Share
 from l4spec.spec.recipe.claim import RecipeClaim
 from l4spec.spec.recipe.data import DataSpec
-from l4spec.spec.recipe.phase import DpoPhase, Phase, RlPhase
+from l4spec.spec.recipe.parametrization import Parametrization
+from l4spec.spec.recipe.phase import DpoPhase, Phase, PretrainPhase, RlPhase
 
 Key = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_. -]*$")]
 Overrides = Annotated[tuple[str, ...], AsTuple]
@@ -24,8 +25,8 @@ class Teacher(Spec):
     """Shipped name or path of its spec."""
     set: Overrides = ()
     """Changes of that spec, `path=value`."""
-    phases: Annotated[tuple[Key, ...], AsTuple] = ()
-    """Phases by which it is trained first when the recipe is run; it starts from random weights otherwise."""
+    phases: Annotated[tuple[PretrainPhase, ...], AsTuple] = ()
+    """Phases by which it is trained first when the recipe is run; without any it has random weights."""
     students: Annotated[int, Field(ge=1, le=1000)] = 1
     """Students that its forward passes are shared by: each of them is charged its part."""
     in_training: Share = 0.0
@@ -37,6 +38,8 @@ class Variant(Spec):
 
     set: Overrides = ()
     """Changes of the model's spec, `path=value`."""
+    change: Overrides = ()
+    """Changes of this recipe, as `phases.0.soft_weight=0.25`."""
     description: str | None = None
     """One line for the table."""
 
@@ -64,6 +67,8 @@ class Recipe(Header):
     """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is told."""
     claims: Annotated[tuple[RecipeClaim, ...], AsTuple] = ()
     """What has been published about the training, for `verify`."""
+    parametrization: Parametrization = Parametrization()
+    """How initial scales and rates follow the size of the model."""
     initial_deviation: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Standard deviation of all random weights but norms and biases."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

@@ -92,10 +92,16 @@ class LoadedRecipe:
         ]
 
 
-def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """A recipe by path or shipped name (`recipes/collapse`). Raises SpecError with all problems at once."""
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), variant: str | None = None) -> LoadedRecipe:
+    """A recipe by path or shipped name (`recipes/collapse`), with what a variant of it changes.
+
+    Raises SpecError with all problems at once, UserError for a variant that it does not have.
+    """
     document = load_document(path_or_name, overrides)
     recipe = parse_as(document, Recipe)
+    if variant_of(recipe, variant) is not None and recipe.variants[variant or ""].change:
+        document = load_document(path_or_name, (*overrides, *recipe.variants[variant or ""].change))
+        recipe = parse_as(document, Recipe)
     source = document.source
     return LoadedRecipe(recipe, document, source.parent if isinstance(source, Path) else Path())
 

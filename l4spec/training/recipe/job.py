@@ -34,7 +34,7 @@ class RecipeJob(Task):
     @cached_property
     def loaded(self) -> LoadedRecipe:
         """The recipe."""
-        return load_recipe(self.spec, self.overrides)
+        return load_recipe(self.spec, self.overrides, self.variant)
 
     @cached_property
     def model_spec(self) -> ModelSpec:

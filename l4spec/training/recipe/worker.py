@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -18,6 +18,7 @@ from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.run.task import Log, Store
 from l4spec.runtime.parallel.training import local_of
+from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase, RlPhase
 from l4spec.spec.recipe.load import scaled, small, starts_of
 from l4spec.spec.resolve import resolve
@@ -26,6 +27,7 @@ from l4spec.training.data.mixture import Mixture
 from l4spec.training.loop import LoopSettings, own_part, reshard, train_steps
 from l4spec.training.nonfinite import where_not_finite
 from l4spec.training.optimizer import make_optimizer
+from l4spec.training.parametrization import RunGrowth, TensorFactors, tensor_factors
 from l4spec.training.recipe.answers import prompts
 from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
 from l4spec.training.recipe.job import RecipeJob
@@ -34,6 +36,8 @@ from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
 from l4spec.training.routing import CollapseDetector
 
 RESULT = "result.json"
+_TEACHERS: dict[str, RankModel] = {}
+"""The teacher of the last run in this process: variants that are trained in turn share it."""
 NUM_LINES = 10
 """Lines a phase that tell how far it is."""
 NUM_ASKED = 64
@@ -58,6 +62,7 @@ class RecipeRun:
         self.recipe = job.loaded.recipe
         self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder)
         self.starts = starts_of(job.phases)
+        self.factors = self._factors()
         self.checkpoint = latest_step(job.out) if job.resume else None
         self.model = self._fresh(job.seed if self.checkpoint is None else None, train=True)
         self.model.checkpoint_activations = job.recompute
@@ -80,11 +85,11 @@ class RecipeRun:
         start, began = self.starts[phase.name], time.perf_counter()
         reshard(self.model)
         self._freeze(phase)
-        optimizer = make_optimizer(self.model, phase.optimizer)
+        optimizer = make_optimizer(self.model, phase.optimizer, self.factors, self.growth(phase).rate)
         self._load(optimizer if self.done > start else None)
         if self.job.out is not None and self.done == start > 0:
             save_step(self.job.out, start, self.model, optimizer, self.job.continued())
-        prepared = prepare(self._context(phase))
+        prepared = prepare(self.context(phase))
         settings = LoopSettings(phase.num_steps, phase.schedule, phase.optimizer.clip, None)
         recent, every = Recent(), max(1, phase.num_steps // NUM_LINES)
         steps = train_steps(
@@ -123,7 +128,9 @@ class RecipeRun:
             self.log(f"resumed from {self.checkpoint} after step {self.done}")
             self.checkpoint = None
 
-    def _context(self, phase: Phase) -> PhaseContext:
+    def context(self, phase: Phase) -> PhaseContext:
+        """What a phase may use."""
+
         def entering() -> RankModel:
             return self._entered(self.starts[phase.name])
 
@@ -136,8 +143,21 @@ class RecipeRun:
         empty = build(self.job.graph, "meta", self.job.number_format)
         model = distribute(empty, self.job.layout, device=_own_device(self.job.device), seed=seed, train=train)
         if seed is not None:
-            rescale(model, self.recipe.initial_deviation)
+            rescale(model, self.recipe.initial_deviation, self.factors)
         return model
+
+    def _factors(self) -> Mapping[str, TensorFactors]:
+        """Of every tensor, by the recipe's parametrization."""
+        rule = self.recipe.parametrization
+        changes = (*self.recipe.set, *rule.base.set)
+        base = scaled(self.job.loaded.spec_of(self.recipe.model, changes), self.job.scale, self.job.layers)
+        return tensor_factors(self.job.graph, build_graph(resolve(base)), rule.kind)
+
+    def growth(self, phase: Phase) -> RunGrowth:
+        """How much larger batch and tokens are than the base's."""
+        base = self.recipe.parametrization.base
+        tokens = 1.0 if base.tokens is None else phase.tokens / base.tokens
+        return RunGrowth(1.0 if base.batch is None else phase.batch / base.batch, tokens)
 
     @torch.no_grad()
     def _entered(self, start: int) -> RankModel:
@@ -157,18 +177,24 @@ class RecipeRun:
         assert phase.kind == "distill", "only these have teachers"
         teacher, job = self.recipe.teachers[phase.teacher], self.job
         spec = job.loaded.spec_of(teacher.model, teacher.set, ("teachers", phase.teacher, "model"))
-        graph = build_graph(resolve(scaled(spec, job.scale, None)))
-        empty = build(graph, "meta", job.number_format)
+        key = f"{teacher!r} {spec!r} {self.recipe.data!r} {job.scale} {job.layout} {job.seed} {job.number_format}"
+        if key not in _TEACHERS:
+            _TEACHERS.clear()
+            _TEACHERS[key] = self._trained_teacher(phase.teacher, scaled(spec, job.scale, None))
+        return _TEACHERS[key]
+
+    def _trained_teacher(self, name: str, spec: ModelSpec) -> RankModel:
+        job = self.job
+        empty = build(build_graph(resolve(spec)), "meta", job.number_format)
         model = distribute(empty, job.layout, device=_own_device(job.device), seed=job.seed + 1, train=True)
         rescale(model, self.recipe.initial_deviation)
-        by_name = {one.name: one for one in self.recipe.phases}
-        for name in teacher.phases:
-            own = by_name[name] if job.scale is None else small(by_name[name], job.model_spec)
+        for phase in self.recipe.teachers[name].phases:
+            own = phase if job.scale is None else small(phase, job.model_spec)
             optimizer = make_optimizer(model, own.optimizer)
             context = PhaseContext(own, model, self.mixture, job.seed + 1, lambda: model, lambda: model)
             settings = LoopSettings(own.num_steps, own.schedule, own.optimizer.clip, None)
             loss = [done.loss for done in train_steps(model, optimizer, prepare(context).batch_of, settings)][-1]
-            self.log(f"teacher {phase.teacher}: {own.name}, {own.num_steps} steps, loss {loss:.4f}")
+            self.log(f"teacher {name}: {own.name}, {own.num_steps} steps, loss {loss:.4f}")
         model.record = None
         return model.eval()
 
@@ -197,7 +223,7 @@ class RecipeRun:
         )
 
     def _evaluated(self, phase: Phase) -> tuple[Evaluation, float | None]:
-        context = self._context(phase)
+        context = self.context(phase)
         data = self.model.mesh.data.size
         count = -(-self.recipe.data.evaluate_sequences // data) * data
         tokens = min(phase.context, self.job.model_spec.text.max_seq_len)
@@ -215,12 +241,13 @@ class RecipeRun:
 
 
 @torch.no_grad()
-def rescale(model: RankModel, deviation: float) -> None:
-    """Let random weights have another standard deviation than the one they were drawn with."""
+def rescale(model: RankModel, deviation: float, factors: Mapping[str, TensorFactors] | None = None) -> None:
+    """Let random weights have another standard deviation than the one they were drawn with, times their factor."""
     kept = {f"{node.id}.{p.name}" for node, p in model.graph.parameters() if p.role in ("norm", "bias")}
     for name, parameter in model.named_parameters():
         if name not in kept:
-            local_of(parameter).mul_(deviation / STANDARD_DEVIATION)
+            own = TensorFactors() if factors is None else factors[name]
+            local_of(parameter).mul_(own.deviation * deviation / STANDARD_DEVIATION)
 
 
 def _own_device(device: str) -> torch.device:

@@ -1,0 +1,40 @@
+"""Larger models of the same pattern: more and as wide heads, wider feed-forward layers, the pattern laid more often."""
+
+from typing import Any, TypeVar
+
+from l4spec.errors import UserError
+from l4spec.layers.base import LayerSpec, Spec
+from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec
+
+S = TypeVar("S", bound=Spec)
+WIDTHS = ("intermediate_size", "shared_intermediate_size", "q_lora_rank", "kv_lora_rank", "num_heads", "num_kv_heads")
+"""Fields of parts that grow with the stream; the width of a head stays, and so do numbers of experts."""
+
+
+def grow(spec: ModelSpec, *, width: int = 1, depth: int = 1) -> ModelSpec:
+    """`spec` with its text `width` times as wide and `depth` times as deep. Raises UserError for factors below 1."""
+    if width < 1 or depth < 1:
+        raise UserError(f"expected factors of at least 1, found width {width} and depth {depth}")
+    text = spec.text
+    parts = {name: _wider(part, width) for name, part in text.parts.items()}
+    layers = tuple(_deeper(item, depth) for item in text.layers) if depth > 1 else text.layers
+    grown = _changed(text, hidden_size=text.hidden_size * width, parts=parts, layers=layers)
+    name = spec.name if width == depth == 1 else f"{spec.name} w{width} d{depth}"
+    vision = spec.vision
+    if vision is not None:
+        vision = _changed(vision, projector=_changed(vision.projector, output_size=grown.hidden_size))
+    return _changed(spec, name=name, text=grown, vision=vision, extends=None, claims=(), estimated=(), huggingface=None)
+
+
+def _wider(part: LayerSpec, width: int) -> LayerSpec:
+    sizes = {name: value * width for name in WIDTHS if isinstance(value := getattr(part, name, None), int)}
+    return _changed(part, **sizes)
+
+
+def _deeper(item: GroupSpec | BlockSpec, depth: int) -> GroupSpec | BlockSpec:
+    return _changed(item, repeat=item.repeat * depth)
+
+
+def _changed(spec: S, **fields: Any) -> S:
+    """A copy with other fields, checked again as if it had been written so."""
+    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})

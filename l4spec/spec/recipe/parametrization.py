@@ -1,0 +1,36 @@
+"""How initial scales and learning rates follow the size of a model, so that they transfer from a small one."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import model_validator
+
+from l4spec.layers.base import AsTuple, Size, Spec
+from l4spec.spec.header import located
+from l4spec.spec.quantities import TrainTokens
+
+
+class BaseSizes(Spec):
+    """The model and run whose learning rate the recipe names: at these sizes every factor is 1."""
+
+    set: Annotated[tuple[str, ...], AsTuple] = ()
+    """Changes of the recipe's model, `path=value`, that make the base model of it."""
+    batch: Size | None = None
+    """Sequences of a step there; null: as many."""
+    tokens: TrainTokens | None = None
+    """Tokens of the phase there; null: as many."""
+
+
+class Parametrization(Spec):
+    """Which rule, and from where."""
+
+    kind: Literal["standard", "mup", "completedp"] = "standard"
+    """`standard`: one rate and one deviation for all. `mup`: over width (arXiv:2203.03466). `completedp`: over width,
+    depth, batch and tokens (arXiv:2505.01618, arXiv:2512.22382)."""
+    base: BaseSizes = BaseSizes()
+    """Where every factor is 1."""
+
+    @model_validator(mode="after")
+    def _rule_knows_its_axes(self) -> Self:
+        if self.kind != "completedp" and (self.base.batch is not None or self.base.tokens is not None):
+            raise located(("base",), f"{self.kind} has no rule for batch and tokens", "kind: completedp has")
+        return self

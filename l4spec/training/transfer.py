@@ -1,0 +1,160 @@
+"""Whether a learning rate transfers: a recipe's first phase trained at several sizes and rates, and its features."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from l4spec.errors import UserError
+from l4spec.spec.grow import grow
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.recipe import Phase
+from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
+from l4spec.training.loop import LoopSettings, StepMetrics, train_steps
+from l4spec.training.optimizer import make_optimizer
+from l4spec.training.recipe.job import RecipeJob
+from l4spec.training.recipe.metrics import Recent
+from l4spec.training.recipe.phases import prepare
+from l4spec.training.recipe.worker import RecipeRun
+
+GrowthAxis = Literal["width", "depth", "batch", "tokens"]
+DIVERGED = 1e9
+"""Stands for the loss of a run that is not finite."""
+
+
+@dataclass(frozen=True)
+class TransferJob(RecipeJob):
+    """The first phase of a recipe, `times` as large along `axis`, with its rate times `rate`."""
+
+    axis: GrowthAxis = "width"
+    times: int = 1
+    rate: float = 1.0
+
+    @cached_property
+    def loaded(self) -> LoadedRecipe:
+        """The recipe, whose base are its own sizes."""
+        loaded = load_recipe(self.spec, self.overrides, self.variant)
+        rule, phase = loaded.recipe.parametrization, loaded.recipe.phases[0]
+        if rule.kind != "completedp":
+            return loaded
+        base = rule.base.model_copy(update={"batch": phase.batch, "tokens": phase.tokens})
+        recipe = loaded.recipe.model_copy(update={"parametrization": rule.model_copy(update={"base": base})})
+        return replace(loaded, recipe=recipe)
+
+    @cached_property
+    def model_spec(self) -> ModelSpec:
+        """The recipe's model, grown."""
+        spec = self.loaded.model(None)
+        return grow(
+            spec,
+            width=self.times if self.axis == "width" else 1,
+            depth=self.times if self.axis == "depth" else 1,
+        )
+
+    @cached_property
+    def phases(self) -> tuple[Phase, ...]:
+        """The first phase, grown, with another rate. A larger batch has as many tokens, in fewer steps."""
+        phase = self.loaded.recipe.phases[0]
+        rate = phase.optimizer.learning_rate * self.rate
+        update: dict[str, object] = {"optimizer": phase.optimizer.model_copy(update={"learning_rate": rate})}
+        if self.axis == "batch":
+            update["batch"] = phase.batch * self.times
+        if self.axis == "tokens":
+            update["tokens"] = phase.tokens * self.times
+        return (phase.model_copy(update=update),)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferPoint:
+    """The mean loss of the last steps of one run."""
+
+    axis: GrowthAxis
+    times: int
+    rate: float
+    seed: int
+    loss: float
+
+
+def final_loss(job: TransferJob) -> float:
+    """The mean loss of the last 20 steps; `DIVERGED` where it stops being finite."""
+    run = RecipeRun(job, lambda line: None)
+    (phase,) = job.phases
+    recent = Recent()
+    try:
+        for done in _steps(run, phase, phase.num_steps):
+            recent.add(done)
+    except UserError:
+        return DIVERGED
+    return recent.loss
+
+
+def _steps(run: RecipeRun, phase: Phase, num_steps: int) -> Iterator[StepMetrics]:
+    optimizer = make_optimizer(run.model, phase.optimizer, run.factors, run.growth(phase).rate)
+    prepared = prepare(run.context(phase))
+    settings = LoopSettings(num_steps, phase.schedule, phase.optimizer.clip)
+    return train_steps(run.model, optimizer, prepared.batch_of, settings, objective=prepared.objective)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What is to be run: growths along one axis, factors on the recipe's rate, seeds."""
+
+    axis: GrowthAxis
+    times: Sequence[int]
+    rates: Sequence[float]
+    seeds: Sequence[int]
+
+
+def sweep(job: TransferJob, asked: Sweep, tell: Callable[[TransferPoint], None]) -> list[TransferPoint]:
+    """Every run of a sweep, one after the other; `tell` is called with each."""
+    points = []
+    for times in asked.times:
+        for rate in asked.rates:
+            for seed in asked.seeds:
+                one = replace(job, axis=asked.axis, times=times, rate=rate, seed=seed)
+                points.append(TransferPoint(asked.axis, times, rate, seed, final_loss(one)))
+                tell(points[-1])
+    return points
+
+
+def best_rates(points: Sequence[TransferPoint]) -> dict[int, float]:
+    """By growth, the rate whose mean loss over seeds is least."""
+    best: dict[int, float] = {}
+    for times in dict.fromkeys(point.times for point in points):
+        means = {
+            rate: _mean([p.loss for p in points if (p.times, p.rate) == (times, rate)])
+            for rate in dict.fromkeys(point.rate for point in points)
+        }
+        best[times] = min(means, key=lambda rate: means[rate])
+    return best
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def features(job: TransferJob, num_steps: int) -> dict[str, float]:
+    """The coordinate check: mean |output| of every block's layers and of the head after some steps, by node id."""
+    run = RecipeRun(job, lambda line: None)
+    (phase,) = job.phases
+    for _ in _steps(run, phase, num_steps):
+        pass
+    batch, _ = run.mixture.held_out(phase.batch, phase.context, run.context(phase).weights)
+    sizes: dict[str, float] = {}
+
+    for node in run.model.nodes:
+        if node.role in ("attention", "ffn", "head", "final_norm"):
+            run.model.get_submodule(node.id).register_forward_hook(_recorder(node.id, sizes))
+    with torch.no_grad():
+        run.model.eval()(batch.input_ids, **dict(batch.inputs))
+    return sizes
+
+
+def _recorder(name: str, sizes: dict[str, float]) -> "Callable[[nn.Module, object, Tensor], None]":
+    def record(module: nn.Module, args: object, output: Tensor) -> None:
+        sizes[name] = float(output.abs().mean())
+
+    return record

@@ -47,13 +47,10 @@ def transfer_command(
     With the parametrization `completedp` (or `mup` over width) it stays where it was; with `standard` it moves. With
     --features, the mean size of every layer's outputs as the model grows.
     """
-    import torch
-
     from l4spec.sharding.layout import Layout
     from l4spec.training.transfer import Sweep, TransferJob, sweep
 
-    torch.set_num_threads(threads or 1)
-    job = TransferJob(recipe, Layout(), tuple(overrides or ()))
+    job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()
     asked = {"width": width_times, "depth": depth_times, "batch": batch_times, "tokens": tokens_times}
     axes: list[tuple[GrowthAxis, list[int]]] = [

@@ -80,7 +80,7 @@ class TransferPoint:
 
 def final_loss(job: TransferJob) -> float:
     """The mean loss of the last 20 steps; `DIVERGED` where it stops being finite."""
-    run = RecipeRun(job, lambda line: None)
+    run = _run(job)
     (phase,) = job.phases
     recent = Recent()
     try:
@@ -89,6 +89,12 @@ def final_loss(job: TransferJob) -> float:
     except UserError:
         return DIVERGED
     return recent.loss
+
+
+def _run(job: TransferJob) -> RecipeRun:
+    if job.num_threads is not None:
+        torch.set_num_threads(job.num_threads)
+    return RecipeRun(job, lambda line: None)
 
 
 def _steps(run: RecipeRun, phase: Phase, num_steps: int) -> Iterator[StepMetrics]:
@@ -138,7 +144,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def features(job: TransferJob, num_steps: int) -> dict[str, float]:
     """The coordinate check: mean |output| of every block's layers and of the head after some steps, by node id."""
-    run = RecipeRun(job, lambda line: None)
+    run = _run(job)
     (phase,) = job.phases
     for _ in _steps(run, phase, num_steps):
         pass

@@ -8,7 +8,8 @@ of measured ranks (`planners.module.runtime_collectives`), which add what only o
 A forward pass, Megatron's tensor parallelism (arXiv:1909.08053):
 
 - tp: an all-reduce of the stream after every layer whose tensors tp cuts (attention, feed-forward, embedding), and an
-  all-gather of the logits in fp32, padded to the widest rank's, where they are wanted.
+  all-gather of the logits, padded to the widest rank's, where they are wanted: in the head's number format, as engines
+  do (vLLM's LogitsProcessor, SGLang), which convert to fp32 afterwards; our own runtime sends fp32 (`LOGIT_BYTES`).
 - ep: for each routed layer an all-to-all of the stream to every chosen expert, and one back. Routing is taken as even.
 - pp: the stream to the next stage; each rank of tp sends it whole.
 - cp: what layers keep of earlier tokens, from rank to rank (`l4spec.sharding.sequence`): that of the busiest rank.
@@ -32,6 +33,7 @@ from planners.device.activations import ACTIVATION_BYTES
 PATTERNS: dict[str, Pattern] = {"all-to-all": "peers", "send": "chain"}
 """Who sends to whom in a collective; all others are rings."""
 LOGIT_BYTES = 4
+"""Bytes of a logit that our runtime sends, and of a loss."""
 CUT_ROLES = ("attention", "ffn", "embedding")
 """Layers whose output tensor-parallel ranks add up."""
 
@@ -63,13 +65,15 @@ class Collective:
 class ForwardPass:
     """A prefill or a decode step on one rank: its new tokens, the rows of logits wanted, numbers of `item_bytes`.
 
-    `context` is the length of each divided sequence (cp), whose payload is that of one sequence.
+    `context` is the length of each divided sequence (cp), whose payload is that of one sequence. `logit_bytes` is the
+    size of a logit when ranks join theirs.
     """
 
     tokens: int = 1
     logit_rows: int = 1
     item_bytes: int = ACTIVATION_BYTES
     context: int = 0
+    logit_bytes: int = ACTIVATION_BYTES
 
 
 def ring_bytes(operation: str, payload: int, ranks: int) -> int:
@@ -136,7 +140,7 @@ def _of_layers(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) 
             yield Collective("tp", "all-reduce", "activations", count, count * stream, layout.tp, group)
         if layout.tp > 1 and group.first.role == "head":
             vocab = group.declaration.parameters[0].dims[0]
-            logits = layout.tp * shard_size(vocab, layout) * run.logit_rows * LOGIT_BYTES
+            logits = layout.tp * shard_size(vocab, layout) * run.logit_rows * run.logit_bytes
             yield Collective("tp", "all-gather", "logits", count, count * logits, layout.tp, group)
         if routed is not None and layout.ep > 1:
             copies = 2 * count * routed.num_per_token

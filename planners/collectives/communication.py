@@ -9,7 +9,6 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import (
-    LOGIT_BYTES,
     Collective,
     ForwardPass,
     busiest_rank_tokens,
@@ -44,8 +43,8 @@ def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int
         text = f"{sent // width} x 2 x {width:,} B x {layout.tp - 1}/{layout.tp} ({outputs})"
         rows.append(_row(layout, "tp", "all-reduce", sent, text, host_size))
         _, sent = _busiest(graph, layout, "tp", "all-gather")
-        share = f"{layout.tp - 1}/{layout.tp}"
-        text = f"{sent // LOGIT_BYTES:,} logits x {LOGIT_BYTES} B x {share} (of a prompt's last token, of each new one)"
+        share, size = f"{layout.tp - 1}/{layout.tp}", ONE_TOKEN.logit_bytes
+        text = f"{sent // size:,} logits x {size} B x {share} (of a prompt's last token, of each new one)"
         rows.append(_row(layout, "tp", "all-gather", sent, text, host_size))
     if layout.ep > 1:
         _, sent = _busiest(graph, layout, "ep", "all-to-all")

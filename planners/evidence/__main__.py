@@ -5,14 +5,16 @@ Only rows marked `calibrate` are used. It takes about two minutes on one core an
 
 import sys
 from collections.abc import Mapping, Sequence
-from math import exp
 from pathlib import Path
 
 from planners.evidence import fit_serving as serving
 from planners.evidence import fit_training as training
+from planners.evidence import terms
 from planners.evidence.deployments import ServingCase, serving_case
+from planners.evidence.least_squares import FittedTerms
 from planners.evidence.rows import Row, published_rows
 from planners.evidence.spread import Spread
+from planners.evidence.terms import Term
 from planners.timing.efficiency import ServingEfficiency
 
 FOLDER = Path(__file__).parents[1] / "catalog" / "efficiency"
@@ -22,7 +24,6 @@ ENGINES: dict[str, tuple[str, ...]] = {
     "sglang": ("sglang-hybrid",),
 }
 """The further engines that a file is for: cache policies without an engine of their own go with vLLM's factors."""
-SECONDS = ("layer", "moe_layer", "wide_layer", "collective", "host_step", "host_sequence", "request")
 _DOCUMENT = "ai-dynamo/aiconfigurator systems/silicon_sample.csv (SemiAnalysis InferenceMAX runs)"
 _HEAD = "# Written by `python -m planners.evidence` from rows marked calibrate in planners/evidence/published.csv.\n"
 
@@ -46,8 +47,9 @@ def _write(name: str, text: str) -> None:
 def serving_text(engine: str, rows: Sequence[Row]) -> str:
     """The YAML of an engine's factors, fitted on `rows`."""
     bench = serving.Bench(engine, serving.samples_of(rows, engine))
-    fitted = serving.fit(bench, start_of(engine))
-    errors = serving.leave_one_out(bench, fitted)
+    base = start_of(engine)
+    fitted = serving.fit(bench, base)
+    errors = serving.leave_one_out(bench, base, fitted)
     cases = [sample.case for sample in bench.samples]
     lines = [
         f"name: {engine}",
@@ -57,9 +59,9 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
         f"source: {_DOCUMENT}",
         f"hardware: [{', '.join(sorted({case.hardware for case in cases}))}]",
         f"models: [{', '.join(sorted({case.model for case in cases}))}]",
-        *(f"{name}: {getattr(fitted, name):.4g}" for name in serving.PRIORS if name not in SECONDS),
-        *(f"{name}: {1e6 * getattr(fitted, name):.4f} us" for name in SECONDS),
+        *(_factor(term, fitted.values[term.name]) for term in terms.SERVING),
         f"wide_from: {serving.WIDE_FROM}",
+        *_certainty(fitted),
         *_notes(_serving_notes(engine, cases, rows)),
         *_errors(errors),
     ]
@@ -68,7 +70,7 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
 
 def start_of(engine: str) -> ServingEfficiency:
     """The expected factors, where a fit begins."""
-    expected = {name: at for name, (at, _) in serving.PRIORS.items()}
+    expected = {term.name: term.expected for term in terms.SERVING}
     identity = {"name": engine, "description": engine, "engines": (engine,), "source": _DOCUMENT}
     empty: dict[str, object] = {"hardware": (), "models": (), "wide_from": serving.WIDE_FROM}
     return ServingEfficiency.model_validate({**identity, **empty, **expected})
@@ -90,9 +92,8 @@ def _ran(row: Row, engine: str) -> bool:
 def training_texts(rows: Sequence[Row]) -> dict[str, str]:
     """The YAML of every hardware family's training factors, fitted together."""
     samples = training.training_samples(rows)
-    point = training.fit(samples)
-    errors = training.leave_one_out(samples, point)
-    values = {name: exp(value) for name, value in zip(training.NAMES, point, strict=True)}
+    fitted = training.fit(samples)
+    errors, values = training.leave_one_out(samples, fitted), fitted.values
     documents = sorted({sample.row.document for sample in samples})
     return {
         f"train-{family}": "\n".join(
@@ -102,10 +103,11 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
                 f"description: training steps on {family}, fitted on {len(samples)} published figures",
                 f"source: {'; '.join(documents)}",
                 f"hardware: [{', '.join(members)}]",
-                _mapping("matmul", {dtype: values[f"{family}.{dtype}"] for dtype in training.MATMULS[family]}),
-                *(f"{name}: {values[name]:.4g}" for name in training.SHARED if name not in training.TRAINERS),
-                _mapping("trainers", {name: values[name] for name in training.TRAINERS}),
+                _mapping("matmul", {dtype: values[f"{family}.{dtype}"] for dtype in terms.MATMULS[family]}),
+                *(_factor(term, values[term.name]) for term in _shared()),
+                _mapping("trainers", {name: values[name] for name in terms.TRAINERS}),
                 _mapping("most_devices", training.most_devices(samples, family)),
+                *_certainty(fitted, family),
                 *_errors(errors),
             ]
         )
@@ -114,8 +116,28 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _mapping(name: str, values: Mapping[str, float]) -> str:
-    rows = (f"{key}: {value if isinstance(value, int) else format(value, '.4g')}" for key, value in values.items())
+def _shared() -> list[Term]:
+    """Terms that every family has and no trainer of its own."""
+    return [term for term in terms.TRAINING if "." not in term.name and term.name not in terms.TRAINERS]
+
+
+def _factor(term: Term, value: float) -> str:
+    return f"{term.name}: {1e6 * value:.4f} us" if term.unit == "seconds" else f"{term.name}: {value:.4g}"
+
+
+def _certainty(fitted: FittedTerms, family: str = "") -> list[str]:
+    """Standard errors and what rows do not determine, as YAML; of a family without those of others."""
+
+    def own(name: str) -> bool:
+        return "." not in name or name.partition(".")[0] == family
+
+    errors = {name: error for name, error in fitted.standard_errors.items() if own(name)}
+    undetermined = ", ".join(name for name in fitted.undetermined if own(name))
+    return [_mapping("standard_errors", errors, digits=2), f"undetermined: [{undetermined}]"]
+
+
+def _mapping(name: str, values: Mapping[str, float], digits: int = 4) -> str:
+    rows = (f"{key}: {value if isinstance(value, int) else f'{value:.{digits}g}'}" for key, value in values.items())
     return f"{name}: {{{', '.join(rows)}}}"
 
 

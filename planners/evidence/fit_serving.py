@@ -1,42 +1,30 @@
 """Fits an engine's serving factors on published rows marked for calibration, and its error on left-out ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log, sqrt
+from math import log
 
 from planners.evidence.deployments import ServingCase, serving_case
-from planners.evidence.minimise import minimise
-from planners.evidence.replay import capacity_of, served_by, step_model
+from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
+from planners.evidence.replay import THROUGHPUT, capacity_of, most_served, served_by, step_model, tokens_per_gpu
 from planners.evidence.rows import Row
 from planners.evidence.spread import Spread, errors_of
+from planners.evidence.terms import SERVING
 from planners.timing.efficiency import ServingEfficiency
 from planners.timing.step import StepModel
 
-PRIORS: dict[str, tuple[float, float]] = {
-    "memory": (0.85, 0.08),  # a streaming kernel reaches 0.8 to 0.92 of the datasheet's bandwidth
-    "cache": (0.60, 0.40),  # paged attention of few heads reaches less
-    "compute": (0.55, 0.25),  # at most 0.71 of the fp8 peak (max achievable matmul, stas00/ml-engineering)
-    "attention": (0.45, 0.30),  # flash attention's prefill
-    "links": (0.75, 0.05),  # bus bandwidth of large all-reduces
-    "layer": (20e-6, 0.7),  # a dozen launches
-    "moe_layer": (78e-6, 0.5),  # midway between vLLM's dense block and SGLang's DeepSeek block, which also has MLA
-    "wide_layer": (10e-6, 1.5),
-    "collective": (4e-6, 0.7),  # an all-reduce of a few KB inside a host
-    "host_step": (1e-3, 1.5),
-    "host_sequence": (50e-6, 1.5),
-    "request": (30e-3, 1.0),
-}
-"""Where each factor is expected and its spread in log units: broad, but enough to keep unidentified ones plausible."""
-SHARES = ("memory", "cache", "compute", "attention", "links")
-"""Shares of a peak, which end at 1."""
-PRIOR_WEIGHT = 0.001
+NOISE = {"ttft_mean": 0.1} | dict.fromkeys(THROUGHPUT, 0.05)
+"""Log error within which a row is as good as met, by metric; time per token and end to end: `NOISE_OF_TOKENS`."""
+NOISE_OF_TOKENS = 0.02
+HOSTS: tuple[dict[str, float], ...] = ({}, {"host_step": 5e-3, "host_sequence": 1e-4})
+"""Where fits begin: the cost is flat where the host never matters."""
 WIDE_FROM = 16
 """Sequences above which vLLM's fp8 matmul leaves its smallest tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row's case with its measured time in seconds."""
+    """A row's case with its measured time in seconds; of a throughput, seconds per token and GPU."""
 
     row: Row
     case: ServingCase
@@ -50,9 +38,9 @@ class Sample:
         return (self.row.document, case.model, case.hardware, case.layout, case.prompt, case.output)
 
     @property
-    def weight(self) -> float:
-        """Time per token decides; time to first token is noisier and tells of prefill."""
-        return 0.3 if self.metric == "ttft_mean" else 1.0
+    def alike(self) -> tuple[object, ...]:
+        """What is wrong together: a metric of a series."""
+        return (*self.series, self.metric)
 
 
 @dataclass
@@ -72,6 +60,8 @@ class Bench:
         model = StepModel(
             known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, factors, totals=known.totals
         )
+        if sample.metric in THROUGHPUT:
+            return 1 / tokens_per_gpu(case, most_served(case, model))
         served = served_by(case, model)
         if sample.metric == "ttft_mean":
             return served.ttft
@@ -86,6 +76,8 @@ def unfit(row: Row) -> str | None:
         return (
             "longer outputs decode faster (7.1 against 8.6 ms at 4 clients): tokens are drafted, which is not planned"
         )
+    if row.metric in THROUGHPUT and row.tp == "1" and row.ep == "8":
+        return "ranks of attention that wait for each other and uneven routing are not planned"
     if row.metric == "ttft_mean" and "trtllm" in row.source and "1024x1024" in row.source and row.tp in ("1", "4"):
         return "the launch script holds prompts back (batch_wait_timeout_iters: 20)"
     return None
@@ -93,14 +85,20 @@ def unfit(row: Row) -> str | None:
 
 def samples_of(rows: Sequence[Row], engine: str) -> tuple[Sample, ...]:
     """The engine's calibration samples, without figures that are published a second time as a test row."""
-    tested = {_figure(row) for row in rows if row.family == "SRV" and row.split == "test"}
+    tested = {_figure(row) for row in rows if row.family in ("SRV", "THR") and row.split == "test"}
     samples = []
     for row in rows:
-        if row.family == "SRV" and row.calibrates and unfit(row) is None and _figure(row) not in tested:
+        if row.family in ("SRV", "THR") and row.calibrates and unfit(row) is None and _figure(row) not in tested:
             case = serving_case(row)
             if isinstance(case, ServingCase) and case.engine == engine and capacity_of(case) >= 1:
-                samples.append(Sample(row, case, row.metric, row.published / 1e3))
+                samples.append(Sample(row, case, row.metric, _seconds(row)))
     return tuple(samples)
+
+
+def _seconds(row: Row) -> float:
+    if row.metric not in THROUGHPUT:
+        return row.published / 1e3
+    return (1 if row.unit.endswith("/GPU") else row.number("n_gpus") or 1) / row.published
 
 
 def _figure(row: Row) -> tuple[object, ...]:
@@ -108,54 +106,40 @@ def _figure(row: Row) -> tuple[object, ...]:
     return serving_case(row), row.metric, row.published
 
 
-def with_factors(base: ServingEfficiency, point: Sequence[float]) -> ServingEfficiency:
-    """`base` with the factors of a point in log space."""
-    values = {name: exp(value) for name, value in zip(PRIORS, point, strict=True)}
-    values |= {name: min(1.0, values[name]) for name in SHARES}
-    return base.model_copy(update=values)
+def with_factors(base: ServingEfficiency, values: Mapping[str, float]) -> ServingEfficiency:
+    """`base` with other factors."""
+    return base.model_copy(update=dict(values))
 
 
 def fit(
-    bench: Bench, base: ServingEfficiency, *, start: Sequence[float] | None = None, rounds: int = 4000
-) -> ServingEfficiency:
-    """The factors that fit a bench best: a robust mean of log errors, held near the priors where the data is silent."""
+    bench: Bench, base: ServingEfficiency, starts: Sequence[Mapping[str, float]] = HOSTS, *, rounds: int = 60
+) -> FittedTerms:
+    """The factors that fit a bench best: a robust fit of log errors, near what is expected where rows are silent."""
 
-    def cost(point: Sequence[float]) -> float:
-        factors = with_factors(base, point)
-        total = sum(_cost_of(bench, sample, factors) for sample in bench.samples)
-        pull = sum(((x - log(at)) / wide) ** 2 for x, (at, wide) in zip(point, PRIORS.values(), strict=True))
-        return total / len(bench.samples) + PRIOR_WEIGHT * pull
+    def residuals(values: Mapping[str, float]) -> list[float]:
+        return residuals_of(bench, with_factors(base, values))
 
-    starts = [_expected(), _expected(host_step=5e-3, host_sequence=1e-4)] if start is None else [list(start)]
-    factors = [minimise(cost, minimise(cost, first, rounds=rounds // 2), rounds=rounds // 2) for first in starts]
-    return with_factors(base, min(factors, key=cost))
+    fits = (fit_terms(SERVING, residuals, start, rounds=rounds) for start in starts)
+    return min(fits, key=lambda fitted: fitted.cost)
 
 
-def _expected(**others: float) -> list[float]:
-    """The priors' centres in log space; a fast and a slow host, since the cost is flat where the host never matters."""
-    return [log(others.get(name, at)) for name, (at, _) in PRIORS.items()]
+def residuals_of(bench: Bench, factors: ServingEfficiency) -> list[float]:
+    """The log error of every sample in units of its noise; rows of one series and metric weigh as one."""
+    shared = shared_noise([sample.alike for sample in bench.samples])
+    return [
+        log(bench.predicted(sample, factors) / sample.measured) / (NOISE.get(sample.metric, NOISE_OF_TOKENS) * more)
+        for sample, more in zip(bench.samples, shared, strict=True)
+    ]
 
 
-def _cost_of(bench: Bench, sample: Sample, factors: ServingEfficiency) -> float:
-    """Close to the absolute log error; below 2 % (time to first token: 10 %) a row is as good as met."""
-    error = log(bench.predicted(sample, factors) / sample.measured)
-    floor = 0.1 if sample.metric == "ttft_mean" else 0.02
-    return sample.weight * sqrt(floor**2 + error**2)
-
-
-def point_of(factors: ServingEfficiency) -> list[float]:
-    """The factors in log space."""
-    return [log(getattr(factors, name)) for name in PRIORS]
-
-
-def leave_one_out(bench: Bench, fitted: ServingEfficiency, *, rounds: int = 400) -> tuple[Spread, ...]:
+def leave_one_out(bench: Bench, base: ServingEfficiency, fitted: FittedTerms) -> tuple[Spread, ...]:
     """Errors of every series under factors fitted without it."""
-    residuals: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
+    errors: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
     for series in dict.fromkeys(sample.series for sample in bench.samples):
         rest = Bench(bench.engine, tuple(s for s in bench.samples if s.series != series), bench.models)
-        without = fit(rest, fitted, start=point_of(fitted), rounds=rounds) if rest.samples else fitted
+        without = with_factors(base, fit(rest, base, (fitted.values,), rounds=8).values)
         for sample in bench.samples:
             if sample.series == series:
                 error = bench.predicted(sample, without) / sample.measured - 1
-                residuals["ttft" if sample.metric == "ttft_mean" else "tpot"].append((error, series))
-    return tuple(errors_of(metric, errors) for metric, errors in residuals.items() if errors)
+                errors["ttft" if sample.metric == "ttft_mean" else "tpot"].append((error, series))
+    return tuple(errors_of(metric, pairs) for metric, pairs in errors.items() if pairs)

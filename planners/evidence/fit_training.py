@@ -1,12 +1,13 @@
 """Fits the training factors of all hardware families together, and measures the error on left-out sources."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import log
 
-from planners.evidence.minimise import minimise
+from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.rows import Row
 from planners.evidence.spread import Spread, errors_of
+from planners.evidence.terms import MATMULS, TRAINERS, TRAINING
 from planners.evidence.training_replay import train_case
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.training_step import TrainLoad, TrainModel
@@ -16,25 +17,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "blackwell": ("b200", "gb200"),
     "ampere": ("a100-80gb",),
 }
-MATMULS: dict[str, dict[str, float]] = {
-    "hopper": {"bf16": 0.68, "fp8": 0.6},
-    "blackwell": {"bf16": 0.65, "fp8": 0.55, "mxfp8": 0.5, "fp4": 0.42},
-    "ampere": {"bf16": 0.6},
-}
-"""Expected shares of the dense peak by family and format."""
-SHARED: dict[str, tuple[float, float]] = {
-    "attention": (0.45, 0.15),
-    "moved": (1.5, 0.2),
-    "moe_moved": (3.0, 0.7),
-    "tp": (0.35, 0.3),
-    "ep": (0.6, 0.3),
-    "cp": (0.3, 0.7),
-    "torchtitan": (1.3, 0.3),
-    "maxtext": (1.1, 0.15),
-}
-MATMUL_SPREAD = 0.12
-PRIOR_WEIGHT = 0.0005
-TRAINERS = ("torchtitan", "maxtext")
+NOISE = 0.03
+"""Log error within which a row is as good as met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +75,22 @@ def seconds_of(row: Row, load: TrainLoad) -> float:
     return row.published / (1e3 if row.metric.endswith("ms") else 1.0)
 
 
-NAMES = tuple(f"{family}.{dtype}" for family, shares in MATMULS.items() for dtype in shares) + tuple(SHARED)
-EXPECTED: tuple[tuple[float, float], ...] = (
-    *((share, MATMUL_SPREAD) for shares in MATMULS.values() for share in shares.values()),
-    *SHARED.values(),
-)
-
-
-def efficiencies(point: Sequence[float]) -> dict[str, TrainingEfficiency]:
-    """The factors of a point in log space, by family."""
-    values = {name: exp(value) for name, value in zip(NAMES, point, strict=True)}
-    shared = {name: values[name] for name in SHARED if name not in TRAINERS}
+def efficiencies(values: Mapping[str, float]) -> dict[str, TrainingEfficiency]:
+    """The factors by family."""
     return {
         family: TrainingEfficiency(
             name=f"train-{family}",
             description=f"training on {family}",
             source="planners/evidence/published.csv",
             hardware=members,
-            matmul={dtype: min(values[f"{family}.{dtype}"], 1.5) for dtype in MATMULS[family]},
+            matmul={dtype: values[f"{family}.{dtype}"] for dtype in MATMULS[family]},
             trainers={name: values[name] for name in TRAINERS},
-            attention=shared["attention"],
-            moved=shared["moved"],
-            moe_moved=shared["moe_moved"],
-            tp=shared["tp"],
-            ep=shared["ep"],
-            cp=shared["cp"],
+            attention=values["attention"],
+            moved=values["moved"],
+            moe_moved=values["moe_moved"],
+            tp=values["tp"],
+            ep=values["ep"],
+            cp=values["cp"],
         )
         for family, members in FAMILIES.items()
     }
@@ -129,27 +104,23 @@ def predicted(sample: TrainSample, factors: dict[str, TrainingEfficiency]) -> fl
     return seconds
 
 
-def fit(samples: Sequence[TrainSample], *, start: Sequence[float] | None = None, rounds: int = 3000) -> list[float]:
-    """The point that fits the samples best, in log space."""
+def fit(samples: Sequence[TrainSample], start: Mapping[str, float] | None = None) -> FittedTerms:
+    """The factors that fit the samples best; rows of one series weigh as one."""
+    noise = [NOISE * more for more in shared_noise([sample.series for sample in samples])]
 
-    def cost(point: Sequence[float]) -> float:
-        factors = efficiencies(point)
-        errors = (log(predicted(sample, factors) / sample.seconds) for sample in samples)
-        total = sum(sqrt(0.03**2 + error**2) for error in errors)
-        pull = sum(((x - log(at)) / wide) ** 2 for x, (at, wide) in zip(point, EXPECTED, strict=True))
-        return total / len(samples) + PRIOR_WEIGHT * pull
+    def residuals(values: Mapping[str, float]) -> list[float]:
+        factors = efficiencies(values)
+        times = [predicted(sample, factors) for sample in samples]
+        return [log(t / s.seconds) / n for t, s, n in zip(times, samples, noise, strict=True)]
 
-    best: Sequence[float] = [log(at) for at, _ in EXPECTED] if start is None else start
-    for _ in range(3 if start is None else 1):
-        best = minimise(cost, best, rounds=rounds)
-    return list(best)
+    return fit_terms(TRAINING, residuals, start)
 
 
-def leave_one_out(samples: Sequence[TrainSample], fitted: Sequence[float], *, rounds: int = 250) -> tuple[Spread, ...]:
+def leave_one_out(samples: Sequence[TrainSample], fitted: FittedTerms) -> tuple[Spread, ...]:
     """Errors of every series under factors fitted without it."""
     errors: list[tuple[float, object]] = []
     for series in dict.fromkeys(sample.series for sample in samples):
         rest = [sample for sample in samples if sample.series != series]
-        factors = efficiencies(fit(rest, start=fitted, rounds=rounds))
+        factors = efficiencies(fit(rest, fitted.values).values)
         errors.extend((predicted(s, factors) / s.seconds - 1, series) for s in samples if s.series == series)
     return (errors_of("step_time", errors),)

@@ -110,14 +110,22 @@ def served_by(case: ServingCase, model: StepModel) -> Served:
 
 def _predict_throughput(row: Row, case: ServingCase, model: StepModel, *, driven: bool) -> Prediction:
     """Output tokens per second: of the row's clients or rate, or the most that an offline benchmark finds."""
-    capacity = float(capacity_of(case))
-    if capacity < 1:
+    if capacity_of(case) < 1:
         return Prediction(row, reason="no sequence of this length fits, by the planner's memory terms")
-    offline = Load(case.prompt, case.output, capacity, capacity, server=False)
-    throughput = served_by(case, model) if driven else most_throughput(model, offline)
-    batches = case.layout.ep * case.layout.pp  # each rank of attention serves its own, each stage another micro-batch
-    per_gpu = throughput.requests_per_second * case.output * batches / case.layout.num_devices
+    per_gpu = tokens_per_gpu(case, served_by(case, model) if driven else most_served(case, model))
     return Prediction(row, per_gpu if row.unit.endswith("/GPU") else per_gpu * (row.number("n_gpus") or 1))
+
+
+def most_served(case: ServingCase, model: StepModel) -> Served:
+    """The best that an offline benchmark of the case finds."""
+    capacity = float(capacity_of(case))
+    return most_throughput(model, Load(case.prompt, case.output, capacity, capacity, server=False))
+
+
+def tokens_per_gpu(case: ServingCase, served: Served) -> float:
+    """Output tokens per second and GPU: each rank of attention serves its own, each stage another micro-batch."""
+    batches = case.layout.ep * case.layout.pp
+    return served.requests_per_second * case.output * batches / case.layout.num_devices
 
 
 def step_model(case: ServingCase, efficiency: ServingEfficiency | None = None) -> StepModel:

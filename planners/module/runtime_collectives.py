@@ -100,7 +100,7 @@ def forward_on_rank(
 ) -> dict[Key, Handed]:
     """What a rank hands over in a forward pass that gives the last token's logits; with `chooses` the choice too."""
     own = _rank(graph, layout, rank)
-    run = ForwardPass(forward.work.num_tokens, forward.work.num_logit_rows, forward.item_bytes)
+    run = ForwardPass(forward.work.num_tokens, forward.work.num_logit_rows, forward.item_bytes, logit_bytes=LOGIT_BYTES)
     listed = collectives(graph, layout, run, own.place.pp)
     calls: list[_Call] = [(each.axis, each.operation, each.calls, each.payload) for each in listed]
     calls += [*_uneven_arrivals(own, forward), *_row_counts(own, 1), *_capacity(own, forward.work.num_sequences, 1)]

@@ -56,6 +56,10 @@ class ServingEfficiency(Entry):
     host_step: Seconds
     host_sequence: Seconds
     request: Seconds
+    standard_errors: dict[str, float] = Field(default_factory=dict)
+    """Of each factor in log units (0.1: 10 %); what the law leaves out is not in it."""
+    undetermined: Annotated[tuple[str, ...], AsTuple] = ()
+    """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[FitError, ...], AsTuple] = ()
 
@@ -84,6 +88,10 @@ class TrainingEfficiency(Entry):
     trainers: dict[str, float]
     most_devices: dict[str, int] = Field(default_factory=dict)
     """Devices of the largest fitted run by number format; beyond it an estimate is an extrapolation."""
+    standard_errors: dict[str, float] = Field(default_factory=dict)
+    """Of each factor in log units (0.1: 10 %); what the law leaves out is not in it."""
+    undetermined: Annotated[tuple[str, ...], AsTuple] = ()
+    """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[FitError, ...], AsTuple] = ()
 

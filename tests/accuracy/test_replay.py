@@ -39,13 +39,13 @@ def test_no_published_time_beats_its_bound_and_no_rate_exceeds_it() -> None:
         assert ratio <= 1, (row.id, row.published, bound)
 
 
-# (quantity, largest median error of test rows): what was measured on 2026-11-21, in the comment, plus a fifth
+# (quantity, largest median error of test rows): what was measured on 2026-11-26, in the comment, plus a fifth at most
 MEDIANS = [
-    ("time per output token", 0.0325),  # 0.027
-    ("time to first token", 0.12),  # 0.097
-    ("maximum throughput", 0.148),  # 0.123; 0.086 before the gather of logits was timed
-    ("training step", 0.11),  # 0.091
-    ("training TFLOP/s", 0.115),  # 0.094
+    ("time per output token", 0.0325),  # 0.028
+    ("time to first token", 0.107),  # 0.089
+    ("maximum throughput", 0.105),  # 0.099
+    ("training step", 0.078),  # 0.065
+    ("training TFLOP/s", 0.102),  # 0.085
 ]
 
 
@@ -56,14 +56,15 @@ def test_the_median_error_of_rows_that_no_fit_saw_stays(quantity: str, largest: 
     assert largest / 1.5 < summary.median <= largest
 
 
-def test_time_per_token_of_a_dense_70b_is_within_7_percent_in_the_median() -> None:
+def test_time_per_token_of_a_dense_70b_is_within_3_percent_in_the_median_and_10_in_nine_of_ten() -> None:
     errors = sorted(
         abs(p.error)
         for p in predictions()
         if p.error is not None and p.row.split == "test" and p.row.metric == "tpot_mean" and "70B" in p.row.model
     )
     assert len(errors) == 30
-    assert errors[15] < 0.07
+    assert errors[15] < 0.03
+    assert errors[26] < 0.1
 
 
 def test_no_dense_maximum_throughput_of_a_test_row_is_predicted_far_below_the_measured_one() -> None:

@@ -9,7 +9,7 @@ from tests.planners.models import graph
 WIDTH = 5120 * 2  # bytes of one token's bf16 activations
 
 
-LOGITS = 202_048 * 4
+LOGITS = 202_048 * 2
 
 
 def sent(name: str, layout: Layout) -> dict[str, int]:

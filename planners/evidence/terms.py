@@ -1,0 +1,79 @@
+"""Every factor that turns bounds into estimates: unit, meaning, where it is expected and why. One table for all.
+
+A fit starts at `expected`; `spread` (in log units: 0.1 is about 10 %) is one standard deviation of what is plausible
+before any row is seen. A factor that rows do not determine stays there, and its file says so.
+"""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Literal
+
+Unit = Literal["share", "factor", "seconds"]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One factor. `share` is of a published peak, `factor` multiplies a time, `seconds` is a constant.
+
+    `most` is the largest value that anything measured allows, `source` says where `expected` is from.
+    """
+
+    name: str
+    unit: Unit
+    expected: float
+    spread: float
+    meaning: str
+    source: str
+    most: float = inf
+
+
+MEASURED_MATMUL = 0.803
+"""The largest share of a dense peak that a search over matmul shapes found: bf16 on H100, row KER-0011."""
+MEASURED_FP8_MATMUL = 0.763
+"""The same for fp8: B200, row KER-0015 (H100: 0.709, row KER-0013)."""
+
+ALL_REDUCES = "aiconfigurator-core 0.12.0, custom_allreduce_perf of H100 and H200 in CUDA graphs, 2 to 8 ranks"
+"""vLLM 0.14 to 0.24 takes 4.4 to 5.8 us, SGLang 2.6 to 5.7, TensorRT-LLM 2.8 to 4.2. It binds `collective`: rows of a
+few degrees of tp cannot tell a dearer call from a dearer block."""
+
+SERVING: tuple[Term, ...] = (
+    Term("memory", "share", 0.85, 0.08, "of memory bandwidth, reading weights", "streaming kernels: 0.8 to 0.92", 1.0),
+    Term("cache", "share", 0.60, 0.40, "of memory bandwidth, reading the cache", "paged attention of few heads", 1.0),
+    Term("compute", "share", 0.55, 0.25, "of the peak, matmuls", "KER-0011, KER-0013", MEASURED_FP8_MATMUL),
+    Term("attention", "share", 0.45, 0.30, "of the bf16 peak, attention", "FlashAttention-2 and 3 on H100", 1.0),
+    Term("links", "share", 0.75, 0.05, "of link bandwidth", "bus bandwidth of large all-reduces (nccl-tests)", 1.0),
+    Term("layer", "seconds", 20e-6, 0.7, "of a block", "a dozen kernel launches"),
+    Term("moe_layer", "seconds", 78e-6, 0.5, "of a block that routes", "between vLLM's dense, SGLang's DeepSeek block"),
+    Term("wide_layer", "seconds", 10e-6, 1.5, "more of a block when many sequences decode", "open"),
+    Term("collective", "seconds", 4.2e-6, 0.3, "of a call", f"an all-reduce of 16 to 32 KB: {ALL_REDUCES}"),
+    Term("host_step", "seconds", 1e-3, 1.5, "of the host between steps", "open"),
+    Term("host_sequence", "seconds", 50e-6, 1.5, "of the host between steps, a sequence", "open"),
+    Term("request", "seconds", 30e-3, 1.0, "of a request before its prefill, its HTTP stack included", "open"),
+)
+"""The factors of `planners.timing.efficiency.ServingEfficiency`."""
+
+MATMULS: dict[str, dict[str, float]] = {
+    "hopper": {"bf16": 0.68, "fp8": 0.6},
+    "blackwell": {"bf16": 0.65, "fp8": 0.55, "mxfp8": 0.5, "fp4": 0.42},
+    "ampere": {"bf16": 0.6},
+}
+"""Expected shares of the dense peak in training, by family and number format."""
+TRAINERS = ("torchtitan", "maxtext")
+"""Trainers with a factor of their own; Megatron's is 1."""
+
+TRAINING: tuple[Term, ...] = (
+    *(
+        Term(f"{family}.{dtype}", "share", share, 0.12, "of the peak, matmuls", "KER-0011 to KER-0015", MEASURED_MATMUL)
+        for family, shares in MATMULS.items()
+        for dtype, share in shares.items()
+    ),
+    Term("attention", "share", 0.45, 0.15, "of the bf16 peak, attention", "FlashAttention-2 and 3 on H100", 1.0),
+    Term("moved", "factor", 1.5, 0.2, "of declared element-wise traffic, dense layers", "copies of unfused kernels"),
+    Term("moe_moved", "factor", 3.0, 0.7, "the same of routed layers", "permutation and padding of rows"),
+    Term("tp", "share", 0.35, 0.3, "of its communication that computation does not hide", "Megatron-LM's overlap", 1.0),
+    Term("ep", "share", 0.6, 0.3, "the same of all-to-alls", "open", 1.0),
+    Term("cp", "share", 0.3, 0.7, "the same of rings", "open", 1.0),
+    Term("torchtitan", "factor", 1.3, 0.3, "of Megatron's time", "open"),
+    Term("maxtext", "factor", 1.1, 0.15, "of Megatron's time", "open"),
+)
+"""The factors of `planners.timing.efficiency.TrainingEfficiency`, of all hardware families together."""

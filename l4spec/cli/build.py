@@ -59,6 +59,13 @@ SeedOption = Annotated[
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write the random model as a checkpoint to a new folder.")
 ]
+ParentOption = Annotated[
+    Path | None, typer.Option("--from", metavar="DIR", help="A dense checkpoint whose weights --upcycle copies.")
+]
+UpcycleOption = Annotated[
+    bool,
+    typer.Option("--upcycle", help="Make every expert a copy of the dense layer in its place: the parent's logits."),
+]
 ProgressOption = Annotated[
     bool | None,
     typer.Option("--progress/--no-progress", help="Show how far long work is.  [default: on a terminal]"),
@@ -76,6 +83,8 @@ def build_command(
     quantization: PackingOption = None,
     seed: SeedOption = 0,
     out: FolderOption = None,
+    parent: ParentOption = None,
+    upcycle: UpcycleOption = False,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     show_progress: ProgressOption = None,
 ) -> None:
@@ -84,15 +93,17 @@ def build_command(
     Without more, nothing is allocated, however large the model. With --scale, --layers, --device or --out it is filled
     with random weights and run: forward, loss, a few tokens, with time and memory. With --quantization the weights are
     packed as the scheme says, and their bytes held against the plan's; with --scale its groups shrink as the widths do.
+    With --from and --upcycle a mixture of experts begins with the weights of a dense checkpoint.
     """
     import l4spec
     from l4spec.runtime.devices import checked_device
     from l4spec.spec.scale import parse_scale, scale_spec
 
     model_spec = l4spec.load(spec, overrides or ())
+    _require_upcycled_alone(parent, upcycle, scale, layers, device, quantization)
     if scale is not None or layers is not None:
         model_spec = scale_spec(model_spec, *([] if scale is None else [parse_scale(scale)]), num_layers=layers)
-    place = checked_device(_default_device(scale, layers, out) if device is None else device)
+    place = checked_device(_default_device(scale, layers, out, parent) if device is None else device)
     if out is not None:
         _require_new_folder(out, place)
     table, chosen = _formats(model_spec, quantization, dtype.value if dtype else None, is_miniature=scale is not None)
@@ -100,18 +111,22 @@ def build_command(
         from l4spec.runtime.checkpoints.packed_save import require_exportable
 
         require_exportable(l4spec.compile(model_spec), table)
-    built, model = _built(model_spec, table, place, chosen, seed, show_progress)
+    built, model = _built(model_spec, table, place, chosen, seed, show_progress, parent)
     if out is not None:
-        from l4spec.runtime.checkpoints import save_checkpoint
-
-        with cleared_up(), progress("writing", show_progress) as report:
-            saved = save_checkpoint(model, out, report=report)
-        complain(_written(saved))
+        _write(model, out, show_progress)
     from l4spec.report.built import built_page
 
     write(built, lambda: built_page(built), format, None, force=False)
     if not built.agrees:
         raise typer.Exit(CLAIM_FAILED)
+
+
+def _require_upcycled_alone(parent: Path | None, upcycle: bool, *others: object) -> None:
+    """What goes with a parent: the model as it is, whole and plain, on the CPU."""
+    if upcycle != (parent is not None):
+        raise UserError("--from names the checkpoint that --upcycle copies: give both or neither")
+    if upcycle and any(other is not None for other in others):
+        raise UserError("--upcycle fills the whole model on the CPU: leave out --scale, --layers, --device and -q")
 
 
 def _default_device(*miniature_or_folder: object) -> str:
@@ -131,6 +146,14 @@ def _formats(
     return table, number_format_of(graph, dtype, table)
 
 
+def _write(model: "Model", out: Path, show_progress: bool | None) -> None:
+    from l4spec.runtime.checkpoints import save_checkpoint
+
+    with cleared_up(), progress("writing", show_progress) as report:
+        saved = save_checkpoint(model, out, report=report)
+    complain(_written(saved))
+
+
 def _written(saved: "SavedCheckpoint") -> str:
     text = f"wrote {saved.num_tensors} tensors to {saved.directory} in the layout {saved.layout}"
     if not saved.shape_bytes:
@@ -148,14 +171,26 @@ def _require_new_folder(out: Path, device: str) -> None:
 
 
 def _built(
-    spec: "ModelSpec", table: "Quantization | None", device: str, dtype: str, seed: int, show_progress: bool | None
+    spec: "ModelSpec",
+    table: "Quantization | None",
+    device: str,
+    dtype: str,
+    seed: int,
+    show_progress: bool | None,
+    parent: Path | None,
 ) -> tuple["Built", "Model"]:
     import l4spec
     from l4spec.report.built import Built, planned_bytes, planned_parts
     from l4spec.runtime.module_inventory import contents_of
 
     graph, start = l4spec.compile(spec), time.perf_counter()
-    model = _filled(spec, table, device, dtype, seed, show_progress)
+    if parent is None:
+        model = _filled(spec, table, device, dtype, seed, show_progress)
+    else:
+        from l4spec.runtime.upcycle import upcycle
+
+        with progress("reading the parent", show_progress) as report:
+            model = upcycle(graph, parent, dtype, seed=seed, report=report)
     seconds = time.perf_counter() - start
     built = Built(
         graph.name,

@@ -37,6 +37,37 @@ def test_every_shipped_spec_builds_on_meta_and_holds_what_the_planner_counts(nam
     assert built["trial"] is None
 
 
+def test_an_upcycled_mixture_is_written_with_its_parents_logits(run: Run, tmp_path: Path) -> None:
+    dense = tmp_path / "dense.yaml"
+    text = {"hidden_size": 32, "vocab_size": 64, "max_seq_len": 64, "dtype": "fp32", "tie_embeddings": False}
+    text |= {"norm": {"kind": "rmsnorm", "eps": 0.001}, "layers": [{"attention": "a", "ffn": "f", "repeat": 2}]}
+    attention = {"kind": "gqa", "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "mask": {"kind": "causal"}}
+    attention["position"] = {"kind": "rope", "theta": 10000.0}
+    parts = {"a": attention, "f": {"kind": "swiglu", "intermediate_size": 48}}
+    dense.write_text(json.dumps({"l4spec": 1, "name": "dense", "text": text | {"parts": parts}}))
+    router = {"score": "softmax", "renormalize": True}
+    parts["f"] = {
+        "kind": "moe",
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "intermediate_size": 48,
+        "router": router,
+    }
+    sparse = tmp_path / "sparse.yaml"
+    sparse.write_text(json.dumps({"l4spec": 1, "name": "sparse", "text": text | {"parts": parts}}))
+    parent, child = str(tmp_path / "parent"), str(tmp_path / "child")
+    assert run("build", str(dense), "--out", parent).exit_code == 0
+    written = run("build", str(sparse), "--from", parent, "--upcycle", "--out", child)
+    assert written.exit_code == 0, written.stderr
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected, logits = checkpoints.open_model(parent)(ids), checkpoints.open_model(child)(ids)
+    assert torch.allclose(logits, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    alone = run("build", str(sparse), "--upcycle")
+    assert alone.exit_code == 2
+    assert "--from" in alone.stderr
+
+
 def test_scout_is_shown_as_a_tree_with_every_part_as_planned(run: Run) -> None:
     result = run("build", "scout")
     assert "108,641,793,536" in result.stdout

@@ -15,11 +15,17 @@ from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from tests.properties.runs import measured, planned_flops, some, tokens
 
-EXAMPLES = ("examples/scout-delta", "examples/maverick-latent", "examples/mamba-hybrid-8b")
+EXAMPLES = (
+    "examples/scout-delta",
+    "examples/maverick-latent",
+    "examples/mamba-hybrid-8b",
+    "examples/llama-3-8b-upcycled",
+)
 PARAMETERS = {
     "examples/scout-delta": 109_601_297_216,
     "examples/maverick-latent": 401_477_637_632,
     "examples/mamba-hybrid-8b": 8_346_268_672,
+    "examples/llama-3-8b-upcycled": 8_030_261_248 + 32 * (7 * 3 * 4096 * 14336 + 8 * 4096),
 }
 
 

@@ -35,6 +35,7 @@ def _checked(path_or_name: str, overrides: Sequence[str]) -> str:
     from l4spec.huggingface.opening import open_document
     from l4spec.spec.document_kinds import parse_any
     from l4spec.spec.model import ModelSpec
+    from l4spec.spec.recipe import Recipe
     from l4spec.spec.scenario import Scenario
 
     document, _ = open_document(path_or_name, overrides)
@@ -49,4 +50,9 @@ def _checked(path_or_name: str, overrides: Sequence[str]) -> str:
 
         models = with_models(parsed, document).models
         return f"{parsed.name}, a scenario with {', '.join(spec.name for spec in models.values())}"
+    if isinstance(parsed, Recipe):
+        from l4spec.spec.recipe.load import load_recipe
+
+        loaded = load_recipe(path_or_name, overrides)
+        return f"{parsed.name}, a recipe of {len(parsed.phases)} phase(s) for {loaded.model(None).name}"
     return parsed.name

@@ -115,7 +115,7 @@ def test_a_student_that_is_its_teacher_has_no_soft_loss() -> None:
 
 
 @given(student=st.floats(0.01, 10), teacher=st.floats(0.01, 10), most=st.floats(0, 1))
-def test_a_dynamic_weight_grows_with_the_student_s_loss_and_is_half_where_both_are_alike(
+def test_a_dynamic_weight_is_whole_until_the_student_is_better_than_its_teacher(
     student: float, teacher: float, most: float
 ) -> None:
     def weight(loss: float) -> float:
@@ -123,7 +123,8 @@ def test_a_dynamic_weight_grows_with_the_student_s_loss_and_is_half_where_both_a
 
     assert 0 <= weight(student) <= most + 1e-6
     assert weight(student + 1) >= weight(student) - 1e-6
-    assert weight(teacher) == pytest.approx(most / 2, abs=1e-6)
+    assert weight(teacher + student) == pytest.approx(most, abs=1e-6)
+    assert weight(teacher / 2) == pytest.approx(most / 2, abs=1e-6)
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))

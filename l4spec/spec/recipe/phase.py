@@ -113,8 +113,8 @@ class DistillPhase(PhaseBase):
     soft_weight: Share = 0.5
     """Weight of the soft targets; the hard ones have the rest."""
     weighting: Literal["fixed", "linear", "dynamic"] = "fixed"
-    """`linear`: from `soft_weight` to 0 over the phase. `dynamic`: soft_weight x student's loss / (student's +
-    teacher's): high while the student is worse than its teacher."""
+    """`linear`: from `soft_weight` to 0 over the phase. `dynamic`: each token's soft_weight x min(1, student's loss /
+    teacher's): less where the student is better than its teacher."""
     top_k: Size | None = None
     """Keep the teacher's k largest probabilities, renormalized; null: all."""
     temperature: PositiveFloat = 1.0

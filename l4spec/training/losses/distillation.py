@@ -32,11 +32,11 @@ def top_k_logits(logits: Tensor, k: int | None) -> Tensor:
 
 
 def dynamic_weight(student: Tensor, teacher: Tensor, most: float) -> Tensor:
-    """most x student's loss / (student's + teacher's): near `most` while the student is much worse, most / 2 where
-    both are alike, and less where the teacher is worse. Meta names dynamic weights without a formula
-    (ai.meta.com/blog/llama-4-multimodal-intelligence); this one is ours.
+    """most x min(1, student's loss / teacher's): `most` until the student is better than its teacher, then less.
+
+    Meta names dynamic weights without a formula (ai.meta.com/blog/llama-4-multimodal-intelligence); this one is ours.
     """
-    return most * student / (student + teacher).clamp(min=1e-12)
+    return most * (student / teacher.clamp(min=1e-12)).clamp(max=1.0)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """`l4spec simulate`: what a deployment does under load, request by request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,12 +9,14 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
-from l4spec.cli.output import complain, deliver, write
+from l4spec.cli.output import complain, deliver, write, write_file
 from l4spec.cli.progress import progress
 from planners.simulate.request import SimulateRequest
 
 if TYPE_CHECKING:
     from l4spec.report.page import Page
+    from l4spec.spec.scenario.references import LoadedScenario
+    from planners.simulate.result_types import SimulationResult
 
 ScenarioArgument = Annotated[
     str,
@@ -22,6 +25,12 @@ ScenarioArgument = Annotated[
         help="A scenario (`l4spec ls scenarios`), or a spec whose load the options describe.",
         show_default=False,
     ),
+]
+CsvOption = Annotated[
+    Path | None, typer.Option("--requests-csv", metavar="FILE", help="Write a line for every request.")
+]
+TimelineOption = Annotated[
+    Path | None, typer.Option("--timeline", metavar="FILE", help="Write a timeline that ui.perfetto.dev opens.")
 ]
 ProgressOption = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr.  [default: on a terminal]")
@@ -36,6 +45,8 @@ def simulate_command(
     request: SimulateRequest,
     overrides: o.SetOption = None,
     bar: ProgressOption = None,
+    requests_csv: CsvOption = None,
+    timeline: TimelineOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     out: o.OutOption = None,
     force: o.ForceOption = False,
@@ -46,17 +57,23 @@ def simulate_command(
     end a run with what is done by then.
     """
     from planners.simulate.asked import scenario_of
-    from planners.simulate.run import Simulation
 
     if request.fit is not None:
         fitted, text = _fit(scenario, request, overrides or (), bar)
         deliver(text, out, force=force)
         complain(fitted)
         return
-    simulation = Simulation(scenario_of(scenario, request, overrides or ()))
-    with progress("simulating", bar) as report:
-        outcome = simulation.run(time_limit=request.time_limit, progress=report)
-    result = outcome.result.model_copy(update={"echo": request.echo()})
+    loaded = scenario_of(scenario, request, overrides or ())
+    if request.capacity:
+        _capacity(loaded, request.jobs, format, out, force)
+        return
+    if request.repeats > 1:
+        from planners.simulate.repeats import repeated
+
+        result = repeated(loaded, request.repeats, request.jobs)
+    else:
+        result = _simulated(loaded, request, bar, {"csv": requests_csv, "timeline": timeline}, force)
+    result = result.model_copy(update={"echo": request.echo()})
 
     def page() -> "Page":
         from l4spec.report.simulate_page import simulate_page
@@ -66,10 +83,37 @@ def simulate_command(
     write(result, page, format, out, force=force)
 
 
+def _simulated(
+    loaded: "LoadedScenario",
+    request: SimulateRequest,
+    bar: bool | None,
+    files: Mapping[str, Path | None],
+    force: bool,
+) -> "SimulationResult":
+    """One simulation, with the files that were asked for."""
+    from planners.simulate.exports import requests_csv, timeline
+    from planners.simulate.run import Simulation
+
+    simulation = Simulation(loaded)
+    with progress("simulating", bar) as report:
+        outcome = simulation.run(time_limit=request.time_limit, progress=report)
+    if files["csv"] is not None:
+        write_file(files["csv"], requests_csv(outcome.requests), force=force)
+    if files["timeline"] is not None:
+        write_file(files["timeline"], timeline(outcome.requests, simulation.recorder), force=force)
+    return outcome.result
+
+
+def _capacity(loaded: "LoadedScenario", jobs: int, style: o.Format, out: Path | None, force: bool) -> None:
+    from l4spec.report.simulate_page import capacity_page
+    from planners.simulate.capacity import capacity
+
+    answer = capacity(loaded, jobs)
+    write(answer, lambda: capacity_page(answer), style, out, force=force)
+
+
 def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar: bool | None) -> tuple[str, str]:
     """What the fit reached, in a sentence or two, and the file of factors."""
-    from pathlib import Path
-
     from l4spec.report.fit_page import factors_file, fit_summary
     from planners.simulate.asked import scenario_of
     from planners.simulate.fit import fit

@@ -2,6 +2,7 @@
 
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
+from planners.simulate.capacity import Capacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -19,6 +20,19 @@ def simulate_page(result: SimulationResult) -> Page:
     sections += [Section(_curve_title(result, curve), (_plot(curve),)) for curve in result.curves]
     sections.append(Section("What the times rest on", (Lines(_basis(result)),)))
     return tuple(sections)
+
+
+def capacity_page(capacity: Capacity) -> Page:
+    """The highest rate that is held, what a trace needs by the hour, and the simulation at that rate."""
+    lines = [
+        f"{capacity.rate:.3g} requests/s are held: {100 * capacity.attainment:.1f} % of them meet the service levels; "
+        f"{capacity.beyond:.3g}/s are not"
+    ]
+    if capacity.hours:
+        gpus = capacity.result.num_gpus
+        hours = ", ".join(str(count * gpus) for count in capacity.hours)
+        lines.append(f"GPUs by the hour of the trace, at its mean rates: {hours}")
+    return (Section("", (Lines(tuple(lines)),)), *simulate_page(capacity.result))
 
 
 def headline(result: SimulationResult) -> str:

@@ -88,7 +88,9 @@ class ReplicaGroup:
         now, _, done = replica.finish()
         for request in done:
             self.listener.finished(request, now)
-        if replica.is_idle():
+        if replica.gpus is not None:
+            self.clock.at(now, self._start_if_idle, replica)  # whoever waits for these GPUs goes first
+        elif replica.is_idle():
             self._start(replica)
 
     def ranks(self) -> Iterator[Any]:

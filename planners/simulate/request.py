@@ -100,6 +100,9 @@ class SimulateRequest(Options):
         Field(gt=0, le=1e6),
     ] = None
 
+    repeats: Annotated[int, Option("Seeds to run, for intervals.", parse=read_count), Field(ge=1, le=MOST_REPEATS)] = 1
+    capacity: Annotated[bool, Option("Find the highest rate that is held under the service levels.")] = False
+    jobs: Annotated[int, Option("Simulations side by side, by joblib.", parse=read_count), Field(ge=1, le=1024)] = 1
     fit: Annotated[
         str | None,
         Option("Learn the engine's factors from a run of your own, and write a file of factors.", metavar="FILE"),

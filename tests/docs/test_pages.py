@@ -26,6 +26,7 @@ PAGES = (
     "docs/deploy.md",
     "docs/cluster.md",
     "docs/search.md",
+    "docs/simulating.md",
 )
 
 

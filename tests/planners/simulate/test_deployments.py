@@ -116,6 +116,17 @@ def test_models_on_the_same_gpus_share_their_memory_and_take_turns() -> None:
     assert alone.run().result.num_gpus == 2
 
 
+def test_nobody_waits_longer_than_a_turn_for_shared_gpus() -> None:
+    """A guard of three steps beside a busy model takes six: every other step is its own."""
+    outcome = serve(
+        chained("blocking", shared=", shares_gpus_with: m")
+        .replace("clients: 1", "clients: 4")
+        .replace("requests: 3", "requests: 40")
+    )
+    assert outcome.result.e2e is not None
+    assert outcome.result.e2e.max < 2 * (0.5 + 2 * 0.03 + 0.005) + 0.1
+
+
 def test_images_become_tokens_and_time() -> None:
     text = "models: {scout: {gpus: 8xH100}}\n" + ONE
     plain, seen = serve(text), serve(text.replace("requests: 3", "requests: 3, images: {tiles: 4}"))

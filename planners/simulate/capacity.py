@@ -1,0 +1,135 @@
+"""The highest rate that a deployment holds under its service levels, and what a trace needs by the hour."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+
+from pydantic import BaseModel, ConfigDict
+
+from l4spec.errors import Problem, UserError
+from l4spec.spec.scenario.references import LoadedScenario
+from l4spec.spec.scenario.workload import Bursts, ClosedLoop, Constant, Gamma, Poisson, Trace
+from planners.simulate.repeats import side_by_side
+from planners.simulate.result_types import SimulationResult
+from planners.simulate.workload.source import DEFAULT_REQUESTS
+from planners.simulate.workload.traces import read_trace
+
+PRECISION = 1.02
+MOST_REQUESTS = 100_000
+MOST_DOUBLINGS = 10
+_HOUR = 3600 * 1_000_000_000
+
+
+class Capacity(BaseModel):
+    """`rate` requests a second are held, `beyond` are not; `result` is the simulation at `rate`.
+
+    `hours` are the replicas that each hour of a trace needs at that rate for one deployment.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rate: float
+    beyond: float
+    attainment: float
+    result: SimulationResult
+    hours: tuple[int, ...] = ()
+
+
+def capacity(loaded: LoadedScenario, jobs: int = 1) -> Capacity:
+    """The highest rate at which `slo.attainment` of all requests meet the service levels, to 2 %.
+
+    Rates are doubled or halved until one is held and one is not, then the gap is cut in `jobs` + 1 equal ratios at a
+    time. Raises UserError without service levels, for arrivals without a rate, and where no rate is held.
+    """
+    slo = loaded.scenario.slo
+    if slo.ttft is None and slo.tpot is None and slo.e2e is None:
+        raise UserError([Problem("capacity needs a service level", path="slo", hint="as --ttft '1 s' --tpot '50 ms'")])
+    low, high, results = _bracket(loaded)
+    while high / low > PRECISION:
+        ratio = (high / low) ** (1 / (jobs + 1))
+        factors = [low * ratio ** (index + 1) for index in range(jobs)]
+        for factor, result in zip(factors, side_by_side([_at(loaded, f) for f in factors], jobs), strict=True):
+            if not _holds(loaded, result):
+                high = factor
+                break
+            low, results[low] = factor, result
+            results[factor] = result
+    result = results[low]
+    base = _base_rate(loaded, result, low)
+    return Capacity(
+        rate=base * low,
+        beyond=base * high,
+        attainment=result.attainment,
+        result=result,
+        hours=_hours(loaded, base * low),
+    )
+
+
+def _bracket(loaded: LoadedScenario) -> tuple[float, float, dict[float, SimulationResult]]:
+    """Factors of the scenario's rate of which the lower is held and the upper is not."""
+    results: dict[float, SimulationResult] = {}
+    factor = 1.0
+    step = 2.0 if _holds(loaded, _simulated(loaded, factor, results)) else 0.5
+    for _ in range(MOST_DOUBLINGS):
+        following = factor * step
+        good = _holds(loaded, _simulated(loaded, following, results))
+        if good != (step > 1):
+            return min(factor, following), max(factor, following), results
+        factor = following
+    what = "every rate tried is held" if step > 1 else "no rate tried is held: the levels are missed without load"
+    raise UserError([Problem(f"{what}, from the scenario's times {factor:g}", path="slo")])
+
+
+def _simulated(loaded: LoadedScenario, factor: float, results: dict[float, SimulationResult]) -> SimulationResult:
+    results[factor] = side_by_side([_at(loaded, factor)], 1)[0]
+    return results[factor]
+
+
+def _holds(loaded: LoadedScenario, result: SimulationResult) -> bool:
+    return result.attainment >= loaded.scenario.slo.attainment
+
+
+def _at(loaded: LoadedScenario, factor: float) -> LoadedScenario:
+    """The scenario with arrivals `factor` times as fast, and as long as before: a short burst is no rate."""
+    arrivals = loaded.scenario.workload.arrivals
+    if isinstance(arrivals, ClosedLoop):
+        raise UserError([Problem("clients of a closed loop have no rate", path="workload.arrivals", hint="use --rate")])
+    if isinstance(arrivals, Trace):
+        changed: object = arrivals.model_copy(update={"speed": arrivals.speed * factor})
+    elif isinstance(arrivals, Bursts):
+        changed = arrivals.model_copy(update={"rates": tuple(rate * factor for rate in arrivals.rates)})
+    else:
+        changed = arrivals.model_copy(update={"rate": arrivals.rate * factor})
+    requests = loaded.scenario.workload.requests
+    if not isinstance(arrivals, Trace) and loaded.scenario.workload.seconds is None:
+        requests = min(MOST_REQUESTS, round((requests or DEFAULT_REQUESTS) * max(factor, 1.0)))
+    workload = loaded.scenario.workload.model_copy(update={"arrivals": changed, "requests": requests})
+    return replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload}))
+
+
+def _base_rate(loaded: LoadedScenario, result: SimulationResult, factor: float) -> float:
+    """Requests a second of the scenario as it is written."""
+    arrivals = loaded.scenario.workload.arrivals
+    if isinstance(arrivals, Poisson | Gamma | Constant):
+        return arrivals.rate
+    if isinstance(arrivals, Bursts):
+        return sum(arrivals.rates) / len(arrivals.rates)
+    return result.requests / result.duration / factor
+
+
+def _hours(loaded: LoadedScenario, rate: float) -> tuple[int, ...]:
+    """Copies of the deployment that each hour of a trace needs, by its mean rate."""
+    arrivals = loaded.scenario.workload.arrivals
+    if not isinstance(arrivals, Trace):
+        return ()
+    path = loaded.file(("workload", "arrivals", "path"), arrivals.path)
+    counts: dict[int, int] = {}
+    for entry in read_trace(path, arrivals.format):
+        hour = round(entry.arrival / arrivals.speed) // _HOUR
+        counts[hour] = counts.get(hour, 0) + 1
+    return replicas_by_hour([counts.get(hour, 0) for hour in range(max(counts) + 1)], rate)
+
+
+def replicas_by_hour(requests: Sequence[int], rate: float) -> tuple[int, ...]:
+    """ceil(arrivals / capacity) of each hour; an hour without requests needs none."""
+    return tuple(ceil(count / 3600 / rate) for count in requests)

@@ -1,0 +1,69 @@
+"""What is asked beyond one run: intervals, capacity, files of requests and timelines, and an early end."""
+
+import csv
+import json
+from io import StringIO
+
+import pytest
+
+from l4spec.errors import UserError
+from planners.simulate.asked import scenario_of
+from planners.simulate.capacity import capacity, replicas_by_hour
+from planners.simulate.exports import COLUMNS, requests_csv, timeline
+from planners.simulate.repeats import repeated, student
+from planners.simulate.request import SimulateRequest
+from planners.simulate.run import Simulation
+
+LOAD = SimulateRequest(gpus="1xH100", rate="20/s", prompt_tokens=200, output_tokens=20, requests=200, ttft="100 ms")
+NO_LEVELS = SimulateRequest(gpus="1xH100", rate="1/s", prompt_tokens=9, output_tokens=9)
+
+
+def test_students_quantiles_are_those_of_the_tables() -> None:
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 29: 2.045, 1000: 1.962}
+    assert all(abs(student(freedom) / value - 1) < 0.003 for freedom, value in table.items())
+
+
+def test_repeats_give_intervals_whatever_the_number_of_jobs() -> None:
+    loaded = scenario_of("llama-3.1-8b", LOAD)
+    one, two = repeated(loaded, 3, 1), repeated(loaded, 3, 2)
+    assert one == two
+    assert one.intervals["e2e_mean"].repeats == 3
+    assert one.intervals["e2e_mean"].half_width > 0
+
+
+def test_capacity_is_a_rate_that_is_held_beside_one_that_is_not() -> None:
+    answer = capacity(scenario_of("llama-3.1-8b", LOAD))
+    assert answer.attainment >= 0.9
+    assert 1 < answer.beyond / answer.rate <= 1.02
+    with pytest.raises(UserError, match="capacity needs a service level"):
+        capacity(scenario_of("llama-3.1-8b", NO_LEVELS))
+
+
+def test_replicas_by_hour_round_up() -> None:
+    assert replicas_by_hour([0, 3600, 3601, 36_000], 1.0) == (0, 1, 2, 10)
+
+
+def test_every_request_has_a_line_and_a_place_on_the_timeline() -> None:
+    simulation = Simulation(scenario_of("llama-3.1-8b", LOAD))
+    outcome = simulation.run()
+    rows = list(csv.DictReader(StringIO(requests_csv(outcome.requests))))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) == 200
+    assert all(float(row["e2e_s"]) >= float(row["ttft_s"]) > 0 for row in rows)
+    events = json.loads(timeline(outcome.requests, simulation.recorder))["traceEvents"]
+    assert sum(event["ph"] == "b" for event in events) == 3 * 200
+    assert {event["ph"] for event in events} == {"b", "e", "C"}
+
+
+def test_a_time_limit_and_an_interruption_keep_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = LOAD.changed(requests=20_000, rate="2000/s")
+    cut = Simulation(scenario_of("llama-3.1-8b", many)).run(time_limit=1e-9).result
+    assert cut.ended == "time limit"
+    assert cut.finished + cut.cut == cut.requests
+
+    def interrupt(finished: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    stopped = Simulation(scenario_of("llama-3.1-8b", many)).run(progress=interrupt).result
+    assert stopped.ended == "interrupted"
+    assert stopped.requests > 0

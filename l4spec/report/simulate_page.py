@@ -2,7 +2,7 @@
 
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
-from planners.simulate.capacity import Capacity
+from planners.simulate.capacity import ServiceCapacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 
 _LEVELS = "▁▂▃▄▅▆▇█"
@@ -22,7 +22,7 @@ def simulate_page(result: SimulationResult) -> Page:
     return tuple(sections)
 
 
-def capacity_page(capacity: Capacity) -> Page:
+def capacity_page(capacity: ServiceCapacity) -> Page:
     """The highest rate that is held, what a trace needs by the hour, and the simulation at that rate."""
     lines = [
         f"{capacity.rate:.3g} requests/s are held: {100 * capacity.attainment:.1f} % of them meet the service levels; "

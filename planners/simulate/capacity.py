@@ -20,7 +20,7 @@ MOST_DOUBLINGS = 10
 _HOUR = 3600 * 1_000_000_000
 
 
-class Capacity(BaseModel):
+class ServiceCapacity(BaseModel):
     """`rate` requests a second are held, `beyond` are not; `result` is the simulation at `rate`.
 
     `hours` are the replicas that each hour of a trace needs at that rate for one deployment.
@@ -35,7 +35,7 @@ class Capacity(BaseModel):
     hours: tuple[int, ...] = ()
 
 
-def capacity(loaded: LoadedScenario, jobs: int = 1) -> Capacity:
+def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
     """The highest rate at which `slo.attainment` of all requests meet the service levels, to 2 %.
 
     Rates are doubled or halved until one is held and one is not, then the gap is cut in `jobs` + 1 equal ratios at a
@@ -56,7 +56,7 @@ def capacity(loaded: LoadedScenario, jobs: int = 1) -> Capacity:
             results[factor] = result
     result = results[low]
     base = _base_rate(loaded, result, low)
-    return Capacity(
+    return ServiceCapacity(
         rate=base * low,
         beyond=base * high,
         attainment=result.attainment,

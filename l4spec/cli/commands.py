@@ -21,6 +21,7 @@ COMMANDS = {
     "ls": "List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known.",
     "measure": "Run a spec and print its plan beside what was measured, row by row, with the difference.",
     "plan": "What a model costs and whether it fits the hardware.",
+    "report": "Write one HTML file: verdict, architecture, memory, cache growth, roofline, times, layouts and claims.",
     "run": "Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.",
     "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",
     "search": "Find the cheapest deployment that meets a service level: hardware, layout, scheme, engine, replicas.",

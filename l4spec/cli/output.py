@@ -27,7 +27,7 @@ class JsonDocument(Protocol):
 
 
 def write(document: JsonDocument, page: "Callable[[], Page]", style: Format, out: Path | None, *, force: bool) -> None:
-    """Write a report as asked for: the document itself as JSON, else its page as text or Markdown.
+    """Write a report as asked for: the document itself as JSON, else its page as text, Markdown or HTML.
 
     This is the one place that knows the formats; a page is made only where one is wanted.
     """
@@ -37,9 +37,18 @@ def write(document: JsonDocument, page: "Callable[[], Page]", style: Format, out
 def _in_format(document: JsonDocument, page: "Callable[[], Page]", style: Format) -> str:
     if style is Format.JSON:
         return document.model_dump_json(indent=2)
+    return page_in(page(), style)
+
+
+def page_in(page: "Page", style: Format) -> str:
+    """A page as text, Markdown or HTML."""
+    if style is Format.HTML:
+        from l4spec.report.html import to_html
+
+        return to_html(page)
     from l4spec.report.page import to_markdown, to_text
 
-    return to_markdown(page()) if style is Format.MARKDOWN else to_text(page())
+    return to_markdown(page) if style is Format.MARKDOWN else to_text(page)
 
 
 def show(text: str) -> None:

@@ -1,5 +1,6 @@
 """`l4spec plan`: what a model costs and whether it fits; without a spec, all Llama 4 models in one table."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,7 +71,8 @@ def plan_command(
     from planners.plan import plan
 
     answer = plan(graph, request)
-    write(answer, lambda: _page(graph, answer, verbose, explain), format, out, force=force)
+    page = _report if format is o.Format.HTML else partial(_page, verbose=verbose, explain=explain)
+    write(answer, lambda: page(graph, answer), format, out, force=force)
     if answer.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
 
@@ -84,6 +86,13 @@ def _recipe(recipe: "LoadedRecipe", request: PlanRequest, style: o.Format, out: 
     write(answer, lambda: recipe_page(answer), style, out, force=force)
     if answer.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _report(graph: "LayerGraph", plan: "Plan") -> "Page":
+    """What HTML has room for: everything, opened by clicks."""
+    from l4spec.report.report_page import report_page
+
+    return report_page(graph, plan)
 
 
 def _page(graph: "LayerGraph", plan: "Plan", verbose: bool, explain: bool) -> "Page":

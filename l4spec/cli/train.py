@@ -10,7 +10,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ScaleOption
-from l4spec.cli.output import complain, show
+from l4spec.cli.output import complain, page_in, show
 from l4spec.cli.run import SaveEveryOption, TimeoutOption, layout_of, prepare_ranks, run_device
 from l4spec.errors import Problem, UserError
 
@@ -106,7 +106,6 @@ def train_command(
 
 def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
     """Run every variant and seed, and show what they came to."""
-    from l4spec.report.page import to_markdown, to_text
     from l4spec.report.training import RecipeRuns, training_page
 
     recipe = job.loaded.recipe
@@ -121,8 +120,7 @@ def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
         show(json.dumps({"recipe": recipe.name, "runs": rows}, indent=2))
         return
     described = {name: one.description for name, one in recipe.variants.items() if name in variants}
-    page = training_page(RecipeRuns(recipe.name, runs, described))
-    show(to_markdown(page) if style is o.Format.MARKDOWN else to_text(page))
+    show(page_in(training_page(RecipeRuns(recipe.name, runs, described)), style))
 
 
 def _one(job: "RecipeJob", variant: str | None, seed: int, is_one_of_many: bool) -> "RecipeJob":

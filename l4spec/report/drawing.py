@@ -1,6 +1,7 @@
 """The picture of a model laid out: rectangles, lines and texts with their coordinates, and the SVG made of them."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from l4spec.errors import UserError
 from l4spec.report.picture import BlockBox, Column, FoldBox, LayerBox, ModelPicture
@@ -66,6 +67,11 @@ def to_svg(picture: ModelPicture) -> str:
 
     Raises UserError without jinja2.
     """
+    return render("model.svg.j2", about=about(picture), **canvas_of(picture))
+
+
+def canvas_of(picture: ModelPicture) -> dict[str, Any]:
+    """What the template of a picture takes, besides the words about it."""
     canvas = Canvas()
     left = WIDTH + 2 * GAP if picture.vision is not None else 0
     top = 64
@@ -79,8 +85,7 @@ def to_svg(picture: ModelPicture) -> str:
     canvas.text(GAP, 26, picture.name, "name", 80)
     canvas.text(GAP, 44, picture.facts, "facts", 80)
     width = left + WIDTH + 2 * GAP
-    size = {"width": width, "height": height + GAP}
-    return render("model.svg.j2", canvas=canvas, name=picture.name, about=about(picture), **size)
+    return {"canvas": canvas, "name": picture.name, "width": width, "height": height + GAP}
 
 
 def about(picture: ModelPicture) -> str:
@@ -186,4 +191,4 @@ def to_png(svg: str) -> bytes:
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, zoom=2))
 
 
-__all__ = ["Arrow", "Canvas", "Label", "Rectangle", "about", "to_png", "to_svg"]
+__all__ = ["Arrow", "Canvas", "Label", "Rectangle", "about", "canvas_of", "to_png", "to_svg"]

@@ -88,14 +88,15 @@ def latency_sections(plan: Plan) -> tuple[Section, ...]:
         ("Time of a training step, by kind of layer", latency.train),
     ):
         if step is not None:
-            sections.append(Section(title, (_kinds(step, figures),)))
+            sections.append(Section(title, (kind_table(step, figures),)))
     lines = (*(f"source: {source}" for source in latency.sources), *latency.notes)
     if lines:
-        sections.append(Section("Where the times come from", (Lines(lines), Facts(_errors(latency)))))
+        sections.append(Section("Where the times come from", (Lines(lines), Facts(error_facts(latency)))))
     return tuple(sections)
 
 
-def _errors(latency: Latency) -> tuple[tuple[str, str], ...]:
+def error_facts(latency: Latency) -> tuple[tuple[str, str], ...]:
+    """How wrong each estimate was on what it was not fitted on."""
     return tuple(
         (
             f"error of {error.metric}",
@@ -112,7 +113,8 @@ def _judged_on(error: LatencyError) -> str:
     return "random models that nothing was calibrated on"
 
 
-def _kinds(step: StepLatency, figures: Figures) -> Table:
+def kind_table(step: StepLatency, figures: Figures) -> Table:
+    """A step by kind of layer: seconds by resource, what bounds it, and the estimate."""
     rows = [
         (
             kind.name,

@@ -1,9 +1,10 @@
 """A report before it is text or Markdown: titled sections of facts, tables, bars and lines."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 BAR_WIDTH = 36
 _MARKUP = re.compile(r"([\\\[\]<>])")
@@ -64,7 +65,26 @@ class Code:
     lines: tuple[str, ...]
 
 
-Block = Lines | Facts | Table | Bars | Code
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing where there can be one: a template with its values, in words for who cannot see it, and as a table."""
+
+    about: str
+    table: Table
+    template: str
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """A labelled value and what stands one click away from it: formula, source, error."""
+
+    label: str
+    value: str
+    blocks: "tuple[Block, ...]"
+
+
+Block = Lines | Facts | Table | Bars | Code | Figure | Details
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,11 @@ def _block_lines(block: Block) -> list[str]:
         return [f"{label:<{width}}  {value}" for label, value in block.rows]
     if isinstance(block, Bars):
         return _bar_lines(block)
+    if isinstance(block, Figure):
+        return [block.about, *_table(block.table, "simple")]
+    if isinstance(block, Details):
+        inner = chain.from_iterable(_block_lines(each) for each in block.blocks)
+        return [f"{block.label}  {block.value}".rstrip(), *(f"    {line}".rstrip() for line in inner)]
     return list(block.lines)
 
 
@@ -122,6 +147,11 @@ def _block_markdown(block: Block) -> list[str]:
         return _table(replace(block, rows=cells), "github")
     if isinstance(block, Facts):
         return [f"- {_markdown(label)}: {_markdown(value)}" for label, value in block.rows]
+    if isinstance(block, Figure):
+        return [_markdown(block.about), "", *_block_markdown(block.table)]
+    if isinstance(block, Details):
+        inner = chain.from_iterable(["", *_block_markdown(each)] for each in block.blocks)
+        return [f"**{_markdown(block.label)}** {_markdown(block.value)}".rstrip(), *inner]
     if isinstance(block, Lines):
         lines = [_markdown(line) for line in block.lines]
         return [f"{line}  " for line in lines[:-1]] + lines[-1:]

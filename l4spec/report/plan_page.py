@@ -14,15 +14,15 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     figures = marks_of(plan)
     sections = [
         Section("", (Lines((verdict(plan), *plan.reasons[1:])),)),  # the first reason is the verdict in bytes
-        Section("", (Facts(_facts(plan, figures)),)),
+        Section("", (Facts(plan_facts(plan, figures)),)),
         Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
     if plan.cluster is not None:
-        sections.append(Section("", (Facts(_limits(plan, figures, max_seq_len)),)))
+        sections.append(Section("", (Facts(limit_facts(plan, figures, max_seq_len)),)))
     if plan.latency is not None:
         sections.append(Section("", (Facts(latency_facts(plan)),)))
     if plan.suggestions:
-        sections.append(Section("What would make it fit", (_suggestions(plan, figures),)))
+        sections.append(Section("What would make it fit", (suggestion_table(plan, figures),)))
     elif plan.fits is False:
         nothing = "No change of KV dtype, weights, context or number of GPUs, alone or two together, makes it fit."
         sections.append(Section("", (Lines((nothing,)),)))
@@ -63,7 +63,8 @@ def verdict(plan: Plan) -> str:
     return f"{plan.model} does not fit on {name}: the fullest GPU needs {total} of {have}, {missing} too much"
 
 
-def _facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
+def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
+    """What the model is, what was asked for, and what it costs, a line each."""
     asked, params = plan.deployment, plan.params
     origin = "the default; change it with --context" if asked.context_origin == "default" else "as asked"
     rows = [
@@ -146,7 +147,8 @@ def _term_label(term: MemoryTerm) -> str:
     return term.name if term.origin == "exact" else f"{term.name} *"
 
 
-def _limits(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[tuple[str, str], ...]:
+def limit_facts(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[tuple[str, str], ...]:
+    """The longest context and the largest batch that fit."""
     asked = plan.deployment
     context, batch = plan.max_context or 0, plan.max_batch or 0
     limit = ", the model's own limit" if context and context == max_seq_len else ""
@@ -163,7 +165,8 @@ def _limits(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[tuple
     return (("longest context", longest), ("largest batch", largest))
 
 
-def _suggestions(plan: Plan, figures: Marked) -> Table:
+def suggestion_table(plan: Plan, figures: Marked) -> Table:
+    """Changes that make a plan fit."""
     rows = tuple(
         (item.change, item.command, figures.work.gib(item.total_bytes), figures.work.whole(item.max_context))
         for item in plan.suggestions

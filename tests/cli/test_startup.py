@@ -10,7 +10,7 @@ import l4spec.cli
 from l4spec.cli import app
 from l4spec.cli.commands import COMMANDS
 
-SLOW = {"torch", "numpy", "networkx", "tabulate", "rich", "jsonschema", "transformers"}
+SLOW = {"torch", "numpy", "networkx", "tabulate", "rich", "jsonschema", "transformers", "jinja2"}
 
 
 def modules_of(*arguments: str) -> list[str]:

@@ -1,0 +1,173 @@
+"""Charts on logarithmic axes: lines, points under a roof, and spans with their error, placed in whole pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, floor, log10
+
+WIDTH, HEIGHT = 820, 330
+LEFT, RIGHT, TOP, BOTTOM = 84, 210, 14, 44
+COLORS = 6
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 2")
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Stroke:
+    """A path of straight pieces; color by class, told apart without color by its dashes."""
+
+    points: str
+    style: str
+    dash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A point and what it is."""
+
+    x: int
+    y: int
+    style: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A text at its baseline."""
+
+    x: int
+    y: int
+    text: str
+    anchor: str = "start"
+
+
+@dataclass(slots=True)
+class Chart:
+    """What is drawn; `x` and `y` are the exponents of ten that an axis spans."""
+
+    x: tuple[int, int]
+    y: tuple[int, int] = (0, 1)
+    width: int = WIDTH
+    height: int = HEIGHT
+    lines: list[Stroke] = field(default_factory=list)
+    dots: list[Dot] = field(default_factory=list)
+    texts: list[Caption] = field(default_factory=list)
+
+    def place(self, x: float, y: float) -> tuple[int, int]:
+        """The pixel of a point; what lies outside the axes stands on their edge."""
+        across = (log10(x) - self.x[0]) / (self.x[1] - self.x[0])
+        up = (log10(y) - self.y[0]) / (self.y[1] - self.y[0])
+        inner = self.height - TOP - BOTTOM
+        right, top = min(max(across, 0.0), 1.0), min(max(up, 0.0), 1.0)
+        return LEFT + round(right * (self.width - LEFT - RIGHT)), TOP + round((1 - top) * inner)
+
+    def line(self, points: Sequence[Point], style: str, dash: str = "") -> None:
+        """A polyline through points of the data."""
+        self.lines.append(Stroke(" ".join("{},{}".format(*self.place(*point)) for point in points), style, dash))
+
+    def axes(self, x_label: str, y_label: str, x_text: Callable[[int], str], y_text: Callable[[int], str]) -> None:
+        """A grid line and a text at each power of ten (or every few), and both labels."""
+        bottom = self.height - BOTTOM
+        for power in _powers(self.x):
+            x, _ = self.place(10.0**power, 10.0 ** self.y[0])
+            self.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "grid"))
+            self.texts.append(Caption(x, bottom + 16, x_text(power), "middle"))
+        for power in _powers(self.y):
+            _, y = self.place(10.0 ** self.x[0], 10.0**power)
+            self.lines.append(Stroke(f"{LEFT},{y} {self.width - RIGHT},{y}", "grid"))
+            self.texts.append(Caption(LEFT - 6, y + 4, y_text(power), "end"))
+        self.texts.append(Caption(LEFT, self.height - 8, f"{x_label}; up: {y_label}"))
+
+
+def _powers(span: tuple[int, int]) -> range:
+    return range(span[0], span[1] + 1, max(1, ceil((span[1] - span[0]) / 8)))
+
+
+def decades(values: Sequence[float]) -> tuple[int, int]:
+    """The exponents of ten that hold all positive values, at least one decade."""
+    positive = [value for value in values if value > 0] or [1.0]
+    low, high = floor(log10(min(positive))), ceil(log10(max(positive)))
+    return low, max(high, low + 1)
+
+
+def line_chart(series: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_label: str, texts: "Texts") -> Chart:
+    """Series of (x, y) as lines, with a legend at the right in the order of their ends; zeros are left out."""
+    points = [point for _, each in series for point in each if point[1] > 0]
+    chart = Chart(decades([x for x, _ in points]), decades([y for _, y in points]))
+    chart.axes(x_label, y_label, texts.x, texts.y)
+    for number, (_, each) in enumerate(series):
+        chart.line([p for p in each if p[1] > 0], f"c{number % COLORS}", _DASHES[number % len(_DASHES)])
+    _legend(chart, series)
+    return chart
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """How powers of ten are written on each axis."""
+
+    x: Callable[[int], str]
+    y: Callable[[int], str]
+
+
+def _legend(chart: Chart, series: Sequence[tuple[str, Sequence[Point]]]) -> None:
+    ends = sorted((-(each[-1][1] if each else 0), number) for number, (_, each) in enumerate(series))
+    x = chart.width - RIGHT + 12
+    for row, (_, number) in enumerate(ends):
+        y = TOP + 10 + 17 * row
+        style, dash = f"c{number % COLORS}", _DASHES[number % len(_DASHES)]
+        chart.lines.append(Stroke(f"{x},{y - 4} {x + 26},{y - 4}", style, dash))
+        chart.texts.append(Caption(x + 32, y, series[number][0][:34]))
+
+
+def roofline(points: Sequence[tuple[str, float, float, int]]) -> Chart:
+    """(name, intensity by that of the ridge, share of the peak, color) under the roof that nothing exceeds."""
+    chart = Chart(decades([0.1, 10.0, *(p[1] for p in points)]), decades([0.1, 1.0, *(p[2] for p in points)]))
+    percent = lambda power: f"{10.0 ** (power + 2):g} %"  # noqa: E731
+    chart.axes("arithmetic intensity / that of the ridge", "share of the peak", lambda p: f"{10.0**p:g}", percent)
+    low, high = 10.0 ** chart.x[0], 10.0 ** chart.x[1]
+    chart.line([(max(low, 10.0 ** chart.y[0]), max(low, 10.0 ** chart.y[0])), (1.0, 1.0), (high, 1.0)], "roof")
+    at: dict[tuple[int, int], list[str]] = {}
+    for number, (name, intensity, share, color) in enumerate(points, 1):
+        x, y = chart.place(intensity, share)
+        chart.dots.append(Dot(x, y, f"c{color}", name))
+        near = next((place for place in at if abs(place[0] - x) < 12 and abs(place[1] - y) < 12), (x, y))
+        at.setdefault(near, []).append(str(number))
+        chart.texts.append(Caption(chart.width - RIGHT + 12, TOP + 10 + 15 * number, f"{number} {name}"[:34]))
+    chart.texts += [Caption(x + 9, y + 14, ", ".join(numbers)) for (x, y), numbers in at.items()]
+    chart.height = max(HEIGHT, TOP + 30 + 15 * len(points))
+    return chart
+
+
+@dataclass(frozen=True, slots=True)
+class TimeSpan:
+    """A time: the bound that nothing beats, the estimate, and where 90 % of the errors seen put the truth."""
+
+    name: str
+    bound: float
+    estimate: float | None
+    low: float | None
+    high: float | None
+
+
+def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
+    """A row a time on one logarithmic axis: a bar for the error, a dot for the estimate, a tick for the bound."""
+    values = [v for row in rows for v in (row.bound, row.estimate, row.low, row.high) if v]
+    chart = Chart(decades(values), height=TOP + BOTTOM + 34 * len(rows))
+    chart.axes("", "", lambda power: text(10.0**power), str)
+    chart.texts = [one for one in chart.texts if one.anchor != "end"]
+    chart.texts[-1] = Caption(LEFT, chart.height - 8, "bar: 90 % of the errors seen; dot: estimate; tick: bound")
+    for number, row in enumerate(rows):
+        y, style = TOP + 17 + 34 * number, f"c{number % COLORS}"
+        chart.texts.append(Caption(LEFT - 8, y + 4, row.name, "end"))
+        if row.low and row.high:
+            low, high = chart.place(row.low, 1)[0], chart.place(row.high, 1)[0]
+            chart.lines.append(Stroke(f"{low},{y} {high},{y}", f"span {style}"))
+        bound = chart.place(row.bound, 1)[0]
+        chart.lines.append(Stroke(f"{bound},{y - 10} {bound},{y + 10}", style))
+        if row.estimate:
+            chart.dots.append(Dot(chart.place(row.estimate, 1)[0], y, style, f"{row.name}: {text(row.estimate)}"))
+        shown = text(row.estimate) if row.estimate else f"at least {text(row.bound)}"
+        chart.texts.append(Caption(chart.width - RIGHT + 12, y + 4, shown))
+    return chart
+
+
+__all__ = ["Chart", "Texts", "TimeSpan", "line_chart", "roofline", "spans"]

@@ -1,0 +1,147 @@
+"""The report: verdict first, every part in its place, nothing asked for, nothing that a user writes is markup."""
+
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import l4spec
+from l4spec.report.html import to_html
+from l4spec.report.page import Bar, Bars, Code, Details, Facts, Lines, Page, Section, Table, to_text
+from l4spec.report.report_page import report_page
+from planners import plan
+from tests.cli.conftest import Run, run
+from tests.report.conftest import Compile
+
+__all__ = ["run"]
+
+HOSTILE = "</title></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"'\x00\u202e"
+VOID = {"meta", "link", "img", "br"}
+
+
+class Tags(HTMLParser):
+    """The tags of a document, and whether each is closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def report_of(compiled: Compile, name: str, **options: object) -> str:
+    graph = compiled(name)
+    return to_html(report_page(graph, plan(graph, **options)))
+
+
+@pytest.mark.parametrize("name", ["scout", "behemoth", "compare/deepseek-v3", "mobilellm-r1-950m"])
+def test_a_report_holds_every_part_within_three_megabytes_and_two_seconds(compiled: Compile, name: str) -> None:
+    start = time.process_time()
+    html = report_of(compiled, name, gpus="8xH200")
+    assert time.process_time() - start < 2
+    assert len(html.encode()) < 3_000_000
+    titles = re.findall(r"<h2>(.*?)</h2>", html)
+    for title in ("What it costs", "Architecture", "How the cache grows", "Legal layouts", "Claims", "Every sum"):
+        assert title in titles
+    assert html.index("<h1>") < html.index("<h2>")
+    tags = Tags(html)
+    assert not tags.open
+    assert tags.names.count("h1") == 1
+
+
+def test_every_cost_opens_its_formula_its_source_and_its_error(compiled: Compile) -> None:
+    graph = compiled("scout")
+    costs = report_page(graph, plan(graph, gpus="8xH100"))[1]
+    opened = {block.label: block for block in costs.blocks if isinstance(block, Details)}
+    assert set(opened) == {"model", "weights", "kv cache", "compute", "longest context", "largest batch"}
+    text = to_text((Section("", (opened["model"],)),))
+    assert "16 × 5,120 × 8,192" in text.replace("16 × 8,192 × 5,120", "16 × 5,120 × 8,192")
+    assert "source" in text
+    assert "error" in text
+
+
+def test_a_training_plan_and_a_plan_without_gpus_are_reported_too(compiled: Compile) -> None:
+    assert "<h2>Roofline</h2>" in report_of(compiled, "tiny/scout", gpus="8xH100", mode="train", batch=8)
+    html = report_of(compiled, "scout")
+    assert "give --gpus to see whether it fits" in html
+    assert "<h2>Roofline</h2>" not in html
+
+
+def test_nothing_in_a_report_is_fetched_or_run(compiled: Compile) -> None:
+    html = report_of(compiled, "scout", gpus="8xH100")
+    tags = Tags(html)
+    assert not {"script", "iframe", "object", "img", "base", "form"} & set(tags.names)
+    addresses = [value for name, value in tags.attributes if name in ("src", "href", "xlink:href", "action", "data")]
+    assert all(value == "data:," or (value or "").startswith("#") for value in addresses)
+    assert not [name for name, _ in tags.attributes if name.startswith("on")]
+    assert "default-src 'none'" in html
+    assert "@import" not in html
+    assert not re.findall(r"url\((?!#)", html)
+
+
+def test_no_text_of_any_block_becomes_markup() -> None:
+    h = HOSTILE
+    inner = Table((h, h), ((h, h),))
+    bars = Bars((Bar(h, h, 1), Bar(h, h, 3, hollow=True)), 4)
+    page: Page = (
+        Section("", (Lines((h, h)),)),
+        Section(h, (Facts(((h, h),)), inner, bars, Code((h,)), Details(h, h, (inner,)))),
+    )
+    html = to_html(page)
+    tags = Tags(html)
+    assert not {"script", "img"} & set(tags.names)
+    assert not tags.open
+    assert not re.search("[\x00\u202e]", html)
+
+
+def test_a_hostile_spec_is_reported_as_text(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "hostile.yaml"
+    source = "</svg><script>alert(1)</script>"
+    path.write_text(
+        f'l4spec: 1\nextends: tiny/scout\nname: x\ndescription: "{source}"\nsources: ["{source}"]\n', "utf-8"
+    )
+    out = tmp_path / "x.html"
+    done = run("report", str(path), "--gpus", "1xH100", "--out", str(out))
+    assert (done.exit_code, done.stderr) == (0, f"wrote {out}\n")
+    html = out.read_text("utf-8")
+    assert "script" not in Tags(html).names
+    assert "&lt;script&gt;" in html
+
+
+def test_the_same_model_gives_the_same_report(compiled: Compile) -> None:
+    graph = l4spec.compile(l4spec.load("tiny/scout"))
+    again = to_html(report_page(graph, plan(graph, gpus="1xH100")))
+    assert again == report_of(compiled, "tiny/scout", gpus="1xH100")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "tiny/scout", "--gpus", "1xH100"),
+        ("plan", "--gpus", "8xH100"),
+        ("compare", "tiny/scout", "tiny/maverick"),
+        ("verify", "scout"),
+        ("report", "tiny/scout"),
+    ],
+)
+def test_every_command_that_reports_writes_html(run: Run, arguments: tuple[str, ...]) -> None:
+    done = run(*arguments, "--format", "html")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.lstrip().startswith("<!DOCTYPE html>")
+    assert not Tags(done.stdout).open

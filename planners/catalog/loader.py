@@ -10,7 +10,7 @@ from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
 from planners.catalog.user_catalog import THIS_MACHINE, find_own
 
-Folder = Literal["hardware", "quantization", "engines", "efficiency", "schedulers", "expert_load"]
+Folder = Literal["hardware", "quantization", "engines", "efficiency", "schedulers", "prices", "expert_load"]
 E = TypeVar("E", bound=Entry)
 
 _HERE = Path(__file__).parent

@@ -15,8 +15,7 @@ from math import exp, log
 from statistics import fmean, median
 
 from l4spec.errors import Problem, UserError
-from planners.evidence.fit_serving import PRIORS, SHARES
-from planners.evidence.minimise import minimise
+from planners.evidence.terms import SERVING
 from planners.simulate.requests import Request
 from planners.simulate.run import Simulation
 from planners.simulate.times.planned import PlannedTimes
@@ -26,8 +25,11 @@ from planners.timing.efficiency import FitError, ServingEfficiency
 DEFAULT_FITTED = 100
 WEIGHT = 0.0005
 """Of the prior: a factor that moves the error by less than a tenth of a percent stays where it was."""
-ROUNDS = 240
+EVALUATIONS = 480
+"""Runs that a fit simulates at most. Simulated latencies jump where the schedule changes, so no derivative is used."""
+FIRST_STEP = 0.3
 LEAST_EFFECT = 0.01
+_TERMS = {term.name: term for term in SERVING}
 _NS = 1_000_000_000
 Progress = Callable[[int, int], None]
 
@@ -77,15 +79,15 @@ def fit(
     served = _Served(simulation, key, times, [pair for pair in measured if pair is not None])
     asked = 0
 
-    def cost(point: tuple[float, ...]) -> float:
+    def cost(point: Sequence[float]) -> float:
         nonlocal asked
         asked += 1
         if progress is not None:
-            progress(asked, 2 * ROUNDS)
+            progress(asked, EVALUATIONS)
         error = served.cost(_moved(prior, fields, point), num_fitted)
-        return error + WEIGHT * sum((x / PRIORS[name][1]) ** 2 for name, x in zip(fields, point, strict=True))
+        return error + WEIGHT * sum((x / _TERMS[name].spread) ** 2 for name, x in zip(fields, point, strict=True))
 
-    best = minimise(cost, [0.0] * len(fields), step=0.3, rounds=ROUNDS)
+    best = _minimum(cost, len(fields))
     fitted = _moved(prior, fields, best)
     requests = served.run(fitted)
     seen = served.errors(requests, range(min(num_fitted, len(requests))))
@@ -93,6 +95,17 @@ def fit(
     unseen = served.errors(requests, rest) if rest else None
     undetermined = _undetermined(served, fitted, fields, num_fitted)
     return Fit(_described(fitted, times, source, seen, undetermined), seen, unseen, undetermined, prior)
+
+
+def _minimum(cost: Callable[[Sequence[float]], float], dims: int) -> tuple[float, ...]:
+    """The point of least cost that scipy's Nelder-Mead finds from 0. Raises UserError without scipy."""
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise UserError([Problem("fitting needs scipy", hint="pip install 'l4spec[fit]'")]) from None
+    simplex = [[FIRST_STEP * (axis == corner) for axis in range(dims)] for corner in (*range(dims), dims)]
+    options = {"initial_simplex": simplex, "maxfev": EVALUATIONS, "xatol": 1e-3, "fatol": 1e-6}
+    return tuple(float(x) for x in minimize(cost, [0.0] * dims, method="Nelder-Mead", options=options).x)
 
 
 class _Served:
@@ -143,11 +156,11 @@ def _fields(times: PlannedTimes) -> tuple[str, ...]:
 
 
 def _moved(prior: ServingEfficiency, fields: Sequence[str], point: Sequence[float]) -> ServingEfficiency:
-    """The prior with factors multiplied by the exponentials of `point`; a share of a peak stays below 1.2."""
+    """The prior with factors multiplied by the exponentials of `point`, none beyond what its term allows."""
     values = {}
     for name, x in zip(fields, point, strict=True):
         value = getattr(prior, name) * exp(max(-5.0, min(5.0, x)))
-        values[name] = min(value, 1.2) if name in SHARES else value
+        values[name] = min(value, _TERMS[name].most)
     return prior.model_copy(update=values)
 
 

@@ -1,6 +1,7 @@
 """A search is exact: what brute force by `plan` chooses, with the plan's numbers, and every candidate counted."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,14 @@ from planners.plan_types import Plan
 from planners.search.deployments import search_deployments
 from planners.search.search_request import SearchRequest
 
-SLOW = {"prompt_tokens": 8192, "output_tokens": 1024, "concurrency": 12}
-LEVEL = {"ttft": 0.7, "tpot": 0.02, "max_context": 100_000}
-SMALL = {"gpus": "4xH100,2xH200", "quantization": "fp8,w4a16", "kv_dtype": "bf16", "engine": "vllm-hybrid"}
+SLOW: dict[str, Any] = {"prompt_tokens": 8192, "output_tokens": 1024, "concurrency": 12}
+LEVEL: dict[str, Any] = {"ttft": 0.7, "tpot": 0.02, "max_context": 100_000}
+SMALL: dict[str, Any] = {
+    "gpus": "4xH100,2xH200",
+    "quantization": "fp8,w4a16",
+    "kv_dtype": "bf16",
+    "engine": "vllm-hybrid",
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +103,7 @@ def test_every_candidate_is_timed_or_ruled_out(scout: LayerGraph) -> None:
 
 
 @pytest.mark.parametrize("level", [{"ttft": 0.1}, {"tpot": 0.005}, {"ttft": 0.1, "tpot": 0.005}, {"budget": 6.0}])
-def test_a_limit_loosened_as_advised_is_met_and_a_little_less_is_not(
-    scout: LayerGraph, level: dict[str, float]
-) -> None:
+def test_a_limit_loosened_as_advised_is_met_and_a_little_less_is_not(scout: LayerGraph, level: dict[str, Any]) -> None:
     space = {
         **SLOW,
         "gpus": "4xH100",

@@ -40,7 +40,8 @@ def odd(random: Random, good: torch.Tensor) -> Any:
     ways: list[Callable[[], Any]] = [
         good.to_sparse, lambda: torch.empty(shape, device="meta"), lambda: torch.ones(1).expand(shape),
         lambda: good.to(torch.complex64), lambda: good[:0], lambda: good.to(torch.int8), good.double,
-        lambda: good.mT.contiguous().mT, lambda: None, lambda: "text", lambda: [good], lambda: good.to(torch.bool),
+        lambda: good.transpose(0, -1).contiguous().transpose(0, -1),
+        lambda: None, lambda: "text", lambda: [good], lambda: good.to(torch.bool),
         lambda: io.BytesIO(b"x" * size(random, 1000)), lambda: torch.nn.Parameter(good),
     ]  # fmt: skip
     return random.choice(ways)()

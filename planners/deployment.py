@@ -43,6 +43,7 @@ class Deployment:
             prefill_chunk=request.prefill_chunk,
             num_tiles=request.tiles(graph),
             train=request.training,
+            max_num_seqs=request.max_num_seqs,
         )
         return cls(graph, request, cluster, setting, request.tokens(graph), request.sequences)
 
@@ -66,6 +67,7 @@ class Deployment:
             prefill_chunk=request.prefill_chunk,
             num_tiles=request.tiles(self.graph),
             train=request.training,
+            max_num_seqs=request.max_num_seqs,
         )
         return Deployment(self.graph, request, cluster, setting, request.tokens(self.graph), request.sequences)
 

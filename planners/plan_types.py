@@ -121,6 +121,8 @@ class DeviceMemory(Frozen):
     capacity_source: str = ""
     headroom_bytes: int | None
     terms: tuple[MemoryTerm, ...]
+    unknown: tuple[str, ...] = ()
+    """Terms of the engine that nobody measured for this version and layout: they are in no total."""
 
 
 class LayoutRow(Frozen):

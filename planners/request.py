@@ -117,7 +117,12 @@ class PlanRequest(Options):
         Option("Divide the tokens of a long prefill among N devices.", parse=read_count, default="1"),
     ] = None
     engine: Annotated[
-        str, Option("Cache policy and overheads: `l4spec ls engines`.", metavar="ENGINE", mode="serve")
+        str,
+        Option(
+            "Cache policy and overheads: `l4spec ls engines`; vllm@0.11 is of a version.",
+            metavar="ENGINE",
+            mode="serve",
+        ),
     ] = "ideal"
     objective: Annotated[
         Objective,
@@ -152,9 +157,25 @@ class PlanRequest(Options):
     ] = None
     prefill_chunk: Annotated[
         int,
-        Option("Most tokens that one step prefills.", metavar="TOKENS", parse=read_tokens, mode="serve"),
+        Option(
+            "Most tokens that one step prefills.",
+            metavar="TOKENS",
+            flags=("--prefill-chunk", "--max-num-batched-tokens"),
+            parse=read_tokens,
+            mode="serve",
+        ),
         Field(ge=1, le=LONGEST),
     ] = DEFAULT_PREFILL_CHUNK
+    max_num_seqs: Annotated[
+        int | None,
+        Option(
+            "Sequences that the engine takes at a time; its profiling run samples as many rows.",
+            parse=read_count,
+            mode="serve",
+            default="the engine's own",
+        ),
+        Field(ge=1, le=LARGEST),
+    ] = None
     optimizer: Annotated[
         Literal["adamw", "adamw-bf16", "sgd"],
         Option("With --mode train: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),

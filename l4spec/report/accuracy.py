@@ -15,9 +15,15 @@ FAMILIES = {
     "SRV": "Serving: time per output token and time to first token",
     "THR": "Maximum throughput",
     "TRN": "Training steps",
+    "MEM": "Memory of an engine",
+    "KV": "Cache of an engine",
     "FLOP": "Model FLOPs",
     "KER": "Kernels",
 }
+
+
+FEWEST_FOR_A_TAIL = 20
+"""Rows below which a 90th percentile says nothing: fewer than two of them lie beyond it."""
 
 
 class AccuracyReport(Frozen):
@@ -63,7 +69,7 @@ def _groups(groups: Iterable[Group], *, by_model: bool) -> Table:
             *((group.document, group.model) if by_model else ()),
             f"{group.num_replayed} of {group.num_rows}",
             _percent(group.median),
-            _percent(group.p90),
+            _percent(group.p90 if group.num_replayed >= FEWEST_FOR_A_TAIL else None),
             _percent(group.bias, signed=True),
         )
         for group in groups

@@ -131,9 +131,13 @@ def _memory_blocks(plan: Plan, figures: Marked) -> tuple[Block, ...]:
     if memory.headroom_bytes is not None and memory.headroom_bytes > 0:
         bars.append(Bar("free", figures.work.gib(memory.headroom_bytes), memory.headroom_bytes, hollow=True))
     chart = Bars(tuple(bars), max(memory.capacity_bytes or 0, memory.total_bytes))
-    if all(term.origin == "exact" for term in memory.terms):
-        return (chart,)
-    return chart, Lines(("* calibrated on published logs, not computed; -v shows spread and source",))
+    lines = []
+    if any(term.origin != "exact" for term in memory.terms):
+        lines.append("* calibrated on published logs, not computed; -v shows spread and source")
+    if memory.unknown:
+        names = ", ".join(name.replace("_", " ") for name in memory.unknown)
+        lines.append(f"not in this: {names}, which nobody measured for this version and layout")
+    return (chart, Lines(tuple(lines))) if lines else (chart,)
 
 
 def term_figures(term: MemoryTerm, figures: Marked) -> Figures:

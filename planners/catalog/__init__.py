@@ -7,6 +7,8 @@
 A path to a YAML file works wherever a name does. Shipped entries are read when first asked for, and once.
 """
 
+from functools import lru_cache
+
 from l4spec.catalog.entry import Entry, Sourced
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.spec.storage import Law, Target
@@ -47,5 +49,14 @@ def quantization(name: str) -> Quantization:
 
 
 def engine(name: str) -> Engine:
-    """The engine called `name`, or described by the YAML file at this path. Raises UserError."""
-    return load("engines", Engine, name)
+    """The engine called `name`, or described by the YAML file at this path; `vllm@0.11` is of that version.
+
+    Raises UserError.
+    """
+    plain, at, version = name.rpartition("@")
+    return _versioned(plain, version) if at and plain else load("engines", Engine, name)
+
+
+@lru_cache(maxsize=64)
+def _versioned(name: str, version: str) -> Engine:
+    return load("engines", Engine, name).at_version(version)

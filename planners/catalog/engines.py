@@ -5,9 +5,10 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from l4spec.catalog.entry import Entry, Source, Sourced
-from l4spec.errors import UserError
+from l4spec.errors import Problem, UserError
 from l4spec.layers.base import AsTuple, Spec
 from l4spec.units import Bytes
+from planners.catalog.versions import holds, parse_version
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=2**20)]
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]
@@ -86,10 +87,13 @@ class Measurement(Spec):
 class ReservedTerm(Spec):
     """Memory per device that no formula gives: the median of published readings, with their spread.
 
-    `kind` is what it is spent on. It holds for tensor-parallel degrees from `min_tp` up to `max_tp`.
+    `kind` is what it is spent on. It holds for tensor-parallel degrees from `min_tp` up to `max_tp`, and for versions
+    from `since` on that are earlier than `before`.
     """
 
     kind: Consumer
+    since: str = ""
+    before: str = ""
     min_tp: Count = 1
     max_tp: Count | None = None
     note: str = ""
@@ -119,6 +123,24 @@ class ReservedTerm(Spec):
         return tuple(dict.fromkeys(reading.source for reading in self.measurements))
 
 
+class ProfilingRun(Spec):
+    """Activations as an engine finds them before it sizes its cache, by version.
+
+    It runs `max_num_batched_tokens` tokens, then samples `max_num_seqs` rows over the whole vocabulary on every
+    tensor-parallel rank: constant + max(forward pass, rows x vocabulary x bytes_per_logit + workspace of experts).
+    """
+
+    since: str = ""
+    before: str = ""
+    bytes_per_logit: Sourced[Annotated[int, Field(ge=1, le=1024)]]
+    """What one entry of the sampled rows takes: logits, their fp32 copy, sorted and normalised ones."""
+    constant: Sourced[Bytes]
+
+    def sampler_bytes(self, rows: int, vocabulary: int, workspace: int) -> int:
+        """Bytes of the sampler's moment, the constant left out."""
+        return rows * vocabulary * self.bytes_per_logit.value + workspace
+
+
 class Engine(Entry):
     """One engine, or one setting of it that changes the law of its cache."""
 
@@ -131,6 +153,8 @@ class Engine(Entry):
     memory: MemoryShare | None = None
     rope_table: bool = False
     """Whether every device holds a cos/sin table of max_seq_len * head_dim elements of the model's dtype."""
+    profiling: Annotated[tuple[ProfilingRun, ...], AsTuple] = ()
+    """Laws of the activations by version; without one they follow from declared buffers alone."""
     reserved: Annotated[tuple[ReservedTerm, ...], AsTuple] = ()
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     """What to know about parallel degrees and switches, with where it is written."""
@@ -145,5 +169,23 @@ class Engine(Entry):
         return self.memory
 
     def reserved_for(self, tp: int) -> tuple[ReservedTerm, ...]:
-        """The calibrated terms that hold at this tensor-parallel degree."""
-        return tuple(term for term in self.reserved if term.min_tp <= tp <= (term.max_tp or tp))
+        """The calibrated terms that hold for this version and tensor-parallel degree."""
+        of_version = (term for term in self.reserved if holds(self.version, term.since, term.before))
+        return tuple(term for term in of_version if term.min_tp <= tp <= (term.max_tp or tp))
+
+    def unmeasured_for(self, tp: int) -> tuple[str, ...]:
+        """Kinds of terms of this engine that nobody measured for this version and tensor-parallel degree."""
+        known = {term.kind for term in self.reserved_for(tp)}
+        return tuple(sorted({term.kind for term in self.reserved} - known))
+
+    @property
+    def profiling_run(self) -> ProfilingRun | None:
+        """The law of this version's activations; None where no reading of it is known."""
+        return next((run for run in self.profiling if holds(self.version, run.since, run.before)), None)
+
+    def at_version(self, version: str) -> "Engine":
+        """The entry for another version. Raises UserError for text that is none, and for an engine without versions."""
+        parse_version(version)
+        if not self.version:
+            raise UserError([Problem(f"engine '{self.name}' has no versions", path="engine", hint=self.name)])
+        return self.model_copy(update={"version": version.removeprefix("v")})

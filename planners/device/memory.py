@@ -15,6 +15,7 @@ from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes, sta
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
+from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, stages
 from planners.device.training_state import TrainSetting, training_state
 from planners.plan_types import DeviceMemory, MemoryTerm
@@ -37,6 +38,8 @@ class Setting:
     prefill_chunk: int
     num_tiles: int = 0
     train: TrainSetting | None = None
+    max_num_seqs: int | None = None
+    """Rows that an engine samples at most; None for its default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class Placement:
     layout: Layout
     stages: tuple[tuple[PipelineStage, tuple[CacheRow, ...]], ...]
     rates: ActivationRates
-    activation_floor: int
+    profiled: ProfiledActivations | None
     reserved: int
     budget: Budget | None
 
@@ -130,12 +133,12 @@ class Placement:
         context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
             return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
-        activations = self._activations(context, sequences)
+        activations, profiled = self._activations(context, sequences), self.profiled
         return [
             DeviceUse(
                 weights=stage.weights.total_bytes,
                 cache=cache_bytes(rows, setting.engine, context, sequences),
-                activations=activations,
+                activations=activations if profiled is None else max(activations, profiled.of(stage)),
                 reserved=self.reserved,
             )
             for stage, rows in self.stages
@@ -145,8 +148,7 @@ class Placement:
         whole = context * sequences  # the ranks of a divided sequence go through it together, not chunk by chunk
         chunk = whole if self.layout.cp > 1 else min(self.setting.prefill_chunk, whole)
         tiles = self.setting.num_tiles
-        formula = serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
-        return max(formula, self.activation_floor)
+        return serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
 
     def _training_use(self, train: TrainSetting, stage: PipelineStage, context: int, sequences: int) -> DeviceUse:
         state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
@@ -171,14 +173,15 @@ def place(setting: Setting, layout: Layout) -> Placement:
     graph, tp = setting.graph, layout.tp
     stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
     terms, state_bytes = _terms_besides(setting, tp), state_bytes_of(setting.engine)
+    rates = activation_rates(graph, tp, layout.ep, divided=layout.cp > 1)
     return Placement(
         setting=setting,
         layout=layout,
         stages=tuple(
             (stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes, state_bytes)) for stage in stage_list
         ),
-        rates=activation_rates(graph, tp, layout.ep, divided=layout.cp > 1),
-        activation_floor=0 if setting.train else max([0, *_readings(setting.engine, tp)]),
+        rates=rates,
+        profiled=None if setting.train else _profiled(setting, layout, rates),
         reserved=sum(term.bytes for term in terms),
         budget=_budget(setting, tp),
     )
@@ -201,8 +204,12 @@ def _terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
     return reserved_terms(setting.graph, setting.engine, setting.hardware, tp)
 
 
-def _readings(engine: Engine, tp: int) -> list[int]:
-    return [term.num_bytes for term in engine.reserved_for(tp) if term.kind == "activations"]
+def _profiled(setting: Setting, layout: Layout, rates: ActivationRates) -> ProfiledActivations | None:
+    run = setting.engine.profiling_run
+    if run is None:
+        return None
+    rows = setting.max_num_seqs or default_rows(setting.engine.name, setting.hardware)
+    return profiled_activations(setting.graph, layout, run, rates, chunk=setting.prefill_chunk, rows=rows)
 
 
 def describe_device(placement: Placement, context: int, batch: int) -> DeviceMemory:
@@ -222,6 +229,7 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
         capacity_source="" if placement.budget is None else str(placement.budget),
         headroom_bytes=None if limit is None else limit - use.total,
         terms=tuple(term for term in terms if term.bytes),
+        unknown=() if setting.train else setting.engine.unmeasured_for(placement.layout.tp),
     )
 
 
@@ -260,15 +268,13 @@ def _activation_term(placement: Placement, use: DeviceUse) -> MemoryTerm:
         source="planners/device/activations.py",
         arithmetic=f"widest: {placement.rates.widest}",
     )
-    if not placement.activation_floor or use.activations != placement.activation_floor:
+    run, profiled = placement.setting.engine.profiling_run, placement.profiled
+    if run is None or profiled is None or use.activations not in (profiled.first, profiled.last):
         return term
-    readings = placement.setting.engine.reserved_for(placement.layout.tp)
-    reading = max((t for t in readings if t.kind == "activations"), key=lambda t: t.num_bytes)
-    return MemoryTerm(
-        name="activations",
-        bytes=use.activations,
-        origin="calibrated",
-        spread=reading.spread,
-        source="; ".join(reading.sources),
-        arithmetic=reading.note,
+    return term.model_copy(
+        update={
+            "origin": "calibrated",
+            "source": "; ".join(dict.fromkeys((run.bytes_per_logit.source, run.constant.source))),
+            "arithmetic": profiled.arithmetic,
+        }
     )

@@ -6,7 +6,7 @@ scipy comes with the extra `fit`; planning needs none.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, inf, log, sqrt
+from math import exp, log, sqrt
 
 from l4spec.errors import Problem, UserError
 from planners.evidence.terms import Term
@@ -15,8 +15,10 @@ OPEN = 0.8
 """A factor whose standard error stays above this share of its prior's spread is not determined by the rows."""
 _ORIGIN = 10.0
 """Where the expected value of a factor lies on its axis: scipy's steps are shares of the coordinate, so 0 is far."""
-_STEP = 1e-5
-"""Step of a difference quotient as a share of a coordinate near `_ORIGIN`: 1e-4 in log units."""
+_STEP = 1e-4
+"""Step of difference quotients in log units."""
+_REACH = 6.0
+"""Spreads from what is expected beyond which no factor goes: there the rows or the law are wrong."""
 _GAIN = 1e-4
 """A step that gains less than this share of the cost ends the fit: far less than moves any factor's third digit."""
 
@@ -58,12 +60,13 @@ def fit_terms(
         return [*residuals(values(point)), *pulls]
 
     begin = start or {}
-    bounds = [_ORIGIN + log(term.most / term.expected) if term.most < inf else inf for term in terms]
+    reach = [_REACH * term.spread for term in terms]
+    least = [_ORIGIN - far for far in reach]
+    bounds = [_ORIGIN + min(far, log(term.most / term.expected)) for far, term in zip(reach, terms, strict=True)]
     first = [_ORIGIN + log(begin.get(term.name, term.expected) / term.expected) for term in terms]
-    inside = [min(x, most - 1e-3) for x, most in zip(first, bounds, strict=True)]
-    solution = least_squares(
-        all_residuals, inside, bounds=(-inf, bounds), loss="soft_l1", diff_step=_STEP, max_nfev=rounds, ftol=_GAIN
-    )
+    inside = [max(low + 1e-3, min(x, most - 1e-3)) for x, low, most in zip(first, least, bounds, strict=True)]
+    shape = {"loss": "soft_l1", "diff_step": _STEP / _ORIGIN, "ftol": _GAIN}
+    solution = least_squares(all_residuals, inside, bounds=(least, bounds), max_nfev=rounds, **shape)
     errors = _standard_errors(solution.jac)
     return FittedTerms(
         values=values(solution.x.tolist()),

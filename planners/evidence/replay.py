@@ -11,6 +11,7 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting, place
 from planners.evidence.deployments import ServingCase, graph_of, machine_of, model_of, serving_case
+from planners.evidence.memory_replay import predict_memory
 from planners.evidence.rows import Row
 from planners.evidence.training_replay import predict_training
 from planners.search.layouts import max_batch
@@ -54,6 +55,9 @@ def predict(row: Row) -> Prediction:
     if row.family == "TRN":
         predicted = predict_training(row)
         return Prediction(row, reason=predicted) if isinstance(predicted, str) else Prediction(row, *predicted)
+    if row.family in ("MEM", "KV"):
+        size = predict_memory(row)
+        return Prediction(row, reason=size) if isinstance(size, str) else Prediction(row, size)
     if row.family == "FLOP":
         return _predict_flops(row)
     return Prediction(row, reason="kernels are not planned one by one")

@@ -14,7 +14,7 @@ from l4spec.spec.files import read_utf8
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MOST_BYTES = 8 << 20
-FAMILIES = ("SRV", "THR", "TRN", "FLOP", "KER")
+FAMILIES = ("SRV", "THR", "TRN", "MEM", "KV", "FLOP", "KER")
 """What an id begins with: serving, most throughput, training, counts of FLOPs, kernels."""
 _TEXTS = frozenset(("notes", "source"))
 _LONGEST = (200, 10_000)
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def family(self) -> str:
-        """SRV serving, THR maximum throughput, TRN training, FLOP counts, KER kernels."""
+        """SRV serving, THR maximum throughput, TRN training, MEM and KV memory of engines, FLOP counts, KER kernels."""
         return self.id.partition("-")[0]
 
     @property

@@ -21,6 +21,12 @@ _METRICS = {
     "tokens_per_s_total_or_per_gpu": "training step",
     "model_tflops_per_gpu": "training TFLOP/s",
     "mfu": "training TFLOP/s",
+    "weights_per_gpu": "weights",
+    "activation_peak_per_gpu": "activations of an engine",
+    "non_torch_per_gpu": "memory outside torch",
+    "kv_pool_per_gpu": "cache pool",
+    "kv_cache_size_tokens": "cache pool",
+    "total_kv_blocks": "cache pool",
     "model_flops_per_sample_fwd_bwd": "model FLOPs",
 }
 

@@ -1,5 +1,7 @@
 """Published training steps as predictions."""
 
+import re
+
 from l4spec.layers.declaration import Work
 from planners.catalog import quantization
 from planners.counts.flops import model_flops
@@ -35,6 +37,8 @@ def train_case(row: Row) -> tuple[TrainModel, TrainLoad] | str:
         return "global batch or parallel degrees are not published in the row"
     if row.metric not in METRICS:
         return f"{row.metric} is not predicted"
+    if cut := re.search(r"\b(\d+) layers,", row.notes):
+        return f"the model is cut to {cut[1]} layers, and of which kinds is not published in the row"
     overrides = next((extra for text, extra in _CUT.items() if text in row.model), ())
     model = TrainModel(
         graph=graph_of(name, overrides),

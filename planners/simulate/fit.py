@@ -193,6 +193,8 @@ def _described(
             "source": f"l4spec simulate --fit {source}",
             "hardware": (model.machine.hardware.name,),
             "models": (model.graph.name,),
+            "standard_errors": {},
+            "undetermined": tuple(undetermined),
             "notes": tuple(notes),
             "errors": (
                 FitError(metric="e2e", median=seen.e2e, p90=seen.e2e, num_rows=seen.requests, num_sources=1),

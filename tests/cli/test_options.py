@@ -41,6 +41,7 @@ EXAMPLES: dict[str, str] = {
     "images": "1",
     "memory_fraction": "0.8",
     "prefill_chunk": "4k",
+    "max_num_seqs": "64",
     "optimizer": "sgd",
     "zero_stage": "3",
     "checkpointing": "none",

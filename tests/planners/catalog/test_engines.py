@@ -2,9 +2,11 @@
 
 import pytest
 
+from l4spec.errors import UserError
 from l4spec.units import GiB
 from planners.catalog import engine, shipped_names
 from planners.catalog.engines import Measurement, ReservedTerm
+from planners.catalog.versions import holds
 
 KINDS = {
     "ideal": "bounded",
@@ -53,7 +55,31 @@ def test_a_term_without_readings_or_with_a_crossed_range_is_refused() -> None:
 @pytest.mark.parametrize("tp", [1, 2, 4, 8, 64])
 def test_vllm_has_one_term_of_each_kind_at_every_tensor_parallel_degree(name: str, tp: int) -> None:
     kinds = [term.kind for term in engine(name).reserved_for(tp)]
-    assert sorted(kinds) == ["activations", "cuda_graphs", "non_torch"]
+    assert sorted(kinds) == ["cuda_graphs", "non_torch"]
+    assert engine(name).unmeasured_for(tp) == ()
+    assert engine(name).profiling_run is not None
+
+
+def test_an_engine_of_another_version_has_that_versions_terms_and_says_what_nobody_measured() -> None:
+    old, new = engine("vllm@0.11"), engine("vllm")
+    assert old.profiling_run != new.profiling_run
+    assert old.reserved_for(1) != new.reserved_for(1)
+    assert old.unmeasured_for(2) == ("non_torch",)
+    assert engine("vllm@0.19.1").reserved_for(2) == new.reserved_for(2)
+
+
+@pytest.mark.parametrize(("name", "message"), [("vllm@new", "expected a version"), ("ideal@1.0", "has no versions")])
+def test_what_is_no_version_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        engine(name)
+
+
+@pytest.mark.parametrize(
+    ("version", "since", "before", "expected"),
+    [("0.19", "0.17", "", True), ("0.17.0", "0.17", "", True), ("0.9", "0.17", "", False), ("0.9", "", "0.17", True)],
+)
+def test_versions_are_compared_by_number(version: str, since: str, before: str, expected: bool) -> None:
+    assert holds(version, since, before) == expected
 
 
 def test_collectives_cost_vllm_two_gib_a_gpu() -> None:

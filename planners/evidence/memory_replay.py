@@ -1,0 +1,108 @@
+"""Published readings of an engine's memory as predictions: weights, activations, what torch does not see, the pool."""
+
+import re
+from dataclasses import dataclass
+
+from l4spec.errors import UserError
+from l4spec.sharding.layout import Layout
+from planners.catalog import engine, hardware, quantization
+from planners.counts.kv_cache import cache_dtype_bytes
+from planners.counts.weights import scheme_of
+from planners.device.engine_overhead import rope_table_bytes
+from planners.device.memory import Placement, Setting, place
+from planners.evidence.deployments import graph_of, hardware_of, model_of
+from planners.evidence.rows import Row
+
+METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "kv_pool_per_gpu", "kv_cache_size_tokens")
+_GIB = 2**30
+_CHUNK = 8192
+"""vLLM's max_num_batched_tokens on these devices, where a row does not say."""
+_ROOM_FOR_WEIGHTS = 0.8
+"""Where degrees are not published: the fewest ranks whose weights leave a fifth of a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryCase:
+    """A row's deployment; `utilization` is the share of memory that the engine was given, where it was published."""
+
+    placement: Placement
+    utilization: float | None
+
+
+def predict_memory(row: Row) -> float | str:
+    """The row's figure in its unit, or why there is none."""
+    if row.metric not in METRICS:
+        return "the share of memory that the engine was given is not published in the row"
+    case = _case(row)
+    if isinstance(case, str):
+        return case
+    if row.metric == "non_torch_per_gpu":
+        size = non_torch(case.placement)
+        return "nobody measured it for this version and degree" if size is None else size / _GIB
+    use, setting = case.placement.uses(_CHUNK, 1), case.placement.setting
+    if row.metric == "weights_per_gpu":
+        return (max(stage.weights for stage in use) + _rope_table(setting)) / _GIB  # engines log them together
+    if row.metric == "activation_peak_per_gpu":
+        return use[0].activations / _GIB  # the log of the first stage
+    pool = _pool(case)
+    if isinstance(pool, str) or row.metric == "kv_pool_per_gpu":
+        return pool if isinstance(pool, str) else pool / _GIB
+    token = sum(cached.bytes_per_token * cached.count for _, rows in case.placement.stages for cached in rows)
+    return pool / token
+
+
+def non_torch(placement: Placement) -> int | None:
+    """Bytes that torch does not see on this layout; None where nobody measured them."""
+    terms = placement.setting.engine.reserved_for(placement.layout.tp)
+    return next((term.num_bytes for term in terms if term.kind == "non_torch"), None)
+
+
+def _pool(case: MemoryCase) -> float | str:
+    outside, device = non_torch(case.placement), case.placement.setting.hardware
+    if case.utilization is None or device is None:
+        return "the share of memory that the engine was given is not published in the row"
+    if outside is None:
+        return "nobody measured memory outside torch for this version and degree"
+    use = case.placement.uses(_CHUNK, 1)[0]
+    used = use.weights + _rope_table(case.placement.setting) + use.activations + outside
+    return case.utilization * device.usable.num_bytes - used
+
+
+def _rope_table(setting: Setting) -> int:
+    return rope_table_bytes(setting.graph) if setting.engine.rope_table else 0
+
+
+def _case(row: Row) -> MemoryCase | str:
+    name, device, version = model_of(row), hardware_of(row), re.search(r"vLLM ([0-9.]+)", row.notes)
+    if name is None or device is None or version is None:
+        return "model, hardware or version is not in the catalogue"
+    try:
+        scheme = scheme_of(quantization(row.precision_weights))
+        dtype_bytes = cache_dtype_bytes(row.precision_kv)
+    except UserError as error:
+        return str(error.problems[0])
+    chunk, share = row.noted(r"max_num_batched_tokens (\d+)", _CHUNK), re.search(r"utilization ([0-9.]+)", row.notes)
+    setting = Setting(
+        graph=graph_of(name),
+        scheme=scheme,
+        engine=engine(f"vllm@{version[1]}"),
+        hardware=hardware(device),
+        kv_dtype_bytes=dtype_bytes,
+        memory_fraction=None,
+        prefill_chunk=chunk,
+        max_num_seqs=None if int(version[1].split(".")[1]) >= _FIRST_V1 else 256,
+    )
+    placement = place(setting, Layout(tp=row.number("tp") or _fewest(setting), pp=row.number("pp") or 1))
+    return MemoryCase(placement, float(share[1]) if share else None)
+
+
+_FIRST_V1 = 8
+"""From 0.8 on the default of max_num_seqs is the device's; before it was 256 (engine arguments, v0.6.4)."""
+
+
+def _fewest(setting: Setting) -> int:
+    device = setting.hardware
+    assert device is not None, "rows name their hardware"
+    room = _ROOM_FOR_WEIGHTS * device.usable.num_bytes
+    degrees = (tp for tp in (1, 2, 4, 8) if place(setting, Layout(tp=tp)).uses(1, 1)[0].weights <= room)
+    return next(degrees, 8)

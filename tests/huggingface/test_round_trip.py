@@ -106,6 +106,7 @@ def families(draw: Draw, model_type: str) -> Config:
         "qwen3_5_text": _delta(n, st.just({})),
         "qwen3_5_moe_text": experts().flatmap(lambda e: _delta(n, _shared()).map(lambda more: {**e, **more})),
         "gemma3_text": _gemma3(types),
+        "deepseek_v2": _deepseek_v2(n),
         "phi3": some(  # whose config turns every other scaling into longrope
             sliding_window=windows,
             rope_parameters=thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta}),
@@ -178,6 +179,15 @@ def _delta(draw: Draw, n: int, others: st.SearchStrategy[Config]) -> Config:
 
 
 @st.composite
+def _deepseek_v2(draw: Draw, n: int) -> Config:
+    drawn = {**draw(_deepseek(n)), "norm_topk_prob": False}
+    del drawn["rope_interleave"]
+    if draw(flags):
+        return {**drawn, "topk_method": "group_limited_greedy"}
+    return {**drawn, "topk_method": "greedy", "n_group": None, "topk_group": None}
+
+
+@st.composite
 def _glm4_moe(draw: Draw, n: int) -> Config:
     drawn = draw(_deepseek(n))
     own = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "norm_topk_prob")
@@ -238,7 +248,12 @@ def _llama4(draw: Draw, n: int) -> Config:
     }
 
 
-READ_AND_NOT_KEPT = (("head_dim", None), ("full_attention_interval", 4), ("sliding_window_pattern", 6))
+READ_AND_NOT_KEPT = (
+    ("head_dim", None),
+    ("rope_interleave", True),
+    ("full_attention_interval", 4),
+    ("sliding_window_pattern", 6),
+)
 """Fields of older configs that transformers turns into others."""
 TEXT_FAMILIES = [
     model_type

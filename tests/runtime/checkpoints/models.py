@@ -31,6 +31,7 @@ FAMILIES = {
     "olmoe": "compare/olmoe-1b-7b",
     "qwen2_moe": "compare/qwen1.5-moe-a2.7b",
     "phi3": "compare/phi-4",
+    "deepseek_v2": "compare/deepseek-v2-lite",
     "gemma3_text": "compare/gemma-3-27b",
     "qwen3_next": "compare/qwen3-next-80b-a3b",
     "qwen3_5_text": "compare/qwen3.5-27b",
@@ -49,7 +50,8 @@ OTHER_FAMILIES = {
 @cache
 def small_graph(family: str) -> LayerGraph:
     """The layer graph of a family's spec, scaled down where it is not tiny already."""
-    spec = l4spec.load(FAMILIES[family])
+    fewer = ["text.parts.attention.num_heads=8"] if family == "deepseek_v2" else []  # its config wants them to divide
+    spec = l4spec.load(FAMILIES[family], fewer)
     spec = spec if FAMILIES[family].startswith("tiny/") else scale_spec(spec, "tiny")
     if family in AMBIGUOUS:
         origin = HuggingFaceSpec(model_type=family, fields=AMBIGUOUS[family])

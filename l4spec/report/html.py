@@ -1,18 +1,25 @@
 """A page as one HTML file that asks for nothing: style, drawings and every number's origin inside, no script at all."""
 
-from itertools import chain
+from dataclasses import replace
 
 from l4spec.report.page import Block, Figure, Lines, Page
 from l4spec.report.templating import markup, render
 
 
 def to_html(page: Page) -> str:
-    """The page as an HTML document; its title is the page's first sentence. Raises UserError without jinja2."""
-    lines = (
-        block.lines for block in chain.from_iterable(section.blocks for section in page) if isinstance(block, Lines)
-    )
-    first = next((each[0] for each in lines if each), "")
-    return render("page.html.j2", page=page, title=first or "l4spec", kind=_kind, draw=_draw, width=_width)
+    """The page as an HTML document; a sentence that begins it is its title. Raises UserError without jinja2."""
+    title, body = _titled(page)
+    return render("page.html.j2", page=body, title=title, kind=_kind, draw=_draw, width=_width)
+
+
+def _titled(page: Page) -> tuple[str, Page]:
+    """The first sentence, and the page without it."""
+    blocks = page[0].blocks if page else ()
+    if not blocks or not isinstance(blocks[0], Lines) or not blocks[0].lines:
+        return "l4spec", page
+    title, *others = blocks[0].lines
+    left = (Lines(tuple(others)), *blocks[1:]) if others else blocks[1:]
+    return title, (replace(page[0], blocks=left), *page[1:])
 
 
 def _kind(block: Block) -> str:

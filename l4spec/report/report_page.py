@@ -57,11 +57,17 @@ def _costs(graph: LayerGraph, plan: Plan) -> Iterator[Block]:
     for label, value in facts:
         if label in behind:
             sources = Facts(tuple(("source", source) for source in _sources(graph, plan)))
-            yield Details(label, value, (behind[label], Lines(("error: none, counted exactly",)), sources))
+            yield Details(label, value, (behind[label], Lines((_error(plan),)), sources))
         elif label in ("longest context", "largest batch"):
             yield Details(label, value, (Lines((_limit_words(plan, label),)),))
         else:
             yield Facts(((label, value),))
+
+
+def _error(plan: Plan) -> str:
+    if plan.estimates.work:
+        return "error: none in the sum; unknown in the fields that the spec estimates"
+    return "error: none, counted exactly"
 
 
 def _limit_words(plan: Plan, label: str) -> str:

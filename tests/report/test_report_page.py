@@ -76,6 +76,22 @@ def test_every_cost_opens_its_formula_its_source_and_its_error(compiled: Compile
     assert "error" in text
 
 
+def test_what_rests_on_estimates_is_not_called_exact(compiled: Compile) -> None:
+    html = report_of(compiled, "behemoth", gpus="64xH100")
+    assert "unknown in the fields that the spec estimates" in html
+    assert "error: none, counted exactly" not in html
+
+
+def test_the_verdict_is_the_title_and_stands_once(compiled: Compile) -> None:
+    html = report_of(compiled, "behemoth", gpus="8xH100")
+    verdict = "Llama-4-Behemoth-288B-16E does not fit on 8xH100"
+    body = html[html.index("<body>") :]
+    assert f"<h1>{verdict}" in body
+    assert body.count(verdict) == 1
+    assert "<p>the weights alone exceed the device</p>" in body
+    assert "<h2>What would make it fit</h2>" in body
+
+
 def test_a_training_plan_and_a_plan_without_gpus_are_reported_too(compiled: Compile) -> None:
     assert "<h2>Roofline</h2>" in report_of(compiled, "tiny/scout", gpus="8xH100", mode="train", batch=8)
     html = report_of(compiled, "scout")

@@ -25,7 +25,8 @@ def test_a_closed_loop_of_one_client_takes_what_the_plans_step_model_says() -> N
     decode = sum(ask(Step(decode=1, context=1000.0 + token, logit_rows=1)) for token in range(1, 50))
     for request in run.run().requests:
         assert abs(request.ttft / 1e9 - ttft) < 1e-8
-        assert abs(request.e2e / 1e9 - (ttft + decode)) < 1e-6  # each of 49 steps is rounded to a nanosecond
+        # a run of 49 steps grows by whole nanoseconds a step, so by up to 49 x 48 / 2 ns less, and each is rounded
+        assert abs(request.e2e / 1e9 - (ttft + decode)) < 1.3e-6
 
 
 def test_littles_law_holds_to_floating_point() -> None:

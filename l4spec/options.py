@@ -23,7 +23,7 @@ Options of an existing class are shared by inheritance: `class SearchRequest(Pla
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal, Self, get_args
 
@@ -67,7 +67,7 @@ class Option:
     `parse` reads its text and raises ValueError with what it expected; `flags` replace the one made of the field's
     name; `mode` says that it plays a part in serving or in training alone; `default` is shown where the field's own
     default says too little; `expects` names what a number must be where bounds alone would not; `too_large` is the way
-    out for a value beyond the upper bound.
+    out for a value beyond the upper bound, and `renamed` for a word that has another name now.
     """
 
     help: str
@@ -78,6 +78,7 @@ class Option:
     default: str = ""
     expects: str = ""
     too_large: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def names(self, field: str) -> tuple[str, ...]:
         """The spellings of the option, the long one first."""
@@ -166,7 +167,8 @@ def _problem(name: str, field: FieldInfo, option: Option, value: object) -> Prob
     """One problem in our words: the type or the range that a field has, and what was found."""
     choices = _choices(field)
     if choices:
-        return Problem(f"unknown {name} {_short(value)}", path=name, hint=nearest(str(value), choices))
+        hint = option.renamed.get(str(value)) or nearest(str(value), choices)
+        return Problem(f"unknown {name} {_short(value)}", path=name, hint=hint)
     low, high = (_bound(field, side) for side in ("ge", "le"))
     kind = _kind(field)
     if option.expects:

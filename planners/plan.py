@@ -18,6 +18,7 @@ from planners.deployment import Deployment
 from planners.device.memory import describe_device, place
 from planners.device.stages import stages
 from planners.plan_types import (
+    ChosenBy,
     ClusterInfo,
     DeploymentInfo,
     DeviceMemory,
@@ -29,7 +30,8 @@ from planners.plan_types import (
     TrainTraffic,
 )
 from planners.request import PlanRequest
-from planners.search.layouts import choose, layouts_for, row_of, why_not
+from planners.search.layouts import layouts_for, row_of, why_not
+from planners.search.objective import choose, timed
 from planners.search.suggestions import suggest
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
@@ -54,15 +56,15 @@ def plan_deployment(deployment: Deployment) -> Plan:
     graph, cluster, request, setting = deployment.graph, deployment.cluster, deployment.request, deployment.setting
     context, batch = deployment.context, deployment.batch
     rows, illegal = _rows(deployment)
-    training = setting.train is not None
-    chosen = choose(rows, request.objective, deployment.gpus_per_host, training=training, batch=batch)
+    rows = timed(deployment, rows)
+    chosen, chosen_by = choose(deployment, rows)
     memory = describe_device(place(setting, chosen.layout), context, batch)
     return Plan(
         model=graph.name,
         estimated=graph.model.estimated,
         estimates=_estimates(graph),
         request=request.echo(),
-        deployment=_deployment_info(deployment),
+        deployment=_deployment_info(deployment, chosen_by if len(rows) > 1 else "given"),
         cluster=_cluster_info(cluster, request.gpus),
         params=count_params(graph),
         flops=count_flops(graph, context=context, batch=batch),
@@ -153,7 +155,7 @@ def _reasons(memory: DeviceMemory, chosen: LayoutRow, deployment: Deployment) ->
     return tuple(reasons)
 
 
-def _deployment_info(deployment: Deployment) -> DeploymentInfo:
+def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentInfo:
     request, setting = deployment.request, deployment.setting
     share = setting.engine.memory.fraction.value if setting.engine.memory else 1.0
     train = setting.train
@@ -167,6 +169,7 @@ def _deployment_info(deployment: Deployment) -> DeploymentInfo:
         kv_dtype=request.kv_dtype,
         engine=setting.engine.name,
         objective=request.objective,
+        chosen_by=chosen_by,
         num_tiles=setting.num_tiles,
         prefill_chunk=setting.prefill_chunk,
         memory_fraction=share if setting.memory_fraction is None else setting.memory_fraction,

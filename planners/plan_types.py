@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
 
-Objective = Literal["max-context", "min-gpus", "balanced"]
+Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
+ChosenBy = Literal["time", "memory", "given"]
 Origin = Literal["exact", "calibrated"]
 
 
@@ -126,13 +127,17 @@ class DeviceMemory(Frozen):
 
 
 class LayoutRow(Frozen):
-    """A legal layout and what it gives."""
+    """A legal layout and what it gives. Times are estimates of what fits; null where none is known."""
 
     layout: Layout
     fits: bool
     total_bytes: int
     max_context: int
     max_batch: int
+    ttft_seconds: float | None = None
+    time_per_output_token_seconds: float | None = None
+    tokens_per_second_per_gpu: float | None = None
+    step_time_seconds: float | None = None
 
 
 class IllegalLayout(Frozen):
@@ -286,7 +291,10 @@ class ClusterInfo(Frozen):
 
 
 class DeploymentInfo(Frozen):
-    """What was asked for, every default filled in. `max_context` is the engine's limit where one was given."""
+    """What was asked for, every default filled in. `max_context` is the engine's limit where one was given.
+
+    `chosen_by`: whether the layout was chosen by estimated time or by memory, or was the only one asked for.
+    """
 
     mode: Mode
     context: int
@@ -306,6 +314,7 @@ class DeploymentInfo(Frozen):
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None
+    chosen_by: ChosenBy = "given"
     as_published: bool = False
     """Whether `quantization` is the format that the spec says its published weights have."""
 

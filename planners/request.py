@@ -127,10 +127,11 @@ class PlanRequest(Options):
     objective: Annotated[
         Objective,
         Option(
-            "What the layout is chosen for, where degrees are not fixed: balanced, max-context or min-gpus.",
+            "Chosen for, where degrees are left open: fastest, cheapest, max-context, min-gpus or max-free-memory.",
             metavar="OBJECTIVE",
+            renamed={"balanced": "it is called max-free-memory now; fastest is the default"},
         ),
-    ] = "balanced"
+    ] = "fastest"
     mode: Annotated[Mode, Option("Serving (serve), or one training step (train).", metavar="MODE")] = "serve"
     num_tiles: Annotated[
         int,

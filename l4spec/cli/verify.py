@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 REFUSED = {
     "gpus": "each claim names its own hardware",
     "mode": "each claim says itself whether it is about training",
-    "objective": "a claim of the longest context asks for it, every other one for a balanced layout",
+    "objective": "a claim of the longest context asks for it, every other one for the most free memory",
     **dict.fromkeys(("concurrency", "rate", "num_tiles", "images"), "no claim is about it"),
     **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing"), "no claim is about it"),
 }

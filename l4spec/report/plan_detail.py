@@ -4,7 +4,7 @@ from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.plan_page import marks_of, term_figures
 from l4spec.report.quantities import Figures, Marked, gib, share, whole
-from planners.plan_types import Plan, TrainTraffic
+from planners.plan_types import LayoutRow, Plan, TrainTraffic
 
 
 def detail_page(plan: Plan) -> Page:
@@ -122,10 +122,18 @@ def _layouts(plan: Plan, figures: Figures) -> Table:
             figures.gib(row.total_bytes),
             figures.whole(row.max_context) if limited else "-",
             figures.whole(row.max_batch) if limited else "-",
+            *(figures.seconds(time) if time is not None else "-" for time in _times(plan, row)),
         )
         for row in plan.layouts
     )
-    return Table(("layout", "fits", "fullest device", "longest context", "largest batch"), rows)
+    times = ("TTFT", "TPOT") if plan.deployment.mode == "serve" else ("step",)
+    return Table(("layout", "fits", "fullest device", "longest context", "largest batch", *times), rows)
+
+
+def _times(plan: Plan, row: LayoutRow) -> tuple[float | None, ...]:
+    if plan.deployment.mode == "serve":
+        return row.ttft_seconds, row.time_per_output_token_seconds
+    return (row.step_time_seconds,)
 
 
 def _illegal(plan: Plan) -> Table:

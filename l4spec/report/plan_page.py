@@ -4,9 +4,12 @@ from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import Figures, Marked, gib, marked, whole
-from planners.plan_types import Estimates, MemoryTerm, Plan
+from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
 
 _MOST_FIELDS = 3
+_BY_TIME = ("fastest", "cheapest")
+_NOTABLE = 0.1
+"""A smaller difference in time is within what estimates are wrong by."""
 
 
 def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
@@ -85,6 +88,9 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", _layout(plan)))
+    alternative = _alternative(plan, figures)
+    if alternative is not None:
+        rows.append(("or", alternative))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
 
@@ -105,7 +111,31 @@ def _layout(plan: Plan) -> str:
     if plan.cluster is None:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
-    return f"{plan.layout} (objective {plan.deployment.objective}; {fitting} of {len(plan.layouts)} legal layouts fit)"
+    asked = plan.deployment
+    by = ", by memory since no time is estimated" if asked.chosen_by == "memory" and asked.objective in _BY_TIME else ""
+    return f"{plan.layout} (objective {asked.objective}{by}; {fitting} of {len(plan.layouts)} legal layouts fit)"
+
+
+def _alternative(plan: Plan, figures: Marked) -> str | None:
+    """What another layout would change: the fastest one, or where that is planned the one with the most free memory."""
+    rows = {row.layout: row for row in plan.layouts if row.fits and _seconds(row) is not None}
+    chosen = rows.pop(plan.layout, None)
+    if chosen is None or not rows:
+        return None
+    now = _seconds(chosen) or 0.0
+    other = min(rows.values(), key=lambda row: _seconds(row) or 0.0)
+    if (_seconds(other) or 0.0) > now * (1 - _NOTABLE):
+        other = min(rows.values(), key=lambda row: row.total_bytes)
+        if other.total_bytes >= chosen.total_bytes:
+            return None
+    then = _seconds(other) or 0.0
+    speed = f"{now / then:.1f}x faster" if then <= now else f"{then / now:.1f}x slower"
+    free = other.total_bytes - chosen.total_bytes
+    return f"{other.layout}: {speed}, {figures.work.gib(abs(free))} {'less' if free > 0 else 'more'} free"
+
+
+def _seconds(row: LayoutRow) -> float | None:
+    return row.time_per_output_token_seconds or row.step_time_seconds
 
 
 def _compute(plan: Plan, figures: Marked) -> str:

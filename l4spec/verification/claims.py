@@ -115,7 +115,7 @@ def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
     left = {
         name: v for name, v in request.echo().items() if option_of(PlanRequest, name).mode in (None, _mode(training))
     }
-    objective = "max-context" if claim.quantity == "max_context" else "balanced"
+    objective = "max-context" if claim.quantity == "max_context" else "max-free-memory"
     return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **output})
 
 

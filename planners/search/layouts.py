@@ -107,15 +107,15 @@ def fits(deployment: Deployment, placement: Placement) -> bool:
     return placement.fits(deployment.context, deployment.batch) and (limit is None or placement.fits(limit, 1))
 
 
-def choose(
+def by_memory(
     rows: Iterable[LayoutRow], objective: Objective, gpus_per_host: int, *, training: bool, batch: int
 ) -> LayoutRow:
-    """The row that serves the objective best; among equals the simplest one.
+    """The row that serves an objective of memory best; among equals the simplest one.
 
-    balanced: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for training the
-    fewest devices per replica that leave no data-parallel rank without a sequence. max-context: the longest context.
-    min-gpus: fits with the fewest devices per replica. Where nothing fits, the row whose fullest device holds the least
-    comes first.
+    max-free-memory: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for
+    training the fewest devices per replica that leave no data-parallel rank without a sequence. max-context: the
+    longest context. min-gpus: fits with the fewest devices per replica. Where nothing fits, the row whose fullest
+    device holds the least comes first.
     """
 
     def simplest(row: LayoutRow) -> tuple[int, ...]:
@@ -132,9 +132,9 @@ def choose(
         return max(row.layout.dp * row.layout.ep - batch, 0)
 
     keys: dict[str, Callable[[LayoutRow], tuple[int, ...]]] = {
-        "balanced": lambda row: (int(not row.fits), excess(row), *simplest(row)),
+        "max-free-memory": lambda row: (int(not row.fits), excess(row), *simplest(row)),
         "max-context": lambda row: (int(not row.fits), -row.max_context, excess(row), *simplest(row)),
         "min-gpus": lambda row: (int(not row.fits), excess(row), replica(row), *simplest(row)),
         "training": lambda row: (int(not row.fits), excess(row), idle(row), replica(row), *simplest(row)),
     }
-    return min(rows, key=keys["training" if training and objective == "balanced" else objective])
+    return min(rows, key=keys["training" if training and objective == "max-free-memory" else objective])

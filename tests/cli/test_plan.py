@@ -11,7 +11,7 @@ def test_plan_scout_answers_on_one_screen(run: Run) -> None:
     result = run("plan", "scout", "--gpus", "8xH100")
     assert result.exit_code == 0, result.stderr
     assert "fits on 8xH100" in result.stdout.splitlines()[0]
-    for fact in ("108.64B", "17.17B", "202.36 GiB", "32.28 GFLOP", "longest context", "largest batch", "balanced"):
+    for fact in ("108.64B", "17.17B", "202.36 GiB", "32.28 GFLOP", "longest context", "largest batch", "fastest"):
         assert fact in result.stdout
     assert len(result.stdout.splitlines()) <= 24
 

@@ -31,11 +31,17 @@ START, ACCEPTED = FOLDER / "start.json.gz", FOLDER / "accepted.json.gz"
 
 RENAMED_KEYS: dict[str, str] = {"l4spec_model_table": "l4spec_herd"}
 """Keys of JSON documents: today's name → the name at the start commit."""
-ADDED_KEYS: frozenset[str] = frozenset({"plan.request", "deployment.max_context", "deployment.as_published"})
+ADDED_KEYS: frozenset[str] = frozenset(
+    {
+        *("plan.request", "deployment.max_context", "deployment.as_published", "deployment.chosen_by"),
+        *("layouts.ttft_seconds", "layouts.time_per_output_token_seconds", "layouts.tokens_per_second_per_gpu"),
+        "layouts.step_time_seconds",
+    }
+)
 """Keys that have been added since, each with the object that it stands in."""
 RENAMED_OPTIONS: dict[str, str] = {}
 """Options: the name at the start commit → today's name."""
-RENAMED_VALUES: dict[str, str] = {}
+RENAMED_VALUES: dict[str, str] = {"max-free-memory": "balanced"}
 """Words in documents that programs read: today's → the one at the start commit."""
 PROSE = frozenset(
     (
@@ -132,6 +138,8 @@ Entry = dict[str, Any]
 def run(case: str) -> Entry:
     """Digests of a case by section, and of a plan the bounds of its steps, to tell how far a difference goes."""
     words = [RENAMED_OPTIONS.get(word, word) for word in case.split()]
+    if words[0] in ("plan", "compare") and words[1][0] != "-" and "--objective" not in words:
+        words += ["--objective", "max-free-memory"]  # the default of the start commit
     if "--emit" in words:
         code, text = _in_process(words)
         return {"exit": code, "rest": digest(_commands(text))}
@@ -200,7 +208,7 @@ def _normal(value: Any, parts: dict[str, list[Any]], parent: str) -> Any:
         return f"{value:.9g}"
     if isinstance(value, str):
         if parent == "command":  # bf16 is written out since specs may say how their weights are stored
-            value = value.replace(" --quantization bf16", "")
+            value = value.replace(" --quantization bf16", "").replace(" --objective max-free-memory", "")
         words = [RENAMED_VALUES.get(word, word) for word in value.split(" ")]
         return " ".join(sorted(map(_old_option, words)) if parent == "command" else words)
     return value

@@ -43,7 +43,12 @@ def brute_force(graph: LayerGraph) -> list[tuple[float, int, str, Plan]]:
         for tp, ep in product((1, 2, 4), (1, 2, 4)):
             if size % (tp * ep):
                 continue
-            options = {**SLOW, "concurrency": -(-12 // replicas), "max_context": LEVEL["max_context"], "dp": 1}
+            options: dict[str, Any] = {
+                **SLOW,
+                "concurrency": -(-12 // replicas),
+                "max_context": LEVEL["max_context"],
+                "dp": 1,
+            }
             plan = planners.plan(
                 graph,
                 gpus=f"{size}x{gpus}",
@@ -95,7 +100,8 @@ def test_every_ranked_deployment_is_what_its_plan_gives(scout: LayerGraph) -> No
 
 
 def test_every_candidate_is_timed_or_ruled_out(scout: LayerGraph) -> None:
-    for options in ({}, {"rate": 2.0}, {"concurrency": 7}):
+    loads: list[dict[str, Any]] = [{}, {"rate": 2.0}, {"concurrency": 7}]
+    for options in loads:
         request = SearchRequest(gpus="8xH100,rtx-4090", prompt_tokens=4096, output_tokens=256, most_gpus=4, **options)
         space = search_deployments(scout, request).space
         assert space.candidates == space.pruned + space.timed

@@ -1,0 +1,128 @@
+"""Which of the layouts that fit is planned: by estimated time, by cost, or by memory.
+
+Estimates are noisy, and the smallest of many is too small: layouts whose time is within the estimate's median error of
+the best one are taken as equally fast, and of these the one with the most free memory is planned. A served pipeline is
+compared with the error of one row in ten, since no row has one and sending between stages is not counted.
+"""
+
+from planners.deployment import Deployment
+from planners.plan_types import ChosenBy, LayoutRow, Objective
+from planners.search.layouts import by_memory
+from planners.timing.efficiency import serving_efficiency, training_efficiency
+from planners.timing.latency_report import Service, service
+from planners.timing.layer_demand import Step
+from planners.timing.machine import Machine
+from planners.timing.routing import read_routing
+from planners.timing.step import StepModel, step_model
+
+BY_TIME = ("fastest", "cheapest")
+
+
+def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:
+    """The rows with the estimated times of those that fit; without factors, or on a calibrated machine, as they are."""
+    cluster = deployment.cluster
+    if cluster is None or cluster.hardware.eager is not None or (deployment.request.cp or 1) > 1:
+        return rows
+    if deployment.setting.train is not None:
+        return tuple(_train_row(deployment, row) if row.fits else row for row in rows)
+    return tuple(_serving_row(deployment, row) if row.fits else row for row in rows)
+
+
+def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ChosenBy]:
+    """The row that serves the objective best, and by what it was chosen: `time` or `memory`.
+
+    fastest: the shortest request (without output tokens the shortest decode step; in training the shortest step).
+    cheapest: the most tokens of a GPU. Where no time is estimated, and for the other objectives, by memory.
+    """
+    objective = deployment.request.objective
+    known = [row for row in rows if row.fits and _cost(deployment, row) is not None]
+    if objective not in BY_TIME or not known:
+        memory: Objective = "max-free-memory" if objective in BY_TIME else objective
+        training = deployment.setting.train is not None
+        row = by_memory(rows, memory, deployment.gpus_per_host, training=training, batch=deployment.batch)
+        return row, "memory"
+    costs = {row.layout: _cautious(deployment, row) for row in known}
+    median = _errors(deployment)[0]
+    best = min(costs.values())
+    close = [row for row in known if costs[row.layout] <= best * (1 + median)]
+    return min(close, key=lambda row: (row.total_bytes, row.layout.pp, row.layout.ep, -row.layout.tp)), "time"
+
+
+def _cautious(deployment: Deployment, row: LayoutRow) -> float:
+    """The cost as it is compared: a served pipeline's, which no measured row is like, with the error of one in ten."""
+    cost = _cost(deployment, row) or 0.0
+    unlike = deployment.setting.train is None and row.layout.pp > 1
+    return cost * (1 + _errors(deployment)[1]) if unlike else cost
+
+
+def _cost(deployment: Deployment, row: LayoutRow) -> float | None:
+    """What the objective has as small as possible; None where it is unknown."""
+    if deployment.setting.train is not None:
+        return row.step_time_seconds
+    if row.time_per_output_token_seconds is None or row.ttft_seconds is None:
+        return None
+    if deployment.request.objective == "cheapest":
+        return 1 / (row.tokens_per_second_per_gpu or 1e-9)
+    output = deployment.output_tokens
+    if output is None:
+        return row.time_per_output_token_seconds
+    return row.ttft_seconds + (output - 1) * row.time_per_output_token_seconds
+
+
+def _errors(deployment: Deployment) -> tuple[float, float]:
+    """The relative errors that half and a tenth of the measured rows exceed."""
+    cluster = deployment.cluster
+    assert cluster is not None, "time is of GPUs"
+    if deployment.setting.train is not None:
+        training = training_efficiency(cluster.hardware.name)
+        error = training.error("step_time") if training is not None else None
+    else:
+        serving = serving_efficiency(deployment.setting.engine.name)
+        error = serving.error("tpot") if serving is not None else None
+    return (error.median, error.p90) if error is not None else (0.0, 0.0)
+
+
+def _serving_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
+    setting, cluster = deployment.setting, deployment.cluster
+    assert cluster is not None, "time is of GPUs"
+    model = step_model(
+        setting.graph,
+        setting.scheme,
+        row.layout,
+        machine=Machine(cluster.hardware, cluster.gpus_per_host),
+        kv_dtype_bytes=setting.kv_dtype_bytes,
+        engine=setting.engine.name,
+        routing=read_routing(deployment.request.routing, deployment.graph),
+    )
+    if model.unknown or model.efficiency is None:
+        return row
+    given = service(model, deployment, row.max_batch, _alone(model, deployment))
+    return _with(row, given)
+
+
+def _with(row: LayoutRow, given: Service) -> LayoutRow:
+    return row.model_copy(
+        update={
+            "ttft_seconds": given.ttft,
+            "time_per_output_token_seconds": given.tpot,
+            "tokens_per_second_per_gpu": given.tokens_per_second_per_gpu,
+        }
+    )
+
+
+def _alone(model: StepModel, deployment: Deployment) -> tuple[float, float]:
+    """Seconds of the prefill of one prompt, and of the decode step of the whole batch."""
+    layout, prompt = model.layout, deployment.prompt_tokens
+    sequences = -(-deployment.batch // (layout.dp * layout.ep))
+    decode = Step(decode=-(-sequences // layout.pp), context=deployment.context)
+    prefill = Step(prompt_tokens=prompt, prompt_length=prompt)
+    return model.seconds(prefill), model.seconds(decode)
+
+
+def _train_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
+    from planners.timing.training_report import train_latency
+
+    cluster = deployment.cluster
+    assert cluster is not None, "time is of GPUs"
+    latency = train_latency(deployment, Machine(cluster.hardware, cluster.gpus_per_host), row.layout)
+    return row.model_copy(update={"step_time_seconds": latency.step_time_seconds})

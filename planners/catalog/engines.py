@@ -135,6 +135,8 @@ class ProfilingRun(Spec):
     bytes_per_logit: Sourced[Annotated[int, Field(ge=1, le=1024)]]
     """What one entry of the sampled rows takes: logits, their fp32 copy, sorted and normalised ones."""
     constant: Sourced[Bytes]
+    largest_error: Annotated[float, Field(ge=0, lt=1)]
+    """Of the law on any published reading of these versions, fitted or not: the spread of a plan's term."""
 
     def sampler_bytes(self, rows: int, vocabulary: int, workspace: int) -> int:
         """Bytes of the sampler's moment, the constant left out."""

@@ -274,6 +274,10 @@ def _activation_term(placement: Placement, use: DeviceUse) -> MemoryTerm:
     return term.model_copy(
         update={
             "origin": "calibrated",
+            "spread": (
+                round(use.activations * (1 - run.largest_error)),
+                round(use.activations * (1 + run.largest_error)),
+            ),
             "source": "; ".join(dict.fromkeys((run.bytes_per_logit.source, run.constant.source))),
             "arithmetic": profiled.arithmetic,
         }

@@ -111,7 +111,7 @@ class _Shrunk:
         heads, kv_heads, head_dim = _heads(spec.num_heads, spec.num_kv_heads, spec.head_dim, self.factors.width)
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
         if spec.scale is not None:
-            fields["scale"] = spec.scale * math.sqrt(spec.head_dim / head_dim)
+            fields["scale"] = _scaled_softmax(spec.scale, head_dim / spec.head_dim)
         if spec.temperature is not None:
             floor_scale = max(float(_SHORTEST), spec.temperature.floor_scale * float(self.factors.length))
             fields["temperature"] = _changed(
@@ -144,6 +144,13 @@ class _Shrunk:
             scaling = _changed(scaling, original_max_seq_len=length)
         rotary = position.rotary_dim and max(2, 2 * round(position.rotary_dim * head_ratio / 2))
         return _changed(position, scaling=scaling, rotary_dim=rotary)
+
+
+def _scaled_softmax(scale: float, times: float) -> float:
+    """The scale of queries whose heads are `times` as wide: 1 / sqrt(n) of a whole n stays one (Gemma's config)."""
+    inverse = scale**-2
+    is_whole = math.isclose(inverse, round(inverse), rel_tol=1e-9)
+    return (round(inverse * times) if is_whole else inverse * times) ** -0.5
 
 
 def _scaled_text(text: TextSpec, factors: _Factors) -> TextSpec:

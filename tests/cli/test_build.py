@@ -123,7 +123,7 @@ def test_a_miniature_runs(name: str, options: tuple[str, ...], run: Run) -> None
 
 def test_a_run_is_shown_with_its_time_and_memory(run: Run) -> None:
     result = run("build", "tiny/scout", "--device", "cpu", "--seed", "3")
-    for word in ("forward", "nats per token", "ms a token", "peak"):
+    for word in ("forward", "nats per token", "ms per token", "peak"):
         assert word in result.stdout
 
 

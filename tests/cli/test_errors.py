@@ -23,7 +23,7 @@ WRONG = {
     "an unknown option": ("plan scout --gpu 8xH100", "--gpus"),
     "an objective that was renamed": ("plan scout --objective balanced", "it is called max-free-memory now"),
     "an unknown objective": ("plan scout --objective best", "fastest"),
-    "an unknown format": ("graph scout --format png", "mermaid"),
+    "an unknown format": ("graph scout --format bmp", "mermaid"),
     "an unknown listing": ("ls gpus", "hardware"),
     "no tokens": ("plan scout --context 0", "error: --context: expected"),
     "more tokens than the model takes": ("plan scout --context 99999999999999999999", "max_seq_len"),

@@ -70,7 +70,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(
         "rest",
         ("plan ",),
-        "a launch in a format that is not the published one names no published checkpoint",
+        "launch in a format that is not the published one names no published checkpoint",
         "fp8 --emit",
     ),
     *(

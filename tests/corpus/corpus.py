@@ -35,7 +35,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
     {
         *("plan.request", "deployment.max_context", "deployment.as_published", "deployment.chosen_by"),
         *("layouts.ttft_seconds", "layouts.time_per_output_token_seconds", "layouts.tokens_per_second_per_gpu"),
-        "layouts.step_time_seconds",
+        *("layouts.step_time_seconds", "memory_per_device.unknown"),
     }
 )
 """Keys that have been added since, each with the object that it stands in."""
@@ -72,6 +72,18 @@ DEVIATIONS: tuple[Deviation, ...] = (
         ("plan ",),
         "launch in a format that is not the published one names no published checkpoint",
         "fp8 --emit",
+    ),
+    Deviation(
+        "communication", ("plan ", "compare "), "planned ranks gather logits in bf16, as engines do, not in fp32"
+    ),
+    Deviation("rest", ("verify ",), "What is timed is what is planned and what ranks count"),
+    *(
+        Deviation(section, ("plan ",), "activations of vLLM by its profiling run", "--engine vllm")
+        for section in ("rest", "suggestions", "exit")
+    ),
+    *(
+        Deviation(section, ("plan ", "compare "), "It is the default of `plan`, decides what fits", "deepseek-v3")
+        for section in ("rest", "suggestions", "exit", "communication")
     ),
     *(
         Deviation(section, ("plan ",), "Device memory is what drivers report", gpus)

@@ -150,7 +150,7 @@ def _scaled_softmax(scale: float, times: float) -> float:
     """The scale of queries whose heads are `times` as wide: 1 / sqrt(n) of a whole n stays one (Gemma's config)."""
     inverse = scale**-2
     is_whole = math.isclose(inverse, round(inverse), rel_tol=1e-9)
-    return (round(inverse * times) if is_whole else inverse * times) ** -0.5
+    return float((round(inverse * times) if is_whole else inverse * times) ** -0.5)
 
 
 def _scaled_text(text: TextSpec, factors: _Factors) -> TextSpec:

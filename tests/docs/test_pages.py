@@ -35,6 +35,14 @@ def test_a_page_does_what_it_says_in_an_empty_folder(page: str, tmp_path: Path) 
     assert walk_through(ROOT / page, tmp_path) >= 3
 
 
+def test_the_picture_in_the_readme_is_what_the_command_draws(tmp_path: Path) -> None:
+    drawn = tmp_path / "scout.svg"
+    command = [sys.executable, "-m", "l4spec.cli", "graph", "scout", "--format", "svg", "--out", str(drawn)]
+    subprocess.run(command, check=True, capture_output=True)
+    written = ROOT / "docs" / "pictures" / "scout.svg"
+    assert drawn.read_text(encoding="utf-8") == written.read_text(encoding="utf-8")
+
+
 def test_the_page_on_training_does_what_it_says(tmp_path: Path) -> None:
     assert walk_through(ROOT / "docs" / "training.md", tmp_path) >= 3
 

@@ -1,4 +1,4 @@
-"""`olmo2`: OLMo 2; norms behind each layer, queries and keys normed over all heads."""
+"""`olmo2`: OLMo 2; norms after each layer, queries and keys normed over all heads."""
 
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.family import Family

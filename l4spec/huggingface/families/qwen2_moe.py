@@ -1,4 +1,4 @@
-"""`qwen2_moe`: Qwen 1.5 and 2 with experts; a shared expert of its own width behind a gate."""
+"""`qwen2_moe`: Qwen 1.5 and 2 with experts; a shared expert of its own width scaled by a gate."""
 
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.experts import ExpertFields

@@ -43,11 +43,11 @@ class GatedDeltaNet(RecurrentLayer):
             ((spec.conv_kernel_size - 1, spec.conv_width), mixed),
             ((spec.num_value_heads, spec.key_head_dim, spec.value_head_dim), wide(mixed[:0])),
         )
-        behind = None if cache is None else last_columns(mixed, before, layout)
+        columns = None if cache is None else last_columns(mixed, before, layout)
         mixed = short_convolution(mixed, before, torch.cat((self.q_conv, self.k_conv, self.v_conv)))
         read, state = delta_rule(*self._by_head(mixed), *self._gates(x, valid), state)
-        if isinstance(cache, StateCache) and behind is not None:
-            cache.keep((behind, state))
+        if isinstance(cache, StateCache) and columns is not None:
+            cache.keep((columns, state))
         read = self.norm(read.transpose(1, 2).to(x.dtype))
         gate = silu(wide(group_last(self.z_proj(x), spec.num_value_heads, -1)))
         result: Tensor = self.out_proj((read * gate).to(x.dtype).flatten(-2))

@@ -94,7 +94,7 @@ def _live(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
 
 
 def _saved(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, and a state behind each chunk of tokens, as fused kernels keep them."""
+    """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
     inner = Dim("heads", spec.inner_size, spec.num_heads)
     num_chunks = work.num_sequences * -(-work.num_queries // CHUNK)
     state = (Dim("heads", spec.num_heads), Dim("state", spec.state_size), Dim("head_dim", spec.head_dim))

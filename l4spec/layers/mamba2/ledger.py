@@ -34,7 +34,7 @@ def _allocate(spec: Mamba2Spec, width: Width, work: Work, ledger: Ledger) -> Non
             with ledger.holding(2 * step):
                 with ledger.holding(inner * WIDE):  # steps times values
                     allocate_scan(ledger, work, spec.num_heads, spec.state_size, spec.head_dim)
-                with ledger.holding(state):  # behind the last token
+                with ledger.holding(state):  # after the last token
                     ledger.touch(3 * inner * WIDE)
                     with ledger.holding(inner * (WIDE + item)):  # what was read, laid by token, and z
                         ledger.touch(3 * inner * WIDE)

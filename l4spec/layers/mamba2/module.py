@@ -16,7 +16,7 @@ _CONVOLVED = ("x_conv", "b_conv", "c_conv")
 
 
 class GatedGroupNorm(nn.Module):
-    """RMSNorm of each group of heads behind the gate: norm(x * silu(gate)) * weight, in fp32."""
+    """RMSNorm of each group of heads after the gate: norm(x * silu(gate)) * weight, in fp32."""
 
     def __init__(self, width: int, num_groups: int, eps: float) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class Mamba2(RecurrentLayer):
             ((spec.conv_kernel_size - 1, spec.conv_width), mixed),
             ((spec.num_heads, spec.state_size, spec.head_dim), wide(mixed[:0])),
         )
-        behind = None if cache is None else last_columns(mixed, before, layout)
+        columns = None if cache is None else last_columns(mixed, before, layout)
         mixed = self._convolved(mixed, before)
         value, key, query = self._by_head(mixed)
         step = self._steps(x, layout.valid())
         decay = -wide(self.A_log).exp()[:, None] * step
         read, state = selective_scan(query, key, value * step[..., None], decay, state)
-        if isinstance(cache, StateCache) and behind is not None:
-            cache.keep((behind, state))
+        if isinstance(cache, StateCache) and columns is not None:
+            cache.keep((columns, state))
         read = (read + value * wide(self.D)[:, None, None]).transpose(1, 2).flatten(-2)
         result: Tensor = self.out_proj(self.norm(read, self.z_proj(x)))
         return result

@@ -51,7 +51,7 @@ def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int
 
 
 def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
-    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and behind."""
+    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and after."""
     units = work.num_sequences * num_heads * WIDE
     state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)
     if work.num_queries == 1:

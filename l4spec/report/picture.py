@@ -191,12 +191,12 @@ def _remarks(node: LayerNode) -> Iterator[str]:
     """What a box says besides its operations: experts, the reach of attention, what is cached."""
     routed, mixing = node.declaration.routed, node.declaration.mixing
     if routed is not None:
-        yield f"{routed.num_per_token} of {whole(routed.num_experts)} routed experts a token"
+        yield f"{routed.num_per_token} of {whole(routed.num_experts)} routed experts per token"
     if mixing is not None and mixing.reach is not None:
         reach = mixing.reach
         yield "sees all earlier tokens" if reach.size is None else f"{reach.kind} of {whole(reach.size)} tokens"
     for entry in node.declaration.cache:
-        per = "a sequence" if entry.bound.is_state else "a token"
+        per = "per sequence" if entry.bound.is_state else "per token"
         yield f"caches {entry.name} {[dim.size for dim in entry.dims]} {per}"
 
 

@@ -7,7 +7,7 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 - tp, forward: an all-reduce of s after attention and after each feed-forward layer of every block, and after the
   embedding on the first stage. Backward: an all-reduce of s in front of the same layers (the gradient of what each
   rank was given whole), and in front of the head on the last stage. With full checkpointing each block's forward runs
-  once more, its all-reduces included. Cross-entropy over the divided vocabulary: three fp32 numbers a token.
+  once more, its all-reduces included. Cross-entropy over the divided vocabulary: three fp32 numbers per token.
 - ep: an all-to-all of a token's stream for each expert it chose, there and back; forward, backward and recomputed. A
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.

@@ -26,7 +26,7 @@ STATE_BYTES = 4
 def declare(spec: Mamba2Spec, width: Width) -> Declaration:
     """Projections z, x, b, c, dt; a convolution of x, b and c; per head a state [state_size, head_dim]; a norm.
 
-    The recurrence needs 4 * state_size * head_dim FLOPs a token and head: the state is written and read. Convolution,
+    The recurrence needs 4 * state_size * head_dim FLOPs per token and head: the state is written and read. Convolution,
     norm, gate and skip count no FLOPs by convention.
     """
     hidden, stream = Dim("hidden", width.hidden_size), tokens_of(width.hidden_size)

@@ -99,3 +99,8 @@ def parse_rate(text: object) -> Fraction:
     if match is None:
         raise ValueError(f"expected a rate like '4/s', '90/min' or '2000/h', found {text!r}")
     return Fraction(match[1]) / {"s": 1, **_LONG}[match[2]]
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many groups of `size` hold `count`, the last one perhaps in part: the quotient rounded up."""
+    return -(-count // size)

@@ -9,6 +9,7 @@ from typing import NoReturn
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.published import UNQUANTIZED, published_name
+from l4spec.units import ceil_div
 from planners.plan_types import ClusterInfo, DeploymentInfo, Plan
 
 HEAD = "host-0"
@@ -85,7 +86,7 @@ class LaunchRequest:
     def sequences(self) -> int:
         """Sequences that the busiest data-parallel rank serves at a time."""
         layout = self.plan.layout
-        return -(-self.plan.deployment.batch // (layout.dp * layout.ep))
+        return ceil_div(self.plan.deployment.batch, layout.dp * layout.ep)
 
     @property
     def memory_fraction(self) -> float | None:
@@ -184,7 +185,7 @@ def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) ->
     size = cluster.num_gpus // num_servers
     if size >= room:
         if size % room:
-            hint = f"plan on hosts of an equal number of GPUs, as {-(-size // room)}x…"
+            hint = f"plan on hosts of an equal number of GPUs, as {ceil_div(size, room)}x…"
             refuse(engine, f"a server of {size} GPUs does not fill whole hosts of {room}", hint)
         span = size // room
         return tuple(

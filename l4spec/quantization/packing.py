@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 from l4spec.spec.storage import BYTES_PER_ELEMENT, BlockLaw, Law, PlainLaw, ScaledLaw
+from l4spec.units import ceil_div
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def _groups_per_matrix(law: ScaledLaw, stack: _Stack) -> int | Refusal:
         return stack.num_rows
     if isinstance(law.group, tuple):
         high, wide = law.group
-        return -(-stack.num_rows // high) * -(-stack.row_length // wide)  # blocks at the edges count in full
+        return ceil_div(stack.num_rows, high) * ceil_div(stack.row_length, wide)  # blocks at the edges count in full
     if stack.row_length % law.group:
         return Refusal(f"groups of {law.group} do not divide the {stack.row_length} weights of the input dim")
     return stack.num_rows * (stack.row_length // law.group)
@@ -125,4 +126,4 @@ def _blocks(law: BlockLaw, stack: _Stack) -> StoredSize | Refusal:
 
 def _words(bits: int, word_bits: int) -> int:
     """Bytes of the whole words that hold `bits`."""
-    return -(-bits // word_bits) * word_bits // 8
+    return ceil_div(bits, word_bits) * word_bits // 8

@@ -13,6 +13,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
 from l4spec.runtime.progress import Report
 from l4spec.sharding.rules import Region
+from l4spec.units import ceil_div
 
 STANDARD_DEVIATION = 0.02
 _BLOCK = 2**18
@@ -89,7 +90,7 @@ def _fill_normal(
         else:
             _scatter(tensor, values, low, shape, region)
 
-    blocks = range(start // _BLOCK, -(-stop // _BLOCK))
+    blocks = range(start // _BLOCK, ceil_div(stop, _BLOCK))
     if len(blocks) == 1:
         draw(blocks[0])
     else:

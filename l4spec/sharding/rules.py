@@ -13,6 +13,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter
 from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.sequence import undivided_reason
+from l4spec.units import ceil_div
 
 MESH_AXIS = {
     "heads": "tp",
@@ -42,7 +43,7 @@ def degree_of(dim: Dim, layout: Layout) -> int:
 def shard_size(dim: Dim, layout: Layout) -> int:
     """Elements of the largest shard: whole pieces only, so uneven ones are rounded up and short axes are repeated."""
     degree = degree_of(dim, layout)
-    return -(-dim.units // degree) * (dim.size // dim.units)
+    return ceil_div(dim.units, degree) * (dim.size // dim.units)
 
 
 def shard_ranges(dim: Dim, layout: Layout) -> tuple[range, ...]:

@@ -14,6 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers import KINDS
 from l4spec.layers.declaration import Bound
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 
 
 @kept_with(maxsize=64)
@@ -29,7 +30,7 @@ def runs_of(graph: LayerGraph, num_tokens: int, cp: int) -> tuple[range, ...]:
     Empty runs, where there are fewer chunks than ranks, are what `short_reason` refuses.
     """
     chunk = chunk_of(graph)
-    each, more = divmod(-(-num_tokens // chunk), cp)
+    each, more = divmod(ceil_div(num_tokens, chunk), cp)
     bounds = [min((rank * each + min(rank, more)) * chunk, num_tokens) for rank in range(cp + 1)]
     return tuple(range(start, stop) for start, stop in pairwise(bounds))
 
@@ -37,7 +38,7 @@ def runs_of(graph: LayerGraph, num_tokens: int, cp: int) -> tuple[range, ...]:
 def longest_run(graph: LayerGraph, num_tokens: int, cp: int) -> int:
     """Tokens of a sequence that the busiest rank runs, the first one; all where it cannot be divided."""
     chunk = chunk_of(graph)
-    return min(-(-num_tokens // (chunk * cp)) * chunk, num_tokens)
+    return min(ceil_div(num_tokens, chunk * cp) * chunk, num_tokens)
 
 
 def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
@@ -58,7 +59,7 @@ def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
 def short_reason(graph: LayerGraph, cp: int, num_tokens: int) -> str | None:
     """Why a sequence of this many tokens cannot be divided among `cp` ranks, or None."""
     chunk = chunk_of(graph)
-    if -(-num_tokens // chunk) >= cp:
+    if ceil_div(num_tokens, chunk) >= cp:
         return None
     if chunk == 1:
         return f"cp={cp} leaves ranks without tokens: a sequence has {num_tokens:,}"

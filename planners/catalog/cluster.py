@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from l4spec.catalog.registry import looks_like_path
 from l4spec.errors import UserError
+from l4spec.units import ceil_div
 from planners.catalog import Hardware, hardware
 from planners.catalog.loader import find_shipped, unknown
 from planners.catalog.user_catalog import find_own
@@ -104,7 +105,7 @@ def _in_hosts(written: str, device: Hardware, counts: tuple[str, ...]) -> Cluste
             raise UserError(f"a host holds at most {room} {device.name}, not {each}", hint=hint)
         return Cluster(device, hosts, each, num_gpus)
     each = min(room, num_gpus)
-    return Cluster(device, -(-num_gpus // each), each, num_gpus)
+    return Cluster(device, ceil_div(num_gpus, each), each, num_gpus)
 
 
 def _number(written: str, digits: str) -> int:

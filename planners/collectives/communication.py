@@ -8,6 +8,7 @@ row tells the one that sends most. Conventions: `planners.collectives.collective
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 from planners.collectives.collectives import (
     Collective,
     ForwardPass,
@@ -82,7 +83,7 @@ def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context
     text = " + ".join(f"{count} x {tokens:,} tokens x {size:,} B" for (tokens, size), count in terms.items())
     most = busiest_rank_tokens(graph, layout, context)
     text = f"({text or '0'}) / {most:,} (keys and values, or latents, of earlier tokens; chunked layers none)"
-    row = _row(layout, "cp", "send", -(-sent // most), text, host_size)
+    row = _row(layout, "cp", "send", ceil_div(sent, most), text, host_size)
     return row.model_copy(update={"bytes_per_sequence": sent})
 
 

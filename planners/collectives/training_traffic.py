@@ -34,6 +34,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Dim, Parameter, RoutedExperts
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, shard_shape
+from l4spec.units import ceil_div
 from planners.collectives.collectives import (
     Collective,
     adds_up,
@@ -66,8 +67,8 @@ class StepTokens:
     @classmethod
     def of(cls, train: TrainSetting, layout: Layout, context: int, batch: int) -> "StepTokens":
         """The share of the busiest rank of `batch` sequences of `context` tokens."""
-        sequences = max(-(-batch // (layout.dp * layout.ep)), 1)
-        return cls(sequences * context, -(-sequences // min(train.micro_batch, sequences)))
+        sequences = max(ceil_div(batch, layout.dp * layout.ep), 1)
+        return cls(sequences * context, ceil_div(sequences, min(train.micro_batch, sequences)))
 
 
 def train_traffic(
@@ -242,7 +243,7 @@ def _gradient_elements(
         return first * prod(rest)
     dp, ep = data_place
     is_expert = parameter.role == "expert"
-    share = -(-first // (layout.dp if is_expert else layout.dp * layout.ep))
+    share = ceil_div(first, layout.dp if is_expert else layout.dp * layout.ep)
     start = share * (dp if is_expert else dp * layout.ep + ep)
     return max(0, min(share, first - start)) * prod(rest)
 

@@ -15,6 +15,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Bound
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import shard_size
+from l4spec.units import ceil_div
 from planners.catalog.engines import BoundedKv, CellsKv, Engine, FullKv, LayerGroupsKv, TwoPoolsKv
 from planners.plan_types import CacheLayer, KvCache
 
@@ -137,7 +138,7 @@ def tokens_of_block(rows: tuple[CacheRow, ...], engine: Engine) -> int:
     step = engine.block_size_tokens.value if engine.block_size_tokens else 1
     state = max((row.bytes_per_token for row in rows if row.bound.is_state), default=0)
     per_token = max((row.bytes_per_token for row in rows if not row.bound.is_state), default=0)
-    return _round_up(max(step, -(-state // per_token)), step) if state and per_token else step
+    return _round_up(max(step, ceil_div(state, per_token)), step) if state and per_token else step
 
 
 def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
@@ -159,7 +160,7 @@ def block_bytes(rows: tuple[CacheRow, ...], engine: Engine) -> int:
 def num_layer_groups(rows: tuple[CacheRow, ...]) -> int:
     """Groups of `layer_group_size` layers of one law; a group that is not full is padded."""
     size = layer_group_size(rows)
-    return sum(-(-count // size) for count in _layers_by_law(rows).values())
+    return sum(ceil_div(count, size) for count in _layers_by_law(rows).values())
 
 
 def blocks_per_sequence(rows: tuple[CacheRow, ...], engine: Engine, context: int) -> int:
@@ -168,7 +169,7 @@ def blocks_per_sequence(rows: tuple[CacheRow, ...], engine: Engine, context: int
     policy = engine.kv
     states = policy.state_blocks.value if isinstance(policy, LayerGroupsKv) and policy.state_blocks else 1
     return sum(
-        -(-count // size) * (states if bound.is_state else -(-bound.num_kept(context) // block))
+        ceil_div(count, size) * (states if bound.is_state else ceil_div(bound.num_kept(context), block))
         for bound, count in _layers_by_law(rows).items()
     )
 
@@ -192,7 +193,7 @@ def requests_in_blocks(rows: tuple[CacheRow, ...], engine: Engine, num_blocks: i
     """Requests of `context` tokens that a pool of blocks holds, as engines log it: a quotient, not rounded down."""
     if isinstance(engine.kv, LayerGroupsKv):
         return num_blocks / blocks_per_sequence(rows, engine, context)
-    return num_blocks / -(-context // (engine.block_size_tokens.value if engine.block_size_tokens else 1))
+    return num_blocks / ceil_div(context, engine.block_size_tokens.value if engine.block_size_tokens else 1)
 
 
 def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) -> int:
@@ -205,7 +206,7 @@ def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) 
 
 
 def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
+    return ceil_div(value, step) * step
 
 
 def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> tuple[CacheRow, ...]:

@@ -10,6 +10,7 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import longest_run
+from l4spec.units import ceil_div
 from planners.catalog import Engine, Hardware
 from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes, state_bytes_of
 from planners.counts.weights import Scheme
@@ -122,7 +123,7 @@ class Placement:
 
     def sequences(self, batch: int) -> int:
         """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
-        return -(-batch // (self.layout.dp * self.layout.ep))
+        return ceil_div(batch, self.layout.dp * self.layout.ep)
 
     def uses(self, context: int, batch: int) -> list[DeviceUse]:
         """What a device of each distinct stage holds for `batch` sequences of `context` tokens.

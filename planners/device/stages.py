@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
@@ -95,15 +96,8 @@ def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layou
         if not parameter.tied_to:
             shape = shard_shape(node, parameter, layout)
             total = total + stored_size(graph, node, parameter, shape, scheme)
-            count += _product(shape)
+            count += prod(shape)
     return total, count
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 @kept_with(maxsize=1024)

@@ -13,6 +13,7 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
+from l4spec.units import ceil_div
 from planners.device.activations import activation_rates, saved_per_token, training_bytes
 from planners.device.stages import PipelineStage
 
@@ -62,7 +63,7 @@ def training_state(
         return divided[level] if train.zero_stage >= level else whole
 
     micro = min(train.micro_batch, max(sequences, 1))
-    in_flight = min(layout.pp - stage.index, -(-max(sequences, 1) // micro))  # one forward, one backward (1F1B)
+    in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
     saved = saved_per_token(graph, layout.tp, layout.ep)
     return TrainingState(
@@ -81,7 +82,7 @@ def training_state(
 
 
 def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
-    return -(-dense // (layout.dp * layout.ep)) + -(-experts // layout.dp)
+    return ceil_div(dense, layout.dp * layout.ep) + ceil_div(experts, layout.dp)
 
 
 @dataclass(frozen=True, slots=True)

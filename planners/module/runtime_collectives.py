@@ -33,6 +33,7 @@ from l4spec.layers.declaration import RoutedExperts, Work
 from l4spec.sharding.layout import Layout, MeshCoordinate, place_of
 from l4spec.sharding.rules import region_of
 from l4spec.sharding.sequence import passed_blocks, runs_of
+from l4spec.units import ceil_div
 from planners.collectives.collectives import LOGIT_BYTES, ForwardPass, collectives
 from planners.collectives.training_traffic import BALANCE, StepTokens, stage_traffic
 from planners.counts.kv_cache import bytes_per_token
@@ -154,7 +155,7 @@ def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Cal
                 continue
             rows, *rest = map(len, region_of(node, parameter, layout, own.place))
             group = ("dp", node.id) if is_apart else ("dp_ep", node.layer)
-            groups.setdefault(group, []).append((-(-rows // ranks) * ranks * prod(rest), node.scope == "text"))
+            groups.setdefault(group, []).append((ceil_div(rows, ranks) * ranks * prod(rest), node.scope == "text"))
     for (axis, unit), sizes in groups.items():
         gathers = 1 if unit is None else 2
         whole, trained = sum(size for size, _ in sizes), sum(size for size, is_used in sizes if is_used)
@@ -254,5 +255,5 @@ def _table_bytes(own: _Rank, step: Pass) -> int:
     rows, width = map(len, region_of(node, node.declaration.parameters[0], own.layout, own.place))
     data = own.layout.dp * own.layout.ep
     index = own.place.dp * own.layout.ep + own.place.ep
-    share = -(-rows // data)
+    share = ceil_div(rows, data)
     return max(0, min(share, rows - index * share)) * width * step.item_bytes

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 from planners.counts.weights import weigh
 from planners.deployment import Deployment
 from planners.device.memory import place
@@ -27,7 +28,7 @@ def least_gpus(deployment: Deployment) -> LeastGpus | None:
     """
     setting, context = deployment.setting, deployment.context
     assert setting.hardware is not None, "without hardware one device holds everything"
-    first = -(-weigh(setting.graph, setting.scheme).bytes // setting.hardware.usable.num_bytes)
+    first = ceil_div(weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes)
     for num_gpus in range(max(first, 1), MAX_GPUS + 1):
         legal, _ = layouts_for(setting, num_gpus, deployment.request, context)
         for layout in sorted(legal, key=lambda layout: (layout.dp, -layout.tp, layout.pp)):

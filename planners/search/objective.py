@@ -5,6 +5,7 @@ the best one are taken as equally fast, and of these the one with the most free 
 compared with the error of one row in ten, since no row has one and sending between stages is not counted.
 """
 
+from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.plan_types import ChosenBy, LayoutRow, Objective
 from planners.search.layouts import by_memory
@@ -113,8 +114,8 @@ def _with(row: LayoutRow, given: Service) -> LayoutRow:
 def _alone(model: StepModel, deployment: Deployment) -> tuple[float, float]:
     """Seconds of the prefill of one prompt, and of the decode step of the whole batch."""
     layout, prompt = model.layout, deployment.prompt_tokens
-    sequences = -(-deployment.batch // (layout.dp * layout.ep))
-    decode = Step(decode=-(-sequences // layout.pp), context=deployment.context)
+    sequences = ceil_div(deployment.batch, layout.dp * layout.ep)
+    decode = Step(decode=ceil_div(sequences, layout.pp), context=deployment.context)
     prefill = Step(prompt_tokens=prompt, prompt_length=prompt)
     return model.seconds(prefill), model.seconds(decode)
 

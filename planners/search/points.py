@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from l4spec.sharding.layout import Layout, candidate_layouts
+from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.device.memory import Placement, place
 from planners.search.layouts import largest, max_batch, why_not
@@ -205,7 +206,7 @@ def _shares(request: SearchRequest, most_replicas: int) -> list[tuple[int, int, 
     if request.rate is not None:
         return [(n, 1, request.rate / n) for n in range(1, most_replicas + 1)]
     if request.concurrency is not None:
-        return [(n, -(-request.concurrency // n), None) for n in range(1, most_replicas + 1)]
+        return [(n, ceil_div(request.concurrency, n), None) for n in range(1, most_replicas + 1)]
     return [(1, 1 << power, None) for power in range(13)]
 
 

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from l4spec.units import ceil_div
 from planners.simulate.replica import Replica
 from planners.simulate.requests import Request
 
@@ -57,7 +58,7 @@ def _cost(request: Request, replica: Replica) -> float:
         active += rank.pool.used // rank.pool.groups
         active += sum((other.prompt + rank.block - 1) // rank.block for other in rank.waiting)
     block = replica.ranks[0].block
-    return -(-request.prompt // block) - best + active
+    return ceil_div(request.prompt, block) - best + active
 
 
 ROUTERS: dict[str, type[RoundRobin] | type[LeastLoaded] | type[PrefixAware]] = {

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.plan_types import Latency
 from planners.timing.latency_rows import latency_errors, step_latency
@@ -45,8 +46,8 @@ def engine_latency(deployment: Deployment, layout: Layout, max_batch: int, routi
 def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latency:
     layout, output_tokens, prompt = model.layout, deployment.output_tokens, deployment.prompt_tokens
     ranks = layout.dp * layout.ep
-    sequences = -(-deployment.batch // ranks)
-    micro = -(-sequences // layout.pp)
+    sequences = ceil_div(deployment.batch, ranks)
+    micro = ceil_div(sequences, layout.pp)
     decode = model.time(Step(decode=micro, context=deployment.context))
     prefill = model.time(Step(prompt_tokens=prompt, prompt_length=prompt))
     efficiency = model.efficiency
@@ -113,8 +114,8 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     from planners.timing.closed_loop import Load, open_loop, serve
 
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
-    sequences = -(-deployment.batch // ranks)
-    micro = -(-sequences // layout.pp)
+    sequences = ceil_div(deployment.batch, ranks)
+    micro = ceil_div(sequences, layout.pp)
     load = Load(deployment.prompt_tokens, output_tokens, micro, max(1.0, max_batch / servers))
     rate = deployment.request.rate
     if rate is not None:

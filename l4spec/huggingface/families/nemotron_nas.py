@@ -10,6 +10,7 @@ from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
+from l4spec.units import ceil_div
 
 _STEP = 256
 _UNUSED = ("replace_with_linear", "sparsify", "num_sink_tokens", "window_length", "unshifted_sink", "no_op")
@@ -63,7 +64,7 @@ def _entry(fields: Fields, config: Data, path: str) -> Fields | None:
 
 def _width(factor: float, hidden: int) -> int:
     """The width of a feed-forward layer, rounded up to 256 (`_ffn_mult_to_intermediate_size` of the config's code)."""
-    return -(-int(2 * factor * hidden / 3) // _STEP) * _STEP
+    return ceil_div(int(2 * factor * hidden / 3), _STEP) * _STEP
 
 
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from l4spec.layers.attention.walk import BLOCK
 from l4spec.layers.common.cache import LayerCache, Rows, split_last
 from l4spec.layers.common.modules import Context, soft_cap, wide
 from l4spec.layers.common.parallel import Axis, pass_on
+from l4spec.units import ceil_div
 
 _WIDEST_ON_CUDA = 256
 """Head width up to which CUDA's flash attention runs."""
@@ -139,7 +140,7 @@ def attend_with_sums(
         result, sums = kernel(query, key, value, 0.0, causal, scale=scale)
     elif cap is None and query.device.type == "cuda" and query.itemsize == 2 and width <= _WIDEST_ON_CUDA:
         kernel = torch.ops.aten._scaled_dot_product_flash_attention
-        query, key, value = (widened(x, -(-width // 8) * 8) for x in (query, key, value))
+        query, key, value = (widened(x, ceil_div(width, 8) * 8) for x in (query, key, value))
         result, sums = kernel(query, key, value, 0.0, causal, scale=scale)[:2]
     else:
         return _plain(query, key, value, causal=causal, scale=scale, cap=cap)

@@ -18,6 +18,7 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.gated_delta_net.spec import GatedDeltaNetSpec
 from l4spec.layers.recurrent.chunks import CHUNK, delta_rule_products, recurrence
+from l4spec.units import ceil_div
 
 STATE_BYTES = 4
 """Of a number of the recurrent state, which sums up over the whole sequence: fp32."""
@@ -101,7 +102,7 @@ def _live(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...
 def _saved(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
     values = Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
-    num_chunks = work.num_sequences * -(-work.num_queries // CHUNK)
+    num_chunks = work.num_sequences * ceil_div(work.num_queries, CHUNK)
     state = (Dim("heads", spec.num_value_heads), Dim("key", spec.key_head_dim), Dim("value", spec.value_head_dim))
     return (
         *_live(spec, work, hidden),

@@ -18,6 +18,7 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.mamba2.spec import Mamba2Spec
 from l4spec.layers.recurrent.chunks import CHUNK, recurrence, scan_products
+from l4spec.units import ceil_div
 
 STATE_BYTES = 4
 """Of a number of the recurrent state, which sums up over the whole sequence: fp32."""
@@ -96,7 +97,7 @@ def _live(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
 def _saved(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
     inner = Dim("heads", spec.inner_size, spec.num_heads)
-    num_chunks = work.num_sequences * -(-work.num_queries // CHUNK)
+    num_chunks = work.num_sequences * ceil_div(work.num_queries, CHUNK)
     state = (Dim("heads", spec.num_heads), Dim("state", spec.state_size), Dim("head_dim", spec.head_dim))
     return (
         *_live(spec, work, hidden),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from l4spec.layers.common.modules import linear
 from l4spec.runtime.calibrate.sizes import Sizes
-from l4spec.units import MiB
+from l4spec.units import MiB, ceil_div
 
 _TOUCHED_BYTES = 8 * MiB
 """A larger input would not stay in the caches anyway."""
@@ -73,7 +73,7 @@ class Room:
 def _random(count: int, dtype: torch.dtype) -> Tensor:
     """Numbers around 1 in size, repeated: making them costs less than measuring."""
     some = torch.randn(1 << 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    return some.repeat(-(-count // some.numel()))[:count]
+    return some.repeat(ceil_div(count, some.numel()))[:count]
 
 
 def _part(buffer: Tensor, shape: tuple[int, ...], start: int) -> Tensor:

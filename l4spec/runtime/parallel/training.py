@@ -18,6 +18,7 @@ from l4spec.graph.layer_graph import LayerNode
 from l4spec.layers.common.parallel import Axis, sum_over
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.rules import Region, layout_for
+from l4spec.units import ceil_div
 
 
 def shard_over_data(model: nn.Module, mesh: Mesh, nodes: Sequence[LayerNode], dtype: torch.dtype) -> None:
@@ -67,7 +68,7 @@ def local_region(tensor: Tensor, region: Region) -> Region:
     if not isinstance(tensor, DTensor):
         return region
     size, index = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
-    run = -(-len(region[0]) // size)
+    run = ceil_div(len(region[0]), size)
     return (region[0][index * run : (index + 1) * run], *region[1:])
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l4spec.spec.storage import ScaledLaw
+from l4spec.units import ceil_div
 
 SCALE_DTYPES = {
     "fp32": torch.float32,
@@ -130,7 +131,7 @@ def _by_group(matrix: Tensor, group: tuple[int, int]) -> Tensor:
     high, wide = group
     rows, columns = matrix.shape[-2:]
     padded = torch.nn.functional.pad(matrix, (0, -columns % wide, 0, -rows % high))
-    return padded.view(*matrix.shape[:-2], -(-rows // high), high, -(-columns // wide), wide)
+    return padded.view(*matrix.shape[:-2], ceil_div(rows, high), high, ceil_div(columns, wide), wide)
 
 
 def _product(scale: Tensor, matrix_scale: Tensor | None) -> Tensor:

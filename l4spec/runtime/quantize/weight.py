@@ -13,6 +13,7 @@ from l4spec.runtime.quantize.bit_packing import pack, pack_nibbles, payload_layo
 from l4spec.runtime.quantize.codes import SCALE_DTYPES, Coded, decode, encode, group_shape
 from l4spec.runtime.quantize.kernels import CUDA, Int4Kernel, int4_kernel, int8_product, kernel_group, takes_int8
 from l4spec.spec.storage import ScaledLaw
+from l4spec.units import ceil_div
 
 _PRODUCT_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _AT_ONCE = 1 << 22
@@ -37,7 +38,7 @@ class PackedWeight(nn.Module):
         self.kernel: Int4Kernel | None = None
         stack, (rows, columns) = shape[:-2], shape[-2:]
         high, wide = group_shape(law, rows, columns)
-        groups = (-(-rows // high), -(-columns // wide))
+        groups = (ceil_div(rows, high), ceil_div(columns, wide))
         width, payload_dtype = payload_layout(law, columns)
         made = partial(torch.empty, device=device)
         zero_points = matrix_scales = None

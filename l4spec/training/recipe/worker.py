@@ -34,6 +34,7 @@ from l4spec.training.recipe.job import RecipeJob
 from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary
 from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
 from l4spec.training.routing import CollapseDetector
+from l4spec.units import ceil_div
 
 RESULT = "result.json"
 _TEACHERS: dict[str, RankModel] = {}
@@ -225,7 +226,7 @@ class RecipeRun:
     def _evaluated(self, phase: Phase) -> tuple[Evaluation, float | None]:
         context = self.context(phase)
         data = self.model.mesh.data.size
-        count = -(-self.recipe.data.evaluate_sequences // data) * data
+        count = ceil_div(self.recipe.data.evaluate_sequences, data) * data
         tokens = min(phase.context, self.job.model_spec.text.max_seq_len)
         batch, bytes_per_token = self.mixture.held_out(count, tokens, context.weights)
         evaluation = evaluate(self.model, batch, bytes_per_token)

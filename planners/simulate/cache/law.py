@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from l4spec.errors import UserError
+from l4spec.units import ceil_div
 from planners.catalog.engines import Engine, LayerGroupsKv
 from planners.counts.kv_cache import CacheRow, layer_group_size
 
@@ -48,7 +49,7 @@ class CacheLaw:
 
     def blocks(self, tokens: int) -> int:
         """Blocks that `tokens` tokens take before any are given back."""
-        return -(-tokens // self.block_size) * self.groups
+        return ceil_div(tokens, self.block_size) * self.groups
 
     def released(self, tokens: int) -> int:
         """Of `blocks(tokens)`, those that local groups have given back once the tokens are computed."""
@@ -74,7 +75,7 @@ def cache_law(rows: tuple[CacheRow, ...], engine: Engine, block_size: int) -> Ca
     for row in rows:
         counts[row.bound.kind, row.bound.size] = counts.get((row.bound.kind, row.bound.size), 0) + row.count
     for (kind, bound), count in counts.items():
-        groups = -(-count // size)
+        groups = ceil_div(count, size)
         if bound is None:
             full += groups
         else:

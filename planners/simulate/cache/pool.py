@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from l4spec.units import ceil_div
 from planners.simulate.cache.law import CacheLaw
 from planners.simulate.cache.prefix_tree import Node, Path, PrefixTree
 
@@ -126,7 +127,7 @@ class BlockPool:
         while short > 0:
             node = self.tree.oldest()
             assert node is not None, "what is not used can be evicted"
-            count = min(len(node), -(-short // self.groups))
+            count = min(len(node), ceil_div(short, self.groups))
             self.evicted += count
             self.tree.evict(node, count)
             short = self.occupied - self.capacity

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l4spec.runtime.parallel.training import local_of
 from l4spec.sharding.rules import Region
+from l4spec.units import ceil_div
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
@@ -87,8 +88,8 @@ def chunks_of(region: Region, itemsize: int, limit: int) -> Iterator[Region]:
         yield region
         return
     run = region[dim]
-    parts = min(len(run), -(-size // limit))
-    width = -(-len(run) // parts)
+    parts = min(len(run), ceil_div(size, limit))
+    width = ceil_div(len(run), parts)
     for start in range(run.start, run.stop, width):
         piece = range(start, min(start + width, run.stop))
         yield from chunks_of((*region[:dim], piece, *region[dim + 1 :]), itemsize, limit)

@@ -73,12 +73,10 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "launch in a format that is not the published one names no published checkpoint",
         "fp8 --emit",
     ),
-    Deviation(
-        "communication", ("plan ", "compare "), "planned ranks gather logits in bf16, as engines do, not in fp32"
-    ),
+    Deviation("communication", ("plan ", "compare "), "ranks gather logits in bf16, as engines do, not in fp32"),
     Deviation("rest", ("verify ",), "What is timed is what is planned and what ranks count"),
     *(
-        Deviation(section, ("plan ",), "activations of vLLM by its profiling run", "--engine vllm")
+        Deviation(section, ("plan ",), "of vLLM by its profiling run", "--engine vllm")
         for section in ("rest", "suggestions", "exit")
     ),
     *(

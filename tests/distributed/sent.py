@@ -1,8 +1,8 @@
 """What ranks hand to collectives, held against the plan's rows: to the byte, and call by call where the plan counts so.
 
-The ranks compute in fp64. The plan counts activations and gathered weights in bf16, so they take four times its bytes;
-logits, the loss and gradients in fp32, which take twice. Only what the plan says that it leaves out stands here:
-whole numbers, the padding of uneven shards, and how the loss is told to all ranks.
+The ranks compute in fp64. The plan counts activations, gathered weights and the logits of a forward pass in bf16, so
+they take four times its bytes; the loss, its logits and gradients in fp32, which take twice. Only what the plan says
+that it leaves out stands here: whole numbers, the padding of uneven shards, and how the loss is told to all ranks.
 """
 
 from collections import Counter
@@ -60,11 +60,10 @@ def _is_whole(kind: Dtype) -> bool:
 def check_forward(case: Case, ranks: list[Found], phase: str, tokens: int) -> None:
     """Each sequence's `tokens` tokens at once or one by one, with the logits of all of them."""
     layout, number = case.layout, tokens * case.sequences // case.data_ranks
-    factor = {"all-gather": WIDE}
     planned = Counter[Key]()
     for row in communication(graph_from(case.text), layout):
         assert row.payload_bytes_per_token is not None
-        planned[row.axis, row.collective] += row.payload_bytes_per_token * number * factor.get(row.collective, NARROW)
+        planned[row.axis, row.collective] += row.payload_bytes_per_token * number * NARROW
     sent_by_place = {rank.place: floats(rank.sent[phase], layout)[0] for rank in ranks}
     exchanged = Counter[int]()
     for place, sizes in sent_by_place.items():

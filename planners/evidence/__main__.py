@@ -10,7 +10,7 @@ from pathlib import Path
 from planners.evidence import fit_serving as serving
 from planners.evidence import fit_training as training
 from planners.evidence import terms
-from planners.evidence.deployments import ServingCase, serving_case
+from planners.evidence.deployments import ServingCase, graph_of, serving_case
 from planners.evidence.least_squares import FittedTerms
 from planners.evidence.rows import Row, published_rows
 from planners.evidence.spread import Spread
@@ -59,6 +59,8 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
         f"source: {_DOCUMENT}",
         f"hardware: [{', '.join(sorted({case.hardware for case in cases}))}]",
         f"models: [{', '.join(sorted({case.model for case in cases}))}]",
+        f"routed: {str(any(_is_routed(case.model) for case in cases)).lower()}",
+        f"longest: {round(max(case.prompt + case.output for case in cases))}",
         *(_factor(term, fitted.values[term.name]) for term in terms.SERVING),
         f"wide_from: {serving.WIDE_FROM}",
         *_certainty(fitted),
@@ -66,6 +68,10 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
         *_errors(errors),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _is_routed(model: str) -> bool:
+    return any(node.declaration.routed is not None for node in graph_of(model).nodes)
 
 
 def start_of(engine: str) -> ServingEfficiency:

@@ -43,6 +43,10 @@ class ServingEfficiency(Entry):
     hardware: Annotated[tuple[str, ...], AsTuple]
     """Hardware that the rows were measured on; on any other the estimate is an extrapolation."""
     models: Annotated[tuple[str, ...], AsTuple]
+    routed: bool | None = None
+    """Whether a model with routed experts was among the rows; None: not said."""
+    longest: int | None = None
+    """Tokens of the longest sequence among the rows, prompt and output; None: not said."""
     memory: Share
     cache: Share
     compute: Share
@@ -98,6 +102,21 @@ class TrainingEfficiency(Entry):
     def error(self, metric: str) -> FitError | None:
         """The leave-one-source-out error of a metric, where it was measured."""
         return next((error for error in self.errors if error.metric == metric), None)
+
+
+def extrapolations(factors: ServingEfficiency, hardware: str, routed: bool, tokens: float) -> tuple[str, ...]:
+    """In what a deployment lies outside the rows that `factors` were fitted on: their errors are not its error."""
+    name, reasons = factors.name, []
+    if hardware not in factors.hardware:
+        rows = ", ".join(factors.hardware)
+        reasons.append(f"{name}'s factors were fitted on {rows}: an extrapolation to {hardware}")
+    if routed and factors.routed is False:
+        reasons.append(f"{name}'s factors were fitted on dense models: an extrapolation to routed experts")
+    if factors.longest is not None and tokens > factors.longest:
+        reasons.append(
+            f"{name}'s factors were fitted on at most {factors.longest:,} tokens: an extrapolation to {tokens:,.0f}"
+        )
+    return tuple(reasons)
 
 
 def serving_efficiency(engine: str) -> ServingEfficiency | None:

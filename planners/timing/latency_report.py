@@ -6,6 +6,7 @@ from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.plan_types import Latency
+from planners.timing.efficiency import extrapolations
 from planners.timing.latency_rows import latency_errors, step_latency
 from planners.timing.layer_demand import Routing, Step
 from planners.timing.machine import Machine
@@ -60,7 +61,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         decode=step_latency(decode),
         ttft_bound_seconds=prefill.bound,
         time_per_output_token_bound_seconds=decode.bound,
-        notes=_notes(model, layout),
+        notes=(*_beyond(model, deployment.context), *_notes(model, layout)),
     )
     if efficiency is None:
         return section
@@ -70,7 +71,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     price = deployment.request.usd_per_gpu_hour
     estimates = {
         "factors": efficiency.name,
-        "extrapolated": model.machine.hardware.name not in efficiency.hardware,
+        "extrapolated": bool(_beyond(model, deployment.context)),
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
         "time_per_output_token_bound_seconds": decode.bound if step is None else model.time(step).bound,
@@ -142,13 +143,15 @@ def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
     return output_tokens / (ttft + (output_tokens - 1) * tpot)
 
 
+def _beyond(model: StepModel, tokens: int) -> tuple[str, ...]:
+    if model.efficiency is None:
+        return ()
+    routed = any(kind.num_experts for kind in model.kinds)
+    return extrapolations(model.efficiency, model.machine.hardware.name, routed, tokens)
+
+
 def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
     notes = []
-    hardware, factors = model.machine.hardware.name, model.efficiency
-    if factors is not None and hardware not in factors.hardware:
-        notes.append(
-            f"{factors.name}'s factors were fitted on {', '.join(factors.hardware)}: an extrapolation to {hardware}"
-        )
     if layout.pp > 1:
         notes.append(f"a batch is cut into {layout.pp} micro-batches; sending between stages is not counted")
     if model.graph.model.vision is not None:

@@ -46,7 +46,18 @@ def test_estimates_carry_their_error_and_their_source() -> None:
     assert {error.metric for error in result.errors} == {"tpot", "ttft"}
     assert result.sources
     assert result.factors == "vllm"
-    assert not result.extrapolated
+
+
+def test_only_what_rows_are_like_is_no_extrapolation() -> None:
+    dense = l4spec.compile(l4spec.load("llama-3.1-70b"))
+    like = planners.plan(dense, gpus="8xH100", tp=8).latency
+    longer = planners.plan(dense, gpus="8xH100", tp=8, context=100_000).latency
+    assert like is not None
+    assert longer is not None
+    assert not like.extrapolated
+    assert any("at most 8,294 tokens" in note for note in longer.notes)
+    assert any("dense models: an extrapolation to routed experts" in note for note in latency().notes)
+    assert not any("routed experts" in note for note in latency(engine="sglang-hybrid").notes)
 
 
 def test_other_hardware_is_called_an_extrapolation() -> None:

@@ -243,6 +243,8 @@ def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional:
             parts[name]["mask"] = {"kind": "none"} if vision else parts[name]["mask"]
         else:
             parts[name] = draw(dense_ffns(step) if kind == "dense" else moes(step))
+            if vision:
+                parts[name].pop("balance", None)  # ranks without images do not run the tower
     attention = [name for name, part in parts.items() if part["kind"] in ("gqa", "mla", *recurrent)]
     block = blocks(attention, [name for name in parts if name not in attention])
     group = st.fixed_dictionaries({"blocks": st.lists(block, min_size=1, max_size=3), "repeat": st.integers(1, 3)})

@@ -179,6 +179,14 @@ class TowerSpec(StackSpec):
     post_layernorm: bool = True
     """A norm after the last block."""
 
+    @model_validator(mode="after")
+    def _balances_nothing(self) -> Self:
+        for name, part in self.parts.items():
+            if getattr(part, "balance", None) is not None:
+                message = "experts of a tower are not balanced: ranks without images do not run them"
+                raise located(("parts", name, "balance"), message, "leave it out")
+        return self
+
 
 class VisionSpec(Spec):
     """Early-fusion vision: a tower over image tiles, an adapter, and a projector into the text stream."""

@@ -5,13 +5,13 @@ neighbouring ranks, is the first to stay inside a host, then cp, ep, dp and pp.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from math import gcd
 from typing import Literal
 
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 
 Axis = Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
 """A mesh axis, or the ranks of dp and ep together, which share all weights but experts."""
@@ -44,26 +44,24 @@ def between_hosts(layout: Layout, axis: Axis, pattern: Pattern, host_size: int) 
         return Fraction(0)
     if stride >= host_size:
         return Fraction(1)
-    starts = Counter(start % host_size for start in range(0, layout.num_devices, size * stride))
+    num_groups, period = layout.num_devices // (size * stride), host_size // gcd(size * stride, host_size)
     total = Fraction(0)
-    for start, count in starts.items():
+    for group in range(min(num_groups, period)):  # where groups begin in a host repeats
+        start, alike = group * size * stride, ceil_div(num_groups - group, period)
         inner = range(stride) if host_size % stride or start % stride else range(1)  # else all of them stand alike
-        hosts = [[(start + first + rank * stride) // host_size for rank in range(size)] for first in inner]
-        total += count * sum((_crossing(group, pattern) for group in hosts), Fraction(0)) / len(hosts)
-    return total / starts.total()
+        shares = (_crossing(start + first, size, stride, host_size, pattern) for first in inner)
+        total += alike * sum(shares, Fraction(0)) / len(inner)
+    return total / num_groups
 
 
-def _crossing(hosts: list[int], pattern: Pattern) -> Fraction:
-    """The share of messages of a group, given the host of each of its ranks, that cross hosts."""
-    size = len(hosts)
+def _crossing(start: int, size: int, stride: int, host_size: int, pattern: Pattern) -> Fraction:
+    """The share of messages that cross hosts, in a group of `size` devices from `start`, `stride` < `host_size` apart.
+
+    Neighbours are on one host or on the next, so a chain crosses once for every host but the first.
+    """
     if pattern == "peers":
-        inside = sum(count * (count - 1) for count in Counter(hosts).values())
+        hosts = Counter((start + rank * stride) // host_size for rank in range(size))
+        inside = sum(count * (count - 1) for count in hosts.values())
         return 1 - Fraction(inside, size * (size - 1))
-    hops = list(_hops(hosts, around=pattern == "ring"))
-    return Fraction(sum(a != b for a, b in hops), len(hops))
-
-
-def _hops(hosts: list[int], *, around: bool) -> Iterator[tuple[int, int]]:
-    yield from pairwise(hosts)
-    if around:
-        yield hosts[-1], hosts[0]
+    crossed = (start + (size - 1) * stride) // host_size - start // host_size
+    return Fraction(crossed + (crossed > 0), size) if pattern == "ring" else Fraction(crossed, size - 1)

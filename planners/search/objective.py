@@ -17,16 +17,22 @@ from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
 
 BY_TIME = ("fastest", "cheapest")
+MOST_TIMED = 128
+"""Layouts that are timed at most, those with the smallest replicas: of 720,720 GPUs thousands fit."""
 
 
 def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:
-    """The rows with the estimated times of those that fit; without factors, or on a calibrated machine, as they are."""
+    """The rows with the estimated times of those that fit, of very many the first `MOST_TIMED`.
+
+    Without factors, or on a calibrated machine, as they are.
+    """
     cluster = deployment.cluster
     if cluster is None or cluster.hardware.eager is not None or (deployment.request.cp or 1) > 1:
         return rows
-    if deployment.setting.train is not None:
-        return tuple(_train_row(deployment, row) if row.fits else row for row in rows)
-    return tuple(_serving_row(deployment, row) if row.fits else row for row in rows)
+    fitting = sorted((row for row in rows if row.fits), key=lambda row: row.layout.num_devices // row.layout.dp)
+    chosen = {row.layout for row in fitting[:MOST_TIMED]}
+    with_time = _serving_row if deployment.setting.train is None else _train_row
+    return tuple(with_time(deployment, row) if row.layout in chosen else row for row in rows)
 
 
 def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ChosenBy]:

@@ -91,6 +91,7 @@ def test_the_wheel_holds_nothing_else(wheel: Path) -> None:
         ".yaml",
         ".json",
         ".csv",
+        ".j2",
     }
 
 

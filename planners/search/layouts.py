@@ -1,10 +1,10 @@
 """Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
 
 from collections.abc import Callable, Iterable
-from functools import lru_cache
 from itertools import chain
 
 from l4spec.errors import UserError
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout, candidate_layouts, divisors, products_of
 from l4spec.sharding.rules import illegal_reason
@@ -31,7 +31,7 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-@lru_cache(maxsize=1024)
+@kept_with(lambda placement: placement.setting.graph, maxsize=1024)
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from l4spec.errors import UserError
+from l4spec.graph.kept import kept_with
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
@@ -112,7 +112,7 @@ def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, Non
     return [each for each in placements if short_reason(setting.graph, each.layout.cp, context) is None]
 
 
-@lru_cache(maxsize=1024)
+@kept_with(lambda setting: setting.graph, maxsize=1024)
 def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Placement, ...]:
     """Every legal layout with these degrees that could hold the weights, however long a context may be."""
     assert setting.hardware is not None, "only clusters can be too small"

@@ -70,7 +70,8 @@ def test_a_model_holds_exactly_what_its_graph_declares(name: str) -> None:
 
 def test_the_contract_covers_every_kind() -> None:
     kinds = {node.kind for make in GRAPHS.values() for node in make().nodes}
-    assert kinds >= KINDS.keys()
+    recurrent = {"gated_delta_net", "mamba2"}  # tests/runtime/test_oracle_text.py holds these to transformers
+    assert kinds >= KINDS.keys() - recurrent
 
 
 def test_a_module_that_holds_something_else_is_refused_by_name() -> None:

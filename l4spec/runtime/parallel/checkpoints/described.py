@@ -146,9 +146,11 @@ def _require_places(tensors: Mapping[str, STORAGE_TYPES], places: Mapping[Metada
         by_file.setdefault(place.relative_path, []).append((place.offset, place.offset + place.length, index.fqn))
     for path, runs in by_file.items():
         runs.sort()
-        for (_, stop, name), (start, _, other) in pairwise(runs):
+        for (_, stop, name), (start, _, other) in pairwise([(0, 0, ""), *runs]):
             if start < stop:
                 raise WrongDescription(f"{other}: shares bytes of {path[:80]} with {name}")
+            if start > stop:  # torch writes pieces one after the other
+                raise WrongDescription(f"{other}: bytes of {path[:80]} before it belong to no piece")
 
 
 def _state(value: Any, kind: str, of: str = "it") -> dict[str, Any]:

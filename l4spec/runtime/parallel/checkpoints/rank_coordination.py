@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -131,6 +132,8 @@ def failures_named(what: str) -> Iterator[None]:
                 raise UserError(f"{what}: rank {rank}: {cause.strerror or cause}") from None
             if isinstance(cause, UserError):
                 raise cause from None
+            if isinstance(cause, (UnpicklingError, EOFError)):
+                raise UserError(f"{what}: rank {rank}: a file of tensors is damaged: {cause}") from None
             if is_disk_full(cause):
                 raise UserError(f"{what}: rank {rank}: {os.strerror(errno.ENOSPC)}") from None
             raise RuntimeError(f"{what}: rank {rank}: {type(cause).__name__}: {cause}") from error

@@ -190,6 +190,8 @@ def _truncated(metadata: Metadata, folder: Path) -> Iterator[Problem]:
             yield Problem("is no file", place=Place(name))
         elif size < end:
             yield Problem(f"is truncated: {end:,} bytes expected, found {size:,}", place=Place(name))
+        elif size > end:
+            yield Problem(f"is too long: {end:,} bytes expected, found {size:,}", place=Place(name))
 
 
 def _make_room(optimizer: torch.optim.Optimizer, model: "Model", metadata: Metadata) -> None:

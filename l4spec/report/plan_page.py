@@ -80,8 +80,8 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     ]
     if asked.mode == "serve":
         cache = plan.kv_cache
-        rows.append(("kv cache", f"{figures.work.gib(cache.bytes)} in {asked.kv_dtype}"))
-        rows.append(("policy", f"{cache.policy}: {cache.policy_explained}"))
+        size = f"{figures.work.gib(cache.bytes)} in {asked.kv_dtype}"
+        rows.append(("kv cache", f"{size}; policy {cache.policy}: {cache.policy_explained}"))
     else:
         matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
         rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}{matmuls}"))

@@ -1,5 +1,6 @@
 """Reports in a real browser that is offline: no request, no complaint, no wider than its window, usable by keys."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +21,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on th
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    own = {name: str(tmp_path_factory.mktemp(name)) for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], env={**os.environ, **own})
         yield opened
         opened.close()
 

@@ -155,10 +155,15 @@ class Placement:
         state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
         return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
 
-    def fits(self, context: int, batch: int) -> bool:
-        """Whether every device holds what it must; True without hardware, where nothing limits it."""
+    def room(self, context: int, batch: int) -> int:
+        """Bytes left on the fullest device, negative where they are missing; 0 without hardware, which limits nothing.
+        """
         budget = self.budget
-        return budget is None or all(use.total <= budget.limit(use) for use in self.uses(context, batch))
+        return 0 if budget is None else min(budget.limit(use) - use.total for use in self.uses(context, batch))
+
+    def fits(self, context: int, batch: int) -> bool:
+        """Whether every device holds what it must; True without hardware."""
+        return self.room(context, batch) >= 0
 
     def tightest(self, context: int, batch: int) -> DeviceUse:
         """The stage whose device has the least room left (without hardware: holds the most)."""

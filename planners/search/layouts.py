@@ -1,4 +1,4 @@
-"""Which layout, how long a context, how many sequences: answers by asking `Placement.fits` again and again."""
+"""Which layout, how long a context, how many sequences: answers by asking `Placement.room` again and again."""
 
 from collections.abc import Callable, Iterable
 from itertools import chain
@@ -18,16 +18,25 @@ MAX_BATCH = 1 << 20
 MANY_DEVICES = 4096
 
 
-def largest(holds: Callable[[int], bool], limit: int) -> int:
-    """The largest n in 1..limit for which `holds(n)`, true up to some point and false after it; 0 if it never is."""
-    if limit < 1 or not holds(1):
+def largest(room: Callable[[int], int], limit: int) -> int:
+    """The largest n in 1..limit with `room(n) >= 0`, which it is up to some point and not after it; 0 if it never is.
+
+    Memory grows nearly linearly, so most steps interpolate between the ends; every third one halves what is left.
+    """
+    if limit < 1 or (room_low := room(1)) < 0:
         return 0
-    if holds(limit):
+    if (room_high := room(limit)) >= 0:
         return limit
-    low, high = 1, limit  # holds(low), not holds(high)
+    low, high = 1, limit  # room_low >= 0 > room_high
+    step = 0
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
+        step += 1
+        middle = (low + high) // 2 if step % 3 == 0 else low + (high - low) * room_low // (room_low - room_high)
+        middle = min(max(middle, low + 1), high - 1)
+        if (free := room(middle)) >= 0:
+            low, room_low = middle, free
+        else:
+            high, room_high = middle, free
     return low
 
 
@@ -35,13 +44,13 @@ def largest(holds: Callable[[int], bool], limit: int) -> int:
 def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph
-    longest = largest(lambda context: placement.fits(context, batch), graph.model.text.stack.width.max_seq_len)
+    longest = largest(lambda context: placement.room(context, batch), graph.model.text.stack.width.max_seq_len)
     return 0 if short_reason(graph, placement.layout.cp, longest) else longest
 
 
 def max_batch(placement: Placement, context: int) -> int:
     """Most sequences of `context` tokens that fit together, up to 2**20; 0 if not even one does."""
-    return largest(lambda batch: placement.fits(context, batch), MAX_BATCH)
+    return largest(lambda batch: placement.room(context, batch), MAX_BATCH)
 
 
 def layouts_for(

@@ -127,7 +127,7 @@ def _of_layout(kind: Kind, layout: Layout, request: SearchRequest, tally: Tally)
         return
     limit = request.max_context
     if limit is not None and not placement.fits(limit, 1):
-        longest = largest(lambda tokens: placement.fits(tokens, 1), limit)
+        longest = largest(lambda tokens: placement.room(tokens, 1), limit)
         why = f"room for one sequence of {longest:,} tokens, not of {limit:,}"
         tally.rule_out(kind, "max_context", why, (limit - longest) / limit, len(shares))
         return

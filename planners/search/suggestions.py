@@ -197,7 +197,7 @@ def _lower_limit(asked: _Change, placements: list[Placement]) -> Iterator[_Chang
     """A limit of the engine that one sequence fits in, where the batch fits already."""
     deployment, limit = asked.deployment, asked.deployment.request.max_context or 1
     roomy = [placement for placement in placements if placement.fits(deployment.context, deployment.batch)]
-    longest = max((largest(lambda n, p=placement: p.fits(n, 1), limit) for placement in roomy), default=0)  # type: ignore[misc]
+    longest = max((largest(lambda n, p=placement: p.room(n, 1), limit) for placement in roomy), default=0)  # type: ignore[misc]
     if deployment.context <= longest < limit:
         yield asked.then(f"sequences of at most {longest:,} tokens", max_context=longest)
 

@@ -25,7 +25,26 @@ USABLE = hardware(DEVICE).usable.num_bytes
 
 @given(st.integers(0, 5000), st.integers(0, 5000))
 def test_the_largest_is_found_wherever_it_is(answer: int, limit: int) -> None:
-    assert largest(lambda n: n <= answer, limit) == min(answer, limit)
+    assert largest(lambda n: answer - n, limit) == min(answer, limit)
+    assert largest(lambda n: 0 if n <= answer else -1, limit) == min(answer, limit)
+
+
+@given(st.integers(0, 1 << 20), st.sampled_from([(1, 1), (16, 1), (1, 7), (400, 3)]), st.integers(0, 1 << 30))
+def test_the_largest_takes_few_questions(answer: int, law: tuple[int, int], kink: int) -> None:
+    """Whatever the memory that grows with n is like: in blocks, per rank, or faster from some point on."""
+    block, ranks = law
+    asked = []
+
+    def used(n: int) -> int:
+        return -(-n // ranks) // block * block + max(0, n - kink)
+
+    def room(n: int) -> int:
+        asked.append(n)
+        return used(answer) - used(n)
+
+    most = largest(room, 1 << 20)
+    assert most == max((n for n in range(answer, min(answer + 2 * block * ranks, 1 << 20) + 1) if room(n) >= 0), default=0)
+    assert len(asked) <= 3 * 20 + 2 + 2 * block * ranks + 1
 
 
 def squeezed(graph: LayerGraph, room: Placement, context: int, batch: int, name: str) -> Placement:

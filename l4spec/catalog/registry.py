@@ -1,5 +1,6 @@
 """Catalog entries by name or path: the fast loader for shipped files, the strict parser (line, column) for users'."""
 
+import os
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ class Registry:
             return _read_own(schema, Path(text))
         stem = self.find(text)
         if stem is not None:
-            shipped = _load_shipped(self.path / f"{stem}.yaml", schema)
+            shipped = _load_shipped(self.path, stem, schema)
             assert isinstance(shipped, schema)
             return shipped
         own = find_beside(text)
@@ -85,11 +86,9 @@ def find_beside(text: str) -> Path | None:
     """`./TEXT.yaml` when there is such a file and `text` is a bare name, or None."""
     if not text or len(text) > _LONGEST_NAME - 5 or text.startswith("."):
         return None
-    try:
-        path = Path(f"{text}.yaml")
-        return path if path.name == f"{text}.yaml" and path.is_file() else None
-    except (OSError, ValueError):
-        return None
+    name = f"{text}.yaml"  # asked for every plan: a string until it is known to be a file
+    is_name = os.path.basename(name) == name and "\0" not in name
+    return Path(name) if is_name and os.path.isfile(name) else None
 
 
 def looks_like_path(text: str) -> bool:
@@ -103,8 +102,8 @@ def normal(text: str) -> str:
 
 
 @cache
-def _load_shipped(path: Path, schema: type[Entry]) -> Entry:
-    return schema.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER))
+def _load_shipped(folder: Path, stem: str, schema: type[Entry]) -> Entry:
+    return schema.model_validate(yaml.load((folder / f"{stem}.yaml").read_text(encoding="utf-8"), Loader=_LOADER))
 
 
 def _read_own(schema: type[E], path: Path) -> E:

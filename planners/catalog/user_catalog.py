@@ -13,9 +13,13 @@ OwnFolder = Literal["hardware", "engines"]
 
 def user_folder(folder: OwnFolder) -> Path:
     """Where a user's own entries lie: `l4spec/FOLDER` in $XDG_CONFIG_HOME, without one in ~/.config."""
+    return Path(_user_folder(folder))
+
+
+def _user_folder(folder: OwnFolder) -> str:
     configured = os.environ.get("XDG_CONFIG_HOME", "")
     root = configured if os.path.isabs(configured) else os.path.expanduser("~/.config")
-    return Path(root) / "l4spec" / folder
+    return os.path.join(root, "l4spec", folder)
 
 
 def own_files(folder: OwnFolder) -> tuple[Path, ...]:
@@ -31,6 +35,6 @@ def find_own(folder: OwnFolder, name: str) -> Path | None:
     beside = find_beside(name)
     if beside is not None:
         return beside
-    path = os.path.join(user_folder(folder), f"{name}.yaml")
+    path = os.path.join(_user_folder(folder), f"{name}.yaml")
     is_name = os.path.basename(path) == f"{name}.yaml" and "\0" not in path
     return Path(path) if is_name and os.path.isfile(path) else None

@@ -11,9 +11,10 @@ from tests.runtime.newer_families import DEFAULT_ROPE
 from tests.runtime.oracles import Oracle, _common, _random
 from tests.runtime.tiny import ROPE, Json, gqa, moe, text_of
 
-AMPLIFIED = 2.0
-"""Over four seeds each side is 0.8 to 4.2 of the plain bound away from our model in fp64, the two from each other at
-most 1.4: half of what is common to both, rounded to a power of two."""
+AMPLIFIED = 8.0
+"""Over four seeds each side is 0.8 to 4.2 of the plain bound away from our model in fp64, so that the two may differ by
+the sum, about 8. How much of it is common to both depends on the processor's order of summation: 1.4 on one machine,
+2.9 on another. The reference computes its recurrence in fp32 whatever the model's dtype, so fp64 cannot decide it."""
 ZERO_CENTRED: Json = {"kind": "rmsnorm", "eps": 1e-6, "unit_offset": True}
 DELTA_NET: Json = {
     "kind": "gated_delta_net",

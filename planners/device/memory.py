@@ -156,8 +156,7 @@ class Placement:
         return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
 
     def room(self, context: int, batch: int) -> int:
-        """Bytes left on the fullest device, negative where they are missing; 0 without hardware, which limits nothing.
-        """
+        """Bytes left on the fullest device, negative where they are missing; 0 without hardware."""
         budget = self.budget
         return 0 if budget is None else min(budget.limit(use) - use.total for use in self.uses(context, batch))
 

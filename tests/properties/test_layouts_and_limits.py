@@ -43,7 +43,9 @@ def test_the_largest_takes_few_questions(answer: int, law: tuple[int, int], kink
         return used(answer) - used(n)
 
     most = largest(room, 1 << 20)
-    assert most == max((n for n in range(answer, min(answer + 2 * block * ranks, 1 << 20) + 1) if room(n) >= 0), default=0)
+    assert most == max(
+        (n for n in range(answer, min(answer + 2 * block * ranks, 1 << 20) + 1) if room(n) >= 0), default=0
+    )
     assert len(asked) <= 3 * 20 + 2 + 2 * block * ranks + 1
 
 

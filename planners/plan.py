@@ -9,7 +9,6 @@ from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
 from planners.catalog.cluster import Cluster
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import StepTokens, train_traffic
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
@@ -101,6 +100,8 @@ def _traffic(deployment: Deployment, layout: Layout) -> TrainTraffic | None:
     graph, setting, cluster = deployment.graph, deployment.setting, deployment.cluster
     if setting.train is None:
         return None
+    from planners.collectives.training_traffic import StepTokens, train_traffic
+
     load = StepTokens.of(setting.train, layout, deployment.context, deployment.batch)
     cut = stages(graph, setting.scheme, layout.tp, layout.ep, layout.pp)
     return train_traffic(graph, setting.train, layout, load, cut, cluster.gpus_per_host if cluster else None)

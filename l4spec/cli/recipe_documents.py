@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from l4spec.errors import Problem, UserError
+from l4spec.errors import Problem, SpecError, UserError
 from l4spec.options import flag_of
 from planners.request import PlanRequest
 
@@ -17,20 +17,30 @@ OF_RECIPES = {"gpus", "usd_per_gpu_hour"}
 
 def recipe_named(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedRecipe | None":
     """The recipe of this name or path; None where it is another kind of document, or none."""
-    from l4spec.errors import SpecError
-    from l4spec.spec.document_kinds import kind_of
-    from l4spec.spec.recipe.load import load_recipe
-
     if not path_or_name.startswith("recipes/") and not path_or_name.endswith((".yaml", ".yml")):
         return None
     try:
+        if not _may_be_recipe(path_or_name):
+            return None
         from l4spec.spec.document import load_document
+        from l4spec.spec.document_kinds import kind_of
 
         if kind_of(load_document(path_or_name)).name != "recipe":
             return None
     except SpecError:
         return None
+    from l4spec.spec.recipe.load import load_recipe
+
     return load_recipe(path_or_name, tuple(overrides or ()))
+
+
+def _may_be_recipe(path_or_name: str) -> bool:
+    """Whether the text says `recipe`, or extends a file that may: most specs need not be parsed twice to know."""
+    from l4spec.library import find_spec
+    from l4spec.spec.files import read_utf8
+
+    text = read_utf8(find_spec(path_or_name))
+    return "recipe" in text or "extends" in text
 
 
 def recipe_options(request: PlanRequest) -> "RecipeOptions":

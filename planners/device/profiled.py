@@ -8,7 +8,6 @@ from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import layout_for, shard_size
 from planners.catalog import Hardware
 from planners.catalog.engines import ProfilingRun
-from planners.catalog.schedulers import scheduler_of
 from planners.device.activations import ACTIVATION_BYTES, ActivationRates
 from planners.device.stages import PipelineStage
 
@@ -31,6 +30,8 @@ class ProfiledActivations:
 
 def default_rows(engine: str, hardware: Hardware | None) -> int:
     """Sequences that an engine takes at a time by default on this hardware (its scheduler's `max_num_seqs`)."""
+    from planners.catalog.schedulers import scheduler_of
+
     try:
         defaults = scheduler_of(engine)
     except UserError:

@@ -7,6 +7,7 @@ from typing import Any
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
@@ -14,8 +15,7 @@ from planners.counts.weights import weigh
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import Suggestion
-from planners.request import LONGEST
-from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, why_not
+from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
@@ -98,23 +98,34 @@ def _checked(change: _Change) -> Suggestion | None:
 def _holds(asked: _Change, num_gpus: int, options: dict[str, None]) -> bool:
     """Whether some layout of so many GPUs holds what is asked: the ones with most shards first, until one does."""
     deployment = asked.deployment
-    placements = _placements(deployment, num_gpus, options)
-    ordered = sorted(placements, key=lambda each: -_most_shards(deployment.setting, each.layout))
-    return any(fits(deployment, placement) for placement in ordered)
+    return any(fits(deployment, placement) for placement in _placements(deployment, num_gpus, options))
 
 
-def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, None] = _AS_ASKED) -> list[Placement]:
-    """Every legal layout of so many GPUs that could hold the weights; `options` are degrees that are given up."""
-    request, setting = deployment.request, deployment.setting
+def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, None] = _AS_ASKED) -> Iterator[Placement]:
+    """Every legal layout of so many GPUs that could hold the weights; `options` are degrees that are given up.
+
+    Placed one by one, those with most shards first: whoever asks for one that fits is done at the first.
+    """
+    request, setting, context = deployment.request, deployment.setting, deployment.context
     fixed = {axis: getattr(request, axis) for axis in ("tp", "ep", "pp", "dp")} | dict(options)
-    placements = _legal(setting, num_gpus, (*fixed.values(), request.cp or 1))
-    context = deployment.context
-    return [each for each in placements if short_reason(setting.graph, each.layout.cp, context) is None]
+    for layout in _legal(setting, num_gpus, (*fixed.values(), request.cp or 1)):
+        placement = _placed(setting, layout)
+        if placement is not None and short_reason(setting.graph, layout.cp, context) is None:
+            yield placement
 
 
 @kept_with(lambda setting: setting.graph, maxsize=1024)
-def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Placement, ...]:
-    """Every legal layout with these degrees that could hold the weights, however long a context may be."""
+def _placed(setting: Setting, layout: Layout) -> Placement | None:
+    """The placement, or None where the scheme cannot pack a shard."""
+    try:
+        return place(setting, layout)
+    except UserError:
+        return None
+
+
+@kept_with(lambda setting: setting.graph, maxsize=1024)
+def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Layout, ...]:
+    """Every layout with these degrees that the model's axes allow and that could hold the weights, by shards."""
     assert setting.hardware is not None, "only clusters can be too small"
     weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
     axes = tuple(zip(("tp", "ep", "pp", "dp", "cp"), degrees, strict=True))
@@ -124,7 +135,8 @@ def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> 
         if weights <= usable * _most_shards(setting, layout)
         and all(degree in (None, getattr(layout, axis)) for axis, degree in axes)
     )
-    return tuple(place(setting, each) for each in promising if why_not(setting, each, LONGEST) is None)
+    legal = [layout for layout in promising if illegal_reason(setting.graph, layout) is None]
+    return tuple(sorted(legal, key=lambda layout: (-_most_shards(setting, layout), layout.pp)))
 
 
 def _most_shards(setting: Setting, layout: Layout) -> int:
@@ -174,7 +186,7 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
 
 def _less_work(asked: _Change) -> Iterator[_Change]:
     """The longest context at this batch, and the largest batch at this context."""
-    deployment, placements = asked.deployment, _placements(asked.deployment, asked.cluster.num_gpus)
+    deployment, placements = asked.deployment, [*_placements(asked.deployment, asked.cluster.num_gpus)]
     context, batch = deployment.context, deployment.batch
     longest = max((max_context(placement, batch) for placement in placements), default=0)
     if deployment.request.max_context is not None:

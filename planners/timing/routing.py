@@ -9,18 +9,17 @@
 Popular experts lie anywhere: laws are laid over experts in an order that a layer's name draws.
 """
 
-import json
 from math import exp
 from pathlib import Path
-from random import Random
-from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import Problem, UserError, nearest
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from planners.catalog.expert_load import ExpertLoadProfile
 from planners.catalog.loader import find_shipped, load, shipped_names
 from planners.timing.layer_demand import UNIFORM, Routing
+
+if TYPE_CHECKING:
+    from planners.catalog.expert_load import ExpertLoadProfile
 
 MOST_BYTES = 64 << 20
 MOST_CHOICES = 1 << 62
@@ -40,6 +39,8 @@ def read_routing(text: str | None, graph: LayerGraph) -> Routing:
     if colon and law in LAWS:
         return _by_law(law, value, graph)
     if find_shipped("expert_load", text) is not None:
+        from planners.catalog.expert_load import ExpertLoadProfile
+
         return _shipped(load("expert_load", ExpertLoadProfile, text), graph)
     if not Path(text).exists():
         known = ("uniform", "power_law:1.2", "log_normal:1.0", *shipped_names("expert_load"))
@@ -68,6 +69,9 @@ def _routed(graph: LayerGraph) -> list[LayerNode]:
 
 
 def _by_law(law: str, value: str, graph: LayerGraph) -> Routing:
+    from random import Random
+    from statistics import NormalDist
+
     try:
         number = float(value)
     except ValueError:
@@ -89,7 +93,7 @@ def _by_law(law: str, value: str, graph: LayerGraph) -> Routing:
     return Routing(layers=tuple(sorted(layers)))
 
 
-def _shipped(profile: ExpertLoadProfile, graph: LayerGraph) -> Routing:
+def _shipped(profile: "ExpertLoadProfile", graph: LayerGraph) -> Routing:
     nodes = _routed(graph)
     experts = {node.declaration.routed.num_experts for node in nodes if node.declaration.routed is not None}
     if experts != {profile.num_experts} or len(nodes) != len(profile.choices):
@@ -103,6 +107,8 @@ def _shipped(profile: ExpertLoadProfile, graph: LayerGraph) -> Routing:
 
 
 def _measured(path: str, graph: LayerGraph) -> Routing:
+    import json
+
     from l4spec.spec.files import read_utf8
 
     text = read_utf8(Path(path), MOST_BYTES)

@@ -32,6 +32,7 @@ from l4spec.runtime.model import Model
 from planners.catalog import hardware
 from planners.catalog.cpu_profile import EagerTimes
 from planners.counts.params import count_params
+from planners.evidence.spread import percentile
 from planners.module.step_time import EagerModel
 from planners.module.time_table import seconds_at
 
@@ -178,12 +179,6 @@ def _holding(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def percentile(errors: Sequence[float], share: float) -> float:
-    """The least error that at least `share` of all do not exceed."""
-    ordered = sorted(errors)
-    return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
-
-
 def summary(judged: Sequence[Judged]) -> dict[str, tuple[float, float, int]]:
     """Median and 90th percentile of absolute relative errors, and how many, of each phase and of all."""
     errors: dict[str, list[float]] = {"prefill": [], "decode": []}
@@ -192,7 +187,7 @@ def summary(judged: Sequence[Judged]) -> dict[str, tuple[float, float, int]]:
             for row in each.rows():
                 errors[row["phase"]].append(abs(float(row["error"])))
     errors["both"] = errors["prefill"] + errors["decode"]
-    return {phase: (median(values), percentile(values, 0.9), len(values)) for phase, values in errors.items() if values}
+    return {phase: (median(values), percentile(values, 90), len(values)) for phase, values in errors.items() if values}
 
 
 def write_csv(path: Path, judged: Sequence[Judged], head: str) -> None:

@@ -3,6 +3,7 @@
 Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -13,6 +14,8 @@ from l4spec.sharding.layout import Layout
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
 ChosenBy = Literal["time", "memory", "given"]
 Origin = Literal["exact", "calibrated"]
+Resource = Literal["compute", "memory", "links"]
+"""What bounds a step."""
 
 
 class Frozen(BaseModel):
@@ -208,8 +211,12 @@ class Suggestion(Frozen):
     max_context: int
 
 
-class KindLatency(Frozen):
-    """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them."""
+@dataclass(frozen=True, slots=True)
+class KindLatency:
+    """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them.
+
+    `estimate_seconds` is null where no factors are fitted. A plain dataclass: searches make millions of them.
+    """
 
     name: str
     count: int
@@ -217,21 +224,55 @@ class KindLatency(Frozen):
     memory_seconds: float
     links_seconds: float
     bound_seconds: float
-    bounded_by: Literal["compute", "memory", "links"]
+    bounded_by: Resource
     estimate_seconds: float | None
 
+    @classmethod
+    def of(
+        cls, name: str, count: int, compute: float, memory: float, links: float, estimate: float | None
+    ) -> "KindLatency":
+        """From the seconds of each resource."""
+        bounded_by: Resource = "compute" if compute >= memory and compute >= links else "memory"
+        if links > compute and links > memory:
+            bounded_by = "links"
+        return cls(name, count, compute, memory, links, max(compute, memory, links), bounded_by, estimate)
 
-class StepLatency(Frozen):
+    def __add__(self, other: "KindLatency") -> "KindLatency":
+        """Layers of the same name together."""
+        a, b = self.estimate_seconds, other.estimate_seconds
+        return KindLatency.of(
+            self.name,
+            self.count + other.count,
+            self.compute_seconds + other.compute_seconds,
+            self.memory_seconds + other.memory_seconds,
+            self.links_seconds + other.links_seconds,
+            None if a is None or b is None else a + b,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepLatency:
     """One step of the busiest device: a roofline that nothing can beat, and what an engine is expected to take."""
 
     bound_seconds: float
-    bounded_by: Literal["compute", "memory", "links"]
+    bounded_by: Resource
     estimate_seconds: float | None
     by_kind: tuple[KindLatency, ...]
 
+    @classmethod
+    def of(cls, kinds: tuple[KindLatency, ...], constant: float = 0.0) -> "StepLatency":
+        """Of kinds that follow each other; `constant` is what the engine spends a step above their estimates."""
+        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
+        for kind in kinds:
+            shares[kind.bounded_by] += kind.bound_seconds
+        estimates = [kind.estimate_seconds for kind in kinds]
+        estimate = None if None in estimates else sum(filter(None, estimates), constant)
+        bounded_by = max(shares, key=lambda resource: shares[resource])
+        return cls(sum(kind.bound_seconds for kind in kinds), bounded_by, estimate, kinds)
+
 
 class LatencyError(Frozen):
-    """How wrong the estimate was on published rows left out of the fit: absolute relative errors."""
+    """How wrong an estimate was on published rows left out of the fit: absolute relative errors."""
 
     metric: str
     median: float

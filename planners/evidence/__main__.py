@@ -13,8 +13,8 @@ from planners.evidence import terms
 from planners.evidence.deployments import ServingCase, graph_of, serving_case
 from planners.evidence.least_squares import FittedTerms
 from planners.evidence.rows import Row, published_rows
-from planners.evidence.spread import Spread
 from planners.evidence.terms import Term
+from planners.plan_types import LatencyError
 from planners.timing.efficiency import ServingEfficiency
 
 FOLDER = Path(__file__).parents[1] / "catalog" / "efficiency"
@@ -151,7 +151,7 @@ def _notes(notes: Sequence[str]) -> list[str]:
     return ["notes:", *(f'  - "{note}"' for note in notes)] if notes else []
 
 
-def _errors(errors: Sequence[Spread]) -> list[str]:
+def _errors(errors: Sequence[LatencyError]) -> list[str]:
     """Leave-one-source-out errors as YAML."""
     return [
         "errors:",

@@ -8,8 +8,9 @@ from planners.evidence.deployments import ServingCase, serving_case
 from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.replay import THROUGHPUT, capacity_of, most_served, served_by, step_model, tokens_per_gpu
 from planners.evidence.rows import Row
-from planners.evidence.spread import Spread, errors_of
+from planners.evidence.spread import errors_of
 from planners.evidence.terms import SERVING
+from planners.plan_types import LatencyError
 from planners.timing.efficiency import ServingEfficiency
 from planners.timing.step import StepModel
 
@@ -132,7 +133,7 @@ def residuals_of(bench: Bench, factors: ServingEfficiency) -> list[float]:
     ]
 
 
-def leave_one_out(bench: Bench, base: ServingEfficiency, fitted: FittedTerms) -> tuple[Spread, ...]:
+def leave_one_out(bench: Bench, base: ServingEfficiency, fitted: FittedTerms) -> tuple[LatencyError, ...]:
     """Errors of every series under factors fitted without it."""
     errors: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
     for series in dict.fromkeys(sample.series for sample in bench.samples):

@@ -6,9 +6,10 @@ from math import log
 
 from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.rows import Row
-from planners.evidence.spread import Spread, errors_of
+from planners.evidence.spread import errors_of
 from planners.evidence.terms import MATMULS, TRAINERS, TRAINING
 from planners.evidence.training_replay import train_case
+from planners.plan_types import LatencyError
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.training_step import TrainLoad, TrainModel
 
@@ -99,7 +100,7 @@ def efficiencies(values: Mapping[str, float]) -> dict[str, TrainingEfficiency]:
 def predicted(sample: TrainSample, factors: dict[str, TrainingEfficiency]) -> float:
     """The step's seconds under these factors."""
     model = TrainModel(sample.model.graph, sample.model.scheme, sample.model.machine, factors[sample.family])
-    seconds = model.time(sample.load).estimate
+    seconds = model.time(sample.load).estimate_seconds
     assert seconds is not None, sample.row.id
     return seconds
 
@@ -116,7 +117,7 @@ def fit(samples: Sequence[TrainSample], start: Mapping[str, float] | None = None
     return fit_terms(TRAINING, residuals, start)
 
 
-def leave_one_out(samples: Sequence[TrainSample], fitted: FittedTerms) -> tuple[Spread, ...]:
+def leave_one_out(samples: Sequence[TrainSample], fitted: FittedTerms) -> tuple[LatencyError, ...]:
     """Errors of every series under factors fitted without it."""
     errors: list[tuple[float, object]] = []
     for series in dict.fromkeys(sample.series for sample in samples):

@@ -98,8 +98,8 @@ def _predict_serving(row: Row) -> Prediction:
 def _bound_ms(row: Row, case: ServingCase, model: StepModel) -> float | None:
     """A token takes at least a decode step of its sequence alone; a first token at least its prompt's prefill."""
     if row.metric == "ttft_mean":
-        return 1e3 * model.time(Step(prompt_tokens=case.prompt, prompt_length=case.prompt)).bound
-    alone = 1e3 * model.time(Step(decode=1, context=case.prompt + case.output / 2 + 0.5)).bound
+        return 1e3 * model.time(Step(prompt_tokens=case.prompt, prompt_length=case.prompt)).bound_seconds
+    alone = 1e3 * model.time(Step(decode=1, context=case.prompt + case.output / 2 + 0.5)).bound_seconds
     return alone * (case.output - 1) if row.metric == "e2e_mean" else alone
 
 

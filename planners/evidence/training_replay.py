@@ -84,9 +84,9 @@ def predict_training(row: Row) -> tuple[float, float] | str:
         return case
     model, load = case
     time = model.time(load)
-    if time.estimate is None:
+    if time.estimate_seconds is None:
         return f"no factors are fitted for {row.precision_weights} on {model.machine.hardware.name}"
-    return in_unit(row, model, load, time.estimate), in_unit(row, model, load, time.bound)
+    return in_unit(row, model, load, time.estimate_seconds), in_unit(row, model, load, time.bound_seconds)
 
 
 def in_unit(row: Row, model: TrainModel, load: TrainLoad, seconds: float) -> float:

@@ -10,10 +10,9 @@ from planners.device.memory import Setting
 from planners.module.error import ERRORS, SOURCE
 from planners.module.executed import executed_rows
 from planners.module.step_time import ITEM_BYTES, EagerModel
-from planners.plan_types import Latency
-from planners.timing.latency_rows import latency_errors, step_latency
+from planners.plan_types import KindLatency, Latency, StepLatency
 from planners.timing.layer_demand import Routing, kind_name
-from planners.timing.step import KindTime, StepTime, gathered
+from planners.timing.step import gathered
 
 
 def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, routing: Routing) -> Latency:
@@ -35,7 +34,7 @@ def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, ro
     prompts = 1 if output_tokens is None else batch
     prefill = eager_step(model, hardware, Work(prompts, prompt, num_logits=1))
     decode = eager_step(model, hardware, _decode(deployment))
-    ttft, tpot = prefill.estimate or 0.0, decode.estimate or 0.0
+    ttft, tpot = prefill.estimate_seconds or 0.0, decode.estimate_seconds or 0.0
     rate = batch / tpot
     if output_tokens is not None:
         rate = batch * output_tokens / (ttft + (output_tokens - 1) * tpot)
@@ -45,16 +44,16 @@ def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, ro
         prompt_tokens=prompt,
         output_tokens=output_tokens,
         concurrency=batch,
-        prefill=step_latency(prefill),
-        decode=step_latency(decode),
+        prefill=prefill,
+        decode=decode,
         ttft_seconds=ttft,
-        ttft_bound_seconds=prefill.bound,
+        ttft_bound_seconds=prefill.bound_seconds,
         time_per_output_token_seconds=tpot,
-        time_per_output_token_bound_seconds=decode.bound,
+        time_per_output_token_bound_seconds=decode.bound_seconds,
         tokens_per_second_per_user=rate / batch,
         tokens_per_second_per_gpu=rate,
         usd_per_gpu_hour=deployment.request.usd_per_gpu_hour,
-        errors=latency_errors(ERRORS),
+        errors=ERRORS,
         sources=(SOURCE,),
         notes=tuple(_notes(setting, hardware)),
     )
@@ -80,7 +79,7 @@ def _notes(setting: Setting, hardware: Hardware) -> Iterable[str]:
         yield f"times are of a cache in {setting.scheme.name}, as our module keeps it"
 
 
-def eager_step(model: EagerModel, hardware: Hardware, work: Work) -> StepTime:
+def eager_step(model: EagerModel, hardware: Hardware, work: Work) -> StepLatency:
     """One pass kind by kind: executed FLOPs at the best measured rate, bytes from memory at its bandwidth, estimate.
 
     Only what does not stay in the processor's caches from one pass to the next has to come from memory.
@@ -95,5 +94,5 @@ def eager_step(model: EagerModel, hardware: Hardware, work: Work) -> StepTime:
         compute = flops.get(id(group), 0) / rate
         memory = cold * group.count * model.layer_bytes(group, work) / bandwidth
         at_least = max(compute, memory)  # a coarse calibration may have missed the machine's own best rate
-        rows.append(KindTime(kind_name(group), group.count, compute, memory, 0.0, max(time.seconds, at_least)))
-    return StepTime(gathered(tuple(rows)), model.constant(cold))
+        rows.append(KindLatency.of(kind_name(group), group.count, compute, memory, 0.0, max(time.seconds, at_least)))
+    return StepLatency.of(gathered(tuple(rows)), model.constant(cold))

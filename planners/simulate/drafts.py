@@ -23,8 +23,8 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
 
     def seconds(batch: StepBatch) -> float:
         time = model.time(Step(decode=batch.decode, context=batch.context / batch.decode), server=False)
-        head = sum(kind.estimate or 0.0 for kind in time.kinds if kind.name == "head")
-        blocks = sum(kind.estimate or 0.0 for kind in time.kinds if kind.name != "head")
+        head = sum(kind.estimate_seconds or 0.0 for kind in time.by_kind if kind.name == "head")
+        blocks = sum(kind.estimate_seconds or 0.0 for kind in time.by_kind if kind.name != "head")
         return drafted * (head + blocks / layers)
 
     return seconds

@@ -16,11 +16,12 @@ from statistics import fmean, median
 
 from l4spec.errors import Problem, UserError
 from planners.evidence.terms import SERVING
+from planners.plan_types import LatencyError
 from planners.simulate.requests import Request
 from planners.simulate.run import Simulation
 from planners.simulate.times.planned import PlannedTimes
 from planners.simulate.workload.traces import TraceEntry
-from planners.timing.efficiency import FitError, ServingEfficiency
+from planners.timing.efficiency import ServingEfficiency
 
 DEFAULT_FITTED = 100
 WEIGHT = 0.0005
@@ -197,8 +198,8 @@ def _described(
             "undetermined": tuple(undetermined),
             "notes": tuple(notes),
             "errors": (
-                FitError(metric="e2e", median=seen.e2e, p90=seen.e2e, num_rows=seen.requests, num_sources=1),
-                FitError(metric="ttft", median=seen.ttft, p90=seen.ttft, num_rows=seen.requests, num_sources=1),
+                LatencyError(metric="e2e", median=seen.e2e, p90=seen.e2e, num_rows=seen.requests, num_sources=1),
+                LatencyError(metric="ttft", median=seen.ttft, p90=seen.ttft, num_rows=seen.requests, num_sources=1),
             ),
         }
     )

@@ -10,22 +10,13 @@ from pydantic import Field
 
 from l4spec.catalog.entry import Entry, Source
 from l4spec.errors import UserError
-from l4spec.layers.base import AsTuple, Spec
+from l4spec.layers.base import AsTuple
 from l4spec.units import Seconds
 from planners.catalog.loader import find_shipped, load
+from planners.plan_types import LatencyError
 
 Share = Annotated[float, Field(gt=0, le=1.5)]
 """A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""
-
-
-class FitError(Spec):
-    """Relative errors of rows that the fit did not see: each source left out in turn, the rest fitted."""
-
-    metric: str
-    median: float
-    p90: float
-    num_rows: int
-    num_sources: int
 
 
 class ServingEfficiency(Entry):
@@ -65,9 +56,9 @@ class ServingEfficiency(Entry):
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
-    errors: Annotated[tuple[FitError, ...], AsTuple] = ()
+    errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
 
-    def error(self, metric: str) -> FitError | None:
+    def error(self, metric: str) -> LatencyError | None:
         """The leave-one-source-out error of a metric, where it was measured."""
         return next((error for error in self.errors if error.metric == metric), None)
 
@@ -97,9 +88,9 @@ class TrainingEfficiency(Entry):
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
-    errors: Annotated[tuple[FitError, ...], AsTuple] = ()
+    errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
 
-    def error(self, metric: str) -> FitError | None:
+    def error(self, metric: str) -> LatencyError | None:
         """The leave-one-source-out error of a metric, where it was measured."""
         return next((error for error in self.errors if error.metric == metric), None)
 

@@ -7,7 +7,6 @@ from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.plan_types import Latency
 from planners.timing.efficiency import extrapolations
-from planners.timing.latency_rows import latency_errors, step_latency
 from planners.timing.layer_demand import Routing, Step
 from planners.timing.machine import Machine
 from planners.timing.step import StepModel, step_model
@@ -57,15 +56,15 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         prompt_tokens=prompt,
         output_tokens=output_tokens,
         concurrency=deployment.batch if deployment.request.rate is None else None,
-        prefill=step_latency(prefill),
-        decode=step_latency(decode),
-        ttft_bound_seconds=prefill.bound,
-        time_per_output_token_bound_seconds=decode.bound,
+        prefill=prefill,
+        decode=decode,
+        ttft_bound_seconds=prefill.bound_seconds,
+        time_per_output_token_bound_seconds=decode.bound_seconds,
         notes=(*_beyond(model, deployment.context), *_notes(model, layout)),
     )
     if efficiency is None:
         return section
-    alone = (prefill.estimate or 0.0, decode.estimate or 0.0)
+    alone = (prefill.estimate_seconds or 0.0, decode.estimate_seconds or 0.0)
     given = service(model, deployment, max_batch, alone)
     ttft, tpot, per_gpu, step = given.ttft, given.tpot, given.tokens_per_second_per_gpu, given.decode
     price = deployment.request.usd_per_gpu_hour
@@ -74,12 +73,12 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         "extrapolated": bool(_beyond(model, deployment.context)),
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
-        "time_per_output_token_bound_seconds": decode.bound if step is None else model.time(step).bound,
+        "time_per_output_token_bound_seconds": (decode if step is None else model.time(step)).bound_seconds,
         "tokens_per_second_per_user": _user_rate(ttft, tpot, output_tokens),
         "tokens_per_second_per_gpu": per_gpu,
         "usd_per_gpu_hour": price,
         "usd_per_million_output_tokens": _price(price, per_gpu),
-        "errors": latency_errors(efficiency.errors),
+        "errors": efficiency.errors,
         "sources": (efficiency.source,),
     }
     return section.model_copy(update=estimates)

@@ -8,13 +8,13 @@ estimate  every resource at the share of its peak that an engine was measured to
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
+from planners.plan_types import KindLatency, StepLatency
 from planners.timing.efficiency import ServingEfficiency, serving_efficiency
 from planners.timing.layer_demand import (
     UNIFORM,
@@ -29,7 +29,6 @@ from planners.timing.layer_demand import (
 )
 from planners.timing.machine import Machine, link_seconds, missing
 
-Resource = Literal["compute", "memory", "links"]
 ATTENTION_DTYPE = "bf16"
 MOST_TOTALS = 4096
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
@@ -121,60 +120,6 @@ class UnitCosts:
         return 1.0 + part * (routing.hottest(kind, ep) - 1.0)
 
 
-@dataclass(frozen=True, slots=True)
-class KindTime:
-    """Seconds of all layers of one kind in one step: each resource at its peak, and the estimate (None: not fitted)."""
-
-    name: str
-    count: int
-    compute: float
-    memory: float
-    links: float
-    estimate: float | None
-
-    @property
-    def bound(self) -> float:
-        """The least time in seconds."""
-        return max(self.compute, self.memory, self.links)
-
-    @property
-    def bounded_by(self) -> Resource:
-        """The resource that takes longest."""
-        times: dict[Resource, float] = {"compute": self.compute, "memory": self.memory, "links": self.links}
-        return max(times, key=lambda resource: times[resource])
-
-
-@dataclass(frozen=True, slots=True)
-class StepTime:
-    """One step, kind by kind; `constant` is what the engine spends per step, host included, above the kinds' sum."""
-
-    kinds: tuple[KindTime, ...]
-    constant: float = 0.0
-
-    @property
-    def bound(self) -> float:
-        """The least time in seconds."""
-        return sum(kind.bound for kind in self.kinds)
-
-    @property
-    def estimate(self) -> float | None:
-        """The estimated time in seconds; None without fitted factors."""
-        total = self.constant
-        for kind in self.kinds:
-            if kind.estimate is None:
-                return None
-            total += kind.estimate
-        return total
-
-    @property
-    def bounded_by(self) -> Resource:
-        """The resource that bounds most of the step's time."""
-        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
-        for kind in self.kinds:
-            shares[kind.bounded_by] += kind.bound
-        return max(shares, key=lambda resource: shares[resource])
-
-
 @dataclass(frozen=True, eq=False)
 class StepModel:
     """A model under a scheme and a layout on a machine, ready to be asked for step after step.
@@ -212,11 +157,11 @@ class StepModel:
         """What every kind of layer uses in a step."""
         return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
 
-    def time(self, step: Step, *, server: bool = True) -> StepTime:
+    def time(self, step: Step, *, server: bool = True) -> StepLatency:
         """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
         factors, wide, uses = self.efficiency, self._wide(step), self.uses(step)
         times = tuple(
-            KindTime(
+            KindLatency.of(
                 kind.name,
                 kind.count,
                 use.matmul + use.attention,
@@ -226,8 +171,8 @@ class StepModel:
             )
             for kind, use in zip(self.kinds, uses, strict=True)
         )
-        device = sum(time.estimate or 0.0 for time in times)
-        return StepTime(gathered(times), max(0.0, self._host(step, server) - device))
+        device = sum(time.estimate_seconds or 0.0 for time in times)
+        return StepLatency.of(gathered(times), max(0.0, self._host(step, server) - device))
 
     def seconds(self, step: Step, *, server: bool = True) -> float:
         """The estimate of `time`, without its parts. The model must have fitted factors."""
@@ -303,15 +248,10 @@ def step_model(
     return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine), routing)
 
 
-def gathered(times: tuple[KindTime, ...]) -> tuple[KindTime, ...]:
+def gathered(times: tuple[KindLatency, ...]) -> tuple[KindLatency, ...]:
     """Kinds of one name in one row, in order of first appearance."""
-    rows: dict[str, KindTime] = {}
+    rows: dict[str, KindLatency] = {}
     for time in times:
         known = rows.get(time.name)
-        rows[time.name] = time if known is None else _sum(known, time)
+        rows[time.name] = time if known is None else known + time
     return tuple(rows.values())
-
-
-def _sum(a: KindTime, b: KindTime) -> KindTime:
-    estimate = None if a.estimate is None or b.estimate is None else a.estimate + b.estimate
-    return KindTime(a.name, a.count + b.count, a.compute + b.compute, a.memory + b.memory, a.links + b.links, estimate)

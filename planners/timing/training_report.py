@@ -12,7 +12,6 @@ from planners.device.stages import stages
 from planners.plan_types import Latency
 from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
-from planners.timing.latency_rows import latency_errors, step_latency
 from planners.timing.machine import Machine
 from planners.timing.training_step import TrainLoad, TrainModel
 
@@ -42,20 +41,20 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         recompute=1.0 if train.checkpointing == "full" else 0.0,
     )
     time = model.time(load)
-    fitted = factors is not None and time.estimate is not None
+    fitted = factors is not None and time.estimate_seconds is not None
     what = "training runs" if factors is None else f"training runs in {train.precision}"
     section = Latency(
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
-        train=step_latency(time),
-        step_time_bound_seconds=time.bound,
+        train=time,
+        step_time_bound_seconds=time.bound_seconds,
         notes=(_HIDDEN, *(_CASTS if train.precision == "fp8" else ())),
     )
     if factors is None or not fitted:
         return section
     beyond = _beyond(factors, layout.num_devices, train.precision)
     waited = _data_parallel_seconds(deployment, machine, layout)
-    seconds = max(time.estimate or 0.0, waited)
-    hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate or 0.0) else section.notes
+    seconds = max(time.estimate_seconds or 0.0, waited)
+    hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate_seconds or 0.0) else section.notes
     remarks = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
 
@@ -104,6 +103,6 @@ def _trained(
         "gpu_hours": hours,
         "usd_per_gpu_hour": price,
         "usd": None if hours is None or price is None else hours * price,
-        "errors": latency_errors(factors.errors),
+        "errors": factors.errors,
         "sources": (factors.source,),
     }

@@ -14,10 +14,11 @@ from planners.collectives.collectives import Collective
 from planners.collectives.training_traffic import StepTokens, exchanges, reductions
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
+from planners.plan_types import KindLatency, StepLatency
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.layer_demand import KindProfile, pairs_of, profile
 from planners.timing.machine import Machine, link_seconds
-from planners.timing.step import ATTENTION_DTYPE, KindTime, StepTime
+from planners.timing.step import ATTENTION_DTYPE
 
 FORWARD_AND_BACKWARD = 3.0
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
@@ -77,7 +78,7 @@ class TrainModel:
     machine: Machine
     efficiency: TrainingEfficiency | None
 
-    def time(self, load: TrainLoad) -> StepTime:
+    def time(self, load: TrainLoad) -> StepLatency:
         """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
         kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES)
         share = load.share
@@ -89,15 +90,15 @@ class TrainModel:
             attention = pairs * kind.pair_flops * self._attention_passes(load)
             moved = rows * kind.moved_bytes_per_token
             times.append(self._kind(kind, matmuls, attention, moved, load))
-        busy = sum(time.estimate or 0.0 for time in times)
-        return StepTime(tuple(times), self._besides(load, busy) if self.efficiency else 0.0)
+        busy = sum(time.estimate_seconds or 0.0 for time in times)
+        return StepLatency.of(tuple(times), self._besides(load, busy) if self.efficiency else 0.0)
 
     def _attention_passes(self, load: TrainLoad) -> float:
         return FORWARD_AND_BACKWARD + FLASH_RECOMPUTE + load.recompute + load.attention_recompute
 
     def _kind(
         self, kind: KindProfile, matmuls: list[tuple[str, float]], attention: float, moved: float, load: TrainLoad
-    ) -> KindTime:
+    ) -> KindLatency:
         compute = {dtype: flops / self._peak(dtype) for dtype, flops in matmuls}
         scores = attention / self._peak(ATTENTION_DTYPE)
         memory = moved / self.machine.bandwidth
@@ -108,7 +109,7 @@ class TrainModel:
             if all(share is not None for _, share in shares):
                 estimate = sum(seconds / share for seconds, share in shares if share)
                 estimate += scores / factors.attention + memory * factor
-        return KindTime(kind.name, kind.count, sum(compute.values()) + scores, memory, 0.0, estimate)
+        return KindLatency.of(kind.name, kind.count, sum(compute.values()) + scores, memory, 0.0, estimate)
 
     def _share(self, dtype: str, load: TrainLoad) -> float | None:
         """The share of the peak that matmuls of this format reach; a named format replaces that of packed weights."""

@@ -52,5 +52,5 @@ def test_no_estimate_of_a_coarse_calibration_is_below_its_bound(random: Random) 
     assert machine.eager is not None
     model = EagerModel(l4spec.compile(l4spec.load(random.choice(SPECS[:2]))), machine.eager, "fp32", UNIFORM)
     step = eager_step(model, machine, Work(size(random, 8), size(random, 512), num_logits=1))
-    assert step.estimate is not None
-    assert step.estimate >= step.bound
+    assert step.estimate_seconds is not None
+    assert step.estimate_seconds >= step.bound_seconds

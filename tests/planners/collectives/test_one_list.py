@@ -45,7 +45,7 @@ def machine(host_size: int) -> Machine:
 def timed_seconds(name: str, layout: Layout, step: Step, host_size: int) -> float:
     """Seconds of the links in a step, at their published peaks."""
     model = StepModel(graph(name), BF16, layout, machine(host_size), 2, None)
-    return sum(kind.links for kind in model.time(step).kinds)
+    return sum(kind.links_seconds for kind in model.time(step).by_kind)
 
 
 @pytest.mark.parametrize("host_size", [4, 8, 64])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from math import log, sqrt
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from planners.evidence.fit_serving import Bench, residuals_of, samples_of, unfit
 from planners.evidence.fit_training import training_samples
 from planners.evidence.least_squares import fit_terms
 from planners.evidence.rows import published_rows
-from planners.evidence.spread import errors_of, quantile
+from planners.evidence.spread import errors_of, percentile
 from planners.evidence.terms import SERVING, TRAINING, Term
 from planners.timing.efficiency import serving_efficiency
 
@@ -59,10 +60,10 @@ def test_every_factor_says_what_it_is_where_it_is_expected_and_why() -> None:
         assert term.spread > 0
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=30), st.floats(0, 1))
-def test_a_quantile_lies_between_the_extremes(values: list[float], share: float) -> None:
-    ordered = sorted(values)
-    assert ordered[0] - 1e-9 <= quantile(ordered, share) <= ordered[-1] + 1e-9
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=30), st.integers(1, 99))
+def test_a_percentile_lies_between_the_extremes(values: list[float], percent: int) -> None:
+    assert min(values) - 1e-9 <= percentile(values, percent) <= max(values) + 1e-9
+    assert percentile(values, 50) == pytest.approx(median(values))
 
 
 def test_errors_are_counted_by_row_and_by_source() -> None:

@@ -49,7 +49,7 @@ def test_a_routing_histogram_reads_fewer_experts_than_uniform_routing(model: Bui
     scout = model("scout")
     skewed = StepModel(scout.graph, scout.scheme, scout.layout, scout.machine, 2, None, Routing((50.0, *[1.0] * 15)))
     step = Step(decode=16, context=100)
-    assert skewed.time(step).bound < scout.time(step).bound
+    assert skewed.time(step).bound_seconds < scout.time(step).bound_seconds
 
 
 def test_a_chunk_layer_reads_only_its_chunk(model: Build) -> None:
@@ -83,7 +83,7 @@ def test_tensor_parallelism_across_hosts_is_bound_by_links(model: Build) -> None
     inside = model("llama-3.1-70b", tp=8).time(Step(prompt_tokens=8192, prompt_length=8192))
     across = model("llama-3.1-70b", tp=8, hosts_of=4).time(Step(prompt_tokens=8192, prompt_length=8192))
     assert across.bounded_by == "links"
-    assert across.bound > inside.bound
+    assert across.bound_seconds > inside.bound_seconds
 
 
 def test_weight_bytes_follow_the_quantization_and_compute_its_format(model: Build) -> None:
@@ -107,12 +107,12 @@ def test_without_a_published_peak_no_time_is_told(model: Build) -> None:
 
 
 def test_an_engine_that_nobody_measured_has_bounds_but_no_estimate(model: Build) -> None:
-    assert model("llama-3.1-8b", engine="llama.cpp").time(Step(decode=1)).estimate is None
+    assert model("llama-3.1-8b", engine="llama.cpp").time(Step(decode=1)).estimate_seconds is None
 
 
 def test_the_estimate_of_the_parts_is_the_estimate_of_the_step(model: Build) -> None:
     scout, step = model("scout", tp=8), Step(decode=32, context=4096)
-    assert scout.time(step).estimate == pytest.approx(scout.seconds(step))
+    assert scout.time(step).estimate_seconds == pytest.approx(scout.seconds(step))
 
 
 @pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm", "sglang"])
@@ -120,8 +120,8 @@ def test_the_estimate_of_the_parts_is_the_estimate_of_the_step(model: Build) -> 
 def test_no_estimate_beats_its_bound(model: Build, engine: str, step: Step) -> None:
     for spec in ("scout", "maverick", "llama-3.1-70b", "deepseek-v3"):
         time = model(spec, "h200", tp=8, engine=engine, scheme="fp8", kv_bytes=1).time(step)
-        assert time.estimate is not None
-        assert time.estimate > time.bound
+        assert time.estimate_seconds is not None
+        assert time.estimate_seconds > time.bound_seconds
 
 
 @settings(max_examples=60)
@@ -137,10 +137,10 @@ def test_more_of_anything_never_takes_less_time(graph: LayerGraph, batch: int, c
         serving_efficiency("vllm"),
     )
     now, more = model.time(Step(decode=batch, context=context)), model.time(Step(decode=batch + 1, context=context))
-    assert more.bound >= now.bound * (1 - 1e-12)
-    assert (more.estimate or 0) >= (now.estimate or 0) * (1 - 1e-12)
+    assert more.bound_seconds >= now.bound_seconds * (1 - 1e-12)
+    assert (more.estimate_seconds or 0) >= (now.estimate_seconds or 0) * (1 - 1e-12)
     if all(kind.bound is None or kind.bound.kind != "chunk" for kind in model.kinds):
-        assert model.time(Step(decode=batch, context=context + 1)).bound >= now.bound * (1 - 1e-12)
+        assert model.time(Step(decode=batch, context=context + 1)).bound_seconds >= now.bound_seconds * (1 - 1e-12)
 
 
 @settings(max_examples=60)

@@ -22,14 +22,14 @@ def trained(spec: str = "llama-3.1-70b", device: str = "h100-sxm", scheme: str =
 
 
 def estimate(model: TrainModel, load: TrainLoad) -> float:
-    seconds = model.time(load).estimate
+    seconds = model.time(load).estimate_seconds
     assert seconds is not None
     return seconds
 
 
 def test_the_bound_computes_three_forward_passes_and_half_of_attention_again() -> None:
     model = trained("llama-3.1-8b")
-    compute = sum(kind.compute for kind in model.time(LOAD).kinds) * 64 * 989.4e12
+    compute = sum(kind.compute_seconds for kind in model.time(LOAD).by_kind) * 64 * 989.4e12
     forward = model_flops(model.graph, Work(128, 8192, phase="train"))
     attention = forward - 128 * 8192 * model_flops(model.graph, Work(1, 1)) + 128 * 8192 * 4 * 32 * 128 * 32
     assert compute == pytest.approx(3 * forward + 0.5 * attention, rel=1e-6)
@@ -38,8 +38,8 @@ def test_the_bound_computes_three_forward_passes_and_half_of_attention_again() -
 @pytest.mark.parametrize("spec", ["llama-3.1-8b", "scout", "maverick"])
 def test_no_estimate_beats_its_bound(spec: str) -> None:
     time = trained(spec).time(LOAD)
-    assert time.estimate is not None
-    assert time.estimate > time.bound
+    assert time.estimate_seconds is not None
+    assert time.estimate_seconds > time.bound_seconds
 
 
 def test_recomputation_costs_at_most_a_third_more() -> None:

@@ -1,5 +1,6 @@
 """Stage 6: `plan`, from a layer graph and a deployment to a `Plan`."""
 
+from functools import partial
 from typing import Any
 
 from l4spec.errors import Problem, UserError
@@ -16,6 +17,7 @@ from planners.counts.weights import weigh
 from planners.deployment import Deployment
 from planners.device.memory import describe_device, place
 from planners.device.stages import stages
+from planners.latency_types import Latency
 from planners.plan_types import (
     ChosenBy,
     ClusterInfo,
@@ -23,9 +25,9 @@ from planners.plan_types import (
     DeviceMemory,
     Estimates,
     IllegalLayout,
-    Latency,
     LayoutRow,
     Plan,
+    Suggestions,
     TrainTraffic,
 )
 from planners.request import PlanRequest
@@ -79,7 +81,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
         reasons=_reasons(memory, chosen, deployment),
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
-        suggestions=suggest(deployment) if cluster and not chosen.fits else (),
+        suggestions=Suggestions(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
         latency=_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
     )
 

@@ -3,25 +3,20 @@
 Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Literal, overload
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
+from planners.latency_types import Frozen, Latency
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
 ChosenBy = Literal["time", "memory", "given"]
 Origin = Literal["exact", "calibrated"]
-Resource = Literal["compute", "memory", "links"]
-"""What bounds a step."""
-
-
-class Frozen(BaseModel):
-    """Base of a plan's parts: immutable, nothing unknown."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Params(Frozen):
@@ -211,116 +206,6 @@ class Suggestion(Frozen):
     max_context: int
 
 
-@dataclass(frozen=True, slots=True)
-class KindLatency:
-    """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them.
-
-    `estimate_seconds` is null where no factors are fitted. A plain dataclass: searches make millions of them.
-    """
-
-    name: str
-    count: int
-    compute_seconds: float
-    memory_seconds: float
-    links_seconds: float
-    bound_seconds: float
-    bounded_by: Resource
-    estimate_seconds: float | None
-
-    @classmethod
-    def of(
-        cls, name: str, count: int, compute: float, memory: float, links: float, estimate: float | None
-    ) -> "KindLatency":
-        """From the seconds of each resource."""
-        bounded_by: Resource = "compute" if compute >= memory and compute >= links else "memory"
-        if links > compute and links > memory:
-            bounded_by = "links"
-        return cls(name, count, compute, memory, links, max(compute, memory, links), bounded_by, estimate)
-
-    def __add__(self, other: "KindLatency") -> "KindLatency":
-        """Layers of the same name together."""
-        a, b = self.estimate_seconds, other.estimate_seconds
-        return KindLatency.of(
-            self.name,
-            self.count + other.count,
-            self.compute_seconds + other.compute_seconds,
-            self.memory_seconds + other.memory_seconds,
-            self.links_seconds + other.links_seconds,
-            None if a is None or b is None else a + b,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class StepLatency:
-    """One step of the busiest device: a roofline that nothing can beat, and what an engine is expected to take."""
-
-    bound_seconds: float
-    bounded_by: Resource
-    estimate_seconds: float | None
-    by_kind: tuple[KindLatency, ...]
-
-    @classmethod
-    def of(cls, kinds: tuple[KindLatency, ...], constant: float = 0.0) -> "StepLatency":
-        """Of kinds that follow each other; `constant` is what the engine spends a step above their estimates."""
-        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
-        for kind in kinds:
-            shares[kind.bounded_by] += kind.bound_seconds
-        estimates = [kind.estimate_seconds for kind in kinds]
-        estimate = None if None in estimates else sum(filter(None, estimates), constant)
-        bounded_by = max(shares, key=lambda resource: shares[resource])
-        return cls(sum(kind.bound_seconds for kind in kinds), bounded_by, estimate, kinds)
-
-
-class LatencyError(Frozen):
-    """How wrong an estimate was on published rows left out of the fit: absolute relative errors."""
-
-    metric: str
-    median: float
-    p90: float
-    num_rows: int
-    num_sources: int
-
-
-class Latency(Frozen):
-    """Time, in three layers: bounds, estimates, and the estimates' error. Null fields say why in `reason` or `notes`.
-
-    Without output tokens, a first token takes the prefill of one prompt of the whole context, and an output token the
-    decode step of the whole batch at that context. With them, prompts of the remaining context arrive in a closed loop
-    of `concurrency` clients. Throughput counts output tokens. With `by_module`, times are of our module on a calibrated
-    machine, where nobody queues: prompts are read at once, then all decode together.
-    """
-
-    reason: str | None = None
-    factors: str | None = None
-    extrapolated: bool = False
-    by_module: bool = False
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    concurrency: int | None = None
-    prefill: StepLatency | None = None
-    decode: StepLatency | None = None
-    train: StepLatency | None = None
-    ttft_seconds: float | None = None
-    ttft_bound_seconds: float | None = None
-    time_per_output_token_seconds: float | None = None
-    time_per_output_token_bound_seconds: float | None = None
-    tokens_per_second_per_user: float | None = None
-    tokens_per_second_per_gpu: float | None = None
-    step_time_seconds: float | None = None
-    step_time_bound_seconds: float | None = None
-    mfu: float | None = None
-    model_flops_per_second_per_gpu: float | None = None
-    train_tokens_per_second: float | None = None
-    train_tokens: int | None = None
-    gpu_hours: float | None = None
-    usd_per_gpu_hour: float | None = None
-    usd: float | None = None
-    usd_per_million_output_tokens: float | None = None
-    errors: tuple[LatencyError, ...] = ()
-    sources: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
 class ClusterInfo(Frozen):
     """The GPUs that the plan is for."""
 
@@ -367,6 +252,54 @@ class Estimates(Frozen):
     work: tuple[str, ...] = ()
 
 
+class Suggestions(Sequence[Suggestion]):
+    """Changes after which a plan fits, worked out when they are first read: many plans are made to find them."""
+
+    def __init__(self, suggest: Callable[[], tuple[Suggestion, ...]]) -> None:
+        self._suggest = suggest
+
+    @cached_property
+    def _all(self) -> tuple[Suggestion, ...]:
+        return self._suggest()
+
+    @overload
+    def __getitem__(self, index: int) -> Suggestion: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Suggestion, ...]: ...
+    def __getitem__(self, index: int | slice) -> Suggestion | tuple[Suggestion, ...]:
+        return self._all[index]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __eq__(self, other: object) -> bool:
+        return self._all == (other._all if isinstance(other, Suggestions) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._all)
+
+    def __repr__(self) -> str:
+        return repr(self._all)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Suggestions.of, (self._all,)
+
+    @classmethod
+    def of(cls, suggestions: tuple[Suggestion, ...]) -> "Suggestions":
+        """Suggestions that are known."""
+        return cls(lambda: suggestions)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """In a document a list, read when it is written."""
+        known = handler.generate_schema(tuple[Suggestion, ...])
+        read = core_schema.no_info_after_validator_function(cls.of, known)
+        written = core_schema.plain_serializer_function_ser_schema(lambda value: value._all, return_schema=known)
+        return core_schema.json_or_python_schema(
+            read, core_schema.union_schema([core_schema.is_instance_schema(cls), read]), serialization=written
+        )
+
+
 class Plan(Frozen):
     """What a model costs and whether it fits. `estimated` lists the fields that nobody has published.
 
@@ -377,7 +310,7 @@ class Plan(Frozen):
     model: str
     estimated: tuple[str, ...]
     estimates: Estimates = Estimates()
-    request: dict[str, Any] = {}
+    request: dict[str, Any] = Field(default_factory=dict)
     deployment: DeploymentInfo
     cluster: ClusterInfo | None
     params: Params
@@ -394,5 +327,5 @@ class Plan(Frozen):
     reasons: tuple[str, ...]
     max_context: int | None
     max_batch: int | None
-    suggestions: tuple[Suggestion, ...]
+    suggestions: Suggestions
     latency: Latency | None = None

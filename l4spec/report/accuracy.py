@@ -9,7 +9,7 @@ from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.replay import Prediction
 from planners.evidence.summary import Group, quantity_of, summarise
-from planners.plan_types import Frozen
+from planners.latency_types import Frozen
 
 FAMILIES = {
     "SRV": "Serving: time per output token and time to first token",

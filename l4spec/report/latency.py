@@ -2,7 +2,8 @@
 
 from l4spec.report.page import Facts, Lines, Section, Table
 from l4spec.report.quantities import Figures, count, whole
-from planners.plan_types import Latency, LatencyError, Plan, StepLatency
+from planners.latency_types import Latency, LatencyError, StepLatency
+from planners.plan_types import Plan
 
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:

@@ -13,8 +13,9 @@ from planners.catalog import quantization as quantization_of
 from planners.catalog.cluster import parse_cluster
 from planners.counts.params import count_params
 from planners.deployment import Deployment
+from planners.latency_types import Frozen
 from planners.plan import plan, plan_deployment
-from planners.plan_types import Estimates, Frozen
+from planners.plan_types import Estimates
 from planners.request import PlanRequest
 from planners.search.least_gpus import MAX_GPUS, least_gpus
 

@@ -17,7 +17,8 @@ from l4spec.report.plan_page import limit_facts, marks_of, plan_facts, plan_page
 from l4spec.report.quantities import Figures, gib
 from l4spec.report.times import roofline_section, times_figure
 from l4spec.verification.claims import verify
-from planners.plan_types import MemoryTerm, Plan, StepLatency
+from planners.latency_types import StepLatency
+from planners.plan_types import MemoryTerm, Plan
 
 
 def report_page(graph: LayerGraph, plan: Plan) -> Page:

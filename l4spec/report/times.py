@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from l4spec.report.charts import TimeSpan, roofline, spans
 from l4spec.report.page import Figure, Section, Table
 from l4spec.report.quantities import Figures, seconds
-from planners.plan_types import Latency, LatencyError, Plan, StepLatency
+from planners.latency_types import Latency, LatencyError, StepLatency
+from planners.plan_types import Plan
 
 
 def roofline_section(plan: Plan) -> Iterator[Section]:

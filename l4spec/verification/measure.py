@@ -14,9 +14,9 @@ from planners.catalog import engine, quantization
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of, weigh
+from planners.latency_types import Frozen
 from planners.module.activation_ledger import activation_bytes
 from planners.module.executed import executed_rows
-from planners.plan_types import Frozen
 from planners.timing.expert_coverage import expected_coverage
 
 if TYPE_CHECKING:

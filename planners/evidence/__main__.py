@@ -14,7 +14,7 @@ from planners.evidence.deployments import ServingCase, graph_of, serving_case
 from planners.evidence.least_squares import FittedTerms
 from planners.evidence.rows import Row, published_rows
 from planners.evidence.terms import Term
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 from planners.timing.efficiency import ServingEfficiency
 
 FOLDER = Path(__file__).parents[1] / "catalog" / "efficiency"

@@ -10,7 +10,7 @@ from planners.evidence.replay import THROUGHPUT, capacity_of, most_served, serve
 from planners.evidence.rows import Row
 from planners.evidence.spread import errors_of
 from planners.evidence.terms import SERVING
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 from planners.timing.efficiency import ServingEfficiency
 from planners.timing.step import StepModel
 

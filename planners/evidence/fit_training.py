@@ -9,7 +9,7 @@ from planners.evidence.rows import Row
 from planners.evidence.spread import errors_of
 from planners.evidence.terms import MATMULS, TRAINERS, TRAINING
 from planners.evidence.training_replay import train_case
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.training_step import TrainLoad, TrainModel
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from statistics import median, quantiles
 
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 
 
 def errors_of(metric: str, errors: Sequence[tuple[float, object]]) -> LatencyError:

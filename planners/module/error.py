@@ -1,6 +1,6 @@
 """How wrong predictions of our module's time were where it was tried: on models that nothing was calibrated on."""
 
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 
 SOURCE = "benchmarks/predict_time.py, 2026-11-25; every point in docs/calibrate.csv"
 PREFILL = LatencyError(metric="ttft", median=0.048, p90=0.176, num_rows=40, num_sources=0)

@@ -7,10 +7,10 @@ from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
 from planners.deployment import Deployment
 from planners.device.memory import Setting
+from planners.latency_types import KindLatency, Latency, StepLatency
 from planners.module.error import ERRORS, SOURCE
 from planners.module.executed import executed_rows
 from planners.module.step_time import ITEM_BYTES, EagerModel
-from planners.plan_types import KindLatency, Latency, StepLatency
 from planners.timing.layer_demand import Routing, kind_name
 from planners.timing.step import gathered
 

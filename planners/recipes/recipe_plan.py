@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from planners.plan_types import Frozen, LatencyError
+from planners.latency_types import Frozen, LatencyError
 
 
 class TeacherPasses(Frozen):

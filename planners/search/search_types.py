@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
-from planners.plan_types import Frozen
+from planners.latency_types import Frozen
 
 Limit = Literal["memory", "max_context", "ttft", "tpot", "rate", "budget", "no_layout", "no_engine", "no_time"]
 """What rules a candidate out: no room for weights and load; no room for one sequence of the engine's limit; the

@@ -16,7 +16,7 @@ from statistics import fmean, median
 
 from l4spec.errors import Problem, UserError
 from planners.evidence.terms import SERVING
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 from planners.simulate.requests import Request
 from planners.simulate.run import Simulation
 from planners.simulate.times.planned import PlannedTimes

@@ -13,7 +13,7 @@ from l4spec.errors import UserError
 from l4spec.layers.base import AsTuple
 from l4spec.units import Seconds
 from planners.catalog.loader import find_shipped, load
-from planners.plan_types import LatencyError
+from planners.latency_types import LatencyError
 
 Share = Annotated[float, Field(gt=0, le=1.5)]
 """A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""

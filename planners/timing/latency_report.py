@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
-from planners.plan_types import Latency
+from planners.latency_types import Latency
 from planners.timing.efficiency import extrapolations
 from planners.timing.layer_demand import Routing, Step
 from planners.timing.machine import Machine

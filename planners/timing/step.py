@@ -14,7 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
-from planners.plan_types import KindLatency, StepLatency
+from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import ServingEfficiency, serving_efficiency
 from planners.timing.layer_demand import (
     UNIFORM,

@@ -9,7 +9,7 @@ from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
 from planners.device.stages import stages
-from planners.plan_types import Latency
+from planners.latency_types import Latency
 from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
 from planners.timing.machine import Machine

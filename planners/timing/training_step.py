@@ -14,7 +14,7 @@ from planners.collectives.collectives import Collective
 from planners.collectives.training_traffic import StepTokens, exchanges, reductions
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
-from planners.plan_types import KindLatency, StepLatency
+from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.layer_demand import KindProfile, pairs_of, profile
 from planners.timing.machine import Machine, link_seconds

@@ -7,8 +7,8 @@ from statistics import median
 import pytest
 
 from planners.evidence.spread import percentile
+from planners.latency_types import LatencyError
 from planners.module.error import DECODE, PREFILL
-from planners.plan_types import LatencyError
 
 POINTS = Path(__file__).parents[2] / "docs" / "calibrate.csv"
 

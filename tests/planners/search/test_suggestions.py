@@ -1,9 +1,11 @@
 """What would make it fit: each suggestion alone suffices, is no larger than needed, and says how to type it."""
 
+import pickle
+
 import pytest
 
 from planners.plan import plan
-from planners.plan_types import Plan
+from planners.plan_types import Plan, Suggestion, Suggestions
 from tests.planners.models import graph
 
 
@@ -65,3 +67,24 @@ def test_the_hardware_keeps_the_name_that_the_user_gave_it(spelling: str) -> Non
     planned = plan(graph("maverick"), gpus=spelling)
     (command,) = [s.command for s in planned.suggestions if "GPUs" in s.change]
     assert plan(graph("maverick"), gpus=command.split("--gpus ")[1].split(" --")[0].strip("'")).fits
+
+
+def test_suggestions_are_worked_out_when_they_are_read() -> None:
+    asked: list[int] = []
+
+    def suggest() -> tuple[Suggestion, ...]:
+        asked.append(1)
+        return (Suggestion(change="more", command="--gpus 16xH100", total_bytes=1, max_context=2),)
+
+    plan_of = plan(graph("scout"), gpus="2xH100").model_copy(update={"suggestions": Suggestions(suggest)})
+    assert not asked
+    assert [each.change for each in plan_of.suggestions] == ["more"]
+    assert len(plan_of.suggestions[:1]) == len(asked) == 1
+
+
+def test_a_plan_is_the_same_after_a_document_and_a_pickle() -> None:
+    planned = plan(graph("scout"), gpus="2xH100")
+    assert planned.suggestions
+    assert Plan.model_validate_json(planned.model_dump_json()) == planned
+    assert pickle.loads(pickle.dumps(planned)) == planned
+    assert hash(planned.suggestions) == hash(Plan.model_validate(planned.model_dump()).suggestions)

@@ -7,7 +7,7 @@ import pytest
 import l4spec
 import planners
 from l4spec.errors import UserError
-from planners.plan_types import Latency
+from planners.latency_types import Latency
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
 

@@ -1,0 +1,125 @@
+"""The time section of a plan: bounds, estimates and errors, as `l4spec plan --format json` prints them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Resource = Literal["compute", "memory", "links"]
+"""What bounds a step."""
+
+
+class Frozen(BaseModel):
+    """Base of a plan's parts: immutable, nothing unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KindLatency:
+    """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them.
+
+    `estimate_seconds` is null where no factors are fitted. A plain dataclass: searches make millions of them.
+    """
+
+    name: str
+    count: int
+    compute_seconds: float
+    memory_seconds: float
+    links_seconds: float
+    bound_seconds: float
+    bounded_by: Resource
+    estimate_seconds: float | None
+
+    @classmethod
+    def of(
+        cls, name: str, count: int, compute: float, memory: float, links: float, estimate: float | None
+    ) -> "KindLatency":
+        """From the seconds of each resource."""
+        bounded_by: Resource = "compute" if compute >= memory and compute >= links else "memory"
+        if links > compute and links > memory:
+            bounded_by = "links"
+        return cls(name, count, compute, memory, links, max(compute, memory, links), bounded_by, estimate)
+
+    def __add__(self, other: "KindLatency") -> "KindLatency":
+        """Layers of the same name together."""
+        a, b = self.estimate_seconds, other.estimate_seconds
+        return KindLatency.of(
+            self.name,
+            self.count + other.count,
+            self.compute_seconds + other.compute_seconds,
+            self.memory_seconds + other.memory_seconds,
+            self.links_seconds + other.links_seconds,
+            None if a is None or b is None else a + b,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StepLatency:
+    """One step of the busiest device: a roofline that nothing can beat, and what an engine is expected to take."""
+
+    bound_seconds: float
+    bounded_by: Resource
+    estimate_seconds: float | None
+    by_kind: tuple[KindLatency, ...]
+
+    @classmethod
+    def of(cls, kinds: tuple[KindLatency, ...], constant: float = 0.0) -> "StepLatency":
+        """Of kinds that follow each other; `constant` is what the engine spends a step above their estimates."""
+        shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
+        for kind in kinds:
+            shares[kind.bounded_by] += kind.bound_seconds
+        estimates = [kind.estimate_seconds for kind in kinds]
+        estimate = None if None in estimates else sum(filter(None, estimates), constant)
+        bounded_by = max(shares, key=lambda resource: shares[resource])
+        return cls(sum(kind.bound_seconds for kind in kinds), bounded_by, estimate, kinds)
+
+
+class LatencyError(Frozen):
+    """How wrong an estimate was on published rows left out of the fit: absolute relative errors."""
+
+    metric: str
+    median: float
+    p90: float
+    num_rows: int
+    num_sources: int
+
+
+class Latency(Frozen):
+    """Time, in three layers: bounds, estimates, and the estimates' error. Null fields say why in `reason` or `notes`.
+
+    Without output tokens, a first token takes the prefill of one prompt of the whole context, and an output token the
+    decode step of the whole batch at that context. With them, prompts of the remaining context arrive in a closed loop
+    of `concurrency` clients. Throughput counts output tokens. With `by_module`, times are of our module on a calibrated
+    machine, where nobody queues: prompts are read at once, then all decode together.
+    """
+
+    reason: str | None = None
+    factors: str | None = None
+    extrapolated: bool = False
+    by_module: bool = False
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    concurrency: int | None = None
+    prefill: StepLatency | None = None
+    decode: StepLatency | None = None
+    train: StepLatency | None = None
+    ttft_seconds: float | None = None
+    ttft_bound_seconds: float | None = None
+    time_per_output_token_seconds: float | None = None
+    time_per_output_token_bound_seconds: float | None = None
+    tokens_per_second_per_user: float | None = None
+    tokens_per_second_per_gpu: float | None = None
+    step_time_seconds: float | None = None
+    step_time_bound_seconds: float | None = None
+    mfu: float | None = None
+    model_flops_per_second_per_gpu: float | None = None
+    train_tokens_per_second: float | None = None
+    train_tokens: int | None = None
+    gpu_hours: float | None = None
+    usd_per_gpu_hour: float | None = None
+    usd: float | None = None
+    usd_per_million_output_tokens: float | None = None
+    errors: tuple[LatencyError, ...] = ()
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

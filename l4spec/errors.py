@@ -4,8 +4,9 @@ Anything a user can cause is a `UserError`; the command line prints its problems
 mistake stays an ordinary exception, so that it is never mistaken for bad input.
 """
 
+import re
 from bisect import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
@@ -73,6 +74,17 @@ _LONGEST_NAME = 200
 _MOST_COMPARED = 400
 
 
+def _within(name: str, names: Sequence[str]) -> list[str]:
+    """The known name all of whose words are among those of `name`, which says more: `scout` for `llama-4-scout`."""
+    words = set(_words(name))
+    inside = [known for known in names if any(map(str.isalpha, known)) and words.issuperset(_words(known))]
+    return sorted(inside, key=len, reverse=True)[:1]
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_/ .]+", name.lower()) if word]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint naming the known spelling closest to `name`, or all known ones when few and none is close.
 
@@ -85,7 +97,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(names) > _MOST_COMPARED:
         start = max(0, bisect(names, name) - _MOST_COMPARED // 2)
         names = names[start : start + _MOST_COMPARED]
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    close = _within(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     return f"one of: {', '.join(names)}" if 0 < len(names) <= 24 else ""

@@ -53,8 +53,10 @@ def find_shipped(name: str) -> Path | None:
     if not bare or bare.startswith("/") or ".." in parts:
         return None
     folder = specs_folder()
-    candidates = (folder / f"{bare}{SUFFIX}", folder / _SHORT_FOLDER / f"{bare}{SUFFIX}")
-    return next((path for path in candidates if path.is_file()), None)
+    spellings = dict.fromkeys((bare, bare.lower()))  # shipped names are lower case
+    candidates = (path for each in spellings for path in (folder / each, folder / _SHORT_FOLDER / each))
+    files = (path.with_name(f"{path.name}{SUFFIX}") for path in candidates)
+    return next((path for path in files if path.is_file()), None)
 
 
 def find_spec(name_or_path: str | Path) -> Path:

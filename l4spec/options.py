@@ -94,27 +94,19 @@ class Options(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def __init__(self, **given: Any) -> None:
+        """Values by field; a text for what is no text is read as the command line reads it: `context="1M"`."""
+        values, problems = _read(type(self), given)
         try:
-            super().__init__(**given)
+            super().__init__(**values)
         except ValidationError as error:
-            raise UserError(_problems(type(self), error)) from None
+            problems += _problems(type(self), error)
+        if problems:
+            raise UserError(problems)
 
     @classmethod
     def from_text(cls, texts: Mapping[str, str], **given: Any) -> Self:
         """The options that a command line gives as text by field, and further values as they are."""
-        values, problems = dict(given), []
-        for name, text in texts.items():
-            try:
-                values[name] = option_of(cls, name).parse(text)
-            except ValueError as error:
-                problems.append(Problem(str(error), path=name))
-        try:
-            made = cls(**values)
-        except UserError as error:
-            problems += error.problems
-        if problems:
-            raise UserError(problems)
-        return made
+        return cls(**given, **texts)
 
     def changed(self, **values: Any) -> Self:
         """The same options with other values, checked."""
@@ -154,9 +146,26 @@ def flag_of(cls: type[Options], name: str) -> str:
     return option_of(cls, name).names(name)[0]
 
 
+def _read(cls: type[Options], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Values with texts read where a field is no text, and what is wrong with those that cannot be read."""
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in given.items():
+        try:
+            values[name] = option_of(cls, name).parse(value) if _is_written(cls, name, value) else value
+        except ValueError as error:
+            problems.append(Problem(str(error), path=name))
+    return values, problems
+
+
+def _is_written(cls: type[Options], name: str, value: object) -> bool:
+    return isinstance(value, str) and name in cls.model_fields and option_of(cls, name).parse is not str
+
+
 def _problems(cls: type[Options], error: ValidationError) -> Iterator[Problem]:
-    for detail in error.errors(include_url=False):
-        name, value = str(detail["loc"][0]), detail["input"]
+    details = {str(detail["loc"][0]): detail for detail in error.errors(include_url=False)}  # a union gives several
+    for name, detail in details.items():
+        value = detail["input"]
         if detail["type"] == "extra_forbidden":
             yield Problem(f"unknown option {name!r}", hint=nearest(name, cls.model_fields))
         else:
@@ -165,14 +174,17 @@ def _problems(cls: type[Options], error: ValidationError) -> Iterator[Problem]:
 
 def _problem(name: str, field: FieldInfo, option: Option, value: object) -> Problem:
     """One problem in our words: the type or the range that a field has, and what was found."""
-    choices = _choices(field)
+    choices = () if option.expects else _choices(field)
     if choices:
         hint = option.renamed.get(str(value)) or nearest(str(value), choices)
         return Problem(f"unknown {name} {_short(value)}", path=name, hint=hint)
     low, high = (_bound(field, side) for side in ("ge", "le"))
     kind = _kind(field)
     if option.expects:
-        return Problem(f"expected {option.expects}, found {_short(value)}", path=name)
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        hint = option.too_large if isinstance(value, int) and is_whole and value > 0 else ""
+        there = f"{value:,}" if is_whole else _short(value)
+        return Problem(f"expected {option.expects}, found {there}", path=name, hint=hint)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         most = f" to {high:,}" if high is not None else " or more"
         hint = option.too_large if high is not None and value > high else ""

@@ -49,13 +49,13 @@ def parse_bytes(text: object) -> int:
 
 
 def parse_count(text: str) -> int:
-    """A whole number of tokens from `8192`, `8,192`, `100k`, `1M`, `15T` (decimal) or `128Ki`, `1Mi` (binary).
+    """A whole number of tokens from `8192`, `8,192`, `8_192`, `100k`, `1M`, `15T` (decimal) or `128Ki` (binary).
 
     Raises ValueError for anything else, and for what is not whole.
     """
     plain = text.strip()
-    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+", plain):
-        plain = plain.replace(",", "")
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+|[0-9]{1,3}(_[0-9]{3})+", plain):
+        plain = plain.replace(",", "").replace("_", "")
     match = _COUNT.match(plain) if len(plain) <= 40 else None
     value = Fraction(match[1]) * _COUNTS[match[2].lower()] if match else None
     if value is None or value.denominator != 1:

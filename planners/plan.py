@@ -30,7 +30,7 @@ from planners.plan_types import (
     Suggestions,
     TrainTraffic,
 )
-from planners.request import PlanRequest
+from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
 from planners.search.layouts import layouts_for, row_of, why_not
 from planners.search.objective import choose, timed
 from planners.search.suggestions import suggest
@@ -49,7 +49,21 @@ def plan(graph: LayerGraph, request: PlanRequest | None = None, /, **options: An
     GPUs, layouts the model does not allow, schemes that cannot pack a tensor.
     """
     asked = PlanRequest(**options) if request is None else request.changed(**options)
-    return plan_deployment(Deployment.resolve(graph, asked))
+    return plan_deployment(Deployment.resolve(graph, _with_context(graph, asked)))
+
+
+def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
+    """The request with a number in the place of `max`: the longest context that fits in any layout asked for.
+
+    Without GPUs it is the model's own limit, and where not one token fits, the default.
+    """
+    if asked.context != MAX:
+        return asked
+    limit = max_seq_len(graph)
+    if asked.gpus is not None:
+        rows, _ = _rows(Deployment.resolve(graph, asked.changed(context=limit)))
+        limit = max(row.max_context for row in rows)
+    return asked.changed(context=limit or min(DEFAULT_CONTEXT, max_seq_len(graph)))
 
 
 def plan_deployment(deployment: Deployment) -> Plan:
@@ -136,7 +150,10 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
         layout = request.fixed_layout()
         axes = ("tp", "ep", "pp", "dp", *(["cp"] if layout.cp > 1 else []))
         product = " x ".join(f"{axis}={getattr(layout, axis)}" for axis in axes)
-        message = f"{product} = {layout.num_devices} devices do not divide the {cluster.num_gpus} GPUs of {cluster}"
+        if layout.num_devices > cluster.num_gpus:
+            message = f"{product} needs {layout.num_devices} GPUs, and {cluster} has {cluster.num_gpus}"
+        else:
+            message = f"{product} = {layout.num_devices} does not divide the {cluster.num_gpus} GPUs of {cluster}"
         return [Problem(message, hint="the product of the degrees must be the number of GPUs")]
     reasons = dict.fromkeys(row.reason for row in illegal)
     return [

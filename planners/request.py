@@ -20,6 +20,8 @@ LARGEST = 1 << 20
 """Most sequences, tiles and devices along one axis; a larger number is a mistake."""
 LONGEST = 1 << 40
 """Most tokens of a sequence or a chunk."""
+MAX: Literal["max"] = "max"
+"""In the place of a context: as many tokens as fit."""
 MOST_TRAIN_TOKENS = 10**18
 MOST_IMAGES = 10_000
 BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
@@ -31,6 +33,11 @@ _Tokens = Annotated[int | None, Field(ge=1, le=LONGEST)]
 def read_rate(text: str) -> float:
     """Requests per second as `2`, `2/s`, `90/min` or `2000/h`. Raises ValueError."""
     return float(parse_rate(text)) if "/" in text else read_number(text)
+
+
+def read_context(text: str) -> int | str:
+    """A number of tokens, or `max`: as many as fit. Raises ValueError."""
+    return MAX if text.strip().lower() == MAX else read_tokens(text)
 
 
 class PlanRequest(Options):
@@ -58,12 +65,14 @@ class PlanRequest(Options):
     ] = AS_PUBLISHED
     kv_dtype: Annotated[str, Option("KV cache: bf16, fp16, fp32, fp8 or int8.", metavar="DTYPE", mode="serve")] = "bf16"
     context: Annotated[
-        _Tokens,
+        Annotated[int, Field(ge=1, le=LONGEST)] | Literal["max"] | None,
         Option(
-            "Tokens of a sequence, prompt and output together, as 8192, 1M (a million) or 128Ki (128 x 1024).",
+            "Tokens of a sequence, prompt and output together, as 8192, 1M (a million), 128Ki (128 x 1024), or max: "
+            "as many as fit.",
             metavar="TOKENS",
-            parse=read_tokens,
+            parse=read_context,
             default="8192, or the model's shorter limit",
+            expects=f"1 to {LONGEST:,} tokens, or max",
             too_large=BEYOND,
         ),
     ] = None
@@ -272,7 +281,7 @@ class PlanRequest(Options):
 
     def tokens(self, graph: LayerGraph) -> int:
         """Tokens of a sequence: those given, or 8,192, or the shorter limit of model or engine."""
-        if self.context is not None:
+        if isinstance(self.context, int):
             return self.context
         if self.prompt_tokens is not None:
             return self.prompt_tokens + (self.output_tokens or 0)
@@ -318,6 +327,8 @@ class PlanRequest(Options):
                 if getattr(self, name) is not None:
                     message = "counts prompt and output together and is the engine's limit at once"
                     yield Problem(message, path="context", hint=f"leave it out, or {flag_of(type(self), name)}")
+        if self.context == MAX:
+            yield Problem("max is for one plan; give a number of tokens here", path="context")
         given = next((name for name in ("context", "prompt_tokens") if getattr(self, name) is not None), "context")
         limit, tokens = max_seq_len(graph), self.tokens(graph)
         for name, value in ((given, tokens), ("max_context", self.max_context or 1)):

@@ -9,6 +9,7 @@ from typing import TextIO
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
 
 from l4spec.cli.app import USER_ERROR, app
+from l4spec.cli.completion import accept_either_order
 from l4spec.cli.output import complain
 from l4spec.errors import os_reason
 
@@ -17,6 +18,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Run the command line; the exit code says how it went (see `l4spec --help`)."""
+    accept_either_order()
     gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time
     code = _exit_code()
     _settle(sys.stderr)

@@ -30,6 +30,23 @@ class CommandGroup(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the command."""
+        given = [*args]  # reading takes them away
+        try:
+            return super().parse_args(ctx, args)
+        except UsageError as error:
+            if not given:  # the help, which typer raises
+                raise
+            refuse(_misused(error))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command by name; a name that is an option's says so."""
+        option = f"--{args[0]}"
+        if args[0] not in COMMANDS and any(option in parameter.opts for parameter in self.get_params(ctx)):
+            raise UserError(f"no such command {args[0]!r}", hint=f"did you mean 'l4spec {option}'?")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
         try:
@@ -89,7 +106,6 @@ app = typer.Typer(
     name="l4spec",
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},

@@ -9,7 +9,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import INTERRUPTED, app
 from l4spec.cli.build import ProgressOption
-from l4spec.cli.output import complain, show, write_file
+from l4spec.cli.output import complain, show_page, write_file
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
 
@@ -57,7 +57,6 @@ def calibrate_command(
     fp32 and bf16. Nothing else should compute meanwhile. The profile of an earlier calibration is replaced.
     """
     from l4spec.report.calibrate import calibration_page, profile, profile_text
-    from l4spec.report.page import to_text
     from planners.catalog import user_folder
 
     if clock is ClockChoice.CPU and threads not in (None, 1):
@@ -72,7 +71,7 @@ def calibrate_command(
     hardware = profile(calibration)
     write_file(path, profile_text(hardware), force=force or out is None)
     complain(f"wrote {path}")
-    show(to_text(calibration_page(hardware, "1xthis" if out is None else f"1x{path}")))
+    show_page(calibration_page(hardware, "1xthis" if out is None else f"1x{path}"))
 
 
 def _measured(seconds: float, threads: int | None, clock: ClockChoice, show_progress: bool | None) -> "Calibration":

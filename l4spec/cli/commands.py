@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperCommand
+
+from l4spec.errors import Problem, UserError
 
 COMMANDS = {
     "accuracy": "Replay published measurements as plans and tell how wrong the predictions are.",
@@ -34,6 +37,22 @@ COMMANDS = {
 }
 
 
+class OneOfEach(TyperCommand):
+    """A command whose options are given once, but for those that are lists: the last one would win silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments. Raises UserError for an option that is given twice."""
+        options = args[: args.index("--")] if "--" in args else args
+        flags = [argument.partition("=")[0] for argument in options if argument.startswith("-")]
+        for parameter in self.params:
+            if getattr(parameter, "multiple", False) or not flags:
+                continue
+            given = [flag for flag in flags if flag in parameter.opts]
+            if len(given) > 1:
+                raise UserError([Problem(f"is given {len(given)} times", path=given[0], hint="give it once")])
+        return super().parse_args(ctx, args)
+
+
 class LazyCommands(Mapping[str, Any]):
     """typer's commands by name, each built when it is looked up."""
 
@@ -45,6 +64,7 @@ class LazyCommands(Mapping[str, Any]):
             raise KeyError(name)
         import_module(f"l4spec.cli.{'import_' if name == 'import' else name}")
         info = next(info for info in self.app.registered_commands if info.name == name)
+        info.cls = OneOfEach
         return typer.main.get_command_from_info(info, pretty_exceptions_short=True, rich_markup_mode=None)
 
     def __iter__(self) -> Iterator[str]:

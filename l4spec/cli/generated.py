@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic.fields import FieldInfo
 
+from l4spec.cli.completion import OF_OPTIONS
 from l4spec.errors import Problem, UserError
 from l4spec.options import Options, flag_of, option_of
 
@@ -82,6 +83,7 @@ def _annotation(cls: type[Options], name: str, field: FieldInfo, *, hidden: bool
         help=f"{option.help}  [default: {default}]" if default else option.help,
         hidden=hidden,
         show_default=False,
+        autocompletion=OF_OPTIONS.get(name),
     )
     return Annotated[bool, info] if field.annotation is bool else Annotated[str | None, info]
 

@@ -7,7 +7,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import show
+from l4spec.cli.output import write
 
 
 class Listing(StrEnum):
@@ -33,10 +33,14 @@ def ls_command(
         ),
     ] = Listing.SPECS,
     markdown: o.MarkdownOption = False,
+    format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
 ) -> None:
-    """List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known."""
-    from l4spec.report.listings import listing
-    from l4spec.report.page import to_markdown, to_text
+    """List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known.
 
-    page = listing(what.value)
-    show(to_markdown(page) if markdown else to_text(page))
+    As JSON, entries of the catalogue come whole, every number with its source.
+    """
+    from l4spec.report.listing_document import listed
+    from l4spec.report.listings import listing
+
+    style = o.Format.MARKDOWN if markdown else format
+    write(lambda: listed(what.value), lambda: listing(what.value), style, None, force=False)

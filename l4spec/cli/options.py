@@ -8,6 +8,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from l4spec.cli.completion import specs
+
 
 class Format(StrEnum):
     """How a report is written."""
@@ -52,9 +54,14 @@ def file_to_write(text: str) -> Path:
 tokens = tokens_from()
 """Where the planner or the runtime says itself what it takes."""
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
-SpecArgument: TypeAlias = Annotated[str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False)]
+SpecArgument: TypeAlias = Annotated[
+    str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False, autocompletion=specs)
+]
 SpecsArgument: TypeAlias = Annotated[
-    list[str], typer.Argument(metavar="SPEC", help="Paths of YAML files or shipped names.", show_default=False)
+    list[str],
+    typer.Argument(
+        metavar="SPEC", help="Paths of YAML files or shipped names.", show_default=False, autocompletion=specs
+    ),
 ]
 SetOption: TypeAlias = Annotated[
     list[str] | None,

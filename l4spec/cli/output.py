@@ -26,29 +26,78 @@ class JsonDocument(Protocol):
         """The document as JSON."""
 
 
-def write(document: JsonDocument, page: "Callable[[], Page]", style: Format, out: Path | None, *, force: bool) -> None:
+def write(
+    document: "JsonDocument | Callable[[], JsonDocument]",
+    page: "Callable[[], Page]",
+    style: Format,
+    out: Path | None,
+    *,
+    force: bool,
+) -> None:
     """Write a report as asked for: the document itself as JSON, else its page as text, Markdown or HTML.
 
-    This is the one place that knows the formats; a page is made only where one is wanted.
+    This is the one place that knows the formats; a page, and a document that is a function, is made only where one is
+    wanted.
     """
-    deliver(_in_format(document, page, style), out, force=force)
+    deliver(_in_format(document, page, style, to_file=out is not None), out, force=force)
 
 
-def _in_format(document: JsonDocument, page: "Callable[[], Page]", style: Format) -> str:
+def _in_format(
+    document: "JsonDocument | Callable[[], JsonDocument]",
+    page: "Callable[[], Page]",
+    style: Format,
+    *,
+    to_file: bool,
+) -> str:
     if style is Format.JSON:
-        return document.model_dump_json(indent=2)
-    return page_in(page(), style)
+        made = document() if callable(document) else document
+        return made.model_dump_json(indent=2)
+    return page_in(page(), style, to_file=to_file)
 
 
-def page_in(page: "Page", style: Format) -> str:
-    """A page as text, Markdown or HTML."""
+def page_in(page: "Page", style: Format, *, to_file: bool = False) -> str:
+    """A page as text, Markdown or HTML; text is as wide and as colourful as what it goes to."""
     if style is Format.HTML:
         from l4spec.report.html import to_html
 
         return to_html(page)
     from l4spec.report.page import to_markdown, to_text
 
-    return to_markdown(page) if style is Format.MARKDOWN else to_text(page)
+    if style is Format.MARKDOWN:
+        return to_markdown(page)
+    return to_text(page, _columns(to_file), colored=not to_file and _has_colors())
+
+
+def _columns(to_file: bool) -> int:
+    """Columns of a line: the terminal's, or 100 where there is none; `COLUMNS` says otherwise."""
+    from l4spec.report.columns import LEAST, PIPED
+
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return max(int(given), LEAST)
+    if to_file or not _is_terminal():
+        return PIPED
+    try:
+        return max(os.get_terminal_size(sys.stdout.fileno()).columns or PIPED, LEAST)
+    except (OSError, ValueError):
+        return PIPED
+
+
+def _has_colors() -> bool:
+    """Whether stdout is a terminal that shows colours and whose user wants them (https://no-color.org)."""
+    return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _is_terminal() -> bool:
+    try:
+        return sys.stdout is not None and sys.stdout.isatty()
+    except ValueError:
+        return False
+
+
+def show_page(page: "Page") -> None:
+    """Print a page as text."""
+    show(page_in(page, Format.TABLE))
 
 
 def show(text: str) -> None:

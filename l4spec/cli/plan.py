@@ -8,6 +8,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import DOES_NOT_FIT, app
+from l4spec.cli.completion import specs
 from l4spec.cli.generated import takes
 from l4spec.cli.launch import launch
 from l4spec.cli.output import deliver, write
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 OptionalSpec = Annotated[
     str | None,
-    typer.Argument(metavar="SPEC", help="A path or a shipped name; left out: all Llama 4 models.", show_default=False),
+    typer.Argument(
+        metavar="SPEC",
+        help="A path or a shipped name; left out: all Llama 4 models.",
+        show_default=False,
+        autocompletion=specs,
+    ),
 ]
 LLAMA_4 = ("scout", "maverick", "behemoth")
 LLAMA_4_GPUS = "8xH100"

@@ -9,7 +9,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import complain, deliver, show, write_file
+from l4spec.cli.output import complain, deliver, page_in, show_page, write_file
 from l4spec.cli.train import RecipeArgument, RepeatsOption, ThreadsOption
 from l4spec.errors import Problem, UserError
 
@@ -79,7 +79,7 @@ def _tell(point: "TransferPoint") -> None:
 
 def _table(points: "list[TransferPoint]") -> str:
     """A row for each growth, a column for each rate; the best of a row is starred."""
-    from l4spec.report.page import Lines, Section, Table, to_text
+    from l4spec.report.page import Lines, Section, Table
     from l4spec.training.transfer import DIVERGED, best_rates
 
     best = best_rates(points)
@@ -96,20 +96,20 @@ def _table(points: "list[TransferPoint]") -> str:
     indices = [rates.index(rate) for rate in best.values()]
     moved = f"the best rate moves by {max(indices) - min(indices)} steps of the grid"
     table = Table(("", *(f"rate x{rate:g}" for rate in rates)), tuple(rows))
-    return to_text((Section(f"Loss over {points[0].axis}", (table, Lines((moved,)))),))
+    return page_in((Section(f"Loss over {points[0].axis}", (table, Lines((moved,)))),), o.Format.TABLE)
 
 
 def _show_features(job: "TransferJob", axis: "GrowthAxis", times: list[int], steps: int) -> None:
     from dataclasses import replace
 
-    from l4spec.report.page import Section, Table, to_text
+    from l4spec.report.page import Section, Table
     from l4spec.training.transfer import features
 
     by_times = {number: features(replace(job, axis=axis, times=number), steps) for number in times}
     names = [name for name in by_times[times[0]] if all(name in sizes for sizes in by_times.values())]
     rows = tuple((name, *(f"{by_times[number][name]:.4f}" for number in times)) for name in names)
     table = Table(("", *(f"{axis} x{number}" for number in times)), rows)
-    show(to_text((Section(f"Mean |output| after {steps} steps", (table,)),)))
+    show_page((Section(f"Mean |output| after {steps} steps", (table,)),))
 
 
 def _as_csv(points: "list[TransferPoint]") -> str:

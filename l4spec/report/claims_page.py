@@ -1,7 +1,7 @@
 """Text and Markdown of `l4spec verify`: the verdict, then every claim with its computed value."""
 
 from l4spec.report import quantities
-from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.page import Lines, Page, Section, Table, Tone
 from l4spec.report.plan_page import estimate_notes
 from l4spec.verification.claims import Check, Report, Value
 
@@ -15,7 +15,8 @@ def verify_page(report: Report) -> Page:
         sentence = f"{report.model}: {failed} of {len(report.checks)} claims do not hold"
     else:
         sentence = f"{report.model}: all {len(report.checks)} claims hold"
-    sections = [Section("", (Lines((sentence,)),))]
+    tone: Tone = "" if not report.checks else "bad" if failed else "good"
+    sections = [Section("", (Lines((sentence,), tone),))]
     if report.checks:
         headers = ("claim", "on", "claimed", "computed", "difference", "holds", "source")
         rows = tuple(_cells(check) for check in report.checks)

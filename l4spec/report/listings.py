@@ -47,13 +47,19 @@ def _documents(kind: str) -> Page:
     return (Section("", (Table((kind, "what it is"), tuple(rows), "ll"),)),)
 
 
+def hardware_places() -> dict[str, str]:
+    """Every machine that is shipped or the user's own, by name: what the catalogue finds it by."""
+    from planners.catalog import own_files, shipped_names
+
+    places = {name: name for name in shipped_names("hardware")}
+    return places | {path.stem: str(path) for path in own_files("hardware") if path.stem not in places}
+
+
 def _hardware() -> Page:
-    from planners.catalog import hardware, own_files, shipped_names
+    from planners.catalog import hardware
 
     rows = []
-    places = {name: name for name in shipped_names("hardware")}
-    places |= {path.stem: str(path) for path in own_files("hardware") if path.stem not in places}
-    for name, place in places.items():
+    for name, place in hardware_places().items():
         entry = hardware(place)
         usable, bf16 = entry.usable, entry.peaks.bf16
         rows.append(
@@ -94,12 +100,13 @@ def _engines() -> Page:
     return (Section("", (Table(("engine", "version", "what it is"), rows, "lll", 70),)),)
 
 
-def _kinds() -> Page:
+def described_kinds() -> list[tuple[str, str, str]]:
+    """Every layer kind: its name, what it stands for, and its first sentence; by slot, then by name."""
     from l4spec.layers import KINDS
 
-    rows = []
-    for name, kind in KINDS.items():
-        first = (kind.spec.__doc__ or "").strip().splitlines()[0]
-        rows.append((name, kind.slot, first))
-    ordered = tuple(sorted(rows, key=lambda row: (row[1], row[0])))
-    return (Section("", (Table(("kind", "stands for", "what it is"), ordered, "lll", 80),)),)
+    rows = [(name, kind.slot, (kind.spec.__doc__ or "").strip().splitlines()[0]) for name, kind in KINDS.items()]
+    return sorted(rows, key=lambda row: (row[1], row[0]))
+
+
+def _kinds() -> Page:
+    return (Section("", (Table(("kind", "stands for", "what it is"), tuple(described_kinds()), "lll", 80),)),)

@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
+
+from l4spec.report.columns import Cells, fitted, wrapped
 
 BAR_WIDTH = 36
+Tone = Literal["", "good", "bad"]
 _MARKUP = re.compile(r"([\\\[\]<>])")
 _ASCII = str.maketrans(
     {"×": "x", "–": "-", "—": "-", "…": "...", "·": "-", "█": "#", "▏": "|", "░": ".", "→": "->", "≤": "<=", "Σ": "sum"}
@@ -15,9 +18,10 @@ _ASCII = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Plain sentences, one per line."""
+    """Plain sentences, one per line. A `tone` says that the first one is a verdict, which a terminal may colour."""
 
     lines: tuple[str, ...]
+    tone: Tone = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +102,9 @@ class Section:
 Page = tuple[Section, ...]
 
 
-def to_text(page: Page) -> str:
-    """The page for a terminal."""
-    return "\n\n".join(_section_text(section) for section in page) + "\n"
+def to_text(page: Page, width: int | None = None, *, colored: bool = False) -> str:
+    """The page for a terminal of `width` columns, None for lines of any length; with `colored` verdicts in colour."""
+    return "\n\n".join(_section_text(section, width, colored) for section in page) + "\n"
 
 
 def to_markdown(page: Page) -> str:
@@ -113,27 +117,47 @@ def to_ascii(text: str) -> str:
     return text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
 
 
-def _section_text(section: Section) -> str:
-    body = chain.from_iterable(_block_lines(block) for block in section.blocks)
+_COLORS = {"good": "\033[32m", "bad": "\033[31m"}
+_PLAIN = "\033[0m"
+
+
+def _section_text(section: Section, width: int | None, colored: bool) -> str:
+    inner = width if width is None or not section.title else width - 2
+    body = chain.from_iterable(_block_lines(block, inner, colored) for block in section.blocks)
     if not section.title:
         return "\n".join(body)
-    return "\n".join([section.title, *(f"  {line}".rstrip() for line in body)])
+    return "\n".join([*wrapped(section.title, width), *(f"  {line}".rstrip() for line in body)])
 
 
-def _block_lines(block: Block) -> list[str]:
+def _block_lines(block: Block, width: int | None = None, colored: bool = False) -> list[str]:
     if isinstance(block, Table):
-        return _table(block, "simple")
+        return _table_lines(block, width)
     if isinstance(block, Facts):
-        width = max((len(label) for label, _ in block.rows), default=0)
-        return [f"{label:<{width}}  {value}" for label, value in block.rows]
+        label = max((len(label) for label, _ in block.rows), default=0)
+        rows = (wrapped(f"{name:<{label}}  {value}", width, hanging=label + 2) for name, value in block.rows)
+        return [*chain.from_iterable(rows)]
     if isinstance(block, Bars):
-        return _bar_lines(block)
+        return _bar_lines(block, width)
     if isinstance(block, Figure):
-        return [block.about, *_table(block.table, "simple")]
+        return [*wrapped(block.about, width), *_table_lines(block.table, width)]
     if isinstance(block, Details):
-        inner = chain.from_iterable(_block_lines(each) for each in block.blocks)
-        return [f"{block.label}  {block.value}".rstrip(), *(f"    {line}".rstrip() for line in inner)]
+        within = None if width is None else width - 4
+        lines = chain.from_iterable(_block_lines(each, within) for each in block.blocks)
+        title = wrapped(f"{block.label}  {block.value}".rstrip(), width)
+        return [*title, *(f"    {line}".rstrip() for line in lines)]
+    if isinstance(block, Lines):
+        pieces = [wrapped(line, width, hanging=0) for line in block.lines]
+        if colored and block.tone and pieces:
+            pieces[0] = [f"{_COLORS[block.tone]}{line}{_PLAIN}" for line in pieces[0]]
+        return [*chain.from_iterable(pieces)]
     return list(block.lines)
+
+
+def _table_lines(table: Table, width: int | None) -> list[str]:
+    """A table in as many bands as it takes, an empty line between them."""
+    whole = Cells(table.headers, table.rows, table.align, table.wrap)
+    bands = [_table(Table(band.headers, band.rows, band.align), "simple") for band in fitted(whole, width)]
+    return [line for number, band in enumerate(bands) for line in (*([""] if number else []), *band)]
 
 
 def _section_markdown(section: Section) -> str:
@@ -163,22 +187,22 @@ def _markdown(text: str) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(text.splitlines()))
 
 
-def _bar_lines(chart: Bars) -> list[str]:
+def _bar_lines(chart: Bars, width: int | None) -> list[str]:
     labels = max((len(bar.label) for bar in chart.bars), default=0)
     values = max((len(bar.value) for bar in chart.bars), default=0)
-    return [
-        f"{bar.label:<{labels}}  {bar.value:>{values}}  {draw_bar(bar.part, chart.whole, hollow=bar.hollow)}".rstrip()
-        for bar in chart.bars
-    ]
+    room = BAR_WIDTH if width is None else min(BAR_WIDTH, max(8, width - labels - values - 5))
+    drawn = [draw_bar(bar.part, chart.whole, room, hollow=bar.hollow) for bar in chart.bars]
+    pairs = zip(chart.bars, drawn, strict=True)
+    return [f"{bar.label:<{labels}}  {bar.value:>{values}}  {blocks}".rstrip() for bar, blocks in pairs]
 
 
-def draw_bar(part: int, whole: int, *, hollow: bool = False) -> str:
-    """`part` of `whole` in blocks of 1/36; a thin one for what rounds to none, `…` after what is too much."""
+def draw_bar(part: int, whole: int, width: int = BAR_WIDTH, *, hollow: bool = False) -> str:
+    """`part` of `whole` in `width` blocks; a thin one for what rounds to none, `…` after what is too much."""
     if part <= 0 or whole <= 0:
         return ""
-    blocks = (2 * part * BAR_WIDTH + whole) // (2 * whole)
-    if blocks > BAR_WIDTH:
-        return "█" * BAR_WIDTH + "…"
+    blocks = (2 * part * width + whole) // (2 * whole)
+    if blocks > width:
+        return "█" * width + "…"
     return ("░" if hollow else "█") * blocks or "▏"
 
 
@@ -188,14 +212,8 @@ def _table(table: Table, style: str) -> list[str]:
     align = [{"l": "left", "r": "right"}[letter] for letter in table.align.ljust(1, "l")]
     align += ["right"] * (len(table.headers) - len(align))
     rows = [[_cell(cell, style) for cell in row] for row in table.rows]
-    widths = [None] * (len(table.headers) - 1) + [table.wrap if style == "simple" else None]
     text = tabulate(
-        rows,
-        headers=table.headers,
-        tablefmt=style,
-        colalign=align if rows else None,
-        disable_numparse=True,
-        maxcolwidths=widths if rows else None,
+        rows, headers=table.headers, tablefmt=style, colalign=align if rows else None, disable_numparse=True
     )
     return [line.rstrip() for line in text.splitlines()]
 

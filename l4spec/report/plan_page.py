@@ -2,11 +2,12 @@
 
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
-from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table
+from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table, Tone
 from l4spec.report.quantities import Figures, Marked, gib, marked, whole
 from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
 
 _MOST_FIELDS = 3
+_TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
 _BY_TIME = ("fastest", "cheapest")
 _NOTABLE = 0.1
 """A smaller difference in time is within what estimates are wrong by."""
@@ -16,14 +17,16 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     """Verdict first; `max_seq_len` lets it say when the model, and not memory, limits the context."""
     figures = marks_of(plan)
     sections = [
-        Section("", (Lines((verdict(plan), *plan.reasons[1:])),)),  # the first reason is the verdict in bytes
+        # the first reason is the verdict in bytes
+        Section("", (Lines((verdict(plan), *plan.reasons[1:]), _TONES[plan.fits]),)),
         Section("", (Facts(plan_facts(plan, figures)),)),
         Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
     if plan.cluster is not None:
         sections.append(Section("", (Facts(limit_facts(plan, figures, max_seq_len)),)))
-    if plan.latency is not None:
-        sections.append(Section("", (Facts(latency_facts(plan)),)))
+    times = latency_facts(plan)
+    if times:
+        sections.append(Section("", (Facts(times),)))
     if plan.suggestions:
         sections.append(Section("What would make it fit", (suggestion_table(plan, figures),)))
     elif plan.fits is False:

@@ -85,13 +85,27 @@ def _problem(root: type[Header], document: Document, path: Path, details: Mappin
     return Problem(message, path=dotted(path), place=place_of(document, path), hint=hint)
 
 
+def _deeper(data: Any, name: str) -> str:
+    """The hint for a field that is one of some part: where the document has it."""
+    places = [dotted(path) for path in _paths(data) if path[-1] == name and len(path) > 1]
+    return f"it is {' or '.join(places[:3])}" if places else ""
+
+
+def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
+    entries = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in entries:
+        yield (*path, key)
+        yield from _paths(value, (*path, key))
+
+
 def _words(root: type[Header], document: Document, details: Mapping[str, Any], path: Path) -> tuple[str, str]:
     """What was expected and what stands there, and the hint."""
     context: Mapping[str, Any] = details.get("ctx", {})
     kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":
         schema = schema_at(root, document.data, path[:-1])
-        return "unknown field", nearest(str(path[-1]), schema.model_fields if schema else ())
+        deeper = _deeper(document.data, str(path[-1])) if len(path) == 1 else ""
+        return "unknown field", deeper or nearest(str(path[-1]), schema.model_fields if schema else ())
     if kind == "missing":
         return "missing field", f"add `{path[-1]}`"
     if kind == "union_tag_not_found":

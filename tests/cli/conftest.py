@@ -14,6 +14,7 @@ Run = Callable[..., Result]
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """`run("plan", "scout")`: the result with `exit_code`, `stdout` and `stderr`."""
     monkeypatch.delenv("L4SPEC_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "400")  # so wide that no sentence is broken; tests of widths set their own
 
     def invoke(*arguments: str) -> Result:
         return CliRunner().invoke(app, list(arguments), prog_name="l4spec")

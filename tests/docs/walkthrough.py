@@ -55,7 +55,7 @@ def walk_through(page: Path, folder: Path) -> int:
 def _run(block: Block, folder: Path) -> str:
     scripts = str(Path(sys.executable).parent)
     path = f"{scripts}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120", "NO_COLOR": "1"}
+    environment = {**os.environ, "PATH": path, "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(
         ["bash", "-eu", "-c", block.text],
         cwd=folder,

@@ -66,20 +66,13 @@ def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec"
     `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
     Raises SpecError naming every problem with its file, line and column.
     """
-    from l4spec.huggingface.opening import open_document
-    from l4spec.spec.document_kinds import parse_as
-    from l4spec.spec.model import ModelSpec
+    from l4spec.huggingface import opening
 
-    return parse_as(open_document(path_or_name, overrides)[0], ModelSpec)
+    return opening.load(path_or_name, overrides)
 
 
 def compile(spec: "ModelSpec") -> "LayerGraph":  # noqa: A001 - the stage's name in the field
     """The layer graph of a spec: names resolved, repeats laid out, shapes checked across every edge."""
-    from l4spec.graph.build import build_graph
-    from l4spec.spec.resolve import resolve
+    from l4spec.huggingface import opening
 
-    if spec.stored_as is not None:
-        from l4spec.quantization.published import require_known
-
-        require_known(spec)
-    return build_graph(resolve(spec))
+    return opening.compiled(spec)

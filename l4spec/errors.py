@@ -97,7 +97,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if len(names) > _MOST_COMPARED:
         start = max(0, bisect(names, name) - _MOST_COMPARED // 2)
         names = names[start : start + _MOST_COMPARED]
-    close = _within(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
+    close = (
+        get_close_matches(name, names, n=1, cutoff=0.8)
+        or _within(name, names)
+        or get_close_matches(name, names, n=1, cutoff=0.6)
+    )
     if close:
         return f"did you mean '{close[0]}'?"
     return f"one of: {', '.join(names)}" if 0 < len(names) <= 24 else ""

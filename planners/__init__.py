@@ -1,10 +1,16 @@
-"""The cost planner: what a layer graph costs, and whether it fits a deployment.
+"""The cost planner: what a model costs, and whether it fits a deployment.
 
-`planners.plan(graph, gpus="8xH100")` answers; `PlanRequest` holds its options.
+`planners.plan("scout", gpus="8xH100")` answers; `PlanRequest` holds its options, those of training among them.
 """
 
+from l4spec.sharding.layout import Layout
+from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
 
-__all__ = ["Plan", "PlanRequest", "plan"]
+__all__ = ["Layout", "Plan", "PlanRequest", "TrainSetting", "plan"]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,6 +5,7 @@ from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.huggingface.opening import Model, graph_of
 from l4spec.quantization.published import published_name
 from l4spec.sharding.layout import Layout
 from l4spec.spec.estimates import estimates_of
@@ -38,16 +39,18 @@ from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
 
 
-def plan(graph: LayerGraph, request: PlanRequest | None = None, /, **options: Any) -> Plan:
+def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) -> Plan:
     """What the model costs and, with `gpus` (`8xH100`), whether and how it fits.
 
-    `options` are those of `PlanRequest` by name, as `plan(graph, gpus="8xH100", context=100_000)`; a request may be
-    given instead. Degrees left out are chosen by `objective`; without `gpus` they are 1 and nothing limits memory.
-    `mode="train"` plans weights, gradients, optimizer states and saved activations.
+    `model` is a shipped name, a path, a spec or a graph. `options` are those of `PlanRequest` by name, as
+    `plan("scout", gpus="8xH100", context="1M")`; a request may be given instead. Degrees left out are chosen by
+    `objective`; without `gpus` they are 1 and nothing limits memory. `mode="train"` plans weights, gradients, optimizer
+    states and saved activations.
 
     Raises UserError for what cannot be planned: unknown names and options, degrees whose product is not the number of
     GPUs, layouts the model does not allow, schemes that cannot pack a tensor.
     """
+    graph = graph_of(model)
     asked = PlanRequest(**options) if request is None else request.changed(**options)
     return plan_deployment(Deployment.resolve(graph, _with_context(graph, asked)))
 
@@ -74,7 +77,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
     rows = timed(deployment, rows)
     chosen, chosen_by = choose(deployment, rows)
     memory = describe_device(place(setting, chosen.layout), context, batch)
-    return Plan(
+    made = Plan(
         model=graph.name,
         estimated=graph.model.estimated,
         estimates=_estimates(graph),
@@ -98,6 +101,8 @@ def plan_deployment(deployment: Deployment) -> Plan:
         suggestions=Suggestions(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
         latency=_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
     )
+    made.made_from(graph)
+    return made
 
 
 def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
@@ -153,7 +158,7 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
         if layout.num_devices > cluster.num_gpus:
             message = f"{product} needs {layout.num_devices} GPUs, and {cluster} has {cluster.num_gpus}"
         else:
-            message = f"{product} = {layout.num_devices} does not divide the {cluster.num_gpus} GPUs of {cluster}"
+            message = f"{product} = {layout.num_devices} devices do not divide the {cluster.num_gpus} GPUs of {cluster}"
         return [Problem(message, hint="the product of the degrees must be the number of GPUs")]
     reasons = dict.fromkeys(row.reason for row in illegal)
     return [

@@ -13,6 +13,7 @@ from pydantic_core import CoreSchema, core_schema
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
 from planners.latency_types import Frozen, Latency
+from planners.plan_views import ShownPlan
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
 ChosenBy = Literal["time", "memory", "given"]
@@ -300,7 +301,7 @@ class Suggestions(Sequence[Suggestion]):
         )
 
 
-class Plan(Frozen):
+class Plan(ShownPlan, Frozen):
     """What a model costs and whether it fits. `estimated` lists the fields that nobody has published.
 
     `request` are the options that were given, as `PlanRequest` takes them: made of it, the plan is the same again.

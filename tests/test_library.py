@@ -83,7 +83,8 @@ def test_a_name_cannot_lead_out_of_the_shelf(shelf: Path) -> None:
     ("name", "expected"),
     [
         ("scuot", "no spec named 'scuot', neither a file nor a shipped spec (did you mean 'scout'?)"),
-        ("SCOUT", "(did you mean 'scout'?)"),
+        ("SCOUTS", "(did you mean 'scout'?)"),
+        ("llama-4-scout", "(did you mean 'scout'?)"),
         ("tiny/scot", "(did you mean 'tiny/scout'?)"),
         ("lama-3.1-8b", "(did you mean 'llama-3.1-8b'?)"),
         ("min.yaml", "(did you mean 'mine.yaml'?)"),

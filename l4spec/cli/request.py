@@ -25,13 +25,12 @@ def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph"
 
     Raises UserError.
     """
-    import l4spec
     from l4spec.cli.output import complain
-    from l4spec.huggingface.opening import open_document
+    from l4spec.huggingface import opening
     from l4spec.spec.document_kinds import parse_as
     from l4spec.spec.model import ModelSpec
 
-    document, notes = open_document(path_or_name, overrides or ())
+    document, notes = opening.open_document(path_or_name, overrides or ())
     for note in notes:
         complain(f"note: {note}")
-    return l4spec.compile(parse_as(document, ModelSpec))
+    return opening.compiled(parse_as(document, ModelSpec))

@@ -3,9 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from l4spec.errors import UserError
+from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.config_file import is_config
 from l4spec.spec.document import Document, load_document, load_text
+from l4spec.spec.document_kinds import parse_as
 from l4spec.spec.files import label
+from l4spec.spec.model import ModelSpec
+
+Model = str | Path | ModelSpec | LayerGraph
+"""Whatever names a model."""
 
 
 def open_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tuple[Document, tuple[str, ...]]:
@@ -21,6 +28,38 @@ def open_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> tu
         return load_text(imported.yaml, label(path), overrides), imported.notes
     spec = path / "spec.yaml"
     return load_document(spec if _is_file(spec) else path_or_name, overrides), ()
+
+
+def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> ModelSpec:
+    """See `l4spec.load`."""
+    return parse_as(open_document(path_or_name, overrides)[0], ModelSpec)
+
+
+def compiled(spec: ModelSpec) -> LayerGraph:
+    """See `l4spec.compile`."""
+    from l4spec.graph.build import build_graph
+    from l4spec.spec.resolve import resolve
+
+    if spec.stored_as is not None:
+        from l4spec.quantization.published import require_known
+
+        require_known(spec)
+    return build_graph(resolve(spec))
+
+
+def graph_of(model: object) -> LayerGraph:
+    """The layer graph of whatever names a model: a shipped name, a path, a spec or the graph itself.
+
+    Raises UserError for anything else, and as `load` and `compiled` do.
+    """
+    if isinstance(model, LayerGraph):
+        return model
+    if isinstance(model, (str, Path)):
+        return compiled(load(model))
+    if isinstance(model, ModelSpec):
+        return compiled(model)
+    hint = "give a shipped name, a path, a spec of l4spec.load or a graph of l4spec.compile"
+    raise UserError(f"expected a model, found {type(model).__name__}", hint=hint)
 
 
 def _is_config(path: Path) -> bool:

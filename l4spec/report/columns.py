@@ -29,10 +29,16 @@ class Cells(NamedTuple):
     wrap: int | None
 
 
-def wrapped(line: str, width: int | None, hanging: int = 2) -> list[str]:
-    """A line in pieces of at most `width` columns; those after the first stand `hanging` columns further right."""
+def wrapped(line: str, width: int | None, hanging: int = 2, *, command: bool = False) -> list[str]:
+    """A line in pieces of at most `width` columns; those after the first stand `hanging` columns further right.
+
+    The pieces of a `command` end as a shell goes on reading.
+    """
     if width is None or len(line) <= width:
         return [line]
+    if command:
+        *pieces, last = wrapped(line, width - 2, hanging)
+        return [*(f"{piece} \\" for piece in pieces), last]
     from textwrap import wrap
 
     indent = len(line) - len(line.lstrip())

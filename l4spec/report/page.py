@@ -134,7 +134,10 @@ def _block_lines(block: Block, width: int | None = None, colored: bool = False) 
         return _table_lines(block, width)
     if isinstance(block, Facts):
         label = max((len(label) for label, _ in block.rows), default=0)
-        rows = (wrapped(f"{name:<{label}}  {value}", width, hanging=label + 2) for name, value in block.rows)
+        rows = (
+            wrapped(f"{name:<{label}}  {value}", width, label + 2, command=_is_command(value))
+            for name, value in block.rows
+        )
         return [*chain.from_iterable(rows)]
     if isinstance(block, Bars):
         return _bar_lines(block, width)
@@ -146,11 +149,15 @@ def _block_lines(block: Block, width: int | None = None, colored: bool = False) 
         title = wrapped(f"{block.label}  {block.value}".rstrip(), width)
         return [*title, *(f"    {line}".rstrip() for line in lines)]
     if isinstance(block, Lines):
-        pieces = [wrapped(line, width, hanging=0) for line in block.lines]
+        pieces = [wrapped(line, width, 0, command=_is_command(line)) for line in block.lines]
         if colored and block.tone and pieces:
             pieces[0] = [f"{_COLORS[block.tone]}{line}{_PLAIN}" for line in pieces[0]]
         return [*chain.from_iterable(pieces)]
     return list(block.lines)
+
+
+def _is_command(text: str) -> bool:
+    return text.lstrip().startswith("l4spec ")
 
 
 def _table_lines(table: Table, width: int | None) -> list[str]:

@@ -90,7 +90,7 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
         rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}{matmuls}"))
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
-    rows.append(("layout", _layout(plan)))
+    rows.append(("layout", layout_in_words(plan)))
     alternative = _alternative(plan, figures)
     if alternative is not None:
         rows.append(("or", alternative))
@@ -110,7 +110,8 @@ def _checkpointing(plan: Plan) -> str:
     return f"activation checkpointing {plan.deployment.activation_checkpointing}"
 
 
-def _layout(plan: Plan) -> str:
+def layout_in_words(plan: Plan) -> str:
+    """The degrees, and among how many layouts they were chosen by what."""
     if plan.cluster is None:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)

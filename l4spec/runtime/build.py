@@ -8,6 +8,8 @@ from torch import nn
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.huggingface.opening import Model as Named
+from l4spec.huggingface.opening import graph_of
 from l4spec.layers import KINDS
 from l4spec.layers.common.modules import LayerModule
 from l4spec.quantization.scheme import Quantization, scheme_named
@@ -22,14 +24,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 
 def build(
-    graph: LayerGraph,
+    model: Named,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,
     *,
     seed: int | None = 0,
     quantization: str | None = None,
 ) -> Model:
-    """The model of a graph; its tensors are named `{node.id}.{parameter.name}` and shaped as declared.
+    """The module of a graph, of a spec or of a spec's name or path.
+
+    Its tensors are named `{node.id}.{parameter.name}` and shaped as declared.
 
     `dtype` is by default the one the spec publishes its weights in. Weights are random, the same for the same seed;
     `seed=None` leaves them unset for a checkpoint to fill. On `meta` nothing is allocated. With a `quantization` scheme
@@ -37,6 +41,7 @@ def build(
     TypeError for a layer kind whose module does not hold what the kind declares, KeyError for an unknown dtype, and
     UserError for a scheme that cannot be run.
     """
+    graph = graph_of(model)
     if quantization is not None:
         if dtype is not None:
             raise UserError(f"{quantization} says the number formats of the weights", hint="leave out dtype")
@@ -44,14 +49,14 @@ def build(
     target = torch.device(device)
     chosen = dtype if isinstance(dtype, torch.dtype) else DTYPES[dtype or graph.model.text.dtype]
     with torch.device("meta"):
-        model = Model(graph, {node.id: module_of(node) for node in graph.nodes})
-    model.to(dtype=chosen)
-    check(model, graph)
+        built = Model(graph, {node.id: module_of(node) for node in graph.nodes})
+    built.to(dtype=chosen)
+    check(built, graph)
     if target.type != "meta":
-        model.to_empty(device=target)
+        built.to_empty(device=target)
         if seed is not None:
-            initialize(model, graph, seed)
-    return model.eval()
+            initialize(built, graph, seed)
+    return built.eval()
 
 
 def build_quantized(

@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.conftest import Run
 
-ASKED = ("search", "scout", "--prompt-tokens", "8k", "--output-tokens", "1k", "--concurrency", "8", "--gpus", "4xH100")
+LOAD = ("search", "scout", "--prompt-tokens", "8k", "--output-tokens", "1k", "--concurrency", "8")
+ASKED = (*LOAD, "--gpus", "4xH100")
 
 
 def test_the_table_names_a_command_that_plans_the_winner(run: Run) -> None:
@@ -51,9 +52,9 @@ def test_an_impossible_level_leaves_with_3_and_says_what_to_loosen(run: Run) -> 
         ((*ASKED, "--ttft", "0"), "--ttft: expected a time above 0"),
         ((*ASKED, "--ttft", "0s"), "--ttft: expected a time above 0"),
         ((*ASKED, "--tpot", "33"), "--tpot: expected a time above 0 with its unit"),
-        ((*ASKED, "--gpus", "8xFOO"), "--gpus: no hardware is called 'FOO'"),
+        ((*LOAD, "--gpus", "8xFOO"), "--gpus: no hardware is called 'FOO'"),
         ((*ASKED, "--quantization", "int3"), "no quantization scheme is called 'int3'"),
-        ((*ASKED, "--gpus", ","), "names nothing"),
+        ((*LOAD, "--gpus", ","), "names nothing"),
         ((*ASKED, "--rate", "2/s"), "leave one out"),
         ((*ASKED, "--dp", "2"), "--dp: a search chooses the number of replicas"),
         (("search", "scout"), "--prompt-tokens: a search needs the length of requests"),

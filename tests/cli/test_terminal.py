@@ -115,7 +115,7 @@ REFUSALS = (
     ("plan scout --gpus 8xH100 --gpus 4xH200", "--gpus: is given 2 times (give it once)"),
     ("plan scout --set num_experts=32", "unknown field (it is text.parts.moe.num_experts)"),
     ("plan scout --gpus 8xH100 --tp 16", "needs 16 GPUs, and 8xh100-sxm has 8"),
-    ("plan scout --gpus 8xH100 --tp 3", "= 3 does not divide the 8 GPUs"),
+    ("plan scout --gpus 8xH100 --tp 3", "= 3 devices do not divide the 8 GPUs"),
     ("plan scout --batch 1.5", "expected a whole number, found '1.5'"),
     ("plan scout --gpus 8xH100 --usd-per-gpu-hour cheap", "expected a number, found 'cheap'"),
     ("accuracy --split foo", "'foo' is not one of"),

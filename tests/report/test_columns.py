@@ -47,6 +47,16 @@ def test_a_page_of_every_block_fits() -> None:
         assert max(map(len, to_text(page, width).splitlines())) <= width
 
 
+def test_a_wrapped_command_can_be_typed() -> None:
+    command = "l4spec plan scout " + "--set text.parts.moe.num_experts=32 " * 5
+    for page in ((Section("", (Lines((command,)),)),), (Section("", (Facts((("check", command),)),)),)):
+        lines = to_text(page, 60).splitlines()
+        assert max(map(len, lines)) <= 60
+        typed = " ".join(line.removesuffix("\\").strip() for line in lines).removeprefix("check ").strip()
+        assert typed == command.strip()
+        assert all(line.endswith(" \\") for line in lines[:-1])
+
+
 def test_without_a_width_nothing_is_wrapped_and_a_narrow_table_is_the_same_at_any() -> None:
     assert wrapped("x " * 200, None) == ["x " * 200]
     table = Cells(("a", "b"), (("1", "2"),), "l", None)

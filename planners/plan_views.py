@@ -1,0 +1,60 @@
+"""How a plan shows itself to people: in a session, in a notebook, and as the reports of the command line.
+
+The pages are made in `l4spec.report`, which stands above the planner and is imported when it is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, PrivateAttr
+
+from l4spec.errors import UserError
+
+if TYPE_CHECKING:
+    from l4spec.graph.layer_graph import LayerGraph
+
+_PAGES = "l4spec.report.plan_in_session"
+
+
+class ShownPlan(BaseModel):
+    """What a plan can say of itself. Equality is that of the document: the graph behind it does not count."""
+
+    _graph: "LayerGraph | None" = PrivateAttr(default=None)
+
+    def made_from(self, graph: "LayerGraph") -> None:
+        """Keep the graph, whose arithmetic `explain` shows."""
+        self._graph = graph
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `--format json` prints, as numbers, texts, lists and dicts."""
+        return self.model_dump(mode="json")
+
+    def report(self, *, verbose: bool = False, width: int = 100) -> str:
+        """The text that `l4spec plan` prints, with `verbose` every table of the detail."""
+        return str(import_module(_PAGES).report(self, verbose=verbose, width=width))
+
+    def explain(self, *, width: int = 100) -> str:
+        """The text that `l4spec plan --explain` adds: each number's arithmetic and the source of every constant.
+
+        Raises UserError for a plan that was read from a document, which holds no graph.
+        """
+        if self._graph is None:
+            raise UserError("this plan was read from a document", hint="plan again with the options in plan.request")
+        return str(import_module(_PAGES).explain(self, self._graph, width=width))
+
+    def __repr__(self) -> str:
+        return str(import_module(_PAGES).brief(self))
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return str(import_module(_PAGES).table(self))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Without the graph: a plan travels as its document."""
+        return {**super().__getstate__(), "__pydantic_private__": {"_graph": None}}

@@ -1,5 +1,6 @@
 """The pages that a reader follows do what they say, in an empty folder."""
 
+import os
 import re
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def test_the_readme_shows_what_its_commands_print() -> None:
     shown = [block.text for block in blocks_of(ROOT / "README.md") if block.language == "text"]
     for text, arguments in zip(shown, README_COMMANDS, strict=True):
         command = [sys.executable, "-m", "l4spec.cli", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        environment = {**os.environ, "COLUMNS": "120"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert_shown(text, done.stdout)
 
 

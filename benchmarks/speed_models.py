@@ -11,7 +11,7 @@ from torch import Tensor
 import l4spec
 from l4spec.huggingface import export_config
 from l4spec.layers.declaration import Work
-from l4spec.layers.moe.module import Router
+from l4spec.layers.moe.router import Router
 from l4spec.runtime.build import build
 from l4spec.runtime.checkpoints.hub_names import hub_layout
 from l4spec.runtime.checkpoints.regions import part

@@ -202,6 +202,9 @@ def moes(draw: Draw, step: int = 1) -> Data:
     part |= draw(some_of({"capacity_factor": POSITIVE, "balance": balance, "expert_bias": st.booleans()}))
     gate = {"activation": st.sampled_from(["silu", "gelu_tanh"])} if draw(st.booleans()) else {"clamp": gate_clamps()}
     part |= draw(some_of(gate))
+    if "clamp" not in part and draw(st.booleans()):
+        part |= {"gated": False} | draw(some_of({"activation": st.sampled_from(["silu", "relu2"])}))
+    part |= draw(some_of({"latent_size": sizes(step=step)}))
     if draw(st.booleans()):
         part["num_shared_experts"] = draw(st.integers(1, 3))
         part |= draw(some_of({"shared_intermediate_size": sizes(step=step), "shared_gate": st.booleans()}))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import l4spec
 import planners
-from l4spec.layers.moe.module import Router
+from l4spec.layers.moe.router import Router
 from l4spec.runtime.model import Model
 
 SPEC = Path(__file__).with_name("balanced-moe.yaml")

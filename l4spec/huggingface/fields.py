@@ -45,7 +45,8 @@ class Fields:
         self.read.add(name)
         value = self.data.get(name, self.defaults.get(name, MISSING))
         if value is MISSING:
-            self.problem(name, "missing field")
+            family = self.data.get("model_type")
+            self.problem(name, "missing field", f"{family} has no default for it" if isinstance(family, str) else "")
             return None
         return value
 

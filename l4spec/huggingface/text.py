@@ -37,13 +37,9 @@ def read_text(fields: Fields, parts: Data, blocks: Sequence[Block], **more: Any)
     """The section `text` of a spec; `more` adds and replaces fields."""
     sizes = {ours: fields.size(theirs) for ours, theirs in SIZES.items()}
     sizes["max_seq_len"] = _longest(fields, sizes["max_seq_len"])
-    common = {
-        **sizes,
-        "dtype": read_dtype(fields),
-        "tie_embeddings": fields.flag("tie_word_embeddings"),
-        "norm": {"kind": "rmsnorm", "eps": fields.number("rms_norm_eps")},
-    }
-    return {**common, **more, "parts": parts, "layers": write_blocks(blocks)}
+    common = {**sizes, "dtype": read_dtype(fields), "tie_embeddings": fields.flag("tie_word_embeddings")}
+    norm = more.pop("norm", None) or {"kind": "rmsnorm", "eps": fields.number("rms_norm_eps")}
+    return {**common, "norm": norm, **more, "parts": parts, "layers": write_blocks(blocks)}
 
 
 def write_blocks(blocks: Sequence[Block]) -> list[Data]:

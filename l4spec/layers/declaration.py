@@ -1,7 +1,7 @@
 """What a layer kind declares about itself: parameters, operations, cache and buffers, in elements, without torch.
 
-Planner and runtime both read these declarations, so that a number in a plan and a tensor in a run cannot come from
-two sources. Everything here is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.
+Planner and runtime both read it, so that a number in a plan and a tensor in a run cannot come from two sources.
+Everything is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -28,8 +28,7 @@ Role = Literal["linear", "expert", "router", "norm", "bias", "embedding", "head"
 """What a parameter is to a quantizer: only `linear` and `expert` weights (and `head`, `router` when named) pack."""
 
 Phase = Literal["prefill", "decode", "train"]
-Shape = tuple[str | int, ...]
-"""A symbolic tensor shape: `("batch", "tokens", 5120)`."""
+Shape = tuple[str | int, ...]  # symbolic, as `("batch", "tokens", 5120)`
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +36,7 @@ class Dim:
     """One dimension of a tensor with its logical axis.
 
     `units` is the number of equal indivisible pieces along it (40 heads in a projection 5120 wide): a parallel layout
-    may only cut between them. By default every element is a piece of its own.
+    may only cut between them. By default every element is one.
     """
 
     axis: str
@@ -291,7 +290,8 @@ class RoutedExperts:
 
     Training may differ: a token then goes through `num_trained` experts on average (None: as many), ranks add up the
     loads of experts for an auxiliary loss over a batch or the ranks that share experts (a sequence's stay on one rank),
-    and where `experts_choose` their tokens, ranks gather the scores of all.
+    and where `experts_choose` their tokens, ranks gather the scores of all. A token travels as `width` numbers (None:
+    the stream's).
     """
 
     num_experts: int
@@ -300,6 +300,11 @@ class RoutedExperts:
     num_trained: float | None = None
     loads_counted_over: Literal["batch", "sequence", "ep_group"] | None = None
     experts_choose: bool = False
+    width: int | None = None
+
+    def sent_width(self, hidden_size: int) -> int:
+        """Numbers of a token that travel to an expert."""
+        return self.width or hidden_size
 
     @property
     def trained_per_token(self) -> float:
@@ -345,10 +350,6 @@ class Buffer:
         return self.rows * prod(dim.size for dim in self.dims)
 
 
-def _no_buffers(work: Work) -> tuple[Buffer, ...]:
-    return ()
-
-
 @dataclass(frozen=True, eq=False)
 class Declaration:
     """A layer of one kind and one size. Compared by identity: layers that share a declaration are the same layer.
@@ -356,9 +357,8 @@ class Declaration:
     `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
     `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
     what autograd keeps for the backward pass. `mixing` says what tokens take from each other (None: nothing, or by a
-    law of the kind's own), `routed` what a router spreads over experts, `activation` the function between projections
-    (`silu`, `gelu`, `gelu_tanh`). `uncut` maps a mesh axis that would cut the layer by its logical axes to the reason
-    why it must not.
+    law of the kind's own), `routed` what a router spreads over experts, `activation` the function between projections.
+    `uncut` maps a mesh axis that would cut the layer by its logical axes to the reason why it must not.
     """
 
     parameters: tuple[Parameter, ...]
@@ -366,8 +366,8 @@ class Declaration:
     inputs: tuple[Shape, ...]
     output: Shape
     cache: tuple[CacheEntry, ...] = ()
-    live: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
-    saved: Callable[[Work], tuple[Buffer, ...]] = _no_buffers
+    live: Callable[[Work], tuple[Buffer, ...]] = lambda work: ()
+    saved: Callable[[Work], tuple[Buffer, ...]] = lambda work: ()
     executed: Callable[[Work], tuple[Operation, ...]] | None = None
     mixing: TokenMixing | None = None
     routed: RoutedExperts | None = None
@@ -383,7 +383,7 @@ class Declaration:
         object.__setattr__(self, "num_active_parameters", sum(p.num_active_elements for p in self.parameters))
 
     def executed_operations(self, work: Work) -> tuple[Operation, ...]:
-        """What our module runs, as a FLOP counter sees it: masked pairs inside a block of attention included."""
+        """What our module runs, masked pairs inside a block of attention included."""
         return (self.executed or self.operations)(work)
 
     def units_of(self, axis: str) -> int | None:

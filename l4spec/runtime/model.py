@@ -168,7 +168,7 @@ class Model(nn.Module):
         if not self._vision:
             raise ValueError(f"{self.graph.name} has no vision tower")
         layout = image_layout(pixel_values.shape[0], self._grid, self._class_token, pixel_values.device)
-        context = Context(layout, class_token=self._class_token)
+        context = Context(layout, class_token=self._class_token, record=None if self.training else self.record)
         return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
 
     def _forward(

@@ -29,7 +29,7 @@ _SHORTEST = 16
 """Tokens of the smallest chunk, window or step of the temperature."""
 _SHORTEST_CONTEXT = 1024
 _SMALLEST_VOCAB = 256
-_FFN_WIDTHS = ("intermediate_size", "shared_intermediate_size")
+_FFN_WIDTHS = ("intermediate_size", "shared_intermediate_size", "latent_size")
 _RATIO = re.compile(r"([1-9][0-9]{0,6})/([1-9][0-9]{0,6})\Z")
 
 

@@ -143,8 +143,8 @@ def _of_layers(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) 
             logits = layout.tp * shard_size(vocab, layout) * run.logit_rows * run.logit_bytes
             yield Collective("tp", "all-gather", "logits", count, count * logits, layout.tp, group)
         if routed is not None and layout.ep > 1:
-            copies = 2 * count * routed.num_per_token
-            yield Collective("ep", "all-to-all", "routed tokens", 2 * count, copies * stream, layout.ep, group)
+            sent = run.tokens * routed.num_per_token * routed.sent_width(graph.hidden_size) * run.item_bytes
+            yield Collective("ep", "all-to-all", "routed tokens", 2 * count, 2 * count * sent, layout.ep, group)
 
 
 def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) -> Iterator[Collective]:

@@ -49,14 +49,23 @@ def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int
         rows.append(_row(layout, "tp", "all-gather", sent, text, host_size))
     if layout.ep > 1:
         _, sent = _busiest(graph, layout, "ep", "all-to-all")
-        copies = sent // (2 * width)
-        text = f"{copies} routed copies x 2 (there and back) x {width:,} B x {layout.ep - 1}/{layout.ep}"
+        text = f"{_copies(graph, sent)} x 2 (there and back) x {layout.ep - 1}/{layout.ep}"
         rows.append(_row(layout, "ep", "all-to-all", sent, text, host_size))
     if layout.pp > 1:
         rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
     if layout.cp > 1:
         rows.append(_passed_on(graph, layout, host_size, context))
     return tuple(rows)
+
+
+def _copies(graph: LayerGraph, sent: int) -> str:
+    """What is sent to experts and comes back, `sent` bytes both ways: so many copies of a width, where there is one."""
+    experts = (group.declaration.routed for group in graph.groups if group.first.scope == "text")
+    widths = {routed.sent_width(graph.hidden_size) * ACTIVATION_BYTES for routed in experts if routed is not None}
+    if len(widths) > 1:
+        return f"{sent // 2:,} B of routed copies"
+    (width,) = widths
+    return f"{sent // 2 // width} routed copies x {width:,} B"
 
 
 def _busiest(graph: LayerGraph, layout: Layout, axis: Axis, operation: str) -> tuple[int, int]:

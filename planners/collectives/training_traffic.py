@@ -148,11 +148,13 @@ def exchanges(
 ) -> Iterator[Collective]:
     """All-to-alls over ep of every pass: tokens to the experts that they go through in training, and back."""
     declared = ((group.count, group.declaration.routed) for group in groups_of_stage(graph, layout, stage))
-    routed = [(count, experts.trained_per_token) for count, experts in declared if experts is not None]
+    routed = [(count, experts) for count, experts in declared if experts is not None]
     if layout.ep == 1 or not routed:
         return
-    copies = round(sum(count * each for count, each in routed) * load.tokens)
-    calls, payload = 2 * sum(count for count, _ in routed), 2 * copies * graph.hidden_size * ACTIVATION_BYTES
+    calls, payload = 2 * sum(count for count, _ in routed), 0
+    for width in {experts.sent_width(graph.hidden_size) for _, experts in routed}:
+        each = [n * item.trained_per_token for n, item in routed if item.sent_width(graph.hidden_size) == width]
+        payload += 2 * round(sum(each) * load.tokens) * width * ACTIVATION_BYTES
     for name in _passes(recomputes):
         yield Collective("ep", "all-to-all", f"routed tokens, {name}", calls * load.micro_batches, payload, layout.ep)
 

@@ -187,7 +187,7 @@ def _uneven_arrivals(own: _Rank, run: Pass) -> Iterator[_Call]:
         return
     for node_id, routed in own.mixtures:
         more = run.arrived[node_id] - run.work.num_tokens * routed.num_per_token
-        yield "ep", "all-to-all", 0, more * own.graph.hidden_size * run.item_bytes
+        yield "ep", "all-to-all", 0, more * routed.sent_width(own.graph.hidden_size) * run.item_bytes
 
 
 def _row_counts(own: _Rank, passes: int) -> Iterator[_Call]:
@@ -200,8 +200,8 @@ def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
     """What a rank sends more, or less, than where all experts get as much: after its experts, and before them."""
     if own.layout.ep == 1 or step.arrived is None:
         return
-    width = own.graph.hidden_size * step.item_bytes
     for node_id, routed in own.mixtures:
+        width = routed.sent_width(own.graph.hidden_size) * step.item_bytes
         even = round(step.work.num_tokens * routed.trained_per_token)
         left = even if step.left is None else step.left[node_id]
         yield "ep", "all-to-all", 0, 2 * (step.arrived[node_id] - even + left - even) * width

@@ -112,8 +112,33 @@ def families(draw: Draw, model_type: str) -> Config:
             rope_parameters=thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta}),
         ),
         "llama4_text": _llama4(n),
+        "nemotron_h": _nemotron_h(n),
     }
     return {**base, **draw(extra[model_type])}
+
+
+def _nemotron_h(n: int) -> st.SearchStrategy[Config]:
+    kinds = st.sampled_from(["linear_attention", "full_attention", "mlp", "moe"])
+    mamba = some(
+        mamba_num_heads=st.just(8),
+        mamba_head_dim=st.integers(1, 64),
+        n_groups=st.sampled_from([1, 2, 8]),
+        ssm_state_size=st.integers(1, 64),
+        conv_kernel=st.integers(2, 5),
+        use_conv_bias=flags,
+        use_bias=flags,
+        time_step_min=st.sampled_from([0.001, 0.01]),
+    )
+    mixture = some(
+        moe_intermediate_size=sizes,
+        moe_shared_expert_intermediate_size=sizes,
+        moe_latent_size=st.none() | sizes,
+        routed_scaling_factor=factors,
+        norm_topk_prob=flags,
+    )
+    others = some(layers_block_type=st.lists(kinds, min_size=n, max_size=n), attention_bias=flags)
+    parts = st.tuples(mamba, mixture, experts("n_routed_experts"), others)
+    return parts.map(lambda several: {name: value for part in several for name, value in part.items()})
 
 
 def _windows(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:

@@ -137,10 +137,20 @@ MAMBA2: Json = {
 
 
 def nemotron_h(seed: int = 0) -> Oracle:
-    """NemotronHForCausalLM: blocks of one layer each: Mamba-2, attention without positions, squared ReLU."""
+    """NemotronHForCausalLM: blocks of one layer each: Mamba-2, attention without positions, squared ReLU, a mixture.
+
+    Its experts have no gates and work on latents; the shared one sees whole tokens.
+    """
+    names = ("mamba", "mlp", "mamba", "attention", "moe")
     config = transformers.NemotronHConfig(
         **(_common(4) | {"num_hidden_layers": 5}),
-        layers_block_type=["mamba", "mlp", "mamba", "attention", "mlp"],
+        layers_block_type=list(names),
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        moe_intermediate_size=40,
+        moe_shared_expert_intermediate_size=24,
+        moe_latent_size=24,
+        routed_scaling_factor=2.5,
         intermediate_size=64,
         ssm_state_size=10,
         mamba_num_heads=6,
@@ -153,17 +163,35 @@ def nemotron_h(seed: int = 0) -> Oracle:
         "mamba": MAMBA2,
         "attention": gqa(),
         "mlp": {"kind": "mlp", "intermediate_size": 64, "activation": "relu2", "bias": False},
+        "moe": moe(
+            router={"score": "sigmoid", "renormalize": True, "scaling_factor": 2.5, "correction_bias": True},
+            gated=False,
+            activation="relu2",
+            latent_size=24,
+            num_shared_experts=1,
+            shared_intermediate_size=24,
+        ),
     }
-    names = ("mamba", "mlp", "mamba", "attention", "mlp")
-    layers: list[Json] = [{"ffn" if name == "mlp" else "attention": name} for name in names]
+    layers: list[Json] = [{"ffn" if name in ("mlp", "moe") else "attention": name} for name in names]
     reference = _random(transformers.NemotronHForCausalLM(config), seed)
     return Oracle(reference, text_of(parts, layers), 5, split=_split_nemotron_h)
+
+
+_OF_NEMOTRON_EXPERTS = {
+    ".gate.e_score_correction_bias": ".router.correction_bias",
+    ".gate.": ".router.",
+    ".shared_experts.": ".shared_expert.",
+    ".fc1_latent_proj.": ".latent_down_proj.",
+    ".fc2_latent_proj.": ".latent_up_proj.",
+}
 
 
 def _split_nemotron_h(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
     role = "ffn" if any(f"layers.{index}." in name for index in (1, 4)) else "attention"
     name = re.sub(r"layers\.(\d)\.norm\.", rf"layers.\1.{role}_norm.", name).replace(".mixer.", f".{role}.")
     name = name.replace("model.norm_f.", "text.norm.").replace("model.embeddings.", "text.embedding.")
+    for theirs, ours in _OF_NEMOTRON_EXPERTS.items():
+        name = name.replace(theirs, ours)
     prefix, _, own = name.rpartition("attention.")
     if own == "in_proj.weight":
         parts = torch.split(tensor, [48, 48, 20, 20, 6])

@@ -1,4 +1,4 @@
-"""What a gated feed-forward layer costs, whatever its activation: SwiGLU, GeGLU and the shared expert of a MoE."""
+"""What feed-forward layers cost, with a gate whatever its activation (SwiGLU, GeGLU, experts) and without one."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
@@ -22,6 +22,30 @@ def gated_parameters(prefix: str, ffn: Dim, hidden: Dim, part: Part, *, bias: bo
         *linear(f"{prefix}up_proj", ffn, hidden, part, bias=bias),
         *linear(f"{prefix}down_proj", hidden, ffn, part, bias=bias),
     )
+
+
+def plain_parameters(prefix: str, ffn: Dim, hidden: Dim, part: Part, *, bias: bool = False) -> tuple[Parameter, ...]:
+    """up_proj [ffn, hidden] and down_proj [hidden, ffn], in this order."""
+    return (
+        *linear(f"{prefix}up_proj", ffn, hidden, part, bias=bias),
+        *linear(f"{prefix}down_proj", hidden, ffn, part, bias=bias),
+    )
+
+
+def plain_operations(rows: int, parameters: tuple[Parameter, ...], ffn_size: int) -> tuple[Operation, ...]:
+    """Two matmuls over `rows` tokens and the activation between them."""
+    up, down = (p for p in parameters if p.role != "bias")
+    return (
+        Matmul(up.name.removesuffix(".weight"), rows, up),  # x @ W_up.T
+        Elementwise("activate", rows * ffn_size),  # act(up)
+        Matmul(down.name.removesuffix(".weight"), rows, down),  # activated @ W_down.T
+    )
+
+
+def plain_live(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
+    """Input, up and its activation, which autograd keeps too."""
+    widths = {"normed_input": hidden, "up": ffn, "activated": ffn}
+    return tuple(Buffer(name, rows, (dim,)) for name, dim in widths.items())
 
 
 def gated_operations(rows: int, parameters: tuple[Parameter, ...], ffn_size: int) -> tuple[Operation, ...]:

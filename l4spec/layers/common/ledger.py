@@ -94,6 +94,13 @@ def gated_ffn(ledger: Ledger, rows: int, ffn_size: int, hidden_size: int) -> Non
     ledger.take(out)
 
 
+def plain_ffn(ledger: Ledger, rows: int, ffn_size: int, hidden_size: int) -> None:
+    """Take the output of two projections: the first and its activation, then the activation and the output."""
+    inner, out = rows * ffn_size * ledger.item, rows * hidden_size * ledger.item
+    ledger.touch(max(2 * inner, inner + out))
+    ledger.take(out)
+
+
 def rotate(ledger: Ledger, elements: int, rotated: int, *, as_complex: bool) -> None:
     """Replace `elements` numbers by themselves with `rotated` of them turned, in fp32."""
     wide = rotated * WIDE

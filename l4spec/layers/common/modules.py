@@ -359,6 +359,21 @@ class GatedFFN(LayerModule):
         return result
 
 
+class PlainFFN(LayerModule):
+    """down(act(up(x))): two projections without a gate."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, act: str, *, bias: bool = False) -> None:
+        super().__init__()
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor, *, context: Context | None = None) -> Tensor:
+        """[..., hidden] to [..., hidden]."""
+        result: Tensor = self.down_proj(self.act(self.up_proj(x)))
+        return result
+
+
 def group_last(x: Tensor, *shape: int) -> Tensor:
     """The last dimension as several: [..., heads * head_dim] to [..., heads, head_dim] by (-1, head_dim)."""
     return x.reshape(*x.shape[:-1], *shape)

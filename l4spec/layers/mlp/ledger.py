@@ -4,15 +4,13 @@ from collections.abc import Iterator
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, Piece
-from l4spec.layers.common.ledger import Ledger
+from l4spec.layers.common.ledger import Ledger, plain_ffn
 from l4spec.layers.declaration import Work
 from l4spec.layers.mlp.spec import MLPSpec
 
 
 def _allocate(spec: MLPSpec, width: Width, work: Work, ledger: Ledger) -> None:
-    inner, out = (work.num_tokens * size * ledger.item for size in (spec.intermediate_size, width.hidden_size))
-    ledger.touch(max(2 * inner, inner + out))  # up and its activation; activation and output
-    ledger.take(out)
+    plain_ffn(ledger, work.num_tokens, spec.intermediate_size, width.hidden_size)
 
 
 def _pieces(spec: MLPSpec, width: Width, work: Work, hit: float) -> Iterator[Piece]:

@@ -1,7 +1,17 @@
 """What a mixture of experts costs: all experts in memory, a few in compute."""
 
+from functools import partial
+
 from l4spec.layers.base import Width
-from l4spec.layers.common.gated import gated_live, gated_operations, gated_parameters, gated_saved
+from l4spec.layers.common.gated import (
+    gated_live,
+    gated_operations,
+    gated_parameters,
+    gated_saved,
+    plain_live,
+    plain_operations,
+    plain_parameters,
+)
 from l4spec.layers.declaration import (
     Buffer,
     Declaration,
@@ -21,6 +31,7 @@ from l4spec.layers.moe.spec import MoESpec
 def declare(spec: MoESpec, width: Width) -> Declaration:
     """Router [experts, hidden]; stacked gate_proj, up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
 
+    Experts without a gate have no gate_proj, and with a latent size they are that wide outside instead of hidden.
     A token's FLOPs are those of its `num_experts_per_token` experts, the shared ones and the router; with a capacity,
     the bound that no token is dropped. Experts that choose tokens
     in training count those they take. Choosing and scattering tokens counts no FLOPs by convention.
@@ -28,45 +39,55 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     hidden = Dim("hidden", width.hidden_size)
     expert_ffn, shared_ffn = Dim("expert_ffn", spec.intermediate_size), Dim("ffn", max(spec.shared_size, 1))
     router = _router(spec, hidden)
-    experts = _experts(spec, hidden, expert_ffn)
-    shared = gated_parameters("shared_expert.", shared_ffn, hidden, "shared_expert") if spec.num_shared_experts else ()
+    given = hidden if spec.latent_size is None else Dim("latent", spec.latent_size)
+    latent_down, latent_up = _latent(spec, hidden, given)
+    experts = _experts(spec, given, expert_ffn)
+    shared_parameters = gated_parameters if spec.gated else plain_parameters
+    shared = shared_parameters("shared_expert.", shared_ffn, hidden, "shared_expert") if spec.num_shared_experts else ()
     shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
-    clamped = spec.clamp is not None
+    run_operations = gated_operations if spec.gated else plain_operations
 
     def operations(work: Work) -> tuple[Operation, ...]:
         rows = _routed_rows(spec, work)
         return (
             Matmul("router", work.num_tokens, router[0]),  # x @ W_router.T
-            Elementwise("dispatch", rows * hidden.size),  # tokens sorted by expert
-            *gated_operations(rows, tuple(p for p in experts if p.role == "expert"), expert_ffn.size),
-            Elementwise("combine", rows * hidden.size),  # rows summed by token
-            *(gated_operations(work.num_tokens, shared, shared_ffn.size) if shared else ()),
+            *(Matmul("latent_down_proj", work.num_tokens, weight) for weight in latent_down),  # x @ W_down.T
+            Elementwise("dispatch", rows * given.size),  # tokens sorted by expert
+            *run_operations(rows, tuple(p for p in experts if p.role == "expert"), expert_ffn.size),
+            Elementwise("combine", rows * given.size),  # rows summed by token
+            *(Matmul("latent_up_proj", work.num_tokens, weight) for weight in latent_up),  # y @ W_up.T
+            *(run_operations(work.num_tokens, shared, shared_ffn.size) if shared else ()),
             *(Matmul("shared_expert_gate", work.num_tokens, gate) for gate in shared_gate),  # sigmoid(x w)
         )
 
-    def live(work: Work) -> tuple[Buffer, ...]:
-        rows = work.num_tokens * spec.num_experts_per_token
-        output = Buffer("combined", work.num_tokens, (hidden,))
-        return (*gated_live(rows, expert_ffn, hidden), output, Buffer("expert_output", rows, (hidden,)))
-
-    def saved(work: Work) -> tuple[Buffer, ...]:
-        rows = _routed_rows(spec, work)
-        of_shared = gated_saved(work.num_tokens, shared_ffn, hidden, clamped=clamped) if shared else ()
-        logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
-        return (*gated_saved(rows, expert_ffn, hidden, clamped=clamped), *of_shared, logits)
-
     stream = tokens_of(width.hidden_size)
-    parameters = (*router, *experts, *shared, *shared_gate)
+    parameters = (*router, *latent_down, *experts, *latent_up, *shared, *shared_gate)
     return Declaration(
         parameters,
         operations,
         inputs=(stream,),
         output=stream,
-        live=live,
-        saved=saved,
+        live=lambda work: _live(spec, work, hidden, given),
+        saved=lambda work: _saved(spec, work, hidden, given),
         routed=_routing(spec),
         activation=spec.activation,
     )
+
+
+def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
+    rows, ffn = work.num_tokens * spec.num_experts_per_token, Dim("expert_ffn", spec.intermediate_size)
+    between = (gated_live if spec.gated else plain_live)(rows, ffn, given)
+    return (*between, Buffer("combined", work.num_tokens, (hidden,)), Buffer("expert_output", rows, (given,)))
+
+
+def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
+    """What eager autograd keeps of routed and shared experts, the latents' sum, and the router's logits in fp32."""
+    kept = partial(gated_saved, clamped=spec.clamp is not None) if spec.gated else plain_live
+    of_routed = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
+    of_shared = kept(work.num_tokens, Dim("ffn", spec.shared_size), hidden) if spec.num_shared_experts else ()
+    of_latent = () if spec.latent_size is None else (Buffer("latent_sum", work.num_tokens, (given,)),)
+    logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
+    return (*of_routed, *of_latent, *of_shared, logits)
 
 
 def _routed_rows(spec: MoESpec, work: Work) -> int:
@@ -85,6 +106,7 @@ def _routing(spec: MoESpec) -> RoutedExperts:
         num_trained=spec.num_trained_choices,
         loads_counted_over=balance.counted_over if balance is not None and has_loss else None,
         experts_choose=balance is not None and balance.expert_choice is not None,
+        width=spec.latent_size,
     )
 
 
@@ -115,9 +137,18 @@ def _experts(spec: MoESpec, hidden: Dim, ffn: Dim) -> tuple[Parameter, ...]:
         active = spec.num_experts_per_token
         return Parameter(f"experts.{name}", (experts, out), "routed_experts", "bias", num_active=active)
 
-    stacks = (stack("gate_proj", ffn, hidden), stack("up_proj", ffn, hidden), stack("down_proj", hidden, ffn))
-    biases = (bias("gate_bias", ffn), bias("up_bias", ffn), bias("down_bias", hidden))
+    first = ("gate", "up") if spec.gated else ("up",)
+    stacks = (*(stack(f"{name}_proj", ffn, hidden) for name in first), stack("down_proj", hidden, ffn))
+    biases = (*(bias(f"{name}_bias", ffn) for name in first), bias("down_bias", hidden))
     return (*stacks, *biases) if spec.expert_bias else stacks
+
+
+def _latent(spec: MoESpec, hidden: Dim, latent: Dim) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+    """The projections before and after routed experts; none without a latent size."""
+    if spec.latent_size is None:
+        return (), ()
+    down = linear("latent_down_proj", latent, hidden, "routed_experts")
+    return down, linear("latent_up_proj", hidden, latent, "routed_experts")
 
 
 def _shared_gate(hidden: Dim) -> tuple[Parameter, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, Piece
-from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Ledger, gated_ffn
+from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Ledger, gated_ffn, plain_ffn
 from l4spec.layers.declaration import Work
 from l4spec.layers.moe.spec import MoESpec
 
@@ -18,13 +18,15 @@ def _allocate(spec: MoESpec, width: Width, work: Work, ledger: Ledger) -> None:
     scores = choices * (INDEX + WIDE + (0 if ledger.is_wide else item))
     with ledger.holding(scores):
         is_alone = tokens == 1 and spec.capacity_factor is None
-        routed = (
-            _allocate_alone(spec, hidden_size, ledger)
-            if is_alone
-            else _allocate_sorted(spec, hidden_size, work, ledger)
-        )
+        given = spec.latent_size or hidden_size
+        with ledger.holding(0 if spec.latent_size is None else tokens * given * item):
+            routed = _allocate_alone(spec, given, ledger) if is_alone else _allocate_sorted(spec, given, work, ledger)
+        if spec.latent_size is not None:
+            ledger.take(out)
+            ledger.free(routed)
+            routed = out
         if spec.num_shared_experts:
-            gated_ffn(ledger, tokens, spec.shared_size, hidden_size)
+            (gated_ffn if spec.gated else plain_ffn)(ledger, tokens, spec.shared_size, hidden_size)
             ledger.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
             ledger.touch(out)
             ledger.free(out)
@@ -73,7 +75,7 @@ def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, ledger: 
     three rows may take more than four.
     """
     size, few = spec.intermediate_size, min(busiest, MOST_FEW_ROWS) if ledger.is_wide and busiest > 1 else 0
-    made = 3 * few * size if size % 2 == 0 else 0  # gate, up, and the copy
+    made = (3 if spec.gated else 2) * few * size if size % 2 == 0 else 0  # gate, up, and the copy
     left = few * (size + hidden_size) if hidden_size % 2 == 0 else 0  # their product, and the copy of the output
     return max(2 * busiest * size, made, left) * ledger.item
 
@@ -105,9 +107,9 @@ def _allocate_sorted(spec: MoESpec, hidden_size: int, work: Work, ledger: Ledger
 
 def _pieces(spec: MoESpec, width: Width, work: Work, hit: float) -> Iterator[Piece]:
     """Choosing; sorting and gathering rows, each hit expert's gate, the way back; the shared expert's gate and sum."""
-    tokens, top_k, hidden = work.num_tokens, spec.num_experts_per_token, width.hidden_size
+    tokens, top_k, hidden = work.num_tokens, spec.num_experts_per_token, spec.latent_size or width.hidden_size
     pairs = tokens * top_k
-    gate = f"gate_{spec.activation}"
+    gate = "gate_silu" if spec.activation == "silu" else "gate_gelu_tanh"  # squares are timed as their like
     yield Piece("route", (tokens, spec.num_experts, top_k))
     yield Piece(gate, (pairs / hit * spec.intermediate_size,), hit)
     if tokens == 1 and spec.capacity_factor is None:
@@ -122,9 +124,9 @@ def _pieces(spec: MoESpec, width: Width, work: Work, hit: float) -> Iterator[Pie
             yield Piece("add", (pairs * hidden,))
     if spec.num_shared_experts:
         yield Piece(gate, (tokens * spec.shared_size,))
-        yield Piece("add", (tokens * hidden,))
+        yield Piece("add", (tokens * width.hidden_size,))
         if spec.shared_gate:
-            yield Piece("scale", (tokens * hidden,))
+            yield Piece("scale", (tokens * width.hidden_size,))
 
 
 EAGER = EagerLayer(_allocate, _pieces, code="moe")

@@ -1,6 +1,7 @@
 """The torch module of the mixture of experts: only chosen experts are touched."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,99 +14,39 @@ from l4spec.layers.common.modules import (
     GatedProduct,
     LayerModule,
     Linear,
+    PlainFFN,
     add_bias,
     empty,
     expert_linear,
-    group_last,
-    linear,
     read_rows,
-    wide,
 )
 from l4spec.layers.common.parallel import Ranks, gather, sum_over
 from l4spec.layers.moe.balance import attach, auxiliary_loss, chosen_by_experts, gate_probabilities, z_loss
+from l4spec.layers.moe.router import Router
 from l4spec.layers.moe.spec import BalanceSpec, MoESpec
 
 
-class Router(nn.Module):
-    """Which experts each token chooses, and with which scores; all in fp32."""
-
-    def __init__(self, spec: MoESpec, hidden_size: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.weight = empty(spec.num_experts, hidden_size)
-        self.bias = empty(spec.num_experts) if spec.router.bias else None
-        bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
-        self.register_buffer("correction_bias", bias)
-        self.correction_bias: Tensor | None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
-        return self.choose(self.logits(x))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
-        return linear(wide(x), wide(self.weight), None if self.bias is None else wide(self.bias))
-
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
-        router, top_k = self.spec.router, self.spec.num_experts_per_token
-        if self.correction_bias is None and router.num_groups == 1:
-            # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
-            chosen, experts = torch.topk(logits, top_k, dim=-1)
-            scores = chosen.sigmoid() if router.score == "sigmoid" else self._softmax_of(chosen, logits)
-        else:
-            all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
-            experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
-            scores = all_scores.gather(-1, experts)
-        return self._weighed(scores), experts
-
-    def taken(self, logits: Tensor, is_taken: Tensor) -> Tensor:
-        """Scores [tokens, experts] where experts have chosen tokens, and 0 where not."""
-        scores = logits.sigmoid() if self.spec.router.score == "sigmoid" else logits.softmax(dim=-1)
-        return self._weighed(scores * is_taken)
-
-    def _weighed(self, scores: Tensor) -> Tensor:
-        router = self.spec.router
-        if router.renormalize:
-            scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
-        return scores * router.scaling_factor if router.scaling_factor != 1.0 else scores
-
-    def _softmax_of(self, chosen: Tensor, logits: Tensor) -> Tensor:
-        """Softmax over all experts, at the chosen ones."""
-        return (chosen - logits.logsumexp(dim=-1, keepdim=True)).exp()
-
-    def _worth(self, scores: Tensor) -> Tensor:
-        """What experts are chosen by: corrected scores, -inf outside the best groups."""
-        router = self.spec.router
-        worth = scores if self.correction_bias is None else scores + self.correction_bias
-        if router.num_groups == 1:
-            return worth
-        by_group = group_last(worth, router.num_groups, -1)
-        best_of_each = by_group.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values
-        of_group = best_of_each.sum(dim=-1)
-        best = of_group.topk(router.num_limited_groups, dim=-1).indices
-        is_open = torch.zeros_like(of_group, dtype=torch.bool).scatter(-1, best, value=True)
-        return by_group.masked_fill(~is_open[..., None], float("-inf")).flatten(-2)
-
-
 class Experts(nn.Module):
-    """Stacked gated experts: gate_proj and up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
+    """Stacked experts: gate_proj and up_proj [experts, ffn, hidden], down_proj [experts, hidden, ffn].
 
-    With biases gate_bias and up_bias [experts, ffn], down_bias [experts, hidden].
+    With biases gate_bias and up_bias [experts, ffn], down_bias [experts, hidden]. Without gates those are missing.
     """
 
+    gate_proj: Tensor
+    up_proj: Tensor
+    down_proj: Tensor
     bias_share: float = 1.0
     """Factor on `down_bias`: of tensor-parallel ranks whose outputs are added up, one adds it."""
 
     def __init__(self, spec: MoESpec, hidden_size: int) -> None:
         super().__init__()
-        self.gate_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
-        self.up_proj = empty(spec.num_experts, spec.intermediate_size, hidden_size)
-        self.down_proj = empty(spec.num_experts, hidden_size, spec.intermediate_size)
-        sizes = {"gate": spec.intermediate_size, "up": spec.intermediate_size, "down": hidden_size}
-        self.is_biased = spec.expert_bias
-        for name, size in sizes.items():
-            self.register_parameter(f"{name}_bias", empty(spec.num_experts, size) if spec.expert_bias else None)
+        self.is_gated, self.is_biased, inner = spec.gated, spec.expert_bias, spec.intermediate_size
+        sizes = {"gate": (inner, hidden_size), "up": (inner, hidden_size), "down": (hidden_size, inner)}
+        for name, (out, into) in sizes.items():
+            is_there = spec.gated or name != "gate"
+            is_biased = spec.expert_bias and is_there
+            self.register_parameter(f"{name}_proj", empty(spec.num_experts, out, into) if is_there else None)
+            self.register_parameter(f"{name}_bias", empty(spec.num_experts, out) if is_biased else None)
         self.gated = GatedProduct(spec.activation, spec.clamp)
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:
@@ -118,6 +59,12 @@ class Experts(nn.Module):
             result, bias = grouped_linear(rows, getattr(self, f"{name}_proj"), offsets), self.bias_of(name, experts)
             return result if bias is None else result + bias
 
+        return self._through(project, x)
+
+    def _through(self, project: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Rows through the projections of their experts, with a gate or without."""
+        if not self.is_gated:
+            return project("down", self.gated.activated(project("up", x)))
         gate = self.gated.activated(project("gate", x))
         return project("down", self.gated.times(gate, project("up", x)))
 
@@ -144,8 +91,7 @@ class Experts(nn.Module):
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows, without gradients."""
-        gate = self.gated.activated(self.project("gate", x, expert))
-        return self.project("down", self.gated.times(gate, self.project("up", x, expert)), expert)
+        return self._through(lambda name, rows: self.project(name, rows, expert), x)
 
     def project(self, name: str, x: Tensor, expert: int) -> Tensor:
         """One projection (`gate`, `up`, `down`) of one expert, without gradients."""
@@ -158,8 +104,7 @@ class Experts(nn.Module):
             result, bias = read_rows(rows, getattr(self, f"{name}_proj")[experts]), self.bias_of(name, experts)
             return result if bias is None else result + bias
 
-        gate = self.gated.activated(project("gate", x))
-        return project("down", self.gated.times(gate, project("up", x)))
+        return self._through(project, x)
 
 
 class MoE(LayerModule):
@@ -173,10 +118,12 @@ class MoE(LayerModule):
         self.spec = spec
         hidden = width.hidden_size
         self.router = Router(spec, hidden)
-        self.experts = Experts(spec, hidden)
-        self.shared_expert = None
-        if spec.num_shared_experts:
-            self.shared_expert = GatedFFN(hidden, spec.shared_size, spec.activation, clamp=spec.clamp)
+        self.experts = Experts(spec, spec.latent_size or hidden)
+        self.latent_down_proj = self.latent_up_proj = None
+        if spec.latent_size is not None:
+            self.latent_down_proj = Linear(hidden, spec.latent_size, bias=False)
+            self.latent_up_proj = Linear(spec.latent_size, hidden, bias=False)
+        self.shared_expert = _shared_expert(spec, hidden) if spec.num_shared_experts else None
         self.shared_expert_gate = Linear(hidden, 1, bias=False) if spec.shared_gate else None
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
@@ -184,6 +131,8 @@ class MoE(LayerModule):
         tokens = x.flatten(0, 1)
         is_trained = self.training and torch.is_grad_enabled()
         routed = self._trained(tokens, context) if is_trained else self._run(tokens, context)
+        if self.latent_up_proj is not None:
+            routed = self.latent_up_proj(routed)
         if self.shared_expert is not None:
             shared = self.shared_expert(tokens)
             if self.shared_expert_gate is not None:
@@ -196,7 +145,11 @@ class MoE(LayerModule):
         if context.record is not None:
             counts = torch.bincount(experts.flatten(), minlength=self.spec.num_experts)
             context.record(self.node_id, counts, counts.new_zeros(()))
-        return self._routed(tokens, scores.to(tokens.dtype), experts, context)
+        return self._routed(self._narrowed(tokens), scores.to(tokens.dtype), experts, context)
+
+    def _narrowed(self, tokens: Tensor) -> Tensor:
+        """What routed experts are given of tokens [tokens, hidden]: themselves, or their latents."""
+        return tokens if self.latent_down_proj is None else self.latent_down_proj(tokens)
 
     def _trained(self, tokens: Tensor, context: Context) -> Tensor:
         """As `_run`, with the losses of the spec's `balance` attached, and the load recorded."""
@@ -214,7 +167,7 @@ class MoE(LayerModule):
         if context.record is not None and not context.is_recomputed:
             dropped = choices.new_zeros(()) if fits is None else self._dropped(fits, tokens, context)
             context.record(self.node_id, choices.sum(dim=0), dropped)
-        return self._sorted(tokens, scores.to(tokens.dtype), experts, fits)
+        return self._sorted(self._narrowed(tokens), scores.to(tokens.dtype), experts, fits)
 
     def _dropped(self, fits: Tensor, tokens: Tensor, context: Context) -> Tensor:
         return (~fits & _real(context, tokens)[:, None]).sum()
@@ -265,7 +218,7 @@ class MoE(LayerModule):
         counts = is_taken.sum(dim=0)
         if context.record is not None and not context.is_recomputed:
             context.record(self.node_id, counts, counts.new_zeros(()))
-        return self._taken(tokens, scores.to(tokens.dtype), is_taken, counts.int())
+        return self._taken(self._narrowed(tokens), scores.to(tokens.dtype), is_taken, counts.int())
 
     def _worth(self, logits: Tensor, is_real: Tensor) -> Tensor:
         """What experts choose tokens by [tokens, experts]: the score's logarithm, and -inf for padding."""
@@ -360,6 +313,12 @@ class MoE(LayerModule):
         They are those of `num_rows` sequences; what comes before may be given for each choice.
         """
         return 0, choices.shape[0]
+
+
+def _shared_expert(spec: MoESpec, hidden_size: int) -> nn.Module:
+    if not spec.gated:
+        return PlainFFN(hidden_size, spec.shared_size, spec.activation)
+    return GatedFFN(hidden_size, spec.shared_size, spec.activation, clamp=spec.clamp)
 
 
 def _real(context: Context, tokens: Tensor) -> Tensor:

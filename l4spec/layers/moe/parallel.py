@@ -17,7 +17,7 @@ class ExpertParallelMoE(MoE):
         super().__init__(spec, width)
         self.ranks = ranks
         num_held = len(cuts["experts"][ranks.ep.index])
-        self.experts = Experts(spec.model_copy(update={"num_experts": num_held}), width.hidden_size)
+        self.experts = Experts(spec.model_copy(update={"num_experts": num_held}), spec.latent_size or width.hidden_size)
         self.experts.bias_share = 1.0 if ranks.tp.index == 0 else 0.0
 
     def _routed(self, tokens: Tensor, scores: Tensor, experts: Tensor, context: Context) -> Tensor:

@@ -51,7 +51,7 @@ class BalanceSpec(Spec):
 
 
 class MoESpec(LayerSpec):
-    """Mixture of SwiGLU experts: each token goes through a few of `num_experts`, and through all shared experts."""
+    """Mixture of experts: each token goes through a few of `num_experts`, and through all shared experts."""
 
     kind: Literal["moe"]
     num_experts: Size
@@ -66,8 +66,12 @@ class MoESpec(LayerSpec):
     """Width of one shared expert; as wide as a routed one when left out."""
     shared_gate: bool = False
     """Multiply the shared expert's output by sigmoid(x w) (Qwen2-MoE)."""
-    activation: Literal["silu", "gelu_tanh"] = "silu"
-    """Activation of the gate."""
+    activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"
+    """Activation of the gate, or without gates of the first projection (Nemotron 3: relu2)."""
+    gated: bool = True
+    """Whether experts multiply by a gate, down(act(gate(x)) * up(x)), or are down(act(up(x))) (Nemotron 3)."""
+    latent_size: Size | None = None
+    """Width that tokens are narrowed to before routed experts, and widened from after them (Nemotron 3 Super)."""
     clamp: GateClamp | None = None
     """Clamps of gate and product in every expert, the shared ones too (gpt-oss, DeepSeek-V4); needs silu."""
     expert_bias: bool = False
@@ -114,6 +118,8 @@ class MoESpec(LayerSpec):
             raise ValueError("group_score top2_sum needs at least two experts a group")
         if self.clamp is not None and self.activation != "silu":
             raise ValueError(f"clamp is defined for activation silu, found {self.activation}")
+        if self.clamp is not None and not self.gated:
+            raise ValueError("clamp is defined for gated experts: set gated to true")
         if not self.num_shared_experts and (self.shared_gate or self.shared_intermediate_size is not None):
             raise ValueError("shared_gate and shared_intermediate_size need num_shared_experts of at least 1")
         return self

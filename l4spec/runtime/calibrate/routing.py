@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
-from l4spec.layers.moe.module import Experts, MoE, Router
+from l4spec.layers.moe.module import Experts, MoE
+from l4spec.layers.moe.router import Router
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.runtime.calibrate.buffers import Room
 from l4spec.runtime.calibrate.tables import TableCases, Timed

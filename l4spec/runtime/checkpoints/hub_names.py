@@ -87,7 +87,7 @@ def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) 
     prefixes = naming.of(prefix)
     if prefixes and naming.in_turns and set(stacks) == _BIASED:
         return StoredGroup((_experts_in_turns(prefix, prefixes[0], stacks),))
-    if not prefixes or naming.in_turns or set(stacks) != {"gate_proj", "up_proj", "down_proj"}:
+    if not prefixes or naming.in_turns or set(stacks) not in ({*_GATED}, {*_PLAIN}):
         return None
     each = [_each_expert(prefix, stored, stacks, naming.each) for stored in prefixes]
     fused = [_fused_experts(prefix, stored, stacks, naming.fused_in_out) for stored in prefixes]
@@ -99,7 +99,9 @@ def _each_expert(
 ) -> tuple[StoredTensor, ...]:
     """`{stored}.{expert}.{name}.weight` [out, in] for every expert and projection."""
     pieces = []
-    for kind, name in zip(("gate_proj", "up_proj", "down_proj"), names, strict=True):
+    for kind, name in zip(_GATED, names, strict=True):
+        if kind not in stacks:
+            continue
         num_experts, out, into = stacks[kind].shape
         for expert in range(num_experts):
             piece = TensorPiece(f"{prefix}.{kind}", ((0, expert, expert + 1),))
@@ -109,8 +111,8 @@ def _each_expert(
 
 
 def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in_out: bool) -> tuple[StoredTensor, ...]:
-    """`{stored}.gate_up_proj`, the gate's half first, and `{stored}.down_proj`, each for all experts together."""
-    num_experts, ffn, hidden = stacks["gate_proj"].shape
+    """`{stored}.gate_up_proj`, the gate's half first, or `{stored}.up_proj`, and `{stored}.down_proj`: all experts'."""
+    num_experts, ffn, hidden = stacks["up_proj"].shape
     dim = 2 if in_out else 1
     halves = (("gate_proj", 0), ("up_proj", ffn))
     gate_up = tuple(
@@ -120,12 +122,16 @@ def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in
     down = (TensorPiece(f"{prefix}.down_proj", transposed=in_out),)
     shape = (num_experts, hidden, 2 * ffn) if in_out else (num_experts, 2 * ffn, hidden)
     down_shape = (num_experts, ffn, hidden) if in_out else (num_experts, hidden, ffn)
-    return (
-        StoredTensor(f"{stored}.gate_up_proj", shape, gate_up),
-        StoredTensor(f"{stored}.down_proj", down_shape, down),
-    )
+    if "gate_proj" not in stacks:
+        up_shape = (num_experts, hidden, ffn) if in_out else (num_experts, ffn, hidden)
+        first = StoredTensor(f"{stored}.up_proj", up_shape, (TensorPiece(f"{prefix}.up_proj", transposed=in_out),))
+    else:
+        first = StoredTensor(f"{stored}.gate_up_proj", shape, gate_up)
+    return first, StoredTensor(f"{stored}.down_proj", down_shape, down)
 
 
+_GATED = ("gate_proj", "up_proj", "down_proj")
+_PLAIN = _GATED[1:]
 _BIASED = {f"{name}_{kind}" for name in ("gate", "up", "down") for kind in ("proj", "bias")}
 
 

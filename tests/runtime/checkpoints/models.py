@@ -36,6 +36,7 @@ FAMILIES = {
     "qwen3_next": "compare/qwen3-next-80b-a3b",
     "qwen3_5_text": "compare/qwen3.5-27b",
     "qwen3_5_moe_text": "compare/qwen3.5-35b-a3b",
+    "nemotron_h": "compare/nemotron-3-super-120b-a12b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
 AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}}

@@ -1,0 +1,69 @@
+"""The router of a mixture of experts: which experts each token chooses, and with which scores."""
+
+import torch
+from torch import Tensor, nn
+
+from l4spec.layers.common.modules import empty, group_last, linear, wide
+from l4spec.layers.moe.spec import MoESpec
+
+
+class Router(nn.Module):
+    """Which experts each token chooses, and with which scores; all in fp32."""
+
+    def __init__(self, spec: MoESpec, hidden_size: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = empty(spec.num_experts, hidden_size)
+        self.bias = empty(spec.num_experts) if spec.router.bias else None
+        bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
+        self.register_buffer("correction_bias", bias)
+        self.correction_bias: Tensor | None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
+        return self.choose(self.logits(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
+        return linear(wide(x), wide(self.weight), None if self.bias is None else wide(self.bias))
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
+        router, top_k = self.spec.router, self.spec.num_experts_per_token
+        if self.correction_bias is None and router.num_groups == 1:
+            # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
+            chosen, experts = torch.topk(logits, top_k, dim=-1)
+            scores = chosen.sigmoid() if router.score == "sigmoid" else self._softmax_of(chosen, logits)
+        else:
+            all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
+            experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
+            scores = all_scores.gather(-1, experts)
+        return self._weighed(scores), experts
+
+    def taken(self, logits: Tensor, is_taken: Tensor) -> Tensor:
+        """Scores [tokens, experts] where experts have chosen tokens, and 0 where not."""
+        scores = logits.sigmoid() if self.spec.router.score == "sigmoid" else logits.softmax(dim=-1)
+        return self._weighed(scores * is_taken)
+
+    def _weighed(self, scores: Tensor) -> Tensor:
+        router = self.spec.router
+        if router.renormalize:
+            scores = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+        return scores * router.scaling_factor if router.scaling_factor != 1.0 else scores
+
+    def _softmax_of(self, chosen: Tensor, logits: Tensor) -> Tensor:
+        """Softmax over all experts, at the chosen ones."""
+        return (chosen - logits.logsumexp(dim=-1, keepdim=True)).exp()
+
+    def _worth(self, scores: Tensor) -> Tensor:
+        """What experts are chosen by: corrected scores, -inf outside the best groups."""
+        router = self.spec.router
+        worth = scores if self.correction_bias is None else scores + self.correction_bias
+        if router.num_groups == 1:
+            return worth
+        by_group = group_last(worth, router.num_groups, -1)
+        best_of_each = by_group.topk(2 if router.group_score == "top2_sum" else 1, dim=-1).values
+        of_group = best_of_each.sum(dim=-1)
+        best = of_group.topk(router.num_limited_groups, dim=-1).indices
+        is_open = torch.zeros_like(of_group, dtype=torch.bool).scatter(-1, best, value=True)
+        return by_group.masked_fill(~is_open[..., None], float("-inf")).flatten(-2)

@@ -2,7 +2,7 @@
 
 Estimates are noisy, and the smallest of many is too small: layouts whose time is within the estimate's median error of
 the best one are taken as equally fast, and of these the one with the most free memory is planned. A served pipeline is
-compared with the error of one row in ten, since no row has one and sending between stages is not counted.
+compared with the error of one row in ten, since no measured row has one.
 """
 
 from l4spec.units import ceil_div

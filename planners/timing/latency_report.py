@@ -152,7 +152,7 @@ def _beyond(model: StepModel, tokens: int) -> tuple[str, ...]:
 def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
     notes = []
     if layout.pp > 1:
-        notes.append(f"a batch is cut into {layout.pp} micro-batches; sending between stages is not counted")
+        notes.append(f"a batch is cut into {layout.pp} micro-batches")
     if model.graph.model.vision is not None:
         notes.append("image tiles are not timed")
     if wanted_routing := model.routing.layers:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from l4spec.graph.kept import kept_with
-from l4spec.graph.layer_graph import LayerGraph
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
@@ -171,6 +171,8 @@ class StepModel:
             )
             for kind, use in zip(self.kinds, uses, strict=True)
         )
+        if self.layout.pp > 1:
+            times = (*times, self._pipeline(step))
         device = sum(time.estimate_seconds or 0.0 for time in times)
         return StepLatency.of(gathered(times), max(0.0, self._host(step, server) - device))
 
@@ -181,7 +183,7 @@ class StepModel:
         if total is None:
             if len(self.totals) >= MOST_TOTALS:
                 self.totals.clear()
-            total = self.totals[step] = sum(self.uses(step), ResourceSeconds())
+            total = self.totals[step] = sum(self.uses(step), self._sends(step))
         return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
 
     def _wide(self, step: Step) -> bool:
@@ -197,7 +199,7 @@ class StepModel:
     def _rates(self, kind: KindProfile) -> UnitCosts:
         bandwidth, count = self.machine.bandwidth, kind.count
         in_block = kind.name.startswith(("attention", "ffn"))
-        seconds, calls = self._sent.get((kind.name, id(kind.group.declaration)), (0.0, 0))
+        seconds, calls = self._sent.get(_key(kind.group), (0.0, 0))
         return UnitCosts(
             kind=kind,
             weight_read=count * kind.weight_bytes / bandwidth,
@@ -218,19 +220,28 @@ class StepModel:
         return peak
 
     @cached_property
-    def _sent(self) -> dict[tuple[str, int], tuple[float, int]]:
-        """By name and declaration of a kind: seconds of its collectives per row, and calls, of all stages together.
+    def _sent(self) -> dict[tuple[str, int] | None, tuple[float, int]]:
+        """Seconds of collectives per row, and calls, of all stages together: by the layers that call them, or None.
 
-        Sends between stages belong to no layer and are not timed: while they travel, the next micro-batch computes.
+        None are the sends from stage to stage, which each micro-batch waits for, one after the other.
         """
-        sent: dict[tuple[str, int], tuple[float, int]] = {}
+        sent: dict[tuple[str, int] | None, tuple[float, int]] = {}
         for stage in range(self.layout.pp):
             for each in collectives(self.graph, self.layout, _ONE_ROW, stage):
-                if each.group is not None:
-                    key = (kind_name(each.group), id(each.group.declaration))
-                    seconds, calls = sent.get(key, (0.0, 0))
-                    sent[key] = seconds + link_seconds(self.machine, self.layout, each), calls + each.calls
+                key = None if each.group is None else _key(each.group)
+                seconds, calls = sent.get(key, (0.0, 0))
+                sent[key] = seconds + link_seconds(self.machine, self.layout, each), calls + each.calls
         return sent
+
+    def _sends(self, step: Step) -> ResourceSeconds:
+        """What a micro-batch takes on its way from stage to stage."""
+        seconds, calls = self._sent.get(None, (0.0, 0))
+        return ResourceSeconds(links=step.tokens * seconds, collectives=calls)
+
+    def _pipeline(self, step: Step) -> KindLatency:
+        sends, factors = self._sends(step), self.efficiency
+        estimate = None if factors is None else sends.estimate(factors, self._wide(step))
+        return KindLatency.of("stage to stage", self.layout.pp - 1, 0.0, 0.0, sends.links, estimate)
 
 
 @kept_with(maxsize=1024)
@@ -246,6 +257,10 @@ def step_model(
 ) -> StepModel:
     """The model of a deployment with its engine's fitted factors: the same object for the same deployment."""
     return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine), routing)
+
+
+def _key(group: LayerGroup) -> tuple[str, int]:
+    return kind_name(group), id(group.declaration)
 
 
 def gathered(times: tuple[KindLatency, ...]) -> tuple[KindLatency, ...]:

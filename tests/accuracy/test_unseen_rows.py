@@ -89,5 +89,9 @@ def test_throughput_at_few_clients_is_that_of_the_clients_and_not_the_most() -> 
 def test_a_pipeline_decodes_a_micro_batch_a_stage() -> None:
     """Two stages of tp 4 over 16 clients: the time of tp 4 alone over 8 clients, with twice the tokens."""
     piped, alone = ({"tp": "4", "pp": pp, "n_gpus": gpus} for pp, gpus in (("2", "8"), ("1", "4")))
-    assert predict(row(**piped)).predicted == predict(row(batch_or_concurrency="8", **alone)).predicted
-    assert throughput(**piped) == pytest.approx(throughput(batch_or_concurrency="8", **alone))
+    alone_ms = predict(row(batch_or_concurrency="8", **alone)).predicted
+    piped_ms = predict(row(**piped)).predicted
+    assert alone_ms is not None
+    assert piped_ms is not None
+    assert alone_ms < piped_ms < 1.005 * alone_ms  # and is sent on once: 8 rows of 10 kB, and a call
+    assert throughput(**piped) == pytest.approx(throughput(batch_or_concurrency="8", **alone), rel=0.005)

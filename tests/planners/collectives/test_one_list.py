@@ -63,6 +63,30 @@ def test_a_decode_step_is_timed_by_the_bytes_that_are_planned(name: str, layout:
     assert abs(timed - planned) <= 2 * len(rows) * ROUNDING / min(inner, outer)
 
 
+@pytest.mark.parametrize("host_size", [2, 8, 64])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("scout", Layout(pp=2)),
+        ("scout", Layout(tp=2, ep=4, pp=2)),
+        ("llama-3.1-8b", Layout(tp=2, pp=4)),
+        ("llama-3.1-8b", Layout(tp=8, pp=4)),
+    ],
+)
+def test_a_step_waits_for_every_send_from_stage_to_stage_that_is_planned(
+    name: str, layout: Layout, host_size: int
+) -> None:
+    (row,) = [row for row in communication(graph(name), layout, host_size) if row.axis == "pp"]
+    inner, outer = machine(host_size).link(1), machine(host_size).link(host_size + 1)
+    assert inner is not None
+    assert outer is not None
+    planned = (row.intra_host_bytes_per_token or 0) / inner + (row.inter_host_bytes_per_token or 0) / outer
+    model = StepModel(graph(name), BF16, layout, machine(host_size), 2, None)
+    (sends,) = [kind for kind in model.time(Step(decode=3, context=64)).by_kind if kind.name == "stage to stage"]
+    assert sends.count == layout.pp - 1
+    assert abs(sends.links_seconds / sends.count - 3 * planned) <= 6 * ROUNDING / min(inner, outer)
+
+
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_every_rank_counts_the_bytes_that_are_planned(name: str, layout: Layout) -> None:
     """Of a pass over 3 sequences of 5 tokens, whose last ones' logits are joined; row counts (int32) beside it."""

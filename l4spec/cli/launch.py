@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from planners.request import PlanRequest
 
-OWN_ENGINE = {"vllm": "vllm-hybrid", "k8s": "vllm-hybrid", "sglang": "sglang-hybrid", "tensorrt-llm": "tensorrt-llm"}
+OWN_ENGINE = {
+    "vllm": "vllm-hybrid",
+    "k8s": "vllm-hybrid",
+    "sbatch": "vllm-hybrid",
+    "sglang": "sglang-hybrid",
+    "tensorrt-llm": "tensorrt-llm",
+}
 """Whose cache policy and memory share a launch is planned by."""
 _OF_REPORTS = ("format", "verbose", "explain")
 
@@ -29,7 +35,7 @@ def launch(ctx: typer.Context, request: "PlanRequest", graph: "LayerGraph") -> s
 
     target = ctx.params["emit"].value
     _check(request, given_options(ctx))
-    if "engine" not in request.model_fields_set and target in OWN_ENGINE:
+    if "engine" not in request.model_fields_set and target in OWN_ENGINE and request.mode == "serve":
         request = request.changed(engine=OWN_ENGINE[target])
     plan = plan_for(graph, request)
     if not plan.fits:

@@ -28,6 +28,7 @@ class Emit(StrEnum):
     TENSORRT_LLM = "tensorrt-llm"
     TORCHTITAN = "torchtitan"
     K8S = "k8s"
+    SBATCH = "sbatch"
 
 
 def tokens_from(least: int | None = None) -> Callable[[str | int], int]:

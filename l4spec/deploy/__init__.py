@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from l4spec.deploy.k8s import emit_k8s, to_yaml
 from l4spec.deploy.launch import Emission, LaunchRequest, refuse, to_shell
+from l4spec.deploy.sbatch import to_sbatch
 from l4spec.deploy.sglang import emit_sglang
 from l4spec.deploy.tensorrt_llm import emit_tensorrt_llm
 from l4spec.deploy.torchtitan import emit_torchtitan
@@ -22,6 +23,8 @@ def emit(engine: str, request: LaunchRequest) -> str:
     """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
     if request.plan.layout.cp > 1:
         refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
+    if engine == "sbatch":
+        return to_sbatch(request)
     if engine == "k8s":
         objects, notes = emit_k8s(request)
         return to_yaml(objects, notes, request)

@@ -7,7 +7,8 @@ gives each pod its index and the leader's address (docs.vllm.ai, deployment/fram
 import re
 from typing import Any
 
-from l4spec.deploy.launch import FlagTable, LaunchedServer, LaunchRequest, checkpoint, heading, refuse, servers
+from l4spec.deploy.checkpoints import checkpoint
+from l4spec.deploy.launch import FlagTable, LaunchedServer, LaunchRequest, heading, refuse, servers
 from l4spec.deploy.vllm import FORMATS, IMAGE, MASTER_PORT, PORT, arguments, cache_env
 from l4spec.deploy.vllm import TABLE as VLLM
 

@@ -1,21 +1,15 @@
 """What every engine's launch needs of a plan, and how commands are written down: quoted, one flag a line, per node."""
 
-import re
 import shlex
-from collections.abc import Container
 from dataclasses import dataclass
 from typing import NoReturn
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.quantization.published import UNQUANTIZED, published_name
 from l4spec.units import ceil_div
-from planners.plan_types import ClusterInfo, DeploymentInfo, Plan
+from planners.plan_types import ClusterInfo, Plan
 
 HEAD = "host-0"
-_PLAIN = ("bf16", "fp16", "fp32")
-_LONGEST_ID = 1000
-_HUGGING_FACE_ID = re.compile(r"Hugging Face ([\w.-]+/[\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +72,12 @@ class LaunchRequest:
         return self.plan.cluster
 
     @property
+    def tokens(self) -> int:
+        """Tokens of the longest sequence that the engine is to take."""
+        asked = self.plan.deployment
+        return asked.max_context or asked.context
+
+    @property
     def num_experts(self) -> int:
         """Routed experts of the widest mixture; 0 in a dense model."""
         return self.graph.num_experts
@@ -93,71 +93,6 @@ class LaunchRequest:
         """The planned share of device memory; None where the whole device was planned, which no engine takes."""
         share = self.plan.deployment.memory_fraction
         return None if share >= 1 else share
-
-
-def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tuple[str, tuple[str, ...]]:
-    """The model to load, and what to say about where its name comes from: a name is never taken silently.
-
-    `packs_itself`: schemes that the engine makes of unquantized weights while it loads them. Where the plan's weights
-    are neither those nor as published, no published checkpoint is named: it would not be what was planned.
-    """
-    changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
-    if request.model is not None:
-        _require_checkpoint(request.model, "--model")
-        return request.model, ()
-    if request.changed:
-        return request.graph.name, (*changed, f"{request.graph.name} only stands in its place")
-    asked, published = request.plan.deployment, published_name(request.graph.model.spec)
-    unquantized = published == UNQUANTIZED and (asked.quantization in packs_itself or asked.quantization in _PLAIN)
-    if not asked.as_published and not unquantized:
-        name = f"{request.graph.name}-{asked.quantization}"
-        note = f"the published weights are in {published}: {name} stands for a checkpoint in {asked.quantization}"
-        return name, (f"{note}, give --model",)
-    for source in request.graph.model.spec.sources:
-        if match := _HUGGING_FACE_ID.search(source):
-            _require_checkpoint(match[1], "sources")
-            return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
-    return request.graph.name, (
-        f"the spec's sources name no Hugging Face checkpoint: {request.graph.name} stands in its place, give --model",
-    )
-
-
-def _require_checkpoint(name: str, path: str) -> None:
-    """Raise UserError for a name that an engine would take for an option, or that is not one printable word."""
-    if not name or name.startswith("-") or not name.isprintable() or len(name) > _LONGEST_ID:
-        raise UserError([Problem(f"{name[:80]!r} names no checkpoint", path=path)])
-
-
-@dataclass(frozen=True, slots=True)
-class WeightFormats:
-    """What an engine reads of our schemes: plain ones by its dtype, what it packs on loading, what comes packed."""
-
-    plain: dict[str, str]
-    online: dict[str, str]
-    packed: dict[str, str | None]
-    """None where the checkpoint's own config decides which method reads it."""
-
-    def asked_of(self, engine: str, asked: DeploymentInfo, notes: list[str]) -> tuple[str, str | None]:
-        """The engine's dtype and quantization for a plan; says in `notes` what the checkpoint has to be.
-
-        A checkpoint that is packed as published says so in its own config, which a flag could only contradict.
-        """
-        scheme = asked.quantization
-        if asked.as_published and scheme not in _PLAIN:
-            notes.append(f"the published checkpoint is stored as planned ({scheme}), and its config says how")
-            return "float16" if scheme == "awq" else "bfloat16", None
-        if scheme in ("bf16", *self.plain):
-            return self.plain.get(scheme, "bfloat16"), None
-        if scheme in self.online:
-            once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
-            notes.append(f"{once}; for one packed before leave --quantization out")
-            return "bfloat16", self.online[scheme]
-        if scheme in self.packed:
-            method = self.packed[scheme]
-            notes.append(f"the checkpoint has to be packed as {scheme} already ({method or 'its config says how'})")
-            return "float16" if scheme == "awq" else "bfloat16", method
-        known = ", ".join(("bf16", *self.plain, *self.online, *self.packed))
-        return refuse(engine, f"it reads no weights packed as {scheme}", f"it reads {known}")
 
 
 def refuse(engine: str, reason: str, hint: str = "") -> NoReturn:

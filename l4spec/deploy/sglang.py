@@ -7,6 +7,7 @@ tp x ep ranks with attention repeated over ep, and experts cut by ep and inside 
 
 import json
 
+from l4spec.deploy.checkpoints import WeightFormats, checkpoint
 from l4spec.deploy.launch import (
     HEAD,
     Command,
@@ -14,8 +15,6 @@ from l4spec.deploy.launch import (
     FlagTable,
     LaunchedServer,
     LaunchRequest,
-    WeightFormats,
-    checkpoint,
     refuse,
     servers,
 )
@@ -89,7 +88,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
 def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
     layout, asked = request.plan.layout, request.plan.deployment
     notes = [*_layout_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     images = _images(request, notes)

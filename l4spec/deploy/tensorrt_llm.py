@@ -5,6 +5,7 @@ experts; attention is either tensor parallel over all of them or, with --enable_
 it expresses ep only with tp 1.
 """
 
+from l4spec.deploy.checkpoints import checkpoint
 from l4spec.deploy.launch import (
     HEAD,
     Command,
@@ -12,7 +13,6 @@ from l4spec.deploy.launch import (
     FlagTable,
     LaunchedServer,
     LaunchRequest,
-    checkpoint,
     dp_note,
     refuse,
     servers,

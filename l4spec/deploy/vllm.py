@@ -7,6 +7,7 @@ its own. So the mesh's ep is vLLM's data parallelism with --enable-expert-parall
 
 import json
 
+from l4spec.deploy.checkpoints import WeightFormats, checkpoint
 from l4spec.deploy.launch import (
     HEAD,
     Command,
@@ -14,8 +15,6 @@ from l4spec.deploy.launch import (
     FlagTable,
     LaunchedServer,
     LaunchRequest,
-    WeightFormats,
-    checkpoint,
     dp_note,
     refuse,
     servers,
@@ -86,7 +85,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
     notes = [*_expert_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, asked, notes)
+    dtype, quantization = FORMATS.asked_of(TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {known}")

@@ -9,8 +9,9 @@ import yaml
 from hypothesis import given
 
 import l4spec
+from l4spec.deploy.checkpoints import checkpoint
 from l4spec.deploy.k8s import emit_k8s
-from l4spec.deploy.launch import LaunchRequest, checkpoint
+from l4spec.deploy.launch import LaunchRequest
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.page import Facts, Lines, Section, Table, to_markdown

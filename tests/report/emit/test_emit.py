@@ -1,8 +1,11 @@
 """Launches: every flag exists, commands read back, degrees multiply to the GPUs, and what cannot be said is refused."""
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import time
 import tomllib
 from dataclasses import asdict
 from pathlib import Path
@@ -11,9 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from l4spec.deploy import EMITTERS, LaunchRequest, emit, k8s, sglang, tensorrt_llm, torchtitan, vllm
+import l4spec
+from l4spec.deploy import EMITTERS, LaunchRequest, emit, k8s, sbatch, sglang, tensorrt_llm, torchtitan, vllm
+from l4spec.deploy.checkpoints import known_checkpoint, known_checkpoints
 from l4spec.deploy.launch import Command, written
 from l4spec.errors import UserError
+from l4spec.quantization.scheme import scheme_named
 from planners.device.training_state import TrainSetting
 from planners.plan import plan
 from tests.planners.models import graph
@@ -79,7 +85,7 @@ def test_vllm_gets_the_numbers_of_the_plan() -> None:
     asked = wanted("scout", "8xH100", context=32768, batch=16, kv_dtype="fp8", memory_fraction=0.9, images=2)
     (argv,) = commands(emit("vllm", asked))
     assert argv[:4] == [*(f"{name}={value}" for name, value in vllm.cache_env(asked)), "vllm", "serve", argv[3]]
-    assert argv[3] == "meta-llama/Llama-4-Scout-17B-16E"
+    assert argv[3] == "meta-llama/Llama-4-Scout-17B-16E-Instruct"
     flags_of_server = flags(argv)
     expected = {
         "--tensor-parallel-size": "8",
@@ -194,7 +200,117 @@ def test_the_checkpoint_is_never_taken_silently() -> None:
     assert all("me/mine" in argv for argv in commands(named))
     changed = wanted("scout", "8xH100")
     text = emit("vllm", LaunchRequest(changed.plan, changed.graph, changed=True))
-    assert "meta-llama/Llama-4-Scout-17B-16E" not in text
+    assert "meta-llama/Llama-4-Scout-17B-16E-Instruct" not in text
+
+
+PUBLISHED = (
+    # blog.vllm.ai 2025-04-05, Llama 4 in vLLM, and vllm-project/vllm's 405B in fp8 on one host of 8
+    ("scout", {"gpus": "8xH100", "context": 1_000_000}, "meta-llama/Llama-4-Scout-17B-16E-Instruct", "1000000"),
+    ("scout", {"gpus": "8xH200", "context": 3_600_000}, "meta-llama/Llama-4-Scout-17B-16E-Instruct", "3600000"),
+    (
+        "maverick",
+        {"gpus": "8xH100", "quantization": "fp8-experts", "context": 430_000},
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
+        "430000",
+    ),
+    (
+        "maverick",
+        {"gpus": "8xH200", "quantization": "fp8-experts", "context": 1_000_000},
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
+        "1000000",
+    ),
+    (
+        "compare/llama-3.1-405b",
+        {"gpus": "8xH100", "quantization": "fp8-ffn"},
+        "meta-llama/Llama-3.1-405B-Instruct-FP8",
+        "8192",
+    ),
+)
+
+
+@pytest.mark.parametrize(("name", "asked", "checkpoint", "tokens"), PUBLISHED)
+def test_published_launches_come_out_as_published(
+    name: str, asked: dict[str, Any], checkpoint: str, tokens: str
+) -> None:
+    request = wanted(name, **asked)
+    assert request.plan.fits
+    (argv,) = commands(emit("vllm", request))
+    assert argv[argv.index("serve") + 1] == checkpoint
+    given = flags(argv)
+    assert (given["--tensor-parallel-size"], given["--max-model-len"]) == ("8", tokens)
+    assert "--quantization" not in given, "the checkpoint's own config says how it is packed"
+    assert not {"--pipeline-parallel-size", "--data-parallel-size"} & given.keys()
+
+
+def test_no_launch_names_weights_that_are_stored_otherwise_or_hold_less() -> None:
+    in_int4 = emit("vllm", wanted("scout", "8xH100", quantization="w4a16"))
+    assert "meta-llama/" not in in_int4
+    assert "Llama-4-Scout-17B-16E-w4a16 stands for a checkpoint in w4a16, give --model" in in_int4
+    packed_while_loading = emit("vllm", wanted("maverick", "8xH200", quantization="fp8"))
+    assert "serve meta-llama/Llama-4-Maverick-17B-128E-Instruct " in packed_while_loading.replace("\\\n", " ")
+    assert "Instruct-FP8 is published in fp8-experts: plan with -q fp8-experts" in packed_while_loading
+    for known in known_checkpoints().values():
+        assert all(each.max_tokens > 100_000 and len(each.source) > 10 for each in known)
+
+
+def test_known_checkpoints_are_of_shipped_specs_in_schemes_that_exist() -> None:
+    shipped = {(one.name, plan(one).params.total) for one in map(graph, ("scout", "maverick"))}
+    for name in ("compare/llama-3.1-405b", "compare/llama-3.1-70b", "compare/llama-3.1-8b"):
+        shipped.add((graph(name).name, plan(graph(name)).params.total))
+    assert known_checkpoints().keys() == shipped
+    assert all(scheme_named(each.scheme) for known in known_checkpoints().values() for each in known)
+
+
+def test_a_model_of_the_same_name_and_another_shape_gets_no_published_checkpoint() -> None:
+    spec = l4spec.load("scout", ["text.parts.moe.num_experts=32"])
+    model = l4spec.compile(spec)
+    asked = LaunchRequest(plan(model, gpus="16xH100", engine="vllm-hybrid", tp=8, pp=2), model)
+    assert known_checkpoint(asked, "bf16") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "asked", "steps"),
+    [
+        ("scout", "8xH100", {}, 1),
+        ("maverick", "2x8xH100", {"tp": 8, "pp": 2}, 2),
+        ("scout", "8xH100", {"quantization": "w4a16", "tp": 2, "dp": 4, "ep": 1, "pp": 1}, 4),
+    ],
+)
+def test_a_slurm_script_starts_every_command_on_its_node(
+    name: str, gpus: str, asked: dict[str, Any], steps: int, tmp_path: Path
+) -> None:
+    request = wanted(name, gpus, **asked)
+    script = tmp_path / "job.sh"
+    script.write_text(emit("sbatch", request), encoding="utf-8")
+    fake = {
+        "scontrol": "printf 'node7\\nnode9\\n'",
+        "srun": 'printf "%s\\037" "$@" >> "$OUT"; printf "\\n" >> "$OUT"; sleep 0.2',
+    }
+    for command, body in fake.items():
+        (tmp_path / command).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (tmp_path / command).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path / "out")}
+    environment["SLURM_JOB_NODELIST"] = "node[7,9]"
+    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=30)
+    time.sleep(0.3)
+    started = [line.split("\037")[:-1] for line in (tmp_path / "out").read_text().splitlines()]
+    assert len(started) == steps
+    nodes = {next(word for word in argv if word.startswith("--nodelist=")).partition("=")[2] for argv in started}
+    assert nodes == ({"node7", "node9"} if request.cluster.num_hosts == 2 else {"node7"})
+    direct = [[word.replace("host-0", "node7") for word in argv] for argv in commands(emit("vllm", request))]
+    launched = [argv[argv.index("vllm") :] for argv in started]
+    assert sorted(launched) == sorted(argv[argv.index("vllm") :] for argv in direct)
+    options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH ")]
+    assert f"#SBATCH --nodes={request.cluster.num_hosts}" in options
+    assert {line.split()[1].partition("=")[0] for line in options} <= sbatch.TABLE.flags.keys()
+
+
+def test_a_slurm_script_of_training_runs_torchtitan() -> None:
+    train = TrainSetting(zero_stage=3)
+    text = emit("sbatch", trained("scout", "64xH100", 512, train, tp=2, ep=4))
+    assert text.count("torchtitan.train") == 8
+    assert '--rdzv_endpoint "${hosts[0]}:' in text
+    assert "wait -n" not in text
 
 
 def documents(text: str) -> list[dict[str, Any]]:
@@ -209,7 +325,7 @@ def test_kubernetes_runs_a_server_on_one_host_as_a_deployment() -> None:
     pod = workload["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 8
-    argv, _ = vllm.arguments(asked, "meta-llama/Llama-4-Scout-17B-16E")
+    argv, _ = vllm.arguments(asked, "meta-llama/Llama-4-Scout-17B-16E-Instruct")
     assert tuple(container["command"]) == (*argv, "--port", "8000")
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
     assert workload["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()

@@ -1,0 +1,132 @@
+"""Which checkpoint a launch loads, and what an engine is told of how its weights are stored."""
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from l4spec.deploy.launch import LaunchRequest, refuse
+from l4spec.errors import Problem, UserError
+from l4spec.quantization.published import UNQUANTIZED, published_name
+
+_PLAIN = ("bf16", "fp16", "fp32")
+_LONGEST_ID = 1000
+_HUGGING_FACE_ID = re.compile(r"Hugging Face ([\w.-]+/[\w.-]+)")
+_FILE = Path(__file__).with_name("checkpoints.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCheckpoint:
+    """A published checkpoint: how it is stored, by our schemes' names, and the longest sequence that it takes."""
+
+    id: str
+    scheme: str
+    max_tokens: int
+    source: str
+
+
+@cache
+def known_checkpoints() -> dict[tuple[str, int], tuple[KnownCheckpoint, ...]]:
+    """Every one that we know, by the model's name and its number of parameters."""
+    models = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    return {
+        (model["model"], model["parameters"]): tuple(KnownCheckpoint(**each) for each in model["checkpoints"])
+        for model in models
+    }
+
+
+def _of_model(request: LaunchRequest) -> tuple[KnownCheckpoint, ...]:
+    return known_checkpoints().get((request.graph.name, request.plan.params.total), ())
+
+
+def known_checkpoint(request: LaunchRequest, scheme: str) -> KnownCheckpoint | None:
+    """The published checkpoint of the planned model and length in a scheme; None where none is known, or one named."""
+    if request.model is not None or request.changed:
+        return None
+    each = (each for each in _of_model(request) if each.scheme == scheme and each.max_tokens >= request.tokens)
+    return next(each, None)
+
+
+def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tuple[str, tuple[str, ...]]:
+    """The model to load, and what to say about where its name comes from: a name is never taken silently.
+
+    `packs_itself`: schemes that the engine makes of unquantized weights while it loads them. Where the plan's weights
+    are neither those nor as published, no published checkpoint is named: it would not be what was planned.
+    """
+    changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
+    if request.model is not None:
+        _require_checkpoint(request.model, "--model")
+        return request.model, ()
+    if request.changed:
+        return request.graph.name, (*changed, f"{request.graph.name} only stands in its place")
+    asked, published = request.plan.deployment, published_name(request.graph.model.spec)
+    unquantized = published == UNQUANTIZED and (asked.quantization in packs_itself or asked.quantization in _PLAIN)
+    for scheme in (asked.quantization, *([UNQUANTIZED] if unquantized else [])):
+        if known := known_checkpoint(request, scheme):
+            what = f"{known.id} is the published one in {known.scheme}, for up to {known.max_tokens:,} tokens"
+            return known.id, (f"the checkpoint {what}; --model changes it", *_stored_otherwise(request))
+    if not asked.as_published and not unquantized:
+        name = f"{request.graph.name}-{asked.quantization}"
+        note = f"the published weights are in {published}: {name} stands for a checkpoint in {asked.quantization}"
+        return name, (f"{note}, give --model",)
+    if too_short := [each for each in _of_model(request) if each.max_tokens < request.tokens]:
+        longest = max(each.max_tokens for each in too_short)
+        note = f"published checkpoints take at most {longest:,} tokens, {request.tokens:,} were planned"
+        return request.graph.name, (f"{note}: {request.graph.name} stands in their place, give --model",)
+    for source in request.graph.model.spec.sources:
+        if match := _HUGGING_FACE_ID.search(source):
+            _require_checkpoint(match[1], "sources")
+            return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
+    return request.graph.name, (
+        f"the spec's sources name no Hugging Face checkpoint: {request.graph.name} stands in its place, give --model",
+    )
+
+
+def _stored_otherwise(request: LaunchRequest) -> tuple[str, ...]:
+    """Where an fp8 plan packs bf16 weights although an fp8 checkpoint is published: its name and its scheme."""
+    scheme = request.plan.deployment.quantization
+    if not scheme.startswith("fp8") or known_checkpoint(request, scheme):
+        return ()
+    others = [each for each in _of_model(request) if each.scheme.startswith("fp8")]
+    return tuple(f"{each.id} is published in {each.scheme}: plan with -q {each.scheme} to load it" for each in others)
+
+
+def _require_checkpoint(name: str, path: str) -> None:
+    """Raise UserError for a name that an engine would take for an option, or that is not one printable word."""
+    if not name or name.startswith("-") or not name.isprintable() or len(name) > _LONGEST_ID:
+        raise UserError([Problem(f"{name[:80]!r} names no checkpoint", path=path)])
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormats:
+    """What an engine reads of our schemes: plain ones by its dtype, what it packs on loading, what comes packed."""
+
+    plain: dict[str, str]
+    online: dict[str, str]
+    packed: dict[str, str | None]
+    """None where the checkpoint's own config decides which method reads it."""
+
+    def asked_of(self, engine: str, request: LaunchRequest, notes: list[str]) -> tuple[str, str | None]:
+        """The engine's dtype and quantization for a plan; says in `notes` what the checkpoint has to be.
+
+        A checkpoint that is packed as published says so in its own config, which a flag could only contradict.
+        """
+        asked, scheme = request.plan.deployment, request.plan.deployment.quantization
+        if scheme not in _PLAIN and (asked.as_published or known_checkpoint(request, scheme)):
+            notes.append(f"the published checkpoint is stored as planned ({scheme}), and its config says how")
+            return "float16" if scheme == "awq" else "bfloat16", None
+        if scheme in ("bf16", *self.plain):
+            return self.plain.get(scheme, "bfloat16"), None
+        if scheme in self.online:
+            once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
+            notes.append(f"{once}; for one packed before leave --quantization out")
+            return "bfloat16", self.online[scheme]
+        if scheme in self.packed:
+            method = self.packed[scheme]
+            notes.append(f"the checkpoint has to be packed as {scheme} already ({method or 'its config says how'})")
+            return "float16" if scheme == "awq" else "bfloat16", method
+        known = ", ".join(("bf16", *self.plain, *self.online, *self.packed))
+        return refuse(engine, f"it reads no weights packed as {scheme}", f"it reads {known}")

@@ -200,7 +200,7 @@ def test_the_checkpoint_is_never_taken_silently() -> None:
     assert all("me/mine" in argv for argv in commands(named))
     changed = wanted("scout", "8xH100")
     text = emit("vllm", LaunchRequest(changed.plan, changed.graph, changed=True))
-    assert "meta-llama/Llama-4-Scout-17B-16E-Instruct" not in text
+    assert "meta-llama/" not in text
 
 
 PUBLISHED = (

@@ -33,8 +33,10 @@ _YOURS = "partition, account and time limit are your cluster's: add them, or giv
 def to_sbatch(request: LaunchRequest) -> str:
     """The script. Raises UserError for what vLLM, or torchtitan in training, cannot express."""
     emission = (emit_vllm if request.plan.deployment.mode == "serve" else emit_torchtitan)(request)
-    told = tuple(note for note in emission.notes if "addresses" not in note and "address of the first host" not in note)
-    comments = heading(emission.table, request, (*told, _YOURS))
+    notes = tuple(
+        note for note in emission.notes if "addresses" not in note and "address of the first host" not in note
+    )
+    comments = heading(emission.table, request, (*notes, _YOURS))
     hosts = sorted({command.host for command in emission.commands}, key=lambda host: int(host.rpartition("-")[2]))
     options = {
         "--job-name": re.sub(r"[^A-Za-z0-9._-]+", "-", request.graph.name)[:60],

@@ -1,7 +1,7 @@
 """Quantities with their unit, as YAML and the command line write them: `80 GiB`, `3.35 TB/s`, `989.4 TFLOP/s`, `9 us`.
 
-Counts of tokens go without a unit: `1M`, `128Ki`. Reading only: how a number is shown to a person is decided in
-`l4spec.report`.
+Counts of tokens go without a unit: `1M`, `128Ki`. Of writing only memory is here, which errors of every package name;
+how other numbers are shown is decided in `l4spec.report.quantities`.
 """
 
 import re
@@ -25,6 +25,17 @@ _PREFIXES: dict[str, dict[str, int | Fraction]] = {
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12, "ki": KiB, "mi": MiB, "gi": GiB}
 _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z", re.IGNORECASE)
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
+
+_MEMORY = (((1 << 30) // 100, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (1 << 10, 1 << 10, "KiB"))
+"""From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
+
+
+def gib(num_bytes: int) -> str:
+    """Memory: `25.34 GiB`; what would be 0.00 GiB in MiB, KiB or bytes."""
+    for least, size, unit in _MEMORY:
+        if abs(num_bytes) >= least:
+            return f"{num_bytes / size:,.2f} {unit}"
+    return f"{num_bytes} B"
 
 
 def parse_quantity(text: object, unit: str) -> Fraction:

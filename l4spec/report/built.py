@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.scheme import Quantization
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table, ranges
-from l4spec.report.quantities import count, exact_bytes, gib, whole
+from l4spec.report.quantities import count, exact_bytes, whole
+from l4spec.units import gib
 from planners.catalog import quantization
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of, weigh

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from l4spec.layers.common.eager import Piece
 from l4spec.layers.declaration import Work
 from l4spec.report.page import Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import gib
 from l4spec.report.quantities import seconds as duration
+from l4spec.units import gib
 from planners.catalog import Hardware
 from planners.catalog.cpu_profile import EagerTimes
 from planners.module.pieces import code_of

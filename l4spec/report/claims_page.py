@@ -3,6 +3,7 @@
 from l4spec.report import quantities
 from l4spec.report.page import Lines, Page, Section, Table, Tone
 from l4spec.report.plan_page import estimate_notes
+from l4spec.units import gib
 from l4spec.verification.claims import Check, Report, Value
 
 
@@ -47,7 +48,7 @@ def _shown(quantity: str, value: Value) -> str:
     if quantity.endswith("per_token") and "bytes" in quantity:
         return quantities.exact_bytes(number)
     if "_bytes" in quantity:
-        return quantities.gib(number)
+        return gib(number)
     if "params" in quantity:
         return quantities.count(number)
     return quantities.flops(number) if "flops" in quantity else quantities.whole(number)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes, marks_of
-from l4spec.report.quantities import Figures, Marked, gib, whole
+from l4spec.report.quantities import Figures, Marked, whole
+from l4spec.units import gib
 from planners.latency_types import Frozen
 from planners.plan_types import Plan
 

@@ -7,7 +7,8 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.charts import Point, Texts, line_chart
 from l4spec.report.page import Figure, Section, Table
 from l4spec.report.plan_page import marks_of
-from l4spec.report.quantities import gib, whole
+from l4spec.report.quantities import whole
+from l4spec.units import gib
 from planners.catalog import engine, shipped_names
 from planners.counts.kv_cache import plan_cache
 from planners.plan_types import KvCache, Plan

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import partial
 
 from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.quantities import ESTIMATE_MARK, Figures, gib
+from l4spec.report.quantities import ESTIMATE_MARK, Figures
+from l4spec.units import gib
 
 _TFLOPS = 10**12
 

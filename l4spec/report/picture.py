@@ -8,8 +8,9 @@ from l4spec.quantization.published import published_name, scheme_for
 from l4spec.report.fold import Fold, fold, runs
 from l4spec.report.graph_views import blocks_of, look_of, operations_of
 from l4spec.report.page import ranges
-from l4spec.report.quantities import Figures, count, gib, share, whole
+from l4spec.report.quantities import Figures, count, share, whole
 from l4spec.spec.estimates import estimates_of
+from l4spec.units import gib
 from planners.counts.params import count_params
 from planners.counts.weights import Scheme, scheme_of, stored_size, weigh
 

@@ -3,7 +3,8 @@
 from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.plan_page import marks_of, term_figures
-from l4spec.report.quantities import Figures, Marked, gib, share, whole
+from l4spec.report.quantities import Figures, Marked, share, whole
+from l4spec.units import gib
 from planners.plan_types import LayoutRow, Plan, TrainTraffic
 
 

@@ -3,7 +3,8 @@
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table, Tone
-from l4spec.report.quantities import Figures, Marked, gib, marked, whole
+from l4spec.report.quantities import Figures, Marked, marked, whole
+from l4spec.units import gib
 from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
 
 _MOST_FIELDS = 3

@@ -3,19 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from l4spec.units import gib
+
 _COUNTS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 _FLOPS = ((10**18, "EFLOP"), (10**15, "PFLOP"), (10**12, "TFLOP"), (10**9, "GFLOP"), (10**6, "MFLOP"))
 _DURATIONS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"))
-_MEMORY = (((1 << 30) // 100, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (1 << 10, 1 << 10, "KiB"))
-"""From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
-
-
-def gib(num_bytes: int) -> str:
-    """Memory: `25.34 GiB`; what would be 0.00 GiB in MiB, KiB or bytes."""
-    for least, size, unit in _MEMORY:
-        if abs(num_bytes) >= least:
-            return f"{num_bytes / size:,.2f} {unit}"
-    return f"{num_bytes} B"
 
 
 def exact_bytes(num_bytes: int) -> str:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from l4spec.report import quantities
 from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.units import gib
 
 if TYPE_CHECKING:
     from l4spec.verification.recipe_claims import RecipeReport
@@ -94,7 +95,7 @@ def _facts(answer: "RecipePlan") -> tuple[str, ...]:
     return (
         f"{quantities.count(answer.total_params)} parameters, {quantities.count(answer.active_params)} per token",
         f"{answer.model_flops:.2e} FLOPs of mathematics",
-        f"a checkpoint holds {quantities.gib(answer.checkpoint_bytes)}: bf16 weights and the optimizer's state",
+        f"a checkpoint holds {gib(answer.checkpoint_bytes)}: bf16 weights and the optimizer's state",
     )
 
 

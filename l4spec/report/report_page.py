@@ -14,8 +14,9 @@ from l4spec.report.page import Block, Details, Facts, Figure, Lines, Page, Secti
 from l4spec.report.picture import FoldBox, ModelPicture, picture_of
 from l4spec.report.plan_detail import detail_page
 from l4spec.report.plan_page import limit_facts, marks_of, plan_facts, plan_page, term_figures
-from l4spec.report.quantities import Figures, gib
+from l4spec.report.quantities import Figures
 from l4spec.report.times import roofline_section, times_figure
+from l4spec.units import gib
 from l4spec.verification.claims import verify
 from planners.latency_types import StepLatency
 from planners.plan_types import MemoryTerm, Plan

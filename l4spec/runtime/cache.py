@@ -10,6 +10,7 @@ from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerNode
 from l4spec.layers.common.cache import LayerCache, allocate, entry_dtype
 from l4spec.runtime.memory_check import free_bytes
+from l4spec.units import gib
 
 
 @dataclass(slots=True, eq=False)
@@ -59,9 +60,8 @@ def _require_room(
     needed = cache_bytes(nodes, batch, max_len, dtype)
     free = None if device.type == "meta" else free_bytes(str(device))
     if free is not None and needed > free:
-        required, left = f"{needed / 2**30:.2f} GiB", f"{free / 2**30:.2f} GiB"
         raise UserError(
-            f"caches of {batch} x {max_len:,} tokens need {required} on {device}, where {left} are free",
+            f"caches of {batch} x {max_len:,} tokens need {gib(needed)} on {device}, where {gib(free)} are free",
             hint="fewer or shorter sequences",
         )
 

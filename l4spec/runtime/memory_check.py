@@ -14,6 +14,7 @@ from l4spec.quantization.tensors import scheme_of, stored_tensors
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import scale_spec
+from l4spec.units import gib
 
 ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 _PROC = Path("/proc")
@@ -66,7 +67,7 @@ def require_memory(
     if free is None or needed <= free * (1 - _KEPT_FREE):
         return
     stored = table.name if table else dtype
-    message = f"{graph.name} in {stored} needs {_gib(needed)} on {device}, where {_gib(free)} are free"
+    message = f"{graph.name} in {stored} needs {gib(needed)} on {device}, where {gib(free)} are free"
     raise UserError([Problem(message, hint=_what_fits(spec, dtype, int(free * (1 - _KEPT_FREE)) - extra_bytes))])
 
 
@@ -92,10 +93,6 @@ def _largest_scale(spec: ModelSpec, dtype: str, room: int) -> str:
 
 def _bytes_of(spec: ModelSpec, dtype: str) -> int:
     return weight_bytes(build_graph(resolve(spec)), dtype)
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def _available() -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from l4spec.errors import UserError
 from l4spec.sharding.layout import Layout
+from l4spec.units import GiB
 from planners.catalog import engine, hardware, quantization
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
@@ -14,7 +15,6 @@ from planners.evidence.deployments import graph_of, hardware_of, model_of
 from planners.evidence.rows import Row
 
 METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "kv_pool_per_gpu", "kv_cache_size_tokens")
-_GIB = 2**30
 _CHUNK = 8192
 """vLLM's max_num_batched_tokens on these devices, where a row does not say."""
 _ROOM_FOR_WEIGHTS = 0.8
@@ -38,15 +38,15 @@ def predict_memory(row: Row) -> float | str:
         return case
     if row.metric == "non_torch_per_gpu":
         size = non_torch(case.placement)
-        return "nobody measured it for this version and degree" if size is None else size / _GIB
+        return "nobody measured it for this version and degree" if size is None else size / GiB
     use, setting = case.placement.uses(_CHUNK, 1), case.placement.setting
     if row.metric == "weights_per_gpu":
-        return (max(stage.weights for stage in use) + _rope_table(setting)) / _GIB  # engines log them together
+        return (max(stage.weights for stage in use) + _rope_table(setting)) / GiB  # engines log them together
     if row.metric == "activation_peak_per_gpu":
-        return use[0].activations / _GIB  # the log of the first stage
+        return use[0].activations / GiB  # the log of the first stage
     pool = _pool(case)
     if isinstance(pool, str) or row.metric == "kv_pool_per_gpu":
-        return pool if isinstance(pool, str) else pool / _GIB
+        return pool if isinstance(pool, str) else pool / GiB
     token = sum(cached.bytes_per_token * cached.count for _, rows in case.placement.stages for cached in rows)
     return pool / token
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from l4spec.sharding.layout import Layout, candidate_layouts
-from l4spec.units import ceil_div
+from l4spec.units import ceil_div, gib
 from planners.deployment import Deployment
 from planners.device.memory import Placement, place
 from planners.search.layouts import largest, max_batch, why_not
@@ -223,7 +223,7 @@ def _too_large(placement: Placement, deployment: Deployment) -> tuple[str, float
     use = placement.tightest(deployment.context, 1)
     assert placement.budget is not None, "a search is over hardware"
     missing = use.total - placement.budget.limit(use)
-    return f"{missing / (1 << 30):,.1f} GiB too much on a GPU with one sequence", float(missing)
+    return f"{gib(missing)} too much on a GPU with one sequence", float(missing)
 
 
 def _model(deployment: Deployment, layout: Layout) -> StepModel:

@@ -43,7 +43,7 @@ def test_every_shipped_model_is_drawn_the_same_each_time_and_within_its_frame(co
     for box in root.iter(f"{SVG}rect"):
         assert 0 <= int(box.attrib["x"]) <= int(box.attrib["x"]) + int(box.attrib["width"]) <= width
         assert 0 <= int(box.attrib["y"]) <= int(box.attrib["y"]) + int(box.attrib["height"]) <= height
-    assert height < 4000
+    assert height < 6000  # Nemotron 3: runs of 9, 11, 2 and 2 layers, each another; every other model below 4,000
 
 
 def test_scout_is_one_pattern_of_four_layers_twelve_times_with_its_tower_beside(compiled: Compile) -> None:

@@ -5,7 +5,7 @@ import pytest
 from l4spec.report.page import Bars, to_text
 from l4spec.report.plan_detail import detail_page
 from l4spec.report.plan_page import plan_page, verdict
-from l4spec.report.quantities import gib
+from l4spec.units import gib
 from planners.plan import plan
 from tests.report.conftest import Compile
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from l4spec.report import quantities
 from l4spec.report.quantities import Figures
-from l4spec.units import GiB, MiB
+from l4spec.units import GiB, MiB, gib
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from l4spec.units import GiB, MiB
     ],
 )
 def test_memory_is_in_gib_until_two_decimals_would_show_nothing(num_bytes: int, text: str) -> None:
-    assert quantities.gib(num_bytes) == text
+    assert gib(num_bytes) == text
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_only_estimates_bear_a_mark() -> None:
 
 @given(st.integers(min_value=1, max_value=10**18))
 def test_no_positive_number_is_shown_as_zero(number: int) -> None:
-    for show in (quantities.gib, quantities.count, quantities.flops, quantities.whole):
+    for show in (gib, quantities.count, quantities.flops, quantities.whole):
         assert not show(number).startswith(("0 ", "0.00"))
 
 
 @given(st.integers(min_value=GiB // 100 + 1, max_value=10**16))
 def test_shown_memory_is_within_half_a_hundredth_of_a_gib(num_bytes: int) -> None:
-    shown, unit = quantities.gib(num_bytes).replace(",", "").split()
+    shown, unit = gib(num_bytes).replace(",", "").split()
     assert unit == "GiB"
     assert abs(float(shown) * GiB - num_bytes) <= 0.005 * GiB + 1

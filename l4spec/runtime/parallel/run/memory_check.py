@@ -7,6 +7,7 @@ from l4spec.runtime.memory_check import ITEM_BYTES, free_bytes
 from l4spec.runtime.parallel.run.task import Task
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.rules import MESH_AXIS, region_of, stage_of
+from l4spec.units import gib
 
 
 def rank_weight_bytes(task: Task) -> int:
@@ -35,5 +36,5 @@ def require_room(task: Task, beside: int = 0) -> None:
         return
     needed, free = rank_weight_bytes(task) + beside, free_bytes("cpu")
     if free is not None and needed > free:
-        message = f"{task.layout.num_devices} ranks need at least {needed / 2**30:.2f} GiB, {free / 2**30:.2f} are free"
+        message = f"{task.layout.num_devices} ranks need at least {gib(needed)}, {gib(free)} are free"
         raise UserError([Problem(message, hint="try --scale tiny, or --layers")])

@@ -50,6 +50,16 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
     return _decoded(content, path)
 
 
+def require_regular(path: Path) -> None:
+    """Raise SpecError where no regular file stands: a pipe would be waited for, and a device never ends."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise _refused(path, f"cannot read the file: {os_reason(error)}") from error
+    if not stat.S_ISREG(mode):
+        raise _refused(path, f"expected a regular file, found {what_stands_at(mode)}")
+
+
 def _decoded(content: bytes, path: Path) -> str:
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _refused(path, "expected UTF-8, found UTF-16", "save the file as UTF-8")

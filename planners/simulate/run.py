@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 
+from l4spec.errors import Problem, UserError
 from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
 from planners.simulate.chain import StageChain
@@ -23,6 +24,8 @@ from planners.simulate.workload.source import Drawn, ImageTokens, Source
 from planners.simulate.workload.traced import Traced
 from planners.simulate.workload.traces import read_trace
 
+MOST_RANKS = 10_000
+"""Each is a scheduler and a cache in memory, and is looked at for every request."""
 Progress = Callable[[int, int], None]
 """Called with the number of requests that have ended, and of how many."""
 
@@ -77,6 +80,11 @@ class Simulation:
 
     def _group(self, key: str, count: int, router: str, listener: Listener) -> ReplicaGroup:
         first = sum(len(group.replicas) for group in self.clusters.values())
+        num_ranks = count * self.servers[key].num_ranks
+        if num_ranks > MOST_RANKS:
+            message = f"at most {MOST_RANKS:,} ranks with a cache of their own are simulated, found {num_ranks:,}"
+            hint = "fewer replicas (or dp), with their share of the load"
+            raise UserError([Problem(message, f"models.{key}.replicas", hint=hint)])
         replicas = [self.servers[key].replica(first + index, self.recorder) for index in range(count)]
         root = self.scenario.models[key].shares_gpus_with or key if key in self.scenario.models else key
         if any(model.shares_gpus_with == root for model in self.scenario.models.values()):

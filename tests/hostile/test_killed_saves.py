@@ -1,10 +1,17 @@
 """What a killed save leaves is cleared by the next, a full disk is told as one, and a file that changes is noticed."""
 
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
+from hypothesis import given
 from torch.distributed.checkpoint.api import CheckpointException
 
 import l4spec
@@ -12,12 +19,16 @@ from l4spec.errors import UserError
 from l4spec.runtime.checkpoints.digests import Unchanged
 from l4spec.runtime.checkpoints.write import made_beside
 from l4spec.runtime.model import Model
-from l4spec.runtime.parallel.checkpoints import save_sharded
+from l4spec.runtime.parallel.checkpoints import load_sharded, save_sharded
 from l4spec.runtime.parallel.checkpoints.rank_coordination import failures_named
 from l4spec.training.run.job import unwritable
+from tests.hostile.draws import RANDOMS, draws
+from tests.hostile.forks import killed
 
 
+@cache
 def small_model() -> Model:
+    """Some 150 kB of weights."""
     return l4spec.build(l4spec.compile(l4spec.load("tiny/deepseek")), dtype="fp32", seed=0)
 
 
@@ -30,6 +41,76 @@ def test_what_killed_saves_left_is_cleared_by_the_next_to_the_same_place(tmp_pat
     made_beside(tmp_path / "steps")
     save_sharded(small_model(), tmp_path / "steps")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.unfinished.1", "saved", "steps"]
+
+
+@pytest.fixture(scope="module")
+def quick_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in memory where there is such a one: what waits there for a disk is nobody's time."""
+    memory = Path("/dev/shm")
+    here = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else tmp_path_factory.getbasetemp()))
+    yield here / "killed"
+    shutil.rmtree(here)
+
+
+@cache
+def other_model() -> Model:
+    """The same model, to be loaded into."""
+    return l4spec.build(small_model().graph, dtype="fp32", seed=None)
+
+
+def save(way: str, model: Model, target: Path) -> None:
+    """One of the two ways to save."""
+    if way == "whole":
+        l4spec.save_checkpoint(model, target, max_shard_bytes=60_000)
+    else:
+        save_sharded(model, target, chunk_bytes=4096)
+
+
+@draws(50)
+@given(RANDOMS)
+def test_a_save_that_is_killed_leaves_the_whole_or_nothing(quick_folder: Path, random: Random) -> None:
+    way, model = random.choice(["whole", "sharded"]), small_model()
+    target = quick_folder / "saved"
+    shutil.rmtree(quick_folder, ignore_errors=True)
+    began = time.monotonic()
+    save(way, model, target)
+    seconds = time.monotonic() - began
+    shutil.rmtree(target)
+    for _ in range(random.randint(1, 3)):  # to the same place, each killed at its own moment
+        if not target.exists():
+            killed(lambda: save(way, model, target), random.uniform(0, 1.2) * seconds)
+    if not target.exists():
+        save(way, model, target)
+        assert [path.name for path in quick_folder.iterdir()] == ["saved"], "hidden folders are left"
+    other = other_model()
+    with torch.no_grad():
+        for tensor in other.state_dict().values():
+            tensor.zero_()
+    load_sharded(other, target)  # compares every file with its digest
+    assert all(torch.equal(other.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_every_file_is_on_the_disk_before_its_folder_gets_its_name(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def recorded_sync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        sync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        done.append(f"{path.name} is {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_sync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    save(way, small_model(), tmp_path / "saved")
+    (named,) = (place for place, text in enumerate(done) if text.endswith(" is saved"))
+    assert {path.name for path in (tmp_path / "saved").iterdir()} <= set(done[:named])
+    assert done[named + 1] == tmp_path.name
 
 
 def test_a_full_disk_is_told_as_one() -> None:

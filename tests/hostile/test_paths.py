@@ -13,13 +13,18 @@ from hypothesis import given
 from tests.hostile.draws import RANDOMS, draws
 from tests.hostile.server import Server
 
+SIMULATED = ("simulate", "tiny/scout", "--gpus", "1xH100")
+LOAD = ("--rate", "4/s", "--prompt-tokens", "9", "--output-tokens", "9", "--requests", "9")
 READERS = (
     ("validate", "{}"), ("plan", "{}"), ("show", "{}"), ("verify", "{}"), ("graph", "{}"),
     ("compare", "{}", "tiny/scout"),
     ("import", "{}"), ("accuracy", "--rows", "{}"), ("plan", "tiny/scout", "--gpus", "1x{}"),
     ("plan", "tiny/scout", "--gpus", "1xH100", "--routing", "{}"), ("plan", "tiny/scout", "-q", "{}"),
     ("plan", "tiny/scout", "--gpus", "1xH100", "--engine", "{}"), ("export", "{}"),
-    ("plan", "tiny/scout", "--set", "x={}"),
+    ("plan", "tiny/scout", "--set", "x={}"), ("report", "{}"), ("search", "{}"), ("simulate", "{}"), ("train", "{}"),
+    ("transfer", "{}"), ("graph", "{}", "--format", "svg"), (*SIMULATED, "--trace", "{}"), (*SIMULATED, "--fit", "{}"),
+    (*SIMULATED, *LOAD, "--factors", "{}"), (*SIMULATED, *LOAD, "--routing", "{}"), ("verify", "{}", "-v"),
+    ("train", "recipes/collapse", "--set", "data.sources.x={{kind: file, path: {}}}"),
 )  # fmt: skip
 WRITERS = (
     ("plan", "tiny/scout"),
@@ -27,6 +32,9 @@ WRITERS = (
     ("schema",),
     ("export", "tiny/scout"),
     ("compare", "tiny/scout"),
+    ("report", "tiny/scout"),
+    ("graph", "tiny/scout", "--format", "svg"),
+    (*SIMULATED, *LOAD),
 )
 
 

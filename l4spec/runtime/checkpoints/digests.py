@@ -19,6 +19,8 @@ CONFIG = "config.json"
 ALGORITHM = "xxh3_128"
 _BLOCK = 1 << 22
 _HINT = "--no-verify reads it as it is, if you know why it changed"
+_EDITED = "--no-verify reads it as it is, if it was edited on purpose; saving what was read writes new digests"
+_TEXTS = (".json", ".yaml")
 
 
 def new_digest() -> Any:
@@ -54,8 +56,8 @@ def write_digests(folder: Path, digests: Mapping[str, Digest]) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """The names of the files of a folder that get a digest, in order; not that of the config, which people edit."""
-    return sorted(path.name for path in folder.iterdir() if path.name not in (DIGESTS, CONFIG))
+    """The names of the files of a folder that get a digest, in order: all but the digests."""
+    return sorted(path.name for path in folder.iterdir() if path.name != DIGESTS)
 
 
 def read_digests(folder: Path) -> dict[str, Digest] | None:
@@ -80,6 +82,7 @@ def differences(folder: Path, digests: Mapping[str, Digest], names: Iterable[str
     """What is wrong with the files of these names."""
     for name in names:
         place, path = Place(name), folder / name
+        hint = _EDITED if path.suffix in _TEXTS else _HINT
         try:
             size = path.stat().st_size if path.is_file() else None
             if size is None:
@@ -88,10 +91,10 @@ def differences(folder: Path, digests: Mapping[str, Digest], names: Iterable[str
                 yield Problem(
                     f"is damaged: {digests[name].num_bytes:,} bytes were written, {size:,} are there",
                     place=place,
-                    hint=_HINT,
+                    hint=hint,
                 )
             elif digest_of(path) != digests[name]:
-                yield Problem("is damaged: its bytes are not those that were written", place=place, hint=_HINT)
+                yield Problem("is damaged: its bytes are not those that were written", place=place, hint=hint)
         except OSError as error:
             yield Problem(f"cannot be read: {error.strerror}", place=place)
 
@@ -112,7 +115,12 @@ class Unchanged:
     @classmethod
     def of(cls, folder: Path) -> "Unchanged":
         """The files of a folder as they are now."""
-        return cls({path: _look(path) for path in folder.iterdir()})
+        return cls.these(folder.iterdir())
+
+    @classmethod
+    def these(cls, paths: Iterable[Path]) -> "Unchanged":
+        """Some files as they are now."""
+        return cls({path: _look(path) for path in paths})
 
     def require(self) -> None:
         """Raise UserError naming the files that are not as they were: what was read of them may be of both."""

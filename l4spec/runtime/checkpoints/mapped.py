@@ -5,6 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from l4spec.runtime.checkpoints.digests import Unchanged
+
 MOST_MAPPED_BYTES = 256 << 20
 """Read since the files were last mapped anew; a single tensor may be larger."""
 ReadByName = Callable[[str], Tensor]
@@ -16,15 +18,20 @@ class MappedFiles:
 
     Pages of a mapped file that were read count as the process's own until the file is let go: after a whole checkpoint
     they would be as many as the weights.
+
+    Reading what was cut off a mapped file ends the process (SIGBUS). Therefore a file is looked at again before each
+    tensor, and refused if it is not as it was; what is cut off while a single tensor is copied is noticed too late.
     """
 
     def __init__(self, map_file: Callable[[Path], ReadByName]) -> None:
         self._map_file = map_file
         self._mapped: dict[Path, ReadByName] = {}
+        self._seen: dict[Path, Unchanged] = {}
         self._num_bytes = 0
 
     def open(self, path: Path) -> ReadByName:
-        """Map a file, if it is not yet. Raises what mapping raises."""
+        """Map a file, if it is not yet. Raises what mapping raises, and UserError for one that has changed since."""
+        self._seen.setdefault(path, Unchanged.these([path])).require()
         if path not in self._mapped:
             self._mapped[path] = self._map_file(path)
         return self._mapped[path]

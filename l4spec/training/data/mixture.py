@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l4spec.errors import UserError
 from l4spec.runtime.parallel.loss import IGNORED
+from l4spec.spec.files import require_regular
 from l4spec.spec.recipe import DataSpec
 from l4spec.spec.recipe.data import FileSource, SyntheticSource
 from l4spec.training.data.synthetic import HELD_OUT, TextDocument, TextSegment, document
@@ -111,6 +112,7 @@ def _documents_of(files: tuple[str, ...], held_out: float) -> tuple[Sequence[str
     """Documents to train on, and the last ones, which are held out. Raises UserError for a file that cannot be read."""
     documents: list[str] = []
     for file in files:
+        require_regular(Path(file))
         try:
             text = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from l4spec.errors import Place, Problem, UserError
+from l4spec.spec.files import require_regular
 
 MOST_ROWS = 1_000_000
 _ATTENTION = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
@@ -187,7 +188,8 @@ def _number(path: Path, line: int, text: str) -> float:
 
 
 def opened(path: Path) -> IO[str]:
-    """A text file, unpacked where its name ends in `.gz`."""
+    """A text file, unpacked where its name ends in `.gz`. Raises UserError for a pipe, a folder or a device."""
+    require_regular(path)
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 

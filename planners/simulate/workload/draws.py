@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 from l4spec.errors import Place, Problem, UserError
+from l4spec.spec.files import require_regular
 from l4spec.spec.scenario.workload import (
     Bursts,
     Constant,
@@ -90,6 +91,7 @@ def _cut(value: int, most: int | None) -> int:
 
 def _from_file(path: Path) -> list[int]:
     values: list[int] = []
+    require_regular(path)
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             text = line.strip()

@@ -12,18 +12,21 @@ A malformed line is refused with its number.
 
 import csv
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from l4spec.errors import Place, Problem, UserError
 from planners.simulate.times.kernel_tables import opened
 
 NS = 1_000_000_000
-MOST_LINE = 64 << 20
+MOST_LINE, MOST_DOCUMENT = 64 << 20, 1 << 30
+UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
+"""What is raised while a file, or a packed one, is read."""
 MOONCAKE_BLOCK, AGENTIC_BLOCK = 512, 64
 
 
@@ -63,8 +66,8 @@ def told_by_first_line(path: Path) -> str:
     try:
         with opened(path) as file:
             first = file.readline(1 << 20).strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _refused(path, 1, f"cannot read the trace: {error}") from None
+    except UNREADABLE as error:
+        raise _refused(path, 1, f"cannot read the trace: {_first_line(error)}") from None
     for form, words in (
         ("azure", ("ContextTokens", "GeneratedTokens")),
         ("agentic", ("trace,path,", "hash_ranges")),
@@ -87,7 +90,7 @@ def _whole(path: Path, line: int, name: str, value: Any, least: int = 0) -> int:
     """A number of tokens or a time from a field. Raises UserError with the line."""
     try:
         number = int(value) if not isinstance(value, float) else round(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not least <= number < 1 << 62 or isinstance(value, bool):
         raise _refused(path, line, f"expected {name} of at least {least}, found {str(value)[:40]!r}")
@@ -97,51 +100,67 @@ def _whole(path: Path, line: int, name: str, value: Any, least: int = 0) -> int:
 def _seconds(path: Path, line: int, name: str, value: Any) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not 0 <= number < 1e12:
         raise _refused(path, line, f"expected {name} in seconds, found {str(value)[:40]!r}")
     return number
 
 
+def _text_lines(path: Path, most: int = MOST_LINE) -> Iterator[str]:
+    """The lines of a file, each shorter than `most`. Raises UserError with the line that cannot be read."""
+    number = 0
+    try:
+        with opened(path) as file:
+            while line := file.readline(most):
+                number += 1
+                if len(line) == most:
+                    raise _refused(path, number, f"a line of more than {most >> 20} MiB")
+                yield line
+    except UNREADABLE as error:
+        raise _refused(path, number + 1, f"cannot read the trace: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:80]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of each row of a CSV file, its head too."""
+    csv.field_size_limit(MOST_LINE)
+    reader = csv.reader(_text_lines(path))
+    try:
+        for row in reader:
+            if row:
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise _refused(path, reader.line_num + 1, f"no line of a CSV file: {_first_line(error)}") from None
+
+
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and fields of each row of a CSV file that has the columns."""
-    with opened(path) as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in columns if name not in (reader.fieldnames or ())]
-        if missing:
-            raise _refused(path, 1, f"missing columns: {', '.join(missing)}")
-        try:
-            for row in reader:
-                if None in row or None in row.values():
-                    raise _refused(path, reader.line_num, f"expected {len(reader.fieldnames or ())} fields")
-                yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError, EOFError) as error:
-            raise _refused(path, reader.line_num + 1, f"no line of a CSV file: {error}") from None
+    rows = _csv_rows(path)
+    _, names = next(rows, (1, []))
+    if missing := [name for name in columns if name not in names]:
+        raise _refused(path, 1, f"missing columns: {', '.join(missing)}")
+    for line, row in rows:
+        if len(row) != len(names):
+            raise _refused(path, line, f"expected {len(names)} fields, found {len(row)}")
+        yield line, dict(zip(names, row, strict=True))
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line of a file of JSON lines."""
-    with opened(path) as file:
-        for number, line in enumerate(_limited(file, path), 1):
-            if not line.strip():
-                continue
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _refused(path, number, f"no JSON: {str(error)[:80]}") from None
-            if not isinstance(fields, dict):
-                raise _refused(path, number, "expected an object with the fields of a request")
-            yield number, fields
-
-
-def _limited(file: IO[str], path: Path) -> Iterator[str]:
-    number = 0
-    while line := file.readline(MOST_LINE):
-        number += 1
-        if len(line) == MOST_LINE:
-            raise _refused(path, number, "a line of more than 64 MiB")
-        yield line
+    for number, line in enumerate(_text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise _refused(path, number, f"no JSON: {_first_line(error)}") from None
+        if not isinstance(fields, dict):
+            raise _refused(path, number, "expected an object with the fields of a request")
+        yield number, fields
 
 
 def _azure(path: Path) -> Iterator[TraceEntry]:
@@ -166,7 +185,7 @@ def _mooncake(path: Path) -> Iterator[TraceEntry]:
             if name not in fields:
                 raise _refused(path, line, f"missing field {name}")
         ids = fields.get("hash_ids", [])
-        if not isinstance(ids, list) or not all(isinstance(number, int) and number >= 0 for number in ids):
+        if not isinstance(ids, list) or not all(type(number) is int and 0 <= number < 1 << 62 for number in ids):
             raise _refused(path, line, "expected hash_ids as a list of whole numbers")
         yield TraceEntry(
             _whole(path, line, "timestamp", fields["timestamp"]) * 1_000_000,
@@ -227,19 +246,24 @@ def _ranges(path: Path, line: int, text: str, base: int) -> tuple[tuple[int, int
 
 def _vllm(path: Path) -> Iterator[TraceEntry]:
     try:
-        with opened(path) as file:
-            fields = json.load(file)
-    except (ValueError, RecursionError, UnicodeDecodeError) as error:
-        raise _refused(path, 1, f"no JSON: {str(error)[:80]}") from None
+        fields = json.loads("".join(_text_lines(path, MOST_DOCUMENT)))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, 1, f"no JSON: {_first_line(error)}") from None
+    if not isinstance(fields, dict):
+        raise _refused(path, 1, "expected an object with the columns of a benchmark")
     columns = [fields.get(name) for name in ("input_lens", "output_lens", "start_times")]
     if not all(isinstance(column, list) for column in columns) or len({len(column or []) for column in columns}) != 1:
         hint = "run `vllm bench serve --save-result --save-detailed` of a version that writes start_times"
         raise _refused(path, 1, "expected lists input_lens, output_lens and start_times of one length", hint)
     times = _vllm_times(path, fields, len(columns[0] or []))
-    rows = sorted(zip(*[column or [] for column in columns], times, strict=True), key=lambda row: float(row[2]))
+    prompts, outputs, starts = (column or [] for column in columns)
+    starts = [_seconds(path, 1, "start_times", start) for start in starts]
+    rows = sorted(zip(prompts, outputs, starts, times, strict=True), key=lambda row: row[2])
     first = rows[0][2] if rows else 0.0
     for prompt, output, start, measured in rows:
-        arrival = round(_seconds(path, 1, "start_times", start - first) * NS)
+        arrival = round((start - first) * NS)
         entry = TraceEntry(
             arrival, _whole(path, 1, "input_lens", prompt, 1), max(_whole(path, 1, "output_lens", output), 1)
         )
@@ -264,23 +288,22 @@ def _blis(path: Path) -> Iterator[TraceEntry]:
     """Prompts by their token ids: equal beginnings are told by blocks of 16."""
     numbers: dict[tuple[int, tuple[int, ...]], int] = {}
     first: float | None = None
-    csv.field_size_limit(MOST_LINE)
-    with opened(path) as file:
-        reader = csv.reader(file)
-        head = next(reader, [])
-        rows = reader if head and not _is_number(head[0]) else chain([head], reader)
-        for row in rows:
-            line = reader.line_num
-            if len(row) < 5:
-                raise _refused(path, line, f"expected 5 fields, found {len(row)}")
-            time = _seconds(path, line, "arrival_time", row[0])
-            first = time if first is None else first
-            prompt, answer = (_token_ids(path, line, text) for text in row[3:5])
-            ids, before = [], -1
-            for start in range(0, len(prompt) - 15, 16):
-                before = numbers.setdefault((before, tuple(prompt[start : start + 16])), len(numbers))
-                ids.append(before)
-            yield TraceEntry(round((time - first) * NS), max(len(prompt), 1), max(len(answer), 1), runs_of(ids), 16)
+    rows = _csv_rows(path)
+    head = next(rows, None)
+    if head is not None and _is_number(head[1][0]):
+        rows = chain([head], rows)
+    for line, row in rows:
+        if len(row) < 5:
+            raise _refused(path, line, f"expected 5 fields, found {len(row)}")
+        time = _seconds(path, line, "arrival_time", row[0])
+        first = time if first is None else first
+        prompt, answer = (_token_ids(path, line, text) for text in row[3:5])
+        ids, before = [], -1
+        for start in range(0, len(prompt) - 15, 16):
+            before = numbers.setdefault((before, tuple(prompt[start : start + 16])), len(numbers))
+            ids.append(before)
+        arrival = max(round((time - first) * NS), 0)
+        yield TraceEntry(arrival, max(len(prompt), 1), max(len(answer), 1), runs_of(ids), 16)
 
 
 def _is_number(text: str) -> bool:
@@ -306,8 +329,7 @@ def _requests(path: Path) -> Iterator[TraceEntry]:
 
     Where the engine said when it queued a request (`queued_ts`), that counts, as its latencies count from there.
     """
-    with opened(path) as file:
-        as_json = file.read(1) == "{"
+    as_json = next(_text_lines(path), "").startswith("{")
     first: int | None = None
     for line, row in _objects(path) if as_json else _rows(path, ("input_toks", "output_toks")):
         if "arrival_time_ns" in row:

@@ -117,9 +117,13 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"l4spec {version('l4spec')}")
+        try:
+            number = version("l4spec")
+        except PackageNotFoundError:
+            number = "(not installed: run from its source)"
+        typer.echo(f"l4spec {number}")
         raise typer.Exit
 
 

@@ -16,7 +16,7 @@ def to_yaml(data: Mapping[str, Any], *, head: Sequence[str] = (), notes: Mapping
 
     Paths are dotted (`text.parts.moe`). Reading the result back gives `data`.
     """
-    lines = [f"# {line}".rstrip() for line in head]
+    lines = [f"# {_comment(line)}".rstrip() for line in head]
     for key, value in data.items():
         if isinstance(value, dict) and lines:
             lines.append("")
@@ -24,10 +24,15 @@ def to_yaml(data: Mapping[str, Any], *, head: Sequence[str] = (), notes: Mapping
     return "\n".join(lines) + "\n"
 
 
+def _comment(text: str) -> str:
+    """A text that stays in its line, whatever name a config gave to a field: the rest is written as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def _entry(key: str, value: Any, indent: str, path: str, notes: Mapping[str, str]) -> list[str]:
     name = _scalar(key)
     short = f"{indent}{name}: {_flow(value)}"
-    comment = f"  # {notes[path]}" if path in notes else ""
+    comment = f"  # {_comment(notes[path])}" if path in notes else ""
     if not _is_long(value) and len(short) <= WIDTH and "\n" not in short:
         return [short + comment]
     if isinstance(value, dict):

@@ -32,7 +32,7 @@ def try_to_write(way: str, place: Path, num_bytes: int) -> dict[str, Any] | None
     if not mounted_disk(place, num_bytes):
         return None
     (place / "old").write_text(BEFORE)
-    said = ""
+    refusal = ""
     try:
         match way:
             case "whole":
@@ -42,8 +42,12 @@ def try_to_write(way: str, place: Path, num_bytes: int) -> dict[str, Any] | None
             case _:
                 write_file(place / "old", "x" * 300_000, force=True)
     except UserError as error:
-        said = str(error)
-    return {"said": said, "names": sorted(path.name for path in place.iterdir()), "old": (place / "old").read_text()}
+        refusal = str(error)
+    return {
+        "refusal": refusal,
+        "names": sorted(path.name for path in place.iterdir()),
+        "old": (place / "old").read_text(),
+    }
 
 
 @draws(60)
@@ -57,11 +61,11 @@ def test_a_full_disk_is_told_and_holds_nothing_half_written(folder: Path, random
     if outcome is None:
         pytest.skip("no disk of one's own on this system")
     assert isinstance(outcome, dict), (way, num_bytes, outcome)
-    if outcome["said"]:
-        assert FULL in outcome["said"], (way, num_bytes, outcome)
-        assert len(outcome["said"].splitlines()) == 1, outcome
+    if outcome["refusal"]:
+        assert FULL in outcome["refusal"], (way, num_bytes, outcome)
+        assert len(outcome["refusal"].splitlines()) == 1, outcome
         assert outcome["names"] == ["old"], (way, num_bytes, outcome)
         assert outcome["old"] == BEFORE, (way, num_bytes, outcome)
     else:
         assert outcome["names"] == (["old"] if way == "file" else ["new", "old"]), (way, num_bytes, outcome)
-    assert outcome["said"] or num_bytes > 100_000, (way, num_bytes)
+    assert outcome["refusal"] or num_bytes > 100_000, (way, num_bytes)

@@ -86,7 +86,7 @@ def differences(folder: Path, digests: Mapping[str, Digest], names: Iterable[str
         try:
             size = path.stat().st_size if path.is_file() else None
             if size is None:
-                yield Problem("is missing, or no file", place=place)
+                yield Problem(f"is named in {DIGESTS}, but is missing, or no file", place=place)
             elif size != digests[name].num_bytes:
                 yield Problem(
                     f"is damaged: {digests[name].num_bytes:,} bytes were written, {size:,} are there",

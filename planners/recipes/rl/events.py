@@ -1,0 +1,190 @@
+"""The simulation: answers begin, end and are taken; updates end and are pushed; event by event, no time steps."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+
+from planners.recipes.rl.replica_clock import Begun, ReplicaClock
+from planners.recipes.rl.setup import RlSetup, RlTimes
+
+LEARNER = -1
+WARM_UP, MEASURED = 4, 12
+"""Steps that are left out, and steps that are measured."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Sums over the measured steps."""
+
+    since: float = 0.0
+    updates: int = 0
+    staleness: int = 0
+    most_stale: int = 0
+    latency: float = 0.0
+    answers_taken: int = 0
+    in_flight_area: float = 0.0
+    in_flight_at_updates: int = 0
+    training_seconds: float = 0.0
+    busy_before: float = 0.0
+
+
+@dataclass
+class RlSimulation:
+    """One setup as it runs."""
+
+    setup: RlSetup
+    now: float = 0.0
+    version: int = 0
+    begun: int = 0
+    taken: int = 0
+    chunks_done: int = 0
+    ready: deque[Begun] = field(default_factory=deque)
+    tally: _Tally = field(default_factory=_Tally)
+
+    def __post_init__(self) -> None:
+        one = self.setup
+        self.replicas = [ReplicaClock(one.decode, one.slots) for _ in range(one.replicas)]
+        self.events: list[tuple[float, int, int]] = []
+        self.is_training = False
+        self.lengths = self._lengths()
+
+    def run(self, warm_up: int = WARM_UP, measured: int = MEASURED) -> RlTimes:
+        """Means over `measured` steps after `warm_up` ones."""
+        self._begin_answers()
+        while self.version < warm_up + measured:
+            at, who, epoch = heappop(self.events)
+            if who != LEARNER and self.replicas[who].epoch != epoch:
+                continue
+            self._move_to(at)
+            if who == LEARNER:
+                self._learner_done()
+                if self.version == warm_up and self.chunks_done == 0:
+                    self._start_tally()
+            else:
+                self._answer_done(who)
+            self._begin_answers()
+            self._take()
+        return self._times()
+
+    def _lengths(self) -> Iterator[int]:
+        number = 0
+        while True:
+            yield from self.setup.lengths.draw(self.setup.answers, self.setup.seed * 1_000_003 + number)
+            number += 1
+
+    @property
+    def _in_flight(self) -> int:
+        return self.begun - self.taken
+
+    def _move_to(self, at: float) -> None:
+        self.tally.in_flight_area += self._in_flight * (at - self.now)
+        if self.is_training:
+            self.tally.training_seconds += at - self.now
+        self.now = at
+
+    def _schedule(self, index: int) -> None:
+        replica = self.replicas[index]
+        replica.epoch += 1
+        end = replica.next_end()
+        if end is not None:
+            heappush(self.events, (end, index, replica.epoch))
+
+    def _answer_done(self, index: int) -> None:
+        replica = self.replicas[index]
+        replica.advance(self.now)
+        self.ready.append(replica.finish())
+        if replica.is_draining and not replica.ends:
+            replica.is_draining = False
+            replica.stop(self.now + self.setup.push_seconds)
+        self._schedule(index)
+
+    def _begin_answers(self) -> None:
+        """As many as may be, each on the replica with the most room."""
+        setup = self.setup
+        if setup.is_colocated and self.is_training:
+            return
+        allowed = int((self.version + 1 + setup.staleness) * setup.answers) - self.begun
+        if allowed <= 0:
+            return
+        free = [(-replica.room, index) for index, replica in enumerate(self.replicas) if replica.room > 0]
+        free.sort()
+        touched = set()
+        while allowed > 0 and free:
+            room, index = heappop(free)
+            replica = self.replicas[index]
+            if index not in touched:
+                replica.advance(self.now)
+                touched.add(index)
+            replica.begin(next(self.lengths), self.begun, self.version)
+            self.begun, allowed = self.begun + 1, allowed - 1
+            if room + 1 < 0:
+                heappush(free, (room + 1, index))
+        for index in touched:
+            self._schedule(index)
+
+    def _take(self) -> None:
+        """Let the learner begin, if it is idle and has what it waits for."""
+        setup = self.setup
+        size = self._chunk_size()
+        if self.is_training or len(self.ready) < size:
+            return
+        for _ in range(size):
+            at, version = self.ready.popleft()
+            late = self.version - version
+            self.tally.staleness += late
+            self.tally.most_stale = max(self.tally.most_stale, late)
+            self.tally.latency += self.now - at
+        self.tally.answers_taken += size
+        self.taken += size
+        self.is_training = True
+        heappush(self.events, (self.now + setup.train_seconds * size / setup.answers, LEARNER, 0))
+
+    def _chunk_size(self) -> int:
+        """Equal parts whose sizes add up to the answers of a step."""
+        answers, chunks, done = self.setup.answers, self.setup.chunks, self.chunks_done
+        return answers * (done + 1) // chunks - answers * done // chunks
+
+    def _learner_done(self) -> None:
+        self.is_training = False
+        self.chunks_done += 1
+        if self.chunks_done < self.setup.chunks:
+            return
+        self.chunks_done, self.version = 0, self.version + 1
+        self.tally.updates += 1
+        self.tally.in_flight_at_updates += self._in_flight
+        for index, replica in enumerate(self.replicas):
+            replica.advance(self.now)
+            if self.setup.is_partial or not replica.ends:
+                replica.stop(self.now + self.setup.push_seconds)
+                self._schedule(index)
+            else:
+                replica.is_draining = True
+
+    def _start_tally(self) -> None:
+        self.tally = _Tally(since=self.now, busy_before=self._busy())
+
+    def _busy(self) -> float:
+        for replica in self.replicas:
+            replica.advance(self.now)
+        return sum(replica.busy_seconds for replica in self.replicas)
+
+    def _times(self) -> RlTimes:
+        tally = self.tally
+        seconds = self.now - tally.since
+        return RlTimes(
+            step_seconds=seconds / tally.updates,
+            generating=(self._busy() - tally.busy_before) / (seconds * len(self.replicas)),
+            training=tally.training_seconds / seconds,
+            mean_staleness=tally.staleness / tally.answers_taken,
+            max_staleness=tally.most_stale,
+            in_flight=tally.in_flight_area / seconds,
+            in_flight_at_updates=tally.in_flight_at_updates / tally.updates,
+            latency_seconds=tally.latency / tally.answers_taken,
+            answers=self.setup.answers,
+        )
+
+
+def simulate_rl(setup: RlSetup) -> RlTimes:
+    """Step time, utilization and staleness of a setup."""
+    return RlSimulation(setup).run()

@@ -1,0 +1,52 @@
+"""One replica that generates: sequences that share decode steps, each ended by its own length."""
+
+from heapq import heappop, heappush
+
+from planners.recipes.rl.setup import DecodeTimes
+
+Begun = tuple[float, int]
+"""When an answer was begun, and the updates done by then."""
+
+
+class ReplicaClock:
+    """All sequences get one token a step. `progress` counts steps made, so that an answer ends at a known progress."""
+
+    def __init__(self, decode: DecodeTimes, slots: int) -> None:
+        self.decode, self.slots = decode, slots
+        self.ends: list[tuple[float, int, Begun]] = []
+        self.progress, self.time, self.stopped_until = 0.0, 0.0, 0.0
+        self.busy_seconds = 0.0
+        self.is_draining, self.epoch = False, 0
+
+    @property
+    def room(self) -> int:
+        """Answers that may be begun now."""
+        return 0 if self.is_draining else self.slots - len(self.ends)
+
+    def advance(self, now: float) -> None:
+        """Make the steps until `now`."""
+        began = max(self.time, min(self.stopped_until, now))
+        if self.ends:
+            self.busy_seconds += now - began
+            self.progress += (now - began) / self.decode.at(len(self.ends))
+        self.time = now
+
+    def begin(self, length: int, number: int, version: int) -> None:
+        """One more answer, of this many tokens; `advance` comes first."""
+        heappush(self.ends, (self.progress + length, number, (self.time, version)))
+
+    def finish(self) -> Begun:
+        """The answer that ends first has ended."""
+        self.progress = max(self.progress, self.ends[0][0])
+        return heappop(self.ends)[2]
+
+    def next_end(self) -> float | None:
+        """When the next answer ends, if nothing changes."""
+        if not self.ends:
+            return None
+        left = max(0.0, self.ends[0][0] - self.progress)
+        return max(self.time, self.stopped_until) + left * self.decode.at(len(self.ends))
+
+    def stop(self, until: float) -> None:
+        """No steps until then."""
+        self.stopped_until = max(self.stopped_until, until)

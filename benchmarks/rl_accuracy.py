@@ -45,7 +45,6 @@ SPECS = {
     "Qwen3-30B-A3B": ("compare/qwen3-30b-a3b", 2),
 }
 """Spec of a model, and GPUs of a replica: the smallest power of two that holds it with its answers."""
-SLOTS = 256
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class PublishedRun:
         generating = total if self.is_synchronous else int(self.number("gpus_rollout") or total // 2)
         learning = total if self.is_synchronous else int(self.number("gpus_train") or total // 2)
         context = PROMPT + round(lengths.mean_tokens_before)
-        decode = planned_decode(graph, f"{per_replica}x{row['hardware']}", context, PROMPT + longest, SLOTS)
+        decode = planned_decode(graph, f"{per_replica}x{row['hardware']}", context, PROMPT + longest)
         peak = parse_cluster(f"1x{row['hardware']}").hardware.peak("bf16").value
         trained = 3 * model_flops(graph, Work(1, PROMPT + round(lengths.mean), phase="train")) * answers
         passes = 1.0 if "async" in row["mode"] else PASSES
@@ -92,7 +91,7 @@ class PublishedRun:
             answers=answers,
             lengths=lengths,
             replicas=max(1, generating // per_replica),
-            slots=max(decode.slots, 1),
+            slots=decode.slots,
             decode=decode.times,
             train_seconds=passes * trained / (learning * peak),
             staleness=float(row["staleness"]),
@@ -173,8 +172,9 @@ def _measured(run: PublishedRun, mean: float | None) -> SynchronousStep:
 def main(arguments: Sequence[str]) -> None:
     """Print factors, rows and the median error."""
     factors, judged = judge(read_runs(Path(arguments[0])))
-    for (source, model, longest), one in factors.items():
-        print(f"{model}, {longest} tokens, {source}: generation x {one.generation:.2f}, training x {one.training:.2f}")
+    for (source, model, longest), fitted in factors.items():
+        by_part = f"generation x {fitted.generation:.2f}, training x {fitted.training:.2f}"
+        print(f"{model}, {longest} tokens, {source}: {by_part}")
     print("\n| row | run | staleness | measured s | simulated s | error |\n|---|---|---|---|---|---|")
     for one in judged:
         row = one.run.row

@@ -9,6 +9,7 @@ from l4spec.units import gib
 if TYPE_CHECKING:
     from l4spec.verification.recipe_claims import RecipeReport
     from planners.recipes.recipe_plan import PhasePlan, RecipePlan
+    from planners.recipes.rl.rl_plan import RlPhasePlan
 
 _JOULES_PER_MWH = 3.6e9
 
@@ -51,6 +52,7 @@ def recipe_page(answer: "RecipePlan") -> Page:
     teachers = tuple(_teacher_line(phase) for phase in answer.phases if phase.teacher is not None)
     if teachers:
         sections.append(Section("Teacher passes", (Lines(teachers),)))
+    sections += [_rollouts(phase.name, phase.rl) for phase in answer.phases if phase.rl is not None]
     notes = tuple(dict.fromkeys(f"{phase.name}: {note}" for phase in answer.phases for note in phase.notes))
     if notes:
         sections.append(Section("Notes", (Lines(notes),)))
@@ -105,6 +107,23 @@ def _teacher_line(phase: "PhasePlan") -> str:
     charged = "unknown" if teacher.gpu_hours is None else f"{teacher.gpu_hours:,.0f} GPU-hours"
     shared = f"{teacher.in_training:.0%} of them in its own training, the rest for {teacher.students} student(s)"
     return f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged here"
+
+
+def _rollouts(name: str, rl: "RlPhasePlan") -> Section:
+    """How answers are generated beside the learner, and when that pays."""
+    asynchronous = quantities.seconds(rl.asynchronous_seconds)
+    lines = (
+        f"{rl.answers:,} answers a step, replicas of {rl.gpus_per_replica} GPUs, at most {rl.slots} answers each",
+        f"{rl.mode}: {rl.generation_gpus:,} GPUs generate ({rl.generating:.0%} of the time), "
+        f"{rl.training_gpus:,} train ({rl.training:.0%})",
+        f"staleness {rl.mean_staleness:.2f} updates in the mean, {rl.max_staleness} at most; "
+        f"new weights take {quantities.seconds(rl.push_seconds)}",
+        f"synchronous {quantities.seconds(rl.synchronous_seconds)} a step, asynchronous {asynchronous}: "
+        f"{rl.speed_up:.1f} times as fast",
+    )
+    rows = tuple((one.name, f"{one.speed_up:.1f}") for one in rl.conditions)
+    table = Table(("if", "asynchrony gains, times"), rows, "lr")
+    return Section(f"Generation of {name}", (Lines(lines), table))
 
 
 def recipe_claims_page(report: "RecipeReport") -> Page:

@@ -1,7 +1,7 @@
 """From a recipe to its cost: each phase is a training plan with its own settings, multiplied by its steps.
 
 Left out: failures and restarts, evaluation, writing checkpoints, reading data, the time in which RL draws its answers
-(`l4spec simulate`), and energy beyond the GPUs' own rated power.
+where it does not say `rollouts`, and energy beyond the GPUs' own rated power.
 """
 
 from collections.abc import Iterable
@@ -23,6 +23,7 @@ from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
+from planners.recipes.rl.rl_plan import RlPhasePlan
 from planners.request import PlanRequest
 
 StepSource = Literal["estimate", "given utilization"]
@@ -102,6 +103,9 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
     except UserError as error:
         raise UserError(f"phase {phase.name}: {error}") from None
     seconds, source = _step_seconds(phase, answer, num_gpus)
+    rollouts = _rollouts(phase, graph, request.gpus, seconds)
+    if rollouts is not None:
+        seconds = rollouts.step_seconds
     steps = phase.tokens / (phase.batch * phase.context)
     teacher = _teacher(loaded, phase, asked, _rate(answer, seconds, num_gpus))
     hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
@@ -137,8 +141,21 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
         checkpoint_bytes=counts.total * per_param,
         teacher=teacher,
         errors=answer.latency.errors if answer.latency else (),
-        notes=_notes(phase, answer, seconds),
+        rl=rollouts,
+        notes=_notes(phase, answer, seconds) + (() if rollouts is None else rollouts.notes),
     )
+
+
+def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float | None) -> RlPhasePlan | None:
+    """How answers of an RL phase are generated, if it says so and its update has a known time."""
+    if phase.kind != "rl" or phase.rollouts is None or gpus is None or seconds is None:
+        return None
+    from planners.recipes.rl.phase import plan_rl
+
+    try:
+        return plan_rl(phase, graph, gpus, seconds)
+    except UserError as error:
+        raise UserError(f"phase {phase.name}: {error}") from None
 
 
 def _step_seconds(phase: Phase, answer: Plan, num_gpus: int | None) -> tuple[float | None, StepSource | None]:
@@ -185,6 +202,6 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None) -> tuple[str, ...]
     notes = answer.latency.notes if answer.latency else ("no GPUs were given: no time",)
     if answer.latency is not None and seconds is None:
         notes = (answer.latency.reason or "no estimate of the step", *notes)
-    if phase.kind == "rl":
-        notes = (*notes, "the time in which answers are drawn is not in the hours: `l4spec simulate` plans it")
+    if phase.kind == "rl" and phase.rollouts is None:
+        notes = (*notes, "the time in which answers are drawn is not in the hours: `rollouts` plans it")
     return tuple(notes)

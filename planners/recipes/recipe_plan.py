@@ -3,6 +3,7 @@
 from typing import Literal
 
 from planners.latency_types import Frozen, LatencyError
+from planners.recipes.rl.rl_plan import RlPhasePlan
 
 
 class TeacherPasses(Frozen):
@@ -23,7 +24,8 @@ class PhasePlan(Frozen):
     """One phase. `model_flops` is the mathematics of all steps, teachers aside; null times say why in `notes`.
 
     `gpu_hours` and what follows from it include the teacher's passes. `generated_flops` are forward passes of answers
-    that RL draws; their time is not in `gpu_hours`. A checkpoint holds bf16 weights and the optimizer's state.
+    that RL draws; their time is in `gpu_hours` where `rl` says how they are. A checkpoint holds bf16 weights and the
+    optimizer's state.
     """
 
     name: str
@@ -50,6 +52,7 @@ class PhasePlan(Frozen):
     energy_joules: float | None
     checkpoint_bytes: int
     teacher: TeacherPasses | None = None
+    rl: RlPhasePlan | None = None
     errors: tuple[LatencyError, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ from l4spec.layers.base import AsTuple, PositiveFloat, Size, Spec
 from l4spec.spec.header import located
 from l4spec.spec.quantities import Share, Tokens, TrainTokens
 from l4spec.spec.recipe.data import Key, Weight
+from l4spec.spec.recipe.rollouts import RolloutSpec
 
 Rate = Annotated[float, Field(ge=0, le=10)]
 Degree = Annotated[int, Field(ge=1, le=1 << 20)]
@@ -158,6 +159,8 @@ class RlPhase(PhaseBase):
     """Of sampling."""
     iterations: Size = 1
     """Optimizer steps on each batch of answers."""
+    rollouts: RolloutSpec | None = None
+    """How answers are generated beside the learner; null: in turns in one process, and their time is not planned."""
 
     @model_validator(mode="after")
     def _groups_fill_a_batch(self) -> Self:

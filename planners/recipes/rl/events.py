@@ -1,7 +1,6 @@
 """The simulation: answers begin, end and are taken; updates end and are pushed; event by event, no time steps."""
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
@@ -37,9 +36,12 @@ class RlSimulation:
     now: float = 0.0
     version: int = 0
     begun: int = 0
+    num_ended: int = 0
     taken: int = 0
     chunks_done: int = 0
-    ready: deque[Begun] = field(default_factory=deque)
+    ready: list[Begun] = field(default_factory=list)
+    ended: set[int] = field(default_factory=set)
+    all_ended_below: int = 0
     tally: _Tally = field(default_factory=_Tally)
 
     def __post_init__(self) -> None:
@@ -51,7 +53,7 @@ class RlSimulation:
 
     def run(self, warm_up: int = WARM_UP, measured: int = MEASURED) -> RlTimes:
         """Means over `measured` steps after `warm_up` ones."""
-        self._begin_answers()
+        self._begin_answers(range(len(self.replicas)))
         while self.version < warm_up + measured:
             at, who, epoch = heappop(self.events)
             if who != LEARNER and self.replicas[who].epoch != epoch:
@@ -63,7 +65,7 @@ class RlSimulation:
                     self._start_tally()
             else:
                 self._answer_done(who)
-            self._begin_answers()
+            self._begin_answers(self._with_room(who))
             self._take()
         return self._times()
 
@@ -93,13 +95,26 @@ class RlSimulation:
     def _answer_done(self, index: int) -> None:
         replica = self.replicas[index]
         replica.advance(self.now)
-        self.ready.append(replica.finish())
+        answer = replica.finish()
+        self.num_ended += 1
+        if self.setup.in_order:
+            heappush(self.ready, answer)
+            self.ended.add(answer[0])
+        else:
+            self.ready.append(answer)
         if replica.is_draining and not replica.ends:
             replica.is_draining = False
             replica.stop(self.now + self.setup.push_seconds)
         self._schedule(index)
 
-    def _begin_answers(self) -> None:
+    def _with_room(self, last: int) -> Sequence[int]:
+        """Replicas that may have room: where all others are full, the one whose answer ended."""
+        generating = self.begun - self.num_ended
+        if last != LEARNER and generating + self.replicas[last].room >= len(self.replicas) * self.setup.slots:
+            return (last,)
+        return range(len(self.replicas))
+
+    def _begin_answers(self, candidates: Sequence[int]) -> None:
         """As many as may be, each on the replica with the most room."""
         setup = self.setup
         if setup.is_colocated and self.is_training:
@@ -107,7 +122,7 @@ class RlSimulation:
         allowed = int((self.version + 1 + setup.staleness) * setup.answers) - self.begun
         if allowed <= 0:
             return
-        free = [(-replica.room, index) for index, replica in enumerate(self.replicas) if replica.room > 0]
+        free = [(-self.replicas[index].room, index) for index in candidates if self.replicas[index].room > 0]
         free.sort()
         touched = set()
         while allowed > 0 and free:
@@ -127,10 +142,12 @@ class RlSimulation:
         """Let the learner begin, if it is idle and has what it waits for."""
         setup = self.setup
         size = self._chunk_size()
-        if self.is_training or len(self.ready) < size:
+        if self.is_training or len(self.ready) < size or not self._has_next(size):
             return
-        for _ in range(size):
-            at, version = self.ready.popleft()
+        taken = [heappop(self.ready) for _ in range(size)] if self.setup.in_order else self.ready[:size]
+        if not self.setup.in_order:
+            del self.ready[:size]
+        for _, at, version in taken:
             late = self.version - version
             self.tally.staleness += late
             self.tally.most_stale = max(self.tally.most_stale, late)
@@ -139,6 +156,13 @@ class RlSimulation:
         self.taken += size
         self.is_training = True
         heappush(self.events, (self.now + setup.train_seconds * size / setup.answers, LEARNER, 0))
+
+    def _has_next(self, size: int) -> bool:
+        """Whether the next answers in the order of beginning have ended, if that is how they are taken."""
+        while self.all_ended_below in self.ended:
+            self.ended.remove(self.all_ended_below)
+            self.all_ended_below += 1
+        return not self.setup.in_order or self.all_ended_below >= self.taken + size
 
     def _chunk_size(self) -> int:
         """Equal parts whose sizes add up to the answers of a step."""

@@ -7,7 +7,7 @@ from math import exp, log
 from planners.recipes.rl.events import RlSimulation
 from planners.recipes.rl.setup import RlSetup
 
-ALIKE = 0.1
+ALIKE = 0.02
 """How strongly the factors are drawn to each other, so that one row without parts fixes both: weight of their log
 ratio beside the rows' log errors."""
 

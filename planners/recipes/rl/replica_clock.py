@@ -4,8 +4,8 @@ from heapq import heappop, heappush
 
 from planners.recipes.rl.setup import DecodeTimes
 
-Begun = tuple[float, int]
-"""When an answer was begun, and the updates done by then."""
+Begun = tuple[int, float, int]
+"""Number of an answer in the order of beginning, when it was begun, and the updates done by then."""
 
 
 class ReplicaClock:
@@ -13,7 +13,7 @@ class ReplicaClock:
 
     def __init__(self, decode: DecodeTimes, slots: int) -> None:
         self.decode, self.slots = decode, slots
-        self.ends: list[tuple[float, int, Begun]] = []
+        self.ends: list[tuple[float, Begun]] = []
         self.progress, self.time, self.stopped_until = 0.0, 0.0, 0.0
         self.busy_seconds = 0.0
         self.is_draining, self.epoch = False, 0
@@ -33,12 +33,12 @@ class ReplicaClock:
 
     def begin(self, length: int, number: int, version: int) -> None:
         """One more answer, of this many tokens; `advance` comes first."""
-        heappush(self.ends, (self.progress + length, number, (self.time, version)))
+        heappush(self.ends, (self.progress + length, (number, self.time, version)))
 
     def finish(self) -> Begun:
         """The answer that ends first has ended."""
         self.progress = max(self.progress, self.ends[0][0])
-        return heappop(self.ends)[2]
+        return heappop(self.ends)[1]
 
     def next_end(self) -> float | None:
         """When the next answer ends, if nothing changes."""

@@ -38,7 +38,8 @@ class RlSetup:
     been. The learner takes answers in `chunks` equal parts as they come, whole batches by default, and new weights are
     pushed after each batch, for which generation stands still for `push_seconds`. With `is_partial`, answers that are
     being generated go on with the new weights; else a replica begins no new ones and ends its own before it takes
-    weights. `is_colocated`: the same GPUs generate and train, so that nothing is generated while the learner works.
+    weights. `in_order`: answers are taken as they were begun, so that none is staler than `staleness`; else as they
+    end. `is_colocated`: the same GPUs generate and train, so that nothing is generated while the learner works.
     """
 
     answers: int
@@ -51,6 +52,7 @@ class RlSetup:
     staleness: float = 0.0
     chunks: int = 1
     is_partial: bool = True
+    in_order: bool = False
     is_colocated: bool = False
     seed: int = 0
 

@@ -1,0 +1,40 @@
+"""How an RL phase's answers are generated and learned from: in turns on the same GPUs, or apart and at once."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from l4spec.layers.base import Size, Spec
+from l4spec.spec.quantities import Tokens
+
+
+class RolloutSpec(Spec):
+    """Generation beside the learner. The planner simulates it; a run with actors does it."""
+
+    mode: Literal["synchronous", "asynchronous"] = "asynchronous"
+    """`synchronous`: all GPUs generate, then all train."""
+    staleness: Annotated[float, Field(ge=0, le=64)] = 1.0
+    """Batches that may be begun beyond the one that is learned from; 0: nothing is learned from old weights."""
+    partial: bool = True
+    """Answers in progress go on under new weights; else they end under their own before weights are taken."""
+    in_order: bool = False
+    """Answers are learned from in the order in which they were begun, so that none is staler than `staleness` and long
+    ones are as likely as short ones; else as they end."""
+    actors: Annotated[int, Field(ge=1, le=256)] = 1
+    """Processes that generate in an asynchronous run."""
+    generation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the GPUs that generate; null: the plan takes the fastest of eighths."""
+    gpus_per_replica: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """GPUs of a replica that generates; null: the smallest power of two that holds model and answers."""
+    slots: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Most answers that a replica generates at a time."""
+    quantization: str = "bf16"
+    """Weights of replicas in the plan: a scheme of `l4spec ls quantization`."""
+    prompt: Tokens = 512
+    """Tokens of a prompt in the plan."""
+    mean_answer: Tokens | None = None
+    """Mean tokens of an answer in the plan; null: half of the most."""
+    spread: Annotated[float, Field(ge=0, le=4)] = 1.0
+    """Standard deviation of the logarithm of lengths in the plan, before they are cut at the most."""
+    chunks: Size = 1
+    """Equal parts in which the learner takes a batch as answers come."""

@@ -1,0 +1,179 @@
+"""An RL phase, planned: how its GPUs are divided, how long its steps take, and when asynchrony pays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from l4spec.errors import UserError
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.recipe.phase import RlPhase
+from l4spec.spec.recipe.rollouts import RolloutSpec
+from planners.catalog.cluster import parse_cluster
+from planners.counts.params import count_params
+from planners.device.training_state import WEIGHT_BYTES
+from planners.recipes.rl.events import RlSimulation
+from planners.recipes.rl.lengths import AnswerLengths
+from planners.recipes.rl.planned import PlannedDecode, planned_decode
+from planners.recipes.rl.rl_plan import RlCondition, RlPhasePlan
+from planners.recipes.rl.setup import RlSetup, RlTimes
+
+EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
+WARM_UP, MEASURED = 3, 4
+LOG_PROBS = 4 / 3
+"""The learner's FLOPs with a forward pass for the policy's own log probabilities, over those of its update."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Infrastructure:
+    """What all setups of a phase share. `train_seconds` are those of a step on all GPUs."""
+
+    rollouts: RolloutSpec
+    answers: int
+    lengths: AnswerLengths
+    num_gpus: int
+    per_replica: int
+    decode: PlannedDecode
+    train_seconds: float
+    push_seconds: float
+
+    def setup(self, share: float | None) -> RlSetup:
+        """Asynchronous with this share of the GPUs for generation; None is synchronous on all of them."""
+        replicas = max(1, int(self.num_gpus * (share or 1)) // self.per_replica)
+        learning = self.num_gpus if share is None else self.num_gpus - replicas * self.per_replica
+        if learning < 1:
+            raise UserError(f"no GPU of {self.num_gpus} is left to train", hint="more GPUs, or smaller replicas")
+        return RlSetup(
+            answers=self.answers,
+            lengths=self.lengths,
+            replicas=replicas,
+            slots=self.decode.slots,
+            decode=self.decode.times,
+            train_seconds=LOG_PROBS * self.train_seconds * self.num_gpus / learning,
+            push_seconds=self.push_seconds,
+            staleness=0.0 if share is None else self.rollouts.staleness,
+            chunks=1 if share is None else self.rollouts.chunks,
+            is_partial=self.rollouts.partial,
+            in_order=share is not None and self.rollouts.in_order,
+            is_colocated=share is None,
+        )
+
+    def fastest(self) -> tuple[RlSetup, RlTimes]:
+        """The asynchronous setup of the share that the phase names, or of the fastest eighth.
+
+        Halving: more GPUs generate where replicas are busier than the learner, fewer where it is busier.
+        """
+        shares = EIGHTHS if self.rollouts.generation_share is None else (self.rollouts.generation_share,)
+        possible = [share for share in shares if self.num_gpus * share >= self.per_replica]
+        if not possible:
+            raise UserError(
+                f"{self.num_gpus} GPUs, of which a replica takes {self.per_replica}, cannot be divided",
+                hint="more GPUs, or rollouts.mode: synchronous",
+            )
+        tried = []
+        first, last = 0, len(possible) - 1
+        while first <= last:
+            middle = (first + last) // 2
+            setup = self.setup(possible[middle])
+            times = _run(setup)
+            tried.append((setup, times))
+            first, last = (middle + 1, last) if times.generating > times.training else (first, middle - 1)
+        return min(tried, key=lambda one: one[1].step_seconds)
+
+    def speed_up(self) -> float:
+        """Synchronous over asynchronous seconds of a step."""
+        return _run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
+
+
+def _run(setup: RlSetup) -> RlTimes:
+    return RlSimulation(setup).run(WARM_UP, MEASURED)
+
+
+def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) -> RlPhasePlan:
+    """Times of a phase whose update takes `train_seconds` on all `gpus`.
+
+    Raises UserError where replicas do not hold the model, or GPUs cannot be divided.
+    """
+    assert phase.rollouts is not None, "asked for phases that say how they generate"
+    whole = _infrastructure(phase, phase.rollouts, graph, gpus, train_seconds)
+    together = _run(whole.setup(None))
+    setup, apart = whole.fastest()
+    is_apart = phase.rollouts.mode == "asynchronous"
+    shown = apart if is_apart else together
+    generating = setup.replicas * whole.per_replica
+    return RlPhasePlan(
+        mode=phase.rollouts.mode,
+        generation_gpus=generating if is_apart else whole.num_gpus,
+        training_gpus=whole.num_gpus - generating if is_apart else whole.num_gpus,
+        gpus_per_replica=whole.per_replica,
+        slots=setup.slots,
+        answers=whole.answers,
+        step_seconds=shown.step_seconds,
+        synchronous_seconds=together.step_seconds,
+        asynchronous_seconds=apart.step_seconds,
+        speed_up=together.step_seconds / apart.step_seconds,
+        generating=shown.generating,
+        training=shown.training,
+        mean_staleness=shown.mean_staleness,
+        max_staleness=shown.max_staleness,
+        push_seconds=whole.push_seconds,
+        conditions=tuple(RlCondition(name=name, speed_up=one.speed_up()) for name, one in _others(whole).items()),
+        notes=_notes(whole),
+    )
+
+
+def _infrastructure(
+    phase: RlPhase, rollouts: RolloutSpec, graph: LayerGraph, gpus: str, train_seconds: float
+) -> _Infrastructure:
+    cluster = parse_cluster(gpus)
+    mean = rollouts.mean_answer or max(1, phase.max_answer // 2)
+    lengths = AnswerLengths(float(mean), phase.max_answer, rollouts.spread)
+    context, longest = rollouts.prompt + round(lengths.mean_tokens_before), rollouts.prompt + phase.max_answer
+    per_replica, decode = _replica(rollouts, graph, cluster.hardware.name, cluster.num_gpus, context, longest)
+    link = cluster.hardware.links.inter_host
+    weights = count_params(graph).total * WEIGHT_BYTES
+    push = 0.0 if link is None else weights / per_replica / link.value
+    return _Infrastructure(rollouts, phase.batch, lengths, cluster.num_gpus, per_replica, decode, train_seconds, push)
+
+
+def _replica(
+    rollouts: RolloutSpec, graph: LayerGraph, device: str, most: int, context: int, longest: int
+) -> tuple[int, PlannedDecode]:
+    """GPUs of a replica and its times: as the phase says, or the smallest power of two that holds the longest."""
+    size = rollouts.gpus_per_replica or 1
+    while True:
+        try:
+            times = planned_decode(graph, f"{size}x{device}", context, longest, rollouts)
+        except UserError:
+            if rollouts.gpus_per_replica is not None or size * 2 > most:
+                raise
+            size *= 2
+        else:
+            return size, times
+
+
+def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
+    """What the speed-up is compared with: the same phase with one thing otherwise."""
+    lengths, rollouts = whole.lengths, whole.rollouts
+    even = AnswerLengths(lengths.mean, lengths.longest, 0.0)
+    return {
+        "all answers equally long": replace(whole, lengths=even),
+        "updates take no time": replace(whole, train_seconds=0.0),
+        "updates take ten times as long": replace(whole, train_seconds=10 * whole.train_seconds),
+        "four times as many answers a step": replace(
+            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds
+        ),
+        "answers taken as they were begun": replace(whole, rollouts=rollouts.model_copy(update={"in_order": True})),
+        "staleness 0": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 0.0})),
+        "staleness 8": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 8.0})),
+    }
+
+
+def _notes(whole: _Infrastructure) -> tuple[str, ...]:
+    notes = [
+        "the learner takes the planned step over its share of the GPUs, and a third more for log probabilities",
+        "lengths are assumed log-normal; prompts are taken as read, and caches as large enough for all slots",
+    ]
+    if whole.decode.is_bound:
+        notes.append("decode steps are bounds: no factors are fitted for these GPUs")
+    if whole.push_seconds == 0:
+        notes.append("no link between hosts is known: pushing weights takes no time here")
+    return tuple(notes)

@@ -112,7 +112,7 @@ def test_an_article_s_product_of_degrees_is_found_wrong() -> None:
 
 
 def test_degrees_that_do_not_make_the_gpus_are_refused_by_phase() -> None:
-    with pytest.raises(UserError, match=r"phase pretrain: .*do not divide the 24576 GPUs"):
+    with pytest.raises(UserError, match=r"phase pretrain: .*needs 32768 GPUs, and 24576xh100-sxm has 24576"):
         plan_recipe(load_recipe("recipes/articles/behemoth-24k", ["gpus=24576xH100"]))
 
 

@@ -32,6 +32,7 @@ from l4spec.layers.moe import KIND as _moe
 from l4spec.layers.patch_embedding import KIND as _patch_embedding
 from l4spec.layers.pixel_shuffle_mlp import KIND as _pixel_shuffle_mlp
 from l4spec.layers.rmsnorm import KIND as _rmsnorm
+from l4spec.layers.sparse_mla import KIND as _sparse_mla
 from l4spec.layers.swiglu import KIND as _swiglu
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ _OWN = (
     _patch_embedding,
     _pixel_shuffle_mlp,
     _rmsnorm,
+    _sparse_mla,
     _swiglu,
 )
 ENTRY_POINT_GROUP = "l4spec.layers"

@@ -17,7 +17,7 @@ from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
 from l4spec.layers.attention.positions import Llama3Scaling, Position, Rope, YarnScaling
 from l4spec.layers.base import LayerSpec, Shrink, Spec
 from l4spec.layers.gqa.spec import GQASpec
-from l4spec.layers.mla.spec import MLASpec
+from l4spec.layers.mla.spec import LatentSpec
 from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
 
 S = TypeVar("S", bound=Spec)
@@ -95,8 +95,8 @@ class _Shrunk:
         """A named part in the miniature."""
         if isinstance(spec, GQASpec):
             return self._gqa(spec)
-        if isinstance(spec, MLASpec):
-            return self._mla(spec)
+        if isinstance(spec, LatentSpec):
+            return self._latent(spec)
         widths = {name: _width(size, self.ratio) for name in _FFN_WIDTHS if (size := getattr(spec, name, None))}
         return _changed(spec, **widths) if widths else spec.miniature(self._shrink())
 
@@ -120,7 +120,7 @@ class _Shrunk:
         position = self._position(spec.position, Fraction(head_dim, spec.head_dim))
         return _changed(spec, **fields, mask=self._mask(spec.mask), position=position)
 
-    def _mla(self, spec: MLASpec) -> MLASpec:
+    def _latent(self, spec: LatentSpec) -> LatentSpec:
         heads = _fewer(spec.num_heads, self.factors.width)
         per_head = min(Fraction(1), self.factors.width * spec.num_heads / heads)
         ranks = {
@@ -129,7 +129,8 @@ class _Shrunk:
         names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         dims = {name: _width(getattr(spec, name), per_head) for name in names}
         position = self._position(spec.position, Fraction(1))
-        return _changed(spec, num_heads=heads, **ranks, **dims, mask=self._mask(spec.mask), position=position)
+        shrunk = _changed(spec, num_heads=heads, **ranks, **dims, mask=self._mask(spec.mask), position=position)
+        return shrunk.miniature(self._shrink())
 
     def _mask(self, mask: Mask) -> Mask:
         size = _local_size(mask)

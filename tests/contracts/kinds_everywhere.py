@@ -32,6 +32,9 @@ text:
              position: {kind: none}, logit_softcap: 30.0}
     delta: {kind: gated_delta_net, num_key_heads: 2, num_value_heads: 4, key_head_dim: 6, value_head_dim: 10}
     mamba: {kind: mamba2, num_heads: 6, num_groups: 2, head_dim: 4, state_size: 10}
+    sparse: {kind: sparse_mla, num_heads: 2, q_lora_rank: 8, kv_lora_rank: 8, qk_nope_head_dim: 4, qk_rope_head_dim: 4,
+             v_head_dim: 4, norm_eps: 1.0e-6, mask: {kind: causal}, position: {kind: rope, theta: 10000},
+             index_num_heads: 2, index_head_dim: 6, index_topk: 4}
     geglu: {kind: geglu, intermediate_size: 40}
     mlp: {kind: mlp, intermediate_size: 56}
     moe: {kind: moe, num_experts: 6, num_experts_per_token: 2, num_shared_experts: 2, shared_gate: true,
@@ -41,6 +44,7 @@ text:
     - {attention: window, ffn: mlp, form: sandwich}
     - {attention: mamba, form: output_norm}
     - {attention: delta, ffn: moe}
+    - {attention: sparse}
 """
 GRAPHS: tuple[Callable[[], LayerGraph], ...] = (
     lambda: l4spec.compile(l4spec.load("tiny/scout")),

@@ -113,8 +113,16 @@ def families(draw: Draw, model_type: str) -> Config:
         ),
         "llama4_text": _llama4(n),
         "nemotron_h": _nemotron_h(n),
+        "deepseek_v32": _indexed(n),
+        "glm_moe_dsa": _indexed(n),
     }
     return {**base, **draw(extra[model_type])}
+
+
+def _indexed(n: int) -> st.SearchStrategy[Config]:
+    index = some(index_n_heads=st.integers(1, 64), index_head_dim=st.integers(32, 64).map(lambda k: 2 * k))
+    chosen = some(index_topk=sizes, q_lora_rank=sizes)
+    return st.tuples(_deepseek(n), index, chosen).map(lambda parts: {**parts[0], **parts[1], **parts[2]})
 
 
 def _nemotron_h(n: int) -> st.SearchStrategy[Config]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l4spec.runtime.model import Model
 from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
+from tests.runtime.sparse_families import INDEX
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 
 LENGTH = 37
@@ -34,6 +35,7 @@ MODELS: dict[str, Json] = {
     "mla": one_kind(MLA),
     "mla, chunks": one_kind(MLA | {"mask": {"kind": "chunked", "size": 8}}),
     "mla, window": one_kind(MLA | {"mask": {"kind": "sliding_window", "size": 5}, "q_lora_rank": None}),
+    "sparse mla": one_kind(MLA | INDEX | {"kind": "sparse_mla"}),
     "delta net": one_kind(DELTA_NET),
     "mamba-2": one_kind(MAMBA2),
     "delta net and a window": text_of(

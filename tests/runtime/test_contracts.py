@@ -16,6 +16,7 @@ from l4spec.runtime.initialize import initialize
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from tests.runtime.families import FAMILIES
+from tests.runtime.sparse_families import INDEX
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, text_of, vision
 
 ATTENTIONS: dict[str, Json] = {
@@ -24,6 +25,7 @@ ATTENTIONS: dict[str, Json] = {
     "norms": gqa(qk_norm={"kind": "rmsnorm"}, position=ROPE),
     "mla": MLA | {"bias": True},
     "mla full query": MLA | {"q_lora_rank": None},
+    "sparse": MLA | INDEX | {"kind": "sparse_mla"},
     "window": gqa(mask={"kind": "sliding_window", "size": 5}),
     "chunks": gqa(mask={"kind": "chunked", "size": 8}),
 }
@@ -35,6 +37,8 @@ FFNS: dict[str, Json] = {
     "shared": moe(num_shared_experts=2, shared_intermediate_size=12, shared_gate=True),
     "corrected": moe(router={"score": "sigmoid", "num_groups": 2, "num_limited_groups": 1, "correction_bias": True}),
     "capacity": moe(capacity_factor=1.5),
+    "plain experts": moe(gated=False, activation="relu2", num_shared_experts=1, expert_bias=True),
+    "latent": moe(latent_size=20),
 }
 
 

@@ -8,7 +8,7 @@ from l4spec.huggingface.naming import FFN, GATED, Naming
 from l4spec.huggingface.rope import read_rope, write_rope
 from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
 from l4spec.layers.attention.positions import Rope
-from l4spec.layers.mla.spec import MLASpec
+from l4spec.layers.mla.spec import LatentSpec, MLASpec
 from l4spec.layers.moe.spec import MoESpec
 from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
@@ -77,12 +77,13 @@ def _moe(fields: Fields) -> Data:
 
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     """The fields that DeepseekV3ForCausalLM reads."""
+    return write_latent(model, style, needed(model.text.stack.blocks, MLASpec, "latent attention"))
+
+
+def write_latent(model: ResolvedModel, style: RopeStyle, mla: LatentSpec) -> dict[str, Any]:
+    """The fields of a model with this attention, dense layers first and a mixture after them."""
     blocks = model.text.stack.blocks
-    mla, moe, dense = (
-        needed(blocks, MLASpec, "latent attention"),
-        needed(blocks, MoESpec, "MoE"),
-        first(blocks, SwiGLUSpec),
-    )
+    moe, dense = needed(blocks, MoESpec, "MoE"), first(blocks, SwiGLUSpec)
     kinds = [block.ffn is not None and isinstance(block.ffn.spec, MoESpec) for block in blocks]
     rope = mla.position if isinstance(mla.position, Rope) else None
     return {

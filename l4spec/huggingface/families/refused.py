@@ -32,8 +32,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "mpt": "ALiBi positions",
         "falcon": "ALiBi or parallel blocks with norms of their own",
         "gemma3n": "per-layer embeddings and alternating updates",
-        "deepseek_v32": "sparse attention by an indexer (DSA) with a cache of its own",
-        "glm_moe_dsa": "sparse attention by an indexer (DSA) with a cache of its own",
         "deepseek_v4": "attention to compressed keys, and hyper-connections in the place of residuals",
         "minimax_m3": "sparse attention to blocks that an index head chooses",
         "minimax_m3_vl": "sparse attention to blocks that an index head chooses",

@@ -51,9 +51,9 @@ class MLA(LayerModule):
         cache = context.cache_of(self.node_id)
         if context.caches is not None and absorbs(self.spec, x.shape[1], context.layout.start):
             key_weight, value_weight = self._expansions()
-            query = torch.cat((_by_head(nope, key_weight), rope), dim=-1)
+            query = torch.cat((through_heads(nope, key_weight), rope), dim=-1)
             latents = self.absorbed(query, rows, context, cache)[..., : self.spec.kv_lora_rank]
-            attended = _by_head(latents, value_weight.transpose(1, 2))
+            attended = through_heads(latents, value_weight.transpose(1, 2))
         else:
             attended = self.expanded(torch.cat((nope, rope), dim=-1), rows, context, cache)
         result: Tensor = self.o_proj(attended.flatten(-2))
@@ -83,7 +83,7 @@ def _rotation(spec: MLASpec) -> Rotation | None:
     return Rotation.of(spec.position, spec.qk_rope_head_dim, spec.qk_nope_head_dim, spec.kv_lora_rank)
 
 
-def _by_head(x: Tensor, weight: Tensor) -> Tensor:
+def through_heads(x: Tensor, weight: Tensor) -> Tensor:
     """x [batch, tokens, heads, in] through a matrix per head [heads, in, out]: [batch, tokens, heads, out]."""
     batch, tokens, heads, _ = x.shape
     rows = x.permute(2, 0, 1, 3).reshape(heads, batch * tokens, -1)

@@ -9,10 +9,9 @@ from l4spec.layers.attention.positions import Position, Rope, Rope2d
 from l4spec.layers.base import LayerSpec, PositiveFloat, Size
 
 
-class MLASpec(LayerSpec):
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from a cached latent."""
+class LatentSpec(LayerSpec):
+    """Sizes of attention whose keys and values come from a cached latent."""
 
-    kind: Literal["mla"]
     num_heads: Size
     """Heads; every head has keys and values of its own, computed from the latent."""
     q_lora_rank: Size | None
@@ -47,3 +46,9 @@ class MLASpec(LayerSpec):
     def narrowed(self, tp: int) -> Self:
         """Heads divided; every rank has the whole latent."""
         return self.model_copy(update={"num_heads": self.num_heads // tp})
+
+
+class MLASpec(LatentSpec):
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): keys and values come from a cached latent."""
+
+    kind: Literal["mla"]

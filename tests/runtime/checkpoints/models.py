@@ -36,11 +36,18 @@ FAMILIES = {
     "qwen3_next": "compare/qwen3-next-80b-a3b",
     "qwen3_5_text": "compare/qwen3.5-27b",
     "qwen3_5_moe_text": "compare/qwen3.5-35b-a3b",
+    "deepseek_v32": "compare/deepseek-v3.2",
+    "glm_moe_dsa": "compare/glm-5.1",
     "nemotron_h": "compare/nemotron-3-super-120b-a12b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
-AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}}
+AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}, "glm_moe_dsa": {}}
 """Families whose models another family, which an export tries before, can say as well, with fields that they need."""
+CHANGED = {
+    "deepseek_v2": ["text.parts.attention.num_heads=8"],  # which its config wants to divide the width
+    "nemotron_h": ["text.parts.moe.num_experts=12", "text.parts.moe.num_experts_per_token=4"],  # 512 take minutes
+}
+"""What is overridden in the spec of a family before it is scaled down."""
 OTHER_FAMILIES = {
     "kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM",
     "nemotron-nas": "no class in transformers, but code beside its weights",
@@ -51,8 +58,7 @@ OTHER_FAMILIES = {
 @cache
 def small_graph(family: str) -> LayerGraph:
     """The layer graph of a family's spec, scaled down where it is not tiny already."""
-    fewer = ["text.parts.attention.num_heads=8"] if family == "deepseek_v2" else []  # its config wants them to divide
-    spec = l4spec.load(FAMILIES[family], fewer)
+    spec = l4spec.load(FAMILIES[family], CHANGED.get(family, []))
     spec = spec if FAMILIES[family].startswith("tiny/") else scale_spec(spec, "tiny")
     if family in AMBIGUOUS:
         origin = HuggingFaceSpec(model_type=family, fields=AMBIGUOUS[family])

@@ -60,13 +60,13 @@ def os_reason(error: Exception) -> str:
 
 
 class SpecError(UserError):
-    """A document that cannot be read, parsed or resolved: of very many problems the first `MAX_PROBLEMS`."""
+    """A document that cannot be read, parsed or resolved: first `MAX_PROBLEMS` problems, and whether more follow."""
 
     def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
         if not isinstance(problems, str):
-            first = tuple(islice(problems, MAX_PROBLEMS + 2))
+            first = tuple(islice(problems, MAX_PROBLEMS + 1))
             stopped = Problem(f"stopped after {MAX_PROBLEMS} problems")
-            problems = first if len(first) <= MAX_PROBLEMS + 1 else (*first[:MAX_PROBLEMS], stopped)
+            problems = first if len(first) <= MAX_PROBLEMS else (*first[:MAX_PROBLEMS], stopped)
         super().__init__(problems, hint=hint)
 
 

@@ -68,6 +68,10 @@ def test_the_budget_is_checked_on_real_files() -> None:
     assert {"l4spec/errors.py", "tests/contracts/test_house.py"} <= names
 
 
+DECISION_PARTS, FIRST_WHOLE_DECISION = ("Context", "Decision", "Alternatives"), 50
+"""What every decision says, and the first one that does."""
+
+
 def test_every_layer_kind_has_the_same_rooms() -> None:
     kinds = sorted(init.parent for init in (ROOT / "l4spec" / "layers").glob("*/__init__.py"))
     kinds = [kind for kind in kinds if kind.name not in ("attention", "common", "recurrent")]  # what kinds share
@@ -130,11 +134,23 @@ def test_the_architecture_page_names_every_room_and_only_rooms_that_exist() -> N
     assert named == {room.relative_to(ROOT).as_posix() for room in rooms}
 
 
-def test_decisions_stand_newest_first() -> None:
+def test_decisions_stand_newest_first_and_are_numbered_without_a_gap() -> None:
     text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
-    dates = re.findall(r"^## .*?(\d{4}-\d\d-\d\d) · ", text, re.MULTILINE)
-    assert len(dates) >= 40
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    entries = [re.match(r"(\d+) · (\d{4}-\d\d-\d\d) · (.+)", heading) for heading in headings]
+    assert len(entries) >= 60
+    assert [entry and int(entry[1]) for entry in entries] == list(range(len(entries), 0, -1)), "one number each"
+    dates = [entry[2] for entry in entries if entry]
     assert dates == sorted(dates, reverse=True)
+
+
+def test_decisions_have_context_decision_and_alternatives() -> None:
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    entries = re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]
+    recent = [entry for entry in entries if int(entry.split(" ")[0]) >= FIRST_WHOLE_DECISION]
+    assert not [
+        entry.splitlines()[0] for entry in recent if not all(f"**{part}.**" in entry for part in DECISION_PARTS)
+    ]
 
 
 def test_every_package_says_that_it_is_typed() -> None:

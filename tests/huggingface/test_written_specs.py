@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from l4spec.errors import MAX_PROBLEMS, SpecError
+from l4spec.errors import MAX_PROBLEMS, Problem, SpecError
 from l4spec.huggingface import export_config, import_config
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
@@ -115,4 +115,13 @@ def test_of_more_metadata_than_a_spec_can_hold_the_rest_is_left_out_with_a_note(
 def test_thousands_of_unknown_fields_are_answered_at_once_and_briefly() -> None:
     with pytest.raises(SpecError) as caught:
         import_config({**LLAMA_3_1_8B, **{f"twist{i}": i for i in range(60_000)}})
-    assert len(caught.value.problems) <= MAX_PROBLEMS + 1  # and how many more there are
+    *problems, last = caught.value.problems
+    assert len(problems) == MAX_PROBLEMS
+    assert last.message == f"stopped after {MAX_PROBLEMS} problems"
+
+
+@pytest.mark.parametrize(("num_problems", "listed"), [(50, 50), (51, 51), (52, 51)])
+def test_as_many_problems_as_the_limit_are_all_listed_and_one_more_is_a_line(num_problems: int, listed: int) -> None:
+    problems = SpecError(Problem(f"problem {i}") for i in range(num_problems)).problems
+    assert len(problems) == listed
+    assert ("stopped" in problems[-1].message) is (num_problems > 50)

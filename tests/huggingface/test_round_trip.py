@@ -116,11 +116,19 @@ def families(draw: Draw, model_type: str) -> Config:
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
     }
-    return {**base, **draw(extra[model_type])}
+    own = draw(extra[model_type])
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):  # whose config takes no null, and has no other layout
+        own = {name: value for name, value in own.items() if name not in ("head_dim", "rope_interleave")}
+        own["num_key_value_heads"] = base["num_attention_heads"]
+        del base["head_dim"]
+    if model_type == "nemotron_h":  # which turns nothing
+        base["layer_norm_epsilon"] = base.pop("rms_norm_eps")
+        del base["rope_parameters"]
+    return {**base, **own}
 
 
 def _indexed(n: int) -> st.SearchStrategy[Config]:
-    index = some(index_n_heads=st.integers(1, 64), index_head_dim=st.integers(32, 64).map(lambda k: 2 * k))
+    index = some(index_n_heads=st.integers(1, 64), index_head_dim=st.integers(512, 600))
     chosen = some(index_topk=sizes, q_lora_rank=sizes)
     return st.tuples(_deepseek(n), index, chosen).map(lambda parts: {**parts[0], **parts[1], **parts[2]})
 

@@ -49,7 +49,9 @@ def read(fields: Fields) -> dict[str, Any]:
     readers = {"mamba": _mamba, "attention": _attention, "mlp": _mlp, "moe": _moe}
     parts = {name: read_part(fields) for name, read_part in readers.items() if name in types}
     if "mamba" not in parts:
-        fields.carry(*_MAMBA.values(), "time_step_min")
+        fields.carry(*_MAMBA.values(), "time_step_min", "use_conv_bias", "use_bias")
+    if "attention" not in parts:
+        fields.carry("num_attention_heads", "num_key_value_heads", "head_dim", "attention_bias")
     fields.carry("intermediate_size", "moe_latent_size", "n_shared_experts", *_EXPERTS.fields())
     blocks: list[Block] = [((_slot(name), name),) for name in types]
     return {"text": read_text(fields, parts, blocks, norm={"kind": "rmsnorm", "eps": eps})}
@@ -226,6 +228,7 @@ FAMILY = Family(
         *("expand", "chunk_size", "mamba_chunk_size", "time_step_max", "time_step_floor", "time_step_limit"),
         *("time_step_rank", "mamba_ssm_cache_dtype", "use_mamba_kernels", "num_logits_to_keep", "residual_in_fp32"),
         *("rescale_prenorm_residual", "moe_shared_expert_overlap", "rope_theta", "partial_rotary_factor"),
+        *("rope_parameters", "rope_scaling"),
         *("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern"),
     ),
 )

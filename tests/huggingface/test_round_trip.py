@@ -116,8 +116,12 @@ def families(draw: Draw, model_type: str) -> Config:
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
     }
-    own = draw(extra[model_type])
-    if model_type in ("deepseek_v32", "glm_moe_dsa"):  # whose config takes no null, and has no other layout
+    return _fitted(model_type, base, draw(extra[model_type]))
+
+
+def _fitted(model_type: str, base: Config, own: Config) -> Config:
+    """Both together, without what a family's config does not take."""
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):  # no null, and no other layout
         own = {name: value for name, value in own.items() if name not in ("head_dim", "rope_interleave")}
         own["num_key_value_heads"] = base["num_attention_heads"]
         del base["head_dim"]

@@ -135,6 +135,9 @@ def _commands(server: LaunchedServer, flags: dict[str, object]) -> tuple[Command
 def _layout_notes(request: LaunchRequest) -> list[str]:
     layout = request.plan.layout
     notes = []
+    if request.num_experts % layout.ep:
+        reason = f"its ranks hold as many experts each, and ep {layout.ep} does not divide {request.num_experts}"
+        refuse(TABLE.engine, reason, "choose another --ep")
     if layout.ep > 1:
         notes.append(
             f"SGLang cuts dense and shared feed-forward layers and the vocabulary over all {layout.tp * layout.ep} "

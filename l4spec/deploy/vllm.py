@@ -19,6 +19,7 @@ from l4spec.deploy.launch import (
     refuse,
     servers,
 )
+from l4spec.units import ceil_div
 
 PORT = 8000
 MASTER_PORT = 29501
@@ -146,14 +147,19 @@ def _expert_notes(request: LaunchRequest) -> list[str]:
     if layout.ep == 1:
         return []
     ranks = layout.tp * layout.ep
-    if request.num_experts % ranks:
-        reason = f"it divides whole experts over tp x ep = {ranks} GPUs, and {request.num_experts} do not divide"
+    if request.num_experts < ranks:
+        reason = f"it divides whole experts over tp x ep = {ranks} GPUs, and there are {request.num_experts}"
         refuse(TABLE.engine, reason, "choose --tp 1 or another --ep")
+    most = ceil_div(request.num_experts, ranks)
     notes = [f"ep{layout.ep} is data-parallel attention over {layout.ep} ranks with expert parallelism"]
+    if request.num_experts % ranks:
+        notes.append(f"{request.num_experts} experts on {ranks} GPUs: the fullest hold {most}, the others one less")
     if layout.tp > 1:
+        cut = ceil_div(request.num_experts, layout.ep)
+        bytes_there = "the same bytes" if most * layout.tp == cut else "up to an expert more"
         notes.append(
-            f"inside an expert vLLM does not use tp: a GPU holds {request.num_experts // ranks} whole experts, "
-            f"where the plan cuts {request.num_experts // layout.ep} into {layout.tp}: the same bytes, other messages"
+            f"inside an expert vLLM does not use tp: a GPU holds {most} whole experts, "
+            f"where the plan cuts {cut} into {layout.tp}: {bytes_there}, other messages"
         )
     if layout.pp > 1:
         notes.append("vLLM lays pipeline stages inside a data-parallel rank, where the plan lays them outermost")

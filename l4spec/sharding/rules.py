@@ -86,8 +86,11 @@ def is_after_blocks(node: LayerNode) -> bool:
     return node.scope == "text" and node.layer is None and node.role in ("norm", "head")
 
 
-def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven."""
+def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False) -> str | None:
+    """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven.
+
+    Our runtime gives every rank as many experts; with `uneven_experts` some ranks may hold one more than others.
+    """
     if layout.pp > graph.num_layers:
         return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
     for axis, units in _text_axes(graph):
@@ -95,6 +98,8 @@ def illegal_reason(graph: LayerGraph, layout: Layout) -> str | None:
         if axis == "kv_heads":
             if units % degree and degree % units:
                 return f"tp={degree} neither divides the {units} KV heads nor is a multiple of them"
+        elif axis == "experts" and uneven_experts and degree <= units:
+            continue
         elif units % degree:
             return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):

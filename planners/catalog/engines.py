@@ -155,6 +155,8 @@ class Engine(Entry):
     memory: MemoryShare | None = None
     rope_table: bool = False
     """Whether every device holds a cos/sin table of max_seq_len * head_dim elements of the model's dtype."""
+    even_experts: bool = False
+    """Whether expert-parallel ranks must all hold as many experts."""
     profiling: Annotated[tuple[ProfilingRun, ...], AsTuple] = ()
     """Laws of the activations by version; without one they follow from declared buffers alone."""
     reserved: Annotated[tuple[ReservedTerm, ...], AsTuple] = ()

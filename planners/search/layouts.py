@@ -77,7 +77,10 @@ def layouts_to_try(graph: LayerGraph, num_devices: int, cp: int) -> Iterable[Lay
         return candidate_layouts(num_devices, cp)
     others, left_over = divmod(num_devices, cp)
     every = [] if left_over else divisors(others)
-    legal = [[n for n in every if illegal_reason(graph, Layout(**{axis: n})) is None] for axis in ("tp", "ep", "pp")]
+    legal = [
+        [n for n in every if illegal_reason(graph, Layout(**{axis: n}), uneven_experts=True) is None]
+        for axis in ("tp", "ep", "pp")
+    ]
     forbidden = (
         Layout(**{axis: degree, "dp": others // degree, "cp": cp})
         for axis, known in zip(("tp", "ep", "pp"), legal, strict=True)
@@ -88,7 +91,7 @@ def layouts_to_try(graph: LayerGraph, num_devices: int, cp: int) -> Iterable[Lay
 
 def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
     """Why a layout cannot be used: the model's axes or too short a context forbid it, or no scheme packs its shards."""
-    reason = illegal_reason(setting.graph, layout) or short_reason(setting.graph, layout.cp, context)
+    reason = ruled_out(setting, layout) or short_reason(setting.graph, layout.cp, context)
     if reason is not None:
         return reason
     try:
@@ -96,6 +99,16 @@ def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
     except UserError as error:
         return str(error)
     return None
+
+
+def ruled_out(setting: Setting, layout: Layout) -> str | None:
+    """Why the model's axes, or the engine, forbid a layout; None where they do not.
+
+    vLLM (fused_moe/layer.py, `determine_expert_map`) and TensorRT-LLM give the first ranks one expert more where ep
+    does not divide them; SGLang and training do not.
+    """
+    uneven = setting.train is None and not setting.engine.even_experts
+    return illegal_reason(setting.graph, layout, uneven_experts=uneven)
 
 
 def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:

@@ -7,7 +7,6 @@ from typing import Any
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
@@ -15,7 +14,7 @@ from planners.counts.weights import weigh
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import Suggestion
-from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context
+from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, ruled_out
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
@@ -135,7 +134,7 @@ def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> 
         if weights <= usable * _most_shards(setting, layout)
         and all(degree in (None, getattr(layout, axis)) for axis, degree in axes)
     )
-    legal = [layout for layout in promising if illegal_reason(setting.graph, layout) is None]
+    legal = [layout for layout in promising if ruled_out(setting, layout) is None]
     return tuple(sorted(legal, key=lambda layout: (-_most_shards(setting, layout), layout.pp)))
 
 

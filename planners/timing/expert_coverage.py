@@ -1,6 +1,7 @@
 """How many experts a batch of tokens reaches, and so whose weights a step must read."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import expm1, log1p
 
 
@@ -28,15 +29,20 @@ def coverage_of_histogram(shares: Sequence[float], experts_per_token: int, num_t
 
 
 def coverage_of_busiest(shares: Sequence[float], experts_per_token: int, num_tokens: float, ranks: int) -> float:
-    """Expected distinct experts of the rank that reaches most, where `ranks` ranks hold equal parts in order."""
-    size = len(shares) // ranks
+    """Expected distinct experts of the rank that reaches most, where `ranks` ranks hold parts in order."""
     total = sum(shares)
     missed = [1 - min(1.0, experts_per_token * share / total) for share in shares]
     reached = [1.0 - float(miss**num_tokens) for miss in missed]
-    return max(sum(reached[rank * size : (rank + 1) * size]) for rank in range(ranks))
+    return max(sum(reached[part.start : part.stop]) for part in parts(len(shares), ranks))
 
 
 def busiest_share(shares: Sequence[float], ranks: int) -> float:
-    """The largest share of all choices that one of `ranks` equal parts of the experts, in order, gets."""
-    size, total = len(shares) // ranks, sum(shares)
-    return max(sum(shares[rank * size : (rank + 1) * size]) for rank in range(ranks)) / total
+    """The largest share of all choices that one of `ranks` parts of the experts, in order, gets."""
+    return max(sum(shares[part.start : part.stop]) for part in parts(len(shares), ranks)) / sum(shares)
+
+
+def parts(num_experts: int, ranks: int) -> list[range]:
+    """The experts of each rank, as equal as can be: the first ranks hold one more where they do not divide."""
+    size, more = divmod(num_experts, ranks)
+    starts = [rank * size + min(rank, more) for rank in range(ranks + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]

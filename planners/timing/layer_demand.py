@@ -14,6 +14,7 @@ from l4spec.layers.declaration import AttentionPairs, Bound, Declaration, Elemen
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from l4spec.spec.storage import PlainLaw
+from l4spec.units import ceil_div
 from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import Scheme, stored_size, target_of
 from planners.device.activations import ACTIVATION_BYTES
@@ -95,12 +96,13 @@ class Routing:
         return self.reached(kind.group, num_tokens)
 
     def busiest(self, kind: KindProfile, num_tokens: float, ep: int) -> float:
-        """Distinct experts on the busiest of `ep` ranks with equal, contiguous parts; the mean over equal layers.
+        """Distinct experts on the busiest of `ep` ranks with contiguous parts; the mean over equal layers.
 
-        Uniform routing has no busiest rank here: its ranks differ by chance alone, which is left out.
+        Under uniform routing it is the rank with the most experts: otherwise ranks differ by chance alone, which is
+        left out.
         """
         if not self.shares and not self.layers:
-            return self.covered(kind, num_tokens) / ep
+            return self.covered(kind, num_tokens) * _fullest_part(kind, ep)
         tokens = _rounded(num_tokens)
         key = (id(kind.group), tokens, ep)
         if key not in self.known:
@@ -117,7 +119,7 @@ class Routing:
     def hottest(self, kind: KindProfile, ep: int) -> float:
         """Tokens of the busiest of `ep` ranks over the mean, from the shares alone; the mean over equal layers."""
         if ep == 1 or (not self.shares and not self.layers):
-            return 1.0
+            return _fullest_part(kind, ep) * ep
         key = (id(kind.group), -1.0, ep)
         if key not in self.known:
             named, total = dict(self.layers), 0.0
@@ -146,6 +148,11 @@ class Routing:
 
 
 UNIFORM = Routing()
+
+
+def _fullest_part(kind: KindProfile, ep: int) -> float:
+    """The part of all experts that the rank with the most of them holds."""
+    return ceil_div(kind.num_experts, ep) / kind.num_experts if kind.num_experts else 1 / ep
 
 
 def _rounded(tokens: float) -> float:

@@ -1,6 +1,7 @@
 """Which layouts a model allows, what they hold, and which one is chosen."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from l4spec.errors import UserError
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import shard_ranges, shard_shape
 from planners.plan import plan
+from planners.timing.expert_coverage import parts
 from tests.planners.models import graph
 
 
@@ -29,15 +31,39 @@ def test_kv_heads_are_repeated_when_tp_exceeds_them() -> None:
         ({"tp": 3}, "tp=3 does not divide 40 (query heads)"),
         ({"tp": 16}, "tp=16 does not divide 40 (query heads)"),
         ({"tp": 5}, "tp=5 neither divides the 8 KV heads nor is a multiple of them"),
-        ({"ep": 3}, "ep=3 does not divide 16 (experts)"),
+        ({"ep": 3, "engine": "sglang-hybrid"}, "ep=3 does not divide 16 (experts)"),
+        ({"ep": 3, "mode": "train"}, "ep=3 does not divide 16 (experts)"),
         ({"ep": 32}, "ep=32 does not divide 16 (experts)"),
         ({"pp": 49}, "pp=49 exceeds the 48 layers"),
     ],
 )
-def test_an_illegal_layout_is_refused_with_its_reason(degrees: dict[str, int], reason: str) -> None:
+def test_an_illegal_layout_is_refused_with_its_reason(degrees: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError) as caught:
         plan(graph("scout"), **degrees)
     assert [problem.message for problem in caught.value.problems] == [reason]
+
+
+def test_uneven_expert_parallelism_is_planned_by_the_fullest_rank() -> None:
+    """128 experts on 6 GPUs are 22, 22, 21, 21, 21, 21 (vllm-project/vllm#21497, NVIDIA/TensorRT-LLM#13888)."""
+    model = graph("compare/qwen3-30b-a3b")
+    uneven = plan(model, gpus="6xH100", tp=1, ep=6)
+    assert uneven.memory_per_device.weights_bytes == 13_047_853_056
+    experts = plan(model).weights.by_part["routed_experts"]
+    rest = plan(model).memory_per_device.weights_bytes - experts
+    assert uneven.memory_per_device.weights_bytes == rest + 22 * (experts // 128)
+    assert [len(part) for part in parts(128, 6)] == [22, 22, 21, 21, 21, 21]
+    even, latency = plan(model, gpus="8xH100", tp=1, ep=8).latency, uneven.latency
+    assert even is not None
+    assert latency is not None
+    assert (latency.time_per_output_token_bound_seconds or 0) > (even.time_per_output_token_bound_seconds or 0)
+
+
+@pytest.mark.parametrize(("experts", "ranks"), [(16, 16), (16, 5), (7, 3), (128, 6)])
+def test_parts_of_experts_are_all_of_them_in_order(experts: int, ranks: int) -> None:
+    assert [expert for part in parts(experts, ranks) for expert in part] == [*range(experts)]
+    sizes = [len(part) for part in parts(experts, ranks)]
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) == sizes[0] == -(-experts // ranks)
 
 
 def test_a_dense_model_has_no_experts_to_divide() -> None:

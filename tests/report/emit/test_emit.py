@@ -166,7 +166,8 @@ def test_sglang_s_mesh_is_the_plan_s() -> None:
 @pytest.mark.parametrize(
     ("engine", "why", "asked"),
     [
-        ("vllm", "do not divide", {"tp": 8, "ep": 4, "gpus": "4x8xH100"}),
+        ("vllm", "and there are 16", {"tp": 8, "ep": 4, "gpus": "4x8xH100"}),
+        ("sglang", "ep 6 does not divide 16", {"tp": 1, "ep": 6, "gpus": "6xH200", "quantization": "fp8"}),
         ("tensorrt-llm", "data parallel over all ranks or none", {"tp": 4, "ep": 2}),
         ("vllm", "int4-mixed", {"quantization": "int4-mixed"}),
         ("vllm", "cache in int8", {"kv_dtype": "int8"}),

@@ -85,6 +85,13 @@ class LatencyError(Frozen):
     num_sources: int
 
 
+class TimePart(Frozen):
+    """A part of an estimated time, and what it is spent on."""
+
+    what: str
+    seconds: float
+
+
 class Latency(Frozen):
     """Time, in three layers: bounds, estimates, and the estimates' error. Null fields say why in `reason` or `notes`.
 
@@ -106,6 +113,8 @@ class Latency(Frozen):
     train: StepLatency | None = None
     ttft_seconds: float | None = None
     ttft_bound_seconds: float | None = None
+    ttft_parts: tuple[TimePart, ...] = ()
+    time_per_output_token_parts: tuple[TimePart, ...] = ()
     time_per_output_token_seconds: float | None = None
     time_per_output_token_bound_seconds: float | None = None
     tokens_per_second_per_user: float | None = None

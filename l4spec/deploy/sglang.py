@@ -18,6 +18,7 @@ from l4spec.deploy.launch import (
     refuse,
     servers,
 )
+from l4spec.quantization.scheme import SCHEMES
 
 PORT = 30000
 INIT_PORT = 20000
@@ -61,8 +62,8 @@ FORMATS = WeightFormats(
         "awq": "awq",
         "mxfp4-experts": "mxfp4",
         "fp8-mixed": None,
-        "gguf-q4_k_m": "gguf",
-        "gguf-q8_0": "gguf",
+        "gptq": "gptq",
+        **dict.fromkeys((name for name in SCHEMES.names if name.startswith("gguf-")), "gguf"),
     },
 )
 """Methods by SGLang's names (QUANTIZATION_CHOICES in its model fields)."""

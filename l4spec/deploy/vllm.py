@@ -61,6 +61,8 @@ FORMATS = WeightFormats(
         "int8": "compressed-tensors",
         "nvfp4": "compressed-tensors",
         "awq": "awq",
+        "gptq": "gptq",
+        "bnb-nf4": "bitsandbytes",
         "mxfp4-experts": "mxfp4",
         "fp8-mixed": None,
     },

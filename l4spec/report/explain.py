@@ -7,6 +7,7 @@ from math import prod
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, HeadProducts, Matmul, Operation, Parameter, Work
 from l4spec.quantization.published import scheme_for
+from l4spec.report.explain_times import time_sections
 from l4spec.report.page import Facts, Page, Section, Table
 from l4spec.report.quantities import exact_bytes, flops, whole
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
@@ -41,6 +42,7 @@ def explain_page(graph: LayerGraph, plan: Plan) -> Page:
             _flops_section("FLOPs of the forward pass; a training step counts 3 times as much", graph, forward)
         )
     sections.append(Section("Memory of the fullest device", (_memory(plan),)))
+    sections.extend(time_sections(plan))
     sections.append(Section("Where the constants come from", (Facts(tuple(_constants(graph, plan))),)))
     return tuple(sections)
 

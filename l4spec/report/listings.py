@@ -8,6 +8,8 @@ from l4spec.report.quantities import ESTIMATE_MARK, Figures
 from l4spec.units import gib
 
 _TFLOPS = 10**12
+_ORIGINS = {"program": "a program", "driver": "the driver", "rule": "a rule", "datasheet": "datasheet"}
+"""Who says how much memory a device has, in one word."""
 
 
 def listing(what: str) -> Page:
@@ -67,15 +69,19 @@ def _hardware() -> Page:
             (
                 name,
                 gib(usable.num_bytes),
-                "measured" if usable.measured else "datasheet",
+                _ORIGINS[usable.origin],
                 _rate(entry.memory.bandwidth.value, "B/s", 2),
                 _rate(bf16.value, "FLOP/s", 0) if bf16 else "-",
                 str(entry.gpus_per_host.value) if entry.gpus_per_host else "-",
                 f"calibrated {entry.eager.measured}" if entry.eager else ", ".join(entry.aliases),
             )
         )
-    headers = ("hardware", "memory", "as", "bandwidth", "dense bf16", "a host", "other names")
-    return (Section("", (Table(headers, tuple(rows), "lrlrrrl", 40),)),)
+    headers = ("hardware", "memory", "known by", "bandwidth", "dense bf16", "a host", "other names")
+    notes = (
+        "memory known by a program: what torch, vLLM or Metal could see; by the driver: all of it, of which the driver "
+        "keeps a part; by a rule: nobody printed it",
+    )
+    return (Section("", (Table(headers, tuple(rows), "lrlrrrl", 40),)), Section("", (Lines(notes),)))
 
 
 def _rate(value: float, unit: str, digits: int) -> str:

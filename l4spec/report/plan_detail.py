@@ -50,7 +50,10 @@ def _parts(plan: Plan, figures: Figures) -> Table:
         if total
     ]
     whole_model = figures.count(params.active_with_vision)
-    rows.append(("sum", figures.count(params.total), whole_model, share(1, 1), figures.gib(weights.bytes)))
+    name = "sum" if params.active_with_vision == params.active else "sum, with an image"
+    rows.append((name, figures.count(params.total), whole_model, share(1, 1), figures.gib(weights.bytes)))
+    if params.active_with_vision != params.active:
+        rows.append(("sum of a text token", "", figures.count(params.active), "", ""))
     return Table(("part", "parameters", "active", "share", f"weights in {weights.scheme}"), tuple(rows))
 
 

@@ -6,6 +6,7 @@ from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Ta
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
 from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
+from planners.search.layouts import MAX_BATCH
 
 _MOST_FIELDS = 3
 _TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
@@ -168,10 +169,12 @@ def _memory_blocks(plan: Plan, figures: Marked) -> tuple[Block, ...]:
     chart = Bars(tuple(bars), max(memory.capacity_bytes or 0, memory.total_bytes))
     lines = []
     if any(term.origin != "exact" for term in memory.terms):
-        lines.append("* calibrated on published logs, not computed; -v shows spread and source")
+        spread = "spread and " if any(term.spread for term in memory.terms) else ""
+        lines.append(f"* calibrated on published logs, not computed; -v shows its {spread}source")
     if memory.unknown:
         names = ", ".join(name.replace("_", " ") for name in memory.unknown)
-        lines.append(f"not in this: {names}, which nobody measured for this version and layout")
+        what = "on this hardware" if memory.unknown == ("driver_and_context",) else "for this version and layout"
+        lines.append(f"not in this: {names}, which nobody measured {what}")
     return (chart, Lines(tuple(lines))) if lines else (chart,)
 
 
@@ -196,11 +199,8 @@ def limit_facts(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[t
         if context
         else "none: not one token fits"
     )
-    largest = (
-        f"{figures.work.whole(batch)} sequences of {whole(asked.context)} tokens"
-        if batch
-        else "none: not one sequence fits"
-    )
+    beyond = f"{whole(MAX_BATCH)} and more" if batch >= MAX_BATCH else figures.work.whole(batch)
+    largest = f"{beyond} sequences of {whole(asked.context)} tokens" if batch else "none: not one sequence fits"
     return (("longest context", longest), ("largest batch", largest))
 
 

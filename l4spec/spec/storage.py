@@ -46,8 +46,8 @@ class ScaledLaw(Spec):
     """Type of a second scale, one per matrix (per expert in a stack of experts)."""
     word_bits: Literal[8, 16, 32] = 8
     """Bits of the words that weights are packed into."""
-    values: Literal["int", "e4m3", "e2m1"] = "int"
-    """What the bits are: whole numbers, or floats of so many exponent and mantissa bits (fp8, fp4)."""
+    values: Literal["int", "e4m3", "e2m1", "nf4"] = "int"
+    """What the bits are: whole numbers, floats of so many exponent and mantissa bits (fp8, fp4), or NF4's table."""
 
 
 class BlockLaw(Spec):
@@ -93,11 +93,11 @@ class Rule(Spec):
     names: Annotated[tuple[str, ...], AsTuple, BeforeValidator(_as_names)] = ()
     """Components of the tensor's name, one of which it must have: `down_proj` fits `shared_expert.down_proj.weight`."""
     layers: (
-        Literal["all", "first", "last", "first_and_last", "inner", "use_more_bits"]
+        Literal["all", "first", "last", "first_and_last", "inner", "first_eighth", "first_sixteenth", "use_more_bits"]
         | Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], AsTuple]
     ) = "all"
-    """`inner` is all but the first and the last; `use_more_bits` the half that llama.cpp gives more bits; a list names
-    the layers of the language model by index."""
+    """`inner` is all but the first and the last; `first_eighth` and `first_sixteenth` that part of them, rounded down;
+    `use_more_bits` the half that llama.cpp gives more bits; a list names the layers of the language model by index."""
     tied: bool | None = None
     """Whether the embedding doubles as the output head."""
     law: Law
@@ -121,7 +121,14 @@ class Rule(Spec):
             return layer in self.layers
         if self.layers == "use_more_bits":
             return uses_more_bits(layer, target.num_layers)
-        chosen = {"first": (0,), "last": (last,), "first_and_last": (0, last), "inner": range(1, last)}
+        chosen = {
+            "first": (0,),
+            "last": (last,),
+            "first_and_last": (0, last),
+            "inner": range(1, last),
+            "first_eighth": range(target.num_layers // 8),
+            "first_sixteenth": range(target.num_layers // 16),
+        }
         return layer in chosen[self.layers]
 
 

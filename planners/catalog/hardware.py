@@ -24,6 +24,19 @@ DeviceBytes = Annotated[Bytes, AfterValidator(_plausible)]
 """A device memory size; a few bytes is a forgotten unit."""
 
 
+SizeOrigin = Literal["program", "driver", "rule", "datasheet"]
+
+
+class PhysicalMemory(Sourced[DeviceBytes]):
+    """A size of device memory with how it is known.
+
+    `program`: a program printed what it could see (torch, vLLM, Metal); `driver`: a tool of the driver listed the
+    whole, of which the driver keeps a part; `rule`: nobody printed it, it follows a rule that the note states.
+    """
+
+    origin: Literal["program", "driver", "rule"] = "program"
+
+
 class Memory(Spec):
     """Device memory.
 
@@ -32,7 +45,7 @@ class Memory(Spec):
     """
 
     nominal: Sourced[DeviceBytes]
-    physical: Sourced[DeviceBytes] | None = None
+    physical: PhysicalMemory | None = None
     free_before_load: Sourced[DeviceBytes] | None = None
     bandwidth: Sourced[BytesPerSecond]
     """Peak bytes per second between memory and the compute units."""
@@ -62,10 +75,10 @@ class Links(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The device memory that a plan may count on; `measured` is False when only the datasheet's figure is known."""
+    """The device memory that a plan may count on, and how it is known."""
 
     num_bytes: int
-    measured: bool
+    origin: SizeOrigin
     source: str
 
 
@@ -82,11 +95,11 @@ class Hardware(Entry):
 
     @property
     def usable(self) -> Capacity:
-        """Physical memory where it was measured, else the datasheet's decimal figure, which says so by `measured`."""
+        """Physical memory where it is known, else the datasheet's decimal figure."""
         physical = self.memory.physical
         if physical is not None:
-            return Capacity(physical.value, True, physical.source)
-        return Capacity(self.memory.nominal.value, False, self.memory.nominal.source)
+            return Capacity(physical.value, physical.origin, physical.source)
+        return Capacity(self.memory.nominal.value, "datasheet", self.memory.nominal.source)
 
     def peak(self, dtype: PeakDType) -> Sourced[float]:
         """The dense peak for `dtype`; UserError when its vendor publishes none."""

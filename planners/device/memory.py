@@ -234,8 +234,17 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
         capacity_source="" if placement.budget is None else str(placement.budget),
         headroom_bytes=None if limit is None else limit - use.total,
         terms=tuple(term for term in terms if term.bytes),
-        unknown=() if setting.train else setting.engine.unmeasured_for(placement.layout.tp),
+        unknown=_unknown(setting, placement.layout.tp),
     )
+
+
+def _unknown(setting: Setting, tp: int) -> tuple[str, ...]:
+    """Terms that nobody measured: of the engine, or what driver and context take on this hardware."""
+    hardware, engine = setting.hardware, setting.engine
+    of_engine = () if setting.train else engine.unmeasured_for(tp)
+    if engine.memory is not None or hardware is None or hardware.memory.free_before_load is not None:
+        return of_engine
+    return (*of_engine, "driver_and_context")
 
 
 def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]:

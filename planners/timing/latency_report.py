@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
-from planners.latency_types import Latency
+from planners.latency_types import Latency, TimePart
 from planners.timing.efficiency import extrapolations
 from planners.timing.layer_demand import Routing, Step
 from planners.timing.machine import Machine
@@ -68,7 +68,10 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     given = service(model, deployment, max_batch, alone)
     ttft, tpot, per_gpu, step = given.ttft, given.tpot, given.tokens_per_second_per_gpu, given.decode
     price = deployment.request.usd_per_gpu_hour
+    first, following = _parts(given, efficiency.request, alone, output_tokens)
     estimates = {
+        "ttft_parts": first,
+        "time_per_output_token_parts": following,
         "factors": efficiency.name,
         "extrapolated": bool(_beyond(model, deployment.context)),
         "ttft_seconds": ttft,
@@ -98,6 +101,8 @@ class Service:
     tokens_per_second_per_gpu: float
     decode: Step | None = None
     prefill_share: float | None = None
+    running: float = 1.0
+    prefill_seconds: float = 0.0
 
 
 def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]) -> Service:
@@ -132,7 +137,26 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         per_second / layout.num_devices,
         served.decode,
         served.prefill_seconds / (served.prefill_seconds + max(decoding, 0.0) / served.running),
+        served.running,
+        served.prefill_seconds,
     )
+
+
+def _parts(
+    given: Service, request: float, alone: tuple[float, float], output_tokens: int | None
+) -> tuple[tuple[TimePart, ...], tuple[TimePart, ...]]:
+    """What a first token and a following one wait for; parts add up to the times of `planners.timing.closed_loop`."""
+    of_request = TimePart(what="each request, whatever its prompt", seconds=request)
+    if output_tokens is None:
+        prefill = TimePart(what="the prefill of one prompt", seconds=alone[0])
+        return (prefill, of_request), (TimePart(what="a decode step of the whole batch", seconds=alone[1]),)
+    added = (given.running - 1) / output_tokens * given.prefill_seconds
+    step = TimePart(what=f"a decode step of {given.running:,.4g} sequences, half answered", seconds=given.tpot - added)
+    others = f"prompts of the others, ({given.running:,.4g} - 1) / {output_tokens:,} of one a token"
+    prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
+    waiting = given.ttft - request - step.seconds - prompt.seconds
+    behind = TimePart(what="waiting behind other prompts, or for room in the cache", seconds=max(0.0, waiting))
+    return (step, prompt, behind, of_request), (step, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

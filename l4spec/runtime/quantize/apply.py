@@ -21,7 +21,7 @@ from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
 Law = PlainLaw | ScaledLaw | BlockLaw
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Formats in which modules hold plain tensors and compute."""
-_BITS = {"int": (4, 8), "e4m3": (8,), "e2m1": (4,)}
+_BITS = {"int": (4, 8), "e4m3": (8,), "e2m1": (4,), "nf4": ()}
 """Widths of codes that are packed, by what they are."""
 
 

@@ -3,8 +3,12 @@
 import pytest
 
 from l4spec.errors import UserError
+from l4spec.report.listings import listing
+from l4spec.report.page import to_text
 from l4spec.units import GiB
 from planners.catalog import hardware, shipped_names
+from planners.plan import plan
+from tests.planners.models import graph
 
 ALL = shipped_names("hardware")
 
@@ -45,7 +49,7 @@ def test_links_and_memory_are_ordered_as_in_every_real_machine(name: str) -> Non
 
 def test_physical_memory_is_used_where_it_was_measured_and_otherwise_said_to_be_nominal() -> None:
     h100 = hardware("h100").usable
-    assert h100.measured
+    assert h100.origin == "program"
     assert h100.num_bytes == round(79.19 * GiB)
     assert hardware("h100-nvl").usable.num_bytes == round(93.02 * GiB)
     free = hardware("h100").memory.free_before_load
@@ -53,7 +57,7 @@ def test_physical_memory_is_used_where_it_was_measured_and_otherwise_said_to_be_
     assert free.value == round(77.12 * GiB)
     assert hardware("b200").usable.num_bytes == round(178.35 * GiB)
     gb200 = hardware("gb200").usable
-    assert not gb200.measured
+    assert gb200.origin == "datasheet"
     assert gb200.num_bytes == 186 * 10**9
 
 
@@ -70,3 +74,22 @@ def test_a_peak_that_nobody_publishes_is_an_error_with_what_there_is() -> None:
     assert "fp8" not in hardware("a100").native_dtypes
     with pytest.raises(UserError, match="no dense bf16 peak is published for m3-ultra"):
         hardware("m3-ultra").peak("bf16")
+
+
+def test_it_is_told_who_says_how_much_memory_there_is() -> None:
+    """A rule and a driver's total are no reading of a program."""
+    origins = {name: hardware(name).usable.origin for name in shipped_names("hardware")}
+    assert origins["m3-ultra"] == "rule"
+    assert {name for name, origin in origins.items() if origin == "driver"} == {"l4", "a10", "rtx-pro-6000", "h20"}
+    assert origins["h100-sxm"] == origins["m4-max"] == "program"
+    assert origins["gb200"] == "datasheet"
+    table = to_text(listing("hardware"))
+    assert "measured" not in table
+    assert " a rule " in table
+
+
+def test_an_overhead_that_nobody_measured_on_a_device_is_unknown_not_zero() -> None:
+    model = graph("compare/llama-3.1-8b")
+    assert plan(model, gpus="1xL40S").memory_per_device.unknown == ("driver_and_context",)
+    assert plan(model, gpus="1xH100").memory_per_device.unknown == ()
+    assert "driver and context, which nobody measured on this hardware" in plan(model, gpus="1xL40S").report()

@@ -37,7 +37,7 @@ def test_a_shipped_name_wins_over_a_file_of_the_same_name(here: Path) -> None:
 def test_what_a_file_leaves_out_is_an_error_only_when_asked_for(here: Path) -> None:
     (here / "desk.yaml").write_text(GPU)
     desk = hardware("desk")
-    assert not desk.usable.measured
+    assert desk.usable.origin == "datasheet"
     with pytest.raises(UserError, match="no dense bf16 peak is published for my-gpu"):
         desk.peak("bf16")
     with pytest.raises(UserError, match="no bandwidth between hosts is known for my-gpu"):

@@ -12,6 +12,8 @@ from l4spec.layers.declaration import Part, Role
 from l4spec.quantization.packing import Refusal, StoredSize, stored_bytes
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw, uses_more_bits
 from planners.catalog import Target, quantization, shipped_names
+from planners.counts.weights import scheme_of, weigh
+from tests.planners.models import graph
 
 ALL = shipped_names("quantization")
 BF16 = PlainLaw(kind="plain", dtype="bf16")
@@ -230,6 +232,45 @@ def test_the_tensors_counted_here_are_all_of_llama_4() -> None:
 def test_footprints_of_llama_4_are_the_published_ones(scheme: str, scout_gb: float, maverick_gb: float) -> None:
     assert _footprint(scheme, MODELS["scout"]) / 1e9 == pytest.approx(scout_gb, rel=1e-3)
     assert _footprint(scheme, MODELS["maverick"]) / 1e9 == pytest.approx(maverick_gb, rel=1e-3)
+
+
+LLAMA_CPP = {  # ggml-org/llama.cpp tools/quantize/README.md, bits per weight of Llama 3.1 8B; Q3_K_M: of an older state
+    "q2_k": 3.1593,
+    "q3_k_s": 3.6429,
+    "q3_k_m": 3.9960,
+    "q3_k_l": 4.2979,
+    "q4_k_s": 4.6672,
+    "q4_k_m": 4.8944,
+    "q5_k_s": 5.5704,
+    "q5_k_m": 5.7036,
+    "q6_k": 6.5633,
+    "q8_0": 8.5008,
+}
+
+
+@pytest.mark.parametrize(("mix", "bits"), LLAMA_CPP.items())
+def test_mixes_of_llama_cpp_have_the_published_bits_per_weight(mix: str, bits: float) -> None:
+    stored = weigh(graph("compare/llama-3.1-8b"), scheme_of(quantization(f"gguf-{mix}"))).bytes
+    assert 8 * stored / 8_030_261_248 == pytest.approx(bits, abs=0.5e-4)
+
+
+def test_every_gguf_scheme_is_held_to_a_published_size() -> None:
+    assert {name for name in shipped_names("quantization") if name.startswith("gguf-")} == {
+        f"gguf-{n}" for n in LLAMA_CPP
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "scheme", "gigabytes"),
+    [
+        ("compare/llama-3.1-8b", "bnb-nf4", 5.70),  # model.safetensors of unsloth/Meta-Llama-3.1-8B-bnb-4bit
+        ("compare/llama-3.1-8b", "mlx-4bit", 4.52),  # mlx-community/Meta-Llama-3.1-8B-Instruct-4bit
+        ("compare/llama-2-7b", "gptq", 3.90),  # TheBloke/Llama-2-7B-32K-Instruct-GPTQ, main; with g_idx, 0.005 GB
+    ],
+)
+def test_other_formats_have_the_published_size(model: str, scheme: str, gigabytes: float) -> None:
+    stored = weigh(graph(model), scheme_of(quantization(scheme))).bytes
+    assert stored / 1e9 == pytest.approx(gigabytes, abs=0.011)
 
 
 def test_scout_in_q4_k_m_is_the_67_gb_that_ollama_lists() -> None:

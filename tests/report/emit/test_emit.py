@@ -285,7 +285,7 @@ def test_a_slurm_script_starts_every_command_on_its_node(
     script.write_text(emit("sbatch", request), encoding="utf-8")
     fake = {
         "scontrol": "printf 'node7\\nnode9\\n'",
-        "srun": 'printf "%s\\037" "$@" >> "$OUT"; printf "\\n" >> "$OUT"; sleep 0.2',
+        "srun": 'line=$(printf "%s\\037" "$@"); echo "$line" >> "$OUT"; sleep 0.2',  # one write a step
     }
     for command, body in fake.items():
         (tmp_path / command).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")

@@ -11,8 +11,7 @@ from l4spec.quantization.tensors import fitted, scheme_of
 from l4spec.runtime.quantize.codes import Coded, group_shape, spread
 from l4spec.spec.storage import ScaledLaw
 
-GGUF = {"gguf-q4_k_m", "gguf-q8_0"}
-RUNNABLE = tuple(name for name in SCHEMES.names if name not in GGUF)
+RUNNABLE = tuple(name for name in SCHEMES.names if not name.startswith(("gguf-", "mlx-", "bnb-")))
 
 
 def fitted_scheme(graph: Any, name: str) -> Quantization:

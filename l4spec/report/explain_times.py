@@ -1,0 +1,94 @@
+"""The arithmetic of times and money in a plan: parts that add up, and every rate and price from the plan's numbers."""
+
+from collections.abc import Iterator
+
+from l4spec.report.page import Page, Section, Table
+from l4spec.report.quantities import count, seconds, whole
+from planners.latency_types import Latency, StepLatency, TimePart
+from planners.plan_types import Plan
+
+Rows = Iterator[tuple[str, str, str]]
+
+
+def time_sections(plan: Plan) -> Page:
+    """How every time, rate and price comes about; nothing where no time is known."""
+    latency = plan.latency
+    if latency is None or (latency.prefill is None and latency.train is None):
+        return ()
+    rows = tuple(_training(plan, latency) if latency.train is not None else _serving(plan, latency))
+    return (Section("Times and money", (Table(("quantity", "arithmetic", "value"), rows, "ll"),)),)
+
+
+def _serving(plan: Plan, latency: Latency) -> Rows:
+    if latency.prefill is not None:
+        yield "prefill, at least", _bounds(latency.prefill), seconds(latency.prefill.bound_seconds)
+    if latency.decode is not None:
+        at = f"decode step at {whole(plan.deployment.context)} tokens, at least"
+        yield at, _bounds(latency.decode), seconds(latency.decode.bound_seconds)
+    ttft, tpot = latency.ttft_seconds, latency.time_per_output_token_seconds
+    if ttft is None or tpot is None:
+        return
+    yield from _parts("TTFT", latency.ttft_parts, ttft)
+    yield from _parts("TPOT", latency.time_per_output_token_parts, tpot)
+    user, gpu = latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
+    if user is None or gpu is None:
+        return
+    output, gpus = latency.output_tokens, plan.layout.num_devices
+    if output is None:
+        yield "tokens/s per user", "1 / TPOT", f"{user:,.1f}"
+        yield "tokens/s per GPU", f"{whole(plan.deployment.batch)} sequences / TPOT / {gpus} GPUs", f"{gpu:,.1f}"
+    else:
+        yield "tokens/s per user", f"{whole(output)} / (TTFT + {whole(output - 1)} × TPOT)", f"{user:,.1f}"
+        yield "tokens/s per GPU", f"tokens/s of all clients (Little's law) / {gpus} GPUs", f"{gpu:,.1f}"
+    if latency.usd_per_million_output_tokens is not None:
+        price = f"${latency.usd_per_gpu_hour:,.2f} × 1,000,000 / ({gpu:,.1f} tokens/s × 3,600 s)"
+        yield "$ per million output tokens", price, f"${latency.usd_per_million_output_tokens:,.2f}"
+
+
+def _training(plan: Plan, latency: Latency) -> Rows:
+    step, bound = latency.train, latency.step_time_bound_seconds
+    if step is not None and bound is not None:
+        yield "step, at least", _bounds(step), seconds(bound)
+    time, rate, speed = (
+        latency.step_time_seconds,
+        latency.model_flops_per_second_per_gpu,
+        latency.train_tokens_per_second,
+    )
+    if time is None or rate is None or speed is None or step is None:
+        return
+    estimated = f"kinds of layers one after the other, {seconds(step.estimate_seconds or 0.0)} (-v lists them)"
+    longer = "; links of data parallelism take longer" if time > (step.estimate_seconds or 0.0) * (1 + 1e-9) else ""
+    asked, gpus = plan.deployment, plan.layout.num_devices
+    yield "step", f"{estimated}{longer}", seconds(time)
+    yield "tokens/s", f"{whole(asked.batch)} × {whole(asked.context)} tokens / step", f"{speed:,.0f}"
+    flops = f"{plan.flops.train_step / 1e12:,.2f} TFLOP / step / {whole(gpus)} GPUs"
+    yield "FLOP/s per GPU", flops, f"{rate / 1e12:,.1f} TFLOP/s"
+    if latency.mfu is not None:
+        yield (
+            "MFU",
+            f"{rate / 1e12:,.1f} / {rate / latency.mfu / 1e12:,.1f} TFLOP/s, the dense peak",
+            f"{100 * latency.mfu:.1f} %",
+        )
+    if latency.gpu_hours is not None and latency.train_tokens is not None:
+        run = f"{count(latency.train_tokens)} tokens / {speed:,.0f} tokens/s × {whole(gpus)} GPUs / 3,600 s"
+        yield "GPU-hours", run, f"{latency.gpu_hours:,.0f}"
+    if latency.usd is not None:
+        yield (
+            "$ of the run",
+            f"{latency.gpu_hours:,.0f} GPU-hours × ${latency.usd_per_gpu_hour:,.2f}",
+            f"${latency.usd:,.0f}",
+        )
+
+
+def _bounds(step: StepLatency) -> str:
+    """`20 ms compute (ffn) + 3 ms memory (head)`: each kind at what bounds it."""
+    kinds = sorted(step.by_kind, key=lambda kind: -kind.bound_seconds)
+    return " + ".join(f"{seconds(kind.bound_seconds)} {kind.bounded_by} ({kind.name})" for kind in kinds)
+
+
+def _parts(name: str, parts: tuple[TimePart, ...], total: float) -> Rows:
+    yield (
+        name,
+        " + ".join(f"{seconds(part.seconds)} {part.what}" for part in parts if part.seconds) or "-",
+        seconds(total),
+    )

@@ -1,0 +1,90 @@
+"""Numbers of a plan that once looked wrong: caps, sums, sources, spreads, and times without arithmetic."""
+
+import pytest
+
+from l4spec.report.explain_times import time_sections
+from l4spec.report.page import Table, to_text
+from planners import plan
+from planners.plan_types import Plan
+from planners.search.layouts import MAX_BATCH
+
+SERVED = {"gpus": "8xH100", "context": 9216, "output_tokens": 1024, "batch": 20, "usd_per_gpu_hour": 2.5}
+TRAINED = {"gpus": "64xH100", "mode": "train", "batch": 64, "zero_stage": 3}
+
+
+def test_the_cap_of_a_search_is_no_result() -> None:
+    page = plan("scout", gpus="2048xH100", mode="train", tp=8, ep=1, pp=8).report()
+    assert plan("scout", gpus="2048xH100", mode="train", tp=8, ep=1, pp=8).max_batch == MAX_BATCH
+    assert f"{MAX_BATCH:,} and more sequences" in page
+
+
+def test_active_parameters_are_summed_as_the_headline_counts_them() -> None:
+    rows = plan("scout", gpus="8xH100").report(verbose=True).splitlines()
+    assert any(row.split() == ["sum", "of", "a", "text", "token", "17.17B"] for row in rows)
+    assert any(row.startswith("  sum, with an image") and "18.04B" in row for row in rows)
+    alone = plan("compare/llama-3-8b", gpus="1xH100").report(verbose=True)
+    assert "sum of a text token" not in alone
+
+
+def test_weights_are_not_said_to_come_from_another_model() -> None:
+    assert "Llama 4" not in plan("compare/deepseek-v3", gpus="16xH200").report(verbose=True)
+
+
+def test_a_spread_is_promised_only_where_there_is_one() -> None:
+    without = plan("scout", gpus="8xH100")
+    assert all(term.spread is None for term in without.memory_per_device.terms)
+    assert "-v shows its source" in without.report()
+    assert "-v shows its spread and source" in plan("scout", gpus="8xH100", engine="vllm-hybrid").report()
+
+
+def arithmetic(made: Plan) -> dict[str, tuple[str, str]]:
+    (section,) = time_sections(made)
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    return {name: (how, value) for name, how, value in table.rows}
+
+
+@pytest.mark.parametrize("options", [SERVED, {"gpus": "8xH100"}, {"gpus": "8xH100", "batch": 64}])
+def test_times_are_the_sums_of_their_parts(options: dict[str, object]) -> None:
+    latency = plan("scout", **options).latency
+    assert latency is not None
+    for parts, total in (
+        (latency.ttft_parts, latency.ttft_seconds),
+        (latency.time_per_output_token_parts, latency.time_per_output_token_seconds),
+    ):
+        assert sum(part.seconds for part in parts) == pytest.approx(total)
+        assert all(part.seconds >= 0 for part in parts)
+
+
+def test_explain_covers_times_and_money_of_serving() -> None:
+    made = plan("scout", **SERVED)
+    rows = arithmetic(made)
+    assert rows.keys() >= {"TTFT", "TPOT", "tokens/s per user", "tokens/s per GPU", "$ per million output tokens"}
+    assert "(20 - 1) / 1,024 of one a token" in rows["TPOT"][0]
+    latency = made.latency
+    assert latency is not None
+    assert latency.tokens_per_second_per_gpu is not None
+    price = 2.5e6 / (latency.tokens_per_second_per_gpu * 3600)
+    assert rows["$ per million output tokens"][1] == f"${price:,.2f}"
+    assert "Times and money" in made.explain()
+
+
+def test_explain_covers_times_and_money_of_training() -> None:
+    made = plan("scout", **TRAINED, train_tokens="15T", usd_per_gpu_hour=2)
+    rows, latency = arithmetic(made), made.latency
+    assert latency is not None
+    assert rows.keys() >= {"step", "tokens/s", "FLOP/s per GPU", "MFU", "GPU-hours", "$ of the run"}
+    assert latency.step_time_seconds is not None
+    speed = 64 * 8192 / latency.step_time_seconds
+    hours = 15e12 / speed * 64 / 3600
+    assert rows["GPU-hours"][1] == f"{hours:,.0f}"
+    assert rows["$ of the run"][1] == f"${2 * hours:,.0f}"
+
+
+def test_without_a_time_there_is_nothing_to_explain() -> None:
+    assert time_sections(plan("scout")) == ()
+    assert "Times and money" not in to_text(time_sections(plan("scout")))
+
+
+def test_nothing_stands_in_three_empty_lines() -> None:
+    assert "\n\n\n" not in plan("scout", gpus="1xH100").report()

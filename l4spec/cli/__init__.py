@@ -19,10 +19,18 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line; the exit code says how it went (see `l4spec --help`)."""
     accept_either_order()
+    _open_closed_streams()
     gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time
     code = _exit_code()
     _settle(sys.stderr)
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Lead a closed stdout or stderr nowhere: Python has None there, and the next file would get its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
 
 
 def _exit_code() -> int | str | None:

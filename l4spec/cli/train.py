@@ -39,7 +39,9 @@ ContinueOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", metavar="N", min=1, help="Threads of a rank.  [default: 1 for streams of up to 512]"),
+    typer.Option(
+        "--threads", metavar="N", min=1, max=1024, help="Threads of a rank.  [default: 1 for streams of up to 512]"
+    ),
 ]
 RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")]
 

@@ -21,6 +21,19 @@ PLAN = (
 )  # fmt: skip
 
 
+SIMULATE = (
+    "--rate", "--clients", "--requests", "--replicas", "--dp", "--tp", "--gpus", "--ttft", "--time-limit", "--seed",
+    "--prefix-tokens", "--memory-fraction", "--repeats", "--jobs", "--usd-per-gpu-hour", "--think", "--router",
+)  # fmt: skip
+LOAD = ("--rate", "9/s", "--prompt-tokens", "9", "--output-tokens", "3", "--requests", "5", "--gpus", "1xH100")
+SEARCH = (
+    "--ttft", "--tpot", "--budget", "--rate", "--concurrency", "--most-gpus", "--prompt-tokens", "--output-tokens",
+    "--top", "--max-context", "--memory-fraction",
+)  # fmt: skip
+SEARCHED = ("--prompt-tokens", "9", "--output-tokens", "3", "--gpus", "H100", "--most-gpus", "8")
+COMMANDS = ("run", "plan", "rows", "routing", "streams", "simulate", "search", "train")
+
+
 def rows(random: Random) -> str:
     """A table of published rows with one cell, line or quote that is odd."""
     table = list(csv.reader(io.StringIO(PUBLISHED.read_text(encoding="utf-8"))))[: 2 + size(random, 20)]
@@ -56,10 +69,17 @@ def routing(random: Random) -> str:
 @given(RANDOMS)
 def test_what_nobody_means_is_refused_or_answered_in_lines(server: Server, folder: Path, random: Random) -> None:
     streams: dict[str, str | int] = {}
-    match random.choice(["run", "plan", "rows", "routing", "streams"]):
+    match random.choice(COMMANDS):
         case "run":  # always with something that cannot be, so that nothing is started
             option, number = random.choice(RUN), random.choice([*NUMBERS, *LARGE])
             command = ["run", "tiny/scout", option, number, "--ids", "1", "--steps", "0"]
+        case "simulate":
+            command = ["simulate", "tiny/scout", *LOAD, random.choice(SIMULATE), random.choice([*NUMBERS, *LARGE])]
+        case "search":
+            command = ["search", "tiny/scout", *SEARCHED, random.choice(SEARCH), random.choice([*NUMBERS, *LARGE])]
+        case "train":  # of a variant that is not there, so that nothing is started
+            option = random.choice(["--seed", "--repeats", "--threads", "--timeout", "--save-every", "--tp", "--dp"])
+            command = ["train", "recipes/collapse", "--variant", "x", option, random.choice([*NUMBERS, *LARGE])]
         case "plan":
             command = ["plan", "tiny/scout", random.choice(PLAN), random.choice([*NUMBERS, *LARGE])]
         case "rows":
@@ -70,7 +90,12 @@ def test_what_nobody_means_is_refused_or_answered_in_lines(server: Server, folde
             (folder / "load.json").write_text(routing(random))
             command = ["plan", "tiny/scout", "--gpus", "1xH100", "--routing", "load.json"]
         case _:
-            command = random.choice([["plan", "tiny/scout"], ["validate", "nothing"], ["ls"], ["--version"]])
+            command = random.choice(
+                [
+                    ["plan", "tiny/scout"], ["validate", "nothing"], ["ls"], ["--version"],
+                    ["report", "tiny/scout"], ["simulate", "tiny/scout", *LOAD], ["graph", "scout", "--format", "svg"],
+                ]
+            )  # fmt: skip
             streams = random.choice(
                 [{"out": "closed"}, {"err": "closed"}, {"out": "/dev/full"}, {"err": "/dev/full"}, {"files": 8}]
             )

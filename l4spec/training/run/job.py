@@ -15,7 +15,6 @@ _COPIES_TO_TRAIN = 4
 """Weights, gradients and AdamW's two moments, all in the weights' format and divided among data ranks alike."""
 PROMPT_TOKENS = 8
 _PROBE_BYTES = 1 << 16
-LONGEST_TIMEOUT = 1_000_000
 MOST_SEQUENCES = 1 << 20
 MOST_TOKENS = 1 << 31
 
@@ -105,8 +104,6 @@ class Job(Task):
             yield Problem("nothing to do", hint="--steps trains, --generate generates tokens, --out writes the weights")
 
     def _numbers_out_of_bounds(self) -> Iterator[Problem]:
-        if not 1 <= self.timeout <= LONGEST_TIMEOUT:
-            yield Problem(f"expected 1 to {LONGEST_TIMEOUT:,} seconds, found {self.timeout:g}", "--timeout")
         if not 0 <= self.learning_rate < float("inf"):
             yield Problem(f"expected a number of at least 0, found {self.learning_rate:g}", "--learning-rate")
         if self.batch > MOST_SEQUENCES or self.batch * self.context > MOST_TOKENS:

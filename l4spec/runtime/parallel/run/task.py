@@ -19,7 +19,7 @@ from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scale import parse_scale, scale_spec
 
-DEFAULT_TIMEOUT = 60.0
+DEFAULT_TIMEOUT, LONGEST_TIMEOUT = 60.0, 1_000_000
 Log = Callable[[str], None]
 
 
@@ -75,6 +75,8 @@ class Task(ABC):
         """Raise UserError naming everything that cannot be done, the planner's reason against the layout first."""
         reason = illegal_reason(self.graph, self.layout)
         problems = [*([Problem(f"{self.layout}: {reason}")] if reason else []), *self.problems()]
+        if not 1 <= self.timeout <= LONGEST_TIMEOUT:
+            problems.append(Problem(f"expected 1 to {LONGEST_TIMEOUT:,} seconds, found {self.timeout:g}", "--timeout"))
         if problems:
             raise UserError(problems)
 

@@ -49,7 +49,7 @@ def to_sbatch(request: LaunchRequest) -> str:
     for name, text in emission.files:
         lines += [f"cat > {shlex.quote(name)} <<'EOF'", text.rstrip("\n"), "EOF"]
     for command in emission.commands:
-        lines += ["", f"{_step(command)} &"]
+        lines += ["", f"{_step(command, request.model)} &"]
     serving = request.plan.deployment.mode == "serve"
     end = (
         "wait -n  # when one server ends, so does the job"
@@ -59,7 +59,7 @@ def to_sbatch(request: LaunchRequest) -> str:
     return "\n".join([*lines, "", end, ""])
 
 
-def _step(command: Command) -> str:
+def _step(command: Command, model: str | None) -> str:
     node = _word(command.host)
     start = f"srun --nodes=1 --ntasks=1 --overlap --nodelist={node}"
     env = ["env", *(f"{name}={value}" for name, value in command.env)] if command.env else []
@@ -67,7 +67,7 @@ def _step(command: Command) -> str:
     for argument in command.argv:
         if argument.startswith("--"):
             rows.append([])
-        rows[-1].append(_word(argument))
+        rows[-1].append(shlex.quote(argument) if argument == model else _word(argument))
     return " \\\n    ".join(" ".join(row) for row in rows if row)
 
 

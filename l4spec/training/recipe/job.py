@@ -87,6 +87,10 @@ class RecipeJob(Task):
             data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
             if phase.batch % data:
                 yield Problem(f"{phase.batch} sequences cannot be divided by {data}", f"phase {phase.name}: batch")
+            beside = phase.kind == "rl" and phase.rollouts is not None
+            if beside and (self.layout.num_devices > 1 or self.device != "cpu"):
+                hint = "no degrees and --device cpu, or no rollouts"
+                yield Problem("actors run beside one rank on the CPU", f"phase {phase.name}: rollouts", hint=hint)
             if self.layout.pp > 1 and phase.kind in ("distill", "rl", "dpo"):
                 yield Problem(
                     f"a {phase.kind} phase does not run by pipeline stages", f"phase {phase.name}", hint="pp 1"

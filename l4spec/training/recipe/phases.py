@@ -22,8 +22,11 @@ from l4spec.training.losses.policy import (
     token_weights,
 )
 from l4spec.training.losses.preference import DpoObjective
+from l4spec.training.recipe.actor_process import DrawnAnswers, PromptGroups
+from l4spec.training.recipe.actors import Actors
 from l4spec.training.recipe.answers import answer_rows, prompts, right_answer, wrong_answer
 from l4spec.training.recipe.evaluation import AnswerSampling, Asked, answer, is_right, log_probs_of
+from l4spec.training.recipe.job import RecipeJob
 
 CANDIDATES = 512
 """Dialogues that a judge looks at where easy ones are dropped."""
@@ -40,6 +43,7 @@ class PhaseContext:
     seed: int
     entering: Loader
     teacher: Loader
+    job: RecipeJob | None = None
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -59,6 +63,8 @@ class Prepared:
     batch_of: Callable[[int], TrainBatch]
     objective: Objective | None = None
     notes: Mapping[str, float] | None = None
+    close: Callable[[], None] | None = None
+    """What is to be ended with the phase."""
 
 
 def prepare(context: PhaseContext) -> Prepared:
@@ -128,32 +134,31 @@ def _sft(context: PhaseContext, phase: SftPhase) -> Prepared:
 
 
 def _rl(context: PhaseContext, phase: RlPhase) -> Prepared:
-    """Answers are drawn from the model as it is when the batch is asked for."""
+    """Answers are drawn from the model as it is when the batch is asked for, or come from actors beside it."""
     codec = context.mixture.codec
     by_answer = phase.algorithm == "reinforce"
     objective = PolicyObjective(phase.clip_low, phase.clip_high, phase.kl_weight, by_answer)
     kept: dict[int, TrainBatch] = {}
+    actors = None
+    if phase.rollouts is not None:
+        assert context.job is not None, "a run has a job"
+        groups = PromptGroups(phase, context.mixture, context.weights)
+        actors = Actors(context.job, groups, context.model)
 
     def rollout(number: int) -> TrainBatch:
-        asked = prompts(
-            context.mixture, context.weights, phase.batch // phase.group, f"{phase.name} {number}", is_held_out=False
-        )
-        asked = [one for one in asked for _ in range(phase.group)]
-        sampling = AnswerSampling(phase.max_answer, phase.temperature, context.seed * 1_000_003 + number)
-        ids = answer(context.model, asked, codec, sampling)
+        drawn = _drawn_here(context, phase, number) if actors is None else actors.batch(number)
         rewards = torch.tensor(
-            [float(is_right(one, given, codec)) for one, given in zip(asked, ids, strict=True)]
+            [float(is_right(one, given, codec)) for one, given in zip(drawn.asked, drawn.ids, strict=True)]
         ).view(-1, phase.group)
-        width = max(len(one.prompt) for one in asked) + phase.max_answer
-        rows = answer_rows(asked, ids, width, codec.end_id)
+        rows = drawn.rows
         extras = {
             "advantages": advantages(rewards, phase.algorithm).flatten(),
             "weights": token_weights(rows.labels, phase.algorithm, phase.max_answer),
-            "old": log_probs_of(context.model, rows).cpu(),
+            **rows.extras,
         }
         if phase.kl_weight:
             extras["reference"] = log_probs_of(context.reference, rows).cpu()
-        return replace(rows, extras=extras, metrics=_reward_metrics(rewards))
+        return replace(rows, extras=extras, metrics={**_reward_metrics(rewards), **rows.metrics})
 
     def batch(step: int) -> TrainBatch:
         number = step // phase.iterations
@@ -163,7 +168,19 @@ def _rl(context: PhaseContext, phase: RlPhase) -> Prepared:
             context.model.train()
         return kept[number]
 
-    return Prepared(batch, objective)
+    return Prepared(batch, objective, close=None if actors is None else actors.close)
+
+
+def _drawn_here(context: PhaseContext, phase: RlPhase, number: int) -> DrawnAnswers:
+    """Answers of a step by the model itself, and their log probabilities under it."""
+    codec, count = context.mixture.codec, phase.batch // phase.group
+    asked = prompts(context.mixture, context.weights, count, f"{phase.name} {number}", is_held_out=False)
+    asked = [one for one in asked for _ in range(phase.group)]
+    sampling = AnswerSampling(phase.max_answer, phase.temperature, context.seed * 1_000_003 + number)
+    ids = answer(context.model, asked, codec, sampling)
+    width = max(len(one.prompt) for one in asked) + phase.max_answer
+    rows = answer_rows(asked, ids, width, codec.end_id)
+    return DrawnAnswers(asked, ids, replace(rows, extras={"old": log_probs_of(context.model, rows).cpu()}))
 
 
 def _reward_metrics(rewards: Tensor) -> dict[str, float]:

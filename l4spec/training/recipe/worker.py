@@ -91,8 +91,18 @@ class RecipeRun:
         if self.job.out is not None and self.done == start > 0:
             save_step(self.job.out, start, self.model, optimizer, self.job.continued())
         prepared = prepare(self.context(phase))
+        recent = Recent()
+        try:
+            self._steps(phase, prepared, optimizer, recent)
+        finally:
+            if prepared.close is not None:
+                prepared.close()
+        return self._result(phase, prepared, recent, time.perf_counter() - began)
+
+    def _steps(self, phase: Phase, prepared: Prepared, optimizer: torch.optim.Optimizer, recent: Recent) -> None:
+        """The steps of a phase that are not done, logged and saved."""
+        start, every = self.starts[phase.name], max(1, phase.num_steps // NUM_LINES)
         settings = LoopSettings(phase.num_steps, phase.schedule, phase.optimizer.clip, None)
-        recent, every = Recent(), max(1, phase.num_steps // NUM_LINES)
         steps = train_steps(
             self.model,
             optimizer,
@@ -115,7 +125,6 @@ class RecipeRun:
                     f"  {done.tokens_per_second:,.0f} tokens/s"
                 )
             self._save(phase, done.step, optimizer)
-        return self._result(phase, prepared, recent, time.perf_counter() - began)
 
     def _save(self, phase: Phase, step: int, optimizer: torch.optim.Optimizer) -> None:
         every = self.job.save_every
@@ -138,7 +147,7 @@ class RecipeRun:
         def teacher() -> RankModel:
             return self._teacher(phase)
 
-        return PhaseContext(phase, self.model, self.mixture, self.job.seed, entering, teacher)
+        return PhaseContext(phase, self.model, self.mixture, self.job.seed, entering, teacher, self.job)
 
     def _fresh(self, seed: int | None, *, train: bool = False) -> RankModel:
         empty = build(self.job.graph, "meta", self.job.number_format)

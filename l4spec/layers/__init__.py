@@ -1,11 +1,12 @@
-"""All layer kinds: the ones of this package, listed, and those that other packages register.
+"""All layer kinds: the ones of this package, listed by name, and those that other packages register.
 
+A kind of ours is imported when it is first asked for by name, so that a model costs only the kinds that it has.
 A package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are
-loaded when kinds are first asked for, not when this module is imported: what they load imports this module.
+loaded when a name is asked for that is none of ours, or all kinds are: what they load imports this module.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -13,73 +14,72 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import UserError
-from l4spec.layers.add import KIND as _add
 from l4spec.layers.base import LayerKind, LayerSpec, Slot, Width
 from l4spec.layers.declaration import Declaration
-from l4spec.layers.embedding import KIND as _embedding
-from l4spec.layers.gated_delta_net import KIND as _gated_delta_net
-from l4spec.layers.geglu import KIND as _geglu
-from l4spec.layers.gqa import KIND as _gqa
-from l4spec.layers.layernorm import KIND as _layernorm
-from l4spec.layers.learned_position import KIND as _learned_position
-from l4spec.layers.linear import KIND as _linear
-from l4spec.layers.lm_head import KIND as _lm_head
-from l4spec.layers.mamba2 import KIND as _mamba2
-from l4spec.layers.merge import KIND as _merge
-from l4spec.layers.mla import KIND as _mla
-from l4spec.layers.mlp import KIND as _mlp
-from l4spec.layers.moe import KIND as _moe
-from l4spec.layers.patch_embedding import KIND as _patch_embedding
-from l4spec.layers.pixel_shuffle_mlp import KIND as _pixel_shuffle_mlp
-from l4spec.layers.rmsnorm import KIND as _rmsnorm
-from l4spec.layers.sparse_mla import KIND as _sparse_mla
-from l4spec.layers.swiglu import KIND as _swiglu
 
 if TYPE_CHECKING:
     from l4spec.layers.common.eager import EagerLayer
 
-_OWN = (
-    _add,
-    _embedding,
-    _gated_delta_net,
-    _geglu,
-    _gqa,
-    _layernorm,
-    _learned_position,
-    _linear,
-    _lm_head,
-    _mamba2,
-    _merge,
-    _mla,
-    _mlp,
-    _moe,
-    _patch_embedding,
-    _pixel_shuffle_mlp,
-    _rmsnorm,
-    _sparse_mla,
-    _swiglu,
+OWN_NAMES = (
+    "add",
+    "embedding",
+    "gated_delta_net",
+    "geglu",
+    "gqa",
+    "layernorm",
+    "learned_position",
+    "linear",
+    "lm_head",
+    "mamba2",
+    "merge",
+    "mla",
+    "mlp",
+    "moe",
+    "patch_embedding",
+    "pixel_shuffle_mlp",
+    "rmsnorm",
+    "sparse_mla",
+    "swiglu",
 )
+"""The kinds of this package, each a folder of its name whose `KIND` it is."""
 ENTRY_POINT_GROUP = "l4spec.layers"
 OWN_KINDS_ONLY = "L4SPEC_OWN_KINDS_ONLY"
 """The environment variable that leaves out the kinds of other packages, broken ones too."""
 
 
-KINDS: Mapping[str, LayerKind]
-"""Every known layer kind by its name."""
+class _Kinds(Mapping[str, LayerKind]):
+    """Every known layer kind by its name, imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> LayerKind:
+        return _own(name) if name in OWN_NAMES else _others()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from OWN_NAMES
+        yield from _others()
+
+    def __len__(self) -> int:
+        return len(OWN_NAMES) + len(_others())
+
+    def __contains__(self, name: object) -> bool:
+        return name in OWN_NAMES or name in _others()
 
 
-def __getattr__(name: str) -> Mapping[str, LayerKind]:
-    if name != "KINDS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _all_kinds()
+KINDS: Mapping[str, LayerKind] = _Kinds()
+"""Every known layer kind by its name, imported when it is asked for."""
+
+
+@lru_cache(maxsize=len(OWN_NAMES))
+def _own(name: str) -> LayerKind:
+    kind: LayerKind = import_module(f"{__name__}.{name}").KIND
+    return kind
 
 
 @lru_cache(maxsize=1)
-def _all_kinds() -> Mapping[str, LayerKind]:
-    kinds = {kind.name: kind for kind in _OWN}
+def _others() -> Mapping[str, LayerKind]:
+    kinds: dict[str, LayerKind] = {}
     for entry_point in () if os.environ.get(OWN_KINDS_ONLY) else entry_points(group=ENTRY_POINT_GROUP):
         kind = _loaded(entry_point)
-        if kind.name in kinds:
+        if kind.name in OWN_NAMES or kind.name in kinds:
             raise _unusable(entry_point, f"there is a kind {kind.name!r} already")
         kinds[kind.name] = kind
     return MappingProxyType(kinds)
@@ -103,13 +103,13 @@ def _unusable(entry_point: EntryPoint, reason: str) -> UserError:
 
 def specs_for(slot: Slot) -> tuple[type[LayerSpec], ...]:
     """The schemas that an author may choose from for a slot."""
-    return tuple(kind.spec for kind in _all_kinds().values() if kind.slot == slot)
+    return tuple(kind.spec for kind in KINDS.values() if kind.slot == slot)
 
 
 @lru_cache(maxsize=4096)
 def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
     """The declaration of a layer; equal layers share one object."""
-    declare: Any = _all_kinds()[spec.kind].declare
+    declare: Any = KINDS[spec.kind].declare
     result: Declaration = declare(spec, width)
     return result
 
@@ -117,7 +117,7 @@ def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
 @lru_cache(maxsize=256)
 def eager_layer(kind: str) -> "EagerLayer | None":
     """How the module of a kind runs eagerly, loaded when first asked for; None where a kind does not say."""
-    place = _all_kinds()[kind].eager
+    place = KINDS[kind].eager
     if place is None:
         return None
     module, _, name = place.partition(":")

@@ -14,7 +14,8 @@ from itertools import pairwise
 from textwrap import dedent
 from typing import Any, get_args
 
-from l4spec.layers.base import Spec
+from l4spec.layers import KINDS
+from l4spec.layers.base import LayerSpec, Spec
 from l4spec.spec.document_kinds import kind_word
 from l4spec.spec.header import Header
 from l4spec.spec.model import ModelSpec
@@ -101,7 +102,9 @@ def _classes(root: type[Header]) -> dict[str, type[Spec]]:
 
 
 def _schemas_in(annotation: Any) -> Iterator[type[Spec]]:
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
+    if annotation is LayerSpec:  # whichever layer the author names
+        yield from (kind.spec for kind in KINDS.values())
+    elif isinstance(annotation, type) and issubclass(annotation, Spec):
         yield annotation
     for part in get_args(annotation):
         yield from _schemas_in(part)

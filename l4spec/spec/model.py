@@ -1,28 +1,25 @@
 """Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, Union
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
-from l4spec.layers import specs_for
+from l4spec.layers import KINDS
 from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.claims import Claim
 from l4spec.spec.header import Header, located
+from l4spec.spec.layer_choice import KindOf
 from l4spec.spec.origin import HuggingFaceSpec
 from l4spec.spec.storage import Stored
 
-if TYPE_CHECKING:
-    NormSpec: TypeAlias = LayerSpec
-    PartSpec: TypeAlias = LayerSpec
-else:
-    NormSpec = Annotated[Union[specs_for("norm")], Field(discriminator="kind")]
-    PartSpec = Annotated[Union[specs_for("attention") + specs_for("ffn")], Field(discriminator="kind")]
+NormSpec = Annotated[LayerSpec, KindOf(("norm",))]
+PartSpec = Annotated[LayerSpec, KindOf(("attention", "ffn"))]
 
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
 SLOTS_OF_BLOCKS: tuple[Slot, ...] = ("attention", "ffn")
@@ -104,8 +101,7 @@ class StackSpec(Spec):
         return self
 
     def _parts_for(self, slot: Slot) -> frozenset[str]:
-        kinds = specs_for(slot)
-        return frozenset(name for name, spec in self.parts.items() if isinstance(spec, kinds))
+        return frozenset(name for name, spec in self.parts.items() if KINDS[spec.kind].slot == slot)
 
     def _wrong_part(
         self, name: str, slot: Slot, fitting: frozenset[str], path: tuple[str | int, ...]

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from l4spec.layers import KINDS
+from l4spec.layers.base import LayerSpec
 
 
 def schema_at(root: type[BaseModel], data: Any, path: Sequence[str | int]) -> type[BaseModel] | None:
@@ -38,13 +39,13 @@ def _step(annotation: Any, step: str | int) -> Any:
 def _chosen(annotation: Any, data: Any) -> Any:
     """The member of a union that fits `data` by its `kind` or its keys, or the annotation itself."""
     members = list(_members(annotation))
+    if members == [LayerSpec] and isinstance(data, Mapping) and data.get("kind") in KINDS:
+        return KINDS[data["kind"]].spec
     if len(members) == 1:
         return members[0]
     models = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
     if isinstance(data, Mapping):
         kind = data.get("kind")
-        if isinstance(kind, str) and kind in KINDS and KINDS[kind].spec in models:
-            return KINDS[kind].spec
         by_kind = [model for model in models if kind in _kinds(model)]
         if by_kind:
             return by_kind[0]

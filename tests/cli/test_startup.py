@@ -2,13 +2,16 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import typer
 
 import l4spec.cli
+import l4spec.layers
 from l4spec.cli import app
 from l4spec.cli.commands import COMMANDS
+from l4spec.layers import KINDS, OWN_NAMES
 
 SLOW = {"torch", "numpy", "networkx", "tabulate", "rich", "jsonschema", "transformers", "jinja2"}
 
@@ -57,3 +60,16 @@ def test_help_imports_no_command_and_says_what_each_does() -> None:
 def test_every_command_file_is_listed() -> None:
     files = {path for path in Path(l4spec.cli.__file__).parent.glob("*.py") if "@app.command(" in path.read_text()}
     assert {path.stem.rstrip("_") for path in files} == COMMANDS.keys()
+
+
+def test_only_the_kinds_of_a_model_are_imported() -> None:
+    loaded = {name.split(".")[2] for name in modules_of("plan", "tiny/scout", "--gpus", "8xH100") if ".layers." in name}
+    assert {"gqa", "moe", "rmsnorm"} <= loaded
+    assert not loaded & {"gated_delta_net", "mamba2", "mla", "recurrent"}
+
+
+def test_every_kind_is_listed_by_the_name_of_its_folder() -> None:
+    rooms = {path.parent.name for path in Path(l4spec.layers.__file__).parent.glob("*/__init__.py")}
+    kinds = {room for room in rooms if hasattr(import_module(f"l4spec.layers.{room}"), "KIND")}
+    assert sorted(OWN_NAMES) == sorted(kinds)
+    assert [KINDS[name].name for name in OWN_NAMES] == list(OWN_NAMES)

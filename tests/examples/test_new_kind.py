@@ -139,7 +139,7 @@ def test_a_package_whose_kind_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (metadata / "entry_points.txt").write_text("[l4spec.layers]\nbroken = broken_kind:KIND\n", encoding="utf-8")
     (tmp_path / "broken_kind.py").write_text("import no_such_module\n", encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-m", "l4spec.cli", "plan", "scout"],
+        [sys.executable, "-m", "l4spec.cli", "ls", "kinds"],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "L4SPEC_OWN_KINDS_ONLY": ""},
         capture_output=True,
         text=True,

@@ -33,6 +33,9 @@ from planners.simulate.times.planned import PlannedTimes
 from planners.simulate.workload.traces import TraceEntry, read_trace
 from planners.timing.efficiency import ServingEfficiency
 
+PEER = Path(__file__).parent / "results" / "simulate-peer.md"
+"""What `python benchmarks/simulate_peer.py` printed, with its date: the peer needs an environment of its own."""
+
 
 @dataclass(frozen=True)
 class RealRun:
@@ -292,6 +295,8 @@ def main(folder: str) -> None:
     )
     print("\n## Speed, one core")
     table(("what", "requests", "CPU", "peak memory", "prefix hits"), speed(data))
+    print("\n## Beside the replay of ai-dynamo\n")
+    print(PEER.read_text(encoding="utf-8").rstrip())
 
 
 if __name__ == "__main__":

@@ -109,11 +109,11 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
     """By the engine's factors, or, on a machine that was calibrated, by the measured pieces of our own module."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
-    routing = read_routing(deployment.request.routing, deployment.graph)
     if cluster.hardware.eager is None:
-        return engine_latency(deployment, layout, max_batch, routing)
+        return engine_latency(deployment, layout, max_batch)
     from planners.module.report import eager_latency
 
+    routing = read_routing(deployment.request.routing, deployment.graph)
     return eager_latency(deployment, cluster.hardware, layout, routing)
 
 

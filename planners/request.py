@@ -244,6 +244,16 @@ class PlanRequest(Options):
         ),
     ] = None
 
+    factors: Annotated[
+        str | None,
+        Option(
+            "Time steps by the factors of a file that `l4spec simulate --fit` wrote.",
+            metavar="FILE",
+            mode="serve",
+            default="the engine's published ones",
+        ),
+    ] = None
+
     @property
     def sequences(self) -> int:
         """Sequences at a time over the whole deployment: the clients of a closed loop, or the batch."""

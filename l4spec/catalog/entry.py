@@ -34,7 +34,8 @@ class Entry(Spec):
 
     @cached_property
     def _structural_hash(self) -> int:
-        return hash(tuple(getattr(self, name) for name in type(self).model_fields))
+        fields = (getattr(self, name) for name in type(self).model_fields)
+        return hash(tuple(tuple(field.items()) if isinstance(field, dict) else field for field in fields))
 
     def __hash__(self) -> int:
         """The hash of all fields, computed once: entries are keys of the planner's caches."""

@@ -25,7 +25,7 @@ REFUSED = {
     "mode": "each claim says itself whether it is about training",
     "objective": "a claim of the longest context asks for it, every other one for the most free memory",
     **dict.fromkeys(("concurrency", "rate", "num_tiles", "images"), "no claim is about it"),
-    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing"), "no claim is about it"),
+    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing", "factors"), "no claim is about it"),
 }
 """Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""
 

@@ -174,7 +174,7 @@ def _ranked(
             usd_per_hour=point.usd_per_hour,
             usd_per_million_input_tokens=prices[0] if prices else None,
             usd_per_million_output_tokens=prices[1] if prices else None,
-            within_error=point.usd_per_request <= best * (1 + _median_error(kind.engine)),
+            within_error=point.usd_per_request <= best * (1 + _median_error(kind.engine, request.factors)),
             on_front=id(point) in on_front,
             extrapolated=point.extrapolated,
             plan=(planned := plan_of(point, request)).command_line(),
@@ -182,9 +182,9 @@ def _ranked(
         )
 
 
-def _median_error(engine: str) -> float:
+def _median_error(engine: str, factors: str | None) -> float:
     """The relative error of TPOT that half of the held-out rows exceed: prices follow throughput, and it TPOT."""
-    efficiency = serving_efficiency(engine)
+    efficiency = serving_efficiency(engine, factors)
     error = efficiency.error("tpot") if efficiency is not None else None
     return error.median if error is not None else 0.0
 

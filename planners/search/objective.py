@@ -10,11 +10,10 @@ from planners.deployment import Deployment
 from planners.plan_types import ChosenBy, LayoutRow, Objective
 from planners.search.layouts import by_memory
 from planners.timing.efficiency import serving_efficiency, training_efficiency
-from planners.timing.latency_report import Service, service
+from planners.timing.latency_report import Service, model_of, service
 from planners.timing.layer_demand import Step
 from planners.timing.machine import Machine
-from planners.timing.routing import read_routing
-from planners.timing.step import StepModel, step_model
+from planners.timing.step import StepModel
 
 BY_TIME = ("fastest", "cheapest")
 MOST_TIMED = 128
@@ -84,23 +83,13 @@ def _errors(deployment: Deployment) -> tuple[float, float]:
         training = training_efficiency(cluster.hardware.name)
         error = training.error("step_time") if training is not None else None
     else:
-        serving = serving_efficiency(deployment.setting.engine.name)
+        serving = serving_efficiency(deployment.setting.engine.name, deployment.request.factors)
         error = serving.error("tpot") if serving is not None else None
     return (error.median, error.p90) if error is not None else (0.0, 0.0)
 
 
 def _serving_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
-    setting, cluster = deployment.setting, deployment.cluster
-    assert cluster is not None, "time is of GPUs"
-    model = step_model(
-        setting.graph,
-        setting.scheme,
-        row.layout,
-        machine=Machine(cluster.hardware, cluster.gpus_per_host),
-        kv_dtype_bytes=setting.kv_dtype_bytes,
-        engine=setting.engine.name,
-        routing=read_routing(deployment.request.routing, deployment.graph),
-    )
+    model = model_of(deployment, row.layout)
     if model.unknown or model.efficiency is None:
         return row
     given = service(model, deployment, row.max_batch, _alone(model, deployment))

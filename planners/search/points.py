@@ -10,10 +10,8 @@ from planners.device.memory import Placement, place
 from planners.search.layouts import largest, max_batch, why_not
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit
-from planners.timing.latency_report import Service, service
-from planners.timing.machine import Machine
-from planners.timing.routing import read_routing
-from planners.timing.step import StepModel, step_model
+from planners.timing.latency_report import Service, model_of, service
+from planners.timing.step import StepModel
 
 _NOT_ON: dict[str, tuple[str, ...]] = {
     "vllm": ("Apple",),
@@ -131,7 +129,7 @@ def _of_layout(kind: Kind, layout: Layout, request: SearchRequest, tally: Tally)
         why = f"room for one sequence of {longest:,} tokens, not of {limit:,}"
         tally.rule_out(kind, "max_context", why, (limit - longest) / limit, len(shares))
         return
-    model = _model(deployment, layout)
+    model = model_of(deployment, layout)
     if model.unknown or model.efficiency is None:
         why = model.unknown or f"no published measurements of {kind.engine!r}"
         tally.rule_out(kind, "no_time", why, 0.0, len(shares))
@@ -224,17 +222,3 @@ def _too_large(placement: Placement, deployment: Deployment) -> tuple[str, float
     assert placement.budget is not None, "a search is over hardware"
     missing = use.total - placement.budget.limit(use)
     return f"{gib(missing)} too much on a GPU with one sequence", float(missing)
-
-
-def _model(deployment: Deployment, layout: Layout) -> StepModel:
-    setting, cluster = deployment.setting, deployment.cluster
-    assert cluster is not None, "a search is over hardware"
-    return step_model(
-        setting.graph,
-        setting.scheme,
-        layout,
-        machine=Machine(cluster.hardware, cluster.gpus_per_host),
-        kv_dtype_bytes=setting.kv_dtype_bytes,
-        engine=setting.engine.name,
-        routing=read_routing(deployment.request.routing, deployment.graph),
-    )

@@ -1,7 +1,7 @@
 """From a model's deployment to servers: layout, blocks of cache, step times, and what all of it rests on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
 from l4spec.spec.scenario.deployment import KernelTimes as KernelTimesSpec
 from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
 from planners.catalog.cluster import Cluster
-from planners.catalog.loader import load
 from planners.catalog.schedulers import SchedulerDefaults, scheduler_of
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import CacheRow, block_bytes
@@ -36,7 +35,7 @@ from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 from planners.simulate.times.kernel_tables import read_kernels
 from planners.simulate.times.kernels import KernelStepTimes, RoutedLayers
 from planners.simulate.times.planned import PlannedTimes
-from planners.timing.efficiency import ServingEfficiency
+from planners.timing.efficiency import serving_efficiency
 from planners.timing.machine import Machine
 from planners.timing.routing import read_routing
 from planners.timing.step import step_model
@@ -287,20 +286,17 @@ def _times(
     if isinstance(times, KernelTimesSpec):
         return _kernel_times(graph, model, times, deployment, layout, find)
     assert deployment.cluster is not None
-    cluster = deployment.cluster
+    cluster, file = deployment.cluster, None if times.factors is None else str(find(times.factors))
     stepped = step_model(
         graph,
         deployment.setting.scheme,
         layout,
         machine=Machine(cluster.hardware, cluster.gpus_per_host),
         kv_dtype_bytes=deployment.setting.kv_dtype_bytes,
-        engine=deployment.setting.engine.name,
+        efficiency=serving_efficiency(deployment.setting.engine.name, file),
         routing=read_routing(model.routing, graph),
     )
-    if times.factors is None:
-        return PlannedTimes(stepped)
-    factors = load("efficiency", ServingEfficiency, str(find(times.factors)))
-    return PlannedTimes(replace(stepped, efficiency=factors, totals={}))
+    return PlannedTimes(stepped)
 
 
 def _kernel_times(

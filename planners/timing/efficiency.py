@@ -110,8 +110,13 @@ def extrapolations(factors: ServingEfficiency, hardware: str, routed: bool, toke
     return tuple(reasons)
 
 
-def serving_efficiency(engine: str) -> ServingEfficiency | None:
-    """The fitted factors of a catalogue engine; None where nobody has published measurements of it."""
+def serving_efficiency(engine: str, file: str | None = None) -> ServingEfficiency | None:
+    """The fitted factors of a catalogue engine, or of a `file` of one's own.
+
+    None where nobody has published measurements of the engine. Raises UserError for a file that holds no factors.
+    """
+    if file is not None:
+        return load("efficiency", ServingEfficiency, file)
     if find_shipped("efficiency", engine) is None:
         return None
     return load("efficiency", ServingEfficiency, engine)

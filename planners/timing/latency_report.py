@@ -6,38 +6,45 @@ from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.latency_types import Latency, TimePart
-from planners.timing.efficiency import extrapolations
-from planners.timing.layer_demand import Routing, Step
+from planners.timing.efficiency import extrapolations, serving_efficiency
+from planners.timing.layer_demand import Step
 from planners.timing.machine import Machine
+from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000
 
 
-def engine_latency(deployment: Deployment, layout: Layout, max_batch: int, routing: Routing) -> Latency:
+def model_of(deployment: Deployment, layout: Layout) -> StepModel:
+    """The step model of a layout of a deployment: factors and experts' load are those that its request names."""
+    setting, cluster, request = deployment.setting, deployment.cluster, deployment.request
+    assert cluster is not None, "time is of GPUs"
+    return step_model(
+        setting.graph,
+        setting.scheme,
+        layout,
+        machine=Machine(cluster.hardware, cluster.gpus_per_host),
+        kv_dtype_bytes=setting.kv_dtype_bytes,
+        efficiency=serving_efficiency(setting.engine.name, request.factors),
+        routing=read_routing(request.routing, deployment.graph),
+    )
+
+
+def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
     """Time of a layout on the deployment's cluster under its engine. What is not known is null, and says why.
 
     `max_batch` sequences of the whole deployment fit at once.
     """
     setting, cluster = deployment.setting, deployment.cluster
     assert cluster is not None, "time is of GPUs"
-    machine = Machine(cluster.hardware, cluster.gpus_per_host)
     if layout.cp > 1:
         return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")
     if setting.train is not None:
         from planners.timing.training_report import train_latency
 
-        return train_latency(deployment, machine, layout)
-    model = step_model(
-        setting.graph,
-        setting.scheme,
-        layout,
-        machine=machine,
-        kv_dtype_bytes=setting.kv_dtype_bytes,
-        engine=setting.engine.name,
-        routing=routing,
-    )
+        return train_latency(deployment, Machine(cluster.hardware, cluster.gpus_per_host), layout)
+    model = model_of(deployment, layout)
     if model.unknown:
         return Latency(reason=model.unknown)
     return _serving(model, deployment, max_batch)

@@ -15,7 +15,7 @@ from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
 from planners.latency_types import KindLatency, StepLatency
-from planners.timing.efficiency import ServingEfficiency, serving_efficiency
+from planners.timing.efficiency import ServingEfficiency
 from planners.timing.layer_demand import (
     UNIFORM,
     KindProfile,
@@ -252,11 +252,11 @@ def step_model(
     *,
     machine: Machine,
     kv_dtype_bytes: int,
-    engine: str,
+    efficiency: ServingEfficiency | None,
     routing: Routing = UNIFORM,
 ) -> StepModel:
-    """The model of a deployment with its engine's fitted factors: the same object for the same deployment."""
-    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, serving_efficiency(engine), routing)
+    """The model of a deployment with fitted factors: the same object for the same deployment."""
+    return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, efficiency, routing)
 
 
 def _key(group: LayerGroup) -> tuple[str, int]:

@@ -51,6 +51,7 @@ EXAMPLES: dict[str, str] = {
     "train_tokens": "1T",
     "usd_per_gpu_hour": "2.5",
     "routing": "load.json",
+    "factors": "fitted.yaml",
 }
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
 """What an option cannot stand without."""
@@ -82,7 +83,7 @@ def test_every_command_that_plans_has_every_planning_option(command: str) -> Non
     assert {flag for name in PlanRequest.model_fields for flag in option_of(PlanRequest, name).names(name)} <= flags
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"routing"}))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"routing", "factors"}))
 @pytest.mark.parametrize("command", ["plan", "compare"])
 def test_an_option_reaches_the_plan_by_every_command(run: Run, command: str, name: str) -> None:
     gpus = [] if name == "gpus" else ["--gpus", "8xH100"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from l4spec.runtime.build import build
+from l4spec.runtime.parallel.run.launch import threads_of_rank
 from l4spec.training.run.synthetic import batch_of
 from tests.distributed.command import Command, started
 from tests.distributed.whole import bound_of, graph_from
@@ -348,3 +349,10 @@ def rank_1_of(agent: int) -> int:
         except OSError:
             continue
     raise AssertionError("no rank 1")
+
+
+def test_a_narrow_model_computes_on_one_thread_and_a_wide_one_on_its_share_of_the_cores() -> None:
+    assert threads_of_rank(1, 512, 16) == 1
+    assert threads_of_rank(1, 5120, 16) == 16
+    assert threads_of_rank(4, 5120, 16) == 4
+    assert threads_of_rank(32, 5120, 16) == 1

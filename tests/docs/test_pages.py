@@ -19,6 +19,7 @@ _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 PAGES = (
     "docs/tutorial.md",
+    "docs/cookbook.md",
     "docs/guide.md",
     "docs/planner.md",
     "docs/running.md",

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from l4spec.errors import Problem
-from l4spec.runtime.parallel.run.task import Task
+from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe, variant_of
 from l4spec.training.step_folders import STEP
-
-NARROW = 512
-"""Streams up to this width are trained with one thread: their products are too small to share."""
 
 
 @dataclass(frozen=True)

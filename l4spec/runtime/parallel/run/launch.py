@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave, listening_store
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
-from l4spec.runtime.parallel.run.task import Task
+from l4spec.runtime.parallel.run.task import NARROW, Task
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 3.0
@@ -113,16 +113,21 @@ def _be_rank(task: Task, rank: int, world: int, port: Connection) -> None:
     loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     if loopback and task.device == "cpu":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    _share_cores(world)
+    _share_cores(world, task.graph.hidden_size)
     run_rank(task)
 
 
-def _share_cores(world: int) -> None:
-    """As many threads a rank as there are cores for it: threads that wait for each other crawl."""
+def _share_cores(world: int, hidden_size: int) -> None:
+    """As many threads a rank as there are cores for it, and one for a narrow model: threads that wait only crawl."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+        torch.set_num_threads(threads_of_rank(world, hidden_size, os.cpu_count() or 1))
+
+
+def threads_of_rank(world: int, hidden_size: int, cores: int) -> int:
+    """Threads of one of `world` ranks on a machine of `cores`."""
+    return 1 if hidden_size <= NARROW else max(1, cores // world)
 
 
 def _watched(processes: list[BaseProcess], store: TCPStore, time_limit: float | None) -> Failure | None:

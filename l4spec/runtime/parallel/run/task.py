@@ -22,6 +22,9 @@ from l4spec.spec.scale import parse_scale, scale_spec
 DEFAULT_TIMEOUT, LONGEST_TIMEOUT = 60.0, 1_000_000
 Log = Callable[[str], None]
 
+NARROW = 512
+"""Streams up to this width are computed with one thread: their products are too small to share."""
+
 
 class Store(Protocol):
     """Where all ranks and the launcher read and write."""

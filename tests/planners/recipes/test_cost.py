@@ -111,6 +111,14 @@ def test_an_article_s_product_of_degrees_is_found_wrong() -> None:
     assert (check.computed, check.holds) == (32768, False)
 
 
+@pytest.mark.parametrize(
+    ("name", "holds"), [("behemoth-100k", [False]), ("scout-tokens", [False, False, True])], ids=str
+)
+def test_articles_numbers_are_judged_one_by_one(name: str, holds: list[bool]) -> None:
+    checks = verify_recipe(load_recipe(f"recipes/articles/{name}")).checks
+    assert [check.holds for check in checks] == holds
+
+
 def test_degrees_that_do_not_make_the_gpus_are_refused_by_phase() -> None:
     with pytest.raises(UserError, match=r"phase pretrain: .*needs 32768 GPUs, and 24576xh100-sxm has 24576"):
         plan_recipe(load_recipe("recipes/articles/behemoth-24k", ["gpus=24576xH100"]))

@@ -16,6 +16,7 @@ from l4spec.runtime.initialize import initialize
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from tests.runtime.families import FAMILIES
+from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
 from tests.runtime.sparse_families import INDEX
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, text_of, vision
 
@@ -28,6 +29,8 @@ ATTENTIONS: dict[str, Json] = {
     "sparse": MLA | INDEX | {"kind": "sparse_mla"},
     "window": gqa(mask={"kind": "sliding_window", "size": 5}),
     "chunks": gqa(mask={"kind": "chunked", "size": 8}),
+    "delta net": DELTA_NET,
+    "mamba": MAMBA2,
 }
 FFNS: dict[str, Json] = {
     "swiglu": SWIGLU | {"bias": True},
@@ -74,8 +77,7 @@ def test_a_model_holds_exactly_what_its_graph_declares(name: str) -> None:
 
 def test_the_contract_covers_every_kind() -> None:
     kinds = {node.kind for make in GRAPHS.values() for node in make().nodes}
-    recurrent = {"gated_delta_net", "mamba2"}  # tests/runtime/test_oracle_text.py holds these to transformers
-    assert kinds >= KINDS.keys() - recurrent
+    assert kinds >= KINDS.keys()
 
 
 def test_a_module_that_holds_something_else_is_refused_by_name() -> None:
@@ -94,8 +96,8 @@ def test_a_cache_takes_the_declared_bytes(name: str, max_len: int, dtype: torch.
     graph = GRAPHS[name]()
     cache = build(graph, "meta").new_cache(3, max_len, dtype)
     entries = [entry for node in graph.nodes for entry in node.declaration.cache if node.scope == "text"]
-    elements = sum(entry.elements_per_token * entry.bound.num_kept(max_len) for entry in entries)
-    assert cache.num_bytes == 3 * elements * size
+    sizes = [e.elements_per_token * e.bound.num_kept(max_len) * e.bytes_per_element(size) for e in entries]
+    assert cache.num_bytes == 3 * sum(sizes)
 
 
 def scout_like(**others: object) -> ModelSpec:

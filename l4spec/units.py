@@ -26,7 +26,7 @@ _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12, "ki": KiB, "m
 _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z", re.IGNORECASE)
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
 
-_MEMORY = (((1 << 30) // 100, 1 << 30, "GiB"), (1 << 20, 1 << 20, "MiB"), (1 << 10, 1 << 10, "KiB"))
+_MEMORY = ((GiB // 100, GiB, "GiB"), (MiB, MiB, "MiB"), (KiB, KiB, "KiB"))
 """From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
 
 

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+NOT_TIMED_UNDER_CP = "the time of prefills divided among ranks (cp) is not estimated"
+"""No row of the evidence was measured under cp, so that neither exposed sends nor uneven ranks could be judged."""
 Resource = Literal["compute", "memory", "links"]
 """What bounds a step."""
 

@@ -17,7 +17,7 @@ _PAGES = "l4spec.report.plan_in_session"
 
 
 class ShownPlan(BaseModel):
-    """What a plan can say of itself. Equality is that of the document: the graph behind it does not count."""
+    """What a plan can say of itself. Equality is that of the document: the graph it was made from does not count."""
 
     _graph: "LayerGraph | None" = PrivateAttr(default=None)
 

@@ -92,7 +92,7 @@ def build_command(
 
     Without more, nothing is allocated, however large the model. With --scale, --layers, --device or --out it is filled
     with random weights and run: forward, loss, a few tokens, with time and memory. With --quantization the weights are
-    packed as the scheme says, and their bytes held against the plan's; with --scale its groups shrink as the widths do.
+    packed as the scheme says, their bytes compared with the plan's; with --scale its groups shrink as the widths do.
     With --from and --upcycle a mixture of experts begins with the weights of a dense checkpoint.
     """
     import l4spec

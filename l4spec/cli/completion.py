@@ -12,7 +12,7 @@ def specs(incomplete: str) -> list[str]:
 
 
 def gpus(incomplete: str) -> list[str]:
-    """Hardware behind the number that is typed already: `8xh1` becomes `8xh100`."""
+    """Hardware after the number that is typed already: `8xh1` becomes `8xh100`."""
     from planners.catalog import known_names
 
     number, times, name = incomplete.rpartition("x")

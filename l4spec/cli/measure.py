@@ -1,4 +1,4 @@
-"""`l4spec measure`: a spec built and run, its plan held against what the run shows."""
+"""`l4spec measure`: a spec built and run, its plan compared with what the run shows."""
 
 import os
 import sys
@@ -75,7 +75,7 @@ def measure_command(
 
     Parameters, FLOPs and caches must agree exactly, the activation peak within a quarter above what was measured.
     With degrees, as --tp 2 --ep 2, ranks are started on this machine, and each one's weights, caches, FLOPs and
-    collectives are held against the plan of its layout. Exit code 1 when a row does not agree, 4 when a rank fails.
+    collectives are compared with the plan of its layout. Exit code 1 when a row does not agree, 4 when a rank fails.
     The whole model is run, or a miniature of it by --scale or --layers.
     """
     from l4spec.sharding.layout import Layout

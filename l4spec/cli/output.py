@@ -36,8 +36,8 @@ def write(
 ) -> None:
     """Write a report as asked for: the document itself as JSON, else its page as text, Markdown or HTML.
 
-    This is the one place that knows the formats; a page, and a document that is a function, is made only where one is
-    wanted.
+    This is the one place that knows the formats; a page, and a document that is a function, is made only where one
+    is written.
     """
     deliver(_in_format(document, page, style, to_file=out is not None), out, force=force)
 

@@ -1,4 +1,4 @@
-"""`l4spec verify`: what people claim, held against the plan."""
+"""`l4spec verify`: published claims compared with the plan."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Which checkpoint a launch loads, and what an engine is told of how its weights are stored."""
+"""Which checkpoint a launch loads, and which flags say how its weights are stored."""
 
 import re
 from collections.abc import Container

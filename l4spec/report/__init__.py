@@ -1,1 +1,1 @@
-"""Stages 7 and 8: claims held against the plan, and everything that is shown to people."""
+"""Stages 7 and 8: claims compared with the plan, and everything that is shown to people."""

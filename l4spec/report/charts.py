@@ -13,7 +13,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Stroke:
-    """A path of straight pieces; color by class, told apart without color by its dashes."""
+    """A path of straight pieces; color by class, distinguished without color by its dashes."""
 
     points: str
     style: str

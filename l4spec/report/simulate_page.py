@@ -23,10 +23,10 @@ def simulate_page(result: SimulationResult) -> Page:
 
 
 def capacity_page(capacity: ServiceCapacity) -> Page:
-    """The highest rate that is held, what a trace needs by the hour, and the simulation at that rate."""
+    """The highest rate within the service levels, what a trace needs by the hour, and the simulation at that rate."""
     lines = [
-        f"{capacity.rate:.3g} requests/s are held: {100 * capacity.attainment:.1f} % of them meet the service levels; "
-        f"{capacity.beyond:.3g}/s are not"
+        f"{capacity.rate:.3g} requests/s are sustained: {100 * capacity.attainment:.1f} % of them meet the service "
+        f"levels; {capacity.beyond:.3g}/s are not"
     ]
     if capacity.hours:
         gpus = capacity.result.num_gpus

@@ -146,7 +146,7 @@ def _text_axes(graph: LayerGraph) -> tuple[tuple[str, int], ...]:
 
 
 def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
-    """Layers of each stage: equal runs; what is left over goes one each to the stages before the last, from behind."""
+    """Layers of each stage: equal runs; the rest goes one each to the stages before the last, late ones first."""
     base, rest = divmod(num_layers, pp)
     sizes = [base + (1 if pp - 1 - rest <= stage < pp - 1 else 0) for stage in range(pp)]
     starts = [sum(sizes[:stage]) for stage in range(pp)]

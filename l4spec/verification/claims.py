@@ -1,4 +1,4 @@
-"""Stage 7: what people claim about a model, held against the plan."""
+"""Stage 7: published claims about a model, compared with the plan."""
 
 from collections.abc import Callable
 

@@ -9,6 +9,7 @@ from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 from l4spec.verification.expected_times import UNKNOWN, ExpectedTimes
 from planners.catalog import engine, quantization
 from planners.counts.kv_cache import plan_cache
@@ -97,7 +98,7 @@ def compare_run(
     """Hold a measurement against the plan of the same graph, sample, number format and quantization scheme.
 
     `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits. Times are
-    held against `expected`.
+    compared with `expected`.
     """
     rows = (
         *_parameters(graph, measurement, table or quantization(dtype)),
@@ -262,7 +263,7 @@ def expert_rows(
         expected = round(expected_coverage(num_experts, top_k, num_tokens), 2)
         yield row_of("experts", f"{name}: reached a layer, if uniform", "experts", expected, reached, "shown")
         busiest = max(map(max, known)) if known else None
-        evenly = -(-num_tokens * top_k // num_experts)
+        evenly = ceil_div(num_tokens * top_k, num_experts)
         yield row_of("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
 
 

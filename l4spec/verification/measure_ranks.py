@@ -39,7 +39,7 @@ Values = Sequence[tuple[Number | None, Number | None]]
 
 
 def compare_ranks(job: MeasureJob, measured: Sequence[RankMeasurement]) -> MeasureReport:
-    """Hold what the ranks of a job have found against the plan of its layout."""
+    """Compare the measurements of a job's ranks with the plan of its layout."""
     run = _Run(job, measured)
     passes = [each for each in (run.prefill, run.decode, run.training) if each is not None]
     load = _load_of_all(run)

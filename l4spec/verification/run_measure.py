@@ -66,7 +66,7 @@ def measure(
     """Plan and measurement of a run of `spec`, a spec, a path or a shipped name; see `RunFields` for what is run.
 
     `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
-    `quantization` they are packed, and the logits held against those before it where memory allows; with `scale` the
+    `quantization` they are packed, and the logits compared with those before it where memory allows; with `scale` the
     scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit` seconds of measuring
     the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what cannot be run, for too
     long a sequence and for more memory than there is, RanksEnded when a rank fails.

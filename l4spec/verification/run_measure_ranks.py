@@ -1,4 +1,4 @@
-"""`l4spec.measure` of a layout: its ranks started on this machine, and each held against the plan."""
+"""`l4spec.measure` of a layout: its ranks started on this machine, and each compared with the plan."""
 
 import os
 import pickle
@@ -39,7 +39,7 @@ class RanksEnded(Exception):
 def measure_ranks(
     job: MeasureJob, *, time_limit: float | None = None, tell: Callable[[str], None] | None = None
 ) -> MeasureReport:
-    """Start the ranks of a job's layout, let them measure, and hold what they found against the plan.
+    """Start the ranks of a job's layout, let them measure, and compare their measurements with the plan.
 
     After `time_limit` seconds all are ended, and stages that some had not finished stay empty. `tell` hears which
     processes they are. To be called in a process that has not computed with torch yet, since ranks are forked from it.

@@ -8,7 +8,7 @@ of measured ranks (`planners.module.runtime_collectives`), which add what only o
 A forward pass, Megatron's tensor parallelism (arXiv:1909.08053):
 
 - tp: an all-reduce of the stream after every layer whose tensors tp cuts (attention, feed-forward, embedding), and an
-  all-gather of the logits, padded to the widest rank's, where they are wanted: in the head's number format, as engines
+  all-gather of the logits, padded to the widest rank's, where they are needed: in the head's number format, as engines
   do (vLLM's LogitsProcessor, SGLang), which convert to fp32 afterwards; our own runtime sends fp32 (`LOGIT_BYTES`).
 - ep: for each routed layer an all-to-all of the stream to every chosen expert, and one back. Routing is taken as even.
 - pp: the stream to the next stage; each rank of tp sends it whole.
@@ -63,7 +63,7 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """A prefill or a decode step on one rank: its new tokens, the rows of logits wanted, numbers of `item_bytes`.
+    """A prefill or a decode step on one rank: its new tokens, the rows of logits needed, numbers of `item_bytes`.
 
     `context` is the length of each divided sequence (cp), whose payload is that of one sequence. `logit_bytes` is the
     size of a logit when ranks join theirs.
@@ -154,6 +154,17 @@ def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: in
     if layout.cp > 1 and run.context:
         for group, tokens, size in earlier_tokens(graph, layout, run):
             yield Collective("cp", "send", "earlier tokens", 1, group.count * tokens * size, layout.cp, group)
+
+
+def key_value_ring(graph: LayerGraph, cp: int, tokens: int) -> Collective:
+    """What trainers pass around a ring of cp ranks in a step: keys and values once forward and twice backward.
+
+    `tokens` are those of one rank. Latents are not sent as such. Our own runtime trains without cp.
+    """
+    groups = (group for group in graph.groups if group.first.scope == "text")
+    kept = ((g.count, e) for g in groups for e in g.declaration.cache if all(d.axis != "latent" for d in e.dims))
+    elements = sum(count * entry.elements_per_token for count, entry in kept)
+    return Collective("cp", "all-gather", "keys and values", 1, 3 * cp * tokens * elements * ACTIVATION_BYTES, cp)
 
 
 def earlier_tokens(graph: LayerGraph, layout: Layout, run: ForwardPass) -> Iterator[tuple[LayerGroup, int, int]]:

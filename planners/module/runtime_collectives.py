@@ -16,7 +16,7 @@ stream. A forward pass:
 Choosing the next token: an all-gather of ids (int64) over dp x ep, and a broadcast of them over pp. A training step
 is `planners.collectives.training_traffic.stage_traffic` along tp, ep and pp, with what arrives from ep and those
 counts; what FSDP2 gathers and scatters over dp and ep, padded where ranks share a tensor unevenly; the number of
-labels (int64), beside it whether a rank has images where the model sees (int64), and the loss (fp32), which is told
+labels (int64), beside it whether a rank has images where the model sees (int64), and the loss (fp32), which is sent
 to all; and the gradients that the first and the last stage exchange of a tied table.
 
 Payloads are as in `planners.collectives.communication`: bytes of the buffer that is handed in, of an all-gather what

@@ -45,7 +45,7 @@ def search_deployments(
 ) -> SearchAnswer:
     """Rank every deployment that serves the request within its limits; say of the others what binds them.
 
-    `tick` is told how many kinds of deployment are done, and how many there are. Raises UserError for unknown names
+    `tick` is given how many kinds of deployment are done, and how many there are. Raises UserError for unknown names
     and for what cannot be asked.
     """
     request.check_level()

@@ -9,6 +9,7 @@ from l4spec.errors import Problem, UserError
 from l4spec.options import Option, read_count, read_number
 from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.units import parse_duration
+from planners.latency_types import NOT_TIMED_UNDER_CP
 from planners.request import PlanRequest
 
 DEFAULT_SCHEMES = (AS_PUBLISHED, "fp8", "w4a16")
@@ -18,7 +19,7 @@ CHOSEN_HERE = {
     "context": "a search counts --prompt-tokens and --output-tokens apart",
     "batch": "a search is asked for clients (--concurrency) or requests (--rate), or chooses the load",
     "dp": "a search chooses the number of replicas",
-    "cp": "the time of prefills divided among ranks (cp) is not estimated",
+    "cp": NOT_TIMED_UNDER_CP,
     "objective": "a search ranks by price",
 }
 """Options of a plan that a search of serving decides by itself, with what to give instead."""

@@ -21,7 +21,7 @@ _HOUR = 3600 * 1_000_000_000
 
 
 class ServiceCapacity(BaseModel):
-    """`rate` requests a second are held, `beyond` are not; `result` is the simulation at `rate`.
+    """`rate` requests a second meet the service levels, `beyond` do not; `result` is the simulation at `rate`.
 
     `hours` are the replicas that each hour of a trace needs at that rate for one deployment.
     """
@@ -38,8 +38,8 @@ class ServiceCapacity(BaseModel):
 def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
     """The highest rate at which `slo.attainment` of all requests meet the service levels, to 2 %.
 
-    Rates are doubled or halved until one is held and one is not, then the gap is cut in `jobs` + 1 equal ratios at a
-    time. Raises UserError without service levels, for arrivals without a rate, and where no rate is held.
+    Rates are doubled or halved until one is sustained and one is not, then the gap is cut in `jobs` + 1 equal ratios
+    at a time. Raises UserError without service levels, for arrivals without a rate, and where no rate is sustained.
     """
     slo = loaded.scenario.slo
     if slo.ttft is None and slo.tpot is None and slo.e2e is None:
@@ -66,7 +66,7 @@ def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
 
 
 def _bracket(loaded: LoadedScenario) -> tuple[float, float, dict[float, SimulationResult]]:
-    """Factors of the scenario's rate of which the lower is held and the upper is not."""
+    """Factors of the scenario's rate of which the lower is sustained and the upper is not."""
     results: dict[float, SimulationResult] = {}
     factor = 1.0
     step = 2.0 if _holds(loaded, _simulated(loaded, factor, results)) else 0.5
@@ -76,7 +76,11 @@ def _bracket(loaded: LoadedScenario) -> tuple[float, float, dict[float, Simulati
         if good != (step > 1):
             return min(factor, following), max(factor, following), results
         factor = following
-    what = "every rate tried is held" if step > 1 else "no rate tried is held: the levels are missed without load"
+    what = (
+        "every rate tried is sustained"
+        if step > 1
+        else "no rate tried is sustained: the levels are missed without load"
+    )
     raise UserError([Problem(f"{what}, from the scenario's times {factor:g}", path="slo")])
 
 

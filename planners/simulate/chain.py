@@ -36,7 +36,7 @@ class Journey:
 
 
 class StageChain:
-    """The stages, the models' entrances, and who is told when a user's request has ended."""
+    """The stages, the models' entrances, and which callback runs when a user's request has ended."""
 
     def __init__(
         self,

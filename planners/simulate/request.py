@@ -101,7 +101,7 @@ class SimulateRequest(Options):
     ] = None
 
     repeats: Annotated[int, Option("Seeds to run, for intervals.", parse=read_count), Field(ge=1, le=MOST_REPEATS)] = 1
-    capacity: Annotated[bool, Option("Find the highest rate that is held under the service levels.")] = False
+    capacity: Annotated[bool, Option("Find the highest rate within the service levels.")] = False
     jobs: Annotated[int, Option("Simulations side by side, by joblib.", parse=read_count), Field(ge=1, le=1024)] = 1
     fit: Annotated[
         str | None,

@@ -33,7 +33,7 @@ def distribution(values: Sequence[float]) -> Distribution | None:
 
 
 def weighted_distribution(values: Iterable[tuple[float, int]]) -> Distribution | None:
-    """As `distribution`, for values that each stand for a number of equal ones."""
+    """As `distribution`, for values that each stand for a number of equal ones, which `statistics` cannot weigh."""
     ordered = sorted((value, weight) for value, weight in values if weight)
     if not ordered:
         return None

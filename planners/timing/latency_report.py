@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
-from planners.latency_types import Latency, TimePart
+from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
 from planners.timing.efficiency import extrapolations, serving_efficiency
 from planners.timing.layer_demand import Step
 from planners.timing.machine import Machine
@@ -39,7 +39,7 @@ def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> La
     setting, cluster = deployment.setting, deployment.cluster
     assert cluster is not None, "time is of GPUs"
     if layout.cp > 1:
-        return Latency(reason="the time of prefills divided among ranks (cp) is not estimated")
+        return Latency(reason=NOT_TIMED_UNDER_CP)
     if setting.train is not None:
         from planners.timing.training_report import train_latency
 

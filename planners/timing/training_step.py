@@ -7,10 +7,9 @@ they differ in is what they send and how long stages wait for each other.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
-from planners.collectives.collectives import Collective
+from planners.collectives.collectives import Collective, key_value_ring
 from planners.collectives.training_traffic import StepTokens, exchanges, reductions
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
@@ -135,8 +134,8 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
     """Seconds that one device's links are busy in a step, per axis, were nothing hidden behind computation.
 
     tp and ep: the collectives of all passes by `planners.collectives.training_traffic`, where each rank of tp sends its
-    share of the routed tokens (sequence parallelism, as trainers do; our runtime's ranks send all of them). cp: keys
-    and values once around the ring, forward and twice backward.
+    share of the routed tokens (sequence parallelism, as trainers do; our runtime's ranks send all of them). cp:
+    `planners.collectives.collectives.key_value_ring`.
     """
     tokens = load.share * load.length
     seconds = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
@@ -149,9 +148,8 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
         listed = exchanges(graph, layout, _SOME, 0, recomputes=True)
         seconds["ep"] = tokens * _weighted(machine, layout, listed, load)
     if load.cp > 1:
-        layout, payload = Layout(tp=load.tp, cp=load.cp), 3 * load.cp * round(_SOME.tokens * _cached(graph))
-        passed = Collective("cp", "all-gather", "keys and values", 1, payload, load.cp)
-        seconds["cp"] = tokens / _SOME.tokens * link_seconds(machine, layout, passed)
+        ring = key_value_ring(graph, load.cp, _SOME.tokens)
+        seconds["cp"] = tokens / _SOME.tokens * link_seconds(machine, Layout(tp=load.tp, cp=load.cp), ring)
     return seconds
 
 
@@ -164,11 +162,3 @@ def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], lo
     runs = {"forward": 1.0, "backward": 0.0 if load.frozen_weights else 1.0, "recomputed": load.recompute}
     times = ((runs[each.tensor.rpartition(" ")[2]], link_seconds(machine, layout, each)) for each in listed)
     return sum(often * seconds for often, seconds in times) / _SOME.tokens
-
-
-@kept_with(maxsize=64)
-def _cached(graph: LayerGraph) -> int:
-    """Bytes per token of all layers' keys and values; latents are not sent as such."""
-    groups = (group for group in graph.groups if group.first.scope == "text")
-    kept = ((g.count, e) for g in groups for e in g.declaration.cache if all(d.axis != "latent" for d in e.dims))
-    return sum(count * entry.elements_per_token for count, entry in kept) * ACTIVATION_BYTES

@@ -106,6 +106,21 @@ def vague_names() -> Iterator[str]:
                     yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno} {name}"
 
 
+VAGUE_PHRASES = re.compile(r"\b(?:told|wanted|herd|held against)\b", re.IGNORECASE)
+"""Words for comparing, asking and reporting that a reader has to guess: compared with, needed, reported say it."""
+
+
+def vague_docstrings() -> Iterator[str]:
+    """`file:line phrase` of every string that stands alone as documentation and uses a private word."""
+    for path in python_files():
+        name = path.relative_to(ROOT).as_posix()
+        if name.startswith(("l4spec/", "planners/")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+                    for match in VAGUE_PHRASES.finditer(str(node.value.value)):
+                        yield f"{name}:{node.lineno} {match.group()}"
+
+
 def public_classes() -> dict[str, list[str]]:
     """The files that define each public class name of the packages."""
     places: dict[str, list[str]] = {}
@@ -119,6 +134,10 @@ def public_classes() -> dict[str, list[str]]:
 
 def test_variables_are_named_by_what_they_are() -> None:
     assert not list(vague_names())
+
+
+def test_docstrings_use_the_words_that_others_use() -> None:
+    assert not list(vague_docstrings())
 
 
 def test_a_public_class_name_stands_once_in_the_project() -> None:

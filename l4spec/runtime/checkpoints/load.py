@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[StoredTensor], Tensor]
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,100})")
-"""How torch names what a pickle wanted to call; the rest of its message advises to trust the file."""
+"""How torch names what a pickle tried to call; the rest of its message advises to trust the file."""
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 

@@ -23,6 +23,7 @@ from l4spec.runtime.checkpoints.write import TensorEntry
 from l4spec.runtime.quantize.bit_packing import pack_nibbles
 from l4spec.runtime.quantize.weight import PackedWeight
 from l4spec.spec.storage import PlainLaw, ScaledLaw
+from l4spec.units import ceil_div
 
 Json = dict[str, Any]
 PACKED, FLOAT = "pack-quantized", "float-quantized"
@@ -149,7 +150,7 @@ def packed_entries(stored: StoredTensor, weight: PackedWeight) -> Sequence[Tenso
     if weight.law.values == "e4m3":
         payload = weight.weight_packed[index]
         return TensorEntry(stored.name, (rows, columns), payload.dtype, payload.cpu), scales
-    words = -(-columns * weight.law.bits // WORD_BITS)
+    words = ceil_div(columns * weight.law.bits, WORD_BITS)
     return (
         TensorEntry(f"{base}.weight_packed", (rows, words), torch.int32, partial(_words, weight, index)),
         scales,

@@ -138,7 +138,7 @@ def _is_cut(node: LayerNode, layout: Layout) -> bool:
 
 
 def share_biases(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> None:
-    """Behind a weight whose inputs are cut, let the first rank add the bias: outputs are added up."""
+    """After a weight whose inputs are cut, let the first rank add the bias: outputs are added up."""
     for shard in shards.values():
         owner = shard.name.removesuffix(".bias")
         weight = shards.get(f"{owner}.weight")

@@ -64,7 +64,7 @@ class Recipe(Header):
     gpus: str | None = None
     """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
     watts_per_gpu: PositiveFloat | None = None
-    """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is told."""
+    """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is planned."""
     claims: Annotated[tuple[RecipeClaim, ...], AsTuple] = ()
     """What has been published about the training, for `verify`."""
     parametrization: Parametrization = Parametrization()

@@ -24,7 +24,7 @@ class ServiceLevels(Spec):
     e2e: Duration | None = None
     """Longest time to the last token."""
     attainment: Share = 0.9
-    """Share of requests that must be good for a rate to count as held (0.9 in DistServe, arXiv 2401.09670)."""
+    """Share of requests that must be good for a rate to count as sustained (0.9 in DistServe, arXiv 2401.09670)."""
 
 
 class Stage(Spec):

@@ -285,7 +285,7 @@ def _vllm_times(path: Path, fields: dict[str, Any], count: int) -> list[tuple[in
 
 
 def _blis(path: Path) -> Iterator[TraceEntry]:
-    """Prompts by their token ids: equal beginnings are told by blocks of 16."""
+    """Prompts by their token ids: equal beginnings are recognized by blocks of 16."""
     numbers: dict[tuple[int, tuple[int, ...]], int] = {}
     first: float | None = None
     rows = _csv_rows(path)

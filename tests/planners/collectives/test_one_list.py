@@ -1,12 +1,17 @@
 """Bytes that are timed are bytes that are planned are bytes that ranks count: all of them come from one list."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
+from planners.collectives.collectives import key_value_ring
 from planners.collectives.communication import communication
 from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
 from planners.device.training_state import TrainSetting
@@ -160,3 +165,23 @@ def test_a_rank_counts_the_activations_that_are_planned_for_training(layout: Lay
         handed = counted.get(("tp", "all-reduce"))
         assert (handed.payload_bytes if handed else 0) == planned
         assert (planned > 0) == (layout.tp > 1)
+
+
+def test_collectives_are_listed_in_their_room_alone() -> None:
+    """Whoever times or counts one takes it from the list."""
+    planners = Path(__file__).parents[3] / "planners"
+    makers = {
+        path.relative_to(planners).parts[0]
+        for path in planners.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Collective"
+    }
+    assert makers == {"collectives"}
+
+
+@pytest.mark.parametrize("name", ["scout", "llama-3.1-8b", "gemma-2-27b"])
+def test_a_ring_passes_keys_and_values_of_every_layer_three_times(name: str) -> None:
+    """Against the cache of the plan, which grows by the same keys and values per token."""
+    groups = [group for group in graph(name).groups if group.first.scope == "text" and group.declaration.cache]
+    cached = sum(group.count * bytes_per_token(group, Layout(), 2) for group in groups)
+    assert key_value_ring(graph(name), 4, 10).payload == 3 * 4 * 10 * cached

@@ -7,7 +7,7 @@ import pytest
 import l4spec
 import planners
 from l4spec.errors import UserError
-from planners.latency_types import Latency
+from planners.latency_types import NOT_TIMED_UNDER_CP, Latency
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
 
@@ -20,6 +20,14 @@ def latency(**options: Any) -> Latency:
 
 def test_without_gpus_there_is_no_time() -> None:
     assert planners.plan(SCOUT).latency is None
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp", "ideal"])
+def test_under_context_parallelism_times_are_refused_with_the_reason_and_no_number(engine: str) -> None:
+    result = latency(cp=4, gpus="32xH100", context=1_000_000, engine=engine)
+    assert result == Latency(reason=NOT_TIMED_UNDER_CP)
+    assert result.decode is None
+    assert result.prefill is None
 
 
 def test_bounds_stand_below_estimates_and_kinds_sum_to_the_step() -> None:

@@ -211,7 +211,7 @@ class Watch:
         self._finish()
 
     def _cause_of(self, error: BaseException) -> Failure:
-        """The failure behind an error; when a peer is gone, what it said or that it said nothing."""
+        """The failure that caused an error; when a peer is gone, what it said or that it said nothing."""
         own = Failure.of(self.rank, error)
         if not is_lost_contact(error):
             return own

@@ -14,7 +14,6 @@ from l4spec.cli.progress import progress
 from planners.simulate.request import SimulateRequest
 
 if TYPE_CHECKING:
-    from l4spec.report.page import Page
     from l4spec.spec.scenario.references import LoadedScenario
     from planners.simulate.result_types import SimulationResult
 
@@ -32,6 +31,10 @@ CsvOption = Annotated[
 TimelineOption = Annotated[
     Path | None, typer.Option("--timeline", metavar="FILE", help="Write a timeline that ui.perfetto.dev opens.")
 ]
+SvgOption = Annotated[
+    Path | None,
+    typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw running, waiting and cache over time."),
+]
 ProgressOption = Annotated[
     bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr.  [default: on a terminal]")
 ]
@@ -47,6 +50,7 @@ def simulate_command(
     bar: ProgressOption = None,
     requests_csv: CsvOption = None,
     timeline: TimelineOption = None,
+    svg: SvgOption = None,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
     out: o.OutOption = None,
     force: o.ForceOption = False,
@@ -75,12 +79,18 @@ def simulate_command(
         result = _simulated(loaded, request, bar, {"csv": requests_csv, "timeline": timeline}, force)
     result = result.model_copy(update={"echo": request.echo()})
 
-    def page() -> "Page":
-        from l4spec.report.simulate_page import simulate_page
+    _show(result, svg, format, out, force)
 
-        return simulate_page(result)
 
-    write(result, page, format, out, force=force)
+def _show(result: "SimulationResult", svg: Path | None, style: o.Format, out: Path | None, force: bool) -> None:
+    """The page, drawn where it can be, and the picture that was asked for."""
+    from l4spec.report.simulate_page import curves_svg, simulate_page, simulate_report
+
+    page = simulate_report if style is o.Format.HTML else simulate_page
+    if svg is not None and result.curves:
+        write_file(svg, curves_svg(result), force=force)
+        complain(f"wrote {svg}")
+    write(result, lambda: page(result), style, out, force=force)
 
 
 def _simulated(

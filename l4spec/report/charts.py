@@ -1,4 +1,4 @@
-"""Charts on logarithmic axes: lines, points under a roof, and spans with their error, placed in whole pixels."""
+"""Charts: lines, points under a roof, spans with their error, and curves over time, placed in whole pixels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +80,25 @@ class Chart:
 
 def _powers(span: tuple[int, int]) -> range:
     return range(span[0], span[1] + 1, max(1, ceil((span[1] - span[0]) / 8)))
+
+
+def time_chart(series: Sequence[tuple[str, Sequence[Point]]], end: float, text: Callable[[float], str]) -> Chart:
+    """Shares from 0 to 1 over the seconds from 0 to `end`, on plain axes, with a legend at the right."""
+    chart = Chart((0, 1))
+    inner, height = chart.width - LEFT - RIGHT, chart.height - TOP - BOTTOM
+    bottom = chart.height - BOTTOM
+    for quarter in range(5):
+        x, y = LEFT + inner * quarter // 4, TOP + height * (4 - quarter) // 4
+        chart.lines += [Stroke(f"{x},{TOP} {x},{bottom}", "grid"), Stroke(f"{LEFT},{y} {LEFT + inner},{y}", "grid")]
+        chart.texts.append(Caption(x, bottom + 16, text(end * quarter / 4), "middle"))
+        chart.texts.append(Caption(LEFT - 6, y + 4, f"{25 * quarter} %", "end"))
+    chart.texts.append(Caption(LEFT, chart.height - 8, "time; up: share of the largest"))
+    for number, (_, points) in enumerate(series):
+        pixels = ((LEFT + round(x / end * inner), TOP + round((1 - y) * height)) for x, y in points)
+        style, dash = f"c{number % COLORS}", _DASHES[number % len(_DASHES)]
+        chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in pixels), style, dash))
+    _legend(chart, series)
+    return chart
 
 
 def decades(values: Sequence[float]) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """A simulation as a page: latencies, rates, service levels, servers, curves over time, and what the times rest on."""
 
-from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
+from l4spec.report.charts import time_chart
+from l4spec.report.page import Code, Facts, Figure, Lines, Page, Section, Table
 from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
+from l4spec.report.templating import render
 from planners.simulate.capacity import ServiceCapacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 
@@ -20,6 +22,35 @@ def simulate_page(result: SimulationResult) -> Page:
     sections += [Section(_curve_title(result, curve), (_plot(curve),)) for curve in result.curves]
     sections.append(Section("What the times rest on", (Lines(_basis(result)),)))
     return tuple(sections)
+
+
+def simulate_report(result: SimulationResult) -> Page:
+    """The page with its curves drawn, for documents that can hold pictures."""
+    drawn = {_curve_title(result, curve): curve for curve in result.curves}
+    return tuple(
+        Section(section.title, (_figure(section.title, drawn[section.title]),)) if section.title in drawn else section
+        for section in simulate_page(result)
+    )
+
+
+def curves_svg(result: SimulationResult) -> str:
+    """Running, waiting and cache use of the first model over time, as a picture of its own."""
+    curve = result.curves[0]
+    figure = _figure(f"{result.scenario}: {_curve_title(result, curve)}", curve)
+    return render(figure.template, about=figure.about, **figure.values)
+
+
+def _figure(about: str, curve: TimeSeries) -> Figure:
+    rows = tuple((name, most) for name, _, most in _rows(curve))
+    series = [
+        (
+            f"{name} ({most})",
+            [(at, value / (max(values) or 1)) for at, value in zip(curve.seconds, values, strict=True)],
+        )
+        for name, values, most in _rows(curve)
+    ]
+    chart = time_chart(series, curve.seconds[-1] or 1.0, seconds)
+    return Figure(about, Table(("", "largest"), rows), "chart.svg.j2", {"chart": chart})
 
 
 def capacity_page(capacity: ServiceCapacity) -> Page:
@@ -107,13 +138,16 @@ def _curve_title(result: SimulationResult, curve: TimeSeries) -> str:
     return f"Over {span}" if len(result.curves) == 1 else f"{curve.key} over {span}"
 
 
-def _plot(curve: TimeSeries) -> Code:
-    rows = (
+def _rows(curve: TimeSeries) -> tuple[tuple[str, list[float], str], ...]:
+    return (
         ("running", [float(value) for value in curve.running], f"max {max(curve.running)}"),
         ("waiting", [float(value) for value in curve.waiting], f"max {max(curve.waiting)}"),
         ("cache", list(curve.cache_use), f"max {100 * max(curve.cache_use):.0f} %"),
     )
-    return Code(tuple(f"{name:<8} {sparkline(values)}  {most}" for name, values, most in rows))
+
+
+def _plot(curve: TimeSeries) -> Code:
+    return Code(tuple(f"{name:<8} {sparkline(values)}  {most}" for name, values, most in _rows(curve)))
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:

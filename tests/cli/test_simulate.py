@@ -1,6 +1,8 @@
 """`l4spec simulate`: from a scenario or from options, as text and JSON, and every problem by its option."""
 
 import json
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -52,3 +54,36 @@ def test_what_cannot_be_simulated_is_refused_by_name(run: Run, options: tuple[st
     done = run("simulate", "scout", *options)
     assert done.exit_code == 2
     assert expected in done.stderr
+
+
+def test_curves_are_drawn_the_same_each_time(run: Run, tmp_path: Path) -> None:
+    asked = [
+        "simulate",
+        "llama-3.1-8b",
+        *["--gpus", "1xH100", "--rate", "9/s", "--prompt-tokens", "900", "--output-tokens", "50"],
+    ]
+    drawn = []
+    for name in ("one.svg", "two.svg"):
+        result = run(*asked, "--requests", "60", "--svg", str(tmp_path / name), "--no-progress")
+        assert result.exit_code == 0, result.stderr
+        drawn.append((tmp_path / name).read_text("utf-8"))
+    assert drawn[0] == drawn[1]
+    root = ElementTree.fromstring(drawn[0])
+    texts = [element.text or "" for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert any(text.startswith("running (max ") for text in texts)
+    assert any(text.startswith("cache (max ") for text in texts)
+    for line in root.iter("{http://www.w3.org/2000/svg}polyline"):
+        for point in line.attrib["points"].split():
+            x, y = map(int, point.split(","))
+            assert 0 <= x <= int(root.attrib["width"])
+            assert 0 <= y <= int(root.attrib["height"])
+
+
+def test_a_report_of_a_simulation_holds_the_picture(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "run.html"
+    asked = "simulate llama-3.1-8b --gpus 1xH100 --rate 9/s --prompt-tokens 900 --output-tokens 50 --requests 40"
+    result = run(*asked.split(), "--format", "html", "--out", str(path), "--no-progress")
+    assert result.exit_code == 0, result.stderr
+    page = path.read_text("utf-8")
+    assert page.count("<polyline") > 10
+    assert "Over " in page

@@ -10,9 +10,12 @@ FEW, MANY = 200, 5000
 IS_EXHAUSTIVE = settings().max_examples >= MANY
 
 
-def draws(few: int = FEW) -> settings:
-    """Settings of a test that draws `few` times, or thousands of times in the exhaustive profile."""
-    return settings(max_examples=MANY if IS_EXHAUSTIVE else few, deadline=None)
+def draws(few: int = FEW, many: int = MANY) -> settings:
+    """Settings of a test that draws `few` times, or thousands of times in the exhaustive profile.
+
+    `many` is smaller where a draw is a process that is waited for.
+    """
+    return settings(max_examples=many if IS_EXHAUSTIVE else few, deadline=None)
 
 
 RANDOMS = st.integers(0, 2**64 - 1).map(Random)

@@ -6,6 +6,7 @@ is one of a short list, and what it makes is no larger than what was written.
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -184,8 +185,10 @@ def read_pickle(data: bytes, allowed: Mapping[str, Collection[str]]) -> Any:
     or damaged text.
     """
     try:
-        return _Machine(allowed).run(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of escapes in a text that mean nothing: no pickler writes them
+            return _Machine(allowed).run(data)
     except RefusedPickle:
         raise
-    except (ValueError, IndexError, TypeError, AttributeError, KeyError, OverflowError):
+    except (ValueError, IndexError, TypeError, AttributeError, KeyError, OverflowError, Warning):
         raise RefusedPickle("it is truncated or of another kind") from None

@@ -90,6 +90,8 @@ def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool 
         "scale": st.none() | POSITIVE,
         "sinks": st.booleans(),
         "output_gate": st.sampled_from([None, "elementwise", "headwise"]),
+        "v_head_dim": sizes(9, step),
+        "value_scale": st.sampled_from([0.707, 2.0]),
     }
     return part | draw(some_of(options))
 

@@ -110,6 +110,8 @@ class _Shrunk:
     def _gqa(self, spec: GQASpec) -> GQASpec:
         heads, kv_heads, head_dim = _heads(spec.num_heads, spec.num_kv_heads, spec.head_dim, self.factors.width)
         fields: dict[str, Any] = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": head_dim}
+        if spec.v_head_dim is not None:
+            fields["v_head_dim"] = max(1, round(spec.v_head_dim * head_dim / spec.head_dim))
         if spec.scale is not None:
             fields["scale"] = _scaled_softmax(spec.scale, head_dim / spec.head_dim)
         if spec.temperature is not None:

@@ -113,6 +113,7 @@ def families(draw: Draw, model_type: str) -> Config:
         ),
         "llama4_text": _llama4(n),
         "nemotron_h": _nemotron_h(n),
+        "mimo_v2_flash": _mimo(n, types),
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
     }
@@ -122,19 +123,37 @@ def families(draw: Draw, model_type: str) -> Config:
 def _fitted(model_type: str, base: Config, own: Config) -> Config:
     """Both together, without what a family's config does not take."""
     if model_type in ("deepseek_v32", "glm_moe_dsa"):  # no null, and no other layout
-        own = {name: value for name, value in own.items() if name not in ("head_dim", "rope_interleave")}
-        own["num_key_value_heads"] = base["num_attention_heads"]
-        del base["head_dim"]
+        del own["rope_interleave"]
+        own |= {"num_key_value_heads": base["num_attention_heads"], "head_dim": own["qk_rope_head_dim"]}
+    if model_type == "mimo_v2_flash":  # whose windows have twice as many
+        base["num_attention_heads"] = 2 * base["num_attention_heads"]
     if model_type == "nemotron_h":  # which turns nothing
         base["layer_norm_epsilon"] = base.pop("rms_norm_eps")
         del base["rope_parameters"]
     return {**base, **own}
 
 
+def _mimo(n: int, types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    turned = some(partial_rotary_factor=st.just(0.5), rope_type=st.just("default"), rope_theta=thetas)
+    own = some(
+        layer_types=types,
+        mlp_layer_types=st.lists(st.sampled_from(["dense", "sparse"]), min_size=n, max_size=n),
+        v_head_dim=sizes,
+        attention_value_scale=st.none() | st.sampled_from([0.5, 0.707]),
+        attention_bias=flags,
+        sliding_window=st.integers(1, 4096),
+        moe_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        routed_scaling_factor=factors,
+        rope_parameters=some(full_attention=turned, sliding_attention=turned),
+    )
+    return st.tuples(experts("n_routed_experts"), own).map(lambda parts: {**parts[0], **parts[1]})
+
+
 def _indexed(n: int) -> st.SearchStrategy[Config]:
-    index = some(index_n_heads=st.integers(1, 64), index_head_dim=st.integers(512, 600))
-    chosen = some(index_topk=sizes, q_lora_rank=sizes)
-    return st.tuples(_deepseek(n), index, chosen).map(lambda parts: {**parts[0], **parts[1], **parts[2]})
+    heads = st.integers(1, 64)
+    index = some(index_n_heads=heads, index_head_dim=st.integers(512, 600), index_topk=sizes, q_lora_rank=sizes)
+    return st.tuples(_deepseek(n), index).map(lambda parts: {**parts[0], **parts[1]})
 
 
 def _nemotron_h(n: int) -> st.SearchStrategy[Config]:

@@ -155,6 +155,34 @@ def qwen2_moe(seed: int = 0) -> Oracle:
     return Oracle(_random(transformers.Qwen2MoeForCausalLM(config), seed), text, 3)
 
 
+def mimo_v2_flash(seed: int = 0) -> Oracle:
+    """MiMoV2FlashForCausalLM: windows with sinks and twice the KV heads, values narrower than keys and scaled."""
+    turned = {"partial_rotary_factor": 0.5}
+    config = transformers.MiMoV2FlashConfig(
+        **_common(3),
+        intermediate_size=64,
+        moe_intermediate_size=40,
+        n_routed_experts=6,
+        num_experts_per_tok=2,
+        v_head_dim=12,
+        sliding_window=6,
+        layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+        rms_norm_eps=1e-6,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 1000000.0, **turned},
+            "sliding_attention": DEFAULT_ROPE | turned,
+        },
+    )
+    values: Json = {"v_head_dim": 12, "value_scale": 0.707}
+    far: Json = {"kind": "rope", "theta": 1000000.0, "rotary_dim": 8}
+    local = gqa(num_kv_heads=4, mask=WINDOW, position=ROPE | {"rotary_dim": 8}, sinks=True, **values)
+    experts = moe(router={"score": "sigmoid", "renormalize": True, "correction_bias": True})
+    parts = {"full": gqa(position=far, **values), "local": local, "dense": DENSE, "moe": experts}
+    layers: list[Json] = [{"attention": "full", "ffn": "dense"}, {"attention": "local", "ffn": "moe", "repeat": 2}]
+    text = text_of(parts, layers, norm={"kind": "rmsnorm", "eps": 1e-6})
+    return Oracle(_random(transformers.MiMoV2FlashForCausalLM(config), seed), text, 3)
+
+
 NEWER_FAMILIES: dict[str, Any] = {
     "gpt_oss": gpt_oss,
     "gemma3": gemma3,
@@ -162,4 +190,5 @@ NEWER_FAMILIES: dict[str, Any] = {
     "minimax_m2": minimax_m2,
     "glm4_moe": glm4_moe,
     "qwen2_moe": qwen2_moe,
+    "mimo_v2_flash": mimo_v2_flash,
 }

@@ -33,7 +33,7 @@ class Heads:
 
 def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     """Take the attended values, and say how many bytes their copy takes where heads must be put side by side."""
-    width = max(heads.dim, heads.value_dim)
+    width = max(heads.dim, heads.value_dim) if heads.is_fused else heads.value_dim
     sizes = [size for block in walk.blocks for size in _block(ledger, block, heads, _lie_apart(walk, heads))]
     attended = sum(sizes)
     if len(sizes) > 1:
@@ -61,7 +61,7 @@ def _block(ledger: Ledger, block: Block, heads: Heads, lie_apart: bool) -> Itera
     if heads.by_head and heads.sequences > 1 and block.count > 1 and not lie_apart:
         folded = keys * heads.dim
     padded = 0
-    if heads.dim != heads.value_dim:  # the fused kernels take one width
+    if heads.is_fused and heads.dim != heads.value_dim:  # the fused kernels take one width
         padded = keys * width if heads.value_dim < heads.dim else (queries + keys) * width
     with ledger.holding(((folded if block.whole else 0) + padded) * ledger.item):
         if not heads.is_fused:
@@ -84,6 +84,7 @@ def _unfused(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
         by_group = sequences * queries * heads.num_heads * heads.dim * item if queries > 1 else 0
         grouped = by_group if heads.num_heads > heads.num_kv_heads else 0
         copied = sequences * keys * heads.num_kv_heads * heads.dim * item if sequences > 1 else 0
+        copied_values = copied // heads.dim * heads.value_dim
         out = sequences * queries * heads.num_heads * heads.value_dim * item
         softmax = scores * WIDE * (1 if ledger.is_wide else 2)
         mask = queries * keys if block.causal else 0
@@ -95,7 +96,7 @@ def _unfused(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
                 ledger.touch(queries * keys if kept > 1 else 0)  # what the mask forbids
                 ledger.touch(softmax)
                 ledger.touch(scores * (WIDE + item) if not ledger.is_wide else 0)
-                ledger.touch(scores * item + copied + out)
+                ledger.touch(scores * item + copied_values + out)
                 if heads.sinks:  # the largest score of each row, the sum, the sink and both together
                     ledger.touch(softmax + 4 * WIDE * sequences * heads.num_heads * queries)
         ledger.take(out)

@@ -30,23 +30,27 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
     hidden = Dim("hidden", width.hidden_size)
     heads = Dim("heads", spec.num_heads * spec.head_dim, spec.num_heads)
     kv_heads = Dim("kv_heads", spec.num_kv_heads * spec.head_dim, spec.num_kv_heads)
+    v_heads = Dim("kv_heads", spec.num_kv_heads * spec.value_dim, spec.num_kv_heads)
+    attended = Dim("heads", spec.num_heads * spec.value_dim, spec.num_heads)
     q = linear("q_proj", heads, hidden, "attention", bias=spec.qkv_bias)
     k = linear("k_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
-    v = linear("v_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
-    o = linear("o_proj", hidden, heads, "attention", bias=spec.output_bias)
-    gate = _output_gate(spec, heads, hidden)
+    v = linear("v_proj", v_heads, hidden, "attention", bias=spec.qkv_bias)
+    o = linear("o_proj", hidden, attended, "attention", bias=spec.output_bias)
+    gate = _output_gate(spec, attended, hidden)
     weights = tuple(p for p in (*q, *k, *v, *gate, *o) if p.role == "linear")
 
     def operations(work: Work) -> tuple[Operation, ...]:
         pairs = attended_pairs(spec.mask, work.num_queries, work.num_cached)
-        return _operations(spec, work, pairs, weights)
+        return _operations(spec, work, pairs, weights, (spec.head_dim, spec.value_dim))
 
     def executed(work: Work) -> tuple[Operation, ...]:
         pairs = walk(spec.mask, work.num_queries, work.num_cached).pairs(capped=not spec.is_fused)
-        return _operations(spec, work, pairs, weights)
+        widest = max(spec.head_dim, spec.value_dim)  # a fused kernel takes one width
+        dims = (widest, widest) if spec.is_fused else (spec.head_dim, spec.value_dim)
+        return _operations(spec, work, pairs, weights, dims)
 
     bound = cache_bound(spec.mask)
-    cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (kv_heads,), bound)) if bound else ()
+    cache = (CacheEntry("key", (kv_heads,), bound), CacheEntry("value", (v_heads,), bound)) if bound else ()
     stream = tokens_of(width.hidden_size)
     return Declaration(
         (*q, *k, *v, *gate, *o, *_qk_norms(spec, heads, kv_heads), *_sinks(spec)),
@@ -54,8 +58,8 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
         inputs=(stream,),
         output=stream,
         cache=cache,
-        live=lambda work: _live(spec, work, hidden, heads, kv_heads),
-        saved=lambda work: (*_live(spec, work, hidden, heads, kv_heads), _log_sum_exp(spec, work)),
+        live=lambda work: _live(spec, work, hidden),
+        saved=lambda work: (*_live(spec, work, hidden), _log_sum_exp(spec, work)),
         executed=executed,
         mixing=TokenMixing(bound, rotations_of(spec.position, spec.head_dim)),
         uncut=_uncut(spec),
@@ -68,27 +72,29 @@ def _uncut(spec: GQASpec) -> dict[str, str]:
 
 
 def _operations(
-    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, ...]
+    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, ...], dims: tuple[int, int]
 ) -> tuple[Operation, ...]:
     q, k, v, *gate, o = weights
-    pairs, head_dim, fused = work.num_sequences * pairs_per_sequence, spec.head_dim, spec.is_fused
+    pairs, fused = work.num_sequences * pairs_per_sequence, spec.is_fused
     rotated = work.num_tokens * (q.shape[0] + k.shape[0])
     return (
         Matmul("q_proj", work.num_tokens, q),  # x @ W_q.T
         Matmul("k_proj", work.num_tokens, k),  # x @ W_k.T
         Matmul("v_proj", work.num_tokens, v),  # x @ W_v.T
         Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
-        AttentionPairs("attend", pairs, spec.num_heads, head_dim, head_dim, fused),  # softmax(q k.T) v
+        AttentionPairs("attend", pairs, spec.num_heads, *dims, fused),  # softmax(q k.T) v
         *(Matmul("gate_proj", work.num_tokens, weight) for weight in gate),  # x @ W_gate.T
         *(Elementwise("gate", work.num_tokens * o.shape[1], reads=2) for _ in gate),  # sigmoid(gate) * attended
         Matmul("o_proj", work.num_tokens, o),  # y @ W_o.T
     )
 
 
-def _live(spec: GQASpec, work: Work, hidden: Dim, heads: Dim, kv_heads: Dim) -> tuple[Buffer, ...]:
-    widths = {"normed_input": hidden, "query": heads, "key": kv_heads, "value": kv_heads, "attended": heads}
+def _live(spec: GQASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
+    heads, attended = (Dim("heads", spec.num_heads * dim, spec.num_heads) for dim in (spec.head_dim, spec.value_dim))
+    keys, values = (Dim("kv_heads", spec.num_kv_heads * d, spec.num_kv_heads) for d in (spec.head_dim, spec.value_dim))
+    widths = {"normed_input": hidden, "query": heads, "key": keys, "value": values, "attended": attended}
     if spec.output_gate is not None:
-        widths |= {"gate": _gate_dim(spec, heads), "gated": heads}
+        widths |= {"gate": _gate_dim(spec, attended), "gated": attended}
     return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
 
 

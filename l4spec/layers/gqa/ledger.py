@@ -20,11 +20,14 @@ def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
         spec.num_heads,
         spec.num_kv_heads,
         spec.head_dim,
-        spec.head_dim,
+        spec.value_dim,
         capped=spec.logit_softcap is not None,
         sinks=spec.sinks,
     )
     query, key = (tokens * count * spec.head_dim * ledger.item for count in (spec.num_heads, spec.num_kv_heads))
+    value = tokens * spec.num_kv_heads * spec.value_dim * ledger.item
+    widest = tokens * spec.num_heads * max(spec.head_dim, spec.value_dim if spec.is_fused else 0) * ledger.item
+    attended = widest if spec.is_fused else tokens * spec.num_heads * spec.value_dim * ledger.item
     with ledger.holding(query):
         _positioned(spec, work, ledger, spec.num_heads)
         with ledger.holding(key):
@@ -32,12 +35,13 @@ def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
             if spec.temperature is not None:
                 ledger.once(f"temperature {spec.temperature}", work.num_queries * WIDE, 3 * work.num_queries * WIDE)
                 ledger.touch(query // ledger.item * WIDE + (0 if ledger.is_wide else query))
-            with ledger.holding(key):  # the values
-                with ledger.holding(2 * key if walked.joined else 0):
+            ledger.touch(0 if spec.value_scale is None else 2 * value)  # as projected, and scaled
+            with ledger.holding(value):
+                with ledger.holding(key + value if walked.joined else 0):
                     copied = allocate_attention(ledger, walked, heads)
-                copied = _gate(spec, tokens, query, copied, ledger)
+                copied = _gate(spec, tokens, tokens * spec.num_heads * spec.value_dim * ledger.item, copied, ledger)
                 ledger.touch(copied + tokens * width.hidden_size * ledger.item)
-                ledger.free(query)  # what was attended
+                ledger.free(attended)
     ledger.take(tokens * width.hidden_size * ledger.item)
 
 
@@ -45,7 +49,7 @@ def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger
     """The gate beside its sigmoid, then what it leaves of what was attended; gives what is still copied for o_proj."""
     if spec.output_gate is None:
         return copied
-    gate = tokens * spec.num_heads * ledger.item * (spec.head_dim if spec.output_gate == "elementwise" else 1)
+    gate = tokens * spec.num_heads * ledger.item * (spec.value_dim if spec.output_gate == "elementwise" else 1)
     ledger.touch(2 * gate)
     with ledger.holding(gate):
         ledger.touch(attended)

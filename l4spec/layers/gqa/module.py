@@ -20,24 +20,25 @@ class GQA(LayerModule):
         super().__init__()
         self.spec = spec
         hidden, heads, kv_heads = width.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        attended, values = spec.num_heads * spec.value_dim, spec.num_kv_heads * spec.value_dim
         self.q_proj = Linear(hidden, heads, bias=spec.qkv_bias)
         self.k_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
-        self.v_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
-        self.o_proj = Linear(heads, hidden, bias=spec.output_bias)
+        self.v_proj = Linear(hidden, values, bias=spec.qkv_bias)
+        self.o_proj = Linear(attended, hidden, bias=spec.output_bias)
         if isinstance(spec.qk_norm, RMSQKNorm):
             widths = (heads, kv_heads) if spec.qk_norm.over == "width" else (spec.head_dim, spec.head_dim)
             self.q_norm, self.k_norm = (
                 Norm(size, spec.qk_norm.eps, unit_offset=spec.qk_norm.unit_offset) for size in widths
             )
         if spec.output_gate is not None:
-            gate = heads if spec.output_gate == "elementwise" else spec.num_heads
+            gate = attended if spec.output_gate == "elementwise" else spec.num_heads
             self.gate_proj = Linear(hidden, gate, bias=spec.qkv_bias)
         self.sinks = empty(spec.num_heads) if spec.sinks else None
         self.rotation = _rotation(spec)
         self.attention = Attention(
             spec.mask,
             spec.head_dim**-0.5 if spec.scale is None else spec.scale,
-            (kv_heads, kv_heads),
+            (kv_heads, values),
             self._heads_first,
             spec.logit_softcap,
             self._sink_logits if spec.sinks else None,
@@ -48,7 +49,10 @@ class GQA(LayerModule):
         query, key = self._few(x, context) if self._are_few(x) else self._each(x, context)
         if self.spec.temperature is not None:
             query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
-        rows = (key.flatten(-2), self.v_proj(x))
+        value = self.v_proj(x)
+        if self.spec.value_scale is not None:
+            value = value * self.spec.value_scale
+        rows = (key.flatten(-2), value)
         attended = self.attention(query, rows, context, context.cache_of(self.node_id))
         if self.spec.output_gate is not None:
             gate = self.gate_proj(x).sigmoid()
@@ -92,7 +96,8 @@ class GQA(LayerModule):
         return rms_norm(heads, None, qk_norm.eps) if isinstance(qk_norm, L2Norm) else heads
 
     def _heads_first(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        key, value = (group_last(tensor, -1, self.spec.head_dim).transpose(1, 2) for tensor in rows)
+        dims = (self.spec.head_dim, self.spec.value_dim)
+        key, value = (group_last(row, -1, dim).transpose(1, 2) for row, dim in zip(rows, dims, strict=True))
         return key, value
 
     def _sink_logits(self) -> Tensor:

@@ -51,6 +51,8 @@ class GQASpec(LayerSpec):
     """Key/value heads: equal to num_heads for MHA, 1 for MQA."""
     head_dim: Size
     """Width of a head."""
+    v_head_dim: Size | None = None
+    """Width of a value head; head_dim when left out (MiMo-V2: narrower)."""
     mask: Mask
     """Which keys a query sees."""
     position: Position
@@ -71,6 +73,14 @@ class GQASpec(LayerSpec):
     """A learned logit per query head joins each softmax and has no value: attention may go nowhere (gpt-oss)."""
     output_gate: Literal["elementwise", "headwise"] | None = None
     """What heads attended is multiplied by sigmoid(x W), a factor per element (Qwen3-Next) or per head (Step-3.7)."""
+
+    value_scale: PositiveFloat | None = None
+    """Factor on values (MiMo-V2: 0.707)."""
+
+    @property
+    def value_dim(self) -> int:
+        """Width of a value head."""
+        return self.v_head_dim or self.head_dim
 
     @property
     def is_fused(self) -> bool:

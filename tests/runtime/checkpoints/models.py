@@ -38,6 +38,7 @@ FAMILIES = {
     "qwen3_5_moe_text": "compare/qwen3.5-35b-a3b",
     "deepseek_v32": "compare/deepseek-v3.2",
     "glm_moe_dsa": "compare/glm-5.1",
+    "mimo_v2_flash": "compare/mimo-v2-flash",
     "nemotron_h": "compare/nemotron-3-super-120b-a12b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
@@ -45,6 +46,10 @@ AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen
 """Families whose models another family, which an export tries before, can say as well, with fields that they need."""
 CHANGED = {
     "deepseek_v2": ["text.parts.attention.num_heads=8"],  # which its config wants to divide the width
+    "mimo_v2_flash": [  # whose windows have twice as many KV heads, which rounding would make as many
+        *("text.parts.full.num_heads=4", "text.parts.full.num_kv_heads=1"),
+        *("text.parts.sliding.num_heads=4", "text.parts.sliding.num_kv_heads=2"),
+    ],
     "nemotron_h": ["text.parts.moe.num_experts=12", "text.parts.moe.num_experts_per_token=4"],  # 512 take minutes
 }
 """What is overridden in the spec of a family before it is scaled down."""

@@ -5,7 +5,7 @@
 Cold starts are medians over interleaved runs, each a fresh process with its bytecode in place, of processor time, user
 and system: `import torch` as the yardstick, the largest shipped model, a miniature, `--help`, `ls` and `--version`.
 
-The 10,000 plans are specs x layouts x contexts, all different, on one core; memory is
+The 10,000 plans are specs x layouts x contexts, all different, in processor time of one core; memory is
 what Python has allocated and the system has resident, after a first thousand and at the end.
 """
 
@@ -32,6 +32,11 @@ ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-c", "import sys; from l4spec.cli import main; sys.exit(main())"]
 COLD = {
     "import torch": [sys.executable, "-c", "import torch"],
+    "its libraries": [
+        sys.executable,
+        "-c",
+        "import typer, yaml; from pydantic import BaseModel, Field, model_validator",
+    ],
     "plan behemoth": [*COMMAND, "plan", "specs/behemoth.yaml", "--gpus", "8xH100"],
     "plan tiny/scout": [*COMMAND, "plan", "specs/tiny/scout.yaml", "--gpus", "8xH100"],
     "--help": [*COMMAND, "--help"],
@@ -93,13 +98,13 @@ def _allows(graph: LayerGraph, layout: dict[str, int]) -> bool:
 
 
 def many_plans() -> dict[str, float]:
-    """Seconds for NUM_PLANS plans, and how much memory the last nine thousand of them added."""
+    """Processor seconds for NUM_PLANS plans, and how much memory the last nine thousand of them added."""
     work = different_plans()
-    start = time.perf_counter()
+    start = time.process_time()
     _plan_all(islice(work, WARM_UP))
     resident = _resident_bytes()
     _plan_all(islice(work, NUM_PLANS - WARM_UP))
-    seconds, grown = time.perf_counter() - start, _resident_bytes() - resident
+    seconds, grown = time.process_time() - start, _resident_bytes() - resident
     return {"seconds": seconds, "resident_growth_bytes": grown, "traced_growth_bytes": _traced_growth(work)}
 
 
@@ -143,7 +148,7 @@ def main() -> None:
     for name, seconds in cold.items():
         goal = f"  to reach: at most {TO_REACH[name]:.2f}" if name in TO_REACH else ""
         print(f"{name:24}{seconds:9.3f} s of processor time{ratios[name]:9.3f} of import torch{goal}")
-    print(f"{f'{NUM_PLANS:,} plans':34}{many['seconds']:9.2f} s  to reach: under 20")
+    print(f"{f'{NUM_PLANS:,} plans':34}{many['seconds']:9.2f} s of processor time  to reach: at most 4")
     print(f"{'resident memory grown by':34}{many['resident_growth_bytes'] / MIB:9.2f} MiB")
     print(f"{'allocated memory grown by':34}{many['traced_growth_bytes'] / MIB:9.2f} MiB")
 

@@ -1,13 +1,16 @@
 """`l4spec ls`: what is shipped."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.output import write
+
+if TYPE_CHECKING:
+    from l4spec.report.listing_document import Listed
 
 
 class Listing(StrEnum):
@@ -39,8 +42,14 @@ def ls_command(
 
     As JSON, entries of the catalogue come whole, every number with its source.
     """
-    from l4spec.report.listing_document import listed
     from l4spec.report.listings import listing
 
     style = o.Format.MARKDOWN if markdown else format
-    write(lambda: listed(what.value), lambda: listing(what.value), style, None, force=False)
+    write(lambda: _document(what), lambda: listing(what.value), style, None, force=False)
+
+
+def _document(what: Listing) -> "Listed":
+    """What is listed as JSON; reading whole entries imports what plans them."""
+    from l4spec.report.listing_document import listed
+
+    return listed(what.value)

@@ -1,14 +1,14 @@
 """The corpus: digests of what the command line printed at the start commit, against what it prints today.
 
-    python tests/corpus/corpus.py freeze FILE     digests of the l4spec that is importable, to FILE
-    python tests/corpus/corpus.py compare         today's documents against start.json.gz; exit code 1 if they drift
-    python tests/corpus/corpus.py accept          keep today's digests of the sections named in `DEVIATIONS`
+    python -m tests.corpus.corpus freeze FILE     digests of the start commit's l4spec (PYTHONPATH names its checkout)
+    python -m tests.corpus.corpus compare         today's documents against what is expected; exit code 1 if they drift
+    python -m tests.corpus.corpus accept          keep today's digests where a deviation in `deviations` explains them
 
-`start.json.gz` was made from commit 08344c7 with `PYTHONPATH` pointing to a checkout of it. Documents are compared
-after the map below, which docs/compatibility.md publishes: renamed keys and options are written as they were, prose is
-left out, floats are rounded to nine digits (the order of a sum may change). What differs for a reason stands in
-`DEVIATIONS` with its entry in CHANGELOG.md; `accept` keeps its new digests in `accepted.json.gz`, after which they are
-held too.
+`--only TEXT` takes the cases that hold a text, `--every N` each Nth. `start.json.gz` was made from commit 08344c7.
+Documents are compared after a map, which docs/compatibility.md publishes: renamed keys and options are written as they
+were, prose is left out, floats are rounded to nine digits (the order of a sum may change). What differs for a reason
+stands in `deviations.DEVIATIONS` with its entry in CHANGELOG.md; its new digests are kept in `accepted.json.gz`, and
+are expected exactly from then on.
 """
 
 import argparse
@@ -26,70 +26,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tests.corpus.deviations import (
+    ADDED_KEYS,
+    PROSE,
+    RENAMED_KEYS,
+    RENAMED_OPTIONS,
+    RENAMED_VALUES,
+    SECTIONS,
+    SECTIONS_BY_KEY,
+    deviation_of,
+)
+
 FOLDER = Path(__file__).parent
 START, ACCEPTED = FOLDER / "start.json.gz", FOLDER / "accepted.json.gz"
-
-RENAMED_KEYS: dict[str, str] = {"l4spec_model_table": "l4spec_herd"}
-"""Keys of JSON documents: today's name → the name at the start commit."""
-ADDED_KEYS: frozenset[str] = frozenset(
-    {
-        *("plan.request", "deployment.max_context", "deployment.as_published", "deployment.chosen_by"),
-        *("layouts.ttft_seconds", "layouts.time_per_output_token_seconds", "layouts.tokens_per_second_per_gpu"),
-        *("layouts.step_time_seconds", "memory_per_device.unknown"),
-    }
-)
-"""Keys that have been added since, each with the object that it stands in."""
-RENAMED_OPTIONS: dict[str, str] = {}
-"""Options: the name at the start commit → today's name."""
-RENAMED_VALUES: dict[str, str] = {"max-free-memory": "balanced"}
-"""Words in documents that programs read: today's → the one at the start commit."""
-PROSE = frozenset(
-    (
-        *("arithmetic", "capacity_source", "change", "condition", "label", "name", "note", "notes", "policy_explained"),
-        *("reason", "reasons", "refusal", "refusals", "section", "source", "sources", "time_note", "what"),
-    )
-)
-"""Keys whose values are sentences or names for people: free to change. Numbers beside them are compared."""
-SECTIONS = frozenset({"latency", "communication", "train_traffic", "suggestions"})
-"""Parts of a plan with a digest of their own; `rest` is everything else, `exit` the exit code."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deviation:
-    """A section that may differ, in documents whose case starts with one of `commands`, and why."""
-
-    section: str
-    commands: tuple[str, ...]
-    reason: str
-    word: str = ""
-    """What else the case holds."""
-
-
-DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("latency", ("plan ", "compare "), "A step's time includes the gather of logits"),
-    Deviation(
-        "rest",
-        ("plan ",),
-        "launch in a format that is not the published one names no published checkpoint",
-        "fp8 --emit",
-    ),
-    Deviation("communication", ("plan ", "compare "), "ranks gather logits in bf16, as engines do, not in fp32"),
-    Deviation("rest", ("verify ",), "What is timed is what is planned and what ranks count"),
-    *(
-        Deviation(section, ("plan ",), "of vLLM by its profiling run", "--engine vllm")
-        for section in ("rest", "suggestions", "exit")
-    ),
-    *(
-        Deviation(section, ("plan ", "compare "), "It is the default of `plan`, decides what fits", "deepseek-v3")
-        for section in ("rest", "suggestions", "exit", "communication")
-    ),
-    *(
-        Deviation(section, ("plan ",), "Device memory is what drivers report", gpus)
-        for section in ("rest", "latency", "suggestions", "communication", "train_traffic", "exit")
-        for gpus in ("xA100", "xB200", "xMI300X", "xm3-ultra")
-    ),
-)
-"""Defects of the start commit that were repaired; CHANGELOG.md lists each with its old and new number."""
 
 HARDWARE = ("8xH100", "1xH100", "2x8xH100", "8xH200", "16xA100", "8xB200", "8xMI300X", "1xm3-ultra")
 SCHEMES = ("bf16", "fp8", "int4-mixed", "w4a16")
@@ -145,22 +94,24 @@ def cases(specs: tuple[str, ...]) -> Iterator[str]:
 Entry = dict[str, Any]
 
 
-def run(case: str) -> Entry:
-    """Digests of a case by section, and of a plan the bounds of its steps, to tell how far a difference goes."""
-    words = [RENAMED_OPTIONS.get(word, word) for word in case.split()]
-    if words[0] in ("plan", "compare") and words[1][0] != "-" and "--objective" not in words:
-        words += ["--objective", "max-free-memory"]  # the default of the start commit
+def run(case: str, of_start: bool = False) -> Entry:
+    """Digests of a case by section; `of_start` for the l4spec of the start commit, whose options a case names."""
+    words = case.split()
+    if not of_start:
+        words = [RENAMED_OPTIONS.get(word, word) for word in words]
+        if words[0] in ("plan", "compare") and words[1][0] != "-" and "--objective" not in words:
+            words += ["--objective", "max-free-memory"]  # the default of the start commit
     if "--emit" in words:
         code, text = _in_process(words)
         return {"exit": code, "rest": digest(_commands(text))}
     arguments = [*words, "--format", "json"]
     code, text = _in_new_process(arguments) if words[0] == "measure" else _in_process(arguments)
-    if not text.strip():
-        return {"exit": code}
-    document = json.loads(text)
-    entry = {"exit": code} | {name: digest(part) for name, part in sections(document).items()}
-    figures = _bounds(document)
-    return entry | ({"bounds": figures} if figures else {})
+    return {"exit": code} | (digests(json.loads(text)) if text.strip() else {})
+
+
+def digests(document: Any) -> Entry:
+    """The digest of each section of a document."""
+    return {name: digest(part) for name, part in sections(document).items()}
 
 
 def _in_process(arguments: list[str]) -> tuple[int, str]:
@@ -198,22 +149,24 @@ def sections(document: Any) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if any(part)}
 
 
-def _normal(value: Any, parts: dict[str, list[Any]], parent: str) -> Any:
+def _normal(value: Any, parts: dict[str, list[Any]], parent: str, whole: bool = False) -> Any:
+    """A value in the words of the start commit; what has a section of its own goes there, unless it stays `whole`."""
     if isinstance(value, dict):
         if value.get("unit") == "seconds":  # a measured time
             return None
         kept = {}
         for key, inner in value.items():
-            old = RENAMED_KEYS.get(key, key)
+            old = str(RENAMED_KEYS.get(key, key))
             if old in PROSE or f"{parent}.{key}" in ADDED_KEYS:
                 continue
-            if old in SECTIONS:
-                parts[old].append(_normal(inner, parts, key))
+            section = old if old in SECTIONS else (SECTIONS_BY_KEY.get(f"{parent}.{old}") or SECTIONS_BY_KEY.get(old))
+            if section is None or whole:
+                kept[old] = _normal(inner, parts, key, whole)
             else:
-                kept[old] = _normal(inner, parts, key)
+                parts[section].append(_normal(inner, parts, key, whole=section != "latency"))
         return kept
     if isinstance(value, list):
-        return [_normal(inner, parts, parent) for inner in value]
+        return [_normal(inner, parts, parent, whole) for inner in value]
     if isinstance(value, float):
         return f"{value:.9g}"
     if isinstance(value, str):
@@ -234,14 +187,7 @@ def digest(part: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _bounds(document: Any) -> list[str]:
-    """Lower bounds of the seconds of a prefill, a decode step and a training step, to five digits."""
-    latency = document.get("latency") if isinstance(document, dict) else None
-    steps = [latency.get(name) for name in ("prefill", "decode", "train")] if latency else []
-    return [f"{step['bound_seconds']:.5g}" for step in steps if step]
-
-
-def freeze(chosen: Iterable[str]) -> dict[str, Entry]:
+def freeze(chosen: Iterable[str], of_start: bool = False) -> dict[str, Entry]:
     """Every case with its digests; equal specs are compiled once."""
     import l4spec
 
@@ -257,7 +203,7 @@ def freeze(chosen: Iterable[str]) -> dict[str, Entry]:
 
     l4spec.compile = compiled
     try:
-        return {case: run(case) for case in chosen}
+        return {case: run(case, of_start) for case in chosen}
     finally:
         l4spec.compile = lower
 
@@ -278,32 +224,42 @@ def write(path: Path, entries: dict[str, Entry]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A section of a case that is neither what it was nor what was accepted."""
+    """A section of a case that is not what is expected."""
 
     case: str
     section: str
-    before: Entry
-    today: Entry
-
-
-def deviation_of(case: str, section: str) -> Deviation | None:
-    """The deviation that lets a section of a case differ from the start commit."""
-    of_section = (d for d in DEVIATIONS if d.section == section and case.startswith(d.commands))
-    return next((deviation for deviation in of_section if deviation.word in case), None)
+    expected: str | int | None
+    today: str | int | None
 
 
 def drifts(today: dict[str, Entry]) -> Iterator[Drift]:
-    """What differs from the start commit without a deviation, or from what was accepted for one."""
+    """What differs from what was accepted; of a case without an accepted entry, from the start commit unexplained."""
     start, accepted = read(START), read(ACCEPTED)
     for case, entry in today.items():
-        before = start[case]
-        for section in sorted((before.keys() | entry.keys()) - {"bounds"}):
-            value = entry.get(section)
-            if value == before.get(section):
-                continue
-            kept = accepted.get(case, {}).get(section, value)
-            if deviation_of(case, section) is None or value != kept:
-                yield Drift(case, section, before, entry)
+        differences = list(_differences(case, start[case] | accepted.get(case, {}), entry))
+        changed = {drift.section: drift.today for drift in differences}
+        nameless = {section for _, section in unexplained({case: changed})}
+        yield from (drift for drift in differences if case in accepted or drift.section in nameless)
+
+
+def _differences(case: str, expected: Entry, entry: Entry) -> Iterator[Drift]:
+    for section in sorted(expected.keys() | entry.keys()):
+        if entry.get(section) != expected.get(section):
+            yield Drift(case, section, expected.get(section), entry.get(section))
+
+
+def unexplained(changed: dict[str, Entry]) -> Iterator[tuple[str, str]]:
+    """(case, section) of changed sections without a deviation. Another layout, where one is explained, changes all."""
+    for case, entry in changed.items():
+        if not ("layout" in entry and deviation_of(case, "layout")):
+            yield from ((case, section) for section in entry if deviation_of(case, section) is None)
+
+
+def changes(today: dict[str, Entry]) -> dict[str, Entry]:
+    """The sections that differ from the start commit, those that are gone as None."""
+    start = read(START)
+    differing = {case: {d.section: d.today for d in _differences(case, start[case], e)} for case, e in today.items()}
+    return {case: entry for case, entry in differing.items() if entry}
 
 
 def main() -> int:
@@ -312,47 +268,43 @@ def main() -> int:
     parser.add_argument("action", choices=("freeze", "compare", "accept"))
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth case only")
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases that hold this text only")
     options = parser.parse_args()
     if options.action == "freeze":
         from l4spec.library import shipped_specs
 
-        write(options.file, freeze(list(cases(tuple(shipped_specs())))[:: options.every]))
+        write(options.file, freeze(list(cases(tuple(shipped_specs())))[:: options.every], of_start=True))
         return 0
-    today = freeze(list(read(START))[:: options.every])
-    if options.action == "accept":
-        write(ACCEPTED, dict(_accepted(today)))
-        return 0
-    return report(today)
+    today = freeze([case for case in read(START) if options.only in case][:: options.every])
+    return accept(today) if options.action == "accept" else report(today)
 
 
-def _accepted(today: dict[str, Entry]) -> Iterator[tuple[str, Entry]]:
-    start = read(START)
-    for case, entry in today.items():
-        different = {s: v for s, v in entry.items() if v != start[case].get(s) and deviation_of(case, s)}
-        if different:
-            yield case, different
+def accept(today: dict[str, Entry]) -> int:
+    """Expect today's documents from now on, if every change is explained."""
+    changed = changes(today)
+    if nameless := list(unexplained(changed)):
+        print(f"{len(nameless):,} sections differ without a deviation, nothing is accepted:")
+        print("\n".join(f"  {section}: l4spec {case}" for case, section in nameless[:20]))
+        return 1
+    kept = {case: entry for case, entry in read(ACCEPTED).items() if case not in today}
+    write(ACCEPTED, {case: (kept | changed)[case] for case in read(START) if case in kept or case in changed})
+    return 0
 
 
 def report(today: dict[str, Entry]) -> int:
     """Print how many documents equal the start commit, which differ for a reason, and which have drifted."""
-    start = read(START)
-    result = list(drifts(today))
-    deviating = Counter(
-        deviation.reason
-        for case, entry in today.items()
-        for section, value in entry.items()
-        if value != start[case].get(section) and (deviation := deviation_of(case, section))
-    )
+    changed, result = changes(today), list(drifts(today))
     drifted = {drift.case for drift in result}
-    equal = sum({**e, "bounds": 0} == {**start[case], "bounds": 0} for case, e in today.items())
-    print(f"{len(today):,} documents: {equal:,} equal, {len(drifted):,} drifted")
-    for reason, count in deviating.items():
-        print(f"  {count:,} sections differ: {reason}")
+    print(
+        f"{len(today):,} documents: {len(today) - len(changed):,} equal to the start commit, {len(drifted):,} drifted"
+    )
+    reasons = Counter(deviation_of(case, section) for case, entry in changed.items() for section in entry)
+    for deviation, count in reasons.most_common():
+        print(f"  {count:,} sections differ: {deviation.reason if deviation else 'another layout is chosen'}")
     for name, count in Counter(drift.section for drift in result).items():
         print(f"  {count:,} drifted in {name}")
     for drift in result[:20]:
-        print(f"  drift in {drift.section}: l4spec {drift.case}")
-        print(f"    {drift.before} -> {drift.today}")
+        print(f"  drift in {drift.section}: l4spec {drift.case}\n    {drift.expected} -> {drift.today}")
     return 1 if result else 0
 
 

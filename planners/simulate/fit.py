@@ -150,7 +150,7 @@ class _Served:
 def _fields(times: PlannedTimes) -> tuple[str, ...]:
     """The factors that play a part in this deployment."""
     layout, routed = times.model.layout, any(kind.num_experts for kind in times.model.kinds)
-    fields = ["memory", "cache", "compute", "attention", "moe_layer" if routed else "layer", "request"]
+    fields = ["memory", "cache", "compute", "attention", "moe_layer" if routed else "layer", "wide_layer", "request"]
     if layout.tp * layout.ep > 1:
         fields += ["links", "collective"]
     return tuple(fields)

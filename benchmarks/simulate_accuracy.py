@@ -283,10 +283,10 @@ def main(folder: str) -> None:
     print("\n## The same from the spec, with fitted factors")
     table(("run", "factors from", "error on the first 100", "on the other 200", "not determined", "CPU"), fitted(data))
     print(
-        "\n`--fit` learns from the first 100 requests and is judged on the other 200. Goal: at most 8 %. On the RTX 4090 "
-        "every step stays too long, although weights and cache are read at the published bandwidth, the most that the "
-        "law allows: reading weights and multiplying are added up, where its kernels do both at once (64 rows: 1.14 "
-        "times the time of one)."
+        "\n`--fit` learns from the first 100 requests and is judged on the other 200. Goal: at most 8 %. On the RTX "
+        "4090 every step stays too long, although weights and cache are read at the published bandwidth, the most "
+        "that the law allows: reading weights and multiplying are added up, where its kernels do both at once (64 "
+        "rows: 1.14 times the time of one)."
     )
     print("\n## Foreign: H100 experiments that nothing was fitted on")
     table(("experiment", "assumed load", "E2E", "TTFT", "ITL"), foreign(data))

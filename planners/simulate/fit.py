@@ -28,7 +28,8 @@ WEIGHT = 0.0005
 """Of the prior: a factor that moves the error by less than a tenth of a percent stays where it was."""
 EVALUATIONS = 480
 """Runs that a fit simulates at most. Simulated latencies jump where the schedule changes, so no derivative is used."""
-FIRST_STEP = 0.3
+FIRST_STEPS = (-0.7, 0.5, -0.2)
+"""Of the simplex of each start, in logarithms of a factor."""
 LEAST_EFFECT = 0.01
 _TERMS = {term.name: term for term in SERVING}
 _NS = 1_000_000_000
@@ -99,14 +100,21 @@ def fit(
 
 
 def _minimum(cost: Callable[[Sequence[float]], float], dims: int) -> tuple[float, ...]:
-    """The point of least cost that scipy's Nelder-Mead finds from 0. Raises UserError without scipy."""
+    """The point of least cost that scipy's Nelder-Mead finds from 0, and again from the best so far.
+
+    A simplex that has shrunk onto a ridge is stuck there: each start gets a fresh one, the first towards smaller
+    factors. Raises UserError without scipy.
+    """
     try:
         from scipy.optimize import minimize
     except ImportError:
         raise UserError([Problem("fitting needs scipy", hint="pip install 'l4spec[fit]'")]) from None
-    simplex = [[FIRST_STEP * (axis == corner) for axis in range(dims)] for corner in (*range(dims), dims)]
-    options = {"initial_simplex": simplex, "maxfev": EVALUATIONS, "xatol": 1e-3, "fatol": 1e-6}
-    return tuple(float(x) for x in minimize(cost, [0.0] * dims, method="Nelder-Mead", options=options).x)
+    best = [0.0] * dims
+    for step in FIRST_STEPS:
+        simplex = [[x + step * (axis == corner) for axis, x in enumerate(best)] for corner in (*range(dims), dims)]
+        options = {"initial_simplex": simplex, "maxfev": EVALUATIONS // len(FIRST_STEPS), "xatol": 1e-3, "fatol": 1e-6}
+        best = [float(x) for x in minimize(cost, best, method="Nelder-Mead", options=options).x]
+    return tuple(best)
 
 
 class _Served:

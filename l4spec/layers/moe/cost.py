@@ -71,6 +71,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
         saved=lambda work: _saved(spec, work, hidden, given),
         routed=_routing(spec),
         activation=spec.activation,
+        uncut={} if spec.latent_size is None else {"ep": "experts on latents are not divided among ranks yet"},
     )
 
 

@@ -14,7 +14,7 @@ class QuantizedExperts(nn.Module):
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
-        self.gated = experts.gated
+        self.is_gated, self.gated = experts.is_gated, experts.gated
         for name, stack in experts.named_parameters():
             self.register_parameter(name, nn.Parameter(stack.detach(), requires_grad=False))
 
@@ -29,6 +29,8 @@ class QuantizedExperts(nn.Module):
 
     def single(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all rows."""
+        if not self.is_gated:
+            return self._project("down", self.gated.activated(self._project("up", x, expert)), expert)
         gate = self.gated.activated(self._project("gate", x, expert))
         return self._project("down", self.gated.times(gate, self._project("up", x, expert)), expert)
 

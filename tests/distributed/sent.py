@@ -16,7 +16,7 @@ from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.rules import region_of, stage_of
 from planners.catalog import quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.training_traffic import BALANCE, StepTokens, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import PipelineStage, every_stage
 from planners.device.training_state import TrainSetting
@@ -89,7 +89,9 @@ def check_training(case: Case, ranks: list[Found]) -> None:
         wanted_together[rank.place.pp] += sizes.pop(TO_EXPERTS, 0)
         for key in sent_bytes.keys() | sizes.keys():
             if rank.place.tp == rank.place.dp == rank.place.ep == 0:
-                assert sent_bytes[key] == sizes[key], f"{key} at {rank.place}"
+                assert sent_bytes[key] == sizes[key], (
+                    f"{key} at {rank.place}: {sent_bytes[key]} sent, {sizes[key]} planned"
+                )
             assert sent_bytes[key] <= sizes[key], f"{key} at {rank.place}"
         counted = {key: number for key, number in calls.items() if key[0] in ("tp", "pp", "ep")}
         assert {key: found_calls[key] for key in counted} == counted, f"calls at {rank.place}"
@@ -106,7 +108,8 @@ def planned_step(
     sizes, calls = Counter[Key](), Counter[Key]()
     for row in stage_traffic(graph, train, layout, load, stage, None).rows:
         key = TO_EXPERTS if row.collective == "all-to-all" else (merged(row.axis, layout), row.collective)
-        sizes[key] += row.payload_bytes * (WIDE if row.what.startswith(("gradients of", "loss")) else NARROW)
+        is_fp32 = row.what.startswith(("gradients of", "loss", *BALANCE))  # planned in fp32, the rest in bf16
+        sizes[key] += row.payload_bytes * (WIDE if is_fp32 else NARROW)
         calls[key] += row.calls
     for key, size in (*_padding(case, graph, place), *_telling(case, graph, place)):
         sizes[key] += size

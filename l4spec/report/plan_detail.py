@@ -23,7 +23,7 @@ def detail_page(plan: Plan) -> Page:
         title = f"KV cache of one sequence by layer kind (policy {plan.kv_cache.policy}, {plan.kv_cache.dtype})"
         sections.append(Section(title, (_cache(plan, work),)))
     sections.append(Section("Memory of the fullest device, term by term", (_terms(plan, figures),)))
-    sections.append(Section("Legal layouts", (_layouts(plan, work),)))
+    sections.append(Section(_layouts_title(plan), (_layouts(plan, work),)))
     if plan.illegal_layouts:
         sections.append(Section("Illegal layouts", (_illegal(plan),)))
     if plan.communication:
@@ -117,6 +117,28 @@ def _terms(plan: Plan, figures: Marked) -> Table:
     return Table(("term", "memory", "origin", "spread", "source"), rows, "lrlll", 50)
 
 
+MOST_LISTED = 500
+"""Layouts that are listed at most: nobody reads thousands, and `--format json` has every one."""
+
+
+def _layouts_title(plan: Plan) -> str:
+    if len(plan.layouts) <= MOST_LISTED:
+        return "Legal layouts"
+    return f"Legal layouts: {MOST_LISTED} of {len(plan.layouts):,}, the chosen one and the smallest replicas"
+
+
+def _listed(plan: Plan) -> tuple[LayoutRow, ...]:
+    """The layouts to list, in their order: all, or the chosen one and those with the smallest replicas."""
+    if len(plan.layouts) <= MOST_LISTED:
+        return plan.layouts
+
+    def rank(row: LayoutRow) -> tuple[bool, int]:
+        return row.layout != plan.layout, row.layout.num_devices // row.layout.dp
+
+    listed = {row.layout for row in sorted(plan.layouts, key=rank)[:MOST_LISTED]}
+    return tuple(row for row in plan.layouts if row.layout in listed)
+
+
 def _layouts(plan: Plan, figures: Figures) -> Table:
     limited = plan.cluster is not None
     rows = tuple(
@@ -128,7 +150,7 @@ def _layouts(plan: Plan, figures: Figures) -> Table:
             figures.whole(row.max_batch) if limited else "-",
             *(figures.seconds(time) if time is not None else "-" for time in _times(plan, row)),
         )
-        for row in plan.layouts
+        for row in _listed(plan)
     )
     times = ("TTFT", "TPOT") if plan.deployment.mode == "serve" else ("step",)
     return Table(("layout", "fits", "fullest device", "longest context", "largest batch", *times), rows)

@@ -196,8 +196,15 @@ def cache_rows(
     graph: LayerGraph, stage: PipelineStage, tp: int, dtype_bytes: int, state_bytes: int = 0
 ) -> tuple[CacheRow, ...]:
     """Cache rows of one device of a stage."""
+    return _rows_of(graph, stage.cache_counts, tp, dtype_bytes, state_bytes)
+
+
+@kept_with(maxsize=1024)
+def _rows_of(
+    graph: LayerGraph, cache_counts: tuple[tuple[int, int], ...], tp: int, dtype_bytes: int, state_bytes: int
+) -> tuple[CacheRow, ...]:
     layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
-    for index, count in stage.cache_counts:
+    for index, count in cache_counts:
         group = graph.groups[index]
         size, bound = bytes_per_token(group, layout, dtype_bytes, state_bytes), group.declaration.cache[0].bound
         known = counts.get((size, bound))

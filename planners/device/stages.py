@@ -102,52 +102,100 @@ def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layou
 
 @kept_with(maxsize=1024)
 def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[PipelineStage, ...]:
-    """Of the pipeline stages, as `every_stage` gives them, those that differ."""
-    return _distinct(graph, every_stage(graph, scheme, tp, ep, pp))
+    """Of the pipeline stages, as `every_stage` gives them, those that differ.
+
+    Of the stages with equal layers and ends the one with the heaviest weights, among equals the foremost.
+    """
+    cut = _cut(graph, pp) if scheme.depends_on_layer else _different(graph, pp)
+    heaviest: dict[object, PipelineStage] = {}
+    for part, stage in zip(cut, _filled(graph, scheme, tp, ep, cut), strict=True):
+        if part.kind not in heaviest or stage.weights.total_bytes > heaviest[part.kind].weights.total_bytes:
+            heaviest[part.kind] = stage
+    return tuple(heaviest.values())
 
 
 def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[PipelineStage]:
     """What one device of each pipeline stage holds. A tied head on another stage holds a table of its own."""
+    return _filled(graph, scheme, tp, ep, _cut(graph, pp))
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What of the model a pipeline stage holds, whatever its precision and however its layers are divided.
+
+    `class_counts` pairs the foremost layer of each class (`_layer_classes`) with how many layers of it these are.
+    """
+
+    index: int
+    layers: tuple[int, ...]
+    class_counts: tuple[tuple[int, int], ...]
+    cache_counts: tuple[tuple[int, int], ...]
+    first: bool
+    last: bool
+
+    @property
+    def kind(self) -> object:
+        """The same for parts with equal layers and ends."""
+        return frozenset(self.class_counts), self.first, self.last
+
+
+@kept_with(maxsize=1024)
+def _cut(graph: LayerGraph, pp: int) -> tuple[_Part, ...]:
+    """The parts of the model that `pp` stages hold."""
+    classes = _layer_classes(graph)
+    return tuple(
+        _Part(
+            index=index,
+            layers=layers,
+            class_counts=tuple(Counter(classes[layer] for layer in layers).items()),
+            cache_counts=_cache_counts(graph, layers),
+            first=index == 0,
+            last=index == pp - 1,
+        )
+        for index, layers in enumerate(split_layers(graph.num_layers, pp))
+    )
+
+
+@kept_with(maxsize=1024)
+def _different(graph: LayerGraph, pp: int) -> tuple[_Part, ...]:
+    """Of the parts with equal layers and ends the foremost."""
+    foremost: dict[object, _Part] = {}
+    for part in _cut(graph, pp):
+        foremost.setdefault(part.kind, part)
+    return tuple(foremost.values())
+
+
+def _filled(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, cut: tuple[_Part, ...]) -> list[PipelineStage]:
+    """The stages of these parts in a precision, divided."""
     table = _layer_table(graph, scheme, tp, ep)
     result = []
-    for index, layers in enumerate(split_layers(graph.num_layers, pp)):
-        size = _stage_size(table, layers, _layer_classes(graph), scheme.depends_on_layer)
-        if index == 0:
-            size = _sum(size, table.before)
-        if index == pp - 1:
-            size = _sum(size, table.after)
-            if pp > 1 and graph.model.text.head.tied:
-                size = _sum(size, table.embedding)
-        counts = _cache_counts(graph, layers)
-        result.append(PipelineStage(index, size[0], size[1], layers, counts, index == 0, index == pp - 1))
+    for part in cut:
+        weights, num_params = _part_size(graph, table, part, each=scheme.depends_on_layer)
+        ends = (part.first, part.last)
+        result.append(PipelineStage(part.index, weights, num_params, part.layers, part.cache_counts, *ends))
     return result
 
 
-def _stage_size(table: _LayerTable, layers: tuple[int, ...], classes: tuple[int, ...], each: bool) -> _Size:
+def _part_size(graph: LayerGraph, table: _LayerTable, part: _Part, *, each: bool) -> _Size:
     if each:
-        return _total(table.layers[layer] for layer in layers)
-    counts = Counter(classes[layer] for layer in layers)
-    of_class = {classes[layer]: table.layers[layer] for layer in layers}
-    return _total(_times(of_class[number], count) for number, count in counts.items())
-
-
-def _distinct(graph: LayerGraph, all_stages: list[PipelineStage]) -> tuple[PipelineStage, ...]:
-    """Of the stages with equal layers and ends the one with the heaviest weights, among equals the foremost."""
-    classes = _layer_classes(graph)
-    heaviest: dict[tuple[object, bool, bool], PipelineStage] = {}
-    for stage in all_stages:
-        key = (tuple(sorted(classes[layer] for layer in stage.layers)), stage.first, stage.last)
-        if key not in heaviest or stage.weights.total_bytes > heaviest[key].weights.total_bytes:
-            heaviest[key] = stage
-    return tuple(heaviest.values())
+        size = _total(table.layers[layer] for layer in part.layers)
+    else:
+        size = _total(_times(table.layers[layer], count) for layer, count in part.class_counts)
+    if part.first:
+        size = _sum(size, table.before)
+    if part.last:
+        size = _sum(size, table.after)
+        if not part.first and graph.model.text.head.tied:
+            size = _sum(size, table.embedding)
+    return size
 
 
 @kept_with(maxsize=64)
 def _layer_classes(graph: LayerGraph) -> tuple[int, ...]:
-    """A number per layer of the language model, the same for layers of the same declarations."""
-    declared = [tuple(id(node.declaration) for node in nodes) for nodes in _nodes_by_layer(graph)]
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(declared))}
-    return tuple(numbers[key] for key in declared)
+    """For each layer of the language model the foremost layer of the same declarations."""
+    foremost: dict[tuple[int, ...], int] = {}
+    declared = (tuple(id(node.declaration) for node in nodes) for nodes in _nodes_by_layer(graph))
+    return tuple(foremost.setdefault(key, layer) for layer, key in enumerate(declared))
 
 
 def _cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -95,7 +95,7 @@ def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
     if reason is not None:
         return reason
     try:
-        place(setting, layout)
+        place(setting, Layout(tp=layout.tp, ep=layout.ep, cp=layout.cp))  # every stage packs the same shards
     except UserError as error:
         return str(error)
     return None

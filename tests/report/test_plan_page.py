@@ -2,8 +2,8 @@
 
 import pytest
 
-from l4spec.report.page import Bars, to_text
-from l4spec.report.plan_detail import detail_page
+from l4spec.report.page import Bars, Table, to_text
+from l4spec.report.plan_detail import MOST_LISTED, detail_page
 from l4spec.report.plan_page import plan_page, verdict
 from l4spec.units import gib
 from planners.plan import plan
@@ -98,3 +98,19 @@ def test_detail_shows_every_part_layout_term_and_refusal(compiled: Compile) -> N
     assert all(gib(term.bytes) in text and term.origin in text for term in planned.memory_per_device.terms)
     assert "(chosen)" in text
     assert planned.illegal_layouts
+
+
+def test_of_thousands_of_layouts_the_chosen_and_the_smallest_replicas_are_listed(compiled: Compile) -> None:
+    result = plan(compiled("tiny/scout"), gpus="720720xH100")
+    (section,) = (part for part in detail_page(result) if part.title.startswith("Legal layouts"))
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    assert len(result.layouts) < MOST_LISTED
+    assert len(table.rows) == len(result.layouts)
+    many = plan(compiled("deepseek-v3"), gpus="720720xH100")
+    (section,) = (part for part in detail_page(many) if part.title.startswith("Legal layouts"))
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    assert section.title == f"Legal layouts: 500 of {len(many.layouts):,}, the chosen one and the smallest replicas"
+    assert len(table.rows) == MOST_LISTED
+    assert any("(chosen)" in row[0] for row in table.rows)

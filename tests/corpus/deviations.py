@@ -68,6 +68,8 @@ DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(_sections("links latency"), _PLANS, "A step's time includes the gather of logits"),
     Deviation(_FIT | {"memory"}, ("plan ",), "of vLLM by its profiling run", ("--engine vllm",)),
     Deviation(_FIT, _PLANS, "Device memory is what drivers report", ("xA100", "xB200", "xMI300X", "xm3-ultra")),
+    Deviation(_sections("rest"), ("plan --gpus",), "The table of all Llama 4 models follows"),
+    Deviation(_sections("suggestions"), ("plan ",), "leaves room for the output tokens", ("--output-tokens",)),
     Deviation(
         _FIT | {"memory", "rest"}, _PLANS, "It is the default of `plan`, decides what fits", ("deepseek-v3",), "--quant"
     ),

@@ -44,7 +44,7 @@ def report_page(graph: LayerGraph, plan: Plan) -> Page:
 
 def _costs(graph: LayerGraph, plan: Plan) -> Iterator[Block]:
     """The lines of the plan, each number opened by a click."""
-    behind = {
+    opened = {
         "model": _parameters(graph),
         "weights": Table(
             ("part", "stored as", "elements", "payload", "scales", "bytes"),
@@ -57,9 +57,9 @@ def _costs(graph: LayerGraph, plan: Plan) -> Iterator[Block]:
     facts = list(plan_facts(plan, marks_of(plan)))
     facts += limit_facts(plan, marks_of(plan), graph.max_seq_len) if plan.cluster is not None else ()
     for label, value in facts:
-        if label in behind:
+        if label in opened:
             sources = Facts(tuple(("source", source) for source in _sources(graph, plan)))
-            yield Details(label, value, (behind[label], Lines((_error(plan),)), sources))
+            yield Details(label, value, (opened[label], Lines((_error(plan),)), sources))
         elif label in ("longest context", "largest batch"):
             yield Details(label, value, (Lines((_limit_words(plan, label),)),))
         else:

@@ -162,8 +162,8 @@ def _parts(
     others = f"prompts of the others, ({given.running:,.4g} - 1) / {output_tokens:,} of one a token"
     prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
     waiting = given.ttft - request - step.seconds - prompt.seconds
-    behind = TimePart(what="waiting behind other prompts, or for room in the cache", seconds=max(0.0, waiting))
-    return (step, prompt, behind, of_request), (step, TimePart(what=others, seconds=added))
+    queueing = TimePart(what="waiting behind other prompts, or for room in the cache", seconds=max(0.0, waiting))
+    return (step, prompt, queueing, of_request), (step, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

@@ -50,7 +50,7 @@ def test_what_cannot_be_emitted_is_an_error_of_the_user(run: Run, arguments: lis
     assert message in result.stderr
 
 
-def test_the_herd_is_not_emitted(run: Run) -> None:
+def test_the_table_of_all_models_is_not_emitted(run: Run) -> None:
     result = run("plan", "--emit", "vllm")
     assert result.exit_code == 2
     assert "--emit needs a SPEC" in result.stderr

@@ -39,7 +39,7 @@ WRONG = {
     "no number for a share": ("plan scout --memory-fraction nan", "--memory-fraction"),
     "images for the blind": ("plan mobilellm-r1-950m --images 1", "--images"),
     "tiles for the blind": ("plan mobilellm-r1-950m --tiles 1", "--tiles"),
-    "one model's option for the herd": ("plan --tp 2", "--tp needs a SPEC"),
+    "one model's option for all models": ("plan --tp 2", "--tp needs a SPEC"),
     "a training option while serving": ("plan scout --zero-stage 3", "--mode train"),
     "an override that leads nowhere": ("plan scout --set text.parts.moe.num_expert=3", "did you mean 'num_experts'"),
     "an override without a value": ("show scout --set text", "path=value"),
@@ -49,7 +49,7 @@ WRONG = {
     "a place that is not there": ("schema --out no/such/folder.json", "cannot write"),
     "an empty scheme": ("plan scout --quantization=", "quantization scheme"),
     "too many images": ("plan scout --images 999999", "--images: expected 0 to 10,000"),
-    "no context for the herd": ("plan --context 0", "--context: expected"),
+    "no context for all models": ("plan --context 0", "--context: expected"),
     "a level that is none": ("graph scout --level layer", "'block', 'op'"),
     "nothing to compare": ("compare", "missing argument"),
 }

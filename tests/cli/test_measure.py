@@ -124,7 +124,7 @@ def test_an_interrupted_measurement_writes_nothing(run: Run, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stages_are_told_where_progress_is_wanted(run: Run) -> None:
+def test_stages_are_reported_where_progress_is_requested(run: Run) -> None:
     result = run("measure", "tiny/scout", *FAST, "--progress")
     assert "measuring prefill" in result.stderr
     assert run("measure", "tiny/scout", *FAST, "--no-progress").stderr == ""

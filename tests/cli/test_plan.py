@@ -99,17 +99,17 @@ def test_markdown_is_markdown(run: Run) -> None:
     assert "|---" in text
 
 
-def test_the_herd_is_planned_without_a_spec(run: Run) -> None:
+def test_all_models_are_planned_without_a_spec(run: Run) -> None:
     result = run("plan", "--gpus", "8xH100")
     assert result.exit_code == 0, result.stderr
     for word in ("Scout", "Maverick", "~1.95T", "bf16", "fp8", "int4", "least GPUs"):
         assert word in result.stdout
 
 
-def test_the_herd_as_json_has_a_row_a_model_and_precision(run: Run) -> None:
-    herd = json.loads(run("plan", "-q", "fp8", "--format", "json").stdout)
-    assert [row["quantization"] for row in herd["rows"]] == ["fp8"] * 3
-    assert herd["gpus"] == "8xH100"
+def test_the_table_of_all_models_as_json_has_a_row_a_model_and_precision(run: Run) -> None:
+    table = json.loads(run("plan", "-q", "fp8", "--format", "json").stdout)
+    assert [row["quantization"] for row in table["rows"]] == ["fp8"] * 3
+    assert table["gpus"] == "8xH100"
 
 
 def test_compare_puts_models_side_by_side(run: Run) -> None:

@@ -127,12 +127,12 @@ LAWS: dict[str, Law] = {"plans": plans, "memory": memory, "times": times, "shard
 
 def differences(law: Law, graph: LayerGraph) -> list[str]:
     """Where the law's numbers differ between the two names; at most three places."""
-    ours, theirs = (_told(law(each)) for each in (graph, renamed(graph)))
+    ours, theirs = (_described(law(each)) for each in (graph, renamed(graph)))
     lines = zip(ours.split(", "), theirs.split(", "), strict=False)
     return [f"{graph.name}: {a} became {b}" for a, b in lines if a != b][:3]
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     plain = repr(list(value) if isinstance(value, Iterator) else value)
     return re.sub(rf"{RENAMED}|Renamed", "", plain)
 

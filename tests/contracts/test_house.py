@@ -92,8 +92,10 @@ def test_no_committed_text_names_a_machine_path() -> None:
     assert not mentions
 
 
-NAMES_THAT_SAY_NOTHING = {"found", "wanted", "told", "held", "said"}
+NAMES_THAT_SAY_NOTHING = {"found", "wanted", "told", "held", "said", "behind", "herd"}
 """A variable is named by what it is (`latency`, `expected`, `shards`), not by how it was come by."""
+PRIVATE_WORDS = {"told", "wanted", "herd"}
+"""No function's or class's name has one of these among its words."""
 
 
 def vague_names() -> Iterator[str]:
@@ -104,6 +106,13 @@ def vague_names() -> Iterator[str]:
                 name = node.arg if isinstance(node, ast.arg) else node.id
                 if name in NAMES_THAT_SAY_NOTHING:
                     yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno} {name}"
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef) and is_private_english(node.name):
+                yield f"{path.relative_to(ROOT).as_posix()}:{node.lineno} {node.name}"
+
+
+def is_private_english(name: str) -> bool:
+    """Whether a word of a function's or class's name is one that a reader has to guess."""
+    return bool(PRIVATE_WORDS & set(name.lower().split("_")))
 
 
 VAGUE_PHRASES = re.compile(r"\b(?:told|wanted|herd|held against)\b", re.IGNORECASE)

@@ -40,7 +40,7 @@ class Case(NamedTuple):
         return self.layout.dp * self.layout.ep
 
 
-class Found(NamedTuple):
+class RankResult(NamedTuple):
     """What one rank, or one process, gave. Gradients are by name, with the region of the whole that they are of."""
 
     place: MeshCoordinate
@@ -79,7 +79,7 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor | None]:
     return ids, labels, tiles
 
 
-def one_process(case: Case, dtype: str = "fp64") -> Found:
+def one_process(case: Case, dtype: str = "fp64") -> RankResult:
     """The whole of it."""
     model = whole_model(case, dtype)
     ids, labels, tiles = inputs(case)
@@ -88,7 +88,7 @@ def one_process(case: Case, dtype: str = "fp64") -> Found:
     gradients = {
         name: (tuple(map(range, p.shape)), p.grad) for name, p in model.named_parameters() if p.grad is not None
     }
-    return Found(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, generated, loss, gradients, 0, cache_bytes, {})
+    return RankResult(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, generated, loss, gradients, 0, cache_bytes, {})
 
 
 def _loss_of_parts(model: Model, case: Case, ids: Tensor, labels: Tensor, tiles: Tensor | None) -> float:
@@ -139,7 +139,7 @@ def _served(
     return prefill, torch.cat(steps, dim=1), generated, cache.num_bytes
 
 
-def on_rank(rank: int, case: Case) -> Found:
+def on_rank(rank: int, case: Case) -> RankResult:
     """The same on one rank of the layout."""
     whole = whole_model(case)
     ids, labels, tiles = inputs(case)
@@ -157,7 +157,9 @@ def on_rank(rank: int, case: Case) -> Found:
     gradients = {
         name: (model.local_region(name), local_of(p.grad)) for name, p in model.named_parameters() if p.grad is not None
     }
-    return Found(model.mesh.place, prefill, decode, generated, float(loss), gradients, param_bytes, cache_bytes, sent)
+    return RankResult(
+        model.mesh.place, prefill, decode, generated, float(loss), gradients, param_bytes, cache_bytes, sent
+    )
 
 
 def groups_of(model: Model) -> dict[str, torch.distributed.ProcessGroup]:

@@ -27,7 +27,7 @@ class Prefill(NamedTuple):
     tiles: int = 0
 
 
-class Found(NamedTuple):
+class RankResult(NamedTuple):
     """What one rank gave: where it stands, logits of its tokens and of the last one, its cache, what it sent."""
 
     place: MeshCoordinate
@@ -69,13 +69,13 @@ def one_process(case: Prefill) -> Tensor:
     return logits
 
 
-def prefills(rank: int, cases: list[Prefill]) -> list[Found]:
+def prefills(rank: int, cases: list[Prefill]) -> list[RankResult]:
     """All cases, one after the other, on one rank."""
     return [_prefill(case) for case in cases]
 
 
 @torch.no_grad()
-def _prefill(case: Prefill) -> Found:
+def _prefill(case: Prefill) -> RankResult:
     model = distribute(whole(case.text, case.dtype), case.layout)
     assert isinstance(model, PrefillModel)
     model.image_token_id = 7
@@ -87,7 +87,7 @@ def _prefill(case: Prefill) -> Found:
         logits = model(rows, **images)
     cache = model.new_cache(rows.shape[0], case.tokens)
     last = model(rows, **images, cache=cache, logits="last")
-    return Found(model.mesh.place, logits, last, cache.num_bytes, sent)
+    return RankResult(model.mesh.place, logits, last, cache.num_bytes, sent)
 
 
 @torch.no_grad()

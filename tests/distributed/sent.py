@@ -20,7 +20,7 @@ from planners.collectives.training_traffic import BALANCE, StepTokens, stage_tra
 from planners.counts.weights import scheme_of
 from planners.device.stages import PipelineStage, every_stage
 from planners.device.training_state import TrainSetting
-from tests.distributed.anywhere import Case, Found
+from tests.distributed.anywhere import Case, RankResult
 from tests.distributed.whole import graph_from
 
 Key = tuple[str, str]
@@ -57,7 +57,7 @@ def _is_whole(kind: Dtype) -> bool:
     return not kind.is_floating_point
 
 
-def check_forward(case: Case, ranks: list[Found], phase: str, tokens: int) -> None:
+def check_forward(case: Case, ranks: list[RankResult], phase: str, tokens: int) -> None:
     """Each sequence's `tokens` tokens at once or one by one, with the logits of all of them."""
     layout, number = case.layout, tokens * case.sequences // case.data_ranks
     planned = Counter[Key]()
@@ -77,7 +77,7 @@ def check_forward(case: Case, ranks: list[Found], phase: str, tokens: int) -> No
         assert max(max(sizes) for sizes in by_stage) == planned[key], f"{phase}: {key}"
 
 
-def check_training(case: Case, ranks: list[Found]) -> None:
+def check_training(case: Case, ranks: list[RankResult]) -> None:
     """Each rank of the largest shards to the byte, the others no more; tokens to experts together."""
     graph, layout = graph_from(case.text), case.layout
     stages = every_stage(graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp)

@@ -15,7 +15,7 @@ from planners.counts.kv_cache import cache_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import cache_rows
 from planners.device.stages import every_stage
-from tests.distributed.anywhere import Case, Found, on_rank, one_process
+from tests.distributed.anywhere import Case, RankResult, on_rank, one_process
 from tests.distributed.sent import check_forward, check_training
 from tests.distributed.test_divided_specs import tamed
 from tests.distributed.test_truth import ONE_KV_HEAD
@@ -102,7 +102,7 @@ def size_of(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def check_results(case: Case, ranks: list[Found], whole: Found, narrow: Found) -> None:
+def check_results(case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult) -> None:
     graph, last = graph_from(case.text), case.layout.pp - 1
     for own in ranks:
         data = own.place.dp * case.layout.ep + own.place.ep
@@ -119,7 +119,7 @@ def check_results(case: Case, ranks: list[Found], whole: Found, narrow: Found) -
     check_gradients(case, ranks, whole, narrow)
 
 
-def check_gradients(case: Case, ranks: list[Found], whole: Found, narrow: Found) -> None:
+def check_gradients(case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult) -> None:
     """All regions of all tensors; a gradient passes through the contractions of two passes more."""
     pairs = [(grad, narrow.gradients[name][1]) for name, (_, grad) in whole.gradients.items()]
     shaken, largest = max(noise(*pair) for pair in pairs), max(size_of(grad) for grad, _ in pairs)
@@ -135,7 +135,7 @@ def check_gradients(case: Case, ranks: list[Found], whole: Found, narrow: Found)
     assert not missing, "gradients that no rank has"
 
 
-def check_held(case: Case, ranks: list[Found]) -> None:
+def check_held(case: Case, ranks: list[RankResult]) -> None:
     """The fullest rank of every stage, which is its first, holds the plan's bytes; no other holds more."""
     graph, layout = graph_from(case.text), case.layout
     stages = every_stage(graph, scheme_of(quantization("fp32")), layout.tp, layout.ep, layout.pp)

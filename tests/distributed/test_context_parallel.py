@@ -14,7 +14,7 @@ from planners.collectives.communication import communication
 from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting, place
-from tests.distributed.divided import Found, Prefill, continued, one_process, prefills, refused, whole
+from tests.distributed.divided import Prefill, RankResult, continued, one_process, prefills, refused, whole
 from tests.distributed.whole import bound_of, graph_from, relative
 from tests.distributed.world import run_world
 from tests.runtime.tiny import token_ids
@@ -79,7 +79,7 @@ def test_a_divided_prefill_is_that_of_one_process(size: int) -> None:
         check(case, [results[number] for results in ranks])
 
 
-def check(case: Prefill, ranks: list[Found], bound: float | None = None) -> None:
+def check(case: Prefill, ranks: list[RankResult], bound: float | None = None) -> None:
     """Logits within `bound` of the largest one, by default one of rounding; cache and traffic to the byte."""
     layout, logits = case.layout, one_process(case)
     bound = bound_of(graph_from(case.text), case.dtype) if bound is None else bound
@@ -92,13 +92,13 @@ def check(case: Prefill, ranks: list[Found], bound: float | None = None) -> None
     check_traffic(case, ranks)
 
 
-def by_rows(ranks: list[Found]) -> list[list[Found]]:
+def by_rows(ranks: list[RankResult]) -> list[list[RankResult]]:
     """The ranks that run the same sequences, in order of their tokens."""
     places = sorted({result.place[:3] for result in ranks})
     return [[result for result in ranks if result.place[:3] == data] for data in places]
 
 
-def check_caches(case: Prefill, ranks: list[Found]) -> None:
+def check_caches(case: Prefill, ranks: list[RankResult]) -> None:
     itemsize = torch.empty((), dtype=whole(case.text, case.dtype).dtype).element_size()
     assert {result.cache_bytes for result in ranks} == {planned_cache(case, itemsize)}
 
@@ -109,7 +109,7 @@ def planned_cache(case: Prefill, itemsize: int) -> int:
     return max(use.cache for use in place(setting, case.layout).uses(case.tokens, case.batch))
 
 
-def check_traffic(case: Prefill, ranks: list[Found]) -> None:
+def check_traffic(case: Prefill, ranks: list[RankResult]) -> None:
     """Every rank sends what the rank after it sees, the busiest what the plan says (of bf16), and nothing else."""
     graph, layout = graph_from(case.text), case.layout
     dtype, sequences = whole(case.text, case.dtype).dtype, case.batch // (layout.dp * layout.ep)

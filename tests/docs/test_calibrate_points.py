@@ -14,7 +14,7 @@ POINTS = Path(__file__).parents[2] / "docs" / "calibrate.csv"
 
 
 @pytest.mark.parametrize(("phase", "fit_error"), [("prefill", PREFILL), ("decode", DECODE)])
-def test_the_told_error_is_that_of_the_points(phase: str, fit_error: LatencyError) -> None:
+def test_the_printed_error_is_that_of_the_points(phase: str, fit_error: LatencyError) -> None:
     lines = [line for line in POINTS.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     rows = [row for row in csv.DictReader(lines) if row["phase"] == phase]
     errors = [abs(float(row["predicted_ms"]) / float(row["measured_ms"]) - 1) for row in rows]

@@ -23,7 +23,7 @@ def killed(work: Callable[[], object], seconds: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def told(work: Callable[[], Any]) -> Any:
+def outcome_of(work: Callable[[], Any]) -> Any:
     """What `work` gives in a fork, as JSON; a text that begins with `raised` where it raised."""
     reading, writing = os.pipe()
     process = os.fork()

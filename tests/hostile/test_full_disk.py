@@ -14,7 +14,7 @@ from l4spec.errors import UserError
 from l4spec.runtime.model import Model
 from l4spec.runtime.parallel.checkpoints import save_sharded
 from tests.hostile.draws import RANDOMS, draws
-from tests.hostile.forks import mounted_disk, told
+from tests.hostile.forks import mounted_disk, outcome_of
 
 PAGE = 4096
 BEFORE = "before\n"
@@ -52,12 +52,12 @@ def try_to_write(way: str, place: Path, num_bytes: int) -> dict[str, Any] | None
 
 @draws(60)
 @given(RANDOMS)
-def test_a_full_disk_is_told_and_holds_nothing_half_written(folder: Path, random: Random) -> None:
+def test_a_full_disk_is_reported_and_holds_nothing_half_written(folder: Path, random: Random) -> None:
     small_model()
     way, num_bytes = random.choice(["whole", "sharded", "file"]), PAGE * random.randint(8, 150)
     place = folder / "disk"
     place.mkdir(exist_ok=True)
-    outcome = told(lambda: try_to_write(way, place, num_bytes))
+    outcome = outcome_of(lambda: try_to_write(way, place, num_bytes))
     if outcome is None:
         pytest.skip("no disk of one's own on this system")
     assert isinstance(outcome, dict), (way, num_bytes, outcome)

@@ -1,4 +1,4 @@
-"""What a killed save leaves is cleared by the next, a full disk is told as one, and a file that changes is noticed."""
+"""A killed save's leftovers are cleared by the next, a full disk is reported as one, a changing file is noticed."""
 
 import os
 import shutil
@@ -113,7 +113,7 @@ def test_every_file_is_on_the_disk_before_its_folder_gets_its_name(
     assert done[named + 1] == tmp_path.name
 
 
-def test_a_full_disk_is_told_as_one() -> None:
+def test_a_full_disk_is_reported_as_one() -> None:
     cause = RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 4480 vs 4374")
     with (
         pytest.raises(UserError, match="cannot write x: rank 0: No space left on device"),

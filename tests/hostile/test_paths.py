@@ -131,7 +131,7 @@ def test_a_name_that_ends_like_a_folder_names_no_file(server: Server, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_deleted_under_a_command_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_folder_that_is_deleted_under_a_command_is_reported(server: Server, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
     answer = server.run("validate", "x.yaml", cwd=here, gone=True)

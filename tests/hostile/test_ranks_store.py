@@ -55,7 +55,7 @@ def test_the_store_listens_on_this_machine_alone() -> None:
     assert Address("127.0.0.1", store.port, is_kept_by_launcher=True).open(1, 5.0).get("key") == b"value"
 
 
-def test_a_port_that_is_taken_is_told_as_such() -> None:
+def test_a_port_that_is_taken_is_reported_as_such() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

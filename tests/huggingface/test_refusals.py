@@ -119,7 +119,7 @@ def test_a_number_that_is_none_is_refused(name: str, value: Any) -> None:
     assert name in refused({**LLAMA_3_1_8B, name: value})
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     problems = refused({**LLAMA_3_1_8B, "hidden_act": "relu", "vocab_size": "big", "twist": 1})
     assert set(problems) == {"hidden_act", "vocab_size", "twist"}
 

@@ -137,7 +137,7 @@ def test_neighbours_along_cp_share_a_host_once_tensor_parallel_ones_do() -> None
     assert halves.inter_host_bytes_per_token == round(halves.bytes_per_token / 3)
 
 
-def test_no_engine_is_told_to_divide_sequences() -> None:
+def test_no_engine_is_asked_to_divide_sequences() -> None:
     result = planned(4, 10**6, gpus="32xH100", tp=8)
     for engine in (*EMITTERS, "k8s"):
         with pytest.raises(UserError, match="divides sequences among ranks for their prefill alone"):

@@ -99,7 +99,7 @@ def test_no_text_of_a_model_becomes_markup(compiled: Compile) -> None:
     assert "&lt;script&gt;" in svg
 
 
-def test_the_picture_is_told_in_words_for_who_cannot_see_it(compiled: Compile) -> None:
+def test_the_picture_is_reported_in_words_for_who_cannot_see_it(compiled: Compile) -> None:
     picture = picture_of(compiled("maverick"))
     root = ElementTree.fromstring(to_svg(picture))
     assert root.attrib["role"] == "img"

@@ -50,7 +50,7 @@ def test_training_shows_gradients_and_optimizer(compiled: Compile) -> None:
     assert sum(bar.part for bar in bars.bars if not bar.hollow) == planned.memory_per_device.total_bytes
 
 
-def test_calibrated_terms_are_told_from_computed_ones(compiled: Compile) -> None:
+def test_calibrated_terms_are_distinguished_from_computed_ones(compiled: Compile) -> None:
     text = to_text(plan_page(plan(compiled("scout"), gpus="4xH100", engine="vllm-hybrid")))
     assert "non torch *" in text
     assert "weights  " in text

@@ -1,4 +1,4 @@
-"""Herd, comparison, summary, listings and graph views: they show what the models are."""
+"""Table of all models, comparison, summary, listings and graph views: they show what the models are."""
 
 import json
 
@@ -19,13 +19,13 @@ from planners.request import PlanRequest
 from tests.report.conftest import Compile
 
 
-def test_the_herd_agrees_with_a_plan_of_each_model(compiled: Compile) -> None:
+def test_the_table_of_all_models_agrees_with_a_plan_of_each_model(compiled: Compile) -> None:
     graphs = [compiled(name) for name in ("scout", "maverick")]
-    herd = model_table(graphs, PlanRequest(gpus="8xH100"), ("bf16", "int4"))
-    assert [(row.model, row.quantization) for row in herd.rows] == [
+    table = model_table(graphs, PlanRequest(gpus="8xH100"), ("bf16", "int4"))
+    assert [(row.model, row.quantization) for row in table.rows] == [
         (graph.name, precision) for graph in graphs for precision in ("bf16", "int4")
     ]
-    for row, graph in zip(herd.rows, [graph for graph in graphs for _ in range(2)], strict=True):
+    for row, graph in zip(table.rows, [graph for graph in graphs for _ in range(2)], strict=True):
         planned = plan(graph, gpus="8xH100", quantization=row.quantization, objective="max-context")
         assert (row.fits, row.max_context, row.weight_bytes) == (
             planned.fits,
@@ -42,7 +42,7 @@ def test_the_least_gpus_fit_and_one_less_does_not(compiled: Compile) -> None:
     assert not plan(graph, gpus=f"{row.least_gpus - 1}xH100", quantization="fp8").fits
 
 
-def test_a_scheme_that_cannot_store_a_model_is_told_in_its_row(compiled: Compile) -> None:
+def test_a_scheme_that_cannot_store_a_model_is_reported_in_its_row(compiled: Compile) -> None:
     tiny = compiled("tiny/scout")
     rows = model_table([tiny], PlanRequest(gpus="1xH100"), ("bf16", "w4a16")).rows
     assert rows[0].refusal is None
@@ -50,12 +50,12 @@ def test_a_scheme_that_cannot_store_a_model_is_told_in_its_row(compiled: Compile
     assert "divide" in rows[1].refusal
 
 
-def test_unknown_names_stop_the_herd(compiled: Compile) -> None:
+def test_unknown_names_stop_the_table_of_all_models(compiled: Compile) -> None:
     with pytest.raises(UserError, match="int5"):
         model_table([compiled("scout")], PlanRequest(gpus="8xH100"), ("int5",))
 
 
-def test_the_herd_states_what_it_assumes(compiled: Compile) -> None:
+def test_the_table_of_all_models_states_what_it_assumes(compiled: Compile) -> None:
     text = to_text(model_table_page(model_table([compiled("behemoth")], PlanRequest(gpus="8xH100"), ("bf16",))))
     for words in ("8,192 tokens (the default)", "cache policy ideal", "~1.95T", "nobody has published"):
         assert words in text

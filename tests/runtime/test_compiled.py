@@ -176,7 +176,7 @@ def test_a_layer_that_keeps_its_cache_itself_is_refused_by_name() -> None:
         CompiledStep(model, TRACED)(token_ids(1, 1), cache=_read(model, model.new_cache(1, 9)))
 
 
-def test_a_missing_compiler_is_told_in_one_line() -> None:
+def test_a_missing_compiler_is_reported_in_one_line() -> None:
     def missing(*_: Any, **__: Any) -> Any:
         raise RuntimeError("No working C++ compiler found in config.cpp.cxx\nand more")
 

@@ -37,7 +37,7 @@ def test_a_scenario_is_read_in_base_units() -> None:
     assert scenario.workload.arrivals.model_dump() == {"kind": "poisson", "rate": 4.0}
 
 
-def test_every_problem_is_told_at_once_with_its_place() -> None:
+def test_every_problem_is_reported_at_once_with_its_place() -> None:
     text = SMALL.replace("rate: 4/s", "rate: 4").replace("gpus:", "gpu:").replace("low: 1,", "low: 0,")
     shown = [str(problem) for problem in problems_of(text)]
     assert [line.split(": ")[0] for line in shown] == [

@@ -57,11 +57,11 @@ Reader = Callable[[Path], Iterator[TraceEntry]]
 def read_trace(path: Path, form: str) -> Iterator[TraceEntry]:
     """The entries of a trace in the order of the file. Raises UserError for what is no trace, or no line of one."""
     if form == "auto":
-        form = told_by_first_line(path)
+        form = format_by_first_line(path)
     return READERS[form](path)
 
 
-def told_by_first_line(path: Path) -> str:
+def format_by_first_line(path: Path) -> str:
     """The format of a trace by how it begins. Raises UserError where nothing is known to begin so."""
     try:
         with opened(path) as file:
@@ -356,4 +356,4 @@ READERS: dict[str, Reader] = {
     "requests": _requests,
 }
 
-__all__ = ["READERS", "TraceEntry", "read_trace", "runs_of", "told_by_first_line"]
+__all__ = ["READERS", "TraceEntry", "format_by_first_line", "read_trace", "runs_of"]

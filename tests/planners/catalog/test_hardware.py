@@ -76,7 +76,7 @@ def test_a_peak_that_nobody_publishes_is_an_error_with_what_there_is() -> None:
         hardware("m3-ultra").peak("bf16")
 
 
-def test_it_is_told_who_says_how_much_memory_there_is() -> None:
+def test_it_is_reported_who_states_how_much_memory_there_is() -> None:
     """A rule and a driver's total are no reading of a program."""
     origins = {name: hardware(name).usable.origin for name in shipped_names("hardware")}
     assert origins["m3-ultra"] == "rule"

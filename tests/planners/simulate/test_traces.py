@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from l4spec.errors import UserError
-from planners.simulate.workload.traces import TraceEntry, read_trace, runs_of, told_by_first_line
+from planners.simulate.workload.traces import TraceEntry, format_by_first_line, read_trace, runs_of
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.9799600,3,8\n"
@@ -45,9 +45,9 @@ def entries(tmp_path: Path, text: str) -> list[TraceEntry]:
         (VLLM, "vllm"),
     ],
 )
-def test_a_trace_is_told_by_its_first_line(tmp_path: Path, text: str, form: str) -> None:
+def test_a_trace_is_recognized_by_its_first_line(tmp_path: Path, text: str, form: str) -> None:
     (tmp_path / "trace").write_text(text, encoding="utf-8")
-    assert told_by_first_line(tmp_path / "trace") == form
+    assert format_by_first_line(tmp_path / "trace") == form
 
 
 def test_times_lengths_and_prefixes_are_read(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_device_without_fp8_units_computes_fp8_weights_in_bf16(model: Build) -
     assert Machine(hardware("a100-80gb"), 8).peak("fp8") == Machine(hardware("a100-80gb"), 8).peak("bf16")
 
 
-def test_without_a_published_peak_no_time_is_told(model: Build) -> None:
+def test_without_a_published_peak_no_time_is_reported(model: Build) -> None:
     unknown = model("llama-3.1-8b", "m3-ultra").unknown
     assert unknown is not None
     assert "m3-ultra" in unknown

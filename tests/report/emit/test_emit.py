@@ -34,7 +34,7 @@ TABLES = {
 OWN = {"vllm": "vllm-hybrid", "sglang": "sglang-hybrid", "tensorrt-llm": "tensorrt-llm", "torchtitan": "ideal"}
 
 
-def wanted(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int = 0, **asked: Any) -> LaunchRequest:
+def requested(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int = 0, **asked: Any) -> LaunchRequest:
     model = graph(name)
     tiles = images * 17
     return LaunchRequest(plan(model, gpus=gpus, engine=engine, num_tiles=tiles, **asked), model, images=images)
@@ -82,7 +82,7 @@ def test_a_command_reads_back_as_it_was_meant() -> None:
 
 
 def test_vllm_gets_the_numbers_of_the_plan() -> None:
-    asked = wanted("scout", "8xH100", context=32768, batch=16, kv_dtype="fp8", memory_fraction=0.9, images=2)
+    asked = requested("scout", "8xH100", context=32768, batch=16, kv_dtype="fp8", memory_fraction=0.9, images=2)
     (argv,) = commands(emit("vllm", asked))
     assert argv[:4] == [*(f"{name}={value}" for name, value in vllm.cache_env(asked)), "vllm", "serve", argv[3]]
     assert argv[3] == "meta-llama/Llama-4-Scout-17B-16E-Instruct"
@@ -120,7 +120,7 @@ def test_vllm_gets_the_numbers_of_the_plan() -> None:
 def test_degrees_of_all_servers_multiply_to_the_gpus(
     engine: str, degrees: tuple[str, ...], gpus: str, layout: dict[str, int]
 ) -> None:
-    asked = wanted("scout", gpus, OWN[engine], quantization="fp8", context=4096, **layout)
+    asked = requested("scout", gpus, OWN[engine], quantization="fp8", context=4096, **layout)
     server_commands = [(argv, flags(argv)) for argv in commands(emit(engine, asked))]
     first = [server_flags for _, server_flags in server_commands if server_flags.get("--node-rank", "0") == "0"]
     total = 0
@@ -140,14 +140,14 @@ def test_degrees_of_all_servers_multiply_to_the_gpus(
 
 
 def test_servers_on_one_host_have_gpus_and_ports_of_their_own() -> None:
-    argvs = commands(emit("vllm", wanted("scout", "8xH100", quantization="w4a16", tp=2, ep=1, pp=1, dp=4)))
+    argvs = commands(emit("vllm", requested("scout", "8xH100", quantization="w4a16", tp=2, ep=1, pp=1, dp=4)))
     devices = [word.partition("=")[2] for argv in argvs for word in argv if word.startswith("CUDA_VISIBLE_DEVICES=")]
     assert sorted(",".join(devices).split(",")) == [str(index) for index in range(8)]
     assert len({flags(argv)["--port"] for argv in argvs}) == 4
 
 
 def test_vllm_maps_expert_parallelism_to_data_parallel_attention() -> None:
-    text = emit("vllm", wanted("scout", "2x8xH100", tp=8, ep=2, pp=1, dp=1))
+    text = emit("vllm", requested("scout", "2x8xH100", tp=8, ep=2, pp=1, dp=1))
     head, worker = commands(text)
     assert flags(head)["--data-parallel-size"] == flags(worker)["--data-parallel-size"] == "2"
     assert {"--enable-expert-parallel", "--headless"} <= flags(worker).keys()
@@ -156,7 +156,7 @@ def test_vllm_maps_expert_parallelism_to_data_parallel_attention() -> None:
 
 
 def test_sglang_s_mesh_is_the_plan_s() -> None:
-    (argv,) = commands(emit("sglang", wanted("scout", "8xH100", "sglang-hybrid", tp=4, ep=2, pp=1, dp=1, batch=8)))
+    (argv,) = commands(emit("sglang", requested("scout", "8xH100", "sglang-hybrid", tp=4, ep=2, pp=1, dp=1, batch=8)))
     server_flags = flags(argv)
     assert (server_flags["--tp-size"], server_flags["--attn-dp-size"], server_flags["--ep-size"]) == ("8", "2", "2")
     assert server_flags["--max-running-requests"] == "8"
@@ -199,7 +199,7 @@ def test_the_checkpoint_is_never_taken_silently() -> None:
     named = emit("vllm", LaunchRequest(planned, model, model="me/mine"))
     assert "stands in its place" not in named
     assert all("me/mine" in argv for argv in commands(named))
-    changed = wanted("scout", "8xH100")
+    changed = requested("scout", "8xH100")
     text = emit("vllm", LaunchRequest(changed.plan, changed.graph, changed=True))
     assert "meta-llama/" not in text
 
@@ -233,7 +233,7 @@ PUBLISHED = (
 def test_published_launches_come_out_as_published(
     name: str, asked: dict[str, Any], checkpoint: str, tokens: str
 ) -> None:
-    request = wanted(name, **asked)
+    request = requested(name, **asked)
     assert request.plan.fits
     (argv,) = commands(emit("vllm", request))
     assert argv[argv.index("serve") + 1] == checkpoint
@@ -244,10 +244,10 @@ def test_published_launches_come_out_as_published(
 
 
 def test_no_launch_names_weights_that_are_stored_otherwise_or_hold_less() -> None:
-    in_int4 = emit("vllm", wanted("scout", "8xH100", quantization="w4a16"))
+    in_int4 = emit("vllm", requested("scout", "8xH100", quantization="w4a16"))
     assert "meta-llama/" not in in_int4
     assert "Llama-4-Scout-17B-16E-w4a16 stands for a checkpoint in w4a16, give --model" in in_int4
-    packed_while_loading = emit("vllm", wanted("maverick", "8xH200", quantization="fp8"))
+    packed_while_loading = emit("vllm", requested("maverick", "8xH200", quantization="fp8"))
     assert "serve meta-llama/Llama-4-Maverick-17B-128E-Instruct " in packed_while_loading.replace("\\\n", " ")
     assert "Instruct-FP8 is published in fp8-experts: plan with -q fp8-experts" in packed_while_loading
     for known in known_checkpoints().values():
@@ -280,7 +280,7 @@ def test_a_model_of_the_same_name_and_another_shape_gets_no_published_checkpoint
 def test_a_slurm_script_starts_every_command_on_its_node(
     name: str, gpus: str, asked: dict[str, Any], steps: int, tmp_path: Path
 ) -> None:
-    request = wanted(name, gpus, **asked)
+    request = requested(name, gpus, **asked)
     script = tmp_path / "job.sh"
     script.write_text(emit("sbatch", request), encoding="utf-8")
     fake = {
@@ -319,7 +319,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 
 
 def test_kubernetes_runs_a_server_on_one_host_as_a_deployment() -> None:
-    asked = wanted("scout", "16xH100", tp=8, ep=1, pp=1, dp=2)
+    asked = requested("scout", "16xH100", tp=8, ep=1, pp=1, dp=2)
     text = emit("k8s", asked)
     workload, service = documents(text)
     assert (workload["kind"], workload["spec"]["replicas"], service["kind"]) == ("Deployment", 2, "Service")
@@ -335,7 +335,7 @@ def test_kubernetes_runs_a_server_on_one_host_as_a_deployment() -> None:
 
 
 def test_kubernetes_runs_a_server_over_hosts_as_a_group() -> None:
-    workload, service = documents(emit("k8s", wanted("maverick", "4x8xH100", tp=8, ep=1, pp=2, dp=2)))
+    workload, service = documents(emit("k8s", requested("maverick", "4x8xH100", tp=8, ep=1, pp=2, dp=2)))
     assert workload["kind"] == "LeaderWorkerSet"
     group = workload["spec"]["leaderWorkerTemplate"]
     assert (workload["spec"]["replicas"], group["size"]) == (2, 2)

@@ -88,7 +88,7 @@ def test_expert_load_counts_every_choice(scout: LayerGraph) -> None:
     assert all(sum(counts) == 42 and len(counts) == 16 for counts in load.values())
 
 
-def test_every_stage_is_told_and_done(scout: LayerGraph) -> None:
+def test_every_stage_is_reported_and_done(scout: LayerGraph) -> None:
     stages: list[str] = []
     measurement = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), tell=stages.append)
     assert tuple(stages) == tuple(measurement.done) == STAGES

@@ -1,4 +1,4 @@
-"""The herd's table: one row a model and precision, refusals told instead of failing."""
+"""The table of all models: one row a model and precision, refusals reported in their rows instead of failing."""
 
 import pytest
 
@@ -9,15 +9,15 @@ from planners.request import PlanRequest
 from tests.report.conftest import Compile
 
 
-def test_a_context_that_one_model_cannot_take_is_told_in_its_rows_alone(compiled: Compile) -> None:
+def test_a_context_that_one_model_cannot_take_is_reported_in_its_rows_alone(compiled: Compile) -> None:
     graphs = [compiled(name) for name in ("scout", "maverick")]
-    herd = model_table(graphs, PlanRequest(gpus="8xH100", context=2_000_000), ["fp8"])
-    scout, maverick = herd.rows
+    table = model_table(graphs, PlanRequest(gpus="8xH100", context=2_000_000), ["fp8"])
+    scout, maverick = table.rows
     assert scout.fits is not None
     assert maverick.fits is None
     assert maverick.refusal is not None
     assert "1,048,576" in maverick.refusal
-    assert max(len(line) for line in to_text(model_table_page(herd)).splitlines()) <= 160
+    assert max(len(line) for line in to_text(model_table_page(table)).splitlines()) <= 160
 
 
 def test_a_context_that_none_can_take_is_an_error(compiled: Compile) -> None:

@@ -11,8 +11,8 @@ from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.completion import specs
 from l4spec.cli.generated import takes
 from l4spec.cli.launch import launch
+from l4spec.cli.other_documents import recipe_named, recipe_options, refuse_options, scenario_named
 from l4spec.cli.output import deliver, write
-from l4spec.cli.recipe_documents import recipe_named, recipe_options
 from l4spec.cli.request import compiled, given_options, option_name
 from l4spec.errors import Problem, UserError
 from l4spec.options import flag_of
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from l4spec.report.page import Page
     from l4spec.spec.recipe.load import LoadedRecipe
+    from l4spec.spec.scenario.references import LoadedScenario
     from planners.plan_types import Plan
 
 OptionalSpec = Annotated[
@@ -60,6 +61,7 @@ def plan_command(
     Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
     and the least number of GPUs. Exit code 3 when a spec does not fit. With --emit, an engine's launch instead, planned
     by its own cache policy unless --engine names another. A recipe is planned phase by phase: GPU-hours, days, energy.
+    A scenario is planned server by server: memory of what shares GPUs, GPUs in all, price, one request alone.
     """
     if spec is None:
         _table(ctx, request, format)
@@ -67,6 +69,10 @@ def plan_command(
     recipe = recipe_named(spec, overrides)
     if recipe is not None:
         _recipe(recipe, request, format, out, force)
+        return
+    scenario = scenario_named(spec, overrides)
+    if scenario is not None:
+        _scenario(scenario, request, format, out, force)
         return
     graph = compiled(spec, overrides)
     if emit is not None:
@@ -92,6 +98,18 @@ def _recipe(recipe: "LoadedRecipe", request: PlanRequest, style: o.Format, out: 
     write(answer, lambda: recipe_page(answer), style, out, force=force)
     if answer.fits is False:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _scenario(loaded: "LoadedScenario", request: PlanRequest, style: o.Format, out: Path | None, force: bool) -> None:
+    """What a scenario's servers hold and cost, and one request alone."""
+    from l4spec.report.scenario_page import scenario_page
+    from planners.simulate.scenario_plan import plan_scenario
+
+    refuse_options(
+        request, set(), "a scenario is planned by its own", "each model says it; --set models.KEY.… changes it"
+    )
+    answer = plan_scenario(loaded)
+    write(answer, lambda: scenario_page(answer), style, out, force=force)
 
 
 def _report(graph: "LayerGraph", plan: "Plan") -> "Page":

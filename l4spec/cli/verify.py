@@ -11,8 +11,8 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.generated import takes
+from l4spec.cli.other_documents import recipe_named, recipe_options
 from l4spec.cli.output import write
-from l4spec.cli.recipe_documents import recipe_named, recipe_options
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
 from planners.request import PlanRequest

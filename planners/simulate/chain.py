@@ -66,7 +66,7 @@ class StageChain:
         if part.outcome == "refused":
             self._end(journey, "refused", now)
             return
-        if _answers(stage):
+        if answers(stage):
             user.first_token_at, user.last_token_at = part.first_token_at, part.last_token_at
             user.scheduled_at, user.cached_tokens = part.scheduled_at, part.cached_tokens
             user.preemptions += part.preemptions
@@ -83,7 +83,7 @@ class StageChain:
         if refused:
             self._end(journey, "refused", now)
             return
-        if journey.user.first_token_at >= 0 and not _answers(stage):
+        if journey.user.first_token_at >= 0 and not answers(stage):
             journey.user.first_token_at = journey.user.last_token_at = now
         self._enter(Journey(journey.user, journey.stage + 1))
 
@@ -107,7 +107,7 @@ class StageChain:
     def _part(self, journey: Journey, stage: Stage) -> Request:
         """The request that a stage sends to its model."""
         user = journey.user
-        if _answers(stage):
+        if answers(stage):
             part = Request(
                 user.number, self.clock.now, user.prompt, user.output, user.path, user.path_blocks, user.tail
             )
@@ -138,5 +138,6 @@ class StageChain:
         self.listener.finished(user, now)
 
 
-def _answers(stage: Stage) -> bool:
+def answers(stage: Stage) -> bool:
+    """Whether a stage writes the answer, by a model and without a verdict's length."""
     return stage.model is not None and stage.output_tokens is None

@@ -17,7 +17,7 @@ from planners.counts.flops import count_flops
 from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
-from planners.device.memory import Placement, place
+from planners.device.memory import DeviceUse, Placement, place
 from planners.plan import plan_deployment
 from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
@@ -44,6 +44,19 @@ FindFile = Callable[[str], Path]
 
 
 @dataclass(frozen=True, slots=True)
+class ServerMemory:
+    """Bytes on the fullest device of a replica: the model's `own` besides its cache, what else lies `beside` it.
+
+    `cache` is what is left for the model's cache, `capacity` all that the engine may use; None where nothing limits.
+    """
+
+    own: int
+    beside: int
+    cache: int | None
+    capacity: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """One replica of a model as it will run: everything but its requests."""
 
@@ -58,6 +71,7 @@ class Server:
     law: CacheLaw
     blocks_per_rank: int
     num_ranks: int
+    memory: ServerMemory
     times: StepTimes
     basis: tuple[str, ...]
     usd_per_gpu_hour: float | None
@@ -131,7 +145,7 @@ def _server_of(
     layout, placement = plan.layout, place(deployment.setting, plan.layout)
     device = cluster.hardware.usable.num_bytes
     settings = settings_of(defaults, merged(scheduler, model.scheduler), device)
-    law, blocks = _cache(model, placement, settings, _besides(graph, model, placement, neighbours))
+    law, blocks, memory = _cache(model, placement, settings, _besides(graph, model, placement, neighbours))
     if blocks < 1:
         raise _no_room(graph, model, plan.memory_per_device)
     times = _times(graph, model, deployment, layout, find)
@@ -156,6 +170,7 @@ def _server_of(
         law,
         blocks,
         ranks,
+        memory,
         times,
         basis,
         model.usd_per_gpu_hour,
@@ -247,24 +262,35 @@ def plan_request(model: ModelDeployment) -> PlanRequest:
     )
 
 
-def _cache(model: ModelDeployment, placement: Placement, settings: Settings, besides: _Besides) -> tuple[CacheLaw, int]:
-    """The law of a rank's blocks and how many there are: those of the stage with the least room."""
+def _cache(
+    model: ModelDeployment, placement: Placement, settings: Settings, besides: _Besides
+) -> tuple[CacheLaw, int, ServerMemory]:
+    """The law of a rank's blocks, how many there are, and the memory: those of the stage with the least room."""
     engine, size = placement.setting.engine, settings.block_size_tokens
-    budget = placement.budget
-    least: tuple[int, CacheLaw] | None = None
+    least: tuple[int, CacheLaw, ServerMemory] | None = None
     for (_, rows), use in zip(placement.stages, placement.uses(1, 1), strict=True):
+        memory = _memory_of(placement, use, besides)
         if not rows:
+            least = least or (1 << 40, CacheLaw(size), memory)
             continue
         law = cache_law(rows, engine, size)
-        free = 0 if budget is None else budget.limit(use) - use.total + use.cache
-        free = int((free - besides.taken) * besides.share)
         size_bytes = _block_bytes(rows, placement, law) + besides.per_token * size // law.groups
-        blocks = max(0, free) // size_bytes
+        blocks = (memory.cache or 0) // size_bytes
         if least is None or blocks < least[0]:
-            least = blocks, law
-    if least is None:
-        return CacheLaw(size), model.kv_blocks or 1 << 40
-    return least[1], least[0] if model.kv_blocks is None else model.kv_blocks
+            least = blocks, law, memory
+    assert least is not None, "a layout has a stage"
+    blocks, law, memory = least
+    return law, blocks if model.kv_blocks is None else model.kv_blocks, memory
+
+
+def _memory_of(placement: Placement, use: DeviceUse, besides: _Besides) -> ServerMemory:
+    """What a device of a stage holds, and what is left for the cache."""
+    own = use.total - use.cache
+    if placement.budget is None:
+        return ServerMemory(own, besides.taken, None, None)
+    limit = placement.budget.limit(use)
+    free = int((limit - own - besides.taken) * besides.share)
+    return ServerMemory(own, besides.taken, max(0, free), limit)
 
 
 def _block_bytes(rows: tuple[CacheRow, ...], placement: Placement, law: CacheLaw) -> int:

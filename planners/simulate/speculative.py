@@ -5,12 +5,20 @@ so on; blocks are taken for all of them before the step, as vLLM's lookahead slo
 numbers, so they are counted one by one here.
 """
 
+from itertools import accumulate
+from operator import mul
 from random import Random
 
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.rank import Rank, Scheduler
 from planners.simulate.requests import Request
 from planners.simulate.times.interface import StepBatch
+
+
+def mean_accepted(acceptance: tuple[float, ...]) -> float:
+    """Drafted tokens that a step accepts on average: the sum over positions of the products of their shares."""
+    total: float = sum(accumulate(acceptance, mul))
+    return total
 
 
 class SpeculativeRank(Rank):

@@ -125,3 +125,21 @@ def test_compare_names_the_model_that_cannot_be_planned(run: Run) -> None:
     result = run("compare", "scout", "mobilellm-r1-950m", "--context", "1000000")
     assert result.exit_code == 2
     assert result.stderr.startswith("error: mobilellm-r1-950m: --context")
+
+
+def test_a_scenario_is_planned_without_simulating(run: Run) -> None:
+    plan = json.loads(run("plan", "scenarios/guarded", "--format", "json").stdout)
+    assert plan["num_gpus"] == 9
+    assert [server["key"] for server in plan["servers"]] == ["scout", "guard"]
+    assert [stage["name"] for stage in plan["stages"]] == ["prompt-guard", "guard-prompt", "answer", "guard-answer"]
+    assert plan["ttft_seconds"] < plan["e2e_seconds"]
+    html = run("plan", "scenarios/guarded", "--format", "html").stdout
+    assert html.startswith("<!DOCTYPE html>")
+
+
+def test_a_scenario_takes_no_planning_option_of_its_models(run: Run) -> None:
+    result = run("plan", "scenarios/guarded", "--gpus", "8xH100", "--tp", "4")
+    assert result.exit_code == 2
+    assert "--gpus" in result.stderr
+    assert "--tp" in result.stderr
+    assert "--set" in result.stderr

@@ -7,9 +7,10 @@ their difference is that of the servers.
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from math import ceil, log, sqrt
+from math import ceil, expm1, inf, log, sqrt
 from pathlib import Path
 from random import Random
+from statistics import NormalDist, fmean
 
 from l4spec.errors import Place, Problem, UserError
 from l4spec.spec.files import require_regular
@@ -83,6 +84,32 @@ def lengths(length: Length, random: Random, find: FindFile) -> Iterator[int]:
     values = _from_file(find(length.path))
     while True:
         yield random.choice(values)
+
+
+def mean_length(length: Length, find: FindFile) -> float:
+    """The mean of what `lengths` draws, up to its rounding to whole tokens."""
+    if isinstance(length, int):
+        return length
+    if isinstance(length, ConstantLength):
+        return length.tokens
+    if isinstance(length, UniformLength):
+        return (length.low + length.high) / 2
+    if isinstance(length, ExponentialLength):
+        most = inf if length.most is None else length.most
+        return length.mean * -expm1(-most / length.mean)
+    if isinstance(length, LognormalLength):
+        return _mean_of_lognormal(length)
+    return fmean(_from_file(find(length.path)))
+
+
+def _mean_of_lognormal(length: LognormalLength) -> float:
+    """E[min(X, most)] of a log-normal X."""
+    if length.most is None:
+        return length.mean
+    sigma = sqrt(log(1 + length.cv**2))
+    above = (log(length.most / length.mean) + sigma**2 / 2) / sigma
+    normal = NormalDist()
+    return length.mean * normal.cdf(above - sigma) + length.most * normal.cdf(-above)
 
 
 def _cut(value: int, most: int | None) -> int:

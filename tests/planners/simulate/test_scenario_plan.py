@@ -1,0 +1,171 @@
+"""The plan of a scenario: one request alone takes what a simulation of one takes; memory and GPUs add up."""
+
+from itertools import islice
+from random import Random
+from statistics import fmean, stdev
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from l4spec.errors import UserError
+from l4spec.library import shipped_of
+from l4spec.report.page import to_text
+from l4spec.report.scenario_page import scenario_page
+from l4spec.spec.document import read_text
+from l4spec.spec.document_kinds import parse_as
+from l4spec.spec.scenario import Scenario
+from l4spec.spec.scenario.references import load_scenario, with_models
+from l4spec.spec.scenario.workload import Length
+from planners.simulate.run import Simulation
+from planners.simulate.scenario_plan import ScenarioPlan, plan_scenario
+from planners.simulate.workload.draws import lengths, mean_length
+from tests.planners.simulate.scenarios import HEAD
+
+ONE = "workload: {{arrivals: {{kind: closed, clients: 1}}, prompt_tokens: {}, output_tokens: {}, requests: 1}}\n"
+TWO_MODELS = "models: {m: {spec: llama-3.1-8b, gpus: 1xH100}, g: {spec: llama-3.1-8b, gpus: 1xH100}}\n"
+
+
+def planned(text: str) -> ScenarioPlan:
+    """The plan of a scenario whose head is left out."""
+    document = read_text(HEAD + text, "test.yaml")
+    return plan_scenario(with_models(parse_as(document, Scenario), document))
+
+
+def tolerance(plan: ScenarioPlan) -> float:
+    """Seconds by which whole nanoseconds may differ: a run of n steps grows by whole ones, so by n^2 / 2 at most."""
+    steps = sum(stage.output_tokens for stage in plan.stages)
+    return 1e-9 * (steps * steps / 2 + 100)
+
+
+def assert_alone(text: str) -> None:
+    """One request alone takes in the simulation what the plan says."""
+    document = read_text(HEAD + text, "test.yaml")
+    loaded = with_models(parse_as(document, Scenario), document)
+    plan = plan_scenario(loaded)
+    (request,) = Simulation(loaded).run().requests
+    assert request.outcome == "finished"
+    assert abs(request.ttft / 1e9 - plan.ttft_seconds) < tolerance(plan)
+    assert abs(request.e2e / 1e9 - plan.e2e_seconds) < tolerance(plan)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> str:
+    """A chain of up to three checks around an answer, and a request of fixed length."""
+    check = "{{name: s{0}, model: g, reads: {1}, template_tokens: {2}, output_tokens: {3}, check: {4}}}"
+    timed = "{{name: t{0}, seconds: {1} ms}}"
+    before = [
+        draw(
+            st.one_of(
+                st.builds(timed.format, st.just(index), st.integers(1, 200)),
+                st.builds(
+                    check.format,
+                    st.just(index),
+                    st.just("prompt"),
+                    st.integers(1, 400),
+                    st.integers(1, 5),
+                    st.sampled_from(["blocking", "streaming"]),
+                ),
+            )
+        )
+        for index in range(draw(st.integers(0, 2)))
+    ]
+    after = [
+        check.format(9, draw(st.sampled_from(["answer", "both"])), 100, draw(st.integers(1, 5)), kind)
+        for kind in draw(st.sampled_from([[], ["blocking"], ["streaming"]]))
+    ]
+    stages = [*before, "{name: answer, model: m}", *after]
+    listed = "".join(f"  - {stage}\n" for stage in stages)
+    workload = ONE.format(draw(st.integers(1, 20_000)), draw(st.integers(1, 200)))
+    return f"{TWO_MODELS}chain:\n{listed}{workload}"
+
+
+@settings(max_examples=25)
+@given(chains())
+def test_one_request_alone_takes_what_a_simulation_of_one_takes(text: str) -> None:
+    assert_alone(text)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpus: 8xH100, tp: 4, ep: 2",
+        "gpus: 8xH100, disaggregated: {prefill_replicas: 2, link: 10 GB/s}",
+        "gpus: 8xH100, speculation: {kind: mtp, acceptance: [0.0, 0.0]}",
+        "gpus: 8xH100, speculation: {kind: mtp, acceptance: [1.0]}",
+        "gpus: 8xH100, scheduler: {max_num_batched_tokens: 512}",
+        "gpus: 8xH100, engine: sglang-hybrid",
+        "gpus: 8xH100, times: {kind: fixed, step: 10 ms, per_token: 1 us}",
+    ],
+)
+def test_every_way_of_serving_takes_alone_what_its_simulation_takes(model: str) -> None:
+    assert_alone(f"models: {{scout: {{{model}}}}}\n{ONE.format(5_000, 41)}")
+
+
+@pytest.mark.parametrize("name", shipped_of("scenario"))
+def test_a_shipped_scenario_is_planned_and_its_memory_adds_up(name: str) -> None:
+    plan = plan_scenario(load_scenario(name))
+    assert plan.num_gpus == sum(server.num_gpus for server in plan.servers)
+    for server in plan.servers:
+        assert server.capacity_bytes is not None
+        assert server.cache_bytes is not None
+        assert 0 < server.own_bytes + server.beside_bytes + server.cache_bytes <= server.capacity_bytes
+        assert server.sequences
+    text = to_text(scenario_page(plan), 100)
+    assert all(stage.name in text for stage in plan.stages)
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_models_on_the_same_gpus_are_counted_once_and_lie_beside_each_other() -> None:
+    chain = "chain:\n  - {name: check, model: g, output_tokens: 2}\n  - {name: answer, model: m}\n"
+    apart = planned(TWO_MODELS + chain + ONE.format(100, 10))
+    models = TWO_MODELS.replace("gpus: 1xH100}}", "gpus: 1xH100, shares_gpus_with: m}}")
+    both = planned(models + chain + ONE.format(100, 10))
+    assert (apart.num_gpus, both.num_gpus) == (2, 1)
+    assert apart.usd_per_hour is not None
+    assert both.usd_per_hour == apart.usd_per_hour / 2
+    for server, other, alone in zip(both.servers, reversed(both.servers), apart.servers, strict=True):
+        assert server.beside_bytes == other.own_bytes
+        assert (alone.cache_bytes or 0) > 2 * (server.cache_bytes or 0)
+
+
+def test_a_level_that_one_request_alone_misses_is_reported() -> None:
+    plan = planned(f"models: {{scout: {{gpus: 8xH100}}}}\nslo: {{ttft: 1 ms, e2e: 1 h}}\n{ONE.format(4_000, 10)}")
+    (miss,) = plan.misses
+    assert miss.startswith("ttft: ")
+    assert miss in to_text(scenario_page(plan))
+
+
+def test_a_check_that_refuses_after_the_stream_lowers_no_share_of_answers() -> None:
+    chain = (
+        "chain:\n  - {name: before, model: g, output_tokens: 1, refusal_rate: 0.1}\n  - {name: answer, model: m}\n"
+        "  - {name: after, model: g, reads: answer, output_tokens: 1, refusal_rate: 0.5, check: KIND}\n"
+    )
+    text = TWO_MODELS + chain + ONE.format(100, 10)
+    assert planned(text.replace("KIND", "streaming")).answered == 0.9
+    assert planned(text.replace("KIND", "blocking")).answered == 0.45
+
+
+def test_a_model_that_does_not_fit_is_refused_with_its_place() -> None:
+    with pytest.raises(UserError) as error:
+        planned(f"models: {{behemoth: {{gpus: 1xH100}}}}\n{ONE.format(100, 10)}")
+    assert "models.behemoth" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        700,
+        {"kind": "uniform", "low": 3, "high": 900},
+        {"kind": "exponential", "mean": 400},
+        {"kind": "exponential", "mean": 400, "most": 500},
+        {"kind": "lognormal", "mean": 400, "cv": 1.5},
+        {"kind": "lognormal", "mean": 400, "cv": 1.5, "most": 600},
+    ],
+)
+def test_a_mean_length_is_the_mean_of_what_is_drawn(written: object) -> None:
+    length: Length = TypeAdapter(Length).validate_python(written)
+    drawn = list(islice(lengths(length, Random(5), lambda _: pytest.fail("no file")), 40_000))
+    # five standard errors, and one token: exponential lengths are rounded up, and none is below 1
+    assert abs(fmean(drawn) - mean_length(length, lambda _: pytest.fail("no file"))) < 1 + 5 * stdev(drawn) / 200

@@ -87,12 +87,14 @@ class Parameter:
         return 0 if self.tied_to else prod(self.shape)
 
     @property
+    def is_per_expert(self) -> bool:
+        """Whether each routed expert has a slice of its own: its matrices, and its biases; not the router."""
+        return bool(self.dims) and self.dims[0].axis == "experts"
+
+    @property
     def num_active_elements(self) -> int:
         """Elements that one token's forward pass uses: `numel` except for routed experts."""
-        if self.num_active is None:
-            return self.numel
-        assert self.dims[0].axis == "experts"
-        return self.numel // self.dims[0].size * self.num_active
+        return self.numel if self.num_active is None else self.numel // self.dims[0].size * self.num_active
 
 
 def linear(

@@ -244,7 +244,7 @@ def _gradient_elements(
     if train.zero_stage < 2:
         return first * prod(rest)
     dp, ep = data_place
-    is_expert = parameter.role == "expert"
+    is_expert = parameter.is_per_expert
     share = ceil_div(first, layout.dp if is_expert else layout.dp * layout.ep)
     start = share * (dp if is_expert else dp * layout.ep + ep)
     return max(0, min(share, first - start)) * prod(rest)

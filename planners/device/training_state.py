@@ -123,7 +123,7 @@ def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
             if parameter.buffer:
                 continue
             size = prod(shard_shape(group.first, parameter, layout))
-            expert = int(parameter.role == "expert" and group.first.scope == "text")
+            expert = int(parameter.is_per_expert and group.first.scope == "text")
             for node in group.nodes:
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size

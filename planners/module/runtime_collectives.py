@@ -144,7 +144,7 @@ def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Cal
     layout = own.layout
     for node in nodes_with_ties(own.graph, layout, own.place):
         for parameter in node.declaration.parameters:
-            is_apart = parameter.role == "expert" and layout.ep > 1
+            is_apart = parameter.is_per_expert and layout.ep > 1
             ranks = layout.dp if is_apart else layout.dp * layout.ep
             if (
                 parameter.buffer

@@ -116,7 +116,7 @@ class EagerModel:
         """Bytes of weights and cache that one layer reads; of experts those that are expected to get a row."""
         elements = 0.0
         for parameter in group.declaration.parameters:
-            if parameter.role == "expert":
+            if parameter.is_per_expert:
                 elements += hit_experts(group, work, self.routing) * prod(parameter.shape[1:])
             elif parameter.role != "embedding":
                 elements += prod(parameter.shape)

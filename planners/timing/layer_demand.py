@@ -240,7 +240,7 @@ def _stored(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout
         for parameter in node.declaration.parameters:
             shape = shard_shape(node, parameter, layout)
             size = stored_size(graph, node, parameter, shape, scheme).total_bytes
-            if parameter.role == "expert":
+            if parameter.is_per_expert:
                 one_expert += size // shape[0]
             else:
                 every += size

@@ -69,6 +69,12 @@ DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(_FIT | {"memory"}, ("plan ",), "of vLLM by its profiling run", ("--engine vllm",)),
     Deviation(_FIT, _PLANS, "Device memory is what drivers report", ("xA100", "xB200", "xMI300X", "xm3-ultra")),
     Deviation(_sections("rest"), ("plan --gpus",), "The table of all Llama 4 models follows"),
+    Deviation(
+        _sections("suggestions"),
+        ("plan ",),
+        "is planned, timed and emitted by the fullest rank",
+        ("deepseek-v3", "maverick"),
+    ),
     Deviation(_sections("suggestions"), ("plan ",), "leaves room for the output tokens", ("--output-tokens",)),
     Deviation(
         _FIT | {"memory", "rest"}, _PLANS, "It is the default of `plan`, decides what fits", ("deepseek-v3",), "--quant"

@@ -123,8 +123,8 @@ def _padding(case: Case, graph: LayerGraph, place: MeshCoordinate) -> list[tuple
     for node, parameter in graph.parameters():
         if parameter.buffer or (parameter.tied_to and layout.pp == 1) or stage_of(graph, node, layout.pp) != place.pp:
             continue
-        axis = "dp" if parameter.role == "expert" else "dp_ep"
-        ranks = layout.dp if parameter.role == "expert" else case.data_ranks
+        axis = "dp" if parameter.is_per_expert else "dp_ep"
+        ranks = layout.dp if parameter.is_per_expert else case.data_ranks
         first, *rest = map(len, region_of(node, parameter, layout, place))
         more = (-first % ranks) * prod(rest) * case.microbatches * FP64
         gathers = 2 if node.layer is not None else 1

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.report.about import compared_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes, marks_of
 from l4spec.report.quantities import Figures, Marked, whole
+from l4spec.spec.about import About
 from l4spec.units import gib
 from planners.latency_types import Frozen
 from planners.plan_types import Plan
@@ -26,10 +28,11 @@ class ModelShape(Frozen):
 
 
 class Compared(Frozen):
-    """One model: its shape and its plan."""
+    """One model: its shape, its plan, and what is published about it beside its mathematics."""
 
     shape: ModelShape
     plan: Plan
+    about: About | None = None
 
 
 class Comparison(Frozen):
@@ -41,7 +44,9 @@ class Comparison(Frozen):
 
 def compare(pairs: Iterable[tuple[LayerGraph, Plan]]) -> Comparison:
     """Put graphs and their plans side by side."""
-    return Comparison(models=tuple(Compared(shape=shape_of(graph), plan=plan) for graph, plan in pairs))
+    return Comparison(
+        models=tuple(Compared(shape=shape_of(graph), plan=plan, about=graph.model.spec.about) for graph, plan in pairs)
+    )
 
 
 def shape_of(graph: LayerGraph) -> ModelShape:
@@ -117,6 +122,7 @@ def compare_page(comparison: Comparison) -> Page:
     rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in columns)
     headers = ("", *(model.plan.model for model in models))
     sections = [Section("", (Table(headers, rows),)), Section("", (Lines((_assumed(comparison),)),))]
+    sections += compared_sections([(model.plan.model, model.about) for model in models])
     plans = [model.plan for model in models]
     notes = tuple(f"{p.model}: {note}" for p in plans for note in estimate_notes(p.estimated, p.estimates))
     if notes:

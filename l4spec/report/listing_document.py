@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.spec.about import About
 from planners.counts.params import count_params
 
 
@@ -60,6 +61,7 @@ class Shown(BaseModel):
     parts: tuple[ShownPart, ...]
     estimated: tuple[str, ...]
     sources: tuple[str, ...]
+    about: About | None
 
 
 def listed(what: str) -> Listed:
@@ -139,6 +141,7 @@ def shown(graph: LayerGraph) -> Shown:
         parts=tuple(_parts(graph)),
         estimated=tuple(spec.estimated),
         sources=tuple(spec.sources),
+        about=spec.about,
     )
 
 

@@ -6,6 +6,7 @@ from textwrap import wrap
 from pydantic import BaseModel
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.report.about import about_sections
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.pattern import letters_for, shortest_period, summarize
 from l4spec.report.quantities import Figures, whole
@@ -35,6 +36,8 @@ def show_page(graph: LayerGraph) -> Page:
         sections.append(Section("Vision", (Facts(_vision(graph)),)))
         sections.append(Section("Parts of the vision model", (_parts(graph, "vision", figures),)))
         sections.append(Section("Settings of the vision model", (Lines(tuple(_all_settings(graph, "vision"))),)))
+    if spec.about is not None:
+        sections += about_sections(spec.about)
     if spec.estimated:
         sections.append(
             Section("Estimated, since nobody has published it", (Facts(tuple(_estimated(spec, estimates))),))

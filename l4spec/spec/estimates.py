@@ -44,6 +44,8 @@ def estimates_of(spec: ModelSpec) -> EstimatedFields:
 
 def effect_of(spec: ModelSpec, path: str) -> Effect:
     """What another value of the field at `path`, as `estimated` writes it, could change in a plan."""
+    if path.split(".", maxsplit=1)[0] == "about":
+        return "none"
     stack, part, steps = _within(spec, path.split("."))
     for step in steps:
         if step in _VALUES_ONLY or step in _ROUTING_ONLY:

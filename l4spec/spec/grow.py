@@ -23,7 +23,8 @@ def grow(spec: ModelSpec, *, width: int = 1, depth: int = 1) -> ModelSpec:
     vision = spec.vision
     if vision is not None:
         vision = _changed(vision, projector=_changed(vision.projector, output_size=grown.hidden_size))
-    return _changed(spec, name=name, text=grown, vision=vision, extends=None, claims=(), estimated=(), huggingface=None)
+    dropped: dict[str, Any] = {"extends": None, "about": None, "claims": (), "estimated": (), "huggingface": None}
+    return _changed(spec, name=name, text=grown, vision=vision, **dropped)
 
 
 def _wider(part: LayerSpec, width: int) -> LayerSpec:

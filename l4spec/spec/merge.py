@@ -1,8 +1,8 @@
 """`extends`: a spec as its parent plus what differs.
 
 Mappings merge key by key; lists, scalars and null replace. A mapping of another `kind` replaces its parent's mapping,
-for the fields of one kind mean nothing to another. What is said about one model alone – its name, description, sources
-and claims – is not inherited; which fields are estimated is.
+for the fields of one kind mean nothing to another. What is said about one model alone – its name, description, sources,
+claims and what is published about it – is not inherited; which fields are estimated is.
 """
 
 import os
@@ -15,7 +15,7 @@ from l4spec.spec.files import label
 from l4spec.spec.tree import Tree, shortened
 
 MAX_LEVELS = 16
-NOT_INHERITED = frozenset({"name", "description", "sources", "claims", "extends"})
+NOT_INHERITED = frozenset({"name", "description", "sources", "about", "claims", "extends"})
 _EXTENDS, _ESTIMATED = "extends", "estimated"
 
 

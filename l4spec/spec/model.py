@@ -12,6 +12,7 @@ from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.spec.about import About
 from l4spec.spec.claims import Claim
 from l4spec.spec.header import Header, located
 from l4spec.spec.layer_choice import KindOf
@@ -237,6 +238,8 @@ class ModelSpec(Header):
     stored_as: Stored | None = None
     """How the published weights are stored, which plans assume by default: a quantization scheme by name, or a table of
     rules for a mix that has no name. Null: unquantized, in `text.dtype`."""
+    about: About | None = None
+    """What is published beside the mathematics: licence, languages, dates, evaluations; changes no number of a plan."""
     claims: Annotated[tuple[Claim, ...], AsTuple] = ()
     """What people say about the model, for `l4spec verify`."""
     huggingface: HuggingFaceSpec | None = None

@@ -255,6 +255,7 @@ def _derived(
 ) -> ModelSpec:
     suffix = ("" if scale == 1 else f" {scale}") + ("" if num_layers is None else f" {num_layers}L")
     dropped: dict[str, Any] = {"extends": None, "sources": (), "estimated": (), "claims": (), "description": None}
+    dropped["about"] = None
     origin = spec.huggingface and _changed(spec.huggingface, fields={})
     name = spec.name[: 120 - len(suffix)] + suffix
     return _changed(spec, name=name, text=text, vision=vision, huggingface=origin, stored_as=None, **dropped)

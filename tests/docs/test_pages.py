@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from l4spec.layers import specs_for
+from l4spec.spec.about import About, ImageCount, PublishedScore
 from l4spec.spec.claims import Claim
 from l4spec.spec.model import ModelSpec, TextSpec, VisionSpec
 from tests.docs.walkthrough import assert_shown, blocks_of, walk_through
@@ -75,6 +76,7 @@ def test_the_guide_names_every_kind_and_field_that_an_author_may_write() -> None
     guide = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
     specs = [spec for slot in ("attention", "ffn", "norm") for spec in specs_for(slot)]
     names = {name for spec in specs for name in spec.model_fields} | set(TextSpec.model_fields)
+    names |= set(About.model_fields) | set(PublishedScore.model_fields) | set(ImageCount.model_fields)
     names |= set(ModelSpec.model_fields) | set(VisionSpec.model_fields) | set(Claim.model_fields)
     assert sorted(name for name in names if not re.search(rf"\b{name}\b", guide)) == []
 

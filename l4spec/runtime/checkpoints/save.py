@@ -134,7 +134,9 @@ def spec_text(spec: ModelSpec) -> str:
     """The text of a spec.yaml that stands beside weights."""
     from l4spec.huggingface.yaml_out import to_yaml
 
-    data = spec.model_dump(mode="json", exclude_none=True, exclude={"extends", "claims", "estimated", "huggingface"})
+    data = spec.model_dump(
+        mode="json", exclude_none=True, exclude={"extends", "about", "claims", "estimated", "huggingface"}
+    )
     return to_yaml(data, head=("The model whose weights lie beside this file, written by l4spec.",))
 
 

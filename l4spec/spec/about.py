@@ -1,0 +1,96 @@
+"""What is published about a model beside its mathematics: licence, languages, dates, modalities, evaluations."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from l4spec.layers.base import AsTuple, Size, Spec
+from l4spec.spec.header import located
+
+Words = Annotated[str, Field(min_length=1, max_length=300)]
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}(-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?)?$")]
+"""A year, a month of it or a day: `2024`, `2024-08`, `2025-04-05`."""
+MOST_TOKENS = 10**18
+AllWords = Annotated[tuple[Words, ...], AsTuple]
+
+
+class ImageCount(Spec):
+    """How many images of one sequence the publisher speaks of, and when."""
+
+    count: Size
+    """Images, or stills of a clip."""
+    conditions: Words
+    """When so many: in pre-training, after post-training, tested."""
+    source: Words | None = None
+    """Where it is published; null for the `source` of all."""
+
+
+class PublishedScore(Spec):
+    """One published score."""
+
+    benchmark: Words
+    """Name of the benchmark, with its part or direction."""
+    score: Annotated[float, Field(ge=0)]
+    """The score in the unit of `metric`."""
+    metric: Words
+    """What the score counts: accuracy in percent, chrF, pass@1."""
+    checkpoint: Literal["pre-trained", "instruction-tuned"] | None = None
+    """Which weights were evaluated, where that is published."""
+    conditions: Words | None = None
+    """Shots, dates of the tasks, number format, who ran it."""
+    context: Size | None = None
+    """Tokens of input that the score is about, where it is about a length."""
+    contradicts_context: bool = False
+    """Whether the score speaks against the advertised context: far from it, the model no longer does the task."""
+    source: Words | None = None
+    """Where it is published; null for the `source` of all."""
+
+    @model_validator(mode="after")
+    def _length_is_named(self) -> Self:
+        if self.contradicts_context and self.context is None:
+            raise located(("contradicts_context",), "needs `context`: the length at which the score was measured")
+        return self
+
+
+class About(Spec):
+    """What is published about a model; what is unknown is left out."""
+
+    source: Words
+    """Where what names no source of its own is published."""
+    released: Day | None = None
+    """Day of the release; null for a model that was never released."""
+    announced: Day | None = None
+    """Day of the announcement, of a model that was never released."""
+    license: Words | None = None
+    """Name of the licence."""
+    license_url: Words | None = None
+    """Where its text is."""
+    languages: AllWords = ()
+    """Languages that the publisher supports."""
+    pretraining_languages: Size | None = None
+    """Number of languages in the training data."""
+    inputs: AllWords = ()
+    """What goes in: text, image."""
+    outputs: AllWords = ()
+    """What comes out: text, code."""
+    knowledge_cutoff: Day | None = None
+    """Until when the training data goes."""
+    training_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
+    """Tokens of the pre-training."""
+    advertised_context: Size | None = None
+    """Longest input that the publisher advertises, in tokens."""
+    images: Annotated[tuple[ImageCount, ...], AsTuple] = ()
+    """How many images of one sequence the publisher speaks of."""
+    evaluations: Annotated[tuple[PublishedScore, ...], AsTuple] = ()
+    """Published scores, the publisher's and others'."""
+
+    @model_validator(mode="after")
+    def _contradicts_something(self) -> Self:
+        for index, each in enumerate(self.evaluations):
+            if each.contradicts_context and not (each.context or 0) < (self.advertised_context or 0):
+                message = "needs an `advertised_context` that is longer than the length of the score"
+                raise located(("evaluations", index, "contradicts_context"), message)
+        return self
+
+
+__all__ = ["About", "ImageCount", "PublishedScore"]

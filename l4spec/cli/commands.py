@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.",
     "calibrate": "Measure this machine's CPU and write its hardware profile, which plans take as `--gpus 1xthis`.",
     "compare": "Plan several models the same way and put them side by side; --set applies to each of them.",
+    "explore": "Open a page on this machine where a model and its deployment are changed, and the plan follows.",
     "export": "Turn a spec into a Hugging Face config.json, where its model type can say it.",
     "generate": "Load a checkpoint and go on from a prompt, token by token.",
     "graph": "Write the layer graph: nodes with their parameters, edges with their tensor shapes.",

@@ -13,14 +13,6 @@ if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from planners.request import PlanRequest
 
-OWN_ENGINE = {
-    "vllm": "vllm-hybrid",
-    "k8s": "vllm-hybrid",
-    "sbatch": "vllm-hybrid",
-    "sglang": "sglang-hybrid",
-    "tensorrt-llm": "tensorrt-llm",
-}
-"""Whose cache policy and memory share a launch is planned by."""
 _OF_REPORTS = ("format", "verbose", "explain")
 
 
@@ -30,13 +22,13 @@ def launch(ctx: typer.Context, request: "PlanRequest", graph: "LayerGraph") -> s
     Raises UserError for what cannot be planned, and for what the engine cannot express.
     """
     from l4spec.deploy import LaunchRequest, emit
+    from l4spec.deploy.own_engine import by_own_engine
     from l4spec.report.plan_page import verdict
     from planners.plan import plan as plan_for
 
     target = ctx.params["emit"].value
     _check(request, given_options(ctx))
-    if "engine" not in request.model_fields_set and target in OWN_ENGINE and request.mode == "serve":
-        request = request.changed(engine=OWN_ENGINE[target])
+    request = by_own_engine(target, request)
     plan = plan_for(graph, request)
     if not plan.fits:
         complain(f"error: {verdict(plan)}: nothing is emitted (l4spec plan without --emit lists what would fit)")

@@ -9,7 +9,6 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.generated import takes
-from l4spec.cli.launch import OWN_ENGINE
 from l4spec.cli.output import complain, deliver, write, write_file
 from l4spec.cli.request import compiled
 from l4spec.options import option_of
@@ -71,8 +70,10 @@ def search_command(
     from planners.search.deployments import search_deployments
 
     graph = compiled(spec, overrides)
-    if emit is not None and emit.value in OWN_ENGINE and "engine" not in request.model_fields_set:
-        request = request.changed(engine=OWN_ENGINE[emit.value])
+    if emit is not None:
+        from l4spec.deploy.own_engine import by_own_engine
+
+        request = by_own_engine(emit.value, request)
     with progress("searching", None) as tick:
         answer = search_deployments(graph, request, tick=tick)
     if svg is not None and answer.front:

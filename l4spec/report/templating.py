@@ -17,22 +17,22 @@ _TURNING = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Marks that turn the direction of text: a name could make its neighbors read otherwise."""
 
 
-def render(template: str, **values: Any) -> str:
-    """The template of that file name with the values, each escaped; a missing one is a mistake of ours.
+def render(template: str, folder: Path = FOLDER, /, **values: Any) -> str:
+    """The template of that file name in `folder` with the values, each escaped; a missing one is a mistake of ours.
 
     Raises UserError that names the extra where jinja2 is not installed.
     """
-    return _environment().get_template(template).render(**values)
+    return _environment(folder).get_template(template).render(**values)
 
 
 @cache
-def _environment() -> "Environment":
+def _environment(folder: Path) -> "Environment":
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise UserError("pictures and HTML need jinja2", hint=f"{EXTRA}, or choose another --format") from None
     return Environment(
-        loader=FileSystemLoader(FOLDER),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_clean,

@@ -1,0 +1,73 @@
+"""How long a change on the page of `l4spec explore` takes to be answered, held to the goal of 100 ms.
+
+    python benchmarks/explore_speed.py
+    python benchmarks/explore_speed.py --runs 50 --seed 7
+
+Each question moves a control or an option to a random stop, so that no answer was given before. Times are from the
+question to its JSON in this process, without the browser: medians and 95th percentiles of wall-clock time, and of
+processor time, since the machine may be busy. Exit code 1 when a 95th percentile of processor time misses the goal.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import time
+
+from l4spec.explore.controls import controls_of
+from l4spec.explore.explorer import Explorer
+from l4spec.explore.question import Question
+
+MOST_SECONDS = 0.1
+DEPLOYMENTS = {
+    "scout": "8xh100-sxm",
+    "maverick": "8xh200",
+    "behemoth": "64xh100-sxm",
+    "compare/deepseek-v3": "16xh200",
+    "compare/qwen3-next-80b-a3b": "8xh100-sxm",
+    "compare/llama-3.1-405b": "8xh200",
+}
+
+
+def question(model: str, explorer: Explorer, choose: random.Random) -> Question:
+    """One control at a random stop, and a random context and number of users."""
+    control = choose.choice(controls_of(explorer.parent(model).data))
+    options = {
+        "gpus": DEPLOYMENTS[model],
+        "context": str(choose.randint(1_000, 100_000)),
+        "batch": str(choose.randint(1, 256)),
+        "output_tokens": "512",
+    }
+    return Question(model=model, fields={control.path: str(choose.choice(control.stops))}, options=options)
+
+
+def main() -> None:
+    """Print a row for each model; exit code 1 when the goal is missed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    explorer, choose, missed = Explorer("scout"), random.Random(arguments.seed), False
+    print(f"{'milliseconds':<28}{'median':>8}{'p95':>8}{'CPU med':>9}{'CPU p95':>9}{'answers':>9}")
+    for model in DEPLOYMENTS:
+        explorer.plan(question(model, explorer, choose))
+        walls, works, planned = [], [], 0
+        for _ in range(arguments.runs):
+            asked = question(model, explorer, choose)
+            wall, work = time.perf_counter(), time.process_time()
+            planned += "plan" in explorer.plan(asked)
+            walls.append(time.perf_counter() - wall)
+            works.append(time.process_time() - work)
+        figures = (statistics.median(walls), _p95(walls), statistics.median(works), _p95(works))
+        missed = missed or figures[3] > MOST_SECONDS
+        cells = "".join(f"{1000 * seconds:>{width}.0f}" for seconds, width in zip(figures, (8, 8, 9, 9), strict=True))
+        print(f"{model:<28}{cells}{planned:>9}")
+    sys.exit(missed)
+
+
+def _p95(values: list[float]) -> float:
+    return statistics.quantiles(values, n=20)[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""`Explorer`: everything that the page asks, without any web in it. Texts in, JSON documents out."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from l4spec.errors import Problem, UserError, nearest
+from l4spec.explore import answer, take_away
+from l4spec.explore.controls import Control, controls_of
+from l4spec.explore.question import Question, at_controls, changed_fields, price_note, request_of
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.huggingface import opening
+from l4spec.library import shipped_specs
+from l4spec.spec.document_kinds import parse_as
+from l4spec.spec.model import ModelSpec
+from planners.plan import plan
+from planners.plan_types import Plan
+from planners.request import PlanRequest
+
+Reply = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ExploredModel:
+    """A model by name with all changes laid over it: `overrides` are those of the command line and of the page."""
+
+    name: str
+    overrides: tuple[str, ...]
+    data: dict[str, Any]
+    graph: LayerGraph
+
+    @classmethod
+    def of(cls, name: str, overrides: tuple[str, ...]) -> "ExploredModel":
+        """Read and compiled; a shipped name is the shipped file, whatever lies here. Raises UserError."""
+        document, _ = opening.open_document(_paths().get(name, name), overrides)
+        return cls(name, overrides, document.data, opening.compiled(parse_as(document, ModelSpec)))
+
+
+@dataclass(frozen=True, slots=True)
+class Explorer:
+    """The shipped models and the one that was named; `base` are changes (`--set`) of that one alone."""
+
+    named: str
+    base: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What may be chosen, the named model first."""
+        return tuple(dict.fromkeys((self.named, *_paths())))
+
+    def parent(self, name: str) -> ExploredModel:
+        """The model that is changed on the page. Raises UserError, for a name that is not among `models` too."""
+        if name not in self.models:
+            raise UserError([Problem("no such model on this page", path="model", hint=nearest(name, self.models))])
+        if name == self.named and (self.base or name not in _paths()):
+            return ExploredModel.of(name, self.base)  # its file may be edited meanwhile
+        return _shipped(name)
+
+    def model(self, name: str) -> Reply:
+        """The controls of a model, or problems."""
+        try:
+            return {"controls": [asdict(control) for control in controls_of(self.parent(name).data)]}
+        except UserError as error:
+            return {"problems": at_controls(error.problems, {})}
+
+    def plan(self, question: Question) -> Reply:
+        """The plan of a variant beside that of its parent, and what to take away; or problems at their fields."""
+        return self._answered(question, _planned)
+
+    def launch(self, question: Question) -> Reply:
+        """The launch of the variant by `target`, or problems."""
+
+        def launched(parent: ExploredModel, variant: ExploredModel, request: PlanRequest) -> Reply:
+            changed = bool(variant.overrides)
+            return {"text": take_away.launch(question.target, variant.graph, request, changed=changed)}
+
+        return self._answered(question, launched)
+
+    def report(self, question: Question) -> Reply:
+        """The HTML report of the variant, or problems."""
+        return self._answered(
+            question, lambda parent, variant, request: {"text": take_away.report(variant.graph, request)}
+        )
+
+    def _answered(
+        self, question: Question, make: Callable[[ExploredModel, ExploredModel, PlanRequest], Reply]
+    ) -> Reply:
+        controls: Mapping[str, Control] = {}
+        try:
+            parent = self.parent(question.model)
+            controls = {control.path: control for control in controls_of(parent.data)}
+            variant, request = _read(question, parent, controls)
+            return make(parent, variant, request)
+        except UserError as error:
+            return {"problems": at_controls(error.problems, controls)}
+
+
+def _read(
+    question: Question, parent: ExploredModel, controls: Mapping[str, Control]
+) -> tuple[ExploredModel, PlanRequest]:
+    """The variant and the options asked for; the problems of both at once."""
+    problems: list[Problem] = []
+    variant, request = parent, PlanRequest()
+    try:
+        changes = changed_fields(question, controls)
+        variant = ExploredModel.of(parent.name, (*parent.overrides, *changes)) if changes else parent
+    except UserError as error:
+        problems += error.problems
+    try:
+        request = request_of(question)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(problems)
+    return variant, request
+
+
+def _planned(parent: ExploredModel, variant: ExploredModel, request: PlanRequest) -> Reply:
+    made = plan(variant.graph, request)
+    before = _plan_of_parent(parent, variant, request, made)
+    typed = take_away.command(variant.name, variant.overrides, request)
+    return {
+        "verdict": answer.headline(made),
+        "fits": made.fits,
+        "rows": answer.rows((variant.graph, made), None if before is None else (parent.graph, before)),
+        "memory": answer.memory(made),
+        "notes": [note for note in (price_note(request), *answer.notes(made)) if note],
+        "plan": json.loads(made.model_dump_json(exclude=answer.NOT_SENT)),
+        "command": typed,
+        "yaml": take_away.as_yaml(variant.name, variant.overrides, variant.data),
+    }
+
+
+def _plan_of_parent(parent: ExploredModel, variant: ExploredModel, request: PlanRequest, made: Plan) -> Plan | None:
+    """The same options for the unchanged model; None where it does not allow them, as a longer context."""
+    if variant is parent:
+        return made
+    try:
+        is_shipped = not parent.overrides and parent.name in _paths()
+        return _plan_shipped(parent.name, request) if is_shipped else plan(parent.graph, request)
+    except UserError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _paths() -> dict[str, Path]:
+    return shipped_specs()
+
+
+@lru_cache(maxsize=16)
+def _shipped(name: str) -> ExploredModel:
+    return ExploredModel.of(name, ())
+
+
+@lru_cache(maxsize=64)
+def _plan_shipped(name: str, request: PlanRequest) -> Plan:
+    return plan(_shipped(name).graph, request)

@@ -157,12 +157,13 @@ def _range(row: Generation) -> str:
 def _notes(rows: tuple[Generation, ...]) -> Iterator[str]:
     yield (
         f"One sequence of {CONTEXT:,} tokens, the longest that Llama 1 takes, on the cache policy and overheads of "
-        f"{ENGINE}; the layout is the fastest. The article names no format for models before Llama 4: 16 bits, as released."
+        f"{ENGINE}; the layout is the fastest. The article names no format for models before Llama 4: 16 bits, as "
+        "released."
     )
     yield (
         "Tokens/s are of the printed GPUs where they hold the model, or else of the least power of two that does. At "
-        "most: every byte read at the published bandwidth. In brackets: the range that the 90th percentile of the errors "
-        "on published rows leaves, never above the bound."
+        "most: every byte read at the published bandwidth. In brackets: the range that the 90th percentile of the "
+        "errors on published rows leaves, never above the bound."
     )
     broken = ", ".join(row.printed.generation for row in rows if not row.fits)
     if broken:

@@ -1,9 +1,11 @@
 """The time section of a plan: bounds, estimates and errors, as `l4spec plan --format json` prints them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from planners.deferred import Deferred
 
 NOT_TIMED_UNDER_CP = "the time of prefills divided among ranks (cp) is not estimated"
 """No row of the evidence was measured under cp, so that neither exposed sends nor uneven ranks could be judged."""
@@ -78,13 +80,54 @@ class StepLatency:
 
 
 class LatencyError(Frozen):
-    """How wrong an estimate was on published rows left out of the fit: absolute relative errors."""
+    """How wrong an estimate was on published rows left out of the fit: absolute relative errors.
+
+    `alike` names in what the rows are like the deployment (`planners.timing.likeness`), `unlike` in what they were not
+    chosen; both are empty for all rows. Of fewer than 20 rows `p90` is the largest error.
+    """
 
     metric: str
     median: float
     p90: float
     num_rows: int
     num_sources: int
+    alike: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+
+
+class Conditions(NamedTuple):
+    """What rows and deployments are compared by: `bits` a weight (in training: of the matmuls), `tokens` a sequence.
+
+    `load` is concurrent requests a GPU; training has none.
+    """
+
+    routed: bool
+    bits: int
+    tokens: float
+    gpus: float
+    load: float = 0.0
+
+
+class JudgedRow(NamedTuple):
+    """A published row's relative error under factors fitted without its series, and its conditions."""
+
+    metric: str
+    error: float
+    series: int
+    routed: bool
+    bits: int
+    tokens: float
+    gpus: float
+    load: float = 0.0
+
+    @property
+    def conditions(self) -> Conditions:
+        """What it was measured under."""
+        return Conditions(self.routed, self.bits, self.tokens, self.gpus, self.load)
+
+
+def _no_errors() -> Deferred[LatencyError]:
+    return Deferred.of(())
 
 
 class TimePart(Frozen):
@@ -131,6 +174,6 @@ class Latency(Frozen):
     usd_per_gpu_hour: float | None = None
     usd: float | None = None
     usd_per_million_output_tokens: float | None = None
-    errors: tuple[LatencyError, ...] = ()
+    errors: Deferred[LatencyError] = Field(default_factory=_no_errors)
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

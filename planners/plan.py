@@ -15,6 +15,7 @@ from planners.counts.flops import count_flops
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from planners.counts.weights import weigh
+from planners.deferred import Deferred
 from planners.deployment import Deployment
 from planners.device.memory import describe_device, place
 from planners.device.stages import stages
@@ -28,7 +29,6 @@ from planners.plan_types import (
     IllegalLayout,
     LayoutRow,
     Plan,
-    Suggestions,
     TrainTraffic,
 )
 from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
@@ -98,7 +98,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
         reasons=_reasons(memory, chosen, deployment),
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
-        suggestions=Suggestions(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
+        suggestions=Deferred(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
         latency=_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
     )
     made.made_from(graph)

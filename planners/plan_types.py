@@ -3,15 +3,13 @@
 Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-from pydantic import Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field
 
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
+from planners.deferred import Deferred
 from planners.latency_types import Frozen, Latency
 from planners.plan_views import ShownPlan
 
@@ -253,54 +251,6 @@ class Estimates(Frozen):
     work: tuple[str, ...] = ()
 
 
-class Suggestions(Sequence[Suggestion]):
-    """Changes after which a plan fits, worked out when they are first read: many plans are made to find them."""
-
-    def __init__(self, suggest: Callable[[], tuple[Suggestion, ...]]) -> None:
-        self._suggest = suggest
-
-    @cached_property
-    def _all(self) -> tuple[Suggestion, ...]:
-        return self._suggest()
-
-    @overload
-    def __getitem__(self, index: int) -> Suggestion: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Suggestion, ...]: ...
-    def __getitem__(self, index: int | slice) -> Suggestion | tuple[Suggestion, ...]:
-        return self._all[index]
-
-    def __len__(self) -> int:
-        return len(self._all)
-
-    def __eq__(self, other: object) -> bool:
-        return self._all == (other._all if isinstance(other, Suggestions) else other)
-
-    def __hash__(self) -> int:
-        return hash(self._all)
-
-    def __repr__(self) -> str:
-        return repr(self._all)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Suggestions.of, (self._all,)
-
-    @classmethod
-    def of(cls, suggestions: tuple[Suggestion, ...]) -> "Suggestions":
-        """Suggestions that are known."""
-        return cls(lambda: suggestions)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """In a document a list, read when it is written."""
-        known = handler.generate_schema(tuple[Suggestion, ...])
-        read = core_schema.no_info_after_validator_function(cls.of, known)
-        written = core_schema.plain_serializer_function_ser_schema(lambda value: value._all, return_schema=known)
-        return core_schema.json_or_python_schema(
-            read, core_schema.union_schema([core_schema.is_instance_schema(cls), read]), serialization=written
-        )
-
-
 class Plan(ShownPlan, Frozen):
     """What a model costs and whether it fits. `estimated` lists the fields that nobody has published.
 
@@ -328,5 +278,5 @@ class Plan(ShownPlan, Frozen):
     reasons: tuple[str, ...]
     max_context: int | None
     max_batch: int | None
-    suggestions: Suggestions
+    suggestions: Deferred[Suggestion]
     latency: Latency | None = None

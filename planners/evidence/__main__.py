@@ -13,8 +13,9 @@ from planners.evidence import terms
 from planners.evidence.deployments import ServingCase, graph_of, serving_case
 from planners.evidence.least_squares import FittedTerms
 from planners.evidence.rows import Row, published_rows
+from planners.evidence.spread import errors_of
 from planners.evidence.terms import Term
-from planners.latency_types import LatencyError
+from planners.latency_types import JudgedRow
 from planners.timing.efficiency import ServingEfficiency
 
 FOLDER = Path(__file__).parents[1] / "catalog" / "efficiency"
@@ -49,7 +50,7 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
     bench = serving.Bench(engine, serving.samples_of(rows, engine))
     base = start_of(engine)
     fitted = serving.fit(bench, base)
-    errors = serving.leave_one_out(bench, base, fitted)
+    judged = serving.leave_one_out(bench, base, fitted)
     cases = [sample.case for sample in bench.samples]
     lines = [
         f"name: {engine}",
@@ -65,7 +66,8 @@ def serving_text(engine: str, rows: Sequence[Row]) -> str:
         f"wide_from: {serving.WIDE_FROM}",
         *_certainty(fitted),
         *_notes(_serving_notes(engine, cases, rows)),
-        *_errors(errors),
+        *_errors(judged),
+        *_judged(judged),
     ]
     return "\n".join(lines) + "\n"
 
@@ -99,7 +101,7 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
     """The YAML of every hardware family's training factors, fitted together."""
     samples = training.training_samples(rows)
     fitted = training.fit(samples)
-    errors, values = training.leave_one_out(samples, fitted), fitted.values
+    judged, values = training.leave_one_out(samples, fitted), fitted.values
     documents = sorted({sample.row.document for sample in samples})
     return {
         f"train-{family}": "\n".join(
@@ -114,7 +116,8 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
                 _mapping("trainers", {name: values[name] for name in terms.TRAINERS}),
                 _mapping("most_devices", training.most_devices(samples, family)),
                 *_certainty(fitted, family),
-                *_errors(errors),
+                *_errors(judged),
+                *_judged(judged),
             ]
         )
         + "\n"
@@ -151,14 +154,28 @@ def _notes(notes: Sequence[str]) -> list[str]:
     return ["notes:", *(f'  - "{note}"' for note in notes)] if notes else []
 
 
-def _errors(errors: Sequence[LatencyError]) -> list[str]:
+def _errors(judged: Sequence[JudgedRow]) -> list[str]:
     """Leave-one-source-out errors as YAML."""
+    metrics = dict.fromkeys(row.metric for row in judged)
+    errors = [errors_of(name, [(row.error, row.series) for row in judged if row.metric == name]) for name in metrics]
     return [
         "errors:",
         *(
             f"  - {{metric: {e.metric}, median: {e.median:.4f}, p90: {e.p90:.4f}, "
             f"num_rows: {e.num_rows}, num_sources: {e.num_sources}}}"
             for e in errors
+        ),
+    ]
+
+
+def _judged(rows: Sequence[JudgedRow]) -> list[str]:
+    """Every row that was left out, as YAML."""
+    return [
+        "judged: # metric, error, series, routed, bits, tokens, gpus, load",
+        *(
+            f"  - [{row.metric}, {row.error:.4f}, {row.series}, {str(row.routed).lower()}, {row.bits}, "
+            f"{row.tokens:.0f}, {row.gpus:.0f}, {row.load:.4g}]"
+            for row in rows
         ),
     ]
 

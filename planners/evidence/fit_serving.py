@@ -8,10 +8,10 @@ from planners.evidence.deployments import ServingCase, serving_case
 from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.replay import THROUGHPUT, capacity_of, most_served, served_by, step_model, tokens_per_gpu
 from planners.evidence.rows import Row
-from planners.evidence.spread import errors_of
 from planners.evidence.terms import SERVING
-from planners.latency_types import LatencyError
+from planners.latency_types import Conditions, JudgedRow
 from planners.timing.efficiency import ServingEfficiency
+from planners.timing.likeness import serving_conditions
 from planners.timing.step import StepModel
 
 NOISE = {"ttft_mean": 0.1} | dict.fromkeys(THROUGHPUT, 0.05)
@@ -67,6 +67,10 @@ class Bench:
         if sample.metric == "ttft_mean":
             return served.ttft
         return served.tpot if sample.metric != "e2e_mean" else served.ttft + (case.output - 1) * served.tpot
+
+    def conditions(self, case: ServingCase) -> Conditions:
+        """What a row was measured under; requests by rate have no load of their own."""
+        return serving_conditions(self.models[case], case.prompt + case.output, case.concurrency or 0.0)
 
 
 def unfit(row: Row) -> str | None:
@@ -133,14 +137,15 @@ def residuals_of(bench: Bench, factors: ServingEfficiency) -> list[float]:
     ]
 
 
-def leave_one_out(bench: Bench, base: ServingEfficiency, fitted: FittedTerms) -> tuple[LatencyError, ...]:
-    """Errors of every series under factors fitted without it."""
-    errors: dict[str, list[tuple[float, object]]] = {"tpot": [], "ttft": []}
-    for series in dict.fromkeys(sample.series for sample in bench.samples):
+def leave_one_out(bench: Bench, base: ServingEfficiency, fitted: FittedTerms) -> tuple[JudgedRow, ...]:
+    """Every row under factors fitted without its series."""
+    rows = []
+    for number, series in enumerate(dict.fromkeys(sample.series for sample in bench.samples)):
         rest = Bench(bench.engine, tuple(s for s in bench.samples if s.series != series), bench.models)
         without = with_factors(base, fit(rest, base, (fitted.values,), rounds=8).values)
         for sample in bench.samples:
             if sample.series == series:
                 error = bench.predicted(sample, without) / sample.measured - 1
-                errors["ttft" if sample.metric == "ttft_mean" else "tpot"].append((error, series))
-    return tuple(errors_of(metric, pairs) for metric, pairs in errors.items() if pairs)
+                metric = "ttft" if sample.metric == "ttft_mean" else "tpot"
+                rows.append(JudgedRow(metric, error, number, *bench.conditions(sample.case)))
+    return tuple(rows)

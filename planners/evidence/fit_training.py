@@ -6,11 +6,11 @@ from math import log
 
 from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.rows import Row
-from planners.evidence.spread import errors_of
 from planners.evidence.terms import MATMULS, TRAINERS, TRAINING
 from planners.evidence.training_replay import train_case
-from planners.latency_types import LatencyError
+from planners.latency_types import JudgedRow
 from planners.timing.efficiency import TrainingEfficiency
+from planners.timing.likeness import training_conditions
 from planners.timing.training_step import TrainLoad, TrainModel
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -117,11 +117,14 @@ def fit(samples: Sequence[TrainSample], start: Mapping[str, float] | None = None
     return fit_terms(TRAINING, residuals, start)
 
 
-def leave_one_out(samples: Sequence[TrainSample], fitted: FittedTerms) -> tuple[LatencyError, ...]:
-    """Errors of every series under factors fitted without it."""
-    errors: list[tuple[float, object]] = []
-    for series in dict.fromkeys(sample.series for sample in samples):
+def leave_one_out(samples: Sequence[TrainSample], fitted: FittedTerms) -> tuple[JudgedRow, ...]:
+    """Every row under factors fitted without its series."""
+    rows = []
+    for number, series in enumerate(dict.fromkeys(sample.series for sample in samples)):
         rest = [sample for sample in samples if sample.series != series]
         factors = efficiencies(fit(rest, fitted.values).values)
-        errors.extend((predicted(s, factors) / s.seconds - 1, series) for s in samples if s.series == series)
-    return (errors_of("step_time", errors),)
+        for sample in samples:
+            if sample.series == series:
+                error = predicted(sample, factors) / sample.seconds - 1
+                rows.append(JudgedRow("step_time", error, number, *training_conditions(sample.model, sample.load)))
+    return tuple(rows)

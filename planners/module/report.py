@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
+from planners.deferred import Deferred
 from planners.deployment import Deployment
 from planners.device.memory import Setting
 from planners.latency_types import KindLatency, Latency, StepLatency
@@ -53,7 +54,7 @@ def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, ro
         tokens_per_second_per_user=rate / batch,
         tokens_per_second_per_gpu=rate,
         usd_per_gpu_hour=deployment.request.usd_per_gpu_hour,
-        errors=ERRORS,
+        errors=Deferred.of(ERRORS),
         sources=(SOURCE,),
         notes=tuple(_notes(setting, hardware)),
     )

@@ -140,7 +140,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
         energy_joules=None if hours is None or watts is None else hours * SECONDS_PER_HOUR * watts,
         checkpoint_bytes=counts.total * per_param,
         teacher=teacher,
-        errors=answer.latency.errors if answer.latency else (),
+        errors=tuple(answer.latency.errors) if answer.latency else (),
         rl=rollouts,
         notes=_notes(phase, answer, seconds) + (() if rollouts is None else rollouts.notes),
     )

@@ -13,7 +13,7 @@ from l4spec.errors import UserError
 from l4spec.layers.base import AsTuple
 from l4spec.units import Seconds
 from planners.catalog.loader import find_shipped, load
-from planners.latency_types import LatencyError
+from planners.latency_types import JudgedRow, LatencyError
 
 Share = Annotated[float, Field(gt=0, le=1.5)]
 """A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""
@@ -57,6 +57,8 @@ class ServingEfficiency(Entry):
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
+    judged: Annotated[tuple[JudgedRow, ...], AsTuple] = ()
+    """Every row, judged by factors that were fitted without its series."""
 
     def error(self, metric: str) -> LatencyError | None:
         """The leave-one-source-out error of a metric, where it was measured."""
@@ -89,6 +91,8 @@ class TrainingEfficiency(Entry):
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
+    judged: Annotated[tuple[JudgedRow, ...], AsTuple] = ()
+    """Every row, judged by factors that were fitted without its series."""
 
     def error(self, metric: str) -> LatencyError | None:
         """The leave-one-source-out error of a metric, where it was measured."""

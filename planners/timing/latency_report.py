@@ -8,6 +8,7 @@ from planners.deployment import Deployment
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
 from planners.timing.efficiency import extrapolations, serving_efficiency
 from planners.timing.layer_demand import Step
+from planners.timing.likeness import errors_like, serving_conditions
 from planners.timing.machine import Machine
 from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
@@ -88,7 +89,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         "tokens_per_second_per_gpu": per_gpu,
         "usd_per_gpu_hour": price,
         "usd_per_million_output_tokens": _price(price, per_gpu),
-        "errors": efficiency.errors,
+        "errors": errors_like(efficiency, serving_conditions(model, deployment.context, deployment.batch)),
         "sources": (efficiency.source,),
     }
     return section.model_copy(update=estimates)

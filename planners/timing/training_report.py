@@ -12,6 +12,7 @@ from planners.device.stages import stages
 from planners.latency_types import Latency
 from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
+from planners.timing.likeness import errors_like, training_conditions
 from planners.timing.machine import Machine
 from planners.timing.training_step import TrainLoad, TrainModel
 
@@ -103,6 +104,6 @@ def _trained(
         "gpu_hours": hours,
         "usd_per_gpu_hour": price,
         "usd": None if hours is None or price is None else hours * price,
-        "errors": factors.errors,
+        "errors": errors_like(factors, training_conditions(model, load)),
         "sources": (factors.source,),
     }

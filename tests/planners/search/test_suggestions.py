@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 
+from planners.deferred import Deferred
 from planners.plan import plan
-from planners.plan_types import Plan, Suggestion, Suggestions
+from planners.plan_types import Plan, Suggestion
 from tests.planners.models import graph
 
 
@@ -76,7 +77,7 @@ def test_suggestions_are_worked_out_when_they_are_read() -> None:
         asked.append(1)
         return (Suggestion(change="more", command="--gpus 16xH100", total_bytes=1, max_context=2),)
 
-    plan_of = plan(graph("scout"), gpus="2xH100").model_copy(update={"suggestions": Suggestions(suggest)})
+    plan_of = plan(graph("scout"), gpus="2xH100").model_copy(update={"suggestions": Deferred(suggest)})
     assert not asked
     assert [each.change for each in plan_of.suggestions] == ["more"]
     assert len(plan_of.suggestions[:1]) == len(asked) == 1

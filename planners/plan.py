@@ -37,6 +37,7 @@ from planners.search.objective import choose, timed
 from planners.search.suggestions import suggest
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
+from planners.video import video_info
 
 
 def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) -> Plan:
@@ -196,6 +197,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         objective=request.objective,
         chosen_by=chosen_by,
         num_tiles=setting.num_tiles,
+        video=video_info(request.clip, deployment.graph),
         prefill_chunk=setting.prefill_chunk,
         memory_fraction=share if setting.memory_fraction is None else setting.memory_fraction,
         max_context=request.max_context,

@@ -12,6 +12,7 @@ from l4spec.sharding.layout import Layout
 from planners.deferred import Deferred
 from planners.latency_types import Frozen, Latency
 from planners.plan_views import ShownPlan
+from planners.video import VideoInfo
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
 ChosenBy = Literal["time", "memory", "given"]
@@ -230,6 +231,7 @@ class DeploymentInfo(Frozen):
     engine: str
     objective: Objective
     num_tiles: int
+    video: VideoInfo | None = None
     prefill_chunk: int
     memory_fraction: float
     max_context: int | None = None

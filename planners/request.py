@@ -10,9 +10,11 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import Mode, Option, Options, flag_of, option_of, read_count, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.sharding.layout import Layout
+from l4spec.tiling import seen_tiles
 from l4spec.units import parse_rate
 from planners.device.training_state import TrainSetting
 from planners.plan_types import Objective
+from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info, video_problems
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192
@@ -154,6 +156,10 @@ class PlanRequest(Options):
         Option("Images in one step, each cut into as many tiles as the model allows.", parse=read_count, mode="serve"),
         Field(ge=0, le=MOST_IMAGES),
     ] = 0
+    video: Video = None
+    fps: Fps = None
+    frames: Frames = None
+    frame_size: FrameSize = None
     memory_fraction: Annotated[
         float | None,
         Option(
@@ -290,20 +296,32 @@ class PlanRequest(Options):
         return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1, cp=self.cp or 1)
 
     def tokens(self, graph: LayerGraph) -> int:
-        """Tokens of a sequence: those given, or 8,192, or the shorter limit of model or engine."""
+        """Tokens of a sequence: those given, or 8,192 and a clip's, or the shorter limit of model or engine."""
         if isinstance(self.context, int):
             return self.context
         if self.prompt_tokens is not None:
             return self.prompt_tokens + (self.output_tokens or 0)
-        return min(DEFAULT_CONTEXT, self.max_context or LONGEST, max_seq_len(graph))
+        clip = video_info(self.clip, graph)
+        return min(DEFAULT_CONTEXT + (clip.tokens if clip else 0), self.max_context or LONGEST, max_seq_len(graph))
 
     def tiles(self, graph: LayerGraph) -> int:
-        """`num_tiles`, and for each of `images` the most tiles that the model cuts an image into."""
-        vision = graph.model.vision
-        if not self.images or vision is None:
+        """`num_tiles`, for each of `images` the most tiles that the model cuts an image into, and those of a clip."""
+        vision, clip = graph.model.vision, video_info(self.clip, graph)
+        if vision is None:
             return self.num_tiles
-        whole_image = 1 if vision.global_tile and vision.max_tiles > 1 else 0
-        return self.num_tiles + self.images * (vision.max_tiles + whole_image)
+        an_image = seen_tiles(vision.max_tiles, global_tile=vision.global_tile)
+        return self.num_tiles + self.images * an_image + (clip.tiles if clip else 0)
+
+    @property
+    def all_images(self) -> int:
+        """Images in one step, stills of a clip among them."""
+        stills = self.clip.stills
+        return self.images + (stills.count if stills else 0)
+
+    @property
+    def clip(self) -> Clip:
+        """The options of a clip."""
+        return Clip(self.video, self.fps, self.frames, self.frame_size)
 
     def check(self, graph: LayerGraph) -> None:
         """Raise UserError with everything that the model or another option rules out."""
@@ -362,6 +380,7 @@ class PlanRequest(Options):
             yield Problem("says what --batch says: leave one out", path="concurrency")
 
     def _vision(self, graph: LayerGraph) -> Iterator[Problem]:
+        yield from video_problems(self.clip, graph, self.tokens(graph) - (self.output_tokens or 0))
         if graph.model.vision is None:
             for name, what in (("num_tiles", "tiles"), ("images", "images")):
                 if getattr(self, name):

@@ -34,7 +34,7 @@ def launch(ctx: typer.Context, request: "PlanRequest", graph: "LayerGraph") -> s
         complain(f"error: {verdict(plan)}: nothing is emitted (l4spec plan without --emit lists what would fit)")
         raise typer.Exit(DOES_NOT_FIT)
     changed = bool(ctx.params["overrides"])
-    return emit(target, LaunchRequest(plan, graph, ctx.params["model"], request.images, changed))
+    return emit(target, LaunchRequest(plan, graph, ctx.params["model"], request.all_images, changed))
 
 
 def _check(request: "PlanRequest", given: tuple[str, ...]) -> None:

@@ -101,4 +101,4 @@ def _launch(target: str, answer: "SearchAnswer", graph: "LayerGraph", model: str
     if best.replicas > 1:
         complain(f"note: {best.replicas} of these replicas, each with its share of the requests")
     planned = PlanRequest(**best.request)
-    return emit(target, LaunchRequest(plan(graph, planned), graph, model, planned.images, changed))
+    return emit(target, LaunchRequest(plan(graph, planned), graph, model, planned.all_images, changed))

@@ -24,7 +24,9 @@ REFUSED = {
     "gpus": "each claim names its own hardware",
     "mode": "each claim says itself whether it is about training",
     "objective": "a claim of the longest context asks for it, every other one for the most free memory",
-    **dict.fromkeys(("concurrency", "rate", "num_tiles", "images"), "no claim is about it"),
+    **dict.fromkeys(
+        ("concurrency", "rate", "num_tiles", "images", "video", "fps", "frames", "frame_size"), "no claim is about it"
+    ),
     **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing", "factors"), "no claim is about it"),
 }
 """Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""

@@ -7,6 +7,7 @@ from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
 from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
 from planners.search.layouts import MAX_BATCH
+from planners.video import VideoInfo
 
 _MOST_FIELDS = 3
 _TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
@@ -90,6 +91,8 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     else:
         matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
         rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}{matmuls}"))
+    if asked.video is not None:
+        rows.append(("video", _clip(asked.video)))
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", layout_in_words(plan)))
@@ -98,6 +101,17 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
         rows.append(("or", alternative))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
+
+
+def _clip(video: VideoInfo) -> str:
+    """A clip's stills, tiles and tokens in words."""
+    few = f" of {whole(video.sampled)}" if video.sampled > video.stills else ""
+    rate = "" if video.fps is None else f" at {video.fps:g} a second"
+    size = f" of {video.frame_size}" if video.frame_size else ""
+    return (
+        f"{video.seconds:g} s, {whole(video.stills)}{few} stills{rate}{size}; {whole(video.tiles_per_still)} tiles and "
+        f"{whole(video.tokens_per_still)} tokens a still, {whole(video.tokens)} tokens of the prompt"
+    )
 
 
 def stored_in(plan: Plan) -> str:

@@ -39,6 +39,10 @@ EXAMPLES: dict[str, str] = {
     "mode": "train",
     "num_tiles": "3",
     "images": "1",
+    "video": "20s",
+    "fps": "0.5",
+    "frames": "4",
+    "frame_size": "1280x720",
     "memory_fraction": "0.8",
     "prefill_chunk": "4k",
     "max_num_seqs": "64",
@@ -54,6 +58,7 @@ EXAMPLES: dict[str, str] = {
     "factors": "fitted.yaml",
 }
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
+COMPANIONS |= {"video": "--frames 2", "fps": "--video 3s", "frames": "--video 3s", "frame_size": "--video 3s --fps 1"}
 """What an option cannot stand without."""
 
 

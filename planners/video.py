@@ -1,0 +1,142 @@
+"""A clip in a request: its stills, their tiles and tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from l4spec.errors import Problem
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.options import Option, read_count, read_number
+from l4spec.stills import (
+    LONGEST_CLIP,
+    MOST_FPS,
+    MOST_STILLS,
+    Stills,
+    read_clip,
+    sampling_problems,
+    stills_by_count,
+    stills_by_rate,
+)
+from l4spec.tiling import grid_for, image_tokens, seen_tiles
+from planners.latency_types import Frozen
+
+Video = Annotated[
+    Annotated[float, Field(gt=0, le=LONGEST_CLIP)] | None,
+    Option(
+        "A clip in one step, as 60s; its stills are images of the prompt. With --fps or --frames.",
+        metavar="DURATION",
+        parse=read_clip,
+        mode="serve",
+        expects=f"a duration above 0 and at most {LONGEST_CLIP // 3600} h, as 60s",
+    ),
+]
+Fps = Annotated[
+    Annotated[float, Field(gt=0, le=MOST_FPS)] | None,
+    Option(
+        f"Stills a second of the clip; at most {MOST_STILLS} in all, spread over it.",
+        metavar="RATE",
+        parse=read_number,
+        mode="serve",
+        expects=f"stills a second, a number above 0 and at most {MOST_FPS:,}",
+    ),
+]
+Frames = Annotated[
+    Annotated[int, Field(ge=1, le=MOST_STILLS)] | None,
+    Option(
+        "Stills of the clip, spread over it.",
+        parse=read_count,
+        mode="serve",
+        expects=f"1 to {MOST_STILLS} stills, as many as Llama 4 was trained with",
+    ),
+]
+FrameSize = Annotated[
+    Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None,
+    Option(
+        "Width and height of a still in pixels, which say into how many tiles it is cut.",
+        metavar="WxH",
+        mode="serve",
+        default="as many tiles as the model allows",
+        expects="width x height in pixels, as 1280x720",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """The options of a clip as they were given."""
+
+    video: float | None
+    fps: float | None
+    frames: int | None
+    frame_size: str | None
+
+    @property
+    def stills(self) -> Stills | None:
+        """The stills that are asked for; None without a clip, or where it is not said which."""
+        if self.video is None:
+            return None
+        if self.frames is not None:
+            return stills_by_count(self.video, self.frames)
+        return None if self.fps is None else stills_by_rate(self.video, self.fps)
+
+
+class VideoInfo(Frozen):
+    """A planned clip. `sampled` is what the rate makes, `stills` what is shown; without a size, with the most tiles."""
+
+    seconds: float
+    fps: float | None
+    sampled: int
+    stills: int
+    frame_size: str | None
+    tiles_per_still: int
+    tokens_per_still: int
+    tokens: int
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all stills."""
+        return self.stills * self.tiles_per_still
+
+
+def video_info(clip: Clip, graph: LayerGraph) -> VideoInfo | None:
+    """The clip in tiles and tokens of the model; None without one, or for a model without vision."""
+    if clip.video is None:
+        return None
+    vision, stills = graph.model.vision, clip.stills
+    if vision is None or stills is None:
+        return None
+    cut = vision.max_tiles
+    if clip.frame_size is not None:
+        width, height = map(int, clip.frame_size.split("x"))
+        cut = grid_for(height, width, vision.patch_embedding.image_size, vision.max_tiles).num_tiles
+    tokens = image_tokens(cut, vision.num_tokens_per_tile, global_tile=vision.global_tile)
+    return VideoInfo(
+        seconds=clip.video,
+        fps=clip.fps,
+        sampled=stills.sampled,
+        stills=stills.count,
+        frame_size=clip.frame_size,
+        tiles_per_still=seen_tiles(cut, global_tile=vision.global_tile),
+        tokens_per_still=tokens,
+        tokens=stills.count * tokens,
+    )
+
+
+def video_problems(clip: Clip, graph: LayerGraph, prompt_tokens: int) -> Iterator[Problem]:
+    """What the options of a clip rule out together, and a prompt that is too short for its stills."""
+    yield from sampling_problems(clip.video, clip.fps, clip.frames)
+    if clip.frame_size is not None and clip.video is None:
+        yield Problem(
+            "is the size of a clip's stills, and there is no clip", path="frame_size", hint="give --video too"
+        )
+    if clip.video is not None and graph.model.vision is None:
+        yield Problem("the model has no vision, so it takes no clip", path="video")
+    info = video_info(clip, graph)
+    if info is not None and info.tokens >= prompt_tokens:
+        message = f"{info.stills} stills take {info.tokens:,} tokens, and a prompt here has {prompt_tokens:,}"
+        yield Problem(message, path="video", hint="a longer --context, fewer stills, or --frame-size of smaller ones")
+
+
+__all__ = ["Clip", "Fps", "FrameSize", "Frames", "Video", "VideoInfo", "video_info", "video_problems"]

@@ -94,9 +94,10 @@ def one_process(case: Case, dtype: str = "fp64") -> RankResult:
 def _loss_of_parts(model: Model, case: Case, ids: Tensor, labels: Tensor, tiles: Tensor | None) -> float:
     """Part by part as microbatches run, since a mixture's capacity counts within one: each data rank's first and so on.
 
-    Gradients are left in the model.
+    Gradients are left in the model. A loss that layers add themselves is a mean over the parts (`Context.loss_scale`).
     """
     number, total = labels.ne(IGNORED).sum().clamp(min=1), 0.0
+    model.loss_scale = 1 / case.microbatches
     rows = torch.arange(case.sequences).view(case.data_ranks, case.microbatches, -1)
     for part in rows.unbind(1):
         own = part.flatten()

@@ -168,7 +168,15 @@ BIASED_EXPERTS = yaml.safe_dump(
         "text": text_of({"a": gqa(), "m": moe(expert_bias=True)}, [{"attention": "a", "ffn": "m"}]),
     }
 )
+BALANCED = yaml.safe_dump(
+    {
+        "l4spec": 1,
+        "name": "balanced",
+        "text": text_of({"a": gqa(), "m": moe(balance={"auxiliary_loss": 0.1})}, [{"attention": "a", "ffn": "m"}] * 2),
+    }
+)
 CERTAIN = {
+    "a layer's own loss, a mean over micro-batches": Case(BALANCED, Layout(pp=2, dp=2), 12, 9, 2, (), 3),
     "biases of experts, which ep divides with their matrices": Case(BIASED_EXPERTS, Layout(tp=2, ep=2, dp=2), 4, 9, 2),
     "a shard without rows, which FSDP cannot reduce": Case(FEW_WORDS, Layout(tp=4, dp=2), 2, 9, 2),
     "a third of the labels, and images on one rank alone": Case(SEEING, Layout(dp=3), 3, 14, 2, (1, 0, 0)),

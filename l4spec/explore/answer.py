@@ -47,6 +47,16 @@ def notes(plan: Plan) -> list[str]:
     return [*plan.reasons[1:], *facts, *estimate_notes(plan.estimated, plan.estimates)]
 
 
+def suggestions(plan: Plan) -> str:
+    """What would make it fit, each with what the fullest device then needs."""
+    if plan.fits is not False:
+        return "It fits."
+    figures = marks_of(plan).work
+    lines = [f"{each.change}: {figures.gib(each.total_bytes)} on the fullest GPU" for each in plan.suggestions]
+    nothing = "No change of KV dtype, weights, context or number of GPUs, alone or two together, makes it fit."
+    return "\n".join(lines) or nothing
+
+
 def headline(plan: Plan) -> str:
     """The verdict in one sentence."""
     return verdict(plan)

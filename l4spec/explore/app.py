@@ -1,11 +1,13 @@
-"""The ASGI application: one page, and four questions that its script asks as JSON."""
+"""The ASGI application: one page, and five questions that its script asks as JSON."""
 
+import gc
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -26,11 +28,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def make_app(explorer: Explorer) -> ASGIApp:
-    """The application that answers with `explorer`. It keeps nothing between two questions, and writes no file."""
+    """The application that answers with `explorer`. It writes no file."""
     routes = [
         Route("/", _page(explorer), methods=["GET"]),
         Route("/api/model", _answering(lambda question: explorer.model(question.model)), methods=["POST"]),
         Route("/api/plan", _answering(explorer.plan), methods=["POST"]),
+        Route("/api/suggest", _answering(explorer.suggest), methods=["POST"]),
         Route("/api/launch", _answering(explorer.launch), methods=["POST"]),
         Route("/api/report", _answering(explorer.report), methods=["POST"]),
     ]
@@ -69,9 +72,15 @@ def _answering(answer: Callable[[Question], Reply]) -> Handler:
             question = Question.model_validate_json(body)
         except ValidationError:
             return PlainTextResponse("expected model, fields and options as texts", status_code=400)
-        return JSONResponse(answer(question))
+        return JSONResponse(answer(question), background=BackgroundTask(_collect))
 
     return handle
+
+
+async def _collect() -> None:
+    """Collect garbage while nobody waits, where the server has taken that over: amid an answer it takes too long."""
+    if not gc.isenabled():
+        gc.collect()
 
 
 async def _body(request: Request) -> bytes | None:

@@ -55,12 +55,12 @@ class Explorer:
         """The model that is changed on the page. Raises UserError, for a name that is not among `models` too."""
         if name not in self.models:
             raise UserError([Problem("no such model on this page", path="model", hint=nearest(name, self.models))])
-        if name == self.named and (self.base or name not in _paths()):
-            return ExploredModel.of(name, self.base)  # its file may be edited meanwhile
-        return _shipped(name)
+        return _model(name, self.base if name == self.named else ())
 
     def model(self, name: str) -> Reply:
-        """The controls of a model, or problems."""
+        """The controls of a model, or problems. Its file is read anew: it may have been edited."""
+        for kept in (_model, _plan_of_parent):
+            kept.cache_clear()
         try:
             return {"controls": [asdict(control) for control in controls_of(self.parent(name).data)]}
         except UserError as error:
@@ -69,6 +69,12 @@ class Explorer:
     def plan(self, question: Question) -> Reply:
         """The plan of a variant beside that of its parent, and what to take away; or problems at their fields."""
         return self._answered(question, _planned)
+
+    def suggest(self, question: Question) -> Reply:
+        """What would make the variant fit, a line each; it takes many plans, so that it is asked for by itself."""
+        return self._answered(
+            question, lambda parent, model, request: {"text": answer.suggestions(plan(model.graph, request))}
+        )
 
     def launch(self, question: Question) -> Reply:
         """The launch of the variant by `target`, or problems."""
@@ -106,7 +112,7 @@ def _read(
     variant, request = parent, PlanRequest()
     try:
         changes = changed_fields(question, controls)
-        variant = ExploredModel.of(parent.name, (*parent.overrides, *changes)) if changes else parent
+        variant = _model(parent.name, (*parent.overrides, *changes)) if changes else parent
     except UserError as error:
         problems += error.problems
     try:
@@ -120,7 +126,7 @@ def _read(
 
 def _planned(parent: ExploredModel, variant: ExploredModel, request: PlanRequest) -> Reply:
     made = plan(variant.graph, request)
-    before = _plan_of_parent(parent, variant, request, made)
+    before = made if variant is parent else _plan_of_parent(parent.name, parent.overrides, request)
     typed = take_away.command(variant.name, variant.overrides, request)
     return {
         "verdict": answer.headline(made),
@@ -134,27 +140,21 @@ def _planned(parent: ExploredModel, variant: ExploredModel, request: PlanRequest
     }
 
 
-def _plan_of_parent(parent: ExploredModel, variant: ExploredModel, request: PlanRequest, made: Plan) -> Plan | None:
-    """The same options for the unchanged model; None where it does not allow them, as a longer context."""
-    if variant is parent:
-        return made
-    try:
-        is_shipped = not parent.overrides and parent.name in _paths()
-        return _plan_shipped(parent.name, request) if is_shipped else plan(parent.graph, request)
-    except UserError:
-        return None
-
-
 @lru_cache(maxsize=1)
 def _paths() -> dict[str, Path]:
     return shipped_specs()
 
 
+@lru_cache(maxsize=8)
+def _model(name: str, overrides: tuple[str, ...]) -> ExploredModel:
+    """Kept, since a graph keeps what was derived from it: an option that moves is planned in half the time."""
+    return ExploredModel.of(name, overrides)
+
+
 @lru_cache(maxsize=16)
-def _shipped(name: str) -> ExploredModel:
-    return ExploredModel.of(name, ())
-
-
-@lru_cache(maxsize=64)
-def _plan_shipped(name: str, request: PlanRequest) -> Plan:
-    return plan(_shipped(name).graph, request)
+def _plan_of_parent(name: str, overrides: tuple[str, ...], request: PlanRequest) -> Plan | None:
+    """The same options for the unchanged model; None where it does not allow them, as a longer context."""
+    try:
+        return plan(_model(name, overrides).graph, request)
+    except UserError:
+        return None

@@ -128,5 +128,5 @@ def _field_of(problem: Problem, controls: Mapping[str, Control]) -> str:
 
 
 def _short(text: str) -> str:
-    """The text as it is read: anything longer than a number or a name can be is cut, and then refused as such."""
+    """The text as it is read; what is longer than any number or name is cut, and refused as none."""
     return text.strip()[:_LONGEST]

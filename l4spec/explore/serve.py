@@ -1,5 +1,6 @@
 """Serving the page on this machine alone, until Ctrl-C."""
 
+import gc
 import socket
 from collections.abc import Callable
 
@@ -30,6 +31,8 @@ def bound(port: int) -> socket.socket:
 def serve(explorer: Explorer, port: int, ready: Callable[[str], None]) -> None:
     """Serve until the process is interrupted; `ready` gets the address once the port is there."""
     listener = bound(port)
+    gc.freeze()  # what is imported stays
+    gc.disable()  # the application collects after each answer, never amid one
     config = uvicorn.Config(
         make_app(explorer),
         log_level="warning",

@@ -106,6 +106,14 @@ def test_the_parent_stands_unchanged_beside_the_variant(browser: TestClient) -> 
     assert {row["change"] for row in unchanged.values()} == {"0 %", "-"}
 
 
+def test_suggestions_are_those_of_the_command(browser: TestClient) -> None:
+    options = {"gpus": "1xh100-sxm", "context": "8192"}
+    lines = ask(browser, "suggest", options=options)["text"].splitlines()
+    document = by_command(ask(browser, "plan", options=options)["command"])
+    assert len(lines) == len(document["suggestions"]) >= 1
+    assert all(line.startswith(each["change"]) for line, each in zip(lines, document["suggestions"], strict=True))
+
+
 def test_a_launch_is_that_of_the_command(browser: TestClient) -> None:
     reply = ask(browser, "launch", target="vllm")
     command = ask(browser, "plan")["command"]

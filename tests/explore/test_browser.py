@@ -109,6 +109,10 @@ def test_every_control_moves_the_plan_and_nothing_complains(browser: Any, addres
     with it.page.expect_download() as download:
         it.page.get_by_role("button", name="Save the report as HTML").click()
     assert Path(download.value.path()).read_text("utf-8").startswith("<!DOCTYPE html>")
+    it.page.locator("#o-quantization").select_option("bf16")
+    it.move("GPUs", "1")
+    it.page.get_by_role("button", name="What would make it fit?").click()
+    playwright.expect(it.page.locator("#fitting")).to_contain_text("on the fullest GPU")
     own = [request for request in it.requests if request.startswith((address, f"blob:{address}", "data:"))]
     assert it.requests == own
     assert it.complaints == []

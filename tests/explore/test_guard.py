@@ -109,7 +109,7 @@ def test_a_hostile_name_is_text(tmp_path: Path) -> None:
     assert answer.json()["verdict"].startswith("tiny fits")
     assert HOSTILE in answer.json()["command"]
     path.write_text(f'l4spec: 1\nextends: tiny/scout\nname: "{HOSTILE}"\n', "utf-8")
-    assert HOSTILE in ask(browser, "plan", model=str(path))["problems"][0]["text"]
+    assert HOSTILE in ask(browser, "model", model=str(path))["problems"][0]["text"]
     path.write_text(f'l4spec: 1\nextends: tiny/scout\nname: x\ndescription: "{HOSTILE}"\n', "utf-8")
     report = ask(browser, "report", model=str(path), options=ONE_GPU)["text"]
     assert "<img" not in report

@@ -2,10 +2,9 @@
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.generated import options_named, takes
+from l4spec.cli.generated import takes
 from l4spec.cli.output import write
-from l4spec.cli.request import compiled
-from l4spec.errors import Problem, UserError
+from l4spec.cli.request import planned_pairs
 from planners.request import PlanRequest
 
 
@@ -21,15 +20,7 @@ def compare_command(
 ) -> None:
     """Plan several models the same way and put them side by side; --set applies to each of them."""
     from l4spec.report.compare import compare, compare_page
-    from planners.plan import plan
 
-    pairs = []
-    for spec in specs:
-        graph = compiled(spec, overrides)
-        try:
-            with options_named(PlanRequest):
-                pairs.append((graph, plan(graph, request)))
-        except UserError as error:
-            raise UserError([Problem(f"{spec}: {problem}") for problem in error.problems]) from None
+    pairs = planned_pairs(specs, request, overrides)
     comparison = compare(pairs)
     write(comparison, lambda: compare_page(comparison), format, out, force=force)

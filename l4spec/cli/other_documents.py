@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 OF_RECIPES = {"gpus", "usd_per_gpu_hour"}
 """Options of a plan that a recipe leaves open; everything else it says itself, phase by phase."""
+SCENARIO_HINT = "each model says it; --set models.KEY.… changes it"
 _FOLDERS = ("recipes/", "scenarios/")
 _ENDINGS = (".yaml", ".yml")
 

@@ -1,16 +1,29 @@
 """`l4spec report`: one HTML file that answers what a model costs and whether it fits, to read and to send."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
-from l4spec.cli.output import write
-from l4spec.cli.request import compiled
+from l4spec.cli.other_documents import (
+    SCENARIO_HINT,
+    recipe_named,
+    recipe_options,
+    refuse_options,
+    scenario_named,
+)
+from l4spec.cli.output import JsonDocument, write
+from l4spec.cli.request import compiled, planned_pairs
+from l4spec.errors import Problem, UserError
 from planners.request import PlanRequest
+
+if TYPE_CHECKING:
+    from l4spec.report.page import Page
+    from l4spec.spec.recipe.load import LoadedRecipe
+    from l4spec.spec.scenario.references import LoadedScenario
 
 OutFile = Annotated[
     Path | None,
@@ -21,7 +34,7 @@ OutFile = Annotated[
 @app.command("report")
 @takes(PlanRequest)
 def report_command(
-    spec: o.SpecArgument,
+    specs: o.SpecsArgument,
     request: PlanRequest,
     overrides: o.SetOption = None,
     format: o.FormatOption = o.Format.HTML,  # noqa: A002 - the option's name
@@ -30,11 +43,56 @@ def report_command(
 ) -> None:
     """Write one HTML file: verdict, architecture, memory, cache growth, roofline, times, layouts and claims.
 
-    Each number has its formula, source and error one click away. The file asks for nothing on the network.
+    Each number has its formula, source and error one click away. The file asks for nothing on the network. Several
+    specs are compared, a scenario is planned and simulated, a recipe costed phase by phase.
     """
+    answer, page = _report(specs, request, overrides)
+    write(answer, lambda: page, format, out, force=force)
+
+
+def _report(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "tuple[JsonDocument, Page]":
+    """The answer that the documents ask for, and its page."""
+    recipe, scenario = recipe_named(specs[0], overrides), scenario_named(specs[0], overrides)
+    if len(specs) > 1:
+        if recipe is not None or scenario is not None:
+            raise UserError(
+                [Problem("only specs are compared", specs[0], hint="report recipes and scenarios one by one")]
+            )
+        return _comparison(specs, request, overrides)
+    if recipe is not None:
+        return _recipe(recipe, request)
+    if scenario is not None:
+        return _scenario(scenario, request)
     from l4spec.report.report_page import report_page
     from planners.plan import plan
 
-    graph = compiled(spec, overrides)
+    graph = compiled(specs[0], overrides)
     answer = plan(graph, request)
-    write(answer, lambda: report_page(graph, answer), format, out, force=force)
+    return answer, report_page(graph, answer)
+
+
+def _comparison(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "tuple[JsonDocument, Page]":
+    from l4spec.report.compare import compare
+    from l4spec.report.document_reports import comparison_report
+
+    pairs = planned_pairs(specs, request, overrides)
+    comparison = compare(pairs)
+    return comparison, comparison_report(pairs, comparison)
+
+
+def _recipe(recipe: "LoadedRecipe", request: PlanRequest) -> "tuple[JsonDocument, Page]":
+    from l4spec.report.document_reports import recipe_report
+    from planners.recipes.cost import graph_of, plan_recipe
+
+    answer = plan_recipe(recipe, recipe_options(request))
+    return answer, recipe_report(answer, graph_of(recipe))
+
+
+def _scenario(loaded: "LoadedScenario", request: PlanRequest) -> "tuple[JsonDocument, Page]":
+    from l4spec.report.document_reports import scenario_report
+    from planners.simulate.run import simulate
+    from planners.simulate.scenario_plan import plan_scenario
+
+    refuse_options(request, set(), "a scenario is planned by its own", SCENARIO_HINT)
+    result = simulate(loaded)
+    return result, scenario_report(plan_scenario(loaded), result)

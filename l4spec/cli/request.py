@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from l4spec.errors import Problem, UserError
+
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from planners.plan_types import Plan
+    from planners.request import PlanRequest
 
 
 def given_options(ctx: typer.Context) -> tuple[str, ...]:
@@ -34,3 +38,22 @@ def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph"
     for note in notes:
         complain(f"note: {note}")
     return opening.compiled(parse_as(document, ModelSpec))
+
+
+def planned_pairs(
+    specs: Sequence[str], request: "PlanRequest", overrides: Sequence[str] | None
+) -> "list[tuple[LayerGraph, Plan]]":
+    """Several specs' graphs with their plans. Raises UserError, naming the spec, for one that cannot be planned."""
+    from l4spec.cli.generated import options_named
+    from planners.plan import plan
+    from planners.request import PlanRequest
+
+    pairs = []
+    for spec in specs:
+        graph = compiled(spec, overrides)
+        try:
+            with options_named(PlanRequest):
+                pairs.append((graph, plan(graph, request)))
+        except UserError as error:
+            raise UserError([Problem(f"{spec}: {problem}") for problem in error.problems]) from None
+    return pairs

@@ -35,6 +35,18 @@ def growth_section(graph: LayerGraph, plan: Plan) -> Iterator[Section]:
     yield Section("How the cache grows", figures)
 
 
+def compared_growth(pairs: Sequence[tuple[LayerGraph, Plan]]) -> Iterator[Section]:
+    """One chart with a line a model, each under the policy of its plan; nothing where none caches."""
+    series: Series = []
+    for graph, plan in pairs:
+        if plan.deployment.mode == "serve" and plan.kv_cache.layers:
+            caches = [_cache(graph, plan.deployment.engine, plan.kv_cache.dtype, context) for context in CONTEXTS]
+            series.append((plan.model, tuple((float(cache.context), float(cache.bytes)) for cache in caches)))
+    if series:
+        title = f"KV cache of one sequence, policy {pairs[0][1].kv_cache.policy}, {pairs[0][1].kv_cache.dtype}"
+        yield Section("How the caches grow", (_figure(pairs[0][1], title, series),))
+
+
 def _cache(graph: LayerGraph, name: str, dtype: str, context: int) -> KvCache:
     return plan_cache(graph, engine(name), dtype=dtype, context=context, batch=1)
 

@@ -11,7 +11,7 @@ from l4spec.report.explain import cache_sums, explain_page, flops_sums, paramete
 from l4spec.report.growth import growth_section
 from l4spec.report.latency import error_facts, kind_table, latency_facts
 from l4spec.report.page import Block, Details, Facts, Figure, Lines, Page, Section, Table
-from l4spec.report.picture import FoldBox, ModelPicture, picture_of
+from l4spec.report.picture import FoldBox, picture_of
 from l4spec.report.plan_detail import detail_page
 from l4spec.report.plan_page import limit_facts, marks_of, plan_facts, plan_page, term_figures
 from l4spec.report.quantities import Figures
@@ -28,7 +28,7 @@ def report_page(graph: LayerGraph, plan: Plan) -> Page:
     sections = [
         answer[0],
         Section("What it costs", tuple(_costs(graph, plan))),
-        Section("Architecture", (_architecture(picture_of(graph, plan.deployment.quantization)),)),
+        Section("Architecture", (architecture(graph, plan.deployment.quantization),)),
         Section(answer[2].title, (*answer[2].blocks[:1], *_terms(plan))),
         *growth_section(graph, plan),
         *roofline_section(plan),
@@ -97,7 +97,9 @@ def _sources(graph: LayerGraph, plan: Plan) -> Iterator[str]:
         yield f"estimated, since nobody has published them: {', '.join(plan.estimated)}"
 
 
-def _architecture(picture: ModelPicture) -> Figure:
+def architecture(graph: LayerGraph, quantization: str | None) -> Figure:
+    """The picture of a model, with its boxes as a table; weights in a scheme, by default as the spec stores them."""
+    picture = picture_of(graph, quantization)
     boxes = [box for column in (picture.vision, picture.text) if column is not None for box in column.boxes]
     rows = []
     for box in boxes:
@@ -144,7 +146,7 @@ def _times(plan: Plan) -> Iterator[Section]:
 
 def _layouts(plan: Plan) -> Iterator[Section]:
     for section in detail_page(plan):
-        if section.title == "Legal layouts":
+        if section.title.startswith("Legal layouts"):
             yield section
         elif section.title == "Illegal layouts":
             yield Section("", (Details("layouts that the model does not allow", "", section.blocks),))
@@ -158,4 +160,4 @@ def _claims(graph: LayerGraph) -> Section:
     return Section("Claims", tuple(blocks))
 
 
-__all__ = ["report_page"]
+__all__ = ["architecture", "report_page"]

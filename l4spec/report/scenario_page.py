@@ -19,7 +19,7 @@ def scenario_page(plan: "ScenarioPlan") -> Page:
     return (
         Section("", (Lines((headline(plan), *plan.misses)),)),
         Section(
-            "Servers (memory of the fullest GPU; sequences of the mean request at a time)",
+            "Memory of the fullest GPU, and sequences of the mean request at a time",
             (Table(_MEMORY, tuple(map(_server_row, plan.servers)), "lllllrrrrr"),),
         ),
         Section(

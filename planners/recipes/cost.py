@@ -12,7 +12,6 @@ from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
 from l4spec.spec.resolve import resolve
@@ -45,7 +44,7 @@ def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> R
     """Cost of every phase, and of all. Raises UserError, naming the phase, for one that cannot be planned."""
     asked, recipe = options or RecipeOptions(), loaded.recipe
     spec = loaded.model(asked.variant, asked.scale)
-    graph = _graph_of(spec)
+    graph = graph_of(loaded, asked)
     phases = tuple(_phase(loaded, phase, graph, asked) for phase in loaded.phases(asked.scale, spec))
     counts = count_params(graph)
     return RecipePlan(
@@ -66,8 +65,10 @@ def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> R
     )
 
 
-def _graph_of(spec: ModelSpec) -> LayerGraph:
-    return build_graph(resolve(spec))
+def graph_of(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> LayerGraph:
+    """The model that a recipe trains."""
+    asked = options or RecipeOptions()
+    return build_graph(resolve(loaded.model(asked.variant, asked.scale)))
 
 
 def _total(values: Iterable[float | None]) -> float | None:
@@ -179,7 +180,7 @@ def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: flo
         return None
     teacher = loaded.recipe.teachers[phase.teacher]
     spec = loaded.spec_of(teacher.model, teacher.set, ("teachers", phase.teacher, "model"))
-    graph = _graph_of(loaded.scaled(spec, asked.scale))
+    graph = build_graph(resolve(loaded.scaled(spec, asked.scale)))
     step = model_flops(graph, Work(phase.batch, phase.context, phase="train"))
     flops = round(step * phase.tokens / (phase.batch * phase.context))
     charged = round(flops * (1 - teacher.in_training) / teacher.students)

@@ -154,6 +154,9 @@ def test_the_same_model_gives_the_same_report(compiled: Compile) -> None:
         ("compare", "tiny/scout", "tiny/maverick"),
         ("verify", "scout"),
         ("report", "tiny/scout"),
+        ("report", "tiny/scout", "tiny/maverick"),
+        ("report", "scenarios/guarded", "--set", "workload.requests=20"),
+        ("report", "recipes/scout"),
     ],
 )
 def test_every_command_that_reports_writes_html(run: Run, arguments: tuple[str, ...]) -> None:
@@ -161,3 +164,52 @@ def test_every_command_that_reports_writes_html(run: Run, arguments: tuple[str, 
     assert done.exit_code == 0, done.stderr
     assert done.stdout.lstrip().startswith("<!DOCTYPE html>")
     assert not Tags(done.stdout).open
+
+
+DOCUMENTS = {
+    "a comparison": (("scout", "maverick", "behemoth", "--gpus", "8xH200"), ("Side by side", "How the caches grow")),
+    "a scenario": (("scenarios/guarded",), ("Latency", "scout over", "One request alone", "What the times rest on")),
+    "a recipe": (("recipes/posttrain",), ("Phases", "Architecture of the model")),
+    "a costed recipe": (("recipes/behemoth", "--gpus", "32768xH100"), ("Where the GPU-hours go", "Phases")),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_kind_of_document_has_a_report_that_fetches_nothing(run: Run, name: str) -> None:
+    arguments, titles = DOCUMENTS[name]
+    done = run("report", *arguments)
+    assert done.exit_code == 0, done.stderr
+    html = done.stdout
+    assert len(html.encode()) < 3_000_000
+    tags = Tags(html)
+    assert not tags.open
+    assert "script" not in tags.names
+    assert not [
+        value for key, value in tags.attributes if key in ("src", "href") and not str(value).startswith(("#", "data:"))
+    ]
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+    for title in titles:
+        assert sum(heading.startswith(title) for heading in headings) == 1, (title, headings)
+
+
+def test_a_hostile_scenario_and_recipe_are_reported_as_text(tmp_path: Path, run: Run) -> None:
+    source = "</svg><script>alert(1)</script>"
+    scenario = tmp_path / "hostile.yaml"
+    scenario.write_text(
+        "l4spec: 1\nkind: scenario\nname: x\n"
+        f'description: "{source}"\nsources: ["{source}"]\nmodels: {{m: {{spec: tiny/scout, gpus: 1xH100}}}}\n'
+        "workload: {arrivals: {kind: closed, clients: 1}, prompt_tokens: 10, output_tokens: 5, requests: 2}\n",
+        "utf-8",
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f'l4spec: 1\nkind: recipe\nextends: recipes/scout\nname: x\nsources: ["{source}"]\n', "utf-8")
+    for path in (scenario, recipe):
+        done = run("report", str(path))
+        assert done.exit_code == 0, done.stderr
+        assert "script" not in Tags(done.stdout).names
+
+
+def test_only_specs_are_compared_in_a_report(run: Run) -> None:
+    done = run("report", "recipes/scout", "scout")
+    assert done.exit_code == 2
+    assert "one by one" in done.stderr

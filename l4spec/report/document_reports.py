@@ -1,0 +1,91 @@
+"""`l4spec report` of several models, of a scenario and of a recipe: one page each, to read and to send."""
+
+from collections.abc import Iterator, Sequence
+
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.report.compare import Comparison, compare_page
+from l4spec.report.growth import compared_growth
+from l4spec.report.page import Bar, Bars, Block, Details, Lines, Page, Section
+from l4spec.report.plan_page import verdict
+from l4spec.report.quantities import ESTIMATE_MARK
+from l4spec.report.recipe_page import recipe_page
+from l4spec.report.report_page import architecture, report_page
+from l4spec.report.scenario_page import scenario_page
+from l4spec.report.simulate_page import headline, simulate_report
+from planners.plan_types import Plan
+from planners.recipes.recipe_plan import PhasePlan, RecipePlan
+from planners.simulate.result_types import SimulationResult
+from planners.simulate.scenario_plan import ScenarioPlan
+
+REST_ON = "What the times rest on"
+
+
+def comparison_report(pairs: Sequence[tuple[LayerGraph, Plan]], comparison: Comparison) -> Page:
+    """The models side by side, how their caches grow, and the whole report of each, one click away."""
+    names = ", ".join(plan.model for _, plan in pairs)
+    verdicts = (f"{names} side by side", *(verdict(plan) for _, plan in pairs))
+    inner = [
+        Details(plan.model, verdict(plan).removeprefix(f"{plan.model} "), _blocks(report_page(graph, plan)))
+        for graph, plan in pairs
+    ]
+    return (
+        Section("", (Lines(verdicts),)),
+        *_titled(compare_page(comparison), "Side by side"),
+        *compared_growth(pairs),
+        Section("Each model", tuple(inner)),
+    )
+
+
+def scenario_report(plan: ScenarioPlan, result: SimulationResult) -> Page:
+    """What a scenario's servers are, what one request alone takes, and what the simulated load did."""
+    simulated, planned = simulate_report(result), scenario_page(plan)
+    rest_on = dict.fromkeys([*lines_under(REST_ON, planned), *lines_under(REST_ON, simulated)])
+    return (
+        Section("", (Lines((headline(result), *lines_under("", planned))),)),
+        *(section for section in simulated if section.title not in ("", REST_ON)),
+        *(section for section in planned if section.title not in ("", REST_ON)),
+        Section(REST_ON, (Lines(tuple(rest_on)),)),
+    )
+
+
+def lines_under(title: str, page: Page) -> tuple[str, ...]:
+    """The sentences of a page that stand under a title."""
+    blocks = (block for section in page if section.title == title for block in section.blocks)
+    return tuple(line for block in blocks if isinstance(block, Lines) for line in block.lines)
+
+
+def recipe_report(answer: RecipePlan, graph: LayerGraph) -> Page:
+    """What a training costs, phase by phase, where its hours go, and the model that it trains."""
+    pages = recipe_page(answer)
+    return (
+        pages[0],
+        *_shares(answer),
+        *pages[1:],
+        Section("Architecture of the model", (architecture(graph, None),)),
+    )
+
+
+def _shares(answer: RecipePlan) -> Iterator[Section]:
+    """Bars of the phases' GPU-hours; none where no phase is timed."""
+    timed = [phase for phase in answer.phases if phase.gpu_hours]
+    if timed:
+        mark = ESTIMATE_MARK if answer.estimated else ""
+        bars = tuple(Bar(phase.name, f"{mark}{phase.gpu_hours:,.0f}", _minutes(phase)) for phase in timed)
+        yield Section("Where the GPU-hours go", (Bars(bars, sum(map(_minutes, timed))),))
+
+
+def _minutes(phase: PhasePlan) -> int:
+    return max(1, round(60 * (phase.gpu_hours or 0.0)))
+
+
+def _blocks(page: Page) -> tuple[Block, ...]:
+    """A page's blocks, each section's under its title."""
+    titled: list[Block] = []
+    for section in page:
+        titled += [Lines((section.title,)), *section.blocks] if section.title else section.blocks
+    return tuple(titled)
+
+
+def _titled(page: Page, title: str) -> Page:
+    """The page with a title for its first section."""
+    return (Section(title, page[0].blocks), *page[1:])

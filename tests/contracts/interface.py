@@ -22,7 +22,9 @@ def documents() -> dict[str, type]:
     from l4spec.verification.claims import Report
     from l4spec.verification.measure import MeasureReport
     from planners.plan_types import Plan
+    from planners.recipes.recipe_plan import RecipePlan
     from planners.search.search_types import SearchAnswer
+    from planners.simulate.scenario_plan import ScenarioPlan
 
     return {
         "l4spec_plan": Plan,
@@ -32,6 +34,8 @@ def documents() -> dict[str, type]:
         "l4spec_verify": Report,
         "l4spec_measure": MeasureReport,
         "l4spec_accuracy": AccuracyReport,
+        "l4spec_recipe_plan": RecipePlan,
+        "l4spec_scenario_plan": ScenarioPlan,
     }
 
 

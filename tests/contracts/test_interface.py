@@ -8,8 +8,7 @@ from tests.contracts.interface import RECORD, documents, interface
 def test_no_option_of_a_command_goes_away() -> None:
     recorded, today = json.loads(RECORD.read_text(encoding="utf-8"))["options"], interface()["options"]
     gone = {name: sorted(set(flags) - set(today.get(name, ()))) for name, flags in recorded.items()}
-    renamed = {"report": ["spec"]}  # what stands by its place has no name to programs: one spec became several
-    assert {name: flags for name, flags in gone.items() if flags} in ({}, renamed)
+    assert not {name: flags for name, flags in gone.items() if flags}
     assert sum(map(len, recorded.values())) > 200
 
 

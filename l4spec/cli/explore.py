@@ -36,6 +36,8 @@ def explore_command(spec: SpecOrScout = "scout", overrides: o.SetOption = None, 
 
     compiled(spec, overrides)  # what is wrong with the spec is said here, not on a page
     try:
+        import jinja2  # noqa: F401 - the page is a template
+
         from l4spec.explore.explorer import Explorer
         from l4spec.explore.serve import serve
     except ImportError as error:

@@ -19,6 +19,7 @@ def bound(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((ADDRESS, port))
+        listener.listen()  # from now on a browser waits instead of being refused
     except (OSError, OverflowError) as error:
         listener.close()
         hint = "leave --port out: a free one is taken"

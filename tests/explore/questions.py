@@ -11,6 +11,7 @@ from l4spec.explore.explorer import Explorer
 
 MODELS = ("scout", "maverick", "compare/deepseek-v3", "compare/gpt-oss-20b", "compare/llama-3.1-8b", "tiny/scout")
 USUAL = {"gpus": "8xh100-sxm", "context": "8192", "batch": "8", "output_tokens": "512"}
+CONTROLS = {model: controls_of(Explorer("scout").parent(model).data) for model in MODELS}
 Data = dict[str, Any]
 
 
@@ -31,8 +32,7 @@ def ask(browser: TestClient, what: str, **question: Any) -> Data:
 def questions(draw: st.DrawFn) -> Data:
     """A model, some of its controls at a stop of theirs or at any number, and options as a user may write them."""
     model = draw(st.sampled_from(MODELS))
-    controls = controls_of(Explorer("scout").parent(model).data)
-    moved = draw(st.lists(st.sampled_from(controls), unique=True, max_size=4))
+    moved = draw(st.lists(st.sampled_from(CONTROLS[model]), unique=True, max_size=4))
     fields = {each.path: str(draw(st.sampled_from(each.stops) | st.integers(1, 4 * each.value))) for each in moved}
     options = {
         "gpus": draw(st.sampled_from(["", "1xh100-sxm", "8xh200", "2x8xh100-sxm", "4xb200", "64xmi300x"])),

@@ -49,7 +49,7 @@ class Opened:
 
     def settle(self) -> None:
         """Wait until the last change is answered."""
-        playwright.expect(self.page.locator("body")).to_have_attribute("aria-busy", "false")
+        playwright.expect(self.page.locator("body")).to_have_attribute("aria-busy", "false", timeout=30_000)
 
     def text(self, selector: str) -> str:
         return str(self.page.locator(selector).inner_text())
@@ -67,7 +67,6 @@ def opened(browser: Any, address: str, scheme: str = "light", width: int = 1200)
     page.on("pageerror", lambda error: result.complaints.append(str(error)))
     page.on("dialog", lambda dialog: result.complaints.append("a dialog"))
     page.goto(address)
-    page.set_default_timeout(10_000)
     page.locator("#rows tr").first.wait_for()
     result.settle()
     return result
@@ -105,14 +104,14 @@ def test_every_control_moves_the_plan_and_nothing_complains(browser: Any, addres
     it.settle()
     assert "--set" not in it.text("#command")
     it.page.get_by_role("button", name="Write the launch").click()
-    playwright.expect(it.page.locator("#launched")).to_contain_text("vllm serve")
+    playwright.expect(it.page.locator("#launched")).to_contain_text("vllm serve", timeout=30_000)
     with it.page.expect_download() as download:
         it.page.get_by_role("button", name="Save the report as HTML").click()
     assert Path(download.value.path()).read_text("utf-8").startswith("<!DOCTYPE html>")
     it.page.locator("#o-quantization").select_option("bf16")
     it.move("GPUs", "1")
     it.page.get_by_role("button", name="What would make it fit?").click()
-    playwright.expect(it.page.locator("#fitting")).to_contain_text("on the fullest GPU")
+    playwright.expect(it.page.locator("#fitting")).to_contain_text("on the fullest GPU", timeout=30_000)
     own = [request for request in it.requests if request.startswith((address, f"blob:{address}", "data:"))]
     assert it.requests == own
     assert it.complaints == []

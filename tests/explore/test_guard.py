@@ -1,5 +1,9 @@
 """Only the page itself is answered: other hosts, other origins and other bodies are refused, and no name is markup."""
 
+import signal
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -126,12 +130,26 @@ def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_taken_port_is_one_clear_line(run: Run) -> None:
     with bound(0) as taken:
-        taken.listen()
         assert taken.getsockname()[0] == ADDRESS
         done = run("explore", "tiny/scout", "--port", str(taken.getsockname()[1]))
     assert done.exit_code == 2
     assert "cannot serve on port" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
+    command = [sys.executable, "-m", "l4spec", "explore", "tiny/scout"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().strip()
+        try:
+            assert address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                assert "l4spec explore" in answer.read().decode()
+        finally:
+            process.send_signal(signal.SIGINT)
+        _, complaints = process.communicate(timeout=60)
+    assert (process.returncode, complaints) == (130, "")
 
 
 @pytest.mark.parametrize("arguments", [("no-such-model",), ("--port", "70000"), ("scout", "--set", "text.x=1")])
@@ -141,8 +159,6 @@ def test_wrong_arguments_are_refused_before_anything_is_served(run: Run, argumen
 
 
 def test_without_the_extra_one_line_names_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     for name in [name for name in sys.modules if name.startswith("l4spec.explore")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)

@@ -11,6 +11,7 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting
 from planners.request import LARGEST, PlanRequest
+from planners.training_batch import chosen_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Deployment:
             train=request.training,
             max_num_seqs=request.max_num_seqs,
         )
-        return cls(graph, request, cluster, setting, request.tokens(graph), request.sequences)
+        context = request.tokens(graph)
+        return cls(graph, request, cluster, setting, context, _sequences(request, cluster, context))
 
     def changed(self, *, num_gpus: int | None = None, **options: Any) -> "Deployment":
         """The deployment with other options, looking up only what they name. Raises UserError as `resolve` does."""
@@ -69,7 +71,8 @@ class Deployment:
             train=request.training,
             max_num_seqs=request.max_num_seqs,
         )
-        return Deployment(self.graph, request, cluster, setting, request.tokens(self.graph), request.sequences)
+        context = request.tokens(self.graph)
+        return Deployment(self.graph, request, cluster, setting, context, _sequences(request, cluster, context))
 
     @property
     def gpus_per_host(self) -> int:
@@ -85,6 +88,13 @@ class Deployment:
     def prompt_tokens(self) -> int:
         """Tokens of each prompt."""
         return max(1, self.context - (self.output_tokens or 0))
+
+
+def _sequences(request: PlanRequest, cluster: Cluster | None, context: int) -> int:
+    """Those given; of a training step on GPUs for which nobody gave any, as many as such runs have."""
+    if request.mode == "serve" or cluster is None or "batch" in request.model_fields_set:
+        return request.sequences
+    return chosen_batch(context, cluster.num_gpus)
 
 
 def _format_of(request: PlanRequest) -> str:

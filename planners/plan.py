@@ -1,7 +1,7 @@
 """Stage 6: `plan`, from a layer graph and a deployment to a `Plan`."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -190,6 +190,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         context=deployment.context,
         context_origin="default" if request.context is None and request.prompt_tokens is None else "given",
         batch=deployment.batch,
+        batch_origin=_batch_origin(deployment),
         quantization=setting.scheme.name,
         as_published=train is None and setting.scheme.name == published_name(deployment.graph.model.spec),
         kv_dtype=request.kv_dtype,
@@ -208,6 +209,12 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,
     )
+
+
+def _batch_origin(deployment: Deployment) -> Literal["given", "default", "chosen"]:
+    if {"batch", "concurrency"} & deployment.request.model_fields_set:
+        return "given"
+    return "default" if deployment.setting.train is None or deployment.cluster is None else "chosen"
 
 
 def _cluster_info(cluster: Cluster | None, text: str | None) -> ClusterInfo | None:

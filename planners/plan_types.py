@@ -226,6 +226,8 @@ class DeploymentInfo(Frozen):
     context: int
     context_origin: Literal["given", "default"]
     batch: int
+    batch_origin: Literal["given", "default", "chosen"] = "given"
+    """`chosen`: by the planner, for a training step on GPUs."""
     quantization: str
     kv_dtype: str
     engine: str

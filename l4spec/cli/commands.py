@@ -31,6 +31,7 @@ COMMANDS = {
     "search": "Find the cheapest deployment that meets a service level: hardware, layout, scheme, engine, replicas.",
     "show": "Draw the layer pattern of a model and list its parts, vision, and what its author estimated.",
     "simulate": "Simulate a load on deployed models: latencies, service levels, cache and cost.",
+    "sweep": "Plan every combination of values of a spec: parameters, cache, fits or not, TPOT, cost, GPU-hours.",
     "train": "Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.",
     "transfer": "Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.",
     "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",

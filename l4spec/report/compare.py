@@ -6,11 +6,13 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.about import compared_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes, marks_of
-from l4spec.report.quantities import Figures, Marked, whole
+from l4spec.report.quantities import Figures, Marked, usd, whole
 from l4spec.spec.about import About
 from l4spec.units import gib
-from planners.latency_types import Frozen
+from planners.catalog.prices import lowest_offer
+from planners.latency_types import Frozen, Latency
 from planners.plan_types import Plan
+from planners.search.layouts import MAX_BATCH
 
 
 class ModelShape(Frozen):
@@ -106,8 +108,63 @@ _FIT: tuple[Row, ...] = (
     ("layout", lambda shape, plan, n: str(plan.layout)),
     ("fits", lambda shape, plan, n: "yes" if plan.fits else "no"),
     ("longest context", lambda shape, plan, n: n.work.whole(plan.max_context or 0)),
-    ("largest batch", lambda shape, plan, n: n.work.whole(plan.max_batch or 0)),
+    ("largest batch", lambda shape, plan, n: _most(plan.max_batch or 0, n)),
 )
+_SERVED: tuple[Row, ...] = (
+    ("TTFT", lambda shape, plan, n: _time(times_of(plan).ttft_seconds, n)),
+    ("TPOT", lambda shape, plan, n: _time(times_of(plan).time_per_output_token_seconds, n)),
+    ("tokens/s per GPU", lambda shape, plan, n: _number(times_of(plan).tokens_per_second_per_gpu, n)),
+    ("$ per million output tokens", lambda shape, plan, n: usd(_output_price(plan))),
+)
+_TRAINED: tuple[Row, ...] = (
+    ("step", lambda shape, plan, n: _time(times_of(plan).step_time_seconds, n)),
+    ("MFU", lambda shape, plan, n: _percent(times_of(plan).mfu)),
+    ("training tokens/s", lambda shape, plan, n: _number(times_of(plan).train_tokens_per_second, n)),
+    ("GPU-hours", lambda shape, plan, n: _number(times_of(plan).gpu_hours, n)),
+    ("$ of the run", lambda shape, plan, n: usd(_run_price(plan))),
+)
+
+
+def times_of(plan: Plan) -> Latency:
+    """The plan's times; none known without GPUs."""
+    return plan.latency or Latency()
+
+
+def price_of(plan: Plan) -> tuple[float, str] | None:
+    """USD of a GPU for an hour, and whose price it is: the one given, or the lowest listed; None where none is."""
+    if plan.cluster is None or plan.latency is None:
+        return None
+    if plan.latency.usd_per_gpu_hour is not None:
+        return plan.latency.usd_per_gpu_hour, "as given"
+    offer = lowest_offer(plan.cluster.hardware)
+    return None if offer is None else (offer.usd_per_gpu_hour, f"by {offer.provider} on {offer.date} ({offer.source})")
+
+
+def _output_price(plan: Plan) -> float | None:
+    price, rate = price_of(plan), times_of(plan).tokens_per_second_per_gpu
+    return None if price is None or not rate else price[0] / 3600 / rate * 1e6
+
+
+def _run_price(plan: Plan) -> float | None:
+    price, hours = price_of(plan), times_of(plan).gpu_hours
+    return None if price is None or hours is None else price[0] * hours
+
+
+def _most(batch: int, n: Marked) -> str:
+    """The largest batch; the cap of the search for it is no result."""
+    return f"{whole(MAX_BATCH)} and more" if batch >= MAX_BATCH else n.work.whole(batch)
+
+
+def _time(value: float | None, n: Marked) -> str:
+    return "-" if value is None else n.work.seconds(value)
+
+
+def _number(value: float | None, n: Marked) -> str:
+    return "-" if value is None else n.work.whole(round(value)) if value >= 100 else f"{n.work.mark}{value:.3g}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _pair(first: int | None, second: int | None, figures: Figures) -> str:
@@ -118,10 +175,14 @@ def compare_page(comparison: Comparison) -> Page:
     """A column a model, and what was assumed."""
     models = comparison.models
     limited = models[0].plan.cluster is not None
-    columns = (*_SHAPE, *_COSTS, *(_FIT if limited else ()))
+    timed = _SERVED if models[0].plan.deployment.mode == "serve" else _TRAINED
+    columns = (*_SHAPE, *_COSTS, *((*_FIT, *timed) if limited else ()))
     rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in columns)
     headers = ("", *(model.plan.model for model in models))
-    sections = [Section("", (Table(headers, rows),)), Section("", (Lines((_assumed(comparison),)),))]
+    sections = [
+        Section("", (Table(headers, rows),)),
+        Section("", (Lines((_assumed(comparison), *_priced(comparison))),)),
+    ]
     sections += compared_sections([(model.plan.model, model.about) for model in models])
     plans = [model.plan for model in models]
     notes = tuple(f"{p.model}: {note}" for p in plans for note in estimate_notes(p.estimated, p.estimates))
@@ -132,6 +193,16 @@ def compare_page(comparison: Comparison) -> Page:
 
 def _cell(model: Compared, cell: Callable[[ModelShape, Plan, Marked], str]) -> str:
     return cell(model.shape, model.plan, marks_of(model.plan))
+
+
+def _priced(comparison: Comparison) -> tuple[str, ...]:
+    """Whose prices and times these are."""
+    plans = [model.plan for model in comparison.models]
+    price = price_of(plans[0])
+    lines = [] if price is None else [f"Price of a GPU: ${price[0]:.2f} an hour {price[1]}."]
+    if any(times_of(plan).extrapolated for plan in plans):
+        lines.append("Some times are extrapolations: l4spec plan tells which and why.")
+    return tuple(lines)
 
 
 def _assumed(comparison: Comparison) -> str:

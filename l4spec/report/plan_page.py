@@ -82,7 +82,7 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
             f"{figures.sizes.count(params.total)} parameters, {figures.sizes.count(params.active)} active per token",
         ),
         ("weights", f"{figures.sizes.gib(plan.weights.bytes)} {stored_in(plan)}"),
-        ("context", f"{whole(asked.context)} tokens ({origin}), batch {whole(asked.batch)}"),
+        ("context", f"{whole(asked.context)} tokens ({origin}), batch {whole(asked.batch)}{_chosen(plan)}"),
     ]
     if asked.mode == "serve":
         cache = plan.kv_cache
@@ -111,6 +111,14 @@ def _clip(video: VideoInfo) -> str:
     return (
         f"{video.seconds:g} s, {whole(video.stills)}{few} stills{rate}{size}; {whole(video.tiles_per_still)} tiles and "
         f"{whole(video.tokens_per_still)} tokens a still, {whole(video.tokens)} tokens of the prompt"
+    )
+
+
+def _chosen(plan: Plan) -> str:
+    """Where a batch comes from that nobody gave."""
+    asked = plan.deployment
+    return (
+        f" (chosen: {asked.batch * asked.context / 1e6:,.1f}M tokens a step)" if asked.batch_origin == "chosen" else ""
     )
 
 

@@ -55,6 +55,13 @@ def seconds(value: float) -> str:
     return "0 s" if value == 0 else f"{value * 1e9:,.2f} ns"
 
 
+def usd(value: float | None) -> str:
+    """Dollars: `$0.137`, `$4.20`, `$5,651,239`; a dash for what has no price."""
+    if value is None:
+        return "-"
+    return f"${value:,.3f}" if value < 1 else f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
+
+
 ESTIMATE_MARK = "~"
 
 

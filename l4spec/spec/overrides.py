@@ -32,13 +32,21 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     return tree
 
 
+def key_path(text: str) -> KeyPath:
+    """The steps of a path as `text.layers[0].repeat`. Raises SpecError for what is no path."""
+    if not _PATH.fullmatch(text) or len(text) > MAX_LENGTH:
+        message = f"expected the path of a field, found {shortened(text)}"
+        raise SpecError([Problem(message, hint="like text.parts.moe.num_experts or text.layers[0].repeat")])
+    return tuple(int(index) if index else name for index, name in _STEP.findall(text))
+
+
 def _apply(tree: Tree, text: str) -> Tree:
     path_text, equals, value_text = text.partition("=")
     path_text = path_text.strip()
     place = Place(f"--set {path_text if len(path_text) <= 200 else path_text[:200] + '…'}")
     if not equals or not _PATH.fullmatch(path_text) or len(text) > MAX_LENGTH:
         raise SpecError([Problem(f"expected a path and a value, found {shortened(text)}", "", place, _EXAMPLE)])
-    path = tuple(int(index) if index else name for index, name in _STEP.findall(path_text))
+    path = key_path(path_text)
     if len(path) > MAX_DEPTH:
         raise SpecError([Problem(f"expected a path of at most {MAX_DEPTH} steps", "", place)])
     if path[0] == "extends":

@@ -29,6 +29,7 @@ PAGES = (
     "docs/deploy.md",
     "docs/cluster.md",
     "docs/search.md",
+    "docs/sweep.md",
     "docs/simulating.md",
 )
 

@@ -1,0 +1,71 @@
+"""`l4spec sweep`: a row of cost for each variant of a spec."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from l4spec.cli import options as o
+from l4spec.cli.app import app
+from l4spec.cli.generated import takes
+from l4spec.cli.output import deliver, write
+from planners.sweep.sweep_request import REFUSED, SweepRequest
+
+
+class SweepFormat(StrEnum):
+    """How the rows of a sweep are written."""
+
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+    HTML = "html"
+    CSV = "csv"
+
+
+_WIDEN = "Factors of width, as 1,1.5: query heads, feed-forward and hidden size, by legal steps."
+
+
+@app.command("sweep")
+@takes(SweepRequest, refuse=REFUSED)
+def sweep_command(
+    spec: o.SpecArgument,
+    request: SweepRequest,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="PATH=LIST",
+            help="Values of a field, as text.parts.moe.num_experts=8,16,32; repeatable: every combination is a row.",
+            show_default=False,
+        ),
+    ] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--link",
+            metavar="PATH=PATH",
+            help="A field that has the value of another one in every row; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    widen: Annotated[str, typer.Option("--widen", metavar="LIST", help=_WIDEN)] = "1",
+    format: Annotated[  # noqa: A002 - the option's name
+        SweepFormat, typer.Option("--format", help="How to write the rows.")
+    ] = SweepFormat.TABLE,
+    out: o.OutOption = None,
+    force: o.ForceOption = False,
+) -> None:
+    """Plan every combination of values of a spec: parameters, cache, fits or not, TPOT, cost, GPU-hours.
+
+    A combination that is no valid spec, or cannot be planned, is a row without numbers, and the reason follows.
+    """
+    from l4spec.cli.progress import progress
+    from l4spec.report.sweep_page import sweep_page, to_csv
+    from planners.sweep.sweep import sweep
+
+    with progress("planning", None) as tick:
+        made = sweep(spec, overrides or (), request, link=link or (), widen=widen, tick=tick)
+    if format is SweepFormat.CSV:
+        deliver(to_csv(made), out, force=force)
+    else:
+        write(made, lambda: sweep_page(made), o.Format(format.value), out, force=force)

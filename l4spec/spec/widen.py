@@ -1,0 +1,104 @@
+"""A wider relative of a model: more query heads, wider feed-forward layers and stream, by steps that stay legal.
+
+Each size becomes the multiple of its step that is nearest to `factor` times its own. Kept: the width of a head, what a
+token leaves in the cache (KV heads, latents, groups and states), the pattern of layers, the number of experts.
+"""
+
+from fractions import Fraction
+from math import gcd, sqrt
+from typing import Any, TypeVar
+
+from l4spec.errors import Problem, UserError
+from l4spec.layers.base import LayerSpec, Spec
+from l4spec.spec.model import ModelSpec, TextSpec
+
+S = TypeVar("S", bound=Spec)
+LEAST, MOST = Fraction(1, 10), Fraction(100)
+_WIDTHS = ("intermediate_size", "shared_intermediate_size", "latent_size", "q_lora_rank")
+_HEADS = (
+    ("num_heads", "num_kv_heads"),
+    ("num_heads", "num_groups"),
+    ("num_value_heads", "num_key_heads"),
+    ("num_heads", "num_heads"),
+)
+"""Fields that count heads, each with what they share, which stays: the first pair that a part has is its own."""
+_WIDTH_STEP, _HEAD_STEP = 128, 8
+
+
+def read_factor(text: str) -> Fraction:
+    """A factor from 0.1 to 100 as `1.5` or `3/2`, exactly. Raises ValueError."""
+    try:
+        factor = Fraction(text.strip()) if len(text) <= 40 and "e" not in text.lower() else None
+    except (ValueError, ZeroDivisionError):
+        factor = None
+    if factor is None or not LEAST <= factor <= MOST:
+        raise ValueError(f"expected a factor from 0.1 to 100 like 1.5, found {text[:40]!r}")
+    return factor
+
+
+def widen(spec: ModelSpec, factor: Fraction) -> ModelSpec:
+    """`spec` with its text `factor` times as wide. Raises UserError for a part of a kind with no size to widen."""
+    if factor == 1:
+        return spec
+    text, problems = spec.text, list[Problem]()
+    parts = {name: _part(name, part, factor, problems) for name, part in text.parts.items()}
+    if problems:
+        raise UserError(problems)
+    hidden = _hidden_size(text, parts, factor)
+    scale = text.embedding_scale and text.embedding_scale * sqrt(hidden / text.hidden_size)
+    wider = _changed(text, hidden_size=hidden, parts=parts, embedding_scale=scale)
+    vision = spec.vision and _changed(spec.vision, projector=_changed(spec.vision.projector, output_size=hidden))
+    dropped: dict[str, Any] = {"extends": None, "claims": (), "estimated": (), "huggingface": None}
+    name = f"{spec.name[:100]} x{float(factor):.4g}"
+    return _changed(spec, name=name, text=wider, vision=vision, **dropped)
+
+
+def _part(name: str, part: LayerSpec, factor: Fraction, problems: list[Problem]) -> LayerSpec:
+    sizes = {
+        width: nearest_step(size, factor, _WIDTH_STEP)
+        for width in _WIDTHS
+        if isinstance(size := getattr(part, width, None), int)
+    }
+    sizes |= _heads(part, factor)
+    if not sizes:
+        path = f"text.parts.{name}"
+        problems.append(Problem(f"kind {part.kind!r} has no size to widen", path, hint="--set its sizes instead"))
+        return part
+    return _changed(part, **sizes)
+
+
+def _heads(part: LayerSpec, factor: Fraction) -> dict[str, int]:
+    """Query heads, a multiple of what they share; with as many KV heads as query heads both alike."""
+    for heads, shared in _HEADS:
+        count, groups = getattr(part, heads, None), getattr(part, shared, None)
+        if count is not None and groups is not None:
+            if heads == shared or count == groups:
+                more = nearest_step(count, factor, _HEAD_STEP)
+                return {heads: more, shared: more}
+            return {heads: max(groups, _nearest(count * factor, groups))}
+    return {}
+
+
+def _hidden_size(text: TextSpec, parts: dict[str, LayerSpec], factor: Fraction) -> int:
+    """The stream's width: that of all query heads where it was so."""
+    for name, part in text.parts.items():
+        heads, dim = getattr(part, "num_heads", None), getattr(part, "head_dim", None)
+        if heads is not None and dim is not None and heads * dim == text.hidden_size:
+            return int(parts[name].num_heads) * int(dim)  # type: ignore[attr-defined]
+    return nearest_step(text.hidden_size, factor, _WIDTH_STEP)
+
+
+def nearest_step(size: int, factor: Fraction, largest_step: int) -> int:
+    """The multiple nearest to `size * factor` of the greatest power of two, up to a limit, that divides `size`."""
+    step = gcd(size, largest_step)
+    return max(step, _nearest(size * factor, step))
+
+
+def _nearest(value: Fraction, step: int) -> int:
+    """The multiple of `step` nearest to a value, of two the larger."""
+    return int((value / step + Fraction(1, 2)) // 1) * step
+
+
+def _changed(spec: S, **fields: Any) -> S:
+    """A copy with other fields, checked again as if it had been written so."""
+    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})

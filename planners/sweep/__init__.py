@@ -1,0 +1,1 @@
+"""Architectures by the dozen: a row of cost for each variant of a spec."""

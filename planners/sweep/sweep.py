@@ -1,0 +1,162 @@
+"""`sweep`: every variant planned for serving, and with tokens of a training run for training too."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from l4spec.errors import Place, Problem, SpecError, UserError
+from l4spec.huggingface.opening import compiled
+from l4spec.spec.model import ModelSpec
+from l4spec.spec.tree import plain
+from l4spec.spec.yaml_tree import compose
+from planners.catalog.cluster import parse_cluster
+from planners.catalog.prices import lowest_offer
+from planners.latency_types import Latency
+from planners.plan import plan
+from planners.plan_types import Plan
+from planners.request import PlanRequest
+from planners.sweep.sweep_request import SweepRequest
+from planners.sweep.sweep_types import Sweep, SweepRow
+from planners.sweep.variants import Variant, read_axes, read_factors, read_links, variants_of
+
+Texts = Iterable[str] | Mapping[str, Sequence[object]]
+
+
+def sweep(
+    model: str | Path,
+    values: Texts = (),
+    request: SweepRequest | None = None,
+    /,
+    *,
+    link: Iterable[str] | Mapping[str, str] = (),
+    widen: str | Sequence[float | str] = "1",
+    tick: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Sweep:
+    """A row for each combination of `values`, as `{"text.parts.moe.num_experts": [8, 16]}` or `["path=8,16"]`.
+
+    `link` gives fields the value of another one, `widen` lists factors of width, `options` are those of
+    `SweepRequest`. With `jobs` above 1 variants are planned side by side by joblib, so on whatever backend joblib is
+    set to: `joblib.parallel_config("dask")` carries a sweep over a cluster. `tick` is given how many rows are done and
+    how many there are. A variant that is no valid spec, or cannot be planned, is a row with its `problem`.
+
+    Raises UserError where no variant can be planned, and for options that nothing can have.
+    """
+    asked = SweepRequest(**options) if request is None else request.changed(**options)
+    axes, links, factors = read_axes(values), read_links(link), read_factors(widen)
+    variants = variants_of(model, axes, links, factors)
+    served, served_price = _priced(asked.served())
+    training = asked.trained()
+    if training is not None and training.gpus is None:
+        raise UserError([Problem("a training run needs GPUs", "train_tokens", hint="give --train-gpus or --gpus")])
+    trained, trained_price = (None, "") if training is None else _priced(training)
+    rows = tuple(_rows(variants, served, trained, asked.jobs, tick))
+    if all(row.problem for row in rows):
+        raise UserError([Problem(text) for text in dict.fromkeys(str(row.problem) for row in rows)])
+    return Sweep(
+        model=str(model),
+        paths=tuple(axis.path for axis in axes),
+        serving=served.echo(),
+        training=None if trained is None else trained.echo(),
+        rows=rows,
+        prices=tuple(dict.fromkeys(price for price in (served_price, trained_price) if price)),
+    )
+
+
+def _priced(request: PlanRequest) -> tuple[PlanRequest, str]:
+    """The request with the lowest list price of its GPUs where it names none, and whose price that is."""
+    if request.gpus is None or request.usd_per_gpu_hour is not None:
+        return request, ""
+    offer = lowest_offer(parse_cluster(request.gpus).hardware.name)
+    if offer is None:
+        return request, ""
+    where = f"{offer.hardware}: {offer.usd_per_gpu_hour:.2f} USD an hour by {offer.provider} on {offer.date}"
+    return request.changed(usd_per_gpu_hour=offer.usd_per_gpu_hour), f"{where} ({offer.source})"
+
+
+def _rows(
+    variants: Sequence[Variant],
+    served: PlanRequest,
+    trained: PlanRequest | None,
+    jobs: int,
+    tick: Callable[[int, int], None] | None,
+) -> Iterable[SweepRow]:
+    if jobs > 1 and len(variants) > 1:
+        from joblib import Parallel, delayed
+
+        yield from Parallel(n_jobs=jobs)(delayed(row_of)(variant, served, trained) for variant in variants)
+        return
+    for number, variant in enumerate(variants, 1):
+        yield row_of(variant, served, trained)
+        if tick is not None:
+            tick(number, len(variants))
+
+
+def row_of(variant: Variant, served: PlanRequest, trained: PlanRequest | None) -> SweepRow:
+    """The row of one variant: what a worker is given to do."""
+    values = {path: _scalar(text) for path, text in variant.settings}
+    named = SweepRow(values=values, widen=float(variant.widen))
+    if variant.spec is None:
+        return named.model_copy(update={"problem": _said(variant.problems)})
+    try:
+        return named.model_copy(update=_costs(variant.spec, served, trained))
+    except UserError as error:
+        return named.model_copy(update={"model": variant.spec.name, "problem": _said(error.problems)})
+
+
+def _scalar(text: str) -> str | int | float | bool | None:
+    """What a text means in a document; a list or a mapping stays a text, so that a column holds it."""
+    try:
+        value = plain(compose(text, lambda line, column: Place("value", line, column)))
+    except SpecError:
+        return text
+    return text if isinstance(value, list | dict) else value
+
+
+def _said(problems: Iterable[Problem]) -> str:
+    return "; ".join(map(str, problems))
+
+
+def _costs(spec: ModelSpec, served: PlanRequest, trained: PlanRequest | None) -> dict[str, Any]:
+    graph = compiled(spec)
+    serving = plan(graph, served)
+    training = None if trained is None else plan(graph, trained)
+    return {"model": spec.name, **_serving(serving), **({} if training is None else _training(training))}
+
+
+def _serving(made: Plan) -> dict[str, Any]:
+    times = made.latency or Latency()
+    return {
+        "context": made.deployment.context,
+        "batch": made.deployment.batch,
+        "params": made.params.total,
+        "active_params": made.params.active,
+        "flops_per_token": made.flops.forward_per_token,
+        "weight_bytes": made.weights.bytes,
+        "kv_bytes_per_token": made.kv_cache.bytes_per_token_unbounded,
+        "fits": made.fits,
+        "layout": str(made.layout),
+        "bytes_per_gpu": made.memory_per_device.total_bytes,
+        "max_context": made.max_context,
+        "ttft_seconds": times.ttft_seconds,
+        "time_per_output_token_seconds": times.time_per_output_token_seconds,
+        "tokens_per_second_per_gpu": times.tokens_per_second_per_gpu,
+        "usd_per_million_output_tokens": times.usd_per_million_output_tokens,
+        "extrapolated": None if made.latency is None else times.extrapolated,
+    }
+
+
+def _training(made: Plan) -> dict[str, Any]:
+    """The training run. What does not fit runs nowhere and costs nothing that is known."""
+    times = (made.latency if made.fits else None) or Latency()
+    return {
+        "train_fits": made.fits,
+        "train_layout": str(made.layout),
+        "train_batch": made.deployment.batch,
+        "train_mfu": times.mfu,
+        "train_gpu_hours": times.gpu_hours,
+        "train_usd": times.usd,
+    }
+
+
+__all__ = ["Sweep", "sweep"]

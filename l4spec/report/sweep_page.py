@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import count, exact_bytes, flops, seconds, usd, whole
 from l4spec.units import gib
-from planners.sweep.sweep_types import Sweep, SweepRow
+from planners.sweep.sweep_types import SweepRow, SweepTable
 
 Cell = Callable[[SweepRow], str]
 
 
-def sweep_page(sweep: Sweep) -> Page:
+def sweep_page(sweep: SweepTable) -> Page:
     """A row a variant, then what was planned, prices, and why variants have no numbers."""
     columns = [*_settings(sweep), *_costs(sweep)]
     rows = tuple(tuple("-" if _unknown(row, name) else cell(row) for name, cell in columns) for row in sweep.rows)
@@ -25,7 +25,7 @@ def _unknown(row: SweepRow, column: str) -> bool:
     return row.params is None and column in dict(_MODEL + _SERVING + _TRAINING)
 
 
-def _settings(sweep: Sweep) -> Iterator[tuple[str, Cell]]:
+def _settings(sweep: SweepTable) -> Iterator[tuple[str, Cell]]:
     for path in sweep.paths:
         yield _short(path, sweep.paths), lambda row, path=path: str(row.values[path])  # type: ignore[misc]
     if any(row.widen != 1 for row in sweep.rows):
@@ -62,7 +62,7 @@ _TRAINING: tuple[tuple[str, Cell], ...] = (
 )
 
 
-def _costs(sweep: Sweep) -> tuple[tuple[str, Cell], ...]:
+def _costs(sweep: SweepTable) -> tuple[tuple[str, Cell], ...]:
     serving = _SERVING if "gpus" in sweep.serving else ()
     return (*_MODEL, *serving, *(_TRAINING if sweep.training else ()))
 
@@ -71,7 +71,7 @@ def _time(value: float | None) -> str:
     return "unknown" if value is None else seconds(value)
 
 
-def _notes(sweep: Sweep) -> Iterator[str]:
+def _notes(sweep: SweepTable) -> Iterator[str]:
     served = sweep.serving
     where = f" on {served['gpus']}" if "gpus" in served else "; give --gpus for what fits, times and cost"
     yield f"{sweep.model}: {whole(len(sweep.rows))} variants, served{_load(sweep)}{where}."
@@ -92,12 +92,12 @@ def _notes(sweep: Sweep) -> Iterator[str]:
             yield f"{values}{widened}: {row.problem}"
 
 
-def _load(sweep: Sweep) -> str:
+def _load(sweep: SweepTable) -> str:
     loads = sorted({(row.context, row.batch) for row in sweep.rows if row.context and row.batch})
     return " with " + " or ".join(f"{whole(c or 0)} tokens, batch {whole(b or 0)}" for c, b in loads)
 
 
-def to_csv(sweep: Sweep) -> str:
+def to_csv(sweep: SweepTable) -> str:
     """Every row, with a column for each field that varies."""
     records = sweep.records()
     text = io.StringIO()

@@ -16,8 +16,8 @@ from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
 from planners.sweep.sweep_request import SweepRequest
-from planners.sweep.sweep_types import Sweep, SweepRow
-from planners.sweep.variants import Variant, read_axes, read_factors, read_links, variants_of
+from planners.sweep.sweep_types import SweepRow, SweepTable
+from planners.sweep.variants import SweptVariant, read_axes, read_factors, read_links, variants_of
 
 Texts = Iterable[str] | Mapping[str, Sequence[object]]
 
@@ -32,7 +32,7 @@ def sweep(
     widen: str | Sequence[float | str] = "1",
     tick: Callable[[int, int], None] | None = None,
     **options: Any,
-) -> Sweep:
+) -> SweepTable:
     """A row for each combination of `values`, as `{"text.parts.moe.num_experts": [8, 16]}` or `["path=8,16"]`.
 
     `link` gives fields the value of another one, `widen` lists factors of width, `options` are those of
@@ -53,7 +53,7 @@ def sweep(
     rows = tuple(_rows(variants, served, trained, asked.jobs, tick))
     if all(row.problem for row in rows):
         raise UserError([Problem(text) for text in dict.fromkeys(str(row.problem) for row in rows)])
-    return Sweep(
+    return SweepTable(
         model=str(model),
         paths=tuple(axis.path for axis in axes),
         serving=served.echo(),
@@ -75,7 +75,7 @@ def _priced(request: PlanRequest) -> tuple[PlanRequest, str]:
 
 
 def _rows(
-    variants: Sequence[Variant],
+    variants: Sequence[SweptVariant],
     served: PlanRequest,
     trained: PlanRequest | None,
     jobs: int,
@@ -92,7 +92,7 @@ def _rows(
             tick(number, len(variants))
 
 
-def row_of(variant: Variant, served: PlanRequest, trained: PlanRequest | None) -> SweepRow:
+def row_of(variant: SweptVariant, served: PlanRequest, trained: PlanRequest | None) -> SweepRow:
     """The row of one variant: what a worker is given to do."""
     values = {path: _scalar(text) for path, text in variant.settings}
     named = SweepRow(values=values, widen=float(variant.widen))
@@ -159,4 +159,4 @@ def _training(made: Plan) -> dict[str, Any]:
     }
 
 
-__all__ = ["Sweep", "sweep"]
+__all__ = ["SweepTable", "sweep"]

@@ -41,7 +41,7 @@ class SweepRow(Frozen):
     problem: str | None = None
 
 
-class Sweep(Frozen):
+class SweepTable(Frozen):
     """Every variant in the order of its values, the last list varying fastest.
 
     `serving` and `training` are the options of both plans, as `planners.PlanRequest` takes them; `prices` says whose

@@ -23,7 +23,7 @@ _KNOWN_LINKS = {"vision.projector.output_size": "text.hidden_size"}
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class SweptField:
     """A field of the spec and the values that it takes in turn, as a document writes them."""
 
     path: str
@@ -39,7 +39,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class SweptVariant:
     """One combination of values: its spec, or why there is none."""
 
     settings: tuple[tuple[str, str], ...]
@@ -48,15 +48,17 @@ class Variant:
     problems: tuple[Problem, ...] = ()
 
 
-def read_axes(texts: Iterable[str] | Mapping[str, Sequence[object]]) -> tuple[Axis, ...]:
+def read_axes(texts: Iterable[str] | Mapping[str, Sequence[object]]) -> tuple[SweptField, ...]:
     """Lists of values from `path=8,16,32`, or from a mapping of paths to values. Raises UserError.
 
     Commas within brackets, braces and quotes belong to a value.
     """
     if isinstance(texts, Mapping):
-        axes = [Axis(path, tuple(json.dumps(value) for value in values)) for path, values in texts.items()]
+        axes = [SweptField(path, tuple(json.dumps(value) for value in values)) for path, values in texts.items()]
     else:
-        axes = [Axis(path.strip(), tuple(_values(values))) for path, _, values in (t.partition("=") for t in texts)]
+        axes = [
+            SweptField(path.strip(), tuple(_values(values))) for path, _, values in (t.partition("=") for t in texts)
+        ]
     problems = list[Problem]()
     for number, axis in enumerate(axes):
         key_path(axis.path)
@@ -117,8 +119,8 @@ def _values(text: str) -> Iterator[str]:
 
 
 def variants_of(
-    model: str | Path, axes: Sequence[Axis], links: Sequence[Link], factors: Sequence[Fraction]
-) -> list[Variant]:
+    model: str | Path, axes: Sequence[SweptField], links: Sequence[Link], factors: Sequence[Fraction]
+) -> list[SweptVariant]:
     """Every combination, the last list varying fastest. Raises UserError where there are too many or none is valid."""
     count = len(factors)
     for axis in axes:
@@ -134,19 +136,19 @@ def variants_of(
 
 def _variant(
     model: str | Path, settings: tuple[tuple[str, str], ...], links: Sequence[Link], factor: Fraction
-) -> Variant:
+) -> SweptVariant:
     changes = [f"{path}={value}" for path, value in settings]
     try:
         for link in links:
             document, _ = open_document(model, changes)
             changes.append(f"{link.path}={json.dumps(_value_at(document.data, link))}")
         document, _ = open_document(model, changes)
-        return Variant(settings, factor, widen(parse_as(document, ModelSpec), factor))
+        return SweptVariant(settings, factor, widen(parse_as(document, ModelSpec), factor))
     except UserError as error:
-        return Variant(settings, factor, problems=tuple(map(_linking, error.problems)))
+        return SweptVariant(settings, factor, problems=tuple(map(_linking, error.problems)))
     except ValidationError as error:
         message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        return Variant(settings, factor, problems=(Problem(f"cannot be widened by {float(factor):g}: {message}"),))
+        return SweptVariant(settings, factor, problems=(Problem(f"cannot be widened by {float(factor):g}: {message}"),))
 
 
 def _value_at(data: Any, link: Link) -> object:

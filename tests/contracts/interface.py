@@ -25,13 +25,13 @@ def documents() -> dict[str, type]:
     from planners.recipes.recipe_plan import RecipePlan
     from planners.search.search_types import SearchAnswer
     from planners.simulate.scenario_plan import ScenarioPlan
-    from planners.sweep.sweep_types import Sweep
+    from planners.sweep.sweep_types import SweepTable
 
     return {
         "l4spec_plan": Plan,
         "l4spec_compare": Comparison,
         "l4spec_search": SearchAnswer,
-        "l4spec_sweep": Sweep,
+        "l4spec_sweep": SweepTable,
         "l4spec_model_table": ModelTable,
         "l4spec_verify": Report,
         "l4spec_measure": MeasureReport,

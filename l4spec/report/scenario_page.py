@@ -74,7 +74,7 @@ def _whole(plan: "ScenarioPlan") -> Facts:
     return Facts(
         (
             ("mean request", f"{mark}{whole(plan.prompt_tokens)} tokens in, {whole(plan.output_tokens)} out"),
-            ("TTFT", f"{mark}{seconds(plan.ttft_seconds)} alone; load only lengthens it"),
+            ("TTFT", f"{mark}{seconds(plan.ttft_seconds)} alone, with nothing cached"),
             ("E2E", f"{mark}{seconds(plan.e2e_seconds)} alone"),
             ("answered", f"{mark}{100 * plan.answered:.1f} % of requests"),
         )

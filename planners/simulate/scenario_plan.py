@@ -1,7 +1,7 @@
 """The plan of a scenario, without simulating: what each server holds, GPUs and price in all, and one request alone.
 
-A request of mean length passes the chain while nothing else runs, by the same step times as in the simulation: its TTFT
-and E2E are what load can only lengthen. It is the first turn of its session and finds nothing cached.
+A request of mean length passes the chain while nothing else runs, by the same step times as in the simulation. It is
+the first turn of its session and finds nothing cached, as the first request of a simulation does.
 """
 
 from collections.abc import Iterable, Iterator

@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-NOTEBOOK = Path(__file__).parents[2] / "examples" / "notebook" / "plan_llama4.ipynb"
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "examples" / "notebook"
+NOTEBOOK = FOLDER / "plan_llama4.ipynb"
 
 
 def run_cell(source: str, names: dict[str, Any]) -> tuple[Any, str]:
@@ -23,8 +26,9 @@ def run_cell(source: str, names: dict[str, Any]) -> tuple[Any, str]:
         return eval(compile(ast.Expression(last.value), "cell", "eval"), names), printed.getvalue()
 
 
-def test_the_notebook_runs_from_top_to_bottom_and_shows_plans_as_tables() -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+def run_all(path: Path) -> tuple[list[Any], str]:
+    """What the code cells show in order, and all that they print."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     names: dict[str, Any] = {"__name__": "__main__"}
     values, text = [], ""
@@ -34,6 +38,11 @@ def test_the_notebook_runs_from_top_to_bottom_and_shows_plans_as_tables() -> Non
             value, printed = run_cell("".join(cell["source"]), names)
             values.append(value)
             text += printed
+    return values, text
+
+
+def test_the_notebook_runs_from_top_to_bottom_and_shows_plans_as_tables() -> None:
+    values, text = run_all(NOTEBOOK)
     tables = [value._repr_html_() for value in values if hasattr(value, "_repr_html_")]
     assert len(tables) == 2
     assert all(table.startswith("<table>") for table in tables)
@@ -47,7 +56,26 @@ def test_the_notebook_runs_from_top_to_bottom_and_shows_plans_as_tables() -> Non
     assert fastest == sorted(fastest, key=lambda row: row[2])
 
 
-def test_it_needs_no_torch_and_names_what_it_is() -> None:
-    source = NOTEBOOK.read_text(encoding="utf-8")
-    assert "import torch" not in source
-    assert (NOTEBOOK.parent / "README.md").is_file()
+def test_the_search_notebook_finds_deployments_by_price() -> None:
+    values, text = run_all(FOLDER / "search_deployment.ipynb")
+    count, ranked, _, command = values
+    assert count >= len(ranked) == 5
+    assert all(len(row) == 4 for row in ranked)
+    assert "tokens/s of a user" in text
+    assert command.startswith("--gpus ")
+
+
+def test_the_simulation_notebook_plans_then_simulates_a_chain() -> None:
+    values, text = run_all(FOLDER / "simulate_load.ipynb")
+    (num_gpus, _, _), stages, (p50, p99, attainment), _ = values
+    assert num_gpus == 9
+    assert [name for name, _, _ in stages] == ["prompt-guard", "guard-prompt", "answer", "guard-answer"]
+    assert 0 < p50 < p99
+    assert 0 < attainment <= 1
+    assert "requests finished" in text
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_need_no_torch_and_are_listed(path: Path) -> None:
+    assert "import torch" not in path.read_text(encoding="utf-8")
+    assert path.name in (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 ROWS, TOKENS, MOST = 6, 5, 8
+BETA = 0.1
 SETTINGS: dict[str, dict[str, Any]] = {
     "grpo": {"loss_type": "grpo", "beta": 0.0},
     "grpo with kl": {"loss_type": "grpo", "beta": 0.04},
@@ -28,6 +29,13 @@ class Anything(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         return 0 if name != "args" else Anything(delta=None)
+
+
+class Outputs(SimpleNamespace):
+    """What a model's forward pass returns; what was not given is zero."""
+
+    def __getattr__(self, name: str) -> Any:
+        return torch.zeros(ROWS, TOKENS, dtype=torch.bool if name.startswith("is_") else torch.float32)
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -43,7 +51,7 @@ def inputs() -> dict[str, torch.Tensor]:
 def fake(now: torch.Tensor, **attributes: Any) -> Anything:
     """A trainer that scores every batch with `now`."""
     accelerator = SimpleNamespace(
-        gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, **_: x, num_processes=1
+        gather=lambda x: x, gather_for_metrics=lambda x: x, reduce=lambda x, **_: x, num_processes=1, device="cpu"
     )
     return Anything(
         _get_per_token_logps_and_entropies=lambda *_, **__: (now, torch.zeros_like(now), None),
@@ -60,6 +68,29 @@ def fake(now: torch.Tensor, **attributes: Any) -> Anything:
         args=Anything(delta=None),
         **attributes,
     )
+
+
+def dpo(given: dict[str, torch.Tensor]) -> float:
+    """The loss of three pairs; trl has the chosen answers first, then the rejected, after one token of a prompt."""
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    mask = torch.cat([torch.zeros(ROWS, 1, dtype=torch.long), given["mask"]], dim=1)
+    chosen, rejected = (given["reference"] * given["mask"]).sum(1).chunk(2)
+    batch = {"input_ids": torch.zeros_like(mask), "attention_mask": torch.ones_like(mask), "completion_mask": mask}
+    batch |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+    now = given["now"] * given["mask"]
+    outputs = Outputs(log_probs=now, entropy=torch.zeros_like(now), entropies=torch.zeros_like(now))
+    trainer = fake(
+        now,
+        precompute_ref_logps=True,
+        ld_alpha=None,
+        f_divergence_type="reverse_kl",
+        loss_types=["sigmoid"],
+        loss_weights=[1.0],
+        beta=BETA,
+        _tp_size=1,
+    )
+    return float(DPOTrainer._compute_loss(trainer, lambda **_: outputs, batch, False))
 
 
 def main() -> None:
@@ -88,7 +119,14 @@ def main() -> None:
     losses["reinforce"] = float(
         RLOOTrainer._compute_loss(fake(given["now"]), None, {**batch, "advantages": advantages})
     )
-    data = {"trl": version("trl"), "most": MOST, "losses": losses, **{key: x.tolist() for key, x in given.items()}}
+    data = {
+        "trl": version("trl"),
+        "most": MOST,
+        "losses": losses,
+        "beta": BETA,
+        "dpo": dpo(given),
+        **{key: x.tolist() for key, x in given.items()},
+    }
     Path(__file__).with_name("trl_losses.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 

@@ -57,6 +57,16 @@ def test_the_loss_of_a_batch_is_that_of_trl(name: str) -> None:
     assert float(loss) == pytest.approx(TRL["losses"][name], abs=1e-5)
 
 
+def test_the_loss_of_pairs_is_that_of_trl() -> None:
+    """trl has the chosen answers first, then the rejected; ours come in turn."""
+    now, reference = (torch.tensor(TRL[key]).double() for key in ("now", "reference"))
+    mask = torch.tensor(TRL["mask"])
+    in_turn = torch.tensor([0, 3, 1, 4, 2, 5])
+    whole = (reference * mask).sum(1)
+    pairs = from_log_probs(now[in_turn], mask[in_turn], reference=whole[in_turn])
+    assert float(DpoObjective(TRL["beta"], 3)(pairs)) == pytest.approx(TRL["dpo"], abs=1e-5)
+
+
 def test_a_pair_s_loss_is_minus_log_sigmoid_of_what_the_policy_gained() -> None:
     log_probs, reference = torch.tensor([-1.0, -3.0, -2.0, -1.0]), torch.tensor([-2.0, -2.0, -2.0, -2.0])
     expected = -torch.nn.functional.logsigmoid(torch.tensor([0.1 * 2.0, 0.1 * -1.0]))

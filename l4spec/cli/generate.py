@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +14,12 @@ from l4spec.cli.build import MAX_SEED, DeviceOption, DtypeOption, ProgressOption
 from l4spec.cli.output import complain, show_piece
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
+from l4spec.stills import MOST_FPS, MOST_STILLS, sampling_problems
 
 if TYPE_CHECKING:
     from l4spec.runtime.compiled import CompiledStep
+    from l4spec.runtime.generate import OptionFields
+    from l4spec.runtime.images import ImagePrompt
     from l4spec.runtime.model import Model
     from l4spec.runtime.tokenizer import TextTokenizer
     from l4spec.spec.model import ModelSpec
@@ -59,6 +63,20 @@ ChunkOption = Annotated[
         "--prefill-chunk", metavar="TOKENS", parser=o.tokens, help="Tokens of the prompt that one step reads."
     ),
 ]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option("--image", metavar="FILE", help="An image for the model to see; may be repeated.")
+]
+VideoOption = Annotated[
+    Path | None,
+    typer.Option("--video", metavar="FILE", help="A clip, whose stills are images. With --fps or --frames."),
+]
+FpsOption = Annotated[
+    float | None,
+    typer.Option("--fps", metavar="RATE", help=f"Stills a second; at most {MOST_STILLS} in all, spread over the clip."),
+]
+FramesOption = Annotated[
+    int | None, typer.Option("--frames", min=1, max=MOST_STILLS, help="Stills of the clip, spread over it.")
+]
 
 
 @app.command("generate")
@@ -77,6 +95,10 @@ def generate_command(
     stop_ids: StopOption = None,
     prefill_chunk: ChunkOption = 2048,
     compile_step: CompileOption = False,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    fps: FpsOption = None,
+    frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     verify: o.VerifyOption = True,
@@ -85,12 +107,14 @@ def generate_command(
     """Load a checkpoint and go on from a prompt, token by token.
 
     A prompt is text (--prompt, --chat) where there is a tokenizer file, or token ids (--ids); the answer likewise.
+    Images, and stills of a clip after them, stand before the text.
     """
     from l4spec.runtime.checkpoints import open_model, spec_of
     from l4spec.runtime.generate import GenerationOptions, OptionFields
 
     text = _tokenizer(directory, tokenizer) if ids is None or tokenizer else None
-    tokens = _tokens(prompt, chat, system, ids, text)
+    images = _images(directory, text, image or [], video, fps, frames)
+    tokens = _tokens(prompt, chat, system, ids, text, images)
     options: OptionFields = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -103,10 +127,48 @@ def generate_command(
     GenerationOptions(**options)  # before the weights are read, as is what follows
     _require_fit(spec_of(directory), tokens, max_new_tokens)
     with progress("loading", show_progress) as report:
-        number_format = dtype.value if dtype else None
-        model = open_model(directory, _real_device(device), number_format, verify=verify, report=report)
-    step = _compiled(model, show_progress) if compile_step else None
-    _say((int(token) for token in model.stream([tokens], step=step, **options)), text, options["stop_ids"])
+        model = open_model(directory, _real_device(device), dtype and dtype.value, verify=verify, report=report)
+    _answer(model, tokens, images, text, options, _compiled(model, show_progress) if compile_step else None)
+
+
+def _answer(
+    model: "Model",
+    tokens: list[int],
+    images: "ImagePrompt | None",
+    text: "TextTokenizer | None",
+    options: "OptionFields",
+    step: "CompiledStep | None",
+) -> None:
+    pixel_values = images.shown_to(model) if images else None
+    new = model.stream([tokens], pixel_values=pixel_values, step=step, **options)
+    _say((int(token) for token in new), text, options["stop_ids"])
+
+
+def _images(
+    directory: Path,
+    tokenizer: "TextTokenizer | None",
+    images: Sequence[Path],
+    video: Path | None,
+    fps: float | None,
+    frames: int | None,
+) -> "ImagePrompt | None":
+    """What the prompt shows, read and cut; None for nothing. Raises UserError for what the model cannot see."""
+    problems = [replace(p, path=f"--{p.path}") for p in sampling_problems(video, fps, frames)]
+    if fps is not None and not 0 < fps <= MOST_FPS:
+        problems.append(Problem(f"expected a number above 0 and at most {MOST_FPS:,}, found {fps:g}", path="--fps"))
+    if problems:
+        raise UserError(problems)
+    if not images and video is None:
+        return None
+    from l4spec.runtime.checkpoints import spec_of
+    from l4spec.runtime.images import image_prompt, read_all
+
+    vision = spec_of(directory).vision
+    if vision is None:
+        raise UserError("the model has no vision, so it takes no images and no clip")
+    if tokenizer is None:
+        raise UserError("images need a tokenizer: its marks stand around them", hint="--prompt or --chat, not --ids")
+    return image_prompt(read_all(images, video, fps, frames), vision, tokenizer)
 
 
 def _compiled(model: "Model", show_progress: bool | None) -> "CompiledStep":
@@ -138,8 +200,14 @@ def _tokenizer(directory: Path, given: Path | None) -> "TextTokenizer":
 
 
 def _tokens(
-    prompt: str | None, chat: str | None, system: str | None, ids: str | None, tokenizer: "TextTokenizer | None"
+    prompt: str | None,
+    chat: str | None,
+    system: str | None,
+    ids: str | None,
+    tokenizer: "TextTokenizer | None",
+    images: "ImagePrompt | None" = None,
 ) -> list[int]:
+    shown = images.ids if images else ()
     given = [value for value in (prompt, chat, ids) if value is not None]
     if len(given) != 1 or (system is not None and chat is None):
         raise UserError("expected one of --prompt, --chat and --ids; --system goes with --chat")
@@ -150,8 +218,8 @@ def _tokens(
         from l4spec.runtime.tokenizer import Message
 
         messages = [Message("system", system)] if system is not None else []
-        return tokenizer.encode_chat([*messages, Message("user", chat)])
-    encoding = tokenizer.encode_prompt(prompt or "")
+        return tokenizer.encode_chat([*messages, Message("user", chat, shown)])
+    encoding = tokenizer.encode_prompt(prompt or "", shown)
     if not encoding:
         raise UserError([Problem("is empty, and this tokenizer has no token that begins a text", path="--prompt")])
     return encoding

@@ -40,6 +40,8 @@ class Message:
 
     role: str
     content: str
+    images: tuple[int, ...] = ()
+    """Token ids of images, which stand before the content."""
 
 
 class TextTokenizer(ABC):
@@ -62,8 +64,12 @@ class TextTokenizer(ABC):
     def vocab_size(self) -> int:
         """Number of ids."""
 
-    def encode_prompt(self, text: str) -> list[int]:
-        """A text to continue: its ids after a begin-of-text token, where the tokenizer has one."""
+    def encode_prompt(self, text: str, images: tuple[int, ...] = ()) -> list[int]:
+        """A text to continue: its ids after a begin-of-text token, where the tokenizer has one, and after `images`."""
+        begin, ids = self.id_of(BEGIN_OF_TEXT), self._encode_prompt(text)
+        return [*ids[:1], *images, *ids[1:]] if begin is not None and ids[:1] == [begin] else [*images, *ids]
+
+    def _encode_prompt(self, text: str) -> list[int]:
         begin = self.id_of(BEGIN_OF_TEXT)
         return ([] if begin is None else [begin]) + self.encode(text)
 
@@ -81,7 +87,8 @@ class TextTokenizer(ABC):
         begin, start, end, turn = (number for number in special_ids.values() if number is not None)
         ids = [begin]
         for message in messages:
-            ids += [start, *self.encode(message.role), end, *self.encode("\n\n"), *self.encode(message.content), turn]
+            ids += [start, *self.encode(message.role), end, *self.encode("\n\n")]
+            ids += [*message.images, *self.encode(message.content), turn]
         return [*ids, start, *self.encode("assistant"), end, *self.encode("\n\n")]
 
     @property
@@ -133,7 +140,7 @@ class HuggingFaceTokenizer(TextTokenizer):
             self._tokenizer.encode_special_tokens = not special
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def _encode_prompt(self, text: str) -> list[int]:
         """What the file's own post-processor makes of a text: most put a begin-of-text token before it."""
         with self._refusals("cannot encode this text"):
             self._tokenizer.encode_special_tokens = True

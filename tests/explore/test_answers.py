@@ -32,8 +32,13 @@ def by_command(command: str) -> Data:
 
 
 def sent(plan: Data) -> Data:
-    """The plan without what the page leaves out, and without the echo of options, which a command omits at default."""
-    return {key: value for key, value in plan.items() if key not in {*NOT_SENT, "request"}}
+    """The plan without what the page leaves out, and without the echo of options, which a command omits at default.
+
+    Whether a batch of 1 was given is such an echo.
+    """
+    kept = {key: value for key, value in plan.items() if key not in {*NOT_SENT, "request"}}
+    deployment = {key: value for key, value in kept["deployment"].items() if key != "batch_origin"}
+    return kept | {"deployment": deployment}
 
 
 def assert_equal_to_the_command(question: Data) -> None:

@@ -180,7 +180,18 @@ FOUND = {
     "a bias after heads of width 1": (NARROW | {"bias": True, "mask": {"kind": "causal"}}, 16, "fp32"),
     "the mask of a window": (NARROW | {"mask": {"kind": "sliding_window", "size": 1}}, 4, "bf16"),
     "two rows of an expert": (moe(num_experts=2, num_experts_per_token=1, intermediate_size=6), 4, "fp32"),
+    "values wider than keys": (
+        gqa(num_heads=2, num_kv_heads=1, head_dim=1, v_head_dim=2, mask={"kind": "none"}, position={"kind": "none"}),
+        4,
+        "fp32",
+    ),
+    "a scan of several sequences in chunks": (
+        {"kind": "mamba2", "num_groups": 2, "num_heads": 2, "head_dim": 4, "state_size": 4},
+        6,
+        "bf16",
+    ),
 }
+SEVERAL_SEQUENCES = {"a scan of several sequences in chunks": 3}
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -189,7 +200,7 @@ def test_peaks_that_long_runs_found_planned_wrong_stay_planned_right(name: str, 
     part, length, dtype = FOUND[name]
     layer = {"ffn": "part"} if part["kind"] == "moe" else {"attention": "part"}
     graph = graph_of(text_of({"part": part}, [layer], hidden_size=hidden_size, vocab_size=2))
-    assert_peak_as_planned(graph, length, 1, dtype, 5)
+    assert_peak_as_planned(graph, length, SEVERAL_SEQUENCES.get(name, 1), dtype, 5)
 
 
 @given(model_specs(), st.sampled_from(["tiny", "1/2", "1/7"]))

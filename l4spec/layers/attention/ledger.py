@@ -39,7 +39,8 @@ def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     if len(sizes) > 1:
         ledger.touch(attended)  # the joined results
     is_one = heads.num_heads == 1 or walk.blocks[0].queries == 1
-    lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or heads.is_fused)
+    as_given = heads.is_fused and heads.dim == heads.value_dim  # results lie as queries do, padded ones by head
+    lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or as_given)
     return 0 if lies_by_token else attended * heads.value_dim // width
 
 

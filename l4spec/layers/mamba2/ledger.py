@@ -33,7 +33,8 @@ def _allocate(spec: Mamba2Spec, width: Width, work: Work, ledger: Ledger) -> Non
             ledger.touch(4 * step)
             with ledger.holding(2 * step):
                 with ledger.holding(inner * WIDE):  # steps times values
-                    allocate_scan(ledger, work, spec.num_heads, spec.state_size, spec.head_dim)
+                    sizes = (spec.num_heads, spec.state_size, spec.head_dim)
+                    allocate_scan(ledger, work, *sizes, by_token=not is_repeated)
                 with ledger.holding(state):  # after the last token
                     ledger.touch(3 * inner * WIDE)
                     with ledger.holding(inner * (WIDE + item)):  # what was read, laid by token, and z

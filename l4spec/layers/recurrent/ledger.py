@@ -50,8 +50,11 @@ def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int
             ledger.touch(read)  # the joined chunks
 
 
-def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
-    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and after."""
+def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int, *, by_token: bool) -> None:
+    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and after.
+
+    With `by_token` keys and values lie so, and a product copies both factors by head, else the larger one.
+    """
     units = work.num_sequences * num_heads * WIDE
     state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)
     if work.num_queries == 1:
@@ -67,7 +70,8 @@ def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, valu
             with ledger.holding(square):
                 ledger.touch(keys + 3 * values + keys)
                 with ledger.holding(values):
-                    ledger.touch(max(keys + max(keys, values) + 2 * state, 3 * state))
+                    copied = keys + values if by_token else max(keys, values)
+                    ledger.touch(max(keys + copied + 2 * state, 3 * state))
         ledger.take(values)
         read += values
     if len(sizes) > 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 MOST_BYTES, MOST_SECONDS = 3_000_000, 2.0
+SEARCH = ("search", "scout", "--gpus", "8xH100", "--prompt-tokens", "4k", "--output-tokens", "500")
 COMMANDS = {
     "report scout": ("report", "scout", "--gpus", "8xH100"),
     "report maverick": ("report", "maverick", "--gpus", "8xH200"),
@@ -21,6 +22,7 @@ COMMANDS = {
     "report of three": ("report", "scout", "maverick", "behemoth", "--gpus", "8xH200"),
     "report of a scenario": ("report", "scenarios/guarded"),
     "report of a recipe": ("report", "recipes/behemoth", "--gpus", "32768xH100"),
+    "search, html": (*SEARCH, "--format", "html"),
     "plan scout, html": ("plan", "scout", "--gpus", "8xH100", "--format", "html"),
     "compare, html": ("compare", "scout", "maverick", "behemoth", "--gpus", "8xH200", "--format", "html"),
     "picture of scout": ("graph", "scout", "--format", "svg"),

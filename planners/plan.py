@@ -33,7 +33,7 @@ from planners.plan_types import (
 )
 from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
 from planners.search.layouts import layouts_for, row_of, why_not
-from planners.search.objective import choose, timed
+from planners.search.objective import choose, timed, untimed
 from planners.search.suggestions import suggest
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
@@ -96,7 +96,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
         communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None, context),
         train_traffic=_traffic(deployment, chosen.layout),
         fits=chosen.fits if cluster else None,
-        reasons=_reasons(memory, chosen, deployment),
+        reasons=_reasons(memory, chosen, deployment, untimed(rows)),
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
         suggestions=Deferred(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
@@ -167,7 +167,7 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
     ]
 
 
-def _reasons(memory: DeviceMemory, chosen: LayoutRow, deployment: Deployment) -> tuple[str, ...]:
+def _reasons(memory: DeviceMemory, chosen: LayoutRow, deployment: Deployment, untimed: int) -> tuple[str, ...]:
     if memory.capacity_bytes is None:
         return ("no GPUs were given, so nothing limits memory",)
     state = "fits" if chosen.fits else "does not fit"
@@ -178,6 +178,8 @@ def _reasons(memory: DeviceMemory, chosen: LayoutRow, deployment: Deployment) ->
         reasons.append(f"the cache has no room for one sequence of {limit:,} tokens, the engine's limit")
     if memory.weights_bytes > memory.capacity_bytes:
         reasons.append("the weights alone exceed the device")
+    if untimed:
+        reasons.append(f"{untimed:,} more layouts fit, whose replicas are larger: they are not timed")
     return tuple(reasons)
 
 

@@ -20,6 +20,16 @@ class Format(StrEnum):
     HTML = "html"
 
 
+class RowFormat(StrEnum):
+    """How an answer of many rows is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    MARKDOWN = "markdown"
+    HTML = "html"
+    CSV = "csv"
+
+
 class Emit(StrEnum):
     """What a plan's launch is written for."""
 

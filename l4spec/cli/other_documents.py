@@ -14,24 +14,19 @@ if TYPE_CHECKING:
 
 OF_RECIPES = {"gpus", "usd_per_gpu_hour"}
 """Options of a plan that a recipe leaves open; everything else it says itself, phase by phase."""
-SCENARIO_HINT = "each model says it; --set models.KEY.… changes it"
 _FOLDERS = ("recipes/", "scenarios/")
 _ENDINGS = (".yaml", ".yml")
 
 
-def recipe_named(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedRecipe | None":
-    """The recipe of this name or path; None where it is another kind of document, or none."""
-    if kind_named(path_or_name) != "recipe":
-        return None
+def recipe_at(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedRecipe":
+    """The recipe of this name or path. Raises SpecError."""
     from l4spec.spec.recipe.load import load_recipe
 
     return load_recipe(path_or_name, tuple(overrides or ()))
 
 
-def scenario_named(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedScenario | None":
-    """The scenario of this name or path; None where it is another kind of document, or none."""
-    if kind_named(path_or_name) != "scenario":
-        return None
+def scenario_at(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedScenario":
+    """The scenario of this name or path. Raises SpecError."""
     from l4spec.spec.scenario.references import load_scenario
 
     return load_scenario(path_or_name, tuple(overrides or ()))
@@ -67,6 +62,12 @@ def recipe_options(request: PlanRequest) -> "RecipeOptions":
 
     refuse_options(request, OF_RECIPES, "a recipe is planned by its own", "each phase says it; --set changes it")
     return RecipeOptions(request.gpus, request.usd_per_gpu_hour)
+
+
+def refuse_options_of_scenarios(request: PlanRequest) -> None:
+    """Raise UserError naming every option that is given: a scenario says them model by model."""
+    hint = "each model says it; --set models.KEY.… changes it"
+    refuse_options(request, set(), "a scenario is planned by its own", hint)
 
 
 def refuse_options(request: PlanRequest, accepted: set[str], message: str, hint: str) -> None:

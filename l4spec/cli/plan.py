@@ -11,7 +11,13 @@ from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.completion import specs
 from l4spec.cli.generated import takes
 from l4spec.cli.launch import launch
-from l4spec.cli.other_documents import recipe_named, recipe_options, refuse_options, scenario_named
+from l4spec.cli.other_documents import (
+    kind_named,
+    recipe_at,
+    recipe_options,
+    refuse_options_of_scenarios,
+    scenario_at,
+)
 from l4spec.cli.output import deliver, write
 from l4spec.cli.request import compiled, given_options, option_name
 from l4spec.errors import Problem, UserError
@@ -66,13 +72,13 @@ def plan_command(
     if spec is None:
         _table(ctx, request, format)
         return
-    recipe = recipe_named(spec, overrides)
-    if recipe is not None:
-        _recipe(recipe, request, format, out, force)
-        return
-    scenario = scenario_named(spec, overrides)
-    if scenario is not None:
-        _scenario(scenario, request, format, out, force)
+    kind = kind_named(spec)
+    if kind in ("recipe", "scenario"):
+        _refuse_of_specs(ctx, kind)
+        if kind == "recipe":
+            _recipe(recipe_at(spec, overrides), request, format, out, force)
+        else:
+            _scenario(scenario_at(spec, overrides), request, format, out, force)
         return
     graph = compiled(spec, overrides)
     if emit is not None:
@@ -105,9 +111,7 @@ def _scenario(loaded: "LoadedScenario", request: PlanRequest, style: o.Format, o
     from l4spec.report.scenario_page import scenario_page
     from planners.simulate.scenario_plan import plan_scenario
 
-    refuse_options(
-        request, set(), "a scenario is planned by its own", "each model says it; --set models.KEY.… changes it"
-    )
+    refuse_options_of_scenarios(request)
     answer = plan_scenario(loaded)
     write(answer, lambda: scenario_page(answer), style, out, force=force)
 
@@ -132,6 +136,13 @@ def _page(graph: "LayerGraph", plan: "Plan", verbose: bool, explain: bool) -> "P
 
         page += explain_page(graph, plan)
     return page
+
+
+def _refuse_of_specs(ctx: typer.Context, kind: str) -> None:
+    """Raise UserError for options that only a spec's plan has: none is left aside silently."""
+    given = [name for name in given_options(ctx) if name in ("emit", "model", "verbose", "explain")]
+    if given:
+        raise UserError([Problem(f"{option_name(name)} is for specs, this is a {kind}") for name in given])
 
 
 def _refuse_others(ctx: typer.Context, request: PlanRequest, accepted: frozenset[str]) -> None:

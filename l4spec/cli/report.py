@@ -9,11 +9,11 @@ from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
 from l4spec.cli.other_documents import (
-    SCENARIO_HINT,
-    recipe_named,
+    kind_named,
+    recipe_at,
     recipe_options,
-    refuse_options,
-    scenario_named,
+    refuse_options_of_scenarios,
+    scenario_at,
 )
 from l4spec.cli.output import JsonDocument, write
 from l4spec.cli.request import compiled, planned_pairs
@@ -21,9 +21,13 @@ from l4spec.errors import Problem, UserError
 from planners.request import PlanRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from l4spec.report.page import Page
     from l4spec.spec.recipe.load import LoadedRecipe
     from l4spec.spec.scenario.references import LoadedScenario
+
+    Report = tuple[JsonDocument, Callable[[], Page]]
 
 OutFile = Annotated[
     Path | None,
@@ -47,52 +51,56 @@ def report_command(
     specs are compared, a scenario is planned and simulated, a recipe costed phase by phase.
     """
     answer, page = _report(specs, request, overrides)
-    write(answer, lambda: page, format, out, force=force)
+    write(answer, page, format, out, force=force)
 
 
-def _report(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "tuple[JsonDocument, Page]":
-    """The answer that the documents ask for, and its page."""
-    recipe, scenario = recipe_named(specs[0], overrides), scenario_named(specs[0], overrides)
+def _report(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "Report":
+    """The answer that the documents ask for, and what makes its page."""
+    kinds = {spec: kind_named(spec) for spec in specs}
     if len(specs) > 1:
-        if recipe is not None or scenario is not None:
-            raise UserError(
-                [Problem("only specs are compared", specs[0], hint="report recipes and scenarios one by one")]
-            )
+        hint = "report recipes and scenarios one by one"
+        others = [spec for spec, kind in kinds.items() if kind in ("recipe", "scenario")]
+        if others:
+            raise UserError([Problem("only specs are compared", spec, hint=hint) for spec in others])
         return _comparison(specs, request, overrides)
-    if recipe is not None:
-        return _recipe(recipe, request)
-    if scenario is not None:
-        return _scenario(scenario, request)
+    (spec,) = specs
+    if kinds[spec] == "recipe":
+        return _recipe(recipe_at(spec, overrides), request)
+    if kinds[spec] == "scenario":
+        return _scenario(scenario_at(spec, overrides), request)
     from l4spec.report.report_page import report_page
     from planners.plan import plan
 
-    graph = compiled(specs[0], overrides)
+    graph = compiled(spec, overrides)
     answer = plan(graph, request)
-    return answer, report_page(graph, answer)
+    return answer, lambda: report_page(graph, answer)
 
 
-def _comparison(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "tuple[JsonDocument, Page]":
+def _comparison(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "Report":
     from l4spec.report.compare import compare
     from l4spec.report.document_reports import comparison_report
 
     pairs = planned_pairs(specs, request, overrides)
     comparison = compare(pairs)
-    return comparison, comparison_report(pairs, comparison)
+    return comparison, lambda: comparison_report(pairs, comparison)
 
 
-def _recipe(recipe: "LoadedRecipe", request: PlanRequest) -> "tuple[JsonDocument, Page]":
+def _recipe(recipe: "LoadedRecipe", request: PlanRequest) -> "Report":
     from l4spec.report.document_reports import recipe_report
     from planners.recipes.cost import graph_of, plan_recipe
 
     answer = plan_recipe(recipe, recipe_options(request))
-    return answer, recipe_report(answer, graph_of(recipe))
+    return answer, lambda: recipe_report(answer, graph_of(recipe))
 
 
-def _scenario(loaded: "LoadedScenario", request: PlanRequest) -> "tuple[JsonDocument, Page]":
+def _scenario(loaded: "LoadedScenario", request: PlanRequest) -> "Report":
+    """The simulation, and a page that has its plan too: the servers are planned once."""
     from l4spec.report.document_reports import scenario_report
-    from planners.simulate.run import simulate
+    from planners.simulate.planning import planned_servers
+    from planners.simulate.run import Simulation
     from planners.simulate.scenario_plan import plan_scenario
 
-    refuse_options(request, set(), "a scenario is planned by its own", SCENARIO_HINT)
-    result = simulate(loaded)
-    return result, scenario_report(plan_scenario(loaded), result)
+    refuse_options_of_scenarios(request)
+    servers = planned_servers(loaded)
+    result = Simulation(loaded, servers).run().result
+    return result, lambda: scenario_report(plan_scenario(loaded, servers), result)

@@ -1,6 +1,5 @@
 """`l4spec search`: from a service level to the deployments that meet it, the cheapest first."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,16 +17,6 @@ from planners.search.search_request import SearchRequest
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
     from planners.search.search_types import SearchAnswer
-
-
-class SearchFormat(StrEnum):
-    """How the answer of a search is written."""
-
-    TABLE = "table"
-    JSON = "json"
-    MARKDOWN = "markdown"
-    HTML = "html"
-    CSV = "csv"
 
 
 _OF_TRAINING = ("mode", *(name for name in PlanRequest.model_fields if option_of(PlanRequest, name).mode == "train"))
@@ -56,8 +45,8 @@ def search_command(
         typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Write the front as a picture."),
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
-        SearchFormat, typer.Option("--format", help="How to write the answer.")
-    ] = SearchFormat.TABLE,
+        o.RowFormat, typer.Option("--format", help="How to write the answer.")
+    ] = o.RowFormat.TABLE,
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
@@ -66,7 +55,7 @@ def search_command(
     Exit code 3 when none does; the answer then says which limit to loosen and by how much.
     """
     from l4spec.cli.progress import progress
-    from l4spec.report.search_page import search_page, to_csv, verdict
+    from l4spec.report.search_page import search_page, search_report, to_csv, verdict
     from planners.search.deployments import search_deployments
 
     graph = compiled(spec, overrides)
@@ -83,11 +72,12 @@ def search_command(
         complain(f"wrote {svg}")
     if emit is not None and answer.ranked:
         deliver(_launch(emit.value, answer, graph, model, changed=bool(overrides)), out, force=force)
-    elif format is SearchFormat.CSV:
+    elif format is o.RowFormat.CSV:
         deliver(to_csv(answer), out, force=force)
     else:
         style = o.Format(format.value)
-        write(answer, lambda: search_page(answer, spec, top=top, explain=explain), style, out, force=force)
+        page = search_report if style is o.Format.HTML else search_page
+        write(answer, lambda: page(answer, spec, top=top, explain=explain), style, out, force=force)
     if not answer.ranked:
         raise typer.Exit(DOES_NOT_FIT)
 

@@ -119,7 +119,7 @@ def _capacity(loaded: "LoadedScenario", jobs: int, style: o.Format, out: Path | 
     from planners.simulate.capacity import capacity
 
     answer = capacity(loaded, jobs)
-    write(answer, lambda: capacity_page(answer), style, out, force=force)
+    write(answer, lambda: capacity_page(answer, drawn=style is o.Format.HTML), style, out, force=force)
 
 
 def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar: bool | None) -> tuple[str, str]:

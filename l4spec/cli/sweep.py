@@ -1,6 +1,5 @@
 """`l4spec sweep`: a row of cost for each variant of a spec."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,17 +9,6 @@ from l4spec.cli.app import app
 from l4spec.cli.generated import takes
 from l4spec.cli.output import deliver, write
 from planners.sweep.sweep_request import REFUSED, SweepRequest
-
-
-class SweepFormat(StrEnum):
-    """How the rows of a sweep are written."""
-
-    TABLE = "table"
-    JSON = "json"
-    MARKDOWN = "markdown"
-    HTML = "html"
-    CSV = "csv"
-
 
 _WIDEN = "Factors of width, as 1,1.5: query heads, feed-forward and hidden size, by legal steps."
 
@@ -50,8 +38,8 @@ def sweep_command(
     ] = None,
     widen: Annotated[str, typer.Option("--widen", metavar="LIST", help=_WIDEN)] = "1",
     format: Annotated[  # noqa: A002 - the option's name
-        SweepFormat, typer.Option("--format", help="How to write the rows.")
-    ] = SweepFormat.TABLE,
+        o.RowFormat, typer.Option("--format", help="How to write the rows.")
+    ] = o.RowFormat.TABLE,
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
@@ -65,7 +53,7 @@ def sweep_command(
 
     with progress("planning", None) as tick:
         made = sweep(spec, overrides or (), request, link=link or (), widen=widen, tick=tick)
-    if format is SweepFormat.CSV:
+    if format is o.RowFormat.CSV:
         deliver(to_csv(made), out, force=force)
     else:
         write(made, lambda: sweep_page(made), o.Format(format.value), out, force=force)

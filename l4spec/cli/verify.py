@@ -11,7 +11,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.generated import takes
-from l4spec.cli.other_documents import recipe_named, recipe_options
+from l4spec.cli.other_documents import kind_named, recipe_at, recipe_options
 from l4spec.cli.output import write
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
@@ -72,9 +72,8 @@ def verify_command(
     from l4spec.report.claims_page import verify_page
     from l4spec.verification.claims import verify
 
-    recipe = recipe_named(spec, overrides)
-    if recipe is not None:
-        _verify_recipe(recipe, request, format, out, force)
+    if kind_named(spec) == "recipe":
+        _verify_recipe(recipe_at(spec, overrides), request, format, out, force)
         return
     graph = compiled(spec, overrides)
     try:

@@ -13,6 +13,7 @@ from planners.catalog import engine, quantization
 from planners.catalog.cluster import parse_cluster
 from planners.catalog.prices import lowest_offer
 from planners.counts.kv_cache import cache_dtype_bytes
+from planners.list_price import at_list_price
 from planners.request import PlanRequest
 
 OPTIONS = ("gpus", "quantization", "kv_dtype", "engine", "context", "output_tokens", "batch", "usd_per_gpu_hour")
@@ -69,7 +70,7 @@ def request_of(question: Question) -> PlanRequest:
         raise UserError([*problems, *error.problems]) from None
     if problems:
         raise UserError(problems)
-    return _priced(request)
+    return at_list_price(request)[0]
 
 
 def _not_known(given: Mapping[str, str]) -> Iterator[Problem]:
@@ -84,13 +85,6 @@ def _not_known(given: Mapping[str, str]) -> Iterator[Problem]:
             look_up(text)
         except UserError as error:
             yield from (replace(problem, path=name) for problem in error.problems)
-
-
-def _priced(request: PlanRequest) -> PlanRequest:
-    if request.gpus is None or request.usd_per_gpu_hour is not None:
-        return request
-    offer = lowest_offer(parse_cluster(request.gpus).hardware.name)
-    return request if offer is None else request.changed(usd_per_gpu_hour=offer.usd_per_gpu_hour)
 
 
 def price_note(request: PlanRequest) -> str:

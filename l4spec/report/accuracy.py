@@ -11,6 +11,7 @@ from planners.evidence.coverage import Coverage, coverages
 from planners.evidence.replay import Prediction
 from planners.evidence.summary import Group, quantity_of, summarise
 from planners.latency_types import Frozen
+from planners.timing.likeness import ROWS_OF_A_P90
 
 FAMILIES = {
     "SRV": "Serving: time per output token and time to first token",
@@ -21,10 +22,6 @@ FAMILIES = {
     "FLOP": "Model FLOPs",
     "KER": "Kernels",
 }
-
-
-FEWEST_FOR_A_TAIL = 20
-"""Rows below which a 90th percentile says nothing: fewer than two of them lie beyond it."""
 
 
 class AccuracyReport(Frozen):
@@ -70,7 +67,7 @@ def _groups(groups: Iterable[Group], *, by_model: bool) -> Table:
             *((group.document, group.model) if by_model else ()),
             f"{group.num_replayed} of {group.num_rows}",
             _percent(group.median),
-            _percent(group.p90 if group.num_replayed >= FEWEST_FOR_A_TAIL else None),
+            _percent(group.p90 if group.num_replayed >= ROWS_OF_A_P90 else None),
             _percent(group.bias, signed=True),
         )
         for group in groups

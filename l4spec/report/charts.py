@@ -85,20 +85,55 @@ def _powers(span: tuple[int, int]) -> range:
 def time_chart(series: Sequence[tuple[str, Sequence[Point]]], end: float, text: Callable[[float], str]) -> Chart:
     """Shares from 0 to 1 over the seconds from 0 to `end`, on plain axes, with a legend at the right."""
     chart = Chart((0, 1))
-    inner, height = chart.width - LEFT - RIGHT, chart.height - TOP - BOTTOM
-    bottom = chart.height - BOTTOM
-    for quarter in range(5):
-        x, y = LEFT + inner * quarter // 4, TOP + height * (4 - quarter) // 4
-        chart.lines += [Stroke(f"{x},{TOP} {x},{bottom}", "grid"), Stroke(f"{LEFT},{y} {LEFT + inner},{y}", "grid")]
-        chart.texts.append(Caption(x, bottom + 16, text(end * quarter / 4), "middle"))
-        chart.texts.append(Caption(LEFT - 6, y + 4, f"{25 * quarter} %", "end"))
-    chart.texts.append(Caption(LEFT, chart.height - 8, "time; up: share of the largest"))
+    _plain_axes(chart, "time; up: share of the largest", lambda share: text(end * share), lambda y: f"{100 * y:.0f} %")
     for number, (_, points) in enumerate(series):
-        pixels = ((LEFT + round(x / end * inner), TOP + round((1 - y) * height)) for x, y in points)
+        pixels = (_plain_place(chart, x / end, y) for x, y in points)
         style, dash = f"c{number % COLORS}", _DASHES[number % len(_DASHES)]
         chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in pixels), style, dash))
     _legend(chart, series)
     return chart
+
+
+def front_chart(points: Sequence[tuple[str, float, float, bool]], ends: Point, label: str) -> Chart:
+    """(name, x, y, filled) on plain axes from 0 to `ends`, numbered in their order and joined by a line."""
+    chart = Chart((0, 1))
+    _plain_axes(chart, label, lambda share: f"{ends[0] * share:,.0f}", lambda share: f"{ends[1] * share:,.0f}")
+    places = [_plain_place(chart, x / ends[0], y / ends[1]) for _, x, y, _ in points]
+    chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in places), "mark"))
+    for (name, _, _, filled), (x, y) in zip(points, places, strict=True):
+        chart.dots.append(Dot(x, y, "c0" if filled else "c1 open", name))
+    chart.texts += _numbers(places, -7)
+    right = chart.width - RIGHT + 12
+    for row, (style, text) in enumerate((("c0", "meets every limit"), ("c1 open", "does not"))):
+        chart.dots.append(Dot(right + 5, TOP + 6 + 17 * row, style, text))
+        chart.texts.append(Caption(right + 16, TOP + 10 + 17 * row, text))
+    return chart
+
+
+def _plain_place(chart: Chart, x: float, y: float) -> tuple[int, int]:
+    """The pixel of shares of both axes."""
+    inner, height = chart.width - LEFT - RIGHT, chart.height - TOP - BOTTOM
+    return LEFT + round(x * inner), TOP + round((1 - y) * height)
+
+
+def _plain_axes(chart: Chart, label: str, x_text: Callable[[float], str], y_text: Callable[[float], str]) -> None:
+    """A grid line and a text at each quarter of both axes."""
+    right, bottom = chart.width - RIGHT, chart.height - BOTTOM
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = _plain_place(chart, share, share)
+        chart.lines += [Stroke(f"{x},{TOP} {x},{bottom}", "grid"), Stroke(f"{LEFT},{y} {right},{y}", "grid")]
+        chart.texts.append(Caption(x, bottom + 16, x_text(share), "middle"))
+        chart.texts.append(Caption(LEFT - 6, y + 4, y_text(share), "end"))
+    chart.texts.append(Caption(LEFT, chart.height - 8, label))
+
+
+def _numbers(places: Sequence[tuple[int, int]], below: int) -> list[Caption]:
+    """The number of each dot beside it, so many pixels below its middle; dots that nearly touch share a text."""
+    at: dict[tuple[int, int], list[str]] = {}
+    for number, (x, y) in enumerate(places, 1):
+        near = next((place for place in at if abs(place[0] - x) < 12 and abs(place[1] - y) < 12), (x, y))
+        at.setdefault(near, []).append(str(number))
+    return [Caption(x + 9, y + below, ", ".join(numbers)) for (x, y), numbers in at.items()]
 
 
 def decades(values: Sequence[float]) -> tuple[int, int]:
@@ -144,14 +179,11 @@ def roofline(points: Sequence[tuple[str, float, float, int]]) -> Chart:
     chart.axes("arithmetic intensity / that of the ridge", "share of the peak", lambda p: f"{10.0**p:g}", percent)
     low, high = 10.0 ** chart.x[0], 10.0 ** chart.x[1]
     chart.line([(max(low, 10.0 ** chart.y[0]), max(low, 10.0 ** chart.y[0])), (1.0, 1.0), (high, 1.0)], "roof")
-    at: dict[tuple[int, int], list[str]] = {}
     for number, (name, intensity, share, color) in enumerate(points, 1):
         x, y = chart.place(intensity, share)
         chart.dots.append(Dot(x, y, f"c{color}", name))
-        near = next((place for place in at if abs(place[0] - x) < 12 and abs(place[1] - y) < 12), (x, y))
-        at.setdefault(near, []).append(str(number))
         chart.texts.append(Caption(chart.width - RIGHT + 12, TOP + 10 + 15 * number, f"{number} {name}"[:34]))
-    chart.texts += [Caption(x + 9, y + 14, ", ".join(numbers)) for (x, y), numbers in at.items()]
+    chart.texts += _numbers([(dot.x, dot.y) for dot in chart.dots], 14)
     chart.height = max(HEIGHT, TOP + 30 + 15 * len(points))
     return chart
 
@@ -189,4 +221,4 @@ def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
     return chart
 
 
-__all__ = ["Chart", "Texts", "TimeSpan", "line_chart", "roofline", "spans"]
+__all__ = ["Chart", "Texts", "TimeSpan", "front_chart", "line_chart", "roofline", "spans"]

@@ -137,7 +137,7 @@ def price_of(plan: Plan) -> tuple[float, str] | None:
     if plan.latency.usd_per_gpu_hour is not None:
         return plan.latency.usd_per_gpu_hour, "as given"
     offer = lowest_offer(plan.cluster.hardware)
-    return None if offer is None else (offer.usd_per_gpu_hour, f"by {offer.provider} on {offer.date} ({offer.source})")
+    return None if offer is None else (offer.usd_per_gpu_hour, offer.origin)
 
 
 def _output_price(plan: Plan) -> float | None:

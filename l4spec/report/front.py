@@ -1,13 +1,14 @@
-"""A Pareto front as a picture: characters for a terminal, SVG for a page."""
+"""A Pareto front as a picture: characters for a terminal, SVG for a file, a figure with its numbers for a page."""
 
 from collections.abc import Iterable
-from html import escape
 from math import ceil, log10
 
+from l4spec.report.charts import front_chart
+from l4spec.report.page import Figure, Table
+from l4spec.report.templating import render
 from planners.search.search_types import FrontPoint
 
 _WIDTH, _HEIGHT = 60, 12
-_SVG_WIDTH, _SVG_HEIGHT, _MARGIN = 640, 400, 56
 
 
 def draw_front(points: tuple[FrontPoint, ...]) -> tuple[str, ...]:
@@ -27,37 +28,35 @@ def draw_front(points: tuple[FrontPoint, ...]) -> tuple[str, ...]:
 
 
 def front_svg(points: tuple[FrontPoint, ...], title: str) -> str:
-    """The front as SVG, with a title on each point that names its deployment."""
-    right, top = _end(p.tokens_per_second_per_user for p in points), _end(p.tokens_per_second_per_gpu for p in points)
-    inner_width, inner_height = _SVG_WIDTH - 2 * _MARGIN, _SVG_HEIGHT - 2 * _MARGIN
+    """The front as a picture of its own. Raises UserError without jinja2."""
+    figure = front_figure(points)
+    return render(figure.template, about=title, **figure.values)
 
-    def place(point: FrontPoint) -> tuple[float, float]:
-        return (
-            _MARGIN + point.tokens_per_second_per_user / right * inner_width,
-            _SVG_HEIGHT - _MARGIN - point.tokens_per_second_per_gpu / top * inner_height,
+
+def front_figure(points: tuple[FrontPoint, ...]) -> Figure:
+    """The front drawn, its points numbered from the left; their numbers stand in the table."""
+    ordered = sorted(points, key=lambda p: p.tokens_per_second_per_user)
+    ends = _end(p.tokens_per_second_per_user for p in points), _end(p.tokens_per_second_per_gpu for p in points)
+    dots = [(_name(p), p.tokens_per_second_per_user, p.tokens_per_second_per_gpu, p.meets_limits) for p in ordered]
+    rows = tuple(
+        (
+            str(number),
+            f"{p.num_gpus}x{p.hardware}",
+            str(p.layout),
+            p.quantization,
+            f"{p.tokens_per_second_per_user:,.1f}",
+            f"{p.tokens_per_second_per_gpu:,.1f}",
+            "yes" if p.meets_limits else "no",
         )
-
-    places = [place(point) for point in points]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(places))
-    circles = "\n".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{"#1f77b4" if point.meets_limits else "#bbbbbb"}">'
-        f"<title>{escape(_name(point))}</title></circle>"
-        for point, (x, y) in zip(points, places, strict=True)
+        for number, p in enumerate(ordered, 1)
     )
-    base, left = _SVG_HEIGHT - _MARGIN, _MARGIN
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_SVG_WIDTH} {_SVG_HEIGHT}">
-<style>text {{ font-family: sans-serif; font-size: 12px }}</style>
-<rect width="100%" height="100%" fill="white"/>
-<text x="{left}" y="24">{escape(title)}</text>
-<path d="M{left} {_MARGIN}V{base}H{_SVG_WIDTH - _MARGIN}" fill="none" stroke="black"/>
-<text x="{left}" y="{_MARGIN - 8}">{top:,.0f} tokens/s of a GPU</text>
-<text x="{_SVG_WIDTH - _MARGIN}" y="{base + 18}" text-anchor="end">{right:,.0f} tokens/s of a user</text>
-<text x="{left}" y="{base + 18}">0</text>
-<polyline points="{line}" fill="none" stroke="#1f77b4" stroke-opacity="0.4"/>
-{circles}
-<text x="{left}" y="{_SVG_HEIGHT - 12}">blue: meets every limit; gray: does not</text>
-</svg>
-"""
+    headers = ("", "GPUs", "layout", "weights", "tokens/s of a user", "tokens/s of a GPU", "meets every limit")
+    about = (
+        f"Pareto front of {len(points)} deployments: no other that fits has more tokens/s both of a GPU and of a user. "
+        f"{sum(p.meets_limits for p in points)} of them meet every limit."
+    )
+    chart = front_chart(dots, ends, "tokens/s of a user; up: tokens/s of a GPU")
+    return Figure(about, Table(headers, rows, "rlllrrl"), "chart.svg.j2", {"chart": chart})
 
 
 def _name(point: FrontPoint) -> str:

@@ -3,12 +3,14 @@
 import csv
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 
-from l4spec.report.front import draw_front
+from l4spec.report.front import draw_front, front_figure
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import seconds, whole
 from planners.search.search_types import RankedDeployment, SearchAnswer
 
+_FRONT = "Tokens/s of a GPU over tokens/s of a user"
 _REASONS = {
     "memory": "memory",
     "max_context": "longest sequence",
@@ -32,11 +34,19 @@ def search_page(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> 
         title = "Loosen all of these together" if len(rows) == 1 and len(answer.loosen[0].limits) > 1 else ""
         sections.append(Section(title or "Any of these alone would do", (Table(("limit", "for"), rows, "ll"),)))
     if len(answer.front) > 1:
-        sections.append(Section("Tokens/s of a GPU over tokens/s of a user", (Code(draw_front(answer.front)),)))
+        sections.append(Section(_FRONT, (Code(draw_front(answer.front)),)))
     if explain:
         sections.append(Section("What binds the others", (_losers(answer),)))
-    sections.append(Section("", (Lines(tuple(_notes(answer))),)))
+    sections.append(Section("", (Lines(tuple(_notes(answer, top))),)))
     return tuple(sections)
+
+
+def search_report(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> Page:
+    """The page with its front drawn, for documents that can hold pictures."""
+    return tuple(
+        replace(section, blocks=(front_figure(answer.front),)) if section.title == _FRONT else section
+        for section in search_page(answer, spec, top=top, explain=explain)
+    )
 
 
 def verdict(answer: SearchAnswer) -> str:
@@ -55,7 +65,7 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
     best = answer.ranked[0]
     rows = tuple(
         (
-            f"{each.rank}{'=' if each.within_error else ''}",
+            f"{each.rank}{'=' if each.within_error and each is not best else ''}",
             f"{_where(each)}{' ~' if each.extrapolated else ''}",
             str(each.layout).removesuffix(" dp1"),
             each.quantization,
@@ -85,15 +95,15 @@ def _load(best: RankedDeployment) -> str:
     return f"{whole(best.concurrency_per_replica or 1)} clients"
 
 
-def _notes(answer: SearchAnswer) -> Iterator[str]:
+def _notes(answer: SearchAnswer, top: int) -> Iterator[str]:
     space = answer.space
     yield (
         f"{whole(space.candidates)} candidates: {whole(space.timed)} timed, {whole(space.pruned)} ruled out by proof; "
         f"{whole(answer.num_meeting)} meet the limits."
     )
-    if any(each.within_error for each in answer.ranked[1:]):
+    if any(each.within_error for each in answer.ranked[1:top]):
         yield "= costs the same as the best within the estimate's median error."
-    if any(each.extrapolated for each in answer.ranked):
+    if any(each.extrapolated for each in answer.ranked[:top]):
         yield "~ no published measurements of this engine on this hardware: an extrapolation."
 
 

@@ -53,8 +53,11 @@ def _figure(about: str, curve: TimeSeries) -> Figure:
     return Figure(about, Table(("", "largest"), rows), "chart.svg.j2", {"chart": chart})
 
 
-def capacity_page(capacity: ServiceCapacity) -> Page:
-    """The highest rate within the service levels, what a trace needs by the hour, and the simulation at that rate."""
+def capacity_page(capacity: ServiceCapacity, *, drawn: bool = False) -> Page:
+    """The highest rate within the service levels, what a trace needs by the hour, and the simulation at that rate.
+
+    `drawn`: with its curves as pictures, for documents that can hold them.
+    """
     lines = [
         f"{capacity.rate:.3g} requests/s are sustained: {100 * capacity.attainment:.1f} % of them meet the service "
         f"levels; {capacity.beyond:.3g}/s are not"
@@ -63,7 +66,7 @@ def capacity_page(capacity: ServiceCapacity) -> Page:
         gpus = capacity.result.num_gpus
         hours = ", ".join(str(count * gpus) for count in capacity.hours)
         lines.append(f"GPUs by the hour of the trace, at its mean rates: {hours}")
-    return (Section("", (Lines(tuple(lines)),)), *simulate_page(capacity.result))
+    return (Section("", (Lines(tuple(lines)),)), *(simulate_report if drawn else simulate_page)(capacity.result))
 
 
 def headline(result: SimulationResult) -> str:

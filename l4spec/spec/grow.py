@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 from l4spec.errors import UserError
 from l4spec.layers.base import LayerSpec, Spec
-from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec
+from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, TextSpec
 
 S = TypeVar("S", bound=Spec)
 WIDTHS = ("intermediate_size", "shared_intermediate_size", "q_lora_rank", "kv_lora_rank", "num_heads", "num_kv_heads")
@@ -18,24 +18,31 @@ def grow(spec: ModelSpec, *, width: int = 1, depth: int = 1) -> ModelSpec:
     text = spec.text
     parts = {name: _wider(part, width) for name, part in text.parts.items()}
     layers = tuple(_deeper(item, depth) for item in text.layers) if depth > 1 else text.layers
-    grown = _changed(text, hidden_size=text.hidden_size * width, parts=parts, layers=layers)
-    name = spec.name if width == depth == 1 else f"{spec.name} w{width} d{depth}"
+    grown = changed(text, hidden_size=text.hidden_size * width, parts=parts, layers=layers)
+    return relative(spec, spec.name if width == depth == 1 else f"{spec.name} w{width} d{depth}", grown)
+
+
+def relative(spec: ModelSpec, name: str, text: TextSpec) -> ModelSpec:
+    """A spec with another text, whose projector follows; what is published about `spec` is not about its relative.
+
+    What is estimated of `spec` stays so.
+    """
     vision = spec.vision
     if vision is not None:
-        vision = _changed(vision, projector=_changed(vision.projector, output_size=grown.hidden_size))
-    dropped: dict[str, Any] = {"extends": None, "about": None, "claims": (), "estimated": (), "huggingface": None}
-    return _changed(spec, name=name, text=grown, vision=vision, **dropped)
+        vision = changed(vision, projector=changed(vision.projector, output_size=text.hidden_size))
+    dropped: dict[str, Any] = {"extends": None, "about": None, "claims": (), "huggingface": None}
+    return changed(spec, name=name, text=text, vision=vision, **dropped)
 
 
 def _wider(part: LayerSpec, width: int) -> LayerSpec:
     sizes = {name: value * width for name in WIDTHS if isinstance(value := getattr(part, name, None), int)}
-    return _changed(part, **sizes)
+    return changed(part, **sizes)
 
 
 def _deeper(item: GroupSpec | BlockSpec, depth: int) -> GroupSpec | BlockSpec:
-    return _changed(item, repeat=item.repeat * depth)
+    return changed(item, repeat=item.repeat * depth)
 
 
-def _changed(spec: S, **fields: Any) -> S:
+def changed(spec: S, **fields: Any) -> S:
     """A copy with other fields, checked again as if it had been written so."""
     return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})

@@ -6,13 +6,12 @@ token leaves in the cache (KV heads, latents, groups and states), the pattern of
 
 from fractions import Fraction
 from math import gcd, sqrt
-from typing import Any, TypeVar
 
 from l4spec.errors import Problem, UserError
-from l4spec.layers.base import LayerSpec, Spec
+from l4spec.layers.base import LayerSpec
+from l4spec.spec.grow import changed, relative
 from l4spec.spec.model import ModelSpec, TextSpec
 
-S = TypeVar("S", bound=Spec)
 LEAST, MOST = Fraction(1, 10), Fraction(100)
 _WIDTHS = ("intermediate_size", "shared_intermediate_size", "latent_size", "q_lora_rank")
 _HEADS = (
@@ -46,11 +45,8 @@ def widen(spec: ModelSpec, factor: Fraction) -> ModelSpec:
         raise UserError(problems)
     hidden = _hidden_size(text, parts, factor)
     scale = text.embedding_scale and text.embedding_scale * sqrt(hidden / text.hidden_size)
-    wider = _changed(text, hidden_size=hidden, parts=parts, embedding_scale=scale)
-    vision = spec.vision and _changed(spec.vision, projector=_changed(spec.vision.projector, output_size=hidden))
-    dropped: dict[str, Any] = {"extends": None, "claims": (), "estimated": (), "huggingface": None}
-    name = f"{spec.name[:100]} x{float(factor):.4g}"
-    return _changed(spec, name=name, text=wider, vision=vision, **dropped)
+    wider = changed(text, hidden_size=hidden, parts=parts, embedding_scale=scale)
+    return relative(spec, f"{spec.name[:100]} x{float(factor):.4g}", wider)
 
 
 def _part(name: str, part: LayerSpec, factor: Fraction, problems: list[Problem]) -> LayerSpec:
@@ -64,7 +60,7 @@ def _part(name: str, part: LayerSpec, factor: Fraction, problems: list[Problem])
         path = f"text.parts.{name}"
         problems.append(Problem(f"kind {part.kind!r} has no size to widen", path, hint="--set its sizes instead"))
         return part
-    return _changed(part, **sizes)
+    return changed(part, **sizes)
 
 
 def _heads(part: LayerSpec, factor: Fraction) -> dict[str, int]:
@@ -97,8 +93,3 @@ def nearest_step(size: int, factor: Fraction, largest_step: int) -> int:
 def _nearest(value: Fraction, step: int) -> int:
     """The multiple of `step` nearest to a value, of two the larger."""
     return int((value / step + Fraction(1, 2)) // 1) * step
-
-
-def _changed(spec: S, **fields: Any) -> S:
-    """A copy with other fields, checked again as if it had been written so."""
-    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})

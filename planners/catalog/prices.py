@@ -22,6 +22,14 @@ class GpuOffer(Spec):
     source: Source
     note: str = ""
 
+    @property
+    def origin(self) -> str:
+        """Whose price it is, of which day and from where."""
+        return f"by {self.provider} on {self.date} ({self.source})"
+
+    def __str__(self) -> str:
+        return f"{self.usd_per_gpu_hour:.2f} USD {self.origin}"
+
 
 class PriceList(Entry):
     """Offers of one kind: on demand, without a commitment. Hardware without an offer has no known price."""

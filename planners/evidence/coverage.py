@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from planners.catalog.loader import load
-from planners.evidence.deployments import ServingCase, serving_case
+from planners.evidence.deployments import serving_case
 from planners.evidence.fit_training import FAMILIES
-from planners.evidence.replay import THROUGHPUT, Prediction, step_model
+from planners.evidence.replay import Prediction, step_model
 from planners.evidence.training_replay import train_case
 from planners.latency_types import Conditions, JudgedRow, LatencyError
 from planners.timing.efficiency import ServingEfficiency, TrainingEfficiency
@@ -39,25 +39,21 @@ class Coverage:
 def coverages(predictions: Iterable[Prediction]) -> tuple[Coverage, ...]:
     """Of every file of factors and metric, on rows left out of the fit and on test rows."""
     pairs: dict[tuple[str, str, str], list[tuple[float, LatencyError]]] = defaultdict(list)
-    for name, rows in _judged().items():
+    judged = _judged()
+    for name, rows in judged.items():
         for row in rows:
             others = [other for other in rows if other.series != row.series]
-            _add(pairs, (name, row.metric, "left out"), row.error, error_like(others, row.metric, row.conditions))
+            printed = error_like(others, row.metric, row.conditions)
+            if printed is not None:
+                pairs[name, row.metric, "left out"].append((abs(row.error), printed))
     for prediction in predictions:
-        if prediction.row.split == "test" and prediction.error is not None:
-            name, metric, printed = _printed(prediction)
-            _add(pairs, (name, metric, "test"), prediction.error, printed)
+        measured = _measured(prediction)
+        if prediction.row.split == "test" and prediction.error is not None and measured is not None:
+            name, metric, conditions = measured
+            printed = error_like(judged.get(name, ()), metric, conditions)
+            if printed is not None:
+                pairs[name, metric, "test"].append((abs(prediction.error), printed))
     return tuple(_coverage(key, members) for key, members in sorted(pairs.items()))
-
-
-def _add(
-    pairs: dict[tuple[str, str, str], list[tuple[float, LatencyError]]],
-    key: tuple[str, str, str],
-    error: float,
-    printed: LatencyError | None,
-) -> None:
-    if printed is not None:
-        pairs[key].append((abs(error), printed))
 
 
 def _judged() -> dict[str, tuple[JudgedRow, ...]]:
@@ -67,28 +63,17 @@ def _judged() -> dict[str, tuple[JudgedRow, ...]]:
     return rows
 
 
-def _printed(prediction: Prediction) -> tuple[str, str, LatencyError | None]:
-    """What a plan of a test row would print: factors, metric, error; None for quantities without one."""
+def _measured(prediction: Prediction) -> tuple[str, str, Conditions] | None:
+    """Whose factors predict a row, its metric and its conditions; None for quantities without a printed error."""
     row = prediction.row
     if row.family == "TRN":
         trained = train_case(row)
-        if isinstance(trained, str):
-            return "training", "step_time", None
-        model, load_ = trained
-        return (
-            "training",
-            "step_time",
-            error_like(_judged()["training"], "step_time", training_conditions(model, load_)),
-        )
-    case = serving_case(row)
-    metric = _METRICS.get(row.metric)
-    if isinstance(case, str) or metric is None or row.metric in THROUGHPUT:
-        return "", "", None
-    return case.engine, metric, error_like(_judged().get(case.engine, ()), metric, _conditions(case))
-
-
-def _conditions(case: ServingCase) -> Conditions:
-    return serving_conditions(step_model(case), case.prompt + case.output, case.concurrency or 0.0)
+        return None if isinstance(trained, str) else ("training", "step_time", training_conditions(*trained))
+    case, metric = serving_case(row), _METRICS.get(row.metric)
+    if isinstance(case, str) or metric is None:
+        return None
+    tokens = case.prompt + case.output
+    return case.engine, metric, serving_conditions(step_model(case), tokens, case.concurrency or 0.0)
 
 
 def _coverage(key: tuple[str, str, str], members: Sequence[tuple[float, LatencyError]]) -> Coverage:

@@ -88,7 +88,7 @@ def _pools(request: SearchRequest) -> list[_Pool]:
         price = request.usd_per_gpu_hour if offer is None else offer.usd_per_gpu_hour
         source = "--usd-per-gpu-hour" if request.usd_per_gpu_hour is not None else None
         if offer is not None:
-            source = f"{offer.usd_per_gpu_hour:.2f} USD by {offer.provider} on {offer.date} ({offer.source})"
+            source = str(offer)
         pools.append(_Pool(cluster, request.most_gpus if bare else cluster.num_gpus, price, source))
     if problems:
         raise UserError(problems)

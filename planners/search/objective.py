@@ -34,6 +34,13 @@ def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRo
     return tuple(with_time(deployment, row) if row.layout in chosen else row for row in rows)
 
 
+def untimed(rows: tuple[LayoutRow, ...]) -> int:
+    """How many layouts that fit were left out by `timed` for being too many."""
+    fitting = sum(row.fits for row in rows)
+    is_timed = any(row.ttft_seconds is not None or row.step_time_seconds is not None for row in rows)
+    return fitting - MOST_TIMED if is_timed and fitting > MOST_TIMED else 0
+
+
 def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ChosenBy]:
     """The row that serves the objective best, and by what it was chosen: `time` or `memory`.
 

@@ -101,13 +101,15 @@ class MeanRequest(_Frozen):
     tiles: int = 0
 
 
-def plan_scenario(loaded: LoadedScenario) -> ScenarioPlan:
+def plan_scenario(loaded: LoadedScenario, servers: dict[str, Server] | None = None) -> ScenarioPlan:
     """What a scenario's servers hold and cost, and how long one request alone takes through its chain.
+
+    `servers` are those of `planned_servers`, where they are planned already.
 
     Raises UserError with the place of everything that cannot be planned, timed, or read.
     """
     scenario = loaded.scenario
-    servers = planned_servers(loaded)
+    servers = planned_servers(loaded) if servers is None else servers
     request = mean_request(loaded, servers[scenario.answering])
     stages = tuple(
         _stage(stage, servers, request) for stage in scenario.chain or (Stage(name="answer", model=scenario.answering),)
@@ -298,7 +300,4 @@ def _price(server: Server) -> tuple[float | None, str]:
     offer = lowest_offer(name)
     if offer is None:
         return None, f"{name}: no list price known; `usd_per_gpu_hour` gives one"
-    return (
-        offer.usd_per_gpu_hour,
-        f"{name}: {offer.usd_per_gpu_hour:g} USD by {offer.provider} on {offer.date} ({offer.source})",
-    )
+    return offer.usd_per_gpu_hour, f"{name}: {offer}"

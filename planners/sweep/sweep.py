@@ -9,9 +9,8 @@ from l4spec.huggingface.opening import compiled
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.tree import plain
 from l4spec.spec.yaml_tree import compose
-from planners.catalog.cluster import parse_cluster
-from planners.catalog.prices import lowest_offer
 from planners.latency_types import Latency
+from planners.list_price import at_list_price
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
@@ -45,11 +44,11 @@ def sweep(
     asked = SweepRequest(**options) if request is None else request.changed(**options)
     axes, links, factors = read_axes(values), read_links(link), read_factors(widen)
     variants = variants_of(model, axes, links, factors)
-    served, served_price = _priced(asked.served())
+    served, served_offer = at_list_price(asked.served())
     training = asked.trained()
     if training is not None and training.gpus is None:
         raise UserError([Problem("a training run needs GPUs", "train_tokens", hint="give --train-gpus or --gpus")])
-    trained, trained_price = (None, "") if training is None else _priced(training)
+    trained, trained_offer = (None, None) if training is None else at_list_price(training)
     rows = tuple(_rows(variants, served, trained, asked.jobs, tick))
     if all(row.problem for row in rows):
         raise UserError([Problem(text) for text in dict.fromkeys(str(row.problem) for row in rows)])
@@ -59,19 +58,8 @@ def sweep(
         serving=served.echo(),
         training=None if trained is None else trained.echo(),
         rows=rows,
-        prices=tuple(dict.fromkeys(price for price in (served_price, trained_price) if price)),
+        prices=tuple(dict.fromkeys(f"{one.hardware}: {one}" for one in (served_offer, trained_offer) if one)),
     )
-
-
-def _priced(request: PlanRequest) -> tuple[PlanRequest, str]:
-    """The request with the lowest list price of its GPUs where it names none, and whose price that is."""
-    if request.gpus is None or request.usd_per_gpu_hour is not None:
-        return request, ""
-    offer = lowest_offer(parse_cluster(request.gpus).hardware.name)
-    if offer is None:
-        return request, ""
-    where = f"{offer.hardware}: {offer.usd_per_gpu_hour:.2f} USD an hour by {offer.provider} on {offer.date}"
-    return request.changed(usd_per_gpu_hour=offer.usd_per_gpu_hour), f"{where} ({offer.source})"
 
 
 def _rows(

@@ -99,8 +99,11 @@ class TrainingEfficiency(Entry):
         return next((error for error in self.errors if error.metric == metric), None)
 
 
-def extrapolations(factors: ServingEfficiency, hardware: str, routed: bool, tokens: float) -> tuple[str, ...]:
-    """In what a deployment lies outside the rows that `factors` were fitted on: their errors are not its error."""
+def extrapolations(factors: ServingEfficiency, hardware: str, *, routed: bool, tokens: float = 0) -> tuple[str, ...]:
+    """In what a deployment lies outside the rows that `factors` were fitted on: their errors are not its error.
+
+    `tokens` of a sequence; 0 where there are many of many lengths.
+    """
     name, reasons = factors.name, []
     if hardware not in factors.hardware:
         rows = ", ".join(factors.hardware)

@@ -178,7 +178,7 @@ def _beyond(model: StepModel, tokens: int) -> tuple[str, ...]:
     if model.efficiency is None:
         return ()
     routed = any(kind.num_experts for kind in model.kinds)
-    return extrapolations(model.efficiency, model.machine.hardware.name, routed, tokens)
+    return extrapolations(model.efficiency, model.machine.hardware.name, routed=routed, tokens=tokens)
 
 
 def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:

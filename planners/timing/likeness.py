@@ -6,7 +6,7 @@ Lengths, GPUs and loads are alike within a factor of four. Each of these counts,
 `LEAST_ROWS`; nothing is like a deployment of routed experts but a row of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil, log2
 from statistics import median
 from typing import TYPE_CHECKING
@@ -24,16 +24,11 @@ if TYPE_CHECKING:
     from planners.timing.training_step import TrainLoad, TrainModel
 
 _BITS = {"fp4": 4, "int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "tf32": 32, "fp32": 32}
-_ALIKE = {"experts": 0, "number format": 1, "length": 2, "GPUs": 3, "load": 4}
-"""What rows and cases may be alike in, in order of weight: the place of each in `Conditions`."""
-_EXACT = 2
-"""How many of them are equal or not alike."""
-_FIRST = len(JudgedRow._fields) - len(Conditions._fields)
 LEAST_ROWS = 8
 LEAST_SERIES = 4
 """Rows of one series err together: of fewer series the spread says little."""
 ROWS_OF_A_P90 = 20
-"""Of fewer rows the largest error stands for the 90th percentile."""
+"""Of fewer rows the largest error stands for the 90th percentile: fewer than two lie beyond that."""
 FACTOR = 4.0
 """Within which lengths, numbers of GPUs and loads are alike."""
 
@@ -59,6 +54,20 @@ def bits_of(graph: LayerGraph, scheme: Scheme) -> int:
     return 1 << round(log2(stored))
 
 
+def _close(a: float, b: float) -> bool:
+    return a == b or (min(a, b) > 0 and max(a, b) <= FACTOR * min(a, b))
+
+
+_ALIKE: Mapping[str, Callable[[Conditions, Conditions], bool]] = {
+    "experts": lambda a, b: a.routed == b.routed,
+    "number format": lambda a, b: a.bits == b.bits,
+    "length": lambda a, b: _close(a.tokens, b.tokens),
+    "GPUs": lambda a, b: _close(a.gpus, b.gpus),
+    "load": lambda a, b: _close(a.load, b.load),
+}
+"""What rows and deployments may be alike in, in order of weight."""
+
+
 def error_like(rows: Sequence[JudgedRow], metric: str, case: Conditions) -> LatencyError | None:
     """The error of the rows of a metric that are most like these conditions; None without a row of the metric.
 
@@ -68,21 +77,13 @@ def error_like(rows: Sequence[JudgedRow], metric: str, case: Conditions) -> Late
     if not alike:
         return None
     agreed: tuple[str, ...] = ()
-    for name, index in _ALIKE.items():
-        closer = _close(alike, index, case)
+    for name, is_alike in _ALIKE.items():
+        closer = [row for row in alike if is_alike(row.conditions, case)]
         if len(closer) == len(alike) or _enough(closer):
             alike, agreed = closer, (*agreed, name)
         elif name == "experts":
             break
     return _summary(metric, alike, agreed)
-
-
-def _close(rows: Sequence[JudgedRow], index: int, case: Conditions) -> list[JudgedRow]:
-    """The rows that are like the case in one condition, the `index`-th."""
-    value = case[index]
-    low, high = (value, value) if index < _EXACT else (value / FACTOR, value * FACTOR)
-    index += _FIRST
-    return [row for row in rows if low <= row[index] <= high]  # type: ignore[operator]
 
 
 def _enough(rows: Sequence[JudgedRow]) -> bool:
@@ -110,6 +111,8 @@ def _summary(metric: str, rows: Sequence[JudgedRow], agreed: tuple[str, ...]) ->
 def upper(sizes: Sequence[float]) -> float:
     """What nine of ten further errors of the kind stay below: the ceil(0.9 (n + 1))-th smallest of n, or the largest.
 
-    Split conformal prediction (arXiv:2107.07511, section 1): the plain percentile of few errors is too small.
+    Split conformal prediction (arXiv:2107.07511, section 1): the plain percentile of few errors is too small. Of fewer
+    than `ROWS_OF_A_P90` it is the largest.
     """
-    return sorted(sizes)[min(len(sizes), ceil(0.9 * (len(sizes) + 1))) - 1]
+    rank = ceil(0.9 * (len(sizes) + 1))
+    return max(sizes) if len(sizes) < ROWS_OF_A_P90 else sorted(sizes)[min(len(sizes), rank) - 1]

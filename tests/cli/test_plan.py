@@ -143,3 +143,11 @@ def test_a_scenario_takes_no_planning_option_of_its_models(run: Run) -> None:
     assert "--gpus" in result.stderr
     assert "--tp" in result.stderr
     assert "--set" in result.stderr
+
+
+@pytest.mark.parametrize("document", ["scenarios/guarded", "recipes/scout"])
+def test_no_option_of_a_spec_s_plan_is_left_aside_silently(run: Run, document: str) -> None:
+    for options in (("--emit", "vllm"), ("-v",), ("--explain",), ("--model", "x")):
+        result = run("plan", document, *options)
+        assert result.exit_code == 2
+        assert "is for specs" in result.stderr

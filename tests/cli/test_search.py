@@ -30,8 +30,9 @@ def test_json_csv_and_svg_tell_the_same(run: Run, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(run(*ASKED, "--format", "csv").stdout)))
     assert len(rows) == len(document["ranked"]) > 5
     assert float(rows[0]["ttft_seconds"]) == pytest.approx(document["ranked"][0]["ttft_seconds"])
-    circles = [node for node in ElementTree.parse(picture).iter() if node.tag.endswith("circle")]
-    assert len(circles) == len(document["front"]) > 2
+    titles = [node.text or "" for node in ElementTree.parse(picture).iter() if node.tag.endswith("title")]
+    points = [title for title in titles if "tokens/s" in title and "of a user" in title]
+    assert len(points) == len(document["front"]) > 2
 
 
 def test_the_winner_is_emitted_as_a_launch(run: Run) -> None:

@@ -14,6 +14,9 @@ from l4spec.report.html import to_html
 from l4spec.report.picture import picture_of
 from l4spec.report.report_page import report_page
 from planners import plan
+from tests.cli.conftest import Run, run
+
+__all__ = ["run"]
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, in the extra `dev`")
@@ -35,6 +38,37 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "scout.html"
     path.write_text(to_html(report_page(graph, plan(graph, gpus="8xH100"))), "utf-8")
     return path
+
+
+KINDS = {
+    "comparison": ("report", "scout", "maverick", "--gpus", "8xH200"),
+    "search": ("search", "scout", "--gpus", "4xH100", "--prompt-tokens", "1k", "--output-tokens", "100"),
+    "scenario": ("report", "scenarios/guarded"),
+    "recipe": ("report", "recipes/behemoth", "--gpus", "32768xH100"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_report_asks_for_nothing_and_fits_its_window(
+    browser: Any, run: Run, tmp_path: Path, kind: str
+) -> None:
+    path = tmp_path / f"{kind}.html"
+    done = run(*KINDS[kind], "--format", "html", "--out", str(path))
+    assert done.exit_code == 0, done.stderr
+    for scheme, width in (("light", 1200), ("dark", 360)):
+        size = {"width": width, "height": 800}
+        page = browser.new_context(offline=True, color_scheme=scheme, viewport=size).new_page()
+        requests: list[str] = []
+        complaints: list[str] = []
+        page.on("request", lambda request, seen=requests: seen.append(request.url))
+        page.on("console", lambda message, seen=complaints: seen.append(message.text))
+        page.goto(path.as_uri())
+        assert (requests, complaints) == ([path.as_uri()], [])
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        words = page.evaluate("[...document.querySelectorAll('svg[role=img]')].map(s => s.getAttribute('aria-label'))")
+        assert words
+        assert all(words)
+        page.context.close()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 360), ("dark", 360)])

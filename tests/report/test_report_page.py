@@ -1,5 +1,6 @@
 """The report: verdict first, every part in its place, nothing asked for, nothing that a user writes is markup."""
 
+import json
 import re
 import time
 from html.parser import HTMLParser
@@ -157,6 +158,10 @@ def test_the_same_model_gives_the_same_report(compiled: Compile) -> None:
         ("report", "tiny/scout", "tiny/maverick"),
         ("report", "scenarios/guarded", "--set", "workload.requests=20"),
         ("report", "recipes/scout"),
+        ("plan", "recipes/scout"),
+        ("plan", "scenarios/guarded"),
+        ("show", "scout"),
+        ("search", "scout", "--gpus", "4xH100", "--prompt-tokens", "1k", "--output-tokens", "100", "--rate", "1/s"),
     ],
 )
 def test_every_command_that_reports_writes_html(run: Run, arguments: tuple[str, ...]) -> None:
@@ -207,6 +212,32 @@ def test_a_hostile_scenario_and_recipe_are_reported_as_text(tmp_path: Path, run:
         done = run("report", str(path))
         assert done.exit_code == 0, done.stderr
         assert "script" not in Tags(done.stdout).names
+
+
+SEARCH = ("search", "scout", "--gpus", "4xH100", "--prompt-tokens", "1k", "--output-tokens", "100", "--tpot", "9ms")
+
+
+def test_the_front_of_a_search_is_drawn_with_a_row_for_each_dot(run: Run) -> None:
+    html, document = (run(*SEARCH, "--format", form).stdout for form in ("html", "json"))
+    front = json.loads(document)["front"]
+    meeting = sum(point["meets_limits"] for point in front)
+    assert 0 < meeting < len(front)
+    drawing = html[html.index("<svg") : html.index("</svg>")]
+    assert drawing.count('<circle class="c0"') == meeting + 1  # and one in the legend
+    assert drawing.count('<circle class="c1 open"') == len(front) - meeting + 1
+    figure = html[html.index("<figcaption>") :]
+    numbers = re.findall(r"<tr><td>(.*?)</td>", figure[: figure.index("</figure>")])
+    assert numbers == [str(number) for number in range(1, len(front) + 1)]
+    assert "<pre" not in html
+
+
+def test_the_marks_of_a_search_are_explained_where_a_row_has_them(run: Run) -> None:
+    for top in ("1", "10"):
+        text = run(*SEARCH, "--top", top).stdout
+        rows = re.findall(r"^ *(\d+=?) +\S*\d+x", text, re.MULTILINE)
+        assert rows[0].rstrip("=") == "1"
+        assert rows[0] == "1"
+        assert any(row.endswith("=") for row in rows) == ("= costs the same as the best" in text)
 
 
 def test_only_specs_are_compared_in_a_report(run: Run) -> None:

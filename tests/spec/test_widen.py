@@ -63,3 +63,10 @@ def test_a_kind_without_a_size_is_named() -> None:
     text = spec.text.model_copy(update={"parts": {"moe": moe, "odd": part}})
     with pytest.raises(UserError, match=r"text\.parts\.odd: kind 'opaque' has no size to widen"):
         widen(spec.model_copy(update={"text": text}), Fraction(2))
+
+
+def test_a_wider_relative_keeps_its_estimates_and_nothing_that_is_published() -> None:
+    behemoth = l4spec.load("behemoth")
+    wider = widen(behemoth, Fraction(3, 2))
+    assert wider.estimated == behemoth.estimated != ()
+    assert (wider.about, wider.claims, wider.huggingface) == (None, (), None)

@@ -78,7 +78,7 @@ class PhaseBase(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning rate over the phase."""
     precision: Literal["bf16", "fp8"] = "bf16"
-    """Format of matmuls in the plan."""
+    """Format of matmuls in the plan; a run computes in `train --dtype`, and prints so."""
     layout: LayoutSpec = LayoutSpec()
     """Parallel degrees of the plan."""
     mixture: Annotated[Mapping[Key, Weight], Field(max_length=256)] = Field(default_factory=dict)

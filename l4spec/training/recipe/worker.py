@@ -50,6 +50,9 @@ def work(job: RecipeJob, log: Log, store: Store) -> None:
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
         log(f"threads {job.num_threads} a rank, of {os.cpu_count()} cores (--threads changes it)")
+    planned = [phase.name for phase in job.phases if phase.precision == "fp8"]
+    if planned:
+        log(f"{', '.join(planned)}: fp8 is planned, this run computes in {job.number_format}")
     results = RecipeRun(job, log).run()
     if is_first():
         store.set(RESULT, json.dumps([asdict(result) for result in results]))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from l4spec.errors import Problem, UserError
 from planners.simulate.times.interface import Chunk, StepBatch
+from planners.timing.efficiency import extrapolations
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -32,16 +33,14 @@ class PlannedTimes:
     @property
     def basis(self) -> tuple[str, ...]:
         """Factors, their source and errors, and what they extrapolate from."""
-        hardware, factors = self.model.machine.hardware.name, self.factors
+        factors, routed = self.factors, any(g.declaration.routed is not None for g in self.model.graph.groups)
         lines = [f"planner's step model with {factors.name}'s factors ({factors.source})"]
         for error in factors.errors:
             lines.append(
                 f"{error.metric} of closed loops: median error {error.median:.0%}, p90 {error.p90:.0%} "
                 f"on {error.num_rows} published rows that the fit did not see"
             )
-        if hardware not in factors.hardware:
-            lines.append(f"the factors were fitted on {', '.join(factors.hardware)}: an extrapolation to {hardware}")
-        return tuple(lines)
+        return (*lines, *extrapolations(factors, self.model.machine.hardware.name, routed=routed))
 
     @property
     def request_seconds(self) -> float:

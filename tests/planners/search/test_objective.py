@@ -95,3 +95,12 @@ def test_choosing_by_time_takes_a_twentieth_of_a_second() -> None:
             plan(model, gpus="8xH100", context=context, objective=objective)
         spent[objective] = (time.process_time() - start) / 10
     assert spent["fastest"] - spent["max-free-memory"] < 0.05
+
+
+def test_layouts_that_are_left_untimed_for_their_number_are_reported() -> None:
+    many, few = plan(graph("deepseek-v3"), gpus="720720xH100"), plan(graph("scout"), gpus="8xH100")
+    timed = sum(row.time_per_output_token_seconds is not None for row in many.layouts)
+    left = sum(row.fits for row in many.layouts) - timed
+    assert left > 0
+    assert f"{left:,} more layouts fit, whose replicas are larger: they are not timed" in many.reasons
+    assert not any("not timed" in reason for reason in few.reasons)

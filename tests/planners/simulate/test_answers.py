@@ -7,6 +7,8 @@ from io import StringIO
 import pytest
 
 from l4spec.errors import UserError
+from l4spec.report.page import Code, Figure
+from l4spec.report.simulate_page import capacity_page
 from planners.simulate.asked import scenario_of
 from planners.simulate.capacity import capacity, replicas_by_hour
 from planners.simulate.exports import COLUMNS, requests_csv, timeline
@@ -35,6 +37,9 @@ def test_capacity_is_a_rate_that_is_held_beside_one_that_is_not() -> None:
     answer = capacity(scenario_of("llama-3.1-8b", LOAD))
     assert answer.attainment >= 0.9
     assert 1 < answer.beyond / answer.rate <= 1.02
+    for drawn, kind in ((False, Code), (True, Figure)):
+        blocks = [block for section in capacity_page(answer, drawn=drawn) for block in section.blocks]
+        assert any(isinstance(block, kind) for block in blocks)
     with pytest.raises(UserError, match="capacity needs a service level"):
         capacity(scenario_of("llama-3.1-8b", NO_LEVELS))
 

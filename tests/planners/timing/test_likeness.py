@@ -94,3 +94,8 @@ def test_a_dense_model_is_judged_by_rows_of_its_number_format(scheme: str) -> No
     for error in latency.errors:
         assert "experts" in error.alike
         assert "of" in error_words(error)
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=19))
+def test_of_fewer_than_twenty_rows_the_upper_error_is_the_largest(sizes: list[float]) -> None:
+    assert upper(sizes) == max(sizes)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor, log10
+from math import ceil, floor, log, log10
 
 WIDTH, HEIGHT = 820, 330
 LEFT, RIGHT, TOP, BOTTOM = 84, 210, 14, 44
@@ -90,6 +90,36 @@ def time_chart(series: Sequence[tuple[str, Sequence[Point]]], end: float, text: 
         pixels = (_plain_place(chart, x / end, y) for x, y in points)
         style, dash = f"c{number % COLORS}", _DASHES[number % len(_DASHES)]
         chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in pixels), style, dash))
+    _legend(chart, series)
+    return chart
+
+
+def share_chart(
+    series: Sequence[tuple[str, Sequence[Point]]], ticks: Sequence[int], marks: Sequence[int], label: str
+) -> Chart:
+    """Shares from 0 to 1 over lengths on a logarithmic axis with a text at each tick; dashed lines at the marks."""
+    chart, span = Chart((0, 1)), log(max(ticks[-1] / ticks[0], 2.0))
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        return _plain_place(chart, min(max(log(x / ticks[0]) / span, 0.0), 1.0), y)
+
+    for tick in ticks:
+        x, bottom = place(tick, 0.0)
+        chart.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "grid"))
+        chart.texts.append(Caption(x, bottom + 16, f"{tick:,}", "middle"))
+    for quarter in range(5):
+        (left, y), (right, _) = place(ticks[0], quarter / 4), _plain_place(chart, 1.0, 0.0)
+        chart.lines.append(Stroke(f"{left},{y} {right},{y}", "grid"))
+        chart.texts.append(Caption(LEFT - 6, y + 4, f"{25 * quarter} %", "end"))
+    for mark in marks:
+        x, bottom = place(mark, 0.0)
+        chart.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "mark"))
+    for number, (name, points) in enumerate(series):
+        style, places = f"c{number % COLORS}", [place(*point) for point in points]
+        chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in places), style, _DASHES[number % len(_DASHES)]))
+        for (x, y), (length, share) in zip(places, points, strict=True):
+            chart.dots.append(Dot(x, y, style, f"{name}, {length:,.0f}: {share:.0%}"))
+    chart.texts.append(Caption(LEFT, chart.height - 8, label))
     _legend(chart, series)
     return chart
 
@@ -221,4 +251,4 @@ def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
     return chart
 
 
-__all__ = ["Chart", "Texts", "TimeSpan", "front_chart", "line_chart", "roofline", "spans"]
+__all__ = ["Chart", "Texts", "TimeSpan", "front_chart", "line_chart", "roofline", "share_chart", "spans"]

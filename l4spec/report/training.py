@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from l4spec.report.length_page import length_section
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import seconds
 
@@ -24,9 +25,11 @@ class RecipeRuns:
 def training_page(runs: RecipeRuns) -> Page:
     """The page of a recipe's runs: phases of each, then variants side by side where there are several."""
     variants = list(dict.fromkeys(variant for variant, _ in runs.runs))
+    lengths = length_section(runs.name, runs.runs)
+    more = () if lengths is None else (lengths,)
     if len(variants) == 1:
-        return (Section(f"{runs.name}: phases", (_phases(runs, variants[0]), *_seeds(runs))),)
-    return (Section(f"{runs.name}: variants", (_variants(runs, variants), *_seeds(runs), *_described(runs))),)
+        return (Section(f"{runs.name}: phases", (_phases(runs, variants[0]), *_seeds(runs))), *more)
+    return (Section(f"{runs.name}: variants", (_variants(runs, variants), *_seeds(runs), *_described(runs))), *more)
 
 
 def _seeds(runs: RecipeRuns) -> tuple[Lines, ...]:

@@ -10,7 +10,8 @@ from l4spec.layers.base import AsTuple, PositiveFloat, Spec
 from l4spec.spec.header import Header, located
 from l4spec.spec.quantities import Share
 from l4spec.spec.recipe.claim import RecipeClaim
-from l4spec.spec.recipe.data import DataSpec
+from l4spec.spec.recipe.data import DataSpec, SyntheticSource
+from l4spec.spec.recipe.lengths import LengthTest
 from l4spec.spec.recipe.parametrization import Parametrization
 from l4spec.spec.recipe.phase import DpoPhase, Phase, PretrainPhase, RlPhase
 
@@ -61,6 +62,8 @@ class Recipe(Header):
     """Models to compare: each runs all phases."""
     teachers: Annotated[Mapping[Key, Teacher], Field(max_length=8)] = Field(default_factory=dict)
     """Models that `distill` phases name."""
+    lengths: LengthTest | None = None
+    """At which lengths it is asked for what stands somewhere in a text."""
     gpus: str | None = None
     """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
     watts_per_gpu: PositiveFloat | None = None
@@ -87,6 +90,21 @@ class Recipe(Header):
             if phase.kind == "distill" and phase.teacher not in self.teachers:
                 hint = nearest(phase.teacher, self.teachers)
                 raise located(("phases", index, "teacher"), f"no teacher {phase.teacher!r}", hint)
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_are_of_needles(self) -> Self:
+        if self.lengths is None:
+            return self
+        name = self.lengths.source
+        source = self.data.sources.get(name)
+        if source is None:
+            hint = nearest(name, self.data.sources)
+            raise located(("lengths", "source"), f"no source {name!r} in data.sources", hint)
+        if not isinstance(source, SyntheticSource) or source.task != "needles":
+            raise located(("lengths", "source"), f"{name!r} can not be made at any length", "task: needles can")
+        if list(self.lengths.tokens) != sorted(set(self.lengths.tokens)):
+            raise located(("lengths", "tokens"), "expected ascending lengths")
         return self
 
 

@@ -1,10 +1,11 @@
 """What a recipe trains on: sources with weights, and how text becomes tokens."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from l4spec.layers.base import AsTuple, Size, Spec
+from l4spec.spec.header import located
 from l4spec.spec.quantities import Share
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
@@ -40,13 +41,22 @@ class SyntheticSource(Spec):
     """Endless text that is made up, the same for the same seed; nothing is downloaded."""
 
     kind: Literal["synthetic"]
-    task: Literal["language", "stories", "arithmetic", "retrieval", "questions"] = "language"
+    task: Literal["language", "stories", "arithmetic", "retrieval", "questions", "needles"] = "language"
     """`language`: made-up words by a grammar, another language for each `language`; `stories`: English sentences;
-    `arithmetic`: sums; `retrieval`: keys with values, one of them asked for; `questions`: dialogues with answers."""
+    `arithmetic`: sums; `retrieval`: keys with values, one of them asked for; `questions`: dialogues with answers;
+    `needles`: letters among sentences, asked for at the end."""
     language: Annotated[int, Field(ge=0, le=1000)] = 0
     """Which made-up language, or which difficulty of a task."""
+    length: Annotated[int, Field(ge=32, le=1 << 20)] | None = None
+    """Characters of a document of `needles`; null: 64."""
     weight: Weight = 1.0
     """Share of the mixture, relative to the other sources."""
+
+    @model_validator(mode="after")
+    def _only_needles_have_a_length(self) -> Self:
+        if self.length is not None and self.task != "needles":
+            raise located(("length",), f"{self.task} has no length", "task: needles has")
+        return self
 
 
 class FileSource(Spec):

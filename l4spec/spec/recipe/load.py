@@ -52,7 +52,12 @@ class LoadedRecipe:
 
     def check(self, model: ModelSpec, scale: str | None) -> None:
         """Raise SpecError with everything that keeps this recipe from being run on this model, each at its place."""
-        problems = [*self._vocabulary(model), *self._contexts(model, scale), *self._sources(scale)]
+        problems = [
+            *self._vocabulary(model),
+            *self._contexts(model, scale),
+            *self._lengths(model, scale),
+            *self._sources(scale),
+        ]
         if problems:
             raise SpecError(problems)
 
@@ -75,6 +80,19 @@ class LoadedRecipe:
             )
             for index, phase in enumerate(self.phases(scale, model))
             if phase.context > most
+        ]
+
+    def _lengths(self, model: ModelSpec, scale: str | None) -> Sequence[Problem]:
+        most = model.text.max_seq_len
+        asked = () if scale is not None or self.recipe.lengths is None else self.recipe.lengths.tokens
+        return [
+            Problem(
+                f"{tokens:,} tokens, and {model.name} is made for {most:,}",
+                f"lengths.tokens[{index}]",
+                place_of(self.document, ("lengths", "tokens", index)),
+            )
+            for index, tokens in enumerate(asked)
+            if tokens > most
         ]
 
     def _sources(self, scale: str | None) -> Sequence[Problem]:

@@ -14,7 +14,7 @@ from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.spec.files import require_regular
 from l4spec.spec.recipe import DataSpec
 from l4spec.spec.recipe.data import FileSource, SyntheticSource
-from l4spec.training.data.synthetic import HELD_OUT, TextDocument, TextSegment, document
+from l4spec.training.data.synthetic import HELD_OUT, TextDocument, TextSegment, document, document_of
 from l4spec.training.data.tokens import Codec, make_codec
 from l4spec.training.loop import TrainBatch
 
@@ -88,7 +88,7 @@ class Mixture:
         source = self.spec.sources[name]
         if isinstance(source, SyntheticSource):
             index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
-            return document(source.task, source.language, self.seed, index)
+            return document_of(source, self.seed, index)
         if isinstance(source, FileSource):
             trained, kept = _documents_of(tuple(str(self.folder / file) for file in source.files), self.spec.held_out)
             return (TextSegment(draw.choice(kept if is_held_out else trained)),)

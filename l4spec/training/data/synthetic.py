@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from l4spec.spec.recipe.data import SyntheticSource
+
 HELD_OUT = 1 << 40
 """Documents from this number on are never trained on."""
 NUM_WORDS, NUM_CLASSES = 240, 8
@@ -111,12 +113,43 @@ def questions(draw: random.Random, number: int) -> TextDocument:
     return (TextSegment(f"Q: {asked}\nA: ", learned=False), TextSegment(made.answer))
 
 
+_FILLER = "it rains on the hill and the fox sleeps. "
+_GROUPS = ["ABCDE", "FGHIJ", "KLMNO", "PQRST", "UVWXY"]
+
+
+def needles(draw: random.Random, length: int) -> TextDocument:
+    """`length` characters: a sentence again and again, in it a letter of each of five groups; digits ask for them.
+
+    The sentence begins anywhere, the letters stand anywhere in it, and all five are asked for at the end, in any order:
+    `0` for the one of A to E, `1` for F to J. Who does not find a letter guesses right one time in five.
+    """
+    letters = [draw.choice(group) for group in _GROUPS]
+    start, size = draw.randrange(len(_FILLER)), length - 2 * len(_GROUPS)
+    text = [_FILLER[(start + place) % len(_FILLER)] for place in range(size)]
+    for place, letter in zip(draw.sample(range(size), len(letters)), letters, strict=True):
+        text[place] = letter
+    order = draw.sample(range(len(letters)), len(letters))
+    segments = [TextSegment("".join(text), learned=False)]
+    for group in order:
+        segments += [TextSegment(str(group), learned=False), TextSegment(letters[group])]
+    return tuple(segments)
+
+
+NEEDLES_LENGTH = 64
+"""Characters of a document of `needles` where its source gives none."""
+
+
+def _needles(draw: random.Random, number: int) -> TextDocument:
+    return needles(draw, NEEDLES_LENGTH)
+
+
 TASKS: dict[str, Callable[[random.Random, int], TextDocument]] = {
     "language": language,
     "stories": stories,
     "arithmetic": arithmetic,
     "retrieval": retrieval,
     "questions": questions,
+    "needles": _needles,
 }
 """Makers of documents by the name that a recipe uses."""
 
@@ -124,3 +157,11 @@ TASKS: dict[str, Callable[[random.Random, int], TextDocument]] = {
 def document(task: str, number: int, seed: int, index: int) -> TextDocument:
     """TextDocument `index` of an endless source."""
     return TASKS[task](random.Random(f"{task} {number} {seed} {index}"), number)
+
+
+def document_of(source: SyntheticSource, seed: int, index: int, length: int | None = None) -> TextDocument:
+    """TextDocument `index` of a recipe's source; of `needles` with another `length`, where one is given."""
+    if source.task != "needles":
+        return document(source.task, source.language, seed, index)
+    own = length or source.length or NEEDLES_LENGTH
+    return needles(random.Random(f"needles {own} {seed} {index}"), own)

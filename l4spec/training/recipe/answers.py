@@ -9,7 +9,7 @@ from l4spec.errors import UserError
 from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.spec.recipe.data import SyntheticSource
 from l4spec.training.data.mixture import Mixture
-from l4spec.training.data.synthetic import HELD_OUT, document
+from l4spec.training.data.synthetic import HELD_OUT, document_of
 from l4spec.training.loop import TrainBatch
 from l4spec.training.recipe.evaluation import Asked
 
@@ -30,12 +30,11 @@ def prompts(mixture: Mixture, weights: Mapping[str, float], count: int, key: str
         if not isinstance(source, SyntheticSource):
             raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
         index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
-        made = document(source.task, source.language, mixture.seed, index)
-        prompt = "".join(segment.text for segment in made if not segment.learned)
+        *before, last = document_of(source, mixture.seed, index)
+        prompt = "".join(segment.text for segment in before)
         if not prompt:
             raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
-        answer = "".join(segment.text for segment in made if segment.learned)
-        asked.append(Asked(tuple(mixture.codec.encode(prompt)), answer))
+        asked.append(Asked(tuple(mixture.codec.encode(prompt)), last.text))
     return asked
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
 from l4spec.training.loop import StepMetrics
 from l4spec.training.recipe.evaluation import Evaluation
+from l4spec.training.recipe.lengths import LengthScore
 from l4spec.training.routing import LayerLoad
 
 METRICS = "metrics.jsonl"
@@ -50,6 +51,9 @@ class PhaseResult:
     evaluated: RoutingSummary | None = None
     right: float | None = None
     notes: Mapping[str, float] = field(default_factory=dict)
+    longest: int = 0
+    """Tokens of the longest context trained on so far."""
+    lengths: Sequence[LengthScore] = ()
 
 
 class MetricsFile:
@@ -93,6 +97,10 @@ class MetricsFile:
             right=right,
             routing={node: load.as_json() for node, load in result.routing.items()},
         )
+
+    def lengths(self, step: int, phase: str, scores: Sequence[LengthScore]) -> None:
+        """The row of right answers by length."""
+        self.write(step, phase=phase, event="lengths", right={score.tokens: score.right for score in scores})
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -31,6 +31,7 @@ from l4spec.training.parametrization import RunGrowth, TensorFactors, tensor_fac
 from l4spec.training.recipe.answers import prompts
 from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
 from l4spec.training.recipe.job import RecipeJob
+from l4spec.training.recipe.lengths import LengthScore, scores_by_length
 from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary
 from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
 from l4spec.training.routing import CollapseDetector
@@ -219,6 +220,7 @@ class RecipeRun:
     def _result(self, phase: Phase, prepared: Prepared, recent: Recent, seconds: float) -> PhaseResult:
         evaluation, right = self._evaluated(phase)
         self.metrics.evaluation(self.done, phase.name, evaluation, right)
+        lengths = self._by_length(phase)
         routing = RoutingSummary.worst_of(recent.summed_loads())
         return PhaseResult(
             phase.name,
@@ -233,7 +235,17 @@ class RecipeRun:
             RoutingSummary.worst_of(evaluation.routing),
             right,
             {**(prepared.notes or {}), **recent.means()},
+            max(one.context for one in self.job.phases if self.starts[one.name] <= self.starts[phase.name]),
+            lengths,
         )
+
+    def _by_length(self, phase: Phase) -> Sequence[LengthScore]:
+        if self.recipe.lengths is None:
+            return ()
+        scores = scores_by_length(self.model, self.mixture, self.recipe.lengths, self.job.model_spec.text.max_seq_len)
+        self.metrics.lengths(self.done, phase.name, scores)
+        self.log(f"{phase.name}  right by length: {'  '.join(f'{one.tokens:,} {one.right:.0%}' for one in scores)}")
+        return scores
 
     def _evaluated(self, phase: Phase) -> tuple[Evaluation, float | None]:
         context = self.context(phase)
@@ -277,6 +289,7 @@ def results_of(texts: Sequence[str]) -> list[PhaseResult]:
     for row in (row for text in texts for row in json.loads(text)):
         for name in ("routing", "evaluated"):
             row[name] = None if row[name] is None else RoutingSummary(**row[name])
+        row["lengths"] = tuple(LengthScore(**score) for score in row["lengths"])
         results.append(PhaseResult(**row))
     return results
 

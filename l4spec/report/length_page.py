@@ -1,0 +1,92 @@
+"""Right answers against the length of the text, drawn and as a table, and the length at which each variant breaks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from l4spec.report.charts import share_chart
+from l4spec.report.page import Bar, Bars, Figure, Lines, Section, Table
+
+if TYPE_CHECKING:
+    from l4spec.training.recipe.metrics import PhaseResult
+
+RELIABLE = 0.9
+"""Share of right answers from which a length counts as read."""
+Runs = Mapping[tuple[str | None, int], Sequence["PhaseResult"]]
+_Shares = dict[int, list[float]]
+
+
+def length_section(name: str, runs: Runs) -> Section | None:
+    """Right answers by length of each variant and phase, drawn after the last; None where none were asked for."""
+    curves = {
+        (variant, phase): shares
+        for variant in dict.fromkeys(variant for variant, _ in runs)
+        for phase, shares in _curves(runs, variant).items()
+    }
+    if not any(curves.values()):
+        return None
+    last = {variant: (phase, shares) for (variant, phase), shares in curves.items() if shares}
+    lengths = sorted({length for _, shares in last.values() for length in shares})
+    longest = {(variant, one.name): one.longest for (variant, _), phases in runs.items() for one in phases}
+    rows = tuple(
+        (variant or name, phase, f"{longest[variant, phase]:,}", *(_cell(shares.get(length, [])) for length in lengths))
+        for (variant, phase), shares in curves.items()
+    )
+    table = Table(("", "after", "trained to", *(f"{length:,}" for length in lengths)), rows, "llr")
+    series = [
+        (variant or name, [(float(length), mean(given)) for length, given in sorted(shares.items())])
+        for variant, (_, shares) in last.items()
+    ]
+    trained = sorted({one.longest for phases in runs.values() for one in phases})
+    chart = share_chart(
+        series, lengths, trained, "tokens of a document; up: right answers; dashed: contexts trained on"
+    )
+    breaks = [_break(variant or name, shares, longest[variant, phase]) for variant, (phase, shares) in last.items()]
+    figure = Figure(" ".join(breaks), table, "chart.svg.j2", {"chart": chart})
+    bars = [Bar(f"{each} {x:,.0f}", f"{y:.0%}", round(1000 * y)) for each, points in series for x, y in points]
+    return Section(
+        f"{name}: right answers by tokens of the document",
+        (figure, Lines(("A guess is right one time in five.",)), Bars(tuple(bars), 1000)),
+    )
+
+
+def _curves(runs: Runs, variant: str | None) -> dict[str, _Shares]:
+    """By phase and length, the share of right answers of every seed."""
+    curves: dict[str, _Shares] = {}
+    for (name, _), phases in runs.items():
+        for phase in phases if name == variant else ():
+            shares = curves.setdefault(phase.name, {})
+            for score in phase.lengths:
+                shares.setdefault(score.tokens, []).append(score.right)
+    return curves
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def _cell(values: Sequence[float]) -> str:
+    """The mean in percent, and with several seeds their deviation."""
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.0%}"
+    center = mean(values)
+    deviation = math.sqrt(sum((value - center) ** 2 for value in values) / (len(values) - 1))
+    return f"{center:.0%} +- {100 * deviation:.0f}"
+
+
+def _break(name: str, shares: _Shares, trained: int) -> str:
+    """The sentence on where a variant breaks: the first length at which less than `RELIABLE` is right."""
+    lengths = sorted(shares)
+    broken = next((length for length in lengths if length >= trained and mean(shares[length]) < RELIABLE), None)
+    if broken is None:
+        return f"{name}: {RELIABLE:.0%} right or more at all lengths from {trained:,} to {lengths[-1]:,}."
+    share = _cell(shares[broken])
+    if broken == trained:
+        return f"{name}: has not learned to read {broken:,} tokens, the longest trained on ({share} right)."
+    return f"{name}: breaks at {broken:,} tokens, {broken / trained:g} times the longest trained on ({share} right)."
+
+
+__all__ = ["RELIABLE", "length_section"]

@@ -35,6 +35,7 @@ from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
 from planners.search.layouts import layouts_for, row_of, why_not
 from planners.search.objective import choose, timed, untimed
 from planners.search.suggestions import suggest
+from planners.search.training_choice import as_in_row, left_open
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
 from planners.video import video_info
@@ -72,11 +73,13 @@ def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
 
 def plan_deployment(deployment: Deployment) -> Plan:
     """`plan` for a request that is resolved."""
-    graph, cluster, request, setting = deployment.graph, deployment.cluster, deployment.request, deployment.setting
+    graph, cluster, request = deployment.graph, deployment.cluster, deployment.request
     context, batch = deployment.context, deployment.batch
     rows, illegal = _rows(deployment)
     rows = timed(deployment, rows)
     chosen, chosen_by = choose(deployment, rows)
+    deployment = as_in_row(deployment, chosen)
+    setting = deployment.setting
     memory = describe_device(place(setting, chosen.layout), context, batch)
     made = Plan(
         model=graph.name,
@@ -210,6 +213,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         micro_batch=train.micro_batch if train else None,
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,
+        left_open=left_open(request),
     )
 
 

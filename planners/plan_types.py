@@ -15,6 +15,8 @@ from planners.plan_views import ShownPlan
 from planners.video import VideoInfo
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
+BY_TIME: tuple[Objective, ...] = ("fastest", "cheapest")
+"""Objectives that layouts are timed for; the others go by memory."""
 ChosenBy = Literal["time", "memory", "given"]
 Origin = Literal["exact", "calibrated"]
 
@@ -115,6 +117,7 @@ class DeviceMemory(Frozen):
     reserved_bytes: int
     gradient_bytes: int = 0
     optimizer_bytes: int = 0
+    gathered_bytes: int = 0
     total_bytes: int
     capacity_bytes: int | None
     capacity_source: str = ""
@@ -124,8 +127,20 @@ class DeviceMemory(Frozen):
     """Terms of the engine that nobody measured for this version and layout: they are in no total."""
 
 
+class TrainingState(Frozen):
+    """How training keeps its state: what data-parallel ranks share, what is recomputed, sequences of one pass."""
+
+    zero_stage: int
+    activation_checkpointing: str
+    micro_batch: int
+
+
 class LayoutRow(Frozen):
-    """A legal layout and what it gives. Times are estimates of what fits; null where none is known."""
+    """A legal layout and what it gives. Times are estimates of what fits; null where none is known.
+
+    `training` is what training keeps its state by on this layout. `as_fast`: its time differs
+    from the best one's by no more than the median error of the estimate.
+    """
 
     layout: Layout
     fits: bool
@@ -136,6 +151,8 @@ class LayoutRow(Frozen):
     time_per_output_token_seconds: float | None = None
     tokens_per_second_per_gpu: float | None = None
     step_time_seconds: float | None = None
+    training: TrainingState | None = None
+    as_fast: bool = False
 
 
 class IllegalLayout(Frozen):
@@ -243,6 +260,8 @@ class DeploymentInfo(Frozen):
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None
+    left_open: tuple[str, ...] = ()
+    """Of `zero_stage`, `checkpointing` and `micro_batch` those that were chosen with the layout."""
     chosen_by: ChosenBy = "given"
     as_published: bool = False
     """Whether `quantization` is the format that the spec says its published weights have."""

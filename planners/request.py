@@ -22,6 +22,8 @@ LARGEST = 1 << 20
 """Most sequences, tiles and devices along one axis; a larger number is a mistake."""
 LONGEST = 1 << 40
 """Most tokens of a sequence or a chunk."""
+LEAST_MEMORY = 3
+"""The ZeRO stage that shares the most."""
 MAX: Literal["max"] = "max"
 """In the place of a context: as many tokens as fit."""
 MOST_TRAIN_TOKENS = 10**18
@@ -197,24 +199,40 @@ class PlanRequest(Options):
         Option("With --mode train: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
     ] = "adamw"
     zero_stage: Annotated[
-        int,
-        Option("With --mode train: what data-parallel ranks shard.", metavar="0-3", parse=read_count, mode="train"),
+        int | None,
+        Option(
+            "With --mode train: what data-parallel ranks shard.",
+            metavar="0-3",
+            parse=read_count,
+            mode="train",
+            default="the fastest of 1 to 3; 1 without --gpus",
+        ),
         Field(ge=0, le=3),
-    ] = 1
+    ] = None
     checkpointing: Annotated[
-        Literal["none", "full"],
-        Option("With --mode train: none or full activation checkpointing.", metavar="KIND", mode="train"),
-    ] = "full"
+        Literal["none", "full"] | None,
+        Option(
+            "With --mode train: none or full activation checkpointing.",
+            metavar="KIND",
+            mode="train",
+            default="the faster; full without --gpus",
+        ),
+    ] = None
     gradient_bytes: Annotated[
         int,
         Option("With --mode train: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
         Field(ge=2, le=4, multiple_of=2),
     ] = 4
     micro_batch: Annotated[
-        int,
-        Option("With --mode train: sequences of one forward pass on a device.", parse=read_count, mode="train"),
+        int | None,
+        Option(
+            "With --mode train: sequences of one forward pass on a device.",
+            parse=read_count,
+            mode="train",
+            default="the fastest of 1 to 8; 1 without --gpus",
+        ),
         Field(ge=1, le=LARGEST),
-    ] = 1
+    ] = None
     precision: Annotated[
         Literal["bf16", "fp8"],
         Option("With --mode train: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
@@ -267,15 +285,19 @@ class PlanRequest(Options):
 
     @property
     def training(self) -> TrainSetting | None:
-        """How training keeps its state; None for serving."""
+        """How training keeps its state; None for serving.
+
+        What is left open takes the least memory on GPUs: `planners.search.training_choice` chooses what is faster.
+        """
         if self.mode == "serve":
             return None
+        stage = 1 if self.gpus is None else LEAST_MEMORY
         return TrainSetting(
             optimizer=self.optimizer,
-            zero_stage=self.zero_stage,
-            checkpointing=self.checkpointing,
+            zero_stage=stage if self.zero_stage is None else self.zero_stage,
+            checkpointing=self.checkpointing or "full",
             gradient_bytes=self.gradient_bytes,
-            micro_batch=self.micro_batch,
+            micro_batch=self.micro_batch or 1,
             precision=self.precision,
         )
 

@@ -5,7 +5,7 @@ from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.plan_page import marks_of, term_figures
 from l4spec.report.quantities import Figures, Marked, share, whole
 from l4spec.units import gib
-from planners.plan_types import LayoutRow, Plan, TrainTraffic
+from planners.plan_types import LayoutRow, Plan, TrainingState, TrainTraffic
 
 
 def detail_page(plan: Plan) -> Page:
@@ -149,11 +149,16 @@ def _layouts(plan: Plan, figures: Figures) -> Table:
             figures.whole(row.max_context) if limited else "-",
             figures.whole(row.max_batch) if limited else "-",
             *(figures.seconds(time) if time is not None else "-" for time in _times(plan, row)),
+            *([_state(row.training)] if row.training else []),
         )
         for row in _listed(plan)
     )
-    times = ("TTFT", "TPOT") if plan.deployment.mode == "serve" else ("step",)
+    times = ("TTFT", "TPOT") if plan.deployment.mode == "serve" else ("step", "ZeRO, checkpointing, micro-batch")
     return Table(("layout", "fits", "fullest device", "longest context", "largest batch", *times), rows)
+
+
+def _state(kept: TrainingState) -> str:
+    return f"{kept.zero_stage}, {kept.activation_checkpointing}, {kept.micro_batch}"
 
 
 def _times(plan: Plan, row: LayoutRow) -> tuple[float | None, ...]:

@@ -1,17 +1,19 @@
 """The answer of `l4spec plan SPEC` on one screen: fits or not, where the memory goes, what else would fit."""
 
+from l4spec.options import flag_of
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table, Tone
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
-from planners.plan_types import Estimates, LayoutRow, MemoryTerm, Plan
+from planners.plan_types import BY_TIME, DeploymentInfo, Estimates, LayoutRow, MemoryTerm, Plan
+from planners.request import PlanRequest
 from planners.search.layouts import MAX_BATCH
 from planners.video import VideoInfo
 
 _MOST_FIELDS = 3
+_MOST_AS_FAST = 3
 _TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
-_BY_TIME = ("fastest", "cheapest")
 _NOTABLE = 0.1
 """A smaller difference in time is within what estimates are wrong by."""
 
@@ -89,16 +91,15 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
         size = f"{figures.work.gib(cache.bytes)} in {asked.kv_dtype}"
         rows.append(("kv cache", f"{size}; policy {cache.policy}: {cache.policy_explained}"))
     else:
-        matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
-        rows.append(("training", f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, {_checkpointing(plan)}{matmuls}"))
+        rows.append(("training", _training(plan)))
     if asked.video is not None:
         rows.append(("video", _clip(asked.video)))
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", layout_in_words(plan)))
-    alternative = _alternative(plan, figures)
-    if alternative is not None:
-        rows.append(("or", alternative))
+    for name, line in (("as fast", _as_fast(plan)), ("or", _alternative(plan, figures))):
+        if line is not None:
+            rows.append((name, line))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
 
@@ -130,8 +131,25 @@ def stored_in(plan: Plan) -> str:
     return "as published: by the spec's stored_as" if name == AS_PUBLISHED else f"as published: {name}"
 
 
-def _checkpointing(plan: Plan) -> str:
-    return f"activation checkpointing {plan.deployment.activation_checkpointing}"
+def _training(plan: Plan) -> str:
+    """How training keeps its state, and how much of that was chosen."""
+    asked = plan.deployment
+    matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
+    state = (
+        f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, activation checkpointing {asked.activation_checkpointing}"
+    )
+    passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
+    flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
+    return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}"
+
+
+def _as_fast(plan: Plan) -> str | None:
+    """The layouts whose times are not told apart from the chosen one's."""
+    others = [str(row.layout) for row in plan.layouts if row.as_fast and row.layout != plan.layout]
+    if not others or plan.deployment.chosen_by != "time":
+        return None
+    more = f" and {len(others) - _MOST_AS_FAST} more" if len(others) > _MOST_AS_FAST else ""
+    return f"{', '.join(others[:_MOST_AS_FAST])}{more}: within the error of the estimates"
 
 
 def layout_in_words(plan: Plan) -> str:
@@ -140,7 +158,7 @@ def layout_in_words(plan: Plan) -> str:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
     asked = plan.deployment
-    by = ", by memory since no time is estimated" if asked.chosen_by == "memory" and asked.objective in _BY_TIME else ""
+    by = ", by memory since no time is estimated" if asked.chosen_by == "memory" and asked.objective in BY_TIME else ""
     return f"{plan.layout} (objective {asked.objective}{by}; {fitting} of {len(plan.layouts)} legal layouts fit)"
 
 
@@ -221,9 +239,18 @@ def limit_facts(plan: Plan, figures: Marked, max_seq_len: int | None) -> tuple[t
         if context
         else "none: not one token fits"
     )
-    beyond = f"{whole(MAX_BATCH)} and more" if batch >= MAX_BATCH else figures.work.whole(batch)
-    largest = f"{beyond} sequences of {whole(asked.context)} tokens" if batch else "none: not one sequence fits"
+    largest = _most(batch, asked, figures) if batch else "none: not one sequence fits"
     return (("longest context", longest), ("largest batch", largest))
+
+
+def _most(batch: int, asked: DeploymentInfo, figures: Marked) -> str:
+    """The largest batch; the cap of the search for it is no result."""
+    of_tokens = f"of {whole(asked.context)} tokens"
+    if batch < MAX_BATCH:
+        return f"{figures.work.whole(batch)} sequences {of_tokens}"
+    if asked.mode == "train":
+        return f"any number of sequences {of_tokens}, in micro-batches of {whole(asked.micro_batch or 1)}"
+    return f"{whole(MAX_BATCH)} and more sequences {of_tokens}"
 
 
 def suggestion_table(plan: Plan, figures: Marked) -> Table:

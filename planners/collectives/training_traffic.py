@@ -122,7 +122,7 @@ def training_collectives(
         *exchanges(graph, layout, load, stage.index, recomputes=recomputes),
         *_balance(graph, layout, load, stage),
         *_pipeline(graph, layout, load, stage),
-        *_data(graph, train, layout, load, stage),
+        *data_collectives(graph, train, layout, load, stage),
     )
     return tuple(each for each in listed if each.payload)
 
@@ -268,9 +268,10 @@ def _balance(graph: LayerGraph, layout: Layout, load: StepTokens, stage: Pipelin
         yield Collective("dp_ep", "all-gather", BALANCE[1], times * len(scored), payload, data)
 
 
-def _data(
+def data_collectives(
     graph: LayerGraph, train: TrainSetting, layout: Layout, load: StepTokens, stage: PipelineStage
 ) -> Iterator[Collective]:
+    """Gradients and weights that data-parallel ranks hand over in one optimizer step, by ZeRO stage."""
     dense, experts = params_on_device(graph, layout, stage)
     ends = ends_on_device(graph, layout, stage)
     shares: tuple[tuple[Axis, str, int, int], ...] = (

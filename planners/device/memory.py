@@ -53,11 +53,13 @@ class DeviceUse:
     reserved: int
     gradients: int = 0
     optimizer: int = 0
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.activations + self.reserved + self.gradients + self.optimizer
+        state = self.weights + self.gradients + self.optimizer + self.gathered
+        return state + self.cache + self.activations + self.reserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,15 @@ class Placement:
 
     def _training_use(self, train: TrainSetting, stage: PipelineStage, context: int, sequences: int) -> DeviceUse:
         state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
-        return DeviceUse(state.weights, 0, state.activations, self.reserved, state.gradients, state.optimizer)
+        return DeviceUse(
+            weights=state.weights,
+            cache=0,
+            activations=state.activations,
+            reserved=self.reserved,
+            gradients=state.gradients,
+            optimizer=state.optimizer,
+            gathered=state.gathered,
+        )
 
     def room(self, context: int, batch: int) -> int:
         """Bytes left on the fullest device, negative where they are missing; 0 without hardware."""
@@ -236,6 +246,7 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
         reserved_bytes=use.reserved,
         gradient_bytes=use.gradients,
         optimizer_bytes=use.optimizer,
+        gathered_bytes=use.gathered,
         total_bytes=use.total,
         capacity_bytes=limit,
         capacity_source="" if placement.budget is None else str(placement.budget),
@@ -276,6 +287,7 @@ def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]
         ),
         training,
         training.model_copy(update={"name": "optimizer", "bytes": use.optimizer}),
+        training.model_copy(update={"name": "gathered", "bytes": use.gathered}),
         _activation_term(placement, use),
     )
 

@@ -7,6 +7,7 @@ dp * ep.
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
 
 from l4spec.graph.kept import kept_with
@@ -29,8 +30,8 @@ PRECISIONS = ("bf16", "fp8")
 class TrainSetting:
     """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter.
 
-    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and cast layer by layer; the casts, like
-    the gathered weights of ZeRO 3, are not counted.
+    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and cast layer by layer; the casts are not
+    counted.
     """
 
     optimizer: str = "adamw"
@@ -43,12 +44,13 @@ class TrainSetting:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Bytes on one device."""
+    """Bytes on one device; `gathered` is what ZeRO puts together for the blocks at work."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
+    gathered: int
 
 
 def training_state(
@@ -78,7 +80,23 @@ def training_state(
             last=stage.last,
             checkpointing=train.checkpointing,
         ),
+        gathered=_gathered(graph, train, layout, stage),
     )
+
+
+def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:
+    """Whole tensors of what is kept by shares: weights of two blocks (ZeRO 3), and the gradient of one (ZeRO 2 and 3).
+
+    A block's weights are gathered while the one before it computes, as FSDP2 of torch does; its gradient is in the
+    weights' format until it is reduced. Outside blocks every layer, as embedding and head, is one by itself.
+    """
+    elements = _device_params(graph, layout.tp, layout.ep)
+    blocks = [elements.layers[layer] for layer in stage.layers]
+    blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last
+    shared_dense, shared_experts = layout.dp * layout.ep > 1, layout.dp > 1
+    sizes = [dense * shared_dense + experts * shared_experts for dense, experts in blocks]
+    pairs = max((one + next_ for one, next_ in pairwise(sizes)), default=sizes[0])
+    return WEIGHT_BYTES * ((pairs if train.zero_stage >= 3 else 0) + (max(sizes) if train.zero_stage >= 2 else 0))
 
 
 def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
@@ -87,12 +105,17 @@ def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _DeviceParams:
-    """(dense, routed-expert) parameters of one device: of each block, before the first, after the last, and tied."""
+    """(dense, routed-expert) parameters of one device: of each block, before the first, after the last, and tied.
+
+    Of what stands before the first block and after the last also the largest layer.
+    """
 
     layers: tuple[tuple[int, int], ...]
     before: tuple[int, int]
     after: tuple[int, int]
     tied: tuple[int, int]
+    before_largest: tuple[int, int]
+    after_largest: tuple[int, int]
 
 
 @kept_with(maxsize=1024)
@@ -118,6 +141,7 @@ def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
     """What a device holds under these degrees; equal layers are counted once."""
     layout = Layout(tp=tp, ep=ep)
     layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "after": [0, 0], "tied": [0, 0]}
+    largest = {"before": (0, 0), "after": (0, 0), "tied": (0, 0)}
     for group in graph.groups:
         for parameter in group.declaration.parameters:
             if parameter.buffer:
@@ -130,8 +154,10 @@ def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
                 else:
                     end = "tied" if parameter.tied_to else "after" if is_after_blocks(node) else "before"
                     ends[end][expert] += size
+                    largest[end] = max(largest[end], (size, 0))
     counts = {name: (dense, experts) for name, (dense, experts) in ends.items()}
-    return _DeviceParams(tuple((dense, experts) for dense, experts in layers), **counts)
+    widest = {"before_largest": largest["before"], "after_largest": max(largest["after"], largest["tied"])}
+    return _DeviceParams(tuple((dense, experts) for dense, experts in layers), **counts, **widest)
 
 
 def _in_block(node: LayerNode) -> bool:

@@ -11,7 +11,8 @@ from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
-from planners.plan_types import IllegalLayout, LayoutRow, Objective
+from planners.device.training_state import TrainSetting
+from planners.plan_types import IllegalLayout, LayoutRow, Objective, TrainingState
 from planners.request import PlanRequest
 
 MAX_BATCH = 1 << 20
@@ -120,6 +121,15 @@ def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
         total_bytes=placement.tightest(context, batch).total,
         max_context=max_context(placement, batch),
         max_batch=max_batch(placement, context),
+        training=_training(deployment.setting.train),
+    )
+
+
+def _training(train: TrainSetting | None) -> TrainingState | None:
+    if train is None:
+        return None
+    return TrainingState(
+        zero_stage=train.zero_stage, activation_checkpointing=train.checkpointing, micro_batch=train.micro_batch
     )
 
 

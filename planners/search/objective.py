@@ -5,17 +5,17 @@ the best one are taken as equally fast, and of these the one with the most free 
 compared with the error of one row in ten, since no measured row has one.
 """
 
+from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
-from planners.plan_types import ChosenBy, LayoutRow, Objective
+from planners.plan_types import BY_TIME, ChosenBy, LayoutRow, Objective
+from planners.search.caution import caution, errors_of
 from planners.search.layouts import by_memory
-from planners.timing.efficiency import serving_efficiency, training_efficiency
+from planners.search.training_choice import is_comfortable, needs_sharing, training_row
 from planners.timing.latency_report import Service, model_of, service
 from planners.timing.layer_demand import Step
-from planners.timing.machine import Machine
 from planners.timing.step import StepModel
 
-BY_TIME = ("fastest", "cheapest")
 MOST_TIMED = 128
 """Layouts that are timed at most, those with the smallest replicas: of 720,720 GPUs thousands fit."""
 
@@ -28,10 +28,16 @@ def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRo
     cluster = deployment.cluster
     if cluster is None or cluster.hardware.eager is not None or (deployment.request.cp or 1) > 1:
         return rows
-    fitting = sorted((row for row in rows if row.fits), key=lambda row: row.layout.num_devices // row.layout.dp)
+    fitting = sorted((row for row in rows if row.fits), key=lambda row: _place_in_line(deployment, row.layout))
     chosen = {row.layout for row in fitting[:MOST_TIMED]}
-    with_time = _serving_row if deployment.setting.train is None else _train_row
-    return tuple(with_time(deployment, row) if row.layout in chosen else row for row in rows)
+    with_time = _serving_row if deployment.setting.train is None else training_row
+    return _marked(deployment, tuple(with_time(deployment, row) if row.layout in chosen else row for row in rows))
+
+
+def _place_in_line(deployment: Deployment, layout: Layout) -> tuple[bool, int]:
+    """Which layouts are timed first: those that need no sharing of weights and gradients, then by their replicas."""
+    shared = deployment.setting.train is not None and needs_sharing(deployment, layout)
+    return shared, layout.num_devices // layout.dp
 
 
 def untimed(rows: tuple[LayoutRow, ...]) -> int:
@@ -48,24 +54,45 @@ def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutR
     cheapest: the most tokens of a GPU. Where no time is estimated, and for the other objectives, by memory.
     """
     objective = deployment.request.objective
-    known = [row for row in rows if row.fits and _cost(deployment, row) is not None]
-    if objective not in BY_TIME or not known:
+    close = [row for row in rows if row.as_fast]
+    if objective not in BY_TIME or not close:
         memory: Objective = "max-free-memory" if objective in BY_TIME else objective
         training = deployment.setting.train is not None
         row = by_memory(rows, memory, deployment.gpus_per_host, training=training, batch=deployment.batch)
         return row, "memory"
-    costs = {row.layout: _cautious(deployment, row) for row in known}
-    median = _errors(deployment)[0]
-    best = min(costs.values())
-    close = [row for row in known if costs[row.layout] <= best * (1 + median)]
+    if deployment.setting.train is not None:
+        return min(close, key=lambda row: _simplicity(row.layout, deployment.gpus_per_host)), "time"
     return min(close, key=lambda row: (row.total_bytes, row.layout.pp, row.layout.ep, -row.layout.tp)), "time"
 
 
+def _simplicity(layout: Layout, gpus_per_host: int) -> tuple[int, ...]:
+    """The smaller the less there is to go wrong: no pipeline, no exchange between hosts, small replicas."""
+    inside = layout.tp * layout.ep
+    return layout.pp, max(inside, gpus_per_host), layout.tp * layout.ep, layout.tp
+
+
+def _marked(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:
+    """The rows, those marked whose time is within the estimate's median error of the best one's.
+
+    In training of those that leave room, where any does.
+    """
+    if deployment.request.objective not in BY_TIME:
+        return rows
+    known = [row for row in rows if row.fits and _cost(deployment, row) is not None]
+    if deployment.setting.train is not None:
+        known = [row for row in known if is_comfortable(deployment, row)] or known
+    if not known:
+        return rows
+    costs = {row.layout: _cautious(deployment, row) for row in known}
+    limit = min(costs.values()) * (1 + errors_of(deployment)[0])
+    as_fast = {layout for layout, cost in costs.items() if cost <= limit}
+    return tuple(row.model_copy(update={"as_fast": True}) if row.layout in as_fast else row for row in rows)
+
+
 def _cautious(deployment: Deployment, row: LayoutRow) -> float:
-    """The cost as it is compared: a served pipeline's, which no measured row is like, with the error of one in ten."""
-    cost = _cost(deployment, row) or 0.0
-    unlike = deployment.setting.train is None and row.layout.pp > 1
-    return cost * (1 + _errors(deployment)[1]) if unlike else cost
+    """The cost as it is compared."""
+    stage = row.training.zero_stage if row.training else 0
+    return (_cost(deployment, row) or 0.0) * caution(deployment, row.layout, stage)
 
 
 def _cost(deployment: Deployment, row: LayoutRow) -> float | None:
@@ -80,19 +107,6 @@ def _cost(deployment: Deployment, row: LayoutRow) -> float | None:
     if output is None:
         return row.time_per_output_token_seconds
     return row.ttft_seconds + (output - 1) * row.time_per_output_token_seconds
-
-
-def _errors(deployment: Deployment) -> tuple[float, float]:
-    """The relative errors that half and a tenth of the measured rows exceed."""
-    cluster = deployment.cluster
-    assert cluster is not None, "time is of GPUs"
-    if deployment.setting.train is not None:
-        training = training_efficiency(cluster.hardware.name)
-        error = training.error("step_time") if training is not None else None
-    else:
-        serving = serving_efficiency(deployment.setting.engine.name, deployment.request.factors)
-        error = serving.error("tpot") if serving is not None else None
-    return (error.median, error.p90) if error is not None else (0.0, 0.0)
 
 
 def _serving_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
@@ -120,12 +134,3 @@ def _alone(model: StepModel, deployment: Deployment) -> tuple[float, float]:
     decode = Step(decode=ceil_div(sequences, layout.pp), context=deployment.context)
     prefill = Step(prompt_tokens=prompt, prompt_length=prompt)
     return model.seconds(prefill), model.seconds(decode)
-
-
-def _train_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
-    from planners.timing.training_report import train_latency
-
-    cluster = deployment.cluster
-    assert cluster is not None, "time is of GPUs"
-    latency = train_latency(deployment, Machine(cluster.hardware, cluster.gpus_per_host), row.layout)
-    return row.model_copy(update={"step_time_seconds": latency.step_time_seconds})

@@ -179,7 +179,7 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
         ("ZeRO 3 and full activation checkpointing", {"zero_stage": 3, "checkpointing": "full"}),
     )
     for what, options in leaner:
-        if any(getattr(request, name) != value for name, value in options.items()):
+        if any(getattr(request, name) not in (None, value) for name, value in options.items()):
             yield asked.then(what, **options)
 
 

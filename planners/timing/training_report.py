@@ -1,19 +1,20 @@
 """The `latency` section of a training plan: step time, utilisation, GPU-hours and cost."""
 
-from math import inf
+from dataclasses import dataclass
 
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization as quantization_of
-from planners.collectives.training_traffic import StepTokens, train_traffic
+from planners.collectives.training_traffic import StepTokens, data_collectives
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
 from planners.device.stages import stages
+from planners.device.training_state import TrainSetting
 from planners.latency_types import Latency
 from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
 from planners.timing.likeness import errors_like, training_conditions
-from planners.timing.machine import Machine
+from planners.timing.machine import Machine, link_seconds
 from planners.timing.training_step import TrainLoad, TrainModel
 
 _SECONDS_PER_HOUR = 3600
@@ -22,25 +23,72 @@ _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidd
 _CASTS = ("fp8 is for linear layers of blocks: attention scores, router and head are in bf16, as are the weights kept",)
 
 
+@dataclass(frozen=True, slots=True)
+class TimedTraining:
+    """Training on a machine with a layout, to be timed."""
+
+    deployment: Deployment
+    machine: Machine
+    layout: Layout
+
+    @property
+    def train(self) -> TrainSetting:
+        """How training keeps its state."""
+        assert self.deployment.setting.train is not None
+        return self.deployment.setting.train
+
+    @property
+    def model(self) -> TrainModel:
+        """The model with the number formats of its matmuls and the factors of the hardware."""
+        scheme = scheme_of(quantization_of(self.train.precision))
+        return TrainModel(self.deployment.graph, scheme, self.machine, training_efficiency(self.machine.hardware.name))
+
+    @property
+    def load(self) -> TrainLoad:
+        """One step."""
+        layout, train = self.layout, self.train
+        return TrainLoad(
+            sequences=self.deployment.batch,
+            length=self.deployment.context,
+            num_devices=layout.num_devices,
+            tp=layout.tp,
+            pp=layout.pp,
+            ep=layout.ep,
+            ep_span=layout.ep * layout.tp,
+            micro_batch=train.micro_batch,
+            recompute=1.0 if train.checkpointing == "full" else 0.0,
+        )
+
+    def replica_seconds(self) -> float | None:
+        """Estimated seconds of a step inside a replica: computing, its exchanges, the bubble; None without factors.
+
+        The same for every ZeRO stage.
+        """
+        model = self.model
+        if model.efficiency is None or self.machine.peak(self.train.precision) is None:
+            return None
+        return model.time(self.load).estimate_seconds
+
+    def shared_seconds(self) -> float:
+        """Seconds that links are busy with gradients and weights: no step is shorter, however well they are hidden."""
+        layout, setting = self.layout, self.deployment.setting
+        load = StepTokens.of(self.train, layout, self.deployment.context, self.deployment.batch)
+        return max(
+            sum(
+                link_seconds(self.machine, layout, each)
+                for each in data_collectives(setting.graph, self.train, layout, load, stage)
+            )
+            for stage in stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+        )
+
+
 def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
     """Time, rate, hours and cost of training steps with the plan's layout."""
-    train = deployment.setting.train
-    assert train is not None
-    factors = training_efficiency(machine.hardware.name)
-    model = TrainModel(deployment.graph, scheme_of(quantization_of(train.precision)), machine, factors)
+    timed = TimedTraining(deployment, machine, layout)
+    train, model, load = timed.train, timed.model, timed.load
+    factors = model.efficiency
     if machine.peak(train.precision) is None:
         return Latency(reason=f"no dense {train.precision} peak is published for {machine.hardware.name}")
-    load = TrainLoad(
-        sequences=deployment.batch,
-        length=deployment.context,
-        num_devices=layout.num_devices,
-        tp=layout.tp,
-        pp=layout.pp,
-        ep=layout.ep,
-        ep_span=layout.ep * layout.tp,
-        micro_batch=train.micro_batch,
-        recompute=1.0 if train.checkpointing == "full" else 0.0,
-    )
     time = model.time(load)
     fitted = factors is not None and time.estimate_seconds is not None
     what = "training runs" if factors is None else f"training runs in {train.precision}"
@@ -53,24 +101,11 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     if factors is None or not fitted:
         return section
     beyond = _beyond(factors, layout.num_devices, train.precision)
-    waited = _data_parallel_seconds(deployment, machine, layout)
+    waited = timed.shared_seconds()
     seconds = max(time.estimate_seconds or 0.0, waited)
     hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate_seconds or 0.0) else section.notes
     remarks = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
-
-
-def _data_parallel_seconds(deployment: Deployment, machine: Machine, layout: Layout) -> float:
-    """Seconds that the links are busy with gradients and weights: no step is shorter, however well they are hidden."""
-    setting = deployment.setting
-    train = setting.train
-    assert train is not None
-    load = StepTokens.of(train, layout, deployment.context, deployment.batch)
-    stage_list = stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
-    rows = train_traffic(setting.graph, train, layout, load, stage_list, machine.host_size).rows
-    inner, outer = machine.link(1) or inf, machine.link(machine.host_size + 1) or inf
-    shared = [row for row in rows if row.axis in ("dp", "dp_ep")]
-    return sum((row.intra_host_bytes or 0) / inner + (row.inter_host_bytes or 0) / outer for row in shared)
 
 
 def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:

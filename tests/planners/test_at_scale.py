@@ -43,6 +43,7 @@ def test_it_answers_within_two_seconds_cold() -> None:
 
 def test_fp8_computes_faster_and_keeps_what_bf16_keeps() -> None:
     asked: dict[str, Any] = {"gpus": "512xH100", "mode": "train", "batch": 512, "tp": 4, "ep": 16, "pp": 1, "dp": 8}
+    asked |= {"zero_stage": 1, "checkpointing": "full", "micro_batch": 1}
     half, whole = (plan(graph("maverick"), precision=p, **asked) for p in ("fp8", "bf16"))
     assert half.memory_per_device == whole.memory_per_device
     assert half.train_traffic == whole.train_traffic

@@ -13,9 +13,12 @@ TRAINED = {"gpus": "64xH100", "mode": "train", "batch": 64, "zero_stage": 3}
 
 
 def test_the_cap_of_a_search_is_no_result() -> None:
-    page = plan("scout", gpus="2048xH100", mode="train", tp=8, ep=1, pp=8).report()
-    assert plan("scout", gpus="2048xH100", mode="train", tp=8, ep=1, pp=8).max_batch == MAX_BATCH
-    assert f"{MAX_BATCH:,} and more sequences" in page
+    trained = plan("scout", gpus="2048xH100", mode="train", tp=8, ep=1, pp=8)
+    assert trained.max_batch == MAX_BATCH
+    assert "any number of sequences of 8,192 tokens, in micro-batches of 1" in trained.report()
+    served = plan("scout", gpus="720720xH100", context=128)
+    assert served.max_batch == MAX_BATCH
+    assert f"{MAX_BATCH:,} and more sequences" in served.report()
 
 
 def test_active_parameters_are_summed_as_the_headline_counts_them() -> None:

@@ -127,7 +127,7 @@ class DeviceMemory(Frozen):
     """Terms of the engine that nobody measured for this version and layout: they are in no total."""
 
 
-class TrainingState(Frozen):
+class KeptState(Frozen):
     """How training keeps its state: what data-parallel ranks share, what is recomputed, sequences of one pass."""
 
     zero_stage: int
@@ -151,7 +151,7 @@ class LayoutRow(Frozen):
     time_per_output_token_seconds: float | None = None
     tokens_per_second_per_gpu: float | None = None
     step_time_seconds: float | None = None
-    training: TrainingState | None = None
+    training: KeptState | None = None
     as_fast: bool = False
 
 

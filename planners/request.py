@@ -1,20 +1,19 @@
 """What is asked of the planner: one model of options for the command line, Python, suggestions and the JSON echo."""
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from l4spec.errors import Problem, UserError
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.options import Mode, Option, Options, flag_of, option_of, read_count, read_number, read_tokens
-from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
+from l4spec.options import Mode, Option, Options, read_count, read_number, read_tokens
+from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.sharding.layout import Layout
 from l4spec.tiling import seen_tiles
 from l4spec.units import parse_rate
 from planners.device.training_state import TrainSetting
 from planners.plan_types import Objective
-from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info, video_problems
+from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192
@@ -347,71 +346,11 @@ class PlanRequest(Options):
 
     def check(self, graph: LayerGraph) -> None:
         """Raise UserError with everything that the model or another option rules out."""
-        of_mode = self._training_only() if self.mode == "serve" else self._serving_only()
-        problems = [*of_mode, *self._tokens(graph), *self._load(), *self._vision(graph), *self._prefill_only()]
+        from planners.request_checks import problems_of
+
+        problems = problems_of(self, graph)
         if problems:
             raise UserError(problems)
-
-    def _training_only(self) -> Iterator[Problem]:
-        for name in self.model_fields_set:
-            if option_of(type(self), name).mode == "train":
-                yield Problem("needs --mode train", path=name)
-
-    def _serving_only(self) -> Iterator[Problem]:
-        reasons = {
-            "quantization": ("training keeps bf16 weights", "leave it out; --precision fp8 computes in fp8"),
-            "engine": ("training keeps no cache, so no engine plays a part", "leave it out"),
-            "output_tokens": ("training has no output tokens", "leave it out"),
-        }
-        for name, field in type(self).model_fields.items():
-            unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
-            if option_of(type(self), name).mode == "serve" and getattr(self, name) not in unchanged:
-                message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
-                yield Problem(message, path=name, hint=hint)
-        if (self.cp or 1) > 1:
-            yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
-
-    def _tokens(self, graph: LayerGraph) -> Iterator[Problem]:
-        if self.context is not None:
-            for name in ("prompt_tokens", "max_context"):
-                if getattr(self, name) is not None:
-                    message = "counts prompt and output together and is the engine's limit at once"
-                    yield Problem(message, path="context", hint=f"leave it out, or {flag_of(type(self), name)}")
-        if self.context == MAX:
-            yield Problem("max is for one plan; give a number of tokens here", path="context")
-        given = next((name for name in ("context", "prompt_tokens") if getattr(self, name) is not None), "context")
-        limit, tokens = max_seq_len(graph), self.tokens(graph)
-        for name, value in ((given, tokens), ("max_context", self.max_context or 1)):
-            if value > limit:
-                yield Problem(f"expected 1 to {limit:,}, found {value:,}", path=name, hint=BEYOND)
-        if self.max_context is not None and tokens > self.max_context:
-            message = f"the engine takes {self.max_context:,} tokens, a sequence here has {tokens:,}"
-            yield Problem(message, path="max_context")
-        if self.output_tokens is not None and self.output_tokens >= max(tokens, 2):
-            message = f"expected 1 to {max(tokens - 1, 1):,}, found {self.output_tokens:,}"
-            yield Problem(message, path="output_tokens", hint="output tokens are part of the context")
-
-    def _load(self) -> Iterator[Problem]:
-        for name in ("concurrency", "rate"):
-            if getattr(self, name) is not None and self.output_tokens is None and self.mode == "serve":
-                yield Problem("needs --output-tokens: requests end after them", path=name)
-        if self.concurrency is not None and self.rate is not None:
-            hint = "clients wait for their answers, requests at a rate for nobody"
-            yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
-        if self.concurrency is not None and "batch" in self.model_fields_set:
-            yield Problem("says what --batch says: leave one out", path="concurrency")
-
-    def _vision(self, graph: LayerGraph) -> Iterator[Problem]:
-        yield from video_problems(self.clip, graph, self.tokens(graph) - (self.output_tokens or 0))
-        if graph.model.vision is None:
-            for name, what in (("num_tiles", "tiles"), ("images", "images")):
-                if getattr(self, name):
-                    yield Problem(f"the model has no vision, so it takes no {what}", path=name)
-
-    def _prefill_only(self) -> Iterator[Problem]:
-        if (self.cp or 1) > 1 and self.output_tokens is not None:
-            message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
-            yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")
 
 
 def max_seq_len(graph: LayerGraph) -> int:

@@ -10,22 +10,21 @@ from l4spec.cli.app import DOES_NOT_FIT, app
 from l4spec.cli.generated import takes
 from l4spec.cli.output import complain, deliver, write, write_file
 from l4spec.cli.request import compiled
-from l4spec.options import option_of
+from l4spec.errors import Problem, UserError
+from l4spec.report.page import Page
 from planners.request import PlanRequest
 from planners.search.search_request import SearchRequest
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from planners.clusters.training_search_types import TrainingSearchAnswer
     from planners.search.search_types import SearchAnswer
 
+    Answer = SearchAnswer | TrainingSearchAnswer
 
-_OF_TRAINING = ("mode", *(name for name in PlanRequest.model_fields if option_of(PlanRequest, name).mode == "train"))
+
 _REFUSED = {
-    **dict.fromkeys(_OF_TRAINING, "a search is for serving"),
-    "context": "a search counts --prompt-tokens and --output-tokens apart: leave it out",
-    "batch": "a search is asked for --concurrency or --rate, or chooses the load: leave it out",
-    "dp": "a search chooses the number of replicas: leave it out",
-    "cp": "the time of prefills divided among ranks (cp) is not estimated: leave it out",
+    "cp": "the time of passes divided among ranks (cp) is not estimated: leave it out",
     "objective": "a search ranks by price: leave it out",
 }
 
@@ -52,43 +51,83 @@ def search_command(
 ) -> None:
     """Find the cheapest deployment that meets a service level: hardware, layout, scheme, engine, replicas.
 
-    Exit code 3 when none does; the answer then says which limit to loosen and by how much.
+    With `--mode train` the cheapest cluster that trains on `--tokens` by a `--deadline`. Exit code 3 when none does;
+    the answer then says which limit to loosen and by how much.
     """
-    from l4spec.cli.progress import progress
-    from l4spec.report.search_page import search_page, search_report, to_csv, verdict
-    from planners.search.deployments import search_deployments
-
     graph = compiled(spec, overrides)
     if emit is not None:
         from l4spec.deploy.own_engine import by_own_engine
 
         request = by_own_engine(emit.value, request)
-    with progress("searching", None) as tick:
-        answer = search_deployments(graph, request, tick=tick)
-    if svg is not None and answer.front:
-        from l4spec.report.front import front_svg
-
-        write_file(svg, front_svg(answer.front, verdict(answer)), force=force)
-        complain(f"wrote {svg}")
+    if svg is not None and request.mode == "train":
+        raise UserError([Problem("a search of training draws no front", path="--svg", hint="leave it out")])
+    answer = _searched(graph, request)
+    if svg is not None:
+        _draw(answer, svg, force=force)
     if emit is not None and answer.ranked:
         deliver(_launch(emit.value, answer, graph, model, changed=bool(overrides)), out, force=force)
     elif format is o.RowFormat.CSV:
-        deliver(to_csv(answer), out, force=force)
+        deliver(_as_csv(answer), out, force=force)
     else:
         style = o.Format(format.value)
-        page = search_report if style is o.Format.HTML else search_page
-        write(answer, lambda: page(answer, spec, top=top, explain=explain), style, out, force=force)
+        write(answer, lambda: _page(answer, spec, style, top=top, explain=explain), style, out, force=force)
     if not answer.ranked:
         raise typer.Exit(DOES_NOT_FIT)
 
 
-def _launch(target: str, answer: "SearchAnswer", graph: "LayerGraph", model: str | None, *, changed: bool) -> str:
+def _searched(graph: "LayerGraph", request: SearchRequest) -> "Answer":
+    from l4spec.cli.progress import progress
+
+    with progress("searching", None) as tick:
+        if request.mode == "train":
+            from planners.clusters.training_search import search_training
+
+            return search_training(graph, request, tick=tick)
+        from planners.search.deployments import search_deployments
+
+        return search_deployments(graph, request, tick=tick)
+
+
+def _page(answer: "Answer", spec: str, style: o.Format, *, top: int, explain: bool) -> Page:
+    if answer.mode == "train":
+        from l4spec.report.training_search_page import training_search_page
+
+        return training_search_page(answer, spec, top=top, explain=explain)
+    from l4spec.report.search_page import search_page, search_report
+
+    page = search_report if style is o.Format.HTML else search_page
+    return page(answer, spec, top=top, explain=explain)
+
+
+def _as_csv(answer: "Answer") -> str:
+    from l4spec.report.csv_text import to_csv
+
+    if answer.mode == "train":
+        from l4spec.report import training_search_page as page_of_training
+
+        return to_csv(page_of_training.CSV_COLUMNS, page_of_training.csv_rows(answer))
+    from l4spec.report import search_page
+
+    return to_csv(search_page.CSV_COLUMNS, search_page.csv_rows(answer))
+
+
+def _draw(answer: "Answer", svg: Path, *, force: bool) -> None:
+    from l4spec.report.front import front_svg
+    from l4spec.report.search_page import verdict
+
+    if answer.mode == "serve" and answer.front:
+        write_file(svg, front_svg(answer.front, verdict(answer)), force=force)
+        complain(f"wrote {svg}")
+
+
+def _launch(target: str, answer: "Answer", graph: "LayerGraph", model: str | None, *, changed: bool) -> str:
     """The launch of one replica of the best deployment; a balancer in front of several is nobody's launch."""
     from l4spec.deploy import LaunchRequest, emit
     from planners.plan import plan
 
     best = answer.ranked[0]
-    if best.replicas > 1:
-        complain(f"note: {best.replicas} of these replicas, each with its share of the requests")
+    replicas = answer.ranked[0].replicas if answer.mode == "serve" else 1
+    if replicas > 1:
+        complain(f"note: {replicas} of these replicas, each with its share of the requests")
     planned = PlanRequest(**best.request)
     return emit(target, LaunchRequest(plan(graph, planned), graph, model, planned.all_images, changed))

@@ -48,12 +48,14 @@ def sweep_command(
     A combination that is no valid spec, or cannot be planned, is a row without numbers, and the reason follows.
     """
     from l4spec.cli.progress import progress
-    from l4spec.report.sweep_page import sweep_page, to_csv
+    from l4spec.report.csv_text import to_csv
+    from l4spec.report.sweep_page import sweep_page
     from planners.sweep.sweep import sweep
 
     with progress("planning", None) as tick:
         made = sweep(spec, overrides or (), request, link=link or (), widen=widen, tick=tick)
     if format is o.RowFormat.CSV:
-        deliver(to_csv(made), out, force=force)
+        records = made.records()
+        deliver(to_csv([*records[0]], records), out, force=force)
     else:
         write(made, lambda: sweep_page(made), o.Format(format.value), out, force=force)

@@ -1,7 +1,5 @@
 """`l4spec transfer`: does a learning rate that is best for a small model stay the best as it grows?"""
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +14,7 @@ from l4spec.errors import Problem, UserError
 if TYPE_CHECKING:
     from l4spec.training.transfer import GrowthAxis, TransferJob, TransferPoint
 
+_COLUMNS = ("axis", "times", "rate", "seed", "loss")
 _TIMES = "Growths to train at, as 1,2,4."
 
 
@@ -47,6 +46,7 @@ def transfer_command(
     With the parametrization `completedp` (or `mup` over width) it stays where it was; with `standard` it moves. With
     --features, the mean size of every layer's outputs as the model grows.
     """
+    from l4spec.report.csv_text import to_csv
     from l4spec.sharding.layout import Layout
     from l4spec.training.transfer import Sweep, TransferJob, sweep
 
@@ -70,7 +70,8 @@ def transfer_command(
         deliver(_table(swept), None)
         points += swept
     if csv_file is not None:
-        write_file(csv_file, _as_csv(points), force=force)
+        rows = ({name: getattr(point, name) for name in _COLUMNS} for point in points)
+        write_file(csv_file, to_csv(_COLUMNS, rows), force=force)
 
 
 def _tell(point: "TransferPoint") -> None:
@@ -110,14 +111,6 @@ def _show_features(job: "TransferJob", axis: "GrowthAxis", times: list[int], ste
     rows = tuple((name, *(f"{by_times[number][name]:.4f}" for number in times)) for name in names)
     table = Table(("", *(f"{axis} x{number}" for number in times)), rows)
     show_page((Section(f"Mean |output| after {steps} steps", (table,)),))
-
-
-def _as_csv(points: "list[TransferPoint]") -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("axis", "times", "rate", "seed", "loss"))
-    writer.writerows((point.axis, point.times, point.rate, point.seed, point.loss) for point in points)
-    return out.getvalue()
 
 
 def _numbers(text: str) -> list[float]:

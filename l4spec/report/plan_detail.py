@@ -5,7 +5,7 @@ from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
 from l4spec.report.plan_page import marks_of, term_figures
 from l4spec.report.quantities import Figures, Marked, share, whole
 from l4spec.units import gib
-from planners.plan_types import LayoutRow, Plan, TrainingState, TrainTraffic
+from planners.plan_types import KeptState, LayoutRow, Plan, TrainTraffic
 
 
 def detail_page(plan: Plan) -> Page:
@@ -157,7 +157,7 @@ def _layouts(plan: Plan, figures: Figures) -> Table:
     return Table(("layout", "fits", "fullest device", "longest context", "largest batch", *times), rows)
 
 
-def _state(kept: TrainingState) -> str:
+def _state(kept: KeptState) -> str:
     return f"{kept.zero_stage}, {kept.activation_checkpointing}, {kept.micro_batch}"
 
 

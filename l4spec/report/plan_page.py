@@ -144,7 +144,7 @@ def _training(plan: Plan) -> str:
 
 
 def _as_fast(plan: Plan) -> str | None:
-    """The layouts whose times are not told apart from the chosen one's."""
+    """The layouts whose times differ from the chosen one's by less than estimates are wrong by."""
     others = [str(row.layout) for row in plan.layouts if row.as_fast and row.layout != plan.layout]
     if not others or plan.deployment.chosen_by != "time":
         return None

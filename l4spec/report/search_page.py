@@ -1,7 +1,5 @@
 """The answer of `l4spec search`: the winner, a ranked table, the front, and what binds the others."""
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,13 +9,14 @@ from l4spec.report.quantities import seconds, whole
 from planners.search.search_types import RankedDeployment, SearchAnswer
 
 _FRONT = "Tokens/s of a GPU over tokens/s of a user"
-_REASONS = {
+REASONS = {
     "memory": "memory",
     "max_context": "longest sequence",
     "ttft": "TTFT",
     "tpot": "TPOT",
     "rate": "requests per second",
     "budget": "budget",
+    "deadline": "deadline",
     "no_layout": "no legal layout",
     "no_engine": "engine",
     "no_time": "time unknown",
@@ -115,7 +114,7 @@ def _losers(answer: SearchAnswer) -> Table:
             each.quantization,
             each.kv_dtype,
             each.engine.removesuffix("-hybrid"),
-            _REASONS[each.bound_by],
+            REASONS[each.bound_by],
             each.why,
         )
         for each in answer.losers
@@ -132,13 +131,10 @@ def _usd(value: float | None) -> str:
     return "unknown" if value is None else f"${value:,.3f}" if value < 1 else f"${value:,.2f}"
 
 
-def to_csv(answer: SearchAnswer) -> str:
-    """Every ranked deployment as a row, the layout's degrees as columns of their own."""
-    columns = [name for name in RankedDeployment.model_fields if name != "layout"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*columns, "tp", "ep", "pp"])
+CSV_COLUMNS = (*(name for name in RankedDeployment.model_fields if name != "layout"), "tp", "ep", "pp")
+
+
+def csv_rows(answer: SearchAnswer) -> Iterator[dict[str, object]]:
+    """Every ranked deployment as a flat mapping, the layout's degrees as columns of their own."""
     for each in answer.ranked:
-        layout = each.layout
-        writer.writerow([*(getattr(each, name) for name in columns), layout.tp, layout.ep, layout.pp])
-    return text.getvalue()
+        yield {name: getattr(each.layout if name in ("tp", "ep", "pp") else each, name) for name in CSV_COLUMNS}

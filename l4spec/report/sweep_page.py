@@ -1,7 +1,5 @@
 """The rows of `l4spec sweep` as a table, with what was assumed and what could not be planned; and as CSV."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator
 
 from l4spec.report.page import Lines, Page, Section, Table
@@ -95,13 +93,3 @@ def _notes(sweep: SweepTable) -> Iterator[str]:
 def _load(sweep: SweepTable) -> str:
     loads = sorted({(row.context, row.batch) for row in sweep.rows if row.context and row.batch})
     return " with " + " or ".join(f"{whole(c or 0)} tokens, batch {whole(b or 0)}" for c, b in loads)
-
-
-def to_csv(sweep: SweepTable) -> str:
-    """Every row, with a column for each field that varies."""
-    records = sweep.records()
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue()

@@ -5,18 +5,15 @@ engines x replicas, or loads of one replica. Nothing is sampled: what is left ou
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from l4spec.errors import Problem, UserError
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.published import AS_PUBLISHED
-from planners.catalog import shipped_names
-from planners.catalog.cluster import Cluster, parse_cluster
-from planners.catalog.prices import lowest_offer
 from planners.deployment import Deployment
 from planners.request import PlanRequest
 from planners.search.loosening import loosen, sentence
 from planners.search.points import Kind, Point, Tally, points_of
+from planners.search.pools import Pool, pools_of
 from planners.search.search_request import (
     DEFAULT_ENGINES,
     DEFAULT_KV_DTYPES,
@@ -30,16 +27,6 @@ from planners.timing.efficiency import serving_efficiency
 MOST_RANKED = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class _Pool:
-    """GPUs of one kind that may be used, with their price in USD an hour and where it stands."""
-
-    cluster: Cluster
-    most: int
-    usd: float | None
-    source: str | None
-
-
 def search_deployments(
     graph: LayerGraph, request: SearchRequest, *, tick: Callable[[int, int], None] | None = None
 ) -> SearchAnswer:
@@ -49,7 +36,7 @@ def search_deployments(
     and for what cannot be asked.
     """
     request.check_level()
-    pools = _pools(request)
+    pools = pools_of(request)
     kinds = [kind for pool in pools for kind in _kinds(graph, pool, request)]
     if not kinds:
         raise UserError("the space of deployments is empty", hint="allow more hardware, schemes or engines")
@@ -74,29 +61,7 @@ def search_deployments(
     )
 
 
-def _pools(request: SearchRequest) -> list[_Pool]:
-    """The hardware to choose from. Raises UserError with every name that is unknown."""
-    pools, problems = [], []
-    for text in choices(request.gpus or "", shipped_names("hardware")):
-        try:
-            cluster = parse_cluster(text)
-        except UserError as error:
-            problems += [Problem(problem.message, path="gpus", hint=problem.hint) for problem in error.problems]
-            continue
-        bare = cluster.written == text
-        offer = None if request.usd_per_gpu_hour is not None else lowest_offer(cluster.hardware.name)
-        price = request.usd_per_gpu_hour if offer is None else offer.usd_per_gpu_hour
-        source = "--usd-per-gpu-hour" if request.usd_per_gpu_hour is not None else None
-        if offer is not None:
-            source = str(offer)
-        pools.append(_Pool(cluster, request.most_gpus if bare else cluster.num_gpus, price, source))
-    if problems:
-        raise UserError(problems)
-    return pools
-
-
-def _kinds(graph: LayerGraph, pool: _Pool, request: SearchRequest) -> Iterator[Kind]:
-    sizes = sorted({1 << power for power in range(pool.most.bit_length())} | {pool.most})
+def _kinds(graph: LayerGraph, pool: Pool, request: SearchRequest) -> Iterator[Kind]:
     written, seen = pool.cluster.written, set[tuple[str, str, str]]()
     for engine in choices(request.engine, DEFAULT_ENGINES):
         for quantization in choices(request.quantization, DEFAULT_SCHEMES):
@@ -108,7 +73,7 @@ def _kinds(graph: LayerGraph, pool: _Pool, request: SearchRequest) -> Iterator[K
                 if key in seen and quantization != AS_PUBLISHED:
                     continue  # the published format by its name
                 seen.add(key)
-                for size in sizes:
+                for size in pool.sizes:
                     replica = first.changed(num_gpus=size)
                     names = (first.setting.scheme.name, kv_dtype, engine)
                     yield Kind(pool.cluster.hardware.name, size, pool.most // size, *names, pool.usd, replica)

@@ -12,7 +12,7 @@ from l4spec.sharding.sequence import short_reason
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.device.training_state import TrainSetting
-from planners.plan_types import IllegalLayout, LayoutRow, Objective, TrainingState
+from planners.plan_types import IllegalLayout, KeptState, LayoutRow, Objective
 from planners.request import PlanRequest
 
 MAX_BATCH = 1 << 20
@@ -125,10 +125,10 @@ def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
     )
 
 
-def _training(train: TrainSetting | None) -> TrainingState | None:
+def _training(train: TrainSetting | None) -> KeptState | None:
     if train is None:
         return None
-    return TrainingState(
+    return KeptState(
         zero_stage=train.zero_stage, activation_checkpointing=train.checkpointing, micro_batch=train.micro_batch
     )
 

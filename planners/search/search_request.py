@@ -24,6 +24,10 @@ CHOSEN_HERE = {
 }
 """Options of a plan that a search of serving decides by itself, with what to give instead."""
 _CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})
+CHOSEN_IN_TRAINING = {"cp": NOT_TIMED_UNDER_CP, "objective": "a search ranks by price"}
+"""The same of a search of training."""
+MOST_SERVING, MOST_SERVING_GIVEN, MOST_TRAINING = 64, 1024, 32_768
+"""GPUs of hardware that is named without a number: by default and at most in serving, and in training."""
 LONGEST_SECONDS = 10.0**9
 
 
@@ -86,11 +90,25 @@ class SearchRequest(PlanRequest):
         ),
         Field(gt=0, le=1e12),
     ] = None
+    deadline: Annotated[
+        _Duration,
+        Option(
+            "With --mode train: when the run has to be done, as 30d.",
+            metavar="TIME",
+            parse=read_duration,
+            mode="train",
+            expects=_EXPECTS_TIME,
+        ),
+    ] = None
     most_gpus: Annotated[
-        int,
-        Option("Most GPUs of hardware that is named without a number.", parse=read_count),
-        Field(ge=1, le=1024),
-    ] = 64
+        int | None,
+        Option(
+            "Most GPUs of hardware that is named without a number.",
+            parse=read_count,
+            default=f"{MOST_SERVING}, in training {MOST_TRAINING:,}",
+        ),
+        Field(ge=1, le=MOST_TRAINING),
+    ] = None
 
     def candidate(self, **options: object) -> PlanRequest:
         """The plan of one candidate: what both have in common, and `options` of the candidate."""
@@ -101,9 +119,15 @@ class SearchRequest(PlanRequest):
         }
         return PlanRequest(**{**shared, **options})
 
+    @property
+    def most(self) -> int:
+        """GPUs of hardware that is named without a number."""
+        return self.most_gpus or (MOST_SERVING if self.mode == "serve" else MOST_TRAINING)
+
     def check_level(self) -> None:
-        """Raise UserError for what a search of serving cannot do without, and for what it chooses itself."""
-        problems = [*self._missing(), *self._chosen(), *self._twice()]
+        """Raise UserError for what a search cannot do without, and for what it chooses itself."""
+        training = self.mode == "train"
+        problems = [*(self._missing_in_training() if training else self._missing()), *self._chosen(), *self._twice()]
         if problems:
             raise UserError(problems)
 
@@ -112,9 +136,24 @@ class SearchRequest(PlanRequest):
             if getattr(self, name) is None:
                 flag = "--" + name.replace("_", "-")
                 yield Problem("a search needs the length of requests", path=name, hint=f"as {flag} {example}")
+        if self.deadline is not None:
+            yield Problem("needs --mode train", path="deadline")
+        if self.most > MOST_SERVING_GIVEN:
+            yield Problem(f"expected at most {MOST_SERVING_GIVEN:,} GPUs for serving", path="most_gpus")
+
+    def _missing_in_training(self) -> Iterator[Problem]:
+        if self.train_tokens is None:
+            yield Problem(
+                "a search of training needs the tokens of the run", path="train_tokens", hint="as --tokens 15T"
+            )
+        if self.deadline is None:
+            yield Problem("a search of training needs a deadline", path="deadline", hint="as --deadline 30d")
+        for name in ("ttft", "tpot"):
+            if getattr(self, name) is not None:
+                yield Problem("plays no part in training", path=name, hint="leave it out")
 
     def _chosen(self) -> Iterator[Problem]:
-        for name, reason in CHOSEN_HERE.items():
+        for name, reason in (CHOSEN_HERE if self.mode == "serve" else CHOSEN_IN_TRAINING).items():
             if name in self.model_fields_set:
                 yield Problem(reason, path=name, hint="leave it out")
 

@@ -2,14 +2,15 @@
 
 from typing import Any, Literal
 
-from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
 from planners.latency_types import Frozen
 
-Limit = Literal["memory", "max_context", "ttft", "tpot", "rate", "budget", "no_layout", "no_engine", "no_time"]
+Limit = Literal[
+    "memory", "max_context", "ttft", "tpot", "rate", "budget", "deadline", "no_layout", "no_engine", "no_time"
+]
 """What rules a candidate out: no room for weights and load; no room for one sequence of the engine's limit; the
-service level; requests that pile up; the budget; no legal layout or no scheme for this model; an engine that does not
-run there; no time that can be estimated."""
+service level; requests that pile up; the budget; a training's deadline; no legal layout or no scheme for this model; an
+engine that does not run there; no time that can be estimated."""
 
 
 class RankedDeployment(Frozen):
@@ -94,7 +95,7 @@ class SearchAnswer(Frozen):
 
     l4spec_search: Literal[1] = 1
     model: str
-    mode: Mode = "serve"
+    mode: Literal["serve"] = "serve"
     request: dict[str, Any]
     space: SpaceSize
     num_meeting: int

@@ -1,0 +1,1 @@
+"""Which cluster trains a model by a deadline, and what it costs."""

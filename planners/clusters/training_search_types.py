@@ -1,0 +1,61 @@
+"""The documents of `l4spec search --mode train`: clusters by price, and what binds the others."""
+
+from typing import Any, Literal
+
+from l4spec.sharding.layout import Layout
+from planners.latency_types import Frozen
+from planners.plan_types import KeptState
+from planners.search.search_types import Limit, Loosening, SpaceSize
+
+
+class RankedTraining(Frozen):
+    """A cluster that trains in time. `plan` are the options that plan it, and `request` the same for
+    `planners.PlanRequest`; `within_error` and `extrapolated` as in `RankedDeployment`.
+
+    `on_front`: no other is both sooner done and cheaper.
+    """
+
+    rank: int
+    hardware: str
+    num_gpus: int
+    layout: Layout
+    training: KeptState
+    precision: str
+    step_time_seconds: float
+    mfu: float
+    days: float
+    gpu_hours: float
+    usd_per_gpu_hour: float | None
+    price_source: str | None
+    usd_per_hour: float | None
+    usd: float | None
+    within_error: bool
+    on_front: bool
+    extrapolated: bool
+    plan: str
+    request: dict[str, Any]
+
+
+class LostTraining(Frozen):
+    """A cluster that does not do, and what binds it."""
+
+    hardware: str
+    num_gpus: int
+    precision: str
+    bound_by: Limit
+    why: str
+
+
+class TrainingSearchAnswer(Frozen):
+    """What a search of training chose from, the clusters that are done in time, cheapest first, and the others."""
+
+    l4spec_search: Literal[1] = 1
+    model: str
+    mode: Literal["train"] = "train"
+    request: dict[str, Any]
+    space: SpaceSize
+    num_meeting: int
+    ranked: tuple[RankedTraining, ...]
+    losers: tuple[LostTraining, ...]
+    loosen: tuple[Loosening, ...]
+    prices: tuple[str, ...]

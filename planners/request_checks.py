@@ -1,0 +1,84 @@
+"""What the model or another option of a request rules out: every problem at once."""
+
+from collections.abc import Iterator
+
+from l4spec.errors import Problem
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.options import flag_of, option_of
+from l4spec.quantization.published import UNQUANTIZED
+from planners.request import BEYOND, MAX, PlanRequest, max_seq_len
+from planners.video import video_problems
+
+
+def problems_of(request: PlanRequest, graph: LayerGraph) -> list[Problem]:
+    """Everything that is wrong with planning `graph` as asked."""
+    of_mode = _training_only(request) if request.mode == "serve" else _serving_only(request)
+    of_model = (*_tokens(request, graph), *_vision(request, graph))
+    return [*of_mode, *of_model, *_load(request), *_prefill_only(request)]
+
+
+def _training_only(request: PlanRequest) -> Iterator[Problem]:
+    for name in request.model_fields_set:
+        if option_of(type(request), name).mode == "train":
+            yield Problem("needs --mode train", path=name)
+
+
+def _serving_only(request: PlanRequest) -> Iterator[Problem]:
+    reasons = {
+        "quantization": ("training keeps bf16 weights", "leave it out; --precision fp8 computes in fp8"),
+        "engine": ("training keeps no cache, so no engine plays a part", "leave it out"),
+        "output_tokens": ("training has no output tokens", "leave it out"),
+    }
+    for name, field in type(request).model_fields.items():
+        unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
+        if option_of(type(request), name).mode == "serve" and getattr(request, name) not in unchanged:
+            message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
+            yield Problem(message, path=name, hint=hint)
+    if (request.cp or 1) > 1:
+        yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+
+
+def _tokens(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
+    if request.context is not None:
+        for name in ("prompt_tokens", "max_context"):
+            if getattr(request, name) is not None:
+                message = "counts prompt and output together and is the engine's limit at once"
+                yield Problem(message, path="context", hint=f"leave it out, or {flag_of(type(request), name)}")
+    if request.context == MAX:
+        yield Problem("max is for one plan; give a number of tokens here", path="context")
+    given = next((name for name in ("context", "prompt_tokens") if getattr(request, name) is not None), "context")
+    limit, tokens = max_seq_len(graph), request.tokens(graph)
+    for name, value in ((given, tokens), ("max_context", request.max_context or 1)):
+        if value > limit:
+            yield Problem(f"expected 1 to {limit:,}, found {value:,}", path=name, hint=BEYOND)
+    if request.max_context is not None and tokens > request.max_context:
+        message = f"the engine takes {request.max_context:,} tokens, a sequence here has {tokens:,}"
+        yield Problem(message, path="max_context")
+    if request.output_tokens is not None and request.output_tokens >= max(tokens, 2):
+        message = f"expected 1 to {max(tokens - 1, 1):,}, found {request.output_tokens:,}"
+        yield Problem(message, path="output_tokens", hint="output tokens are part of the context")
+
+
+def _load(request: PlanRequest) -> Iterator[Problem]:
+    for name in ("concurrency", "rate"):
+        if getattr(request, name) is not None and request.output_tokens is None and request.mode == "serve":
+            yield Problem("needs --output-tokens: requests end after them", path=name)
+    if request.concurrency is not None and request.rate is not None:
+        hint = "clients wait for their answers, requests at a rate for nobody"
+        yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
+    if request.concurrency is not None and "batch" in request.model_fields_set:
+        yield Problem("says what --batch says: leave one out", path="concurrency")
+
+
+def _vision(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
+    yield from video_problems(request.clip, graph, request.tokens(graph) - (request.output_tokens or 0))
+    if graph.model.vision is None:
+        for name, what in (("num_tiles", "tiles"), ("images", "images")):
+            if getattr(request, name):
+                yield Problem(f"the model has no vision, so it takes no {what}", path=name)
+
+
+def _prefill_only(request: PlanRequest) -> Iterator[Problem]:
+    if (request.cp or 1) > 1 and request.output_tokens is not None:
+        message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
+        yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")

@@ -1,5 +1,6 @@
 """`l4spec search`: from a service level to the deployments that meet it, the cheapest first."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,7 @@ def search_command(
     overrides: o.SetOption = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Deployments to list.")] = 10,
     explain: Annotated[bool, typer.Option("--explain", help="Add what binds each kind of deployment.")] = False,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Simulate the first ten, request by request.")] = False,
     emit: o.EmitOption = None,
     model: o.ModelOption = None,
     svg: Annotated[
@@ -59,9 +61,11 @@ def search_command(
         from l4spec.deploy.own_engine import by_own_engine
 
         request = by_own_engine(emit.value, request)
-    if svg is not None and request.mode == "train":
-        raise UserError([Problem("a search of training draws no front", path="--svg", hint="leave it out")])
+    if request.mode == "train":
+        _refuse_in_training({"--svg": svg is not None, "--simulate": simulate})
     answer = _searched(graph, request)
+    if simulate and answer.mode == "serve":
+        answer = _simulated(answer, spec, overrides or (), request)
     if svg is not None:
         _draw(answer, svg, force=force)
     if emit is not None and answer.ranked:
@@ -73,6 +77,22 @@ def search_command(
         write(answer, lambda: _page(answer, spec, style, top=top, explain=explain), style, out, force=force)
     if not answer.ranked:
         raise typer.Exit(DOES_NOT_FIT)
+
+
+def _refuse_in_training(given: Mapping[str, bool]) -> None:
+    problems = [
+        Problem("is for a search of serving", path=flag, hint="leave it out") for flag, there in given.items() if there
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def _simulated(answer: "SearchAnswer", spec: str, overrides: Sequence[str], request: SearchRequest) -> "SearchAnswer":
+    from l4spec.cli.progress import progress
+    from planners.simulate.confirm import confirmed
+
+    with progress("simulating", None) as tick:
+        return confirmed(spec, overrides, answer, request, tick)
 
 
 def _searched(graph: "LayerGraph", request: SearchRequest) -> "Answer":

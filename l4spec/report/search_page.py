@@ -1,6 +1,6 @@
 """The answer of `l4spec search`: the winner, a ranked table, the front, and what binds the others."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from l4spec.report.front import draw_front, front_figure
@@ -80,12 +80,50 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
     )
     headers = ("", "GPUs", "layout", "weights", "KV", "engine", "TTFT", "TPOT", "tok/s/GPU", "$/M in", "$/M out")
     yield Section("", (Table(headers, rows, "rlllllrrrrr"),))
+    simulated = [each for each in answer.ranked[:top] if each.simulated is not None]
+    if simulated:
+        yield Section(
+            "Simulated, each replica under its share of the load", (_simulations(simulated), *_agreed(simulated))
+        )
     facts = (
         ("check", f"l4spec plan {spec} {best.plan}"),
         ("replicas", f"{best.replicas} of {best.gpus_per_replica} GPUs, each with {_load(best)}"),
         ("price", best.price_source or "unknown: give --usd-per-gpu-hour"),
     )
     yield Section("", (Facts(facts),))
+
+
+def _simulations(rows: Sequence[RankedDeployment]) -> Table:
+    cells = []
+    for each in rows:
+        service = each.simulated
+        assert service is not None
+        tpot = ("-", "-")
+        if service.tpot_mean_seconds is not None and service.tpot_p99_seconds is not None:
+            tpot = (seconds(service.tpot_mean_seconds), seconds(service.tpot_p99_seconds))
+        cells.append(
+            (
+                str(each.rank),
+                _where(each),
+                seconds(each.ttft_seconds),
+                seconds(service.ttft_mean_seconds),
+                seconds(service.ttft_p99_seconds),
+                seconds(each.time_per_output_token_seconds),
+                *tpot,
+                f"{service.attainment:.0%}",
+                ", ".join(REASONS[limit] for limit in service.breaks) or "no",
+            )
+        )
+    headers = ("", "GPUs", "TTFT", "simulated", "p99", "TPOT", "simulated", "p99", "in time", "breaks")
+    return Table(headers, tuple(cells), "rlrrrrrrrl")
+
+
+def _agreed(rows: Sequence[RankedDeployment]) -> tuple[Lines, ...]:
+    """Where the closed form, which ranked them, was wrong."""
+    broken = [each for each in rows if each.simulated is not None and each.simulated.breaks]
+    what = f"{len(rows) - len(broken)} of {len(rows)} meet the limits in the simulation too, by their means."
+    why = "Simulated clients begin at once, and answers of one length keep them together; the closed form spreads them."
+    return (Lines((what, why) if broken and rows[0].concurrency_per_replica else (what,)),)
 
 
 def _load(best: RankedDeployment) -> str:
@@ -131,10 +169,11 @@ def _usd(value: float | None) -> str:
     return "unknown" if value is None else f"${value:,.3f}" if value < 1 else f"${value:,.2f}"
 
 
-CSV_COLUMNS = (*(name for name in RankedDeployment.model_fields if name != "layout"), "tp", "ep", "pp")
+_DEGREES = ("tp", "ep", "pp")
+CSV_COLUMNS = (*(name for name in RankedDeployment.model_fields if name not in ("layout", "simulated")), *_DEGREES)
 
 
 def csv_rows(answer: SearchAnswer) -> Iterator[dict[str, object]]:
     """Every ranked deployment as a flat mapping, the layout's degrees as columns of their own."""
     for each in answer.ranked:
-        yield {name: getattr(each.layout if name in ("tp", "ep", "pp") else each, name) for name in CSV_COLUMNS}
+        yield {name: getattr(each.layout if name in _DEGREES else each, name) for name in CSV_COLUMNS}

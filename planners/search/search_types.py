@@ -13,6 +13,19 @@ service level; requests that pile up; the budget; a training's deadline; no lega
 engine that does not run there; no time that can be estimated."""
 
 
+class SimulatedService(Frozen):
+    """What a simulation of one replica under its share of the load gives. `attainment` is the share of requests within
+    the service level; `breaks` names the limits that the mean breaks, against the closed form."""
+
+    requests: int
+    ttft_mean_seconds: float
+    ttft_p99_seconds: float
+    tpot_mean_seconds: float | None
+    tpot_p99_seconds: float | None
+    attainment: float
+    breaks: tuple[str, ...]
+
+
 class RankedDeployment(Frozen):
     """Replicas of one layout that meet every limit. `plan` are the options that plan one replica under its
     share of the load, and `request` the same for `planners.PlanRequest`.
@@ -46,6 +59,8 @@ class RankedDeployment(Frozen):
     within_error: bool
     on_front: bool
     extrapolated: bool
+    simulated: SimulatedService | None = None
+    """By `--simulate`, of the first ten."""
     plan: str
     request: dict[str, Any]
 

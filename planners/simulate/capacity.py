@@ -17,6 +17,8 @@ from planners.simulate.workload.traces import read_trace
 PRECISION = 1.02
 MOST_REQUESTS = 100_000
 MOST_DOUBLINGS = 10
+LIFETIMES = 20
+"""Of a request, by the median: a run that is to show a steady state lasts as long."""
 _HOUR = 3600 * 1_000_000_000
 
 
@@ -44,17 +46,15 @@ def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
     slo = loaded.scenario.slo
     if slo.ttft is None and slo.tpot is None and slo.e2e is None:
         raise UserError([Problem("capacity needs a service level", path="slo", hint="as --ttft '1 s' --tpot '50 ms'")])
-    low, high, results = _bracket(loaded)
+    low, high, result = _bracket(loaded)
     while high / low > PRECISION:
         ratio = (high / low) ** (1 / (jobs + 1))
         factors = [low * ratio ** (index + 1) for index in range(jobs)]
-        for factor, result in zip(factors, side_by_side([_at(loaded, f) for f in factors], jobs), strict=True):
-            if not _holds(loaded, result):
+        for factor, tried in zip(factors, _tried(loaded, factors, jobs), strict=True):
+            if not _holds(loaded, tried):
                 high = factor
                 break
-            low, results[low] = factor, result
-            results[factor] = result
-    result = results[low]
+            low, result = factor, tried
     base = _base_rate(loaded, result, low)
     return ServiceCapacity(
         rate=base * low,
@@ -65,16 +65,17 @@ def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
     )
 
 
-def _bracket(loaded: LoadedScenario) -> tuple[float, float, dict[float, SimulationResult]]:
-    """Factors of the scenario's rate of which the lower is sustained and the upper is not."""
-    results: dict[float, SimulationResult] = {}
+def _bracket(loaded: LoadedScenario) -> tuple[float, float, SimulationResult]:
+    """Factors of the scenario's rate of which the lower is sustained, with its simulation, and the upper is not."""
+    results = {1.0: _tried(loaded, [1.0], 1)[0]}
     factor = 1.0
-    step = 2.0 if _holds(loaded, _simulated(loaded, factor, results)) else 0.5
+    step = 2.0 if _holds(loaded, results[1.0]) else 0.5
     for _ in range(MOST_DOUBLINGS):
         following = factor * step
-        good = _holds(loaded, _simulated(loaded, following, results))
-        if good != (step > 1):
-            return min(factor, following), max(factor, following), results
+        results[following] = _tried(loaded, [following], 1)[0]
+        if _holds(loaded, results[following]) != (step > 1):
+            low, high = sorted((factor, following))
+            return low, high, results[low]
         factor = following
     what = (
         "every rate tried is sustained"
@@ -84,17 +85,36 @@ def _bracket(loaded: LoadedScenario) -> tuple[float, float, dict[float, Simulati
     raise UserError([Problem(f"{what}, from the scenario's times {factor:g}", path="slo")])
 
 
-def _simulated(loaded: LoadedScenario, factor: float, results: dict[float, SimulationResult]) -> SimulationResult:
-    results[factor] = side_by_side([_at(loaded, factor)], 1)[0]
-    return results[factor]
+def _tried(loaded: LoadedScenario, factors: Sequence[float], jobs: int) -> list[SimulationResult]:
+    """Simulations with arrivals so many times as fast, each until `LIFETIMES` of a request have passed.
+
+    In less a queue that grows without end has hardly begun to: most requests are still in time.
+    """
+    lengths = dict.fromkeys(factors, 1.0)
+    results: dict[float, SimulationResult] = {}
+    while pending := [factor for factor in factors if factor not in results or _is_short(loaded, results[factor])]:
+        for factor in pending:
+            lengths[factor] *= 2.0 if factor in results else 1.0
+        made = side_by_side([_at(loaded, factor, lengths[factor]) for factor in pending], jobs)
+        if all(factor in results and made[i].requests == results[factor].requests for i, factor in enumerate(pending)):
+            break
+        results |= dict(zip(pending, made, strict=True))
+    return [results[factor] for factor in factors]
+
+
+def _is_short(loaded: LoadedScenario, result: SimulationResult) -> bool:
+    """Whether a run that is within the levels was too short to tell that it stays so."""
+    if not _holds(loaded, result) or result.e2e is None or result.requests >= MOST_REQUESTS:
+        return False
+    return result.duration < LIFETIMES * result.e2e.p50
 
 
 def _holds(loaded: LoadedScenario, result: SimulationResult) -> bool:
     return result.attainment >= loaded.scenario.slo.attainment
 
 
-def _at(loaded: LoadedScenario, factor: float) -> LoadedScenario:
-    """The scenario with arrivals `factor` times as fast, and as long as before: a short burst is no rate."""
+def _at(loaded: LoadedScenario, factor: float, length: float) -> LoadedScenario:
+    """The scenario with arrivals `factor` times as fast, and `length` times as long; of a trace as long as it is."""
     arrivals = loaded.scenario.workload.arrivals
     if isinstance(arrivals, ClosedLoop):
         raise UserError([Problem("clients of a closed loop have no rate", path="workload.arrivals", hint="use --rate")])
@@ -106,7 +126,7 @@ def _at(loaded: LoadedScenario, factor: float) -> LoadedScenario:
         changed = arrivals.model_copy(update={"rate": arrivals.rate * factor})
     requests = loaded.scenario.workload.requests
     if not isinstance(arrivals, Trace) and loaded.scenario.workload.seconds is None:
-        requests = min(MOST_REQUESTS, round((requests or DEFAULT_REQUESTS) * max(factor, 1.0)))
+        requests = min(MOST_REQUESTS, round((requests or DEFAULT_REQUESTS) * max(factor, 1.0) * length))
     workload = loaded.scenario.workload.model_copy(update={"arrivals": changed, "requests": requests})
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload}))
 

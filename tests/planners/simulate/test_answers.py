@@ -14,7 +14,7 @@ from planners.simulate.capacity import capacity, replicas_by_hour
 from planners.simulate.exports import COLUMNS, requests_csv, timeline
 from planners.simulate.repeats import repeated, student
 from planners.simulate.request import SimulateRequest
-from planners.simulate.run import Simulation
+from planners.simulate.run import Simulation, simulate
 
 LOAD = SimulateRequest(gpus="1xH100", rate="20/s", prompt_tokens=200, output_tokens=20, requests=200, ttft="100 ms")
 NO_LEVELS = SimulateRequest(gpus="1xH100", rate="1/s", prompt_tokens=9, output_tokens=9)
@@ -42,6 +42,21 @@ def test_capacity_is_a_rate_that_is_held_beside_one_that_is_not() -> None:
         assert any(isinstance(block, kind) for block in blocks)
     with pytest.raises(UserError, match="capacity needs a service level"):
         capacity(scenario_of("llama-3.1-8b", NO_LEVELS))
+
+
+def test_a_rate_that_is_sustained_stays_so_however_long_the_load() -> None:
+    """A hundred requests were in time at 31 a second, of 3,000 a quarter: the queue had only begun to grow."""
+    load = SimulateRequest(
+        gpus="4xH100", rate="4/s", prompt_tokens=400, output_tokens=300, requests=100, ttft="1 s", tpot="50 ms"
+    )
+    answer = capacity(scenario_of("scout", load))
+
+    def attained(rate: float) -> float:
+        longer = load.changed(rate=f"{rate}/s", requests=5000)
+        return simulate(scenario_of("scout", longer)).attainment
+
+    assert attained(answer.rate * 0.98) >= 0.9
+    assert attained(answer.rate * 1.1) < 0.5
 
 
 def test_replicas_by_hour_round_up() -> None:

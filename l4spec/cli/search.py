@@ -64,8 +64,8 @@ def search_command(
     if request.mode == "train":
         _refuse_in_training({"--svg": svg is not None, "--simulate": simulate})
     answer = _searched(graph, request)
-    if simulate and answer.mode == "serve":
-        answer = _simulated(answer, spec, overrides or (), request)
+    if answer.mode == "serve":
+        answer = _simulated(answer, spec, overrides or (), request, every=simulate)
     if svg is not None:
         _draw(answer, svg, force=force)
     if emit is not None and answer.ranked:
@@ -87,10 +87,15 @@ def _refuse_in_training(given: Mapping[str, bool]) -> None:
         raise UserError(problems)
 
 
-def _simulated(answer: "SearchAnswer", spec: str, overrides: Sequence[str], request: SearchRequest) -> "SearchAnswer":
+def _simulated(
+    answer: "SearchAnswer", spec: str, overrides: Sequence[str], request: SearchRequest, *, every: bool
+) -> "SearchAnswer":
+    """The first ten simulated, or the best one alone, where a simulation takes the options that were given."""
     from l4spec.cli.progress import progress
-    from planners.simulate.confirm import confirmed
+    from planners.simulate.confirm import confirmed, not_simulated
 
+    if not every:
+        return answer if not_simulated(answer.ranked[:1]) else confirmed(spec, overrides, answer, request, number=1)
     with progress("simulating", None) as tick:
         return confirmed(spec, overrides, answer, request, tick)
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from l4spec.report.front import draw_front, front_figure
+from l4spec.report.latency import error_words
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import seconds, whole
-from planners.search.search_types import RankedDeployment, SearchAnswer
+from planners.search.search_types import RankedDeployment, SearchAnswer, SimulatedService
 
 _FRONT = "Tokens/s of a GPU over tokens/s of a user"
 REASONS = {
@@ -53,10 +54,22 @@ def verdict(answer: SearchAnswer) -> str:
     if not answer.ranked:
         return f"No deployment of {answer.model} meets the limits."
     best = answer.ranked[0]
-    cost = _usd(best.usd_per_million_output_tokens)
     return (
         f"{answer.model}: {_where(best)} {best.layout}, {best.quantization} weights, KV cache in {best.kv_dtype}, "
-        f"{best.engine}: {cost} per million output tokens"
+        f"{best.engine}: {_bill(answer, best)}"
+    )
+
+
+def _bill(answer: SearchAnswer, best: RankedDeployment) -> str:
+    """What the GPUs cost in an hour, and a request with all of its tokens."""
+    inputs, outputs = best.usd_per_million_input_tokens, best.usd_per_million_output_tokens
+    if best.usd_per_hour is None or inputs is None or outputs is None:
+        return "at an unknown price"
+    tokens = (answer.request["prompt_tokens"], answer.request["output_tokens"])
+    request = (inputs * tokens[0] + outputs * tokens[1]) / 1e6
+    return (
+        f"${best.usd_per_hour:,.2f} an hour, ${request:.3g} a request ({_usd(inputs)} a million tokens in, "
+        f"{_usd(outputs)} out)"
     )
 
 
@@ -81,16 +94,28 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
     headers = ("", "GPUs", "layout", "weights", "KV", "engine", "TTFT", "TPOT", "tok/s/GPU", "$/M in", "$/M out")
     yield Section("", (Table(headers, rows, "rlllllrrrrr"),))
     simulated = [each for each in answer.ranked[:top] if each.simulated is not None]
-    if simulated:
+    if len(simulated) > 1:
         yield Section(
             "Simulated, each replica under its share of the load", (_simulations(simulated), *_agreed(simulated))
         )
-    facts = (
+    facts = [
         ("check", f"l4spec plan {spec} {best.plan}"),
         ("replicas", f"{best.replicas} of {best.gpus_per_replica} GPUs, each with {_load(best)}"),
         ("price", best.price_source or "unknown: give --usd-per-gpu-hour"),
-    )
-    yield Section("", (Facts(facts),))
+        *((f"error of {error.metric.upper()}", error_words(error)) for error in answer.errors),
+    ]
+    if best.simulated is not None and len(simulated) == 1:
+        facts.append(("simulated", _in_a_sentence(best.simulated)))
+    facts += [("caution", caution) for caution in answer.cautions]
+    yield Section("", (Facts(tuple(facts)),))
+
+
+def _in_a_sentence(service: SimulatedService) -> str:
+    """What a simulation of the best deployment gives, and whether the ranking may stand."""
+    tpot = "" if service.tpot_mean_seconds is None else f", TPOT {seconds(service.tpot_mean_seconds)}"
+    broken = " and ".join(REASONS[limit] for limit in service.breaks)
+    state = f"breaks {broken}: see --simulate" if broken else f"{service.attainment:.0%} of requests meet every limit"
+    return f"TTFT {seconds(service.ttft_mean_seconds)} (p99 {seconds(service.ttft_p99_seconds)}){tpot}; {state}"
 
 
 def _simulations(rows: Sequence[RankedDeployment]) -> Table:

@@ -73,7 +73,8 @@ def headline(result: SimulationResult) -> str:
     """One sentence: what was asked, what became of it."""
     parts = [f"{whole(result.finished)} of {whole(result.requests)} requests finished in {seconds(result.duration)}"]
     if result.refused:
-        parts.append(f"{whole(result.refused)} refused")
+        why = f" ({result.refused_because[0]})" if result.refused_because else ""
+        parts.append(f"{whole(result.refused)} refused{why}")
     if result.cut:
         parts.append(f"{whole(result.cut)} cut off")
     state = "" if result.ended == "finished" else f" (ended by {result.ended})"
@@ -108,13 +109,23 @@ def _rates(result: SimulationResult) -> Facts:
         ("requests", f"{mark}{result.requests_per_second:.3g}/s, {result.mean_in_system:.1f} in the system on average"),
         ("tokens", f"{mark}{result.input_tokens_per_second:,.0f}/s in, {result.output_tokens_per_second:,.0f}/s out"),
         ("per GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f} tokens/s out on each of {result.num_gpus}"),
-        ("good", f"{mark}{100 * result.attainment:.1f} % of requests, {result.goodput:.3g}/s, by the service levels"),
+        ("good", _good(result, mark)),
     ]
     if result.usd_per_million_output_tokens is not None:
         rows.append(("cost", f"{mark}${result.usd_per_million_output_tokens:,.2f} a million output tokens"))
     for name, interval in result.intervals.items():
         rows.append((name, f"{interval.mean:.4g} ± {interval.half_width:.2g} (95 %, {interval.repeats} repeats)"))
     return Facts(tuple(rows))
+
+
+def _good(result: SimulationResult, mark: str) -> str:
+    """The share of requests within the service levels, and within each of them."""
+    if not result.levels:
+        return "no service level was given (as --ttft '1 s' --tpot '50 ms')"
+    each = ", ".join(
+        f"{level.name.upper()} {seconds(level.limit)}: {mark}{100 * level.met:.1f} %" for level in result.levels
+    )
+    return f"{mark}{100 * result.attainment:.1f} % of requests, {result.goodput:.3g}/s, by the service levels ({each})"
 
 
 def _servers(servers: tuple[ServerResult, ...]) -> Table:

@@ -10,6 +10,7 @@ from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.published import AS_PUBLISHED
 from planners.deployment import Deployment
+from planners.latency_types import Latency
 from planners.request import PlanRequest
 from planners.search.loosening import loosen, sentence
 from planners.search.points import Kind, Point, Tally, points_of
@@ -23,6 +24,7 @@ from planners.search.search_request import (
 )
 from planners.search.search_types import FrontPoint, Loser, RankedDeployment, SearchAnswer, SpaceSize
 from planners.timing.efficiency import serving_efficiency
+from planners.timing.latency_report import engine_latency
 
 MOST_RANKED = 1000
 
@@ -48,6 +50,7 @@ def search_deployments(
     meeting = sorted((point for point in points if not point.needs), key=_order)
     front = _front(points)
     sources = {pool.cluster.hardware.name: pool.source for pool in pools}
+    latency = _latency(graph, meeting[0], request) if meeting else None
     return SearchAnswer(
         model=graph.name,
         request=request.echo(),
@@ -58,7 +61,14 @@ def search_deployments(
         losers=tuple(_losers(kinds, points, tally, request)),
         loosen=() if meeting else loosen(points, tally, request),
         prices=tuple(f"{name}: {source or 'no list price known'}" for name, source in sources.items()),
+        errors=tuple(latency.errors) if latency else (),
+        cautions=tuple(note for note in latency.notes if "extrapolation" in note) if latency else (),
     )
+
+
+def _latency(graph: LayerGraph, point: Point, request: SearchRequest) -> Latency:
+    """The times of a candidate's own plan, with their errors."""
+    return engine_latency(Deployment.resolve(graph, plan_of(point, request)), point.layout, 1)
 
 
 def _kinds(graph: LayerGraph, pool: Pool, request: SearchRequest) -> Iterator[Kind]:

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from l4spec.sharding.layout import Layout
-from planners.latency_types import Frozen
+from planners.latency_types import Frozen, LatencyError
 
 Limit = Literal[
     "memory", "max_context", "ttft", "tpot", "rate", "budget", "deadline", "no_layout", "no_engine", "no_time"
@@ -119,3 +119,7 @@ class SearchAnswer(Frozen):
     losers: tuple[Loser, ...]
     loosen: tuple[Loosening, ...]
     prices: tuple[str, ...]
+    errors: tuple[LatencyError, ...] = ()
+    """How wrong estimates of rows like the first one were."""
+    cautions: tuple[str, ...] = ()
+    """In what the first one lies outside the measured rows."""

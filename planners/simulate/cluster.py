@@ -51,12 +51,16 @@ class ReplicaGroup:
         self.replicas = replicas
         self.router = router
         self.listener = listener
+        self.refusal: str | None = None
+        """Why the first request was refused that can never run."""
 
     def submit(self, request: Request) -> None:
         """Give a request that arrives now to a replica. One that can never run is refused."""
         replica = self.router.choose(request, self.replicas)
         rank = replica.ranks[0]
-        if rank.policy.refuses(rank, request) is not None:
+        reason = rank.policy.refuses(rank, request)
+        if reason is not None:
+            self.refusal = self.refusal or reason
             request.outcome = "refused"
             self.listener.finished(request, self.clock.now)
             return

@@ -28,24 +28,29 @@ def confirmed(
     answer: SearchAnswer,
     request: SearchRequest,
     tick: Callable[[int, int], None] | None = None,
+    number: int = MOST_CONFIRMED,
 ) -> SearchAnswer:
-    """The answer, its first `MOST_CONFIRMED` rows with the service that a simulation of one replica gives.
+    """The answer, its first `number` rows with the service that a simulation of one replica gives.
 
     Raises UserError for options of the search that a simulation does not take.
     """
-    first = answer.ranked[:MOST_CONFIRMED]
-    unknown = {name for row in first for name in row.request} - _SIMULATED - _TRANSLATED
+    first = answer.ranked[:number]
+    unknown = not_simulated(first)
     if unknown:
         hint = "leave it out, or --simulate"
-        names = sorted(unknown)
         message = "is not part of a simulation"
-        raise UserError([Problem(message, path=flag_of(SearchRequest, name), hint=hint) for name in names])
+        raise UserError([Problem(message, path=flag_of(SearchRequest, name), hint=hint) for name in unknown])
     rows = []
-    for number, row in enumerate(first, 1):
+    for done, row in enumerate(first, 1):
         rows.append(row.model_copy(update={"simulated": _simulated(spec, overrides, row, request)}))
         if tick is not None:
-            tick(number, len(first))
-    return answer.model_copy(update={"ranked": (*rows, *answer.ranked[MOST_CONFIRMED:])})
+            tick(done, len(first))
+    return answer.model_copy(update={"ranked": (*rows, *answer.ranked[number:])})
+
+
+def not_simulated(rows: Sequence[RankedDeployment]) -> list[str]:
+    """Options of the rows' plans that a simulation does not take."""
+    return sorted({name for row in rows for name in row.request} - _SIMULATED - _TRANSLATED)
 
 
 def _simulated(spec: str, overrides: Sequence[str], row: RankedDeployment, request: SearchRequest) -> SimulatedService:

@@ -65,6 +65,14 @@ class Interval(_Frozen):
     repeats: int
 
 
+class LevelResult(_Frozen):
+    """A service level that was asked for, in seconds, and the share of all requests that meet it."""
+
+    name: Literal["ttft", "tpot", "e2e"]
+    limit: float
+    met: float
+
+
 class SimulationResult(_Frozen):
     """What became of a load. Times are seconds; latencies count from a request's arrival.
 
@@ -93,6 +101,9 @@ class SimulationResult(_Frozen):
     mean_in_system: float
     attainment: float
     goodput: float
+    levels: tuple[LevelResult, ...] = ()
+    """Empty where none was asked for: then every finished request counts as good."""
+    refused_because: tuple[str, ...] = ()
     num_gpus: int
     usd: float | None
     usd_per_million_output_tokens: float | None

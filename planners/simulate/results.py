@@ -9,7 +9,7 @@ from l4spec.spec.scenario import Scenario, ServiceLevels
 from planners.simulate.cluster import ReplicaGroup
 from planners.simulate.recorder import Recorder
 from planners.simulate.requests import Request
-from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
+from planners.simulate.result_types import Distribution, LevelResult, ServerResult, SimulationResult, TimeSeries
 from planners.simulate.servers import Server
 
 NS = 1_000_000_000
@@ -79,13 +79,28 @@ def gaps_between_tokens(recorder: Recorder) -> Distribution | None:
     return weighted_distribution(spans)
 
 
+LEVELS: tuple[Literal["ttft", "tpot", "e2e"], ...] = ("ttft", "tpot", "e2e")
+
+
 def is_good(request: Request, slo: ServiceLevels) -> bool:
     """Whether a finished request meets every service level that is given."""
-    return (
-        request.outcome == "finished"
-        and (slo.ttft is None or request.ttft <= slo.ttft * NS)
-        and (slo.tpot is None or request.tpot <= slo.tpot * NS)
-        and (slo.e2e is None or request.e2e <= slo.e2e * NS)
+    return request.outcome == "finished" and all(_meets(request, slo, name) for name in LEVELS)
+
+
+def _meets(request: Request, slo: ServiceLevels, name: str) -> bool:
+    limit = getattr(slo, name)
+    return limit is None or getattr(request, name) <= limit * NS
+
+
+def _levels(requests: Sequence[Request], slo: ServiceLevels) -> tuple[LevelResult, ...]:
+    """How many of all requests finish within each level that is given."""
+    given = [(name, float(limit)) for name in LEVELS if (limit := getattr(slo, name)) is not None]
+    done = [request for request in requests if request.outcome == "finished"]
+    return tuple(
+        LevelResult(
+            name=name, limit=limit, met=sum(_meets(request, slo, name) for request in done) / max(len(requests), 1)
+        )
+        for name, limit in given
     )
 
 
@@ -190,6 +205,8 @@ def summarize(
         mean_in_system=span.area / NS / seconds,
         attainment=good / len(requests) if requests else 0.0,
         goodput=good / seconds,
+        levels=_levels(requests, scenario.slo),
+        refused_because=tuple(dict.fromkeys(group.refusal for _, group in servers if group.refusal)),
         num_gpus=gpus,
         usd=usd,
         usd_per_million_output_tokens=usd / output * 1e6 if usd is not None and output else None,

@@ -123,8 +123,17 @@ class Simulation:
             if request.outcome == "waiting":
                 request.outcome = "cut"
         pairs = [(server, self.clusters[key]) for key, server in self.servers.items()]
+        self._check_that_any_can_run()
         result = summarize(self.scenario, requests, self.recorder, pairs, Span(self._last, self.area, ended))
         return Outcome(result, tuple(requests))
+
+    def _check_that_any_can_run(self) -> None:
+        """Raise UserError where every request was too long for a server: that is no load."""
+        requests = self.source.requests
+        reasons = [group.refusal for group in self.clusters.values() if group.refusal is not None]
+        if requests and reasons and all(request.outcome == "refused" for request in requests):
+            message = f"no request can be served: {reasons[0]}"
+            raise UserError([Problem(message, path="workload", hint="shorter requests, or GPUs with more memory")])
 
     def submit(self, request: Request) -> None:
         """A request arrives at the model that answers, through its front end."""

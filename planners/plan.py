@@ -162,12 +162,20 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
         if layout.num_devices > cluster.num_gpus:
             message = f"{product} needs {layout.num_devices} GPUs, and {cluster} has {cluster.num_gpus}"
         else:
-            message = f"{product} = {layout.num_devices} devices do not divide the {cluster.num_gpus} GPUs of {cluster}"
-        return [Problem(message, hint="the product of the degrees must be the number of GPUs")]
+            message = f"{product} = {layout.num_devices:,} devices, and {cluster} has {cluster.num_gpus:,} GPUs"
+        return [Problem(message, hint=_other_degrees(layout, cluster))]
     reasons = dict.fromkeys(row.reason for row in illegal)
     return [
         Problem(f"no layout on {cluster} is legal: {reason}", hint="choose other degrees or GPUs") for reason in reasons
     ]
+
+
+def _other_degrees(layout: Layout, cluster: Cluster) -> str:
+    """The degree of dp that would use all GPUs, where there is one."""
+    replicas, left_over = divmod(cluster.num_gpus * layout.dp, layout.num_devices)
+    if left_over or replicas == layout.dp:
+        return "the product of the degrees must be the number of GPUs"
+    return f"dp={replicas} would use all of them; the product of the degrees must be the number of GPUs"
 
 
 def _reasons(memory: DeviceMemory, chosen: LayoutRow, deployment: Deployment, untimed: int) -> tuple[str, ...]:

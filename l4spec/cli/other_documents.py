@@ -60,7 +60,12 @@ def recipe_options(request: PlanRequest) -> "RecipeOptions":
     """The options that a recipe takes. Raises UserError naming every other one."""
     from planners.recipes.cost import RecipeOptions
 
-    refuse_options(request, OF_RECIPES, "a recipe is planned by its own", "each phase says it; --set changes it")
+    refuse_options(
+        request,
+        OF_RECIPES,
+        "a recipe is planned by its own",
+        "each phase says it; --set phases[0].layout.dp=4 changes it",
+    )
     return RecipeOptions(request.gpus, request.usd_per_gpu_hour)
 
 

@@ -20,13 +20,14 @@ _LONGEST_WORD = 28
 class Cells(NamedTuple):
     """A table's cells; columns are aligned left where `align` has an `l` (the first one by default), else right.
 
-    The last column is wrapped at `wrap` characters, if given.
+    The last column is wrapped at `wrap` characters, if given; the first `keys` columns name a row.
     """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     align: str
     wrap: int | None
+    keys: int = 1
 
 
 def wrapped(line: str, width: int | None, hanging: int = 2, *, command: bool = False) -> list[str]:
@@ -55,12 +56,12 @@ def wrapped(line: str, width: int | None, hanging: int = 2, *, command: bool = F
 
 
 def fitted(table: Cells, width: int | None) -> Iterator[Cells]:
-    """The table in one piece of at most `width` columns, or in several that repeat its first column."""
+    """The table in one piece of at most `width` columns, or in several that repeat the columns that name a row."""
     if width is None:
         yield table._replace(rows=tuple(_narrow(row, _limits(table, None)) for row in table.rows))
         return
     floors = [_floor(table, index) for index in range(len(table.headers))]
-    for columns in _bands(floors, width):
+    for columns in _bands(floors, width, table.keys):
         band = _part(table, columns)
         limits = _limits(band, width)
         headers = _narrow(band.headers, [limit - _HEADER for limit in limits])
@@ -82,13 +83,13 @@ def _align(table: Cells, index: int) -> str:
     return table.align.ljust(1, "l")[index : index + 1] or "r"
 
 
-def _bands(floors: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Columns by band: as many as fit beside the first one."""
-    band = [0]
-    for index in range(1, len(floors)):
-        if len(band) > 1 and sum(floors[i] + _GAP for i in band) + floors[index] > width:
+def _bands(floors: Sequence[int], width: int, keys: int) -> Iterator[list[int]]:
+    """Columns by band: as many as fit beside the ones that name a row."""
+    band = [*range(keys)]
+    for index in range(keys, len(floors)):
+        if len(band) > keys and sum(floors[i] + _GAP for i in band) + floors[index] > width:
             yield band
-            band = [0]
+            band = [*range(keys)]
         band.append(index)
     yield band
 

@@ -35,13 +35,15 @@ class Facts:
 class Table:
     """A table; columns are aligned right except those whose letter in `align` is `l` (the first one by default).
 
-    On a terminal the last column is wrapped at `wrap` characters, if given.
+    On a terminal the last column is wrapped at `wrap` characters, if given, and a table that is too wide is cut into
+    bands that repeat the first `keys` columns, which name a row.
     """
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     align: str = ""
     wrap: int | None = None
+    keys: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def _is_command(text: str) -> bool:
 
 def _table_lines(table: Table, width: int | None) -> list[str]:
     """A table in as many bands as it takes, an empty line between them."""
-    whole = Cells(table.headers, table.rows, table.align, table.wrap)
+    whole = Cells(table.headers, table.rows, table.align, table.wrap, table.keys)
     bands = [_table(Table(band.headers, band.rows, band.align), "simple") for band in fitted(whole, width)]
     return [line for number, band in enumerate(bands) for line in (*([""] if number else []), *band)]
 

@@ -175,9 +175,13 @@ def _alternative(plan: Plan, figures: Marked) -> str | None:
         if other.total_bytes >= chosen.total_bytes:
             return None
     then = _seconds(other) or 0.0
+    free_now = abs(other.total_bytes - chosen.total_bytes)
+    if abs(then - now) <= now * _NOTABLE and free_now <= _NOTABLE * chosen.total_bytes:
+        return None
     speed = f"{now / then:.1f}x faster" if then <= now else f"{then / now:.1f}x slower"
     free = other.total_bytes - chosen.total_bytes
-    return f"{other.layout}: {speed}, {figures.work.gib(abs(free))} {'less' if free > 0 else 'more'} free"
+    why = "; no measured row serves by a pipeline" if other.layout.pp > 1 and plan.deployment.mode == "serve" else ""
+    return f"{other.layout}: {speed}, {figures.work.gib(abs(free))} {'less' if free > 0 else 'more'} free{why}"
 
 
 def _seconds(row: LayoutRow) -> float | None:

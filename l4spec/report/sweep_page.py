@@ -12,10 +12,11 @@ Cell = Callable[[SweepRow], str]
 
 def sweep_page(sweep: SweepTable) -> Page:
     """A row a variant, then what was planned, prices, and why variants have no numbers."""
-    columns = [*_settings(sweep), *_costs(sweep)]
+    settings = [*_settings(sweep)]
+    columns = [*settings, *_costs(sweep)]
     rows = tuple(tuple("-" if _unknown(row, name) else cell(row) for name, cell in columns) for row in sweep.rows)
     align = "".join("l" if name == "layout" else "r" for name, _ in columns)
-    table = Table(tuple(name for name, _ in columns), rows, align)
+    table = Table(tuple(name for name, _ in columns), rows, align, keys=len(settings))
     return Section("", (table,)), Section("", (Lines(tuple(_notes(sweep))),))
 
 
@@ -79,7 +80,7 @@ def _notes(sweep: SweepTable) -> Iterator[str]:
         batch = f", {whole(batches[0])} sequences a step" if len(batches) == 1 else ""
         yield f"Training: {tokens} tokens on {gpus}{batch}."
         if any(row.train_fits is False for row in sweep.rows):
-            yield "A training run that does not fit has no hours."
+            yield "A training run that does not fit has no hours: --train-gpus gives it GPUs of its own."
     if any(row.extrapolated for row in sweep.rows):
         yield "TPOT of layouts, models or GPUs unlike the measured ones is an extrapolation."
     yield from (f"price of {price}" for price in sweep.prices)

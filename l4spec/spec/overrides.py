@@ -22,7 +22,13 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     mapping as value merges as `extends` does. Raises SpecError with the problems of all overrides.
     """
     problems: list[Problem] = []
+    given: set[str] = set()
     for text in overrides:
+        path = text.partition("=")[0].strip()
+        if path in given:
+            problems.append(Problem("is set twice", "", Place(f"--set {path[:200]}"), "leave one of them out"))
+            continue
+        given.add(path)
         try:
             tree = _apply(tree, text)
         except SpecError as error:

@@ -26,6 +26,8 @@ class Pool:
 
 def pools_of(request: SearchRequest) -> list[Pool]:
     """The hardware to choose from. Raises UserError with every name that is unknown."""
+    if request.gpus is not None and not request.gpus.strip():
+        raise UserError([Problem("expected GPUs, found nothing", path="gpus", hint="leave it out for all hardware")])
     pools, problems = [], []
     for text in choices(request.gpus or "", shipped_names("hardware")):
         try:

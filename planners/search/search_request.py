@@ -166,6 +166,6 @@ class SearchRequest(PlanRequest):
 def choices(text: str, default: tuple[str, ...]) -> tuple[str, ...]:
     """The names of a list with commas, each once and in order; `default` where it is empty. Raises UserError."""
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
-    if text.strip() and not names:
+    if text and not names:
         raise UserError(f"the list {text[:40]!r} names nothing: no candidate is left", hint="name at least one")
     return names or default

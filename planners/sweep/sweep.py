@@ -21,6 +21,13 @@ from planners.sweep.variants import SweptVariant, read_axes, read_factors, read_
 Texts = Iterable[str] | Mapping[str, Sequence[object]]
 
 
+def _refuse_without_tokens(asked: SweepRequest) -> None:
+    """Raise UserError for options of a training run that there is none of."""
+    given = [name for name in ("train_gpus", "train_context", "train_batch") if getattr(asked, name) is not None]
+    if given:
+        raise UserError([Problem("is for a training run", name, hint="give its --tokens, as 15T") for name in given])
+
+
 def sweep(
     model: str | Path,
     values: Texts = (),
@@ -46,6 +53,8 @@ def sweep(
     variants = variants_of(model, axes, links, factors)
     served, served_offer = at_list_price(asked.served())
     training = asked.trained()
+    if training is None:
+        _refuse_without_tokens(asked)
     if training is not None and training.gpus is None:
         raise UserError([Problem("a training run needs GPUs", "train_tokens", hint="give --train-gpus or --gpus")])
     trained, trained_offer = (None, None) if training is None else at_list_price(training)

@@ -54,6 +54,9 @@ def read_axes(texts: Iterable[str] | Mapping[str, Sequence[object]]) -> tuple[Sw
     Commas within brackets, braces and quotes belong to a value.
     """
     if isinstance(texts, Mapping):
+        single = [path for path, values in texts.items() if isinstance(values, str) or not isinstance(values, Sequence)]
+        if single:
+            raise UserError([Problem("expected a list of values", path, hint="as [8, 16, 32]") for path in single])
         axes = [SweptField(path, tuple(json.dumps(value) for value in values)) for path, values in texts.items()]
     else:
         axes = [

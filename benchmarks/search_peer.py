@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 ISL, OSL = 8000, 1000
 LEVEL = ("--ttft", "1s", "--tpot", "33ms")
@@ -64,12 +65,20 @@ def main() -> None:
     print(f"| ratio | {clocks[1][0] / clocks[0][0]:.1f} | {clocks[1][1] / clocks[0][1]:.1f} |\n")
     best = json.loads(ours[0][2])["ranked"][0]
     layout = " ".join(f"{axis}{best['layout'][axis]}" for axis in ("tp", "ep", "pp"))
-    print(
-        f"ours: {best['replicas']} x {best['gpus_per_replica']} GPUs {layout}, "
-        f"{best['concurrency_per_replica']} clients: TTFT {best['ttft_seconds'] * 1e3:.0f} ms, TPOT {best['time_per_output_token_seconds'] * 1e3:.1f} ms, "
-        f"{best['tokens_per_second_per_gpu']:.0f} tokens/s of a GPU"
-    )
+    where = f"ours, {best['replicas']} x {layout} with {best['concurrency_per_replica']} clients"
+    show(where, *served(best))
     _check(theirs[0][2])
+
+
+def show(what: str, ttft_ms: float, tpot_ms: float, per_gpu: float) -> None:
+    """A line with the times of a deployment."""
+    print(f"{what}: TTFT {ttft_ms:.0f} ms, TPOT {tpot_ms:.1f} ms, {per_gpu:.0f} tokens/s of a GPU")
+
+
+def served(document: dict[str, Any]) -> tuple[float, float, float]:
+    """TTFT and TPOT in ms, and tokens/s of a GPU."""
+    times = document["ttft_seconds"], document["time_per_output_token_seconds"]
+    return times[0] * 1e3, times[1] * 1e3, document["tokens_per_second_per_gpu"]
 
 
 def _check(printed: str) -> None:
@@ -79,20 +88,13 @@ def _check(printed: str) -> None:
         print("the peer printed no row of rank 1")
         return
     tpot = (float(row["e2e"]) - float(row["ttft"])) / (OSL - 1)
-    print(
-        f"theirs: tp{row['tp']} ep{row['ep']} pp{row['pp']} dp{row['dp']}, {row['clients']} clients: "
-        f"TTFT {row['ttft']} ms, TPOT {tpot:.1f} ms, {float(row['per_gpu']):.0f} tokens/s of a GPU"
-    )
+    layout = " ".join(f"{axis}{row[axis]}" for axis in ("tp", "ep", "pp", "dp"))
+    show(f"theirs, {layout} with {row['clients']} clients", float(row["ttft"]), tpot, float(row["per_gpu"]))
     degrees = [word for axis in ("tp", "ep", "pp", "dp") for word in (f"--{axis}", row[axis])]
     load = ("--prompt-tokens", str(ISL), "--output-tokens", str(OSL), "--concurrency", row["clients"])
     plan = (sys.executable, "-m", "l4spec.cli", "plan", "scout", "--gpus", "8xH100", "--engine", "vllm-hybrid")
     document = json.loads(timed((*plan, *degrees, *load, "--format", "json"))[2])
-    latency = document["latency"]
-    print(
-        f"theirs by `plan`: fits {document['fits']}, TTFT {latency['ttft_seconds'] * 1e3:.0f} ms, "
-        f"TPOT {latency['time_per_output_token_seconds'] * 1e3:.1f} ms, "
-        f"{latency['tokens_per_second_per_gpu']:.0f} tokens/s of a GPU"
-    )
+    show(f"theirs by our plan (fits: {document['fits']})", *served(document["latency"]))
 
 
 if __name__ == "__main__":

@@ -161,8 +161,10 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
         product = " x ".join(f"{axis}={getattr(layout, axis)}" for axis in axes)
         if layout.num_devices > cluster.num_gpus:
             message = f"{product} needs {layout.num_devices} GPUs, and {cluster} has {cluster.num_gpus}"
+        elif cluster.num_gpus % layout.num_devices:
+            message = f"{product} = {layout.num_devices} devices do not divide the {cluster.num_gpus} GPUs of {cluster}"
         else:
-            message = f"{product} = {layout.num_devices:,} devices, and {cluster} has {cluster.num_gpus:,} GPUs"
+            message = f"{product} = {layout.num_devices} devices, and {cluster} has {cluster.num_gpus}"
         return [Problem(message, hint=_other_degrees(layout, cluster))]
     reasons = dict.fromkeys(row.reason for row in illegal)
     return [

@@ -11,6 +11,7 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting
 from planners.request import LARGEST, PlanRequest
+from planners.request_checks import check
 from planners.training_batch import chosen_batch
 
 
@@ -32,7 +33,7 @@ class Deployment:
     @classmethod
     def resolve(cls, graph: LayerGraph, request: PlanRequest) -> "Deployment":
         """The deployment that is asked for. Raises UserError for unknown names and for what the model rules out."""
-        request.check(graph)
+        check(request, graph)
         cluster = parse_cluster(request.gpus) if request.gpus is not None else None
         setting = Setting(
             graph=graph,
@@ -58,7 +59,7 @@ class Deployment:
         elif "gpus" in options or "engine" in options:
             return Deployment.resolve(self.graph, self.request.changed(**options))
         request = self.request.changed(**options)
-        request.check(self.graph)
+        check(request, self.graph)
         setting = self.setting
         if "quantization" in options or "mode" in options:
             setting = replace(setting, scheme=scheme_of(scheme_for(self.graph.model.spec, _format_of(request))))

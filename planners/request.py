@@ -4,7 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import Mode, Option, Options, read_count, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED
@@ -343,14 +342,6 @@ class PlanRequest(Options):
     def clip(self) -> Clip:
         """The options of a clip."""
         return Clip(self.video, self.fps, self.frames, self.frame_size)
-
-    def check(self, graph: LayerGraph) -> None:
-        """Raise UserError with everything that the model or another option rules out."""
-        from planners.request_checks import problems_of
-
-        problems = problems_of(self, graph)
-        if problems:
-            raise UserError(problems)
 
 
 def max_seq_len(graph: LayerGraph) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from l4spec.errors import Problem
+from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
 from l4spec.quantization.published import UNQUANTIZED
@@ -10,11 +10,13 @@ from planners.request import BEYOND, MAX, PlanRequest, max_seq_len
 from planners.video import video_problems
 
 
-def problems_of(request: PlanRequest, graph: LayerGraph) -> list[Problem]:
-    """Everything that is wrong with planning `graph` as asked."""
+def check(request: PlanRequest, graph: LayerGraph) -> None:
+    """Raise UserError with everything that is wrong with planning `graph` as asked."""
     of_mode = _training_only(request) if request.mode == "serve" else _serving_only(request)
     of_model = (*_tokens(request, graph), *_vision(request, graph))
-    return [*of_mode, *of_model, *_load(request), *_prefill_only(request)]
+    problems = [*of_mode, *of_model, *_load(request), *_prefill_only(request)]
+    if problems:
+        raise UserError(problems)
 
 
 def _training_only(request: PlanRequest) -> Iterator[Problem]:

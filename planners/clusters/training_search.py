@@ -19,6 +19,7 @@ from planners.device.training_state import OPTIMIZER_BYTES, PRECISIONS, WEIGHT_B
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
+from planners.request_checks import check
 from planners.search.pools import Pool, pools_of
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit, Loosening, SpaceSize
@@ -77,7 +78,7 @@ def search_training(
     request.check_level()
     pools = pools_of(request)
     candidates = [*_candidates(pools, request)]
-    _request(candidates[0], request).check(graph)
+    check(_request(candidates[0], request), graph)
     planned, lost, pruned = list[_Planned](), list[LostTraining](), 0
     for number, candidate in enumerate(candidates, 1):
         ruled_out = _ruled_out(graph, candidate, request)

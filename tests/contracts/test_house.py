@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PYTHON_FOLDERS = ("l4spec", "planners", "tests", "examples", "benchmarks")
+PYTHON_FOLDERS = ("l4spec", "planners", "tests", "examples", "benchmarks", "website")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 

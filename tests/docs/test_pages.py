@@ -68,7 +68,7 @@ def test_every_page_is_in_the_index_and_every_link_leads_somewhere() -> None:
     pages = sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
     assert len(pages) >= 7
     assert [page for page in pages if f"({page})" not in index] == []
-    links = [(page, link) for page in (ROOT / "docs").glob("*.md") for link in _LINK.findall(page.read_text("utf-8"))]
+    links = [(page, link) for page in (ROOT / "docs").rglob("*.md") for link in _LINK.findall(page.read_text("utf-8"))]
     assert len(links) >= 10
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 

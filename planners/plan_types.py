@@ -260,6 +260,8 @@ class DeploymentInfo(Frozen):
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None
+    fp8_matmuls: str | None = None
+    """With fp8: the scheme whose rules say which matmuls it is."""
     left_open: tuple[str, ...] = ()
     """Of `zero_stage`, `checkpointing` and `micro_batch` those that were chosen with the layout."""
     chosen_by: ChosenBy = "given"

@@ -235,6 +235,10 @@ class PlanRequest(Options):
         Literal["bf16", "fp8"],
         Option("With --mode train: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
     ] = "bf16"
+    fp8_matmuls: Annotated[
+        str,
+        Option("With --precision fp8: a scheme whose rules say which matmuls it is.", metavar="SCHEME", mode="train"),
+    ] = "fp8"
     train_tokens: Annotated[
         int | None,
         Option(
@@ -297,6 +301,7 @@ class PlanRequest(Options):
             gradient_bytes=self.gradient_bytes,
             micro_batch=self.micro_batch or 1,
             precision=self.precision,
+            fp8_matmuls=self.fp8_matmuls,
         )
 
     def allows(self, layout: Layout) -> bool:

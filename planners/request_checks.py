@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
+from l4spec.quantization.matmuls import matmul_problems
 from l4spec.quantization.published import UNQUANTIZED
+from l4spec.spec.recipe.precision import Fp8Spec
 from planners.request import BEYOND, MAX, PlanRequest, max_seq_len
 from planners.video import video_problems
 
@@ -14,7 +16,7 @@ def check(request: PlanRequest, graph: LayerGraph) -> None:
     """Raise UserError with everything that is wrong with planning `graph` as asked."""
     of_mode = _training_only(request) if request.mode == "serve" else _serving_only(request)
     of_model = (*_tokens(request, graph), *_vision(request, graph))
-    problems = [*of_mode, *of_model, *_load(request), *_prefill_only(request)]
+    problems = [*of_mode, *of_model, *_load(request), *_prefill_only(request), *_fp8(request, graph)]
     if problems:
         raise UserError(problems)
 
@@ -38,6 +40,13 @@ def _serving_only(request: PlanRequest) -> Iterator[Problem]:
             yield Problem(message, path=name, hint=hint)
     if (request.cp or 1) > 1:
         yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+
+
+def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
+    if request.precision == "fp8":
+        yield from matmul_problems(graph, Fp8Spec(matmuls=request.fp8_matmuls), "fp8_matmuls")
+    elif request.fp8_matmuls != "fp8" and request.mode == "train":
+        yield Problem("needs --precision fp8", path="fp8_matmuls")
 
 
 def _tokens(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:

@@ -126,6 +126,8 @@ def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
 def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
     layout, asked = request.plan.layout, request.plan.deployment
     optimizer, ranks = asked.optimizer or "", layout.dp * layout.ep
+    if asked.fp8_matmuls not in (None, "fp8"):
+        refuse(TABLE.engine, f"its filters do not say what {asked.fp8_matmuls} does", "leave out --fp8-matmuls")
     if optimizer not in _DTYPES:
         refuse(TABLE.engine, f"it has no optimizer {optimizer}", f"--optimizer {' or '.join(_DTYPES)}")
     if asked.batch % ranks:

@@ -134,7 +134,8 @@ def stored_in(plan: Plan) -> str:
 def _training(plan: Plan) -> str:
     """How training keeps its state, and how much of that was chosen."""
     asked = plan.deployment
-    matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}"
+    which = "" if asked.fp8_matmuls in (None, "fp8") else f" as {asked.fp8_matmuls} says"
+    matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}{which}"
     state = (
         f"{asked.optimizer}, ZeRO stage {asked.zero_stage}, activation checkpointing {asked.activation_checkpointing}"
     )

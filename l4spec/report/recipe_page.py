@@ -49,6 +49,9 @@ def recipe_page(answer: "RecipePlan") -> Page:
         Section("Phases", (Table(headers, tuple(rows), "llrrllrrrrrr"),)),
         Section("", (Lines(_facts(answer)),)),
     ]
+    fp8 = tuple(_fp8_line(phase) for phase in answer.phases if phase.fp8 is not None)
+    if fp8:
+        sections.append(Section("Matmuls in fp8", (Lines(fp8),)))
     teachers = tuple(_teacher_line(phase) for phase in answer.phases if phase.teacher is not None)
     if teachers:
         sections.append(Section("Teacher passes", (Lines(teachers),)))
@@ -98,6 +101,16 @@ def _facts(answer: "RecipePlan") -> tuple[str, ...]:
         f"{quantities.count(answer.total_params)} parameters, {quantities.count(answer.active_params)} per token",
         f"{answer.model_flops:.2e} FLOPs of mathematics",
         f"a checkpoint holds {gib(answer.checkpoint_bytes)}: bf16 weights and the optimizer's state",
+    )
+
+
+def _fp8_line(phase: "PhasePlan") -> str:
+    fp8 = phase.fp8
+    assert fp8 is not None
+    return (
+        f"{phase.name}: {fp8.flops / phase.model_flops:.1%} of the FLOPs, {fp8.scaling}, gradients in {fp8.gradients}, "
+        f"those that the scheme {fp8.matmuls} packs; weights cast to fp8 are {gib(fp8.weight_bytes)} in all, "
+        f"one at a time: {gib(fp8.largest_bytes)} at most"
     )
 
 

@@ -14,6 +14,8 @@ from l4spec.runtime.parallel.loss import Objective
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.step import train_step
 from l4spec.spec.recipe.phase import ScheduleSpec
+from l4spec.spec.recipe.precision import Fp8Spec
+from l4spec.training.fp8.watch import Fp8Step, Fp8Watch, in_training
 from l4spec.training.nonfinite import where_not_finite
 from l4spec.training.optimizer import GradientNorm, clip, rate_at, set_rate
 from l4spec.training.routing import LayerLoad, RoutingLog, move_biases
@@ -54,6 +56,7 @@ class StepMetrics:
     gradient_norm: float
     routing: Mapping[str, LayerLoad] = field(default_factory=dict)
     extra: Mapping[str, float] = field(default_factory=dict)
+    fp8: Fp8Step | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -66,6 +69,7 @@ class LoopSettings:
     """How steps are made. `clip` is the largest norm of all gradients, None for none.
 
     `microbatches` divide the sequences of a rank: None is one sequence each over stages, and all at once without.
+    `fp8` says which matmuls run in fp8.
     """
 
     num_steps: int
@@ -73,6 +77,7 @@ class LoopSettings:
     clip: float | None = None
     microbatches: int | None = None
     routing: bool = True
+    fp8: Fp8Spec | None = None
 
 
 def train_steps(
@@ -89,11 +94,27 @@ def train_steps(
     So a run that goes on from step n has the losses of one that never stopped. All ranks must go along. Raises
     UserError, on all ranks and before weights change, where a loss or a gradient is not finite, naming step and layer.
     """
+    with in_training(model, settings.fp8) as watch:
+        yield from _steps(
+            model, optimizer, batch_of, settings, range(start, settings.num_steps), objective, watch=watch
+        )
+
+
+def _steps(
+    model: RankModel,
+    optimizer: torch.optim.Optimizer,
+    batch_of: Callable[[int], TrainBatch],
+    settings: LoopSettings,
+    steps: range,
+    objective: Objective | None,
+    *,
+    watch: Fp8Watch | None,
+) -> Iterator[StepMetrics]:
     model.train()
     reshard(model)
     log = RoutingLog(model) if settings.routing else None
     norm = GradientNorm(model)
-    for step in range(start, settings.num_steps):
+    for step in steps:
         began = time.perf_counter()
         batch = batch_of(step).to(model.device)
         rate = set_rate(optimizer, rate_at(settings.schedule, step, settings.num_steps))
@@ -101,7 +122,8 @@ def train_steps(
         size = norm()
         if not (math.isfinite(loss) and bool(torch.isfinite(size))):
             own = own_part(model, batch)
-            raise UserError(f"step {step + 1}: {where_not_finite(model, own.input_ids, own.inputs, loss)}")
+            where = where_not_finite(model, own.input_ids, own.inputs, loss)
+            raise UserError(f"step {step + 1}: {where}{'' if watch is None else watch.finish().as_text()}")
         if settings.clip is not None:
             clip(model.parameters(), size, settings.clip)
         optimizer.step()
@@ -117,6 +139,7 @@ def train_steps(
             float(size),
             loads,
             batch.metrics,
+            None if watch is None else watch.finish(),
         )
 
 

@@ -12,8 +12,11 @@ from math import prod
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.quantization.matmuls import matmul_table
+from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
+from l4spec.spec.recipe.precision import Fp8Spec
 from l4spec.units import ceil_div
 from planners.device.activations import activation_rates, saved_per_token, training_bytes
 from planners.device.stages import PipelineStage
@@ -30,8 +33,8 @@ PRECISIONS = ("bf16", "fp8")
 class TrainSetting:
     """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter.
 
-    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and cast layer by layer; the casts are not
-    counted.
+    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and those that the scheme `fp8_matmuls`
+    packs are cast layer by layer; the casts are not counted.
     """
 
     optimizer: str = "adamw"
@@ -40,6 +43,12 @@ class TrainSetting:
     gradient_bytes: int = 4
     micro_batch: int = 1
     precision: str = "bf16"
+    fp8_matmuls: str = "fp8"
+
+    @property
+    def matmuls(self) -> Quantization:
+        """The rule table of the matmuls' formats, which a run reads as well."""
+        return matmul_table(Fp8Spec(matmuls=self.fp8_matmuls)) if self.precision == "fp8" else scheme_named("bf16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
+from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import parse_cluster
 from planners.counts.flops import count_flops, model_flops
@@ -21,6 +22,7 @@ from planners.counts.params import count_params
 from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
 from planners.plan import plan
 from planners.plan_types import Plan
+from planners.recipes.fp8 import fp8_share
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
 from planners.recipes.rl.rl_plan import RlPhasePlan
 from planners.request import PlanRequest
@@ -86,7 +88,8 @@ def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
         "context": phase.context,
         "batch": phase.batch,
         "micro_batch": phase.micro_batch,
-        "precision": phase.precision,
+        "precision": phase.precision.kind,
+        "fp8_matmuls": None if phase.fp8 is None else phase.fp8.matmuls,
         "optimizer": _OPTIMIZERS[phase.optimizer.kind],
         "zero_stage": layout.zero_stage,
         "checkpointing": layout.checkpointing,
@@ -127,7 +130,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
         num_gpus=num_gpus,
         layout=str(answer.layout),
         fits=answer.fits,
-        precision=phase.precision,
+        precision=written(phase.precision),
         model_flops=round(answer.flops.train_step * steps),
         generated_flops=_generated(graph, phase),
         step_seconds=seconds,
@@ -143,8 +146,13 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
         teacher=teacher,
         errors=tuple(answer.latency.errors) if answer.latency else (),
         rl=rollouts,
+        fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
         notes=_notes(phase, answer, seconds) + (() if rollouts is None else rollouts.notes),
     )
+
+
+def _work(phase: Phase) -> Work:
+    return Work(phase.batch, phase.context, phase="train")
 
 
 def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float | None) -> RlPhasePlan | None:
@@ -181,7 +189,7 @@ def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: flo
     teacher = loaded.recipe.teachers[phase.teacher]
     spec = loaded.spec_of(teacher.model, teacher.set, ("teachers", phase.teacher, "model"))
     graph = build_graph(resolve(loaded.scaled(spec, asked.scale)))
-    step = model_flops(graph, Work(phase.batch, phase.context, phase="train"))
+    step = model_flops(graph, _work(phase))
     flops = round(step * phase.tokens / (phase.batch * phase.context))
     charged = round(flops * (1 - teacher.in_training) / teacher.students)
     return TeacherPasses(

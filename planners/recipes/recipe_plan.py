@@ -3,6 +3,7 @@
 from typing import Literal
 
 from planners.latency_types import Frozen, LatencyError
+from planners.recipes.fp8 import Fp8Share
 from planners.recipes.rl.rl_plan import RlPhasePlan
 
 
@@ -53,6 +54,7 @@ class PhasePlan(Frozen):
     checkpoint_bytes: int
     teacher: TeacherPasses | None = None
     rl: RlPhasePlan | None = None
+    fp8: Fp8Share | None = None
     errors: tuple[LatencyError, ...] = ()
     notes: tuple[str, ...] = ()
 

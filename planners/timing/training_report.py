@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from l4spec.sharding.layout import Layout
-from planners.catalog import quantization as quantization_of
 from planners.collectives.training_traffic import StepTokens, data_collectives
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
@@ -20,7 +19,7 @@ from planners.timing.training_step import TrainLoad, TrainModel
 _SECONDS_PER_HOUR = 3600
 _SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
 _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
-_CASTS = ("fp8 is for linear layers of blocks: attention scores, router and head are in bf16, as are the weights kept",)
+_CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class TimedTraining:
     @property
     def model(self) -> TrainModel:
         """The model with the number formats of its matmuls and the factors of the hardware."""
-        scheme = scheme_of(quantization_of(self.train.precision))
+        scheme = scheme_of(self.train.matmuls)
         return TrainModel(self.deployment.graph, scheme, self.machine, training_efficiency(self.machine.hardware.name))
 
     @property
@@ -96,7 +95,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
         train=time,
         step_time_bound_seconds=time.bound_seconds,
-        notes=(_HIDDEN, *(_CASTS if train.precision == "fp8" else ())),
+        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ())),
     )
     if factors is None or not fitted:
         return section

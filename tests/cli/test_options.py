@@ -52,6 +52,7 @@ EXAMPLES: dict[str, str] = {
     "gradient_bytes": "2",
     "micro_batch": "2",
     "precision": "fp8",
+    "fp8_matmuls": "fp8-experts",
     "train_tokens": "1T",
     "usd_per_gpu_hour": "2.5",
     "routing": "load.json",
@@ -59,6 +60,7 @@ EXAMPLES: dict[str, str] = {
 }
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
 COMPANIONS |= {"video": "--frames 2", "fps": "--video 3s", "frames": "--video 3s", "frame_size": "--video 3s --fps 1"}
+COMPANIONS |= {"fp8_matmuls": "--precision fp8"}
 """What an option cannot stand without."""
 
 
@@ -120,7 +122,8 @@ def test_the_table_of_all_models_refuses_what_is_about_one_by_name(run: Run, nam
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_training_takes_its_own_options_and_refuses_those_of_serving_by_name(name: str) -> None:
     option, value = option_of(PlanRequest, name), option_of(PlanRequest, name).parse(EXAMPLES[name])
-    request = PlanRequest(**{"mode": "train", name: value})
+    beside = {"precision": "fp8"} if name == "fp8_matmuls" else {}
+    request = PlanRequest(**{"mode": "train", name: value, **beside})
     if option.mode == "serve" or name == "cp":
         with pytest.raises(UserError, match=name):
             plan(graph("tiny/maverick"), request)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -109,11 +109,25 @@ def empty(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape))
 
 
+class Products(Protocol):
+    """How products with a weight are computed in training, in the place of plain ones (`l4spec.training.fp8`)."""
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """[..., in] by a weight [out, in] to [..., out]."""
+        ...
+
+    def grouped(self, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+        """As `l4spec.layers.common.grouped_linear`."""
+        ...
+
+
 class Linear(nn.Linear):
     """`nn.Linear` that leaves filling its weights to whoever builds the model."""
 
     bias_share: float = 1.0
     """Factor on the bias: of tensor-parallel ranks whose outputs are added up, one adds it."""
+    products: Products | None = None
+    """How it multiplies while it is trained; None: plainly."""
 
     def reset_parameters(self) -> None:
         """Nothing: see `l4spec.runtime.initialize`."""
@@ -123,6 +137,8 @@ class Linear(nn.Linear):
         bias: Tensor | None = self.bias  # the stub knows it as a tensor
         if bias is not None and self.bias_share != 1.0:
             bias = bias * self.bias_share
+        if self.products is not None and self.training:
+            return add_bias(self.products.linear(x, self.weight), bias)
         return linear(x, self.weight, bias)
 
 

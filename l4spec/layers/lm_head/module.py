@@ -3,12 +3,24 @@
 from torch import Tensor, nn
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.modules import Context, LayerModule, empty, linear, soft_cap, wide
+from l4spec.layers.common.modules import (
+    Context,
+    LayerModule,
+    Products,
+    add_bias,
+    empty,
+    linear,
+    soft_cap,
+    wide,
+)
 from l4spec.layers.lm_head.spec import LMHeadSpec
 
 
 class LMHead(LayerModule):
     """Logits x W^T (+ b) in fp32; tied, the weight is the embedding's and is not held here."""
+
+    products: Products | None = None
+    """How it multiplies while it is trained; None: plainly."""
 
     def __init__(self, spec: LMHeadSpec, width: Width) -> None:
         super().__init__()
@@ -27,4 +39,6 @@ class LMHead(LayerModule):
         """[batch, tokens, hidden] to fp32 logits [batch, tokens, vocab] (fp64 in a model of fp64)."""
         weight = self._owner[0].weight if self._owner else self.weight
         assert isinstance(weight, Tensor)
+        if self.products is not None and self.training:
+            return soft_cap(wide(add_bias(self.products.linear(x, weight), self.bias)), self.softcap)
         return soft_cap(wide(linear(x, weight, self.bias)), self.softcap)

@@ -1,7 +1,8 @@
 """The torch module of the mixture of experts: only chosen experts are touched."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from l4spec.layers.common.modules import (
     LayerModule,
     Linear,
     PlainFFN,
+    Products,
     add_bias,
     empty,
     expert_linear,
@@ -37,6 +39,8 @@ class Experts(nn.Module):
     down_proj: Tensor
     bias_share: float = 1.0
     """Factor on `down_bias`: of tensor-parallel ranks whose outputs are added up, one adds it."""
+    products: Mapping[str, Products] = MappingProxyType({})
+    """How stacks multiply while they are trained, by their names (`gate_proj`); the others do plainly."""
 
     def __init__(self, spec: MoESpec, hidden_size: int) -> None:
         super().__init__()
@@ -56,10 +60,14 @@ class Experts(nn.Module):
         experts = self._expert_of_rows(x, offsets)
 
         def project(name: str, rows: Tensor) -> Tensor:
-            result, bias = grouped_linear(rows, getattr(self, f"{name}_proj"), offsets), self.bias_of(name, experts)
+            result, bias = self._grouped(f"{name}_proj", rows, offsets), self.bias_of(name, experts)
             return result if bias is None else result + bias
 
         return self._through(project, x)
+
+    def _grouped(self, name: str, rows: Tensor, offsets: Tensor) -> Tensor:
+        products = self.products.get(name) if self.training else None
+        return (grouped_linear if products is None else products.grouped)(rows, getattr(self, name), offsets)
 
     def _through(self, project: Callable[[str, Tensor], Tensor], x: Tensor) -> Tensor:
         """Rows through the projections of their experts, with a gate or without."""
@@ -95,7 +103,10 @@ class Experts(nn.Module):
 
     def project(self, name: str, x: Tensor, expert: int) -> Tensor:
         """One projection (`gate`, `up`, `down`) of one expert, without gradients."""
-        return add_bias(expert_linear(x, getattr(self, f"{name}_proj")[expert]), self.bias_of(name, expert))
+        weight = getattr(self, f"{name}_proj")[expert]
+        products = self.products.get(f"{name}_proj") if self.training else None
+        result = expert_linear(x, weight) if products is None else products.linear(x, weight)
+        return add_bias(result, self.bias_of(name, expert))
 
     def indexed(self, x: Tensor, experts: Tensor) -> Tensor:
         """Row i of `x` [rows, hidden] through expert experts[i], which a compiler reads where it lies."""

@@ -9,6 +9,7 @@ from l4spec.layers.base import AsTuple, PositiveFloat, Size, Spec
 from l4spec.spec.header import located
 from l4spec.spec.quantities import Share, Tokens, TrainTokens
 from l4spec.spec.recipe.data import Key, Weight
+from l4spec.spec.recipe.precision import Bf16Spec, Fp8Spec, Precision
 from l4spec.spec.recipe.rollouts import RolloutSpec
 
 Rate = Annotated[float, Field(ge=0, le=10)]
@@ -77,8 +78,9 @@ class PhaseBase(Spec):
     """Optimizer."""
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning rate over the phase."""
-    precision: Literal["bf16", "fp8"] = "bf16"
-    """Format of matmuls in the plan; a run computes in `train --dtype`, and prints so."""
+    precision: Precision = Bf16Spec()
+    """Format of matmuls, in plan and run: `bf16`, `fp8`, or what `{kind: fp8}` adds. What is not in fp8 a run computes
+    in `train --dtype`."""
     layout: LayoutSpec = LayoutSpec()
     """Parallel degrees of the plan."""
     mixture: Annotated[Mapping[Key, Weight], Field(max_length=256)] = Field(default_factory=dict)
@@ -92,6 +94,11 @@ class PhaseBase(Spec):
     def num_steps(self) -> int:
         """Optimizer steps: tokens over the tokens of a step, at least 1."""
         return max(1, round(self.tokens / (self.batch * self.context)))
+
+    @property
+    def fp8(self) -> Fp8Spec | None:
+        """What `precision` says of fp8; None for bf16."""
+        return self.precision if self.precision.kind == "fp8" else None
 
 
 class PretrainPhase(PhaseBase):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from l4spec.errors import Problem
+from l4spec.quantization.matmuls import matmul_problems
 from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
@@ -81,6 +82,8 @@ class RecipeJob(Task):
         """See `Task`; raises SpecError for what is wrong in the recipe itself."""
         self.loaded.check(self.model_spec, self.scale)
         for phase in self.phases:
+            if phase.fp8 is not None:
+                yield from matmul_problems(self.graph, phase.fp8, f"phase {phase.name}: precision.matmuls")
             data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
             if phase.batch % data:
                 yield Problem(f"{phase.batch} sequences cannot be divided by {data}", f"phase {phase.name}: batch")

@@ -83,6 +83,7 @@ class MetricsFile:
             tokens=done.tokens,
             seconds=round(done.seconds, 6),
             **done.extra,
+            **({} if done.fp8 is None else {"fp8": done.fp8.as_json()}),
             routing={node: load.as_json() for node, load in done.routing.items()},
         )
 

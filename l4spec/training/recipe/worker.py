@@ -21,9 +21,11 @@ from l4spec.runtime.parallel.training import local_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase, RlPhase
 from l4spec.spec.recipe.load import scaled, small, starts_of
+from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from l4spec.training.checkpoints import folder_of, latest_step, load_step, save_step
 from l4spec.training.data.mixture import Mixture
+from l4spec.training.fp8.watch import OverflowDetector
 from l4spec.training.loop import LoopSettings, own_part, reshard, train_steps
 from l4spec.training.nonfinite import where_not_finite
 from l4spec.training.optimizer import make_optimizer
@@ -51,9 +53,9 @@ def work(job: RecipeJob, log: Log, store: Store) -> None:
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
         log(f"threads {job.num_threads} a rank, of {os.cpu_count()} cores (--threads changes it)")
-    planned = [phase.name for phase in job.phases if phase.precision == "fp8"]
-    if planned:
-        log(f"{', '.join(planned)}: fp8 is planned, this run computes in {job.number_format}")
+    for phase in job.phases:
+        if phase.fp8 is not None:
+            log(f"{phase.name}: matmuls in {written(phase.precision)}, rounded here and summed in fp32")
     results = RecipeRun(job, log).run()
     if is_first():
         store.set(RESULT, json.dumps([asdict(result) for result in results]))
@@ -106,7 +108,8 @@ class RecipeRun:
     def _steps(self, phase: Phase, prepared: Prepared, optimizer: torch.optim.Optimizer, recent: Recent) -> None:
         """The steps of a phase that are not done, logged and saved."""
         start, every = self.starts[phase.name], max(1, phase.num_steps // NUM_LINES)
-        settings = LoopSettings(phase.num_steps, phase.schedule, phase.optimizer.clip, None)
+        overflows = OverflowDetector()
+        settings = LoopSettings(phase.num_steps, phase.schedule, phase.optimizer.clip, None, fp8=phase.fp8)
         steps = train_steps(
             self.model,
             optimizer,
@@ -119,7 +122,7 @@ class RecipeRun:
             self.done = start + done.step
             recent.add(done)
             self.metrics.step(self.done, phase.name, done)
-            for warning in self.detector.warnings(self.done, done.routing):
+            for warning in (*self.detector.warnings(self.done, done.routing), *overflows.warnings(self.done, done.fp8)):
                 self.metrics.write(self.done, phase=phase.name, event="warning", message=warning)
                 self.log(f"warning: {warning}")
             if done.step % every == 0 or done.step == phase.num_steps:
@@ -206,7 +209,7 @@ class RecipeRun:
             own = phase if job.scale is None else small(phase, job.model_spec)
             optimizer = make_optimizer(model, own.optimizer)
             context = PhaseContext(own, model, self.mixture, job.seed + 1, lambda: model, lambda: model)
-            settings = LoopSettings(own.num_steps, own.schedule, own.optimizer.clip, None)
+            settings = LoopSettings(own.num_steps, own.schedule, own.optimizer.clip, None, fp8=own.fp8)
             loss = [done.loss for done in train_steps(model, optimizer, prepare(context).batch_of, settings)][-1]
             self.log(f"teacher {name}: {own.name}, {own.num_steps} steps, loss {loss:.4f}")
         model.record = None

@@ -115,8 +115,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
     hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
     if hours is not None and teacher is not None:
         hours = None if teacher.gpu_hours is None else hours + teacher.gpu_hours
-    price = asked.usd_per_gpu_hour
-    watts = recipe.watts_per_gpu
+    price, watts = asked.usd_per_gpu_hour, recipe.watts_per_gpu
     counts = count_params(graph)
     per_param = WEIGHT_BYTES + OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]]
     return PhasePlan(

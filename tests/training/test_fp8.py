@@ -273,8 +273,8 @@ def ran(folder: Path, text: str = SMALL, **options: Any) -> list[str]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+    written = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in written]
 
 
 def test_a_run_in_fp8_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.about import compared_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.plan_page import estimate_notes, marks_of
+from l4spec.report.prices import output_price, price_of, run_price, times_of
 from l4spec.report.quantities import Figures, Marked, usd, whole
 from l4spec.spec.about import About
 from l4spec.units import gib
-from planners.catalog.prices import lowest_offer
-from planners.latency_types import Frozen, Latency
+from planners.latency_types import Frozen
 from planners.plan_types import Plan
 from planners.search.layouts import MAX_BATCH
 
@@ -114,40 +114,15 @@ _SERVED: tuple[Row, ...] = (
     ("TTFT", lambda shape, plan, n: _time(times_of(plan).ttft_seconds, n)),
     ("TPOT", lambda shape, plan, n: _time(times_of(plan).time_per_output_token_seconds, n)),
     ("tokens/s per GPU", lambda shape, plan, n: _number(times_of(plan).tokens_per_second_per_gpu, n)),
-    ("$ per million output tokens", lambda shape, plan, n: usd(_output_price(plan))),
+    ("$ per million output tokens", lambda shape, plan, n: usd(output_price(plan))),
 )
 _TRAINED: tuple[Row, ...] = (
     ("step", lambda shape, plan, n: _time(times_of(plan).step_time_seconds, n)),
     ("MFU", lambda shape, plan, n: _percent(times_of(plan).mfu)),
     ("training tokens/s", lambda shape, plan, n: _number(times_of(plan).train_tokens_per_second, n)),
     ("GPU-hours", lambda shape, plan, n: _number(times_of(plan).gpu_hours, n)),
-    ("$ of the run", lambda shape, plan, n: usd(_run_price(plan))),
+    ("$ of the run", lambda shape, plan, n: usd(run_price(plan))),
 )
-
-
-def times_of(plan: Plan) -> Latency:
-    """The plan's times; none known without GPUs."""
-    return plan.latency or Latency()
-
-
-def price_of(plan: Plan) -> tuple[float, str] | None:
-    """USD of a GPU for an hour, and whose price it is: the one given, or the lowest listed; None where none is."""
-    if plan.cluster is None or plan.latency is None:
-        return None
-    if plan.latency.usd_per_gpu_hour is not None:
-        return plan.latency.usd_per_gpu_hour, "as given"
-    offer = lowest_offer(plan.cluster.hardware)
-    return None if offer is None else (offer.usd_per_gpu_hour, offer.origin)
-
-
-def _output_price(plan: Plan) -> float | None:
-    price, rate = price_of(plan), times_of(plan).tokens_per_second_per_gpu
-    return None if price is None or not rate else price[0] / 3600 / rate * 1e6
-
-
-def _run_price(plan: Plan) -> float | None:
-    price, hours = price_of(plan), times_of(plan).gpu_hours
-    return None if price is None or hours is None else price[0] * hours
 
 
 def _most(batch: int, n: Marked) -> str:

@@ -4,6 +4,7 @@ from l4spec.options import flag_of
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
 from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table, Tone
+from l4spec.report.prices import price_facts
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
 from planners.plan_types import BY_TIME, DeploymentInfo, Estimates, LayoutRow, MemoryTerm, Plan
@@ -28,10 +29,8 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
         Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
     if plan.cluster is not None:
-        sections.append(Section("", (Facts(limit_facts(plan, figures, max_seq_len)),)))
-    times = latency_facts(plan)
-    if times:
-        sections.append(Section("", (Facts(times),)))
+        gives = (*limit_facts(plan, figures, max_seq_len), *latency_facts(plan), *price_facts(plan))
+        sections.append(Section("", (Facts(gives),)))
     if plan.suggestions:
         sections.append(Section("What would make it fit", (suggestion_table(plan, figures),)))
     elif plan.fits is False:

@@ -1,0 +1,49 @@
+"""What a plan costs: at the price that was given, or at the lowest public list price of its GPUs."""
+
+from l4spec.report.quantities import usd
+from planners.catalog.prices import lowest_offer
+from planners.latency_types import Latency
+from planners.plan_types import Plan
+
+
+def times_of(plan: Plan) -> Latency:
+    """The plan's times; none known without GPUs."""
+    return plan.latency or Latency()
+
+
+def price_of(plan: Plan) -> tuple[float, str] | None:
+    """USD of a GPU for an hour, and whose price it is: the one given, or the lowest listed; None where none is."""
+    if plan.cluster is None or plan.latency is None:
+        return None
+    if plan.latency.usd_per_gpu_hour is not None:
+        return plan.latency.usd_per_gpu_hour, "as given"
+    offer = lowest_offer(plan.cluster.hardware)
+    return None if offer is None else (offer.usd_per_gpu_hour, offer.origin)
+
+
+def output_price(plan: Plan) -> float | None:
+    """USD of a million output tokens; None where no price or no rate is known."""
+    price, rate = price_of(plan), times_of(plan).tokens_per_second_per_gpu
+    return None if price is None or not rate else price[0] / 3600 / rate * 1e6
+
+
+def run_price(plan: Plan) -> float | None:
+    """USD of a training run; None where no price is known, or no run was asked for."""
+    price, hours = price_of(plan), times_of(plan).gpu_hours
+    return None if price is None or hours is None else price[0] * hours
+
+
+def price_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """What the GPUs cost in an hour, and what that makes of tokens or of the run, where nobody gave a price."""
+    if plan.cluster is None or plan.fits is False or times_of(plan).usd_per_gpu_hour is not None:
+        return ()
+    offer = lowest_offer(plan.cluster.hardware)
+    if offer is None:
+        return ()
+    whose = f"at {offer.provider}'s list price of {usd(offer.usd_per_gpu_hour)} a GPU ({offer.date})"
+    parts = [f"{usd(offer.usd_per_gpu_hour * plan.cluster.num_gpus)} an hour"]
+    if plan.deployment.mode == "train":
+        parts += [f"{usd(cost)} the run" for cost in (run_price(plan),) if cost is not None]
+    elif times_of(plan).output_tokens is not None:
+        parts += [f"{usd(cost)} a million output tokens" for cost in (output_price(plan),) if cost is not None]
+    return (("price", f"{', '.join(parts)}, {whose}"),)

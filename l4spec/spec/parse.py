@@ -33,6 +33,9 @@ _EXPECTED = {
     "finite_number": "a finite number",
 }
 
+_SET = "--set "
+"""What the place of an override begins with."""
+
 
 def parse_spec(document: Document) -> ModelSpec:
     """The document as a `ModelSpec`. Raises SpecError with all problems at once."""
@@ -162,10 +165,14 @@ def _is_tag(data: Any, step: str | int) -> bool:
 
 
 def place_of(document: Document, path: Path) -> Place | None:
-    """Where the path, or else its nearest ancestor, was written."""
+    """Where the path, or else its nearest ancestor, was written; of a whole, the `--set` that changed a part of it."""
     while path and path not in document.places:
         path = path[:-1]
-    return document.places.get(path)
+    place = document.places.get(path)
+    if place is None or place.line is None or not path:
+        return place
+    within = (each for at, each in document.places.items() if at[: len(path)] == path and each.file.startswith(_SET))
+    return next(within, place)
 
 
 def _unknown_parts(document: Document) -> Iterator[Problem]:

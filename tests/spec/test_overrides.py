@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l4spec.errors import Place, Problem, SpecError
+from l4spec.spec.document import load_document
 from l4spec.spec.overrides import override
+from l4spec.spec.parse import parse_spec
 from l4spec.spec.tree import Data, Tree, dotted, places, plain
 from l4spec.spec.yaml_tree import compose
 
@@ -163,3 +165,21 @@ def test_any_override_is_applied_or_refused_with_its_place(text: str) -> None:
     except SpecError as error:
         problems = error.problems
     assert all(problem.place and problem.place.file.startswith("--set") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("text.parts.moe.num_experts_per_token=32", "--set text.parts.moe.num_experts_per_token"),
+        ("text.layers[0].repeat=100000000", "--set text.layers[0].repeat"),
+    ],
+)
+def test_what_an_override_makes_wrong_of_a_whole_is_placed_at_the_override(text: str, place: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_spec(load_document("scout", [text]))
+    assert [str(problem.place) for problem in caught.value.problems] == [place]
+
+
+def test_a_value_is_set_once() -> None:
+    with pytest.raises(SpecError, match="is set twice"):
+        load_document("scout", ["name=a", "name=b"])

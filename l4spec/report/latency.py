@@ -69,9 +69,10 @@ def _beside(figures: Figures, estimate: float | None, bound: float | None, error
 
 
 def error_words(error: LatencyError) -> str:
-    """`median error 4 %, p90 20 % of 32 rows like it`; of fewer than 20 rows the largest error, not the p90."""
+    """`median error 4 %, p90 20 % over 32 measured rows of its kind`; of fewer than 20 rows the largest error."""
     upper = "largest" if _upper_name(error) == "largest" else "p90"
-    rows = f" of {error.num_rows} rows {'like' if error.alike else 'unlike'} it" if error.alike or error.unlike else ""
+    kind = "of its kind" if error.alike else "of other kinds"
+    rows = f" over {error.num_rows} measured rows {kind}" if error.alike or error.unlike else ""
     return f"median error {100 * error.median:.0f} %, {upper} {100 * error.p90:.0f} %{rows}"
 
 

@@ -106,3 +106,26 @@ def test_a_run_that_was_killed_goes_on_with_the_losses_of_one_that_never_stopped
     losses = [[row.get("loss") for row in read(tmp_path / name / "run")] for name in ("killed", "whole")]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 25
+
+
+LENGTHS = """\
+l4spec: 1
+kind: recipe
+name: small
+model: tiny/irope
+initial_deviation: 0.08
+data: {sources: {short: {kind: synthetic, task: needles, length: 32}}}
+lengths: {source: short, tokens: [32, 80], documents: 16}
+phases:
+  - {name: first, kind: pretrain, tokens: 10240, context: 32, batch: 8, optimizer: {learning_rate: 0.01}}
+"""
+
+
+@pytest.mark.parametrize("layout", [Layout(dp=2), Layout(tp=2), Layout(pp=2)], ids=str)
+def test_right_answers_by_length_are_those_of_one_process(layout: Layout, tmp_path: Path) -> None:
+    (alone,) = run_world(1, trained, str(tmp_path), LENGTHS, Layout())
+    together, *_ = run_world(2, trained, str(tmp_path), LENGTHS, layout)
+    (ours,), (one,) = ([row["right"] for row in rows if row.get("event") == "lengths"] for rows in (together, alone))
+    assert ours == one
+    assert list(one) == ["32", "80"]
+    assert all(0 < share < 1 for share in one.values())

@@ -1,6 +1,7 @@
 """`l4spec train`: a recipe run, small or whole, on this machine or under torchrun."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +11,12 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ScaleOption
-from l4spec.cli.output import complain, page_in, show
+from l4spec.cli.output import complain, page_in, show, write_file
 from l4spec.cli.run import SaveEveryOption, TimeoutOption, layout_of, prepare_ranks, run_device
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from l4spec.report.training import RecipeRuns
     from l4spec.training.recipe.job import RecipeJob
     from l4spec.training.recipe.metrics import PhaseResult
 
@@ -43,6 +45,10 @@ ThreadsOption = Annotated[
         "--threads", metavar="N", min=1, max=1024, help="Threads of a rank.  [default: 1 for streams of up to 512]"
     ),
 ]
+LengthsSvgOption = Annotated[
+    Path | None,
+    typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw right answers by length of the text."),
+]
 RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")]
 
 
@@ -70,6 +76,8 @@ def train_command(
     dtype: DtypeOption = None,
     timeout: TimeoutOption = 60.0,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
+    svg: LengthsSvgOption = None,
+    force: o.ForceOption = False,
 ) -> None:
     """Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.
 
@@ -99,14 +107,35 @@ def train_command(
     )
     if seed is None:
         job = replace(job, seed=job.loaded.recipe.seed)
+    if svg is not None:
+        _can_draw(job, svg, force=force)
     if environment is not None:
         from l4spec.runtime.parallel.run.rank import run_rank
 
         run_rank(job)
-    _report(job, repeats, format)
+    runs = _report(job, repeats, format)
+    if svg is not None:
+        from l4spec.report.length_page import length_svg
+
+        write_file(svg, length_svg(runs.name, runs.runs), force=force)
+        complain(f"wrote {svg}")
 
 
-def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
+def _can_draw(job: "RecipeJob", svg: Path, *, force: bool) -> None:
+    """Raise UserError, before anything is trained, where no picture could be drawn or written after it."""
+    from l4spec.report.templating import require_templates
+
+    if job.loaded.recipe.lengths is None:
+        hint = "lengths: {source: NAME, tokens: [64, 128]} asks for needles"
+        raise UserError([Problem(f"{job.loaded.recipe.name} asks at no lengths", "--svg", hint=hint)])
+    if os.path.lexists(svg) and not force:
+        raise UserError([Problem(f"{str(svg)[:200]} exists", "--svg", hint="--force overwrites it")])
+    if not svg.parent.is_dir():
+        raise UserError([Problem(f"{str(svg.parent)[:200]} is no folder", "--svg")])
+    require_templates()
+
+
+def _report(job: "RecipeJob", repeats: int, style: o.Format) -> "RecipeRuns":
     """Run every variant and seed, and show what they came to."""
     from l4spec.report.training import RecipeRuns, training_page
 
@@ -117,12 +146,14 @@ def _report(job: "RecipeJob", repeats: int, style: o.Format) -> None:
     for one in jobs:
         one.check()
     runs = {(one.variant, one.seed): _run(one, is_alone=len(jobs) == 1, style=style) for one in jobs}
+    described = {name: one.description for name, one in recipe.variants.items() if name in variants}
+    together = RecipeRuns(recipe.name, runs, described)
     if style is o.Format.JSON:
         rows = [{"variant": v, "seed": s, "phases": [asdict(p) for p in results]} for (v, s), results in runs.items()]
         show(json.dumps({"recipe": recipe.name, "runs": rows}, indent=2))
-        return
-    described = {name: one.description for name, one in recipe.variants.items() if name in variants}
-    show(page_in(training_page(RecipeRuns(recipe.name, runs, described)), style))
+    else:
+        show(page_in(training_page(together), style))
+    return together
 
 
 def _one(job: "RecipeJob", variant: str | None, seed: int, is_one_of_many: bool) -> "RecipeJob":

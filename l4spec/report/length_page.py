@@ -4,8 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from l4spec.errors import UserError
 from l4spec.report.charts import share_chart
 from l4spec.report.page import Bar, Bars, Figure, Lines, Section, Table
+from l4spec.report.templating import render
 
 if TYPE_CHECKING:
     from l4spec.training.recipe.metrics import PhaseResult
@@ -50,6 +52,15 @@ def length_section(name: str, runs: Runs) -> Section | None:
     )
 
 
+def length_svg(name: str, runs: Runs) -> str:
+    """The curves as a picture of their own. Raises UserError without jinja2, and where nothing was asked for."""
+    section = length_section(name, runs)
+    if section is None:
+        raise UserError(f"{name}: no phase was run, so no length was asked at")
+    figure = next(block for block in section.blocks if isinstance(block, Figure))
+    return render(figure.template, about=figure.about, **figure.values)
+
+
 def _curves(runs: Runs, variant: str | None) -> dict[str, _Shares]:
     """By phase and length, the share of right answers of every seed."""
     curves: dict[str, _Shares] = {}
@@ -89,4 +100,4 @@ def _break(name: str, shares: _Shares, trained: int) -> str:
     return f"{name}: breaks at {broken:,} tokens, {broken / trained:g} times the longest trained on ({share} right)."
 
 
-__all__ = ["RELIABLE", "length_section"]
+__all__ = ["RELIABLE", "length_section", "length_svg"]

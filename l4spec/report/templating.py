@@ -25,6 +25,11 @@ def render(template: str, folder: Path = FOLDER, /, **values: Any) -> str:
     return _environment(folder).get_template(template).render(**values)
 
 
+def require_templates() -> None:
+    """Raise UserError that names the extra where jinja2 is not installed: for work that is to be drawn at its end."""
+    _environment(FOLDER)
+
+
 @cache
 def _environment(folder: Path) -> "Environment":
     try:

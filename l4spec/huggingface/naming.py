@@ -29,6 +29,8 @@ class Naming:
     fused_first: bool = False
     in_turns: bool = False
     """Whether a stack's gates and ups lie in turns, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
+    stacked: bool = False
+    """Whether the gates, the ups and the downs of all experts are a tensor each, `gate_proj.weight` (Step-3.7)."""
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -36,8 +38,8 @@ class Naming:
     name to the tensor of ours whose heads count."""
     kinds: tuple[str, ...] = ()
     """Kinds of attention whose tensors have names of their own: `.attention.` is `.KIND.` in the tables then."""
-    next_token_layers: bool = False
-    """Whether published checkpoints hold layers after the last one, for multi-token prediction (DeepSeek-V3)."""
+    next_token_layers: int = 0
+    """Layers after the last one that published checkpoints hold, for multi-token prediction (DeepSeek-V3: 1)."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     """Stored tensors that older versions wrote and nobody reads."""
 

@@ -125,6 +125,7 @@ _NAMES = (
     (r"^vision_model\.vision_adapter\.mlp", "vision.adapter"),
     (r"^multi_modal_projector\.linear_1", "vision.projector.proj"),
     (r"\.(self_attn|linear_attn)\.", ".attention."),
+    (r"\.attention\.g_proj\.", ".attention.gate_proj."),
     (r"\.(feed_forward|mlp|block_sparse_moe)\.", ".ffn."),
     (r"\.input_layernorm\.", ".attention_norm."),
     (r"\.pre_feedforward_layernorm\.", ".ffn_norm."),

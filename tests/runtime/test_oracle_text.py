@@ -11,6 +11,7 @@ from torch import Tensor
 from l4spec.runtime.model import Model
 from tests.runtime.families import FAMILIES, deepseek_v3
 from tests.runtime.hybrid_families import HYBRID_FAMILIES
+from tests.runtime.latest_families import LATEST_FAMILIES
 from tests.runtime.newer_families import NEWER_FAMILIES
 from tests.runtime.oracles import Oracle, llama4, translated
 from tests.runtime.sparse_families import SPARSE_FAMILIES
@@ -25,6 +26,7 @@ ORACLES: dict[str, Callable[[], Oracle]] = {
     **NEWER_FAMILIES,
     **HYBRID_FAMILIES,
     **SPARSE_FAMILIES,
+    **LATEST_FAMILIES,
 }
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 

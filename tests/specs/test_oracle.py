@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 import l4spec
 from l4spec.huggingface import export_config
@@ -84,6 +85,17 @@ def test_deepseek_v2_has_as_many_parameters_as_the_model_that_transformers_build
     }
     model = on_meta({**common, **sizes})
     assert sum(parameter.numel() for parameter in model.parameters()) == numel_of(name)
+
+
+def test_step_has_as_many_parameters_as_its_language_model_in_transformers() -> None:
+    config = export_config(l4spec.load("step-3.7-flash"))["text_config"]
+    with torch.device("meta"):
+        body = Step3p7TextModel(transformers.Step3p7TextConfig(**config))
+    head = config["vocab_size"] * config["hidden_size"]
+    assert sum(parameter.numel() for parameter in body.parameters()) + head == numel_of("step-3.7-flash")
+    assert sum(value.numel() for name, value in body.state_dict().items() if "bias" in name) == numel_of(
+        "step-3.7-flash", buffers=True
+    )
 
 
 def test_a_changed_spec_no_longer_equals_the_model() -> None:

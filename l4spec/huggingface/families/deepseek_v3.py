@@ -129,7 +129,7 @@ FAMILY = Family(
     "models/deepseek_v3/modeling_deepseek_v3.py",
     read,
     write,
-    Naming(NAMES, next_token_layers=True),
+    Naming(NAMES, next_token_layers=1),
     defaults={
         "hidden_act": "silu",
         "max_position_embeddings": 4096,

@@ -64,7 +64,7 @@ FAMILY = Family(
     "models/deepseek_v32/modeling_deepseek_v32.py",
     read,
     write,
-    Naming(NAMES, next_token_layers=True),
+    Naming(NAMES, next_token_layers=1),
     defaults=DEFAULTS,
     aliases=deepseek_v3.FAMILY.aliases,
     fixed=FIXED,

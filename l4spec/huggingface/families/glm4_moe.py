@@ -51,7 +51,7 @@ FAMILY = Family(
     "models/glm4_moe/modeling_glm4_moe.py",
     DECODER_OF.read,
     DECODER_OF.write,
-    Naming(NAMES, next_token_layers=True),
+    Naming(NAMES, next_token_layers=1),
     defaults=DEFAULTS,
     ignorable=(
         "num_nextn_predict_layers",

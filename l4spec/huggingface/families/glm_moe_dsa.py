@@ -19,7 +19,7 @@ FAMILY = Family(
     "models/glm_moe_dsa/modeling_glm_moe_dsa.py",
     read,
     deepseek_v32.write,
-    Naming(deepseek_v32.NAMES, next_token_layers=True),
+    Naming(deepseek_v32.NAMES, next_token_layers=1),
     defaults={
         **deepseek_v32.DEFAULTS,
         "max_position_embeddings": 202752,

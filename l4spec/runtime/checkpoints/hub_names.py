@@ -90,6 +90,8 @@ def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) 
     if not prefixes or naming.in_turns or set(stacks) not in ({*_GATED}, {*_PLAIN}):
         return None
     each = [_each_expert(prefix, stored, stacks, naming.each) for stored in prefixes]
+    if naming.stacked:
+        each = [_stacked_experts(prefix, prefixes[0], stacks)]
     fused = [_fused_experts(prefix, stored, stacks, naming.fused_in_out) for stored in prefixes]
     return StoredGroup((*fused, *each) if naming.fused_first else (*each, *fused))
 
@@ -108,6 +110,15 @@ def _each_expert(
             tensor = f"{stored}.{expert}.{name}.weight"
             pieces.append(StoredTensor(tensor, (out, into), (piece,), view=(1, out, into)))
     return tuple(pieces)
+
+
+def _stacked_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter]) -> tuple[StoredTensor, ...]:
+    """`{stored}.{name}.weight` [experts, out, in] for each projection."""
+    return tuple(
+        StoredTensor(f"{stored}.{kind}.weight", stacks[kind].shape, (TensorPiece(f"{prefix}.{kind}"),))
+        for kind in _GATED
+        if kind in stacks
+    )
 
 
 def _fused_experts(prefix: str, stored: str, stacks: Mapping[str, Parameter], in_out: bool) -> tuple[StoredTensor, ...]:
@@ -159,8 +170,7 @@ def _ignored_patterns(graph: LayerGraph, naming: Naming) -> tuple[re.Pattern[str
     patterns = list(naming.optional)
     if graph.model.text.head.tied:
         patterns.append(rf"^(language_model\.)?{re.escape('lm_head.weight')}$")
-    if naming.next_token_layers:
-        patterns.append(rf"^model\.layers\.{graph.num_layers}\.")
+    patterns += [rf"^model\.layers\.{graph.num_layers + extra}\." for extra in range(naming.next_token_layers)]
     return tuple(re.compile(pattern) for pattern in patterns)
 
 

@@ -20,6 +20,7 @@ from l4spec.training.nonfinite import where_not_finite
 from l4spec.training.optimizer import GradientNorm, clip, rate_at, set_rate
 from l4spec.training.routing import LayerLoad, RoutingLog, move_biases
 
+PIXELS = "pixel_values"
 CONSTANT = ScheduleSpec(kind="constant", warmup=0.0)
 
 
@@ -27,7 +28,8 @@ CONSTANT = ScheduleSpec(kind="constant", warmup=0.0)
 class TrainBatch:
     """All sequences of a step, the same on every rank: ids and labels [sequences, tokens], -100 counts not.
 
-    `inputs` [sequences, ...] are those of `RankModel.forward`, `extras` [sequences, ...] those of the objective.
+    `inputs` [sequences, ...] are those of `RankModel.forward`, `extras` [sequences, ...] those of the objective;
+    `pixel_values` [tiles, ...] have the order of their places.
     """
 
     input_ids: Tensor
@@ -151,9 +153,19 @@ def reshard(model: RankModel) -> None:
 
 def own_part(model: RankModel, batch: TrainBatch) -> TrainBatch:
     """Of a batch that all ranks know, what this rank runs."""
-    inputs = {name: model.own_rows(given) for name, given in batch.inputs.items()}
+    inputs = {name: model.own_rows(given) for name, given in batch.inputs.items() if name != PIXELS}
+    if PIXELS in batch.inputs:
+        inputs[PIXELS] = own_tiles(model, batch.input_ids, batch.inputs[PIXELS])
     extras = {name: model.own_rows(given) for name, given in batch.extras.items()}
     return TrainBatch(model.own_rows(batch.input_ids), model.own_rows(batch.labels), inputs, extras)
+
+
+def own_tiles(model: RankModel, input_ids: Tensor, tiles: Tensor) -> Tensor:
+    """Of the tiles of a batch that all ranks know, in the order of their places, those of this rank's sequences."""
+    data = model.mesh.data
+    token = -1 if model.image_token_id is None else model.image_token_id
+    places = [int(rows.eq(token).sum()) for rows in input_ids.chunk(data.size)]
+    return torch.split(tiles, [number // max(model.num_tokens_per_tile, 1) for number in places])[data.index]
 
 
 def _backward(model: RankModel, batch: TrainBatch, settings: LoopSettings, objective: Objective | None) -> Tensor:

@@ -97,6 +97,8 @@ def move_biases(model: Model, loads: Mapping[str, LayerLoad]) -> None:
         if isinstance(module, MoE) and module.spec.balance is not None and module.spec.balance.bias_update is not None:
             bias = module.router.correction_bias
             assert bias is not None, "the spec demands one"
+            if not module.router.weight.requires_grad:
+                continue  # a frozen router's choices stay
             load = torch.tensor(loads[module.node_id].counts, device=bias.device)
             bias.copy_(moved_bias(bias, load, module.spec.balance.bias_update))
 

@@ -212,4 +212,6 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None) -> tuple[str, ...]
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
         notes = (*notes, "the time in which answers are drawn is not in the hours: `rollouts` plans it")
+    if phase.trainable:
+        notes = (*notes, "planned as if all tensors were trained, and without the tower")
     return tuple(notes)

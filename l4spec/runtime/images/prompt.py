@@ -1,6 +1,7 @@
 """Images in a prompt: the tokens that stand for them, and the tiles whose vectors take the places of patches."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,14 @@ from l4spec.tiling import TileGrid
 PATCH = "<|patch|>"
 _START, _END, _IMAGE = "<|image_start|>", "<|image_end|>", "<|image|>"
 _BESIDE, _BELOW = "<|tile_x_separator|>", "<|tile_y_separator|>"
+
+
+class KnowsMarks(Protocol):
+    """A tokenizer that knows the ids of special tokens."""
+
+    def id_of(self, token: str, /) -> int | None:
+        """The id of a special token by its spelling; None for one that it lacks."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ def _ids(cut: CutImage, vision: VisionSpec, tokenizer: TextTokenizer) -> list[in
     return image_ids(cut.grid, vision.num_tokens_per_tile, tokenizer, global_tile=vision.global_tile)
 
 
-def image_ids(grid: TileGrid, tokens_per_tile: int, tokenizer: TextTokenizer, *, global_tile: bool) -> list[int]:
+def image_ids(grid: TileGrid, tokens_per_tile: int, tokenizer: KnowsMarks, *, global_tile: bool) -> list[int]:
     """An image as Llama 4 writes it: start, tiles with a separator after each of several, the whole image, end."""
     marks = _marks(tokenizer)
     patches = [marks[PATCH]] * tokens_per_tile
@@ -61,7 +70,7 @@ def image_ids(grid: TileGrid, tokens_per_tile: int, tokenizer: TextTokenizer, *,
     return [marks[_START], *cut, marks[_IMAGE], *whole, marks[_END]]
 
 
-def _marks(tokenizer: TextTokenizer) -> dict[str, int]:
+def _marks(tokenizer: KnowsMarks) -> dict[str, int]:
     given = {name: tokenizer.id_of(name) for name in (_START, _END, _IMAGE, _BESIDE, _BELOW, PATCH)}
     missing = [name for name, number in given.items() if number is None]
     if missing:
@@ -69,4 +78,4 @@ def _marks(tokenizer: TextTokenizer) -> dict[str, int]:
     return {name: number for name, number in given.items() if number is not None}
 
 
-__all__ = ["PATCH", "ImagePrompt", "image_ids", "image_prompt"]
+__all__ = ["PATCH", "ImagePrompt", "KnowsMarks", "image_ids", "image_prompt"]

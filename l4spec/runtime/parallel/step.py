@@ -240,7 +240,10 @@ def add_tied_gradients(model: RankModel) -> None:
     if line.pp.size == 1 or not model.graph.model.text.head.tied or not (line.is_first or line.is_last):
         return
     owner = next(node.id for node in model.graph.nodes if node.role == "embedding")
-    grad = model.get_tensor(f"{owner}.weight").grad
+    table = model.get_tensor(f"{owner}.weight")
+    if not table.requires_grad:
+        return
+    grad = table.grad
     assert grad is not None, "both ends of a pipeline use the table"
     own = local_of(grad)
     own += line.exchanged(own)

@@ -41,21 +41,35 @@ class SyntheticSource(Spec):
     """Endless text that is made up, the same for the same seed; nothing is downloaded."""
 
     kind: Literal["synthetic"]
-    task: Literal["language", "stories", "arithmetic", "retrieval", "questions", "needles"] = "language"
+    task: Literal["language", "stories", "arithmetic", "retrieval", "questions", "needles", "pictures"] = "language"
     """`language`: made-up words by a grammar, another language for each `language`; `stories`: English sentences;
     `arithmetic`: sums; `retrieval`: keys with values, one of them asked for; `questions`: dialogues with answers;
-    `needles`: letters among sentences, asked for at the end."""
+    `needles`: letters among sentences, asked for at the end; `pictures`: a shape somewhere on a tile, and its
+    caption after it."""
     language: Annotated[int, Field(ge=0, le=1000)] = 0
     """Which made-up language, or which difficulty of a task."""
     length: Annotated[int, Field(ge=32, le=1 << 20)] | None = None
     """Characters of a document of `needles`; null: 64."""
+    pictures: Literal["shown", "blank", "left_out"] = "shown"
+    """Of the task `pictures`: as they are; all alike and empty, at the same places; or captions alone."""
     weight: Weight = 1.0
     """Share of the mixture, relative to the other sources."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether image tiles are among the tokens."""
+        return self.task == "pictures" and self.pictures != "left_out"
 
     @model_validator(mode="after")
     def _only_needles_have_a_length(self) -> Self:
         if self.length is not None and self.task != "needles":
             raise located(("length",), f"{self.task} has no length", "task: needles has")
+        return self
+
+    @model_validator(mode="after")
+    def _only_pictures_are_hidden(self) -> Self:
+        if self.pictures != "shown" and self.task != "pictures":
+            raise located(("pictures",), f"the task {self.task} has none", "task: pictures")
         return self
 
 
@@ -68,6 +82,11 @@ class FileSource(Spec):
     weight: Weight = 1.0
     """Share of the mixture, relative to the other sources."""
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether image tiles are among the tokens: never."""
+        return False
+
 
 class DescribedSource(Spec):
     """Data that somebody else has: planned, and replaced by made-up text where a miniature is run."""
@@ -75,8 +94,15 @@ class DescribedSource(Spec):
     kind: Literal["described"]
     description: str
     """What it is."""
+    image_share: Share = 0.0
+    """Share of its tokens that are patches of images; where a miniature is run, pictures with captions stand for it."""
     weight: Weight = 1.0
     """Share of the mixture, relative to the other sources."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether image tiles are among the tokens."""
+        return self.image_share > 0
 
 
 Source = Annotated[SyntheticSource | FileSource | DescribedSource, Field(discriminator="kind")]
@@ -93,3 +119,11 @@ class DataSpec(Spec):
     """Share of a file's documents that is never trained on; made-up text draws other documents."""
     evaluate_sequences: Size = 16
     """Held-out sequences after each phase, for bits per byte."""
+
+    @property
+    def marks_images(self) -> bool:
+        """Whether the tokens that mark images are needed."""
+        return any(
+            source.has_pictures or (source.kind == "synthetic" and source.task == "pictures")
+            for source in self.sources.values()
+        )

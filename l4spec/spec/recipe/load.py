@@ -1,6 +1,6 @@
 """From a recipe's document to what runs: the model's spec, scaled where asked, and phases to match. Knows no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +12,14 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.parse import parse_spec, place_of
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.data import BpeTokens, DescribedSource
+from l4spec.spec.recipe.pictures import NUM_MARKS
 from l4spec.spec.scale import parse_scale, scale_spec
 
 SMALL_CONTEXT, SMALL_BATCH, SMALL_STEPS = 128, 8, 40
 """Most tokens, sequences and steps of a phase in a miniature."""
 BYTE_VOCAB = 257
+NUM_IMAGE_MARKS = 6
+"""Tokens that mark images: start, end, whole, two separators of tiles, patch."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,15 @@ class LoadedRecipe:
             *self._contexts(model, scale),
             *self._lengths(model, scale),
             *self._sources(scale),
+            *self._pictures(model, scale),
         ]
         if problems:
             raise SpecError(problems)
 
     def _vocabulary(self, model: ModelSpec) -> Sequence[Problem]:
         tokenizer = self.recipe.data.tokenizer
-        needed = tokenizer.vocab_size if isinstance(tokenizer, BpeTokens) else BYTE_VOCAB
+        marks = NUM_IMAGE_MARKS if self.recipe.data.marks_images else 0
+        needed = tokenizer.vocab_size if isinstance(tokenizer, BpeTokens) else BYTE_VOCAB + marks
         if tokenizer.kind == "file" or needed <= model.text.vocab_size:
             return []
         message = f"{tokenizer.kind} needs {needed} tokens, and {model.name} has {model.text.vocab_size}"
@@ -108,6 +113,29 @@ class LoadedRecipe:
             for name, source in self.recipe.data.sources.items()
             if isinstance(source, DescribedSource)
         ]
+
+    def _pictures(self, model: ModelSpec, scale: str | None) -> Iterator[Problem]:
+        """Pictures need a model that sees, a phase that learns from packed rows, and room for a tile."""
+        seen = {name for name, source in self.recipe.data.sources.items() if source.has_pictures}
+        for name in sorted(seen) if model.vision is None else ():
+            yield self._at(f"{model.name} has no vision tower", ("data", "sources", name), "`vision` in its spec")
+        for index, phase in enumerate(self.phases(scale, model)):
+            if model.vision is None or not seen & set(phase.mixture or self.recipe.data.sources):
+                continue
+            if phase.kind not in ("pretrain", "midtrain"):
+                yield self._at(
+                    f"a {phase.kind} phase takes no pictures", ("phases", index), "a `mixture` of sources without them"
+                )
+            needed = model.vision.num_tokens_per_tile + NUM_MARKS + 1
+            if phase.context < needed:
+                yield self._at(
+                    f"{phase.context} tokens, and a picture with a caption takes more than {needed}",
+                    ("phases", index, "context"),
+                )
+
+    def _at(self, message: str, path: tuple[str | int, ...], hint: str = "") -> Problem:
+        names = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+        return Problem(message, names.removeprefix("."), place_of(self.document, path), hint)
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), variant: str | None = None) -> LoadedRecipe:

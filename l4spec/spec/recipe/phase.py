@@ -13,6 +13,7 @@ from l4spec.spec.recipe.precision import Bf16Spec, Fp8Spec, Precision
 from l4spec.spec.recipe.rollouts import RolloutSpec
 
 Rate = Annotated[float, Field(ge=0, le=10)]
+Selector = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^(\*|[A-Za-z0-9_]+)(\.(\*|[A-Za-z0-9_]+))*$")]
 Degree = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
@@ -83,6 +84,9 @@ class PhaseBase(Spec):
     in `train --dtype`."""
     layout: LayoutSpec = LayoutSpec()
     """Parallel degrees of the plan."""
+    trainable: Annotated[tuple[Selector, ...], AsTuple, Field(max_length=64)] = ()
+    """Tensors that the phase trains, by beginnings of their names, as `vision` or `text.layers.*.attention`; the others
+    are frozen. Without any, all are trained."""
     mixture: Annotated[Mapping[Key, Weight], Field(max_length=256)] = Field(default_factory=dict)
     """Weights of sources in this phase; without any, those of `data`."""
     gpus: str | None = None
@@ -106,8 +110,6 @@ class PretrainPhase(PhaseBase):
 
     kind: Literal["pretrain", "midtrain"]
     """`midtrain` is a later phase of the same: other data, longer contexts."""
-    freeze: Literal["none", "text", "vision"] = "none"
-    """What is not trained."""
 
 
 class DistillPhase(PhaseBase):

@@ -2,42 +2,44 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from l4spec.errors import UserError
+from l4spec.runtime.images import image_ids
+from l4spec.runtime.images.prompt import PATCH
 from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.spec.files import require_regular
+from l4spec.spec.model import VisionSpec
 from l4spec.spec.recipe import DataSpec
 from l4spec.spec.recipe.data import FileSource, SyntheticSource
+from l4spec.spec.recipe.pictures import Scene
+from l4spec.tiling import TileGrid
+from l4spec.training.data.pictures import blank, draw_picture
+from l4spec.training.data.rows import PackedRow, RowBuilder
 from l4spec.training.data.synthetic import HELD_OUT, TextDocument, TextSegment, document, document_of
 from l4spec.training.data.tokens import Codec, make_codec
-from l4spec.training.loop import TrainBatch
+from l4spec.training.loop import PIXELS, TrainBatch
 
 SAMPLE_DOCUMENTS = 400
 """Documents of each source that byte pairs are learned from."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackedRow:
-    """`tokens + 1` ids in a row, which of them count in a loss, and the number of the document each belongs to."""
-
-    ids: list[int]
-    learned: list[bool]
-    documents: list[int]
-    num_bytes: int
+CAPTIONED = 0.5
+"""Share of the documents that are pictures where a miniature stands for data with images."""
 
 
 class Mixture:
-    """The data of a recipe, tokenized when it is asked for."""
+    """The data of a recipe, tokenized when it is asked for; `vision` is that of the model that sees its pictures."""
 
-    def __init__(self, spec: DataSpec, seed: int, folder: Path) -> None:
-        self.spec, self.seed, self.folder = spec, seed, folder
-        self.codec: Codec = make_codec(spec.tokenizer, self._sample(), folder)
+    def __init__(self, spec: DataSpec, seed: int, folder: Path, vision: VisionSpec | None = None) -> None:
+        self.spec, self.seed, self.folder, self.vision = spec, seed, folder, vision
+        self.codec: Codec = make_codec(spec.tokenizer, self._sample(), folder, sees=spec.marks_images)
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The token whose places image vectors take; None without pictures."""
+        return self.codec.id_of(PATCH) if self.spec.marks_images else None
 
     def batch(
         self,
@@ -51,38 +53,65 @@ class Mixture:
     ) -> TrainBatch:
         """The batch of a step: packed rows [sequences, tokens], whose labels stay within their document.
 
-        Another `stream` (a phase's name) has other rows.
+        Another `stream` (a phase's name) has other rows. Pictures are `pixel_values` in the order of their places.
         """
         rows = [self.row(step * sequences + row, tokens, weights, stream) for row in range(sequences)]
-        return _as_batch(rows, answers_only=answers_only)
+        return self._as_batch(rows, weights, answers_only=answers_only)
 
     def held_out(self, sequences: int, tokens: int, weights: Mapping[str, float]) -> tuple[TrainBatch, float]:
         """Rows that are never trained on, and bytes a token."""
         rows = [self.row(HELD_OUT + row, tokens, weights) for row in range(sequences)]
-        return _as_batch(rows), sum(row.num_bytes for row in rows) / (sequences * tokens)
+        num_text = sequences * tokens - sum(row.is_text.count(False) for row in rows)
+        return self._as_batch(rows, weights), sum(row.num_bytes for row in rows) / max(num_text, 1)
 
     def row(self, index: int, tokens: int, weights: Mapping[str, float], stream: str = "") -> PackedRow:
-        """Row `index`: documents of one drawn source until it is full, the last one cut."""
+        """Row `index`: documents of one drawn source until it is full, the last one cut; an image never is."""
         draw = random.Random(f"{self.seed} {stream} {index}")
         names = sorted(weights)
         name = draw.choices(names, [weights[name] for name in names])[0]
-        ids: list[int] = []
-        learned: list[bool] = []
-        documents: list[int] = []
-        num_bytes = number = 0
-        while len(ids) <= tokens:
-            number += 1
+        row = RowBuilder(tokens + 1, self.codec.end_id)
+        while not row.is_full:
             for segment in self._document(name, draw, is_held_out=index >= HELD_OUT):
-                piece = self.codec.encode(segment.text)
-                ids += piece
-                learned += [segment.learned] * len(piece)
-                num_bytes += len(segment.text.encode())
-            ids.append(self.codec.end_id)
-            learned.append(True)
-            documents += [number] * (len(ids) - len(documents))
-        share = (tokens + 1) / len(ids)
-        end = tokens + 1
-        return PackedRow(ids[:end], learned[:end], documents[:end], round(num_bytes * share))
+                if segment.picture is None:
+                    text = segment.text
+                    row.text(self.codec.encode(text), len(text.encode()), learned=segment.learned)
+                elif not self._add_picture(row, name, segment.picture):
+                    break
+            else:
+                row.end()
+        return row.finish()
+
+    def _add_picture(self, row: RowBuilder, name: str, picture: Scene) -> bool:
+        """A picture of one tile, as its source shows it; false where the row had no room for it."""
+        source, vision = self.spec.sources[name], self.vision
+        if not source.has_pictures:
+            return row.image(self._image_ids(0), ())
+        assert vision is not None, "who is shown pictures has a tower"
+        is_blank = isinstance(source, SyntheticSource) and source.pictures == "blank"
+        sizes = vision.image_size, vision.num_channels
+        tile = blank(*sizes) if is_blank else draw_picture(picture, *sizes)
+        return row.image(self._image_ids(vision.num_tokens_per_tile), (tile,))
+
+    def _image_ids(self, num_patches: int) -> list[int]:
+        return image_ids(TileGrid(1, 1), num_patches, self.codec, global_tile=False)
+
+    def _as_batch(
+        self, rows: Sequence[PackedRow], weights: Mapping[str, float], *, answers_only: bool = False
+    ) -> TrainBatch:
+        """Rows as tensors. Where sources have pictures `pixel_values` are there, if only no tiles, for a tower's ranks
+        run together.
+        """
+        ids = torch.tensor([row.ids for row in rows])
+        documents = torch.tensor([row.documents for row in rows])
+        labels = ids[:, 1:].masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
+        for counts in [[row.is_text for row in rows], *([[row.learned for row in rows]] if answers_only else [])]:
+            labels = labels.masked_fill(~torch.tensor(counts)[:, 1:], IGNORED)
+        inputs = {"sequence_ids": documents[:, :-1]}
+        if self.vision is not None and any(self.spec.sources[name].has_pictures for name in weights):
+            shape = self.vision.num_channels, self.vision.image_size, self.vision.image_size
+            tiles = [tile for row in rows for tile in row.tiles]
+            inputs[PIXELS] = torch.stack(tiles) if tiles else torch.empty(0, *shape)
+        return TrainBatch(ids[:, :-1], labels, inputs)
 
     def _document(self, name: str, draw: random.Random, *, is_held_out: bool) -> TextDocument:
         source = self.spec.sources[name]
@@ -93,6 +122,8 @@ class Mixture:
             trained, kept = _documents_of(tuple(str(self.folder / file) for file in source.files), self.spec.held_out)
             return (TextSegment(draw.choice(kept if is_held_out else trained)),)
         index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
+        if source.has_pictures and draw.random() < CAPTIONED:
+            return document("pictures", 0, self.seed, index)
         return document("language", sorted(self.spec.sources).index(name), self.seed, index)
 
     def _sample(self) -> Iterator[str]:
@@ -122,13 +153,3 @@ def _documents_of(files: tuple[str, ...], held_out: float) -> tuple[Sequence[str
         raise UserError(f"{', '.join(files)}: expected at least two documents, which empty lines divide")
     kept = max(1, round(len(documents) * held_out))
     return documents[:-kept], documents[-kept:]
-
-
-def _as_batch(rows: Sequence[PackedRow], *, answers_only: bool = False) -> TrainBatch:
-    ids = torch.tensor([row.ids for row in rows])
-    documents = torch.tensor([row.documents for row in rows])
-    labels = ids[:, 1:].masked_fill(documents[:, 1:] != documents[:, :-1], IGNORED)
-    if answers_only:
-        learned: Tensor = torch.tensor([row.learned for row in rows])
-        labels = labels.masked_fill(~learned[:, 1:], IGNORED)
-    return TrainBatch(ids[:, :-1], labels, {"sequence_ids": documents[:, :-1]})

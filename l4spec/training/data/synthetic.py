@@ -1,4 +1,4 @@
-"""Made-up text that we ship as code: languages, stories, sums, retrieval, dialogues. Knows no torch.
+"""Made-up text that we ship as code: languages, stories, sums, retrieval, dialogues, captions. Knows no torch.
 
 A document is a pure function of source, seed and number, so that a run can go on anywhere, and held-out documents are
 those of other numbers.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from l4spec.spec.recipe.data import SyntheticSource
+from l4spec.spec.recipe.pictures import Scene, scene
 
 HELD_OUT = 1 << 40
 """Documents from this number on are never trained on."""
@@ -20,10 +21,11 @@ _VOWELS = ["a", "e", "i", "o", "u", "ai", "ou"]
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """A piece of a document; a loss on answers alone counts only what is `learned`."""
+    """A piece of a document; a loss on answers alone counts only what is `learned`. A `picture` has no text."""
 
     text: str
     learned: bool = True
+    picture: Scene | None = None
 
 
 TextDocument = tuple[TextSegment, ...]
@@ -143,6 +145,12 @@ def _needles(draw: random.Random, number: int) -> TextDocument:
     return needles(draw, NEEDLES_LENGTH)
 
 
+def pictures(draw: random.Random, number: int) -> TextDocument:
+    """A picture, and its caption after it."""
+    drawn = scene(draw)
+    return (TextSegment("", learned=False, picture=drawn), TextSegment(drawn.caption))
+
+
 TASKS: dict[str, Callable[[random.Random, int], TextDocument]] = {
     "language": language,
     "stories": stories,
@@ -150,6 +158,7 @@ TASKS: dict[str, Callable[[random.Random, int], TextDocument]] = {
     "retrieval": retrieval,
     "questions": questions,
     "needles": _needles,
+    "pictures": pictures,
 }
 """Makers of documents by the name that a recipe uses."""
 

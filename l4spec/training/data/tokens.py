@@ -12,6 +12,15 @@ from l4spec.spec.recipe.data import BpeTokens, ByteTokens, FileTokens
 LLAMA4_SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>")
 """Llama 4's special tokens for text and dialogues (llama-models, models/llama4/tokenizer.py)."""
 END_OF_TEXT = "<|end_of_text|>"
+IMAGE_MARKS = (
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|image|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+    "<|patch|>",
+)
+"""Llama 4's special tokens for images, in an order of ours (llama-models, models/llama4/tokenizer.py)."""
 
 
 class Codec(ABC):
@@ -28,11 +37,19 @@ class Codec(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; the end of a document has none."""
 
+    @abstractmethod
+    def id_of(self, token: str) -> int | None:
+        """The id of one of `IMAGE_MARKS`; None where the tokenizer has no such token."""
+
 
 class ByteCodec(Codec):
-    """A token for each byte of UTF-8; 256 ends a document."""
+    """A token for each byte of UTF-8; 256 ends a document, and those after it mark images where there are any."""
 
-    end_id, vocab_size = 256, 257
+    end_id = 256
+
+    def __init__(self, *, sees: bool = False) -> None:
+        self.marks = {mark: self.end_id + 1 + index for index, mark in enumerate(IMAGE_MARKS)} if sees else {}
+        self.vocab_size = self.end_id + 1 + len(self.marks)
 
     def encode(self, text: str) -> list[int]:
         """See `Codec`."""
@@ -41,6 +58,10 @@ class ByteCodec(Codec):
     def decode(self, ids: Sequence[int]) -> str:
         """See `Codec`."""
         return bytes(token for token in ids if token < self.end_id).decode(errors="replace")
+
+    def id_of(self, token: str) -> int | None:
+        """See `Codec`."""
+        return self.marks.get(token)
 
 
 class LibraryCodec(Codec):
@@ -64,18 +85,28 @@ class LibraryCodec(Codec):
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def id_of(self, token: str) -> int | None:
+        """See `Codec`."""
+        number: int | None = self.tokenizer.token_to_id(token)
+        return number
+
     def save(self, path: Path) -> None:
         """Write `tokenizer.json`."""
         self.tokenizer.save(str(path))
 
 
-def make_codec(spec: ByteTokens | BpeTokens | FileTokens, texts: Iterable[str], folder: Path) -> Codec:
-    """The tokenizer of a recipe; byte pairs are learned from `texts`. Raises UserError for what is missing."""
+def make_codec(
+    spec: ByteTokens | BpeTokens | FileTokens, texts: Iterable[str], folder: Path, *, sees: bool = False
+) -> Codec:
+    """The tokenizer of a recipe; byte pairs are learned from `texts`. Raises UserError for what is missing.
+
+    `sees`: with the tokens that mark images.
+    """
     match spec:
         case ByteTokens():
-            return ByteCodec()
+            return ByteCodec(sees=sees)
         case BpeTokens():
-            return train_bpe(texts, spec.vocab_size)
+            return train_bpe(texts, spec.vocab_size, IMAGE_MARKS if sees else ())
         case FileTokens():
             path = folder / spec.path
             if not path.is_file():
@@ -83,15 +114,15 @@ def make_codec(spec: ByteTokens | BpeTokens | FileTokens, texts: Iterable[str], 
             return LibraryCodec(_library().Tokenizer.from_file(str(path)))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> LibraryCodec:
-    """Byte-level byte pairs of `vocab_size` tokens in all, Llama 4's special tokens among them; deterministic."""
+def train_bpe(texts: Iterable[str], vocab_size: int, marks: Sequence[str] = ()) -> LibraryCodec:
+    """Byte-level byte pairs of `vocab_size` tokens in all, with Llama 4's special tokens and `marks`; deterministic."""
     library = _library()
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=list(LLAMA4_SPECIAL),
+        special_tokens=[*LLAMA4_SPECIAL, *marks],
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -13,7 +13,7 @@ from l4spec.layers.common.parallel import gather, sum_over
 from l4spec.runtime.parallel.loss import IGNORED, Scored
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.training.data.tokens import Codec
-from l4spec.training.loop import TrainBatch
+from l4spec.training.loop import TrainBatch, own_part
 from l4spec.training.routing import LayerLoad, RoutingLog
 
 
@@ -31,10 +31,10 @@ def evaluate(model: RankModel, batch: TrainBatch, bytes_per_token: float) -> Eva
     """The same on every rank; all must call it. Bits per byte are nats / ln 2 x tokens / bytes."""
     model.eval()
     log = RoutingLog(model)
-    own: dict[str, Any] = {name: model.own_rows(given).to(model.device) for name, given in batch.inputs.items()}
-    ids, labels = (model.own_rows(x).to(model.device) for x in (batch.input_ids, batch.labels))
-    total = model.loss(ids, labels, count=torch.ones((), device=model.device), **own)
-    count = (labels != IGNORED).sum()
+    own = own_part(model, batch).to(model.device)
+    inputs: dict[str, Any] = dict(own.inputs)
+    total = model.loss(own.input_ids, own.labels, count=torch.ones((), device=model.device), **inputs)
+    count = (own.labels != IGNORED).sum()
     loss = float(sum_over(total, model.mesh.data)) / max(int(sum_over(count, model.mesh.data)), 1)
     routing = log.finish()
     model.record = None
@@ -51,9 +51,9 @@ def log_probs_of(model: RankModel, batch: TrainBatch) -> Tensor:
         scores.append(scored.log_probs())
         return scored.local_logits.new_zeros(())
 
-    own: dict[str, Any] = {name: model.own_rows(given).to(model.device) for name, given in batch.inputs.items()}
-    ids, labels = (model.own_rows(x).to(model.device) for x in (batch.input_ids, batch.labels))
-    model.loss(ids, labels, objective=keep, **own)
+    own = own_part(model, batch).to(model.device)
+    inputs: dict[str, Any] = dict(own.inputs)
+    model.loss(own.input_ids, own.labels, objective=keep, **inputs)
     return gather(scores[0], model.mesh.data).flatten(0, 1)
 
 

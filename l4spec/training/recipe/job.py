@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from l4spec.errors import Problem
+from l4spec.errors import Problem, SpecError
+from l4spec.graph.trainable import selector_problems
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
@@ -81,6 +82,8 @@ class RecipeJob(Task):
     def problems(self) -> Iterator[Problem]:
         """See `Task`; raises SpecError for what is wrong in the recipe itself."""
         self.loaded.check(self.model_spec, self.scale)
+        if unknown := list(selector_problems(self.loaded, self.graph, self.phases)):
+            raise SpecError(unknown)
         for phase in self.phases:
             if phase.fp8 is not None:
                 yield from matmul_problems(self.graph, phase.fp8, f"phase {phase.name}: precision.matmuls")
@@ -91,6 +94,9 @@ class RecipeJob(Task):
             if beside and (self.layout.num_devices > 1 or self.device != "cpu"):
                 hint = "no degrees and --device cpu, or no rollouts"
                 yield Problem("actors run beside one rank on the CPU", f"phase {phase.name}: rollouts", hint=hint)
+            if self.layout.pp > 1 and phase.trainable:
+                message = "a phase that freezes does not run by pipeline stages"
+                yield Problem(message, f"phase {phase.name}", hint="pp 1")
             if self.layout.pp > 1 and phase.kind in ("distill", "rl", "dpo"):
                 yield Problem(
                     f"a {phase.kind} phase does not run by pipeline stages", f"phase {phase.name}", hint="pp 1"

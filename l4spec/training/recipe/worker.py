@@ -11,6 +11,7 @@ import torch
 
 from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
+from l4spec.graph.trainable import trained_names
 from l4spec.runtime.build import build
 from l4spec.runtime.initialize import STANDARD_DEVIATION
 from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
@@ -67,7 +68,7 @@ class RecipeRun:
     def __init__(self, job: RecipeJob, log: Log) -> None:
         self.job, self.log = job, log
         self.recipe = job.loaded.recipe
-        self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder)
+        self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder, job.model_spec.vision)
         self.starts = starts_of(job.phases)
         self.factors = self._factors()
         self.checkpoint = latest_step(job.out) if job.resume else None
@@ -161,6 +162,7 @@ class RecipeRun:
         model = distribute(empty, self.job.layout, device=_own_device(self.job.device), seed=seed, train=train)
         if seed is not None:
             rescale(model, self.recipe.initial_deviation, self.factors)
+        model.image_token_id = self.mixture.image_token_id
         return model
 
     def _factors(self) -> Mapping[str, TensorFactors]:
@@ -216,9 +218,9 @@ class RecipeRun:
         return model.eval()
 
     def _freeze(self, phase: Phase) -> None:
-        frozen = phase.freeze if phase.kind in ("pretrain", "midtrain") else "none"
+        trained = trained_names(self.model.graph, phase.trainable)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(not name.startswith(f"{frozen}."))
+            parameter.requires_grad_(name in trained)
 
     def _result(self, phase: Phase, prepared: Prepared, recent: Recent, seconds: float) -> PhaseResult:
         evaluation, right = self._evaluated(phase)

@@ -9,6 +9,8 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("plan.request", "deployment.max_context", "deployment.as_published", "deployment.chosen_by"),
         *("layouts.ttft_seconds", "layouts.time_per_output_token_seconds", "layouts.tokens_per_second_per_gpu"),
         *("layouts.step_time_seconds", "memory_per_device.unknown", "deployment.batch_origin", "deployment.video"),
+        *("deployment.fp8_matmuls", "deployment.left_open", "layouts.training", "layouts.as_fast"),
+        "memory_per_device.gathered_bytes",
     }
 )
 """Keys that have been added since, each with the object that it stands in."""

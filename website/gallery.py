@@ -35,7 +35,6 @@ REPORTS = (
         "search scout --gpus 4xH100,8xH100 --prompt-tokens 1k --output-tokens 100 --format html",
         "Deployments of Scout, and the Pareto front of them.",
     ),
-    Exhibit("accuracy.html", "accuracy --format html", "Published measurements replayed, with their errors."),
 )
 
 

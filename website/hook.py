@@ -14,6 +14,7 @@ from mkdocs.structure.pages import Page
 
 import l4spec
 import planners
+from website.accuracy_plots import accuracy_plots
 from website.gallery import gallery
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     shim = ROOT / "website" / "iframe-worker.js"
     files.append(File.generated(config, "assets/iframe-worker.js", content=shim.read_text(encoding="utf-8")))
     files.append(File.generated(config, "api.md", content=reference()))
-    for uri, text in gallery().items():
+    for uri, text in (gallery() | accuracy_plots()).items():
         files.append(File.generated(config, uri, content=text))
     return files
 

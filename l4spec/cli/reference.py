@@ -9,7 +9,8 @@ WIDTH = 100
 _INTRODUCTION = """\
 # The command line
 
-Generated from `--help` by `python -m l4spec.cli.reference`; a test holds it in step.
+For whoever writes a command: every one with all its options. Generated from `--help` by
+`python -m l4spec.cli.reference`; a test holds it in step.
 
 Every command that takes a `SPEC` takes the path of a YAML file or a shipped name, and `--set PATH=VALUE` as often as
 wanted. Reports go to stdout, problems to stderr, one per line. Exit codes: 0 done, 1 a claim does not hold (`verify`),

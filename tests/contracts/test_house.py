@@ -183,3 +183,10 @@ def test_decisions_have_context_decision_and_alternatives() -> None:
 
 def test_every_package_says_that_it_is_typed() -> None:
     assert all((ROOT / package / "py.typed").is_file() for package in ("l4spec", "planners"))
+
+
+def test_every_page_opens_with_who_needs_it() -> None:
+    pages = [*(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")]
+    assert len(pages) >= 35
+    openings = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8").split("\n\n")[1] for page in pages}
+    assert sorted(page for page, opening in openings.items() if not opening.startswith("For whoever")) == []

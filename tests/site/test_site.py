@@ -105,6 +105,23 @@ def test_the_gallery_shows_what_the_commands_make_today(site: Path) -> None:
     assert [name for name in made if f'"gallery/{name}"' not in page] == []
 
 
+def test_the_accuracy_page_has_a_dot_for_every_replayed_row_of_its_quantities(site: Path) -> None:
+    from planners.evidence.replay import replay
+    from planners.evidence.rows import published_rows
+    from website.accuracy_plots import FEWEST_ROWS
+
+    replayed = [each for each in replay(published_rows()) if each.predicted and each.row.published]
+    rows = {(each.row.id, f"{each.error:+.1%}") for each in replayed}
+    charts = [path.read_text(encoding="utf-8") for path in (site / "accuracy").glob("*.svg")]
+    assert len(charts) >= 5
+    for chart in charts:
+        dots = re.findall(r"<title>(\S+) [^<]*: ([+-][\d.]+%)</title>", chart)
+        assert len(dots) >= FEWEST_ROWS
+        assert set(dots) <= rows
+        counts = re.findall(r"\((\d+) rows\)", chart)
+        assert sum(map(int, counts)) == len(dots)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, in the extra `dev`")
@@ -117,7 +134,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("name", ["index.html", "gallery.html"])
+@pytest.mark.parametrize("name", ["index.html", "gallery.html", "accuracy-plots.html"])
 def test_a_page_opens_from_disk_with_its_pictures_and_its_search(browser: Any, site: Path, name: str) -> None:
     page = browser.new_context(offline=True, viewport={"width": 1200, "height": 800}).new_page()
     requests: list[str] = []

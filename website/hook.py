@@ -26,6 +26,7 @@ OUTSIDE = {
     "examples/notebook/README.md": "examples/notebook/README.md",
     "examples/new_kind/README.md": "examples/new_kind/README.md",
     "examples/custom_moe/README.md": "examples/custom_moe/README.md",
+    "examples/sharded_training/README.md": "examples/sharded_training/README.md",
     "tests/README.md": "tests/README.md",
 }
 """Pages that are not in docs/, or under another name there: path in the repository → path in the site."""
@@ -82,12 +83,13 @@ def _site_path(target: str, config: MkDocsConfig, files: Files) -> str:
         return OUTSIDE[target]
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
-    path = ROOT / target
-    if not path.is_file():
+    path, uri = ROOT / target, f"files/{target}.txt"
+    if not path.exists():
         return target  # mkdocs names the page and stops
-    uri = f"files/{target}.txt"
     if files.get_file_from_path(uri) is None:
-        files.append(File.generated(config, uri, content=path.read_text(encoding="utf-8")))
+        names = sorted(each.name for each in path.iterdir()) if path.is_dir() else None
+        content = path.read_bytes() if names is None else "\n".join(names)
+        files.append(File.generated(config, uri, content=content))
     return uri
 
 

@@ -190,3 +190,30 @@ def test_every_page_opens_with_who_needs_it() -> None:
     assert len(pages) >= 35
     openings = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8").split("\n\n")[1] for page in pages}
     assert sorted(page for page, opening in openings.items() if not opening.startswith("For whoever")) == []
+
+
+def test_every_page_stands_in_the_site() -> None:
+    places = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert len(pages) >= 30
+    assert pages - places - {"README.md"} == set(), "add it to `nav` in mkdocs.yml, under the task it is for"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site name them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ +(.+)$", text, flags=re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in plain}
+
+
+def test_every_link_to_a_heading_leads_to_one() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("README.md")]
+    links = [
+        (page, target, anchor)
+        for page in pages
+        for target, anchor in re.findall(r"\]\(([^)#:\s]*\.md)?#([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert len(links) >= 10
+    lost = [(p.name, t, a) for p, t, a in links if a not in anchors(p.parent / t if t else p)]
+    assert lost == []

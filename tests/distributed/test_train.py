@@ -80,6 +80,16 @@ def test_pipeline_stages_train_like_one_process(tmp_path: Path) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_rows_are_rounded_alike_on_every_data_parallel_rank(tmp_path: Path) -> None:
+    """With a scale for each row the forward pass is that of one process, whatever rows a rank has."""
+    text = "\n".join(RECIPE.splitlines()[:8]).replace("0.003}}", "0.003}, precision: {kind: fp8, scaling: rowwise}}")
+    assert "fp8" in text
+    (alone,) = run_world(1, trained, str(tmp_path), text + "\n", Layout())
+    together, *_ = run_world(2, trained, str(tmp_path), text + "\n", Layout(dp=2))
+    assert together[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-9)  # sums in fp64, in another order
+    assert together[0]["fp8"]["flushed"].keys() == alone[0]["fp8"]["flushed"].keys()
+
+
 def command(folder: Path, *options: str) -> "subprocess.Popen[str]":
     line = [sys.executable, "-m", "l4spec", "train", "small.yaml", "--out", "run", "--save-every", "2", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -233,6 +233,20 @@ def test_a_weight_s_copy_takes_the_planned_bytes(scaling: Scaling) -> None:
     assert sum(each.codes.nbytes + each.scale.nbytes for each in copies) == planned.weight_bytes
 
 
+def gradients_of(recomputes: bool) -> dict[str, Tensor]:
+    model = rank_model("tiny/router-softmax")
+    model.checkpoint_activations = recomputes
+    with in_training(model, Fp8Spec(scaling="rowwise")):
+        one_step(model.train())
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_recomputed_activations_are_rounded_alike() -> None:
+    kept, recomputed = gradients_of(False), gradients_of(True)
+    assert kept.keys() == recomputed.keys()
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
 def test_outside_nothing_is_rounded() -> None:
     model = rank_model("tiny/scout")
     ids = torch.arange(64).view(2, 32)

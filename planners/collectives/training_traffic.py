@@ -274,14 +274,17 @@ def data_collectives(
     """Gradients and weights that data-parallel ranks hand over in one optimizer step, by ZeRO stage."""
     dense, experts = params_on_device(graph, layout, stage)
     ends = ends_on_device(graph, layout, stage)
-    shares: tuple[tuple[Axis, str, int, int], ...] = (
-        ("dp_ep", "dense weights of blocks", dense - ends, 2),
-        ("dp_ep", "weights outside blocks", ends, 1),
-        ("dp", "experts", experts, 2),
+    trained, trained_experts = params_on_device(graph, layout, stage, train.trainable)
+    trained_ends = ends_on_device(graph, layout, stage, train.trainable)
+    shares: tuple[tuple[Axis, str, int, int, int], ...] = (
+        ("dp_ep", "dense weights of blocks", dense - ends, trained - trained_ends, 2),
+        ("dp_ep", "weights outside blocks", ends, trained_ends, 1),
+        ("dp", "experts", experts, trained_experts, 2),
     )
-    for axis, what, number, gathers in shares:
+    for axis, what, every, moving, gathers in shares:
         if (ranks := ranks_of(layout, axis)) > 1:
             for operation, tensor, calls, size in _synchronised(train, load.micro_batches, what, gathers):
+                number = every if operation == "all-gather" and train.zero_stage == 3 else moving
                 yield Collective(axis, operation, tensor, calls, calls * number * size, ranks)
 
 

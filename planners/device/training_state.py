@@ -12,6 +12,7 @@ from math import prod
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.graph.trainable import trained_names
 from l4spec.quantization.matmuls import matmul_table
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
@@ -43,6 +44,8 @@ class TrainSetting:
     gradient_bytes: int = 4
     micro_batch: int = 1
     precision: str = "bf16"
+    trainable: tuple[str, ...] = ()
+    """Beginnings of the names of tensors that are trained (`l4spec.graph.trainable`); none: all."""
     fp8_matmuls: str = "fp8"
 
     @property
@@ -69,9 +72,15 @@ def training_state(
     dense, experts = params_on_device(graph, layout, stage)
     divided = {level: _over_ranks(dense, experts, layout) for level in (1, 2, 3)}
     whole = dense + experts
+    trained_dense, trained_experts = params_on_device(graph, layout, stage, train.trainable)
 
     def kept(level: int) -> int:
         return divided[level] if train.zero_stage >= level else whole
+
+    def trained(level: int) -> int:
+        if train.zero_stage >= level:
+            return _over_ranks(trained_dense, trained_experts, layout)
+        return trained_dense + trained_experts
 
     micro = min(train.micro_batch, max(sequences, 1))
     in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
@@ -79,8 +88,8 @@ def training_state(
     saved = saved_per_token(graph, layout.tp, layout.ep)
     return TrainingState(
         weights=WEIGHT_BYTES * kept(3),
-        gradients=train.gradient_bytes * kept(2),
-        optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(1),
+        gradients=train.gradient_bytes * trained(2),
+        optimizer=OPTIMIZER_BYTES[train.optimizer] * trained(1),
         activations=training_bytes(
             rates,
             tuple(saved[layer] for layer in stage.layers),
@@ -128,9 +137,14 @@ class _DeviceParams:
 
 
 @kept_with(maxsize=1024)
-def params_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> tuple[int, int]:
-    """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy."""
-    elements = _device_params(graph, layout.tp, layout.ep)
+def params_on_device(
+    graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()
+) -> tuple[int, int]:
+    """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy.
+
+    With `trainable`, those that its selectors name.
+    """
+    elements = _device_params(graph, layout.tp, layout.ep, trainable)
     parts = [elements.layers[layer] for layer in stage.layers]
     if stage.first:
         parts.append(elements.before)
@@ -139,16 +153,16 @@ def params_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) ->
     return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
 
 
-def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> int:
+def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()) -> int:
     """Of a stage's dense parameters those outside blocks: what stands before the first one, and after the last."""
-    blocks = params_on_device(graph, layout, replace(stage, first=False, last=False))
-    return params_on_device(graph, layout, stage)[0] - blocks[0]
+    blocks = params_on_device(graph, layout, replace(stage, first=False, last=False), trainable)
+    return params_on_device(graph, layout, stage, trainable)[0] - blocks[0]
 
 
 @kept_with(maxsize=512)
-def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
-    """What a device holds under these degrees; equal layers are counted once."""
-    layout = Layout(tp=tp, ep=ep)
+def _device_params(graph: LayerGraph, tp: int, ep: int, trainable: tuple[str, ...] = ()) -> _DeviceParams:
+    """What a device holds under these degrees of what is trained; equal layers are counted once."""
+    layout, trained = Layout(tp=tp, ep=ep), trained_names(graph, trainable) if trainable else None
     layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "after": [0, 0], "tied": [0, 0]}
     largest = {"before": (0, 0), "after": (0, 0), "tied": (0, 0)}
     for group in graph.groups:
@@ -158,6 +172,8 @@ def _device_params(graph: LayerGraph, tp: int, ep: int) -> _DeviceParams:
             size = prod(shard_shape(group.first, parameter, layout))
             expert = int(parameter.is_per_expert and group.first.scope == "text")
             for node in group.nodes:
+                if trained is not None and (parameter.tied_to or f"{node.id}.{parameter.name}") not in trained:
+                    continue
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size
                 else:

@@ -5,12 +5,13 @@ where it does not say `rollouts`, and energy beyond the GPUs' own rated power.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from l4spec.errors import UserError
+from l4spec.errors import SpecError, UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.graph.trainable import selector_problems
 from l4spec.layers.declaration import Work
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
@@ -19,16 +20,22 @@ from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import parse_cluster
 from planners.counts.flops import count_flops, model_flops
 from planners.counts.params import count_params
+from planners.deployment import Deployment
 from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
-from planners.plan import plan
+from planners.plan import plan_deployment
 from planners.plan_types import Plan
 from planners.recipes.fp8 import fp8_share
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
 from planners.recipes.rl.rl_plan import RlPhasePlan
+from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
 from planners.request import PlanRequest
 
 StepSource = Literal["estimate", "given utilization"]
 SECONDS_PER_HOUR, HOURS_PER_DAY = 3600, 24
+_SCALED = (
+    "frozen tensors and image tiles: FLOPs at the rate of the language model's own training, and no memory of the "
+    "tower's activations"
+)
 _OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}
 
 
@@ -47,6 +54,8 @@ def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> R
     asked, recipe = options or RecipeOptions(), loaded.recipe
     spec = loaded.model(asked.variant, asked.scale)
     graph = graph_of(loaded, asked)
+    if unknown := list(selector_problems(loaded, graph, loaded.phases(asked.scale, spec))):
+        raise SpecError(unknown)
     phases = tuple(_phase(loaded, phase, graph, asked) for phase in loaded.phases(asked.scale, spec))
     counts = count_params(graph)
     return RecipePlan(
@@ -99,28 +108,28 @@ def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
 
 
 def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
-    recipe = loaded.recipe
-    request = request_of(phase, recipe, asked.gpus)
+    recipe, request = loaded.recipe, request_of(phase, loaded.recipe, asked.gpus)
     try:
-        answer = plan(graph, request)
+        answer = plan_deployment(_deployment(graph, request, phase))
         num_gpus = None if request.gpus is None else parse_cluster(request.gpus).num_gpus
     except UserError as error:
         raise UserError(f"phase {phase.name}: {error}") from None
-    seconds, source = _step_seconds(phase, answer, num_gpus)
+    flops = step_flops(graph, phase, tiles := tiles_of_step(graph, recipe.data, phase))
+    seconds, source = _step_seconds(phase, answer, num_gpus, flops)
     rollouts = _rollouts(phase, graph, request.gpus, seconds)
     if rollouts is not None:
         seconds = rollouts.step_seconds
     steps = phase.tokens / (phase.batch * phase.context)
-    teacher = _teacher(loaded, phase, asked, _rate(answer, seconds, num_gpus))
+    teacher = _teacher(loaded, phase, asked, _rate(flops, seconds, num_gpus))
     hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
     if hours is not None and teacher is not None:
         hours = None if teacher.gpu_hours is None else hours + teacher.gpu_hours
     price, watts = asked.usd_per_gpu_hour, recipe.watts_per_gpu
-    counts = count_params(graph)
-    per_param = WEIGHT_BYTES + OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]]
     return PhasePlan(
         name=phase.name,
         kind=phase.kind,
+        trainable=phase.trainable,
+        tiles_per_step=tiles,
         tokens=phase.tokens,
         steps=phase.num_steps,
         context=phase.context,
@@ -130,28 +139,36 @@ def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeO
         layout=str(answer.layout),
         fits=answer.fits,
         precision=written(phase.precision),
-        model_flops=round(answer.flops.train_step * steps),
+        model_flops=round(flops * steps),
         generated_flops=_generated(graph, phase),
         step_seconds=seconds,
         step_seconds_source=source,
         tokens_per_second=None if seconds is None else phase.batch * phase.context / seconds,
-        flops_per_second_per_gpu=_rate(answer, seconds, num_gpus),
+        flops_per_second_per_gpu=_rate(flops, seconds, num_gpus),
         utilization=phase.utilization or (answer.latency.mfu if answer.latency else None),
         gpu_hours=hours,
         days=None if hours is None or num_gpus is None else hours / num_gpus / HOURS_PER_DAY,
         usd=None if hours is None or price is None else hours * price,
         energy_joules=None if hours is None or watts is None else hours * SECONDS_PER_HOUR * watts,
-        checkpoint_bytes=counts.total * per_param,
+        checkpoint_bytes=_checkpoint_bytes(graph, phase),
         teacher=teacher,
         errors=tuple(answer.latency.errors) if answer.latency else (),
         rl=rollouts,
         fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
-        notes=_notes(phase, answer, seconds) + (() if rollouts is None else rollouts.notes),
+        notes=_notes(phase, answer, seconds, tiles) + (() if rollouts is None else rollouts.notes),
     )
 
 
 def _work(phase: Phase) -> Work:
     return Work(phase.batch, phase.context, phase="train")
+
+
+def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deployment:
+    """What is planned, with the tensors that the phase trains: others have no gradients and no optimizer state."""
+    made = Deployment.resolve(graph, request)
+    train = made.setting.train
+    assert train is not None, "phases are trained"
+    return replace(made, setting=replace(made.setting, train=replace(train, trainable=phase.trainable)))
 
 
 def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float | None) -> RlPhasePlan | None:
@@ -166,19 +183,29 @@ def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float 
         raise UserError(f"phase {phase.name}: {error}") from None
 
 
-def _step_seconds(phase: Phase, answer: Plan, num_gpus: int | None) -> tuple[float | None, StepSource | None]:
+def _step_seconds(
+    phase: Phase, answer: Plan, num_gpus: int | None, flops: int
+) -> tuple[float | None, StepSource | None]:
     """Seconds of a step: by the utilization that the phase gives, or estimated; None without GPUs or factors."""
     latency = answer.latency
     if latency is None or num_gpus is None:
         return None, None
     if phase.utilization is not None and latency.mfu:
         rate = (latency.model_flops_per_second_per_gpu or 0.0) / latency.mfu * phase.utilization
-        return answer.flops.train_step / rate / num_gpus, "given utilization"
-    return latency.step_time_seconds, None if latency.step_time_seconds is None else "estimate"
+        return flops / rate / num_gpus, "given utilization"
+    if latency.step_time_seconds is None:
+        return None, None
+    return latency.step_time_seconds * (flops / answer.flops.train_step), "estimate"
 
 
-def _rate(answer: Plan, seconds: float | None, num_gpus: int | None) -> float | None:
-    return None if seconds is None or num_gpus is None else answer.flops.train_step / seconds / num_gpus
+def _checkpoint_bytes(graph: LayerGraph, phase: Phase) -> int:
+    """Weights, and the optimizer's state of what is trained."""
+    state = OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]] * num_trained(graph, phase.trainable)
+    return count_params(graph).total * WEIGHT_BYTES + state
+
+
+def _rate(flops: int, seconds: float | None, num_gpus: int | None) -> float | None:
+    return None if seconds is None or num_gpus is None else flops / seconds / num_gpus
 
 
 def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: float | None) -> TeacherPasses | None:
@@ -206,12 +233,12 @@ def _generated(graph: LayerGraph, phase: Phase) -> int:
     return per_token * phase.tokens if phase.kind == "rl" else 0
 
 
-def _notes(phase: Phase, answer: Plan, seconds: float | None) -> tuple[str, ...]:
+def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:
     notes = answer.latency.notes if answer.latency else ("no GPUs were given: no time",)
     if answer.latency is not None and seconds is None:
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
         notes = (*notes, "the time in which answers are drawn is not in the hours: `rollouts` plans it")
-    if phase.trainable:
-        notes = (*notes, "planned as if all tensors were trained, and without the tower")
+    if phase.trainable or tiles:
+        notes = (*notes, _SCALED)
     return tuple(notes)

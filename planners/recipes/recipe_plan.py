@@ -26,11 +26,13 @@ class PhasePlan(Frozen):
 
     `gpu_hours` and what follows from it include the teacher's passes. `generated_flops` are forward passes of answers
     that RL draws; their time is in `gpu_hours` where `rl` says how they are. A checkpoint holds bf16 weights and the
-    optimizer's state.
+    optimizer's state of what is trained. `trainable` names that, nothing: all; `tiles_per_step` are image tiles.
     """
 
     name: str
     kind: str
+    trainable: tuple[str, ...] = ()
+    tiles_per_step: int = 0
     tokens: int
     steps: int
     context: int

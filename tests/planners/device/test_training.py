@@ -16,7 +16,8 @@ DENSE = {"tp": 1, "ep": 1, "pp": 1}
 
 
 def trained(model: LayerGraph, train: TrainSetting, **arguments: Any) -> DeviceMemory:
-    return plan(model, mode="train", **asdict(train), **arguments).memory_per_device
+    options = {name: value for name, value in asdict(train).items() if name != "trainable"}
+    return plan(model, mode="train", **options, **arguments).memory_per_device
 
 
 @pytest.mark.parametrize(("stage", "shared"), [(0, ()), (1, ("o",)), (2, ("o", "g")), (3, ("o", "g", "w"))])

@@ -42,7 +42,8 @@ def requested(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int 
 
 def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> LaunchRequest:
     model = graph(name)
-    return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, **asdict(train), **asked), model)
+    options = {name: value for name, value in asdict(train).items() if name != "trainable"}
+    return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, **options, **asked), model)
 
 
 def commands(text: str) -> list[list[str]]:

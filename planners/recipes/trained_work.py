@@ -1,0 +1,68 @@
+"""FLOPs of a training step whose phase freezes tensors or shows images: which passes each layer still needs.
+
+A layer runs forward once. Its weights' gradients are one more pass where they are trained, its inputs' gradients
+another where the layer or one before it is trained. Without frozen tensors and images that is three forward passes.
+"""
+
+from collections.abc import Set
+
+from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.graph.trainable import trained_names
+from l4spec.layers.declaration import Matmul, Operation, Work
+from l4spec.spec.recipe import Phase
+from l4spec.spec.recipe.data import DataSpec, DescribedSource
+from l4spec.spec.recipe.pictures import NUM_MARKS, mean_caption_bytes
+from planners.counts.cost_sheet import PassTokens, row_of_group
+
+
+def image_share(data: DataSpec, phase: Phase, tokens_per_tile: int) -> float:
+    """Share of a phase's tokens that are patches of images; of made-up pictures by the mean length of a caption."""
+    weights = phase.mixture or {name: source.weight for name, source in data.sources.items()}
+    shares = 0.0
+    for name, weight in weights.items():
+        source = data.sources[name]
+        if isinstance(source, DescribedSource):
+            shares += weight * source.image_share
+        elif source.has_pictures:
+            shares += weight * tokens_per_tile / (tokens_per_tile + NUM_MARKS + mean_caption_bytes() + 1)
+    return shares / sum(weights.values())
+
+
+def tiles_of_step(graph: LayerGraph, data: DataSpec, phase: Phase) -> int:
+    """Image tiles in a step of a phase, on average; 0 for a model that does not see."""
+    vision = graph.model.vision
+    if vision is None:
+        return 0
+    per_tile = vision.num_tokens_per_tile
+    return round(phase.batch * phase.context * image_share(data, phase, per_tile) / per_tile)
+
+
+def num_trained(graph: LayerGraph, selectors: tuple[str, ...]) -> int:
+    """Parameters that are trained."""
+    trained = trained_names(graph, selectors)
+    return sum(p.numel for node, p in graph.parameters() if f"{node.id}.{p.name}" in trained)
+
+
+def step_flops(graph: LayerGraph, phase: Phase, num_tiles: int) -> int:
+    """FLOPs of one optimizer step: forward, and what of the backward pass is needed."""
+    trained = trained_names(graph, phase.trainable)
+    workload = PassTokens(Work(phase.batch, phase.context, phase="train"), num_tiles)
+    operations = {
+        node.id: row_of_group(graph, group, workload).operations for group in graph.groups for node in group.nodes
+    }
+    total, flows = 0, False
+    for node in graph.nodes:
+        if node.scope == "vision" and not num_tiles:
+            continue
+        names = {f"{node.id}.{p.name}": p.tied_to for p in node.declaration.parameters if not p.buffer}
+        flows = flows or any((tied or name) in trained for name, tied in names.items())
+        total += sum(_passes(node, op, trained, flows=flows) * op.flops for op in operations[node.id])
+    return total
+
+
+def _passes(node: LayerNode, op: Operation, trained: Set[str], *, flows: bool) -> int:
+    """Passes of one operation; `flows` says that gradients go through its layer."""
+    if not isinstance(op, Matmul):
+        return 3 if flows else 1
+    name = op.weight.tied_to or f"{node.id}.{op.weight.name}"
+    return 1 + (name in trained) + (flows and not op.leaf)

@@ -65,6 +65,12 @@ _FIT = _sections("capacity exit layout suggestions")
 _PLANS = ("plan ", "compare ")
 
 DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation(
+        _FIT | _sections("memory estimates latency links train_traffic communication rest"),
+        ("plan ", "compare ", "sweep "),
+        "Training plans choose ZeRO stage, activation checkpointing and micro-batch with the layout",
+        ("--mode train",),
+    ),
     Deviation(_sections("estimates"), _PLANS, "Factors are fitted by robust least squares"),
     Deviation(_sections("communication"), _PLANS, "ranks gather logits in bf16, as engines do, not in fp32"),
     Deviation(_sections("links latency"), _PLANS, "A step's time includes the gather of logits"),

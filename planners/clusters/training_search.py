@@ -28,6 +28,8 @@ from planners.timing.machine import Machine
 
 _SECONDS_PER_DAY = 86_400
 _SECONDS_PER_HOUR = 3600
+_MOST_TRIED = 4
+"""Candidates planned to tell which deadline would do, where every one was ruled out by its bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +209,6 @@ def _loosen(
     largest = max(lost, key=lambda each: each.num_gpus)
     where = f"{largest.num_gpus:,}x{largest.hardware}, {largest.precision}"
     return (Loosening(limits=("--gpus",), option="--gpus", why=f"{where}: {largest.why}"),)
-
-
-_MOST_TRIED = 4
 
 
 def _bound_by(candidate: _Candidate, lost: list[LostTraining]) -> Limit | None:

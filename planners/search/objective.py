@@ -1,8 +1,8 @@
 """Which of the layouts that fit is planned: by estimated time, by cost, or by memory.
 
 Estimates are noisy, and the smallest of many is too small: layouts whose time is within the estimate's median error of
-the best one are taken as equally fast, and of these the one with the most free memory is planned. A served pipeline is
-compared with the error of one row in ten, since no measured row has one.
+the best one are taken as equally fast. Of these the one with the most free memory is planned, in training the simplest
+of those that leave room. What no measured row is like is compared with `caution`.
 """
 
 from l4spec.sharding.layout import Layout
@@ -17,7 +17,7 @@ from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
 MOST_TIMED = 128
-"""Layouts that are timed at most, those with the smallest replicas: of 720,720 GPUs thousands fit."""
+"""Layouts that are timed at most: of 720,720 GPUs thousands fit. `_place_in_line` has those that are timed first."""
 
 
 def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:
@@ -67,8 +67,8 @@ def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutR
 
 def _simplicity(layout: Layout, gpus_per_host: int) -> tuple[int, ...]:
     """The smaller the less there is to go wrong: no pipeline, no exchange between hosts, small replicas."""
-    inside = layout.tp * layout.ep
-    return layout.pp, max(inside, gpus_per_host), layout.tp * layout.ep, layout.tp
+    exchanging = layout.tp * layout.ep
+    return layout.pp, max(exchanging, gpus_per_host), exchanging, layout.tp
 
 
 def _marked(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:

@@ -1,12 +1,15 @@
 """Which tensors a phase of a recipe trains: those that its selectors name, the rest are frozen."""
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from l4spec.errors import Problem, nearest
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.spec.parse import place_of
-from l4spec.spec.recipe.load import LoadedRecipe
-from l4spec.spec.recipe.phase import Phase
+
+if TYPE_CHECKING:  # a plan of a model reads no recipe
+    from l4spec.spec.recipe.load import LoadedRecipe
+    from l4spec.spec.recipe.phase import Phase
 
 
 def is_selected(selector: str, name: str) -> bool:
@@ -25,7 +28,7 @@ def trained_names(graph: LayerGraph, selectors: Sequence[str]) -> frozenset[str]
     return frozenset(tied or name for name, tied in chosen)
 
 
-def selector_problems(loaded: LoadedRecipe, graph: LayerGraph, phases: Sequence[Phase]) -> Iterator[Problem]:
+def selector_problems(loaded: "LoadedRecipe", graph: LayerGraph, phases: "Sequence[Phase]") -> Iterator[Problem]:
     """A problem for each selector of a phase that names no tensor of the model, at its place."""
     names = [f"{node.id}.{p.name}" for node, p in graph.parameters() if not p.buffer]
     for index, phase in enumerate(phases):

@@ -5,7 +5,7 @@ load_document("behemoth", ["text.hidden_size=8192"])    a spec with its parents 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from l4spec.errors import Place, Problem, SpecError
 from l4spec.library import find_spec
 from l4spec.spec.files import MAX_BYTES, label, read_utf8
 from l4spec.spec.merge import load_chain
-from l4spec.spec.overrides import override
+from l4spec.spec.overrides import OPTION, override
 from l4spec.spec.tree import Data, KeyPath, Tree, places, plain
 from l4spec.spec.yaml_tree import compose
 
@@ -31,6 +31,13 @@ class Document:
     """The file that was read, or the label of a text."""
     extends: tuple[Path, ...] = ()
     """The files merged in by `extends`, nearest parent first."""
+    overridden: Mapping[KeyPath, Place] = field(init=False, compare=False, repr=False)
+    """The places that are `--set` options."""
+
+    def __post_init__(self) -> None:
+        """Find the overrides once: a document may have thousands of places, and as many problems."""
+        options = {path: place for path, place in self.places.items() if place.file.startswith(OPTION)}
+        object.__setattr__(self, "overridden", options)
 
 
 def read_document(path_or_name: str | Path) -> Document:

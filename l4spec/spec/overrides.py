@@ -9,6 +9,8 @@ from l4spec.spec.tree import KeyPath, Tree, dotted, shortened
 from l4spec.spec.yaml_tree import MAX_DEPTH, compose
 
 MAX_LENGTH = 1 << 16
+OPTION = "--set "
+"""What the place of an override begins with."""
 _NAME = r"[^.\[\]\s]+"
 _PATH = re.compile(rf"{_NAME}(\.{_NAME}|\[[0-9]{{1,9}}\])*")
 _STEP = re.compile(rf"\[([0-9]+)\]|({_NAME})")
@@ -26,7 +28,7 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     for text in overrides:
         path = text.partition("=")[0].strip()
         if path in given:
-            problems.append(Problem("is set twice", "", Place(f"--set {path[:200]}"), "leave one of them out"))
+            problems.append(Problem("is set twice", "", Place(f"{OPTION}{path[:200]}"), "leave one of them out"))
             continue
         given.add(path)
         try:
@@ -49,7 +51,7 @@ def key_path(text: str) -> KeyPath:
 def _apply(tree: Tree, text: str) -> Tree:
     path_text, equals, value_text = text.partition("=")
     path_text = path_text.strip()
-    place = Place(f"--set {path_text if len(path_text) <= 200 else path_text[:200] + '…'}")
+    place = Place(f"{OPTION}{path_text if len(path_text) <= 200 else path_text[:200] + '…'}")
     if not equals or not _PATH.fullmatch(path_text) or len(text) > MAX_LENGTH:
         raise SpecError([Problem(f"expected a path and a value, found {shortened(text)}", "", place, _EXAMPLE)])
     path = key_path(path_text)

@@ -33,9 +33,6 @@ _EXPECTED = {
     "finite_number": "a finite number",
 }
 
-_SET = "--set "
-"""What the place of an override begins with."""
-
 
 def parse_spec(document: Document) -> ModelSpec:
     """The document as a `ModelSpec`. Raises SpecError with all problems at once."""
@@ -171,8 +168,7 @@ def place_of(document: Document, path: Path) -> Place | None:
     place = document.places.get(path)
     if place is None or place.line is None or not path:
         return place
-    within = (each for at, each in document.places.items() if at[: len(path)] == path and each.file.startswith(_SET))
-    return next(within, place)
+    return next((each for at, each in document.overridden.items() if at[: len(path)] == path), place)
 
 
 def _unknown_parts(document: Document) -> Iterator[Problem]:

@@ -7,7 +7,6 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.quantization.published import UNQUANTIZED
-from l4spec.spec.recipe.precision import Fp8Spec
 from planners.request import BEYOND, MAX, PlanRequest, max_seq_len
 from planners.video import video_problems
 
@@ -44,7 +43,7 @@ def _serving_only(request: PlanRequest) -> Iterator[Problem]:
 
 def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
     if request.precision == "fp8":
-        yield from matmul_problems(graph, Fp8Spec(matmuls=request.fp8_matmuls), "fp8_matmuls")
+        yield from matmul_problems(graph, request.fp8_matmuls, "fp8_matmuls")
     elif request.fp8_matmuls != "fp8" and request.mode == "train":
         yield Problem("needs --precision fp8", path="fp8_matmuls")
 

@@ -43,13 +43,16 @@ def _about(quantity: str, rows: Sequence[Prediction]) -> str:
     return f"{quantity}, predicted against published; within a factor of {BAND} are {' and '.join(parts)}"
 
 
+def _power(exponent: float) -> str:
+    return f"{10.0**exponent:,.9g}"
+
+
 def _drawn(quantity: str, unit: str, rows: Sequence[Prediction]) -> str:
     """The chart of one quantity: logarithmic axes in its unit, the diagonal, and a dot for each row."""
     values = [value for row in rows for value in (row.row.published, row.predicted or 0.0)]
     span = decades(values)
     chart = Chart(span, span, height=_HEIGHT)
-    power = lambda exponent: f"{10.0**exponent:,.9g}"  # noqa: E731
-    chart.axes(f"published, {unit}", "predicted", power, power)
+    chart.axes(f"published, {unit}", "predicted", _power, _power)
     low, high = 10.0 ** span[0], 10.0 ** span[1]
     chart.line([(low, low), (high, high)], "roof")
     chart.line([(low, low * BAND), (high / BAND, high)], "mark")

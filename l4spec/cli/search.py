@@ -12,18 +12,20 @@ from l4spec.cli.generated import takes
 from l4spec.cli.output import complain, deliver, write, write_file
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
-from l4spec.report.page import Page
 from planners.request import PlanRequest
 from planners.search.search_request import SearchRequest
 
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
+    from l4spec.report.page import Page
     from planners.clusters.training_search_types import TrainingSearchAnswer
     from planners.search.search_types import SearchAnswer
 
     Answer = SearchAnswer | TrainingSearchAnswer
 
 
+SECONDS_OF_THE_BEST = 5.0
+"""Most that the simulation which nobody asked for may take."""
 _REFUSED = {
     "cp": "the time of passes divided among ranks (cp) is not estimated: leave it out",
     "objective": "a search ranks by price: leave it out",
@@ -92,10 +94,12 @@ def _simulated(
 ) -> "SearchAnswer":
     """The first ten simulated, or the best one alone, where a simulation takes the options that were given."""
     from l4spec.cli.progress import progress
-    from planners.simulate.confirm import confirmed, not_simulated
+    from planners.simulate.confirm import confirmed, options_left_out
 
     if not every:
-        return answer if not_simulated(answer.ranked[:1]) else confirmed(spec, overrides, answer, request, number=1)
+        if options_left_out(answer.ranked[:1]):
+            return answer
+        return confirmed(spec, overrides, answer, request, number=1, time_limit=SECONDS_OF_THE_BEST)
     with progress("simulating", None) as tick:
         return confirmed(spec, overrides, answer, request, tick)
 
@@ -113,7 +117,7 @@ def _searched(graph: "LayerGraph", request: SearchRequest) -> "Answer":
         return search_deployments(graph, request, tick=tick)
 
 
-def _page(answer: "Answer", spec: str, style: o.Format, *, top: int, explain: bool) -> Page:
+def _page(answer: "Answer", spec: str, style: o.Format, *, top: int, explain: bool) -> "Page":
     if answer.mode == "train":
         from l4spec.report.training_search_page import training_search_page
 

@@ -1,26 +1,29 @@
 """Which matmuls of a training run in fp8: a scheme's rule table, with its groups as the training scales them."""
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import target_of
-from l4spec.spec.recipe.precision import Fp8Spec
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
+
+if TYPE_CHECKING:  # a plan of a model reads no recipe
+    from l4spec.spec.recipe.precision import Scaling
 
 BLOCK = 128
 """Elements along the contracted dim that share a scale, and rows of a weight (DeepSeek-V3, arXiv:2412.19437, 3.3)."""
 _ROLES = ("linear", "expert", "head")
 
 
-def matmul_table(fp8: Fp8Spec) -> Quantization:
-    """The rule table of `fp8.matmuls`: a weight that it packs is an operand in e4m3, scaled as `fp8.scaling` says.
+def matmul_table(matmuls: str, scaling: "Scaling" = "tensorwise") -> Quantization:
+    """The rule table of the scheme `matmuls`: a weight that it packs is an operand in e4m3, scaled as `scaling` says.
 
     Raises UserError for an unknown scheme, and for one that packs into something else than e4m3.
     """
-    return _scaled(scheme_named(fp8.matmuls), fp8.scaling)
+    return _scaled(scheme_named(matmuls), scaling)
 
 
 @lru_cache(maxsize=64)
@@ -51,20 +54,19 @@ def is_in_fp8(graph: LayerGraph, node: LayerNode, parameter: Parameter, table: Q
     return isinstance(table.law_for(target_of(graph, node, parameter)), ScaledLaw) and parameter.tied_to is None
 
 
-def matmul_problems(graph: LayerGraph, fp8: Fp8Spec, path: str) -> tuple[Problem, ...]:
+def matmul_problems(graph: LayerGraph, matmuls: str, path: str) -> tuple[Problem, ...]:
     """What is wrong at `path` with a scheme: it says nothing about fp8, or chooses what cannot run in it, or nothing.
 
     Linear layers, experts and a head with a weight of its own can; routers, norms and embeddings cannot.
     """
     try:
-        chosen = in_fp8(graph, matmul_table(fp8))
+        chosen = in_fp8(graph, matmul_table(matmuls))
     except UserError as error:
         return tuple(Problem(one.message, path, hint=one.hint) for one in error.problems)
     if not chosen:
-        return (Problem(f"{fp8.matmuls} puts no matmul of {graph.name} in fp8", path),)
+        return (Problem(f"{matmuls} puts no matmul of {graph.name} in fp8", path),)
     others = {p.role: f"{node.id}.{p.name}" for node, p in reversed(chosen) if p.role not in _ROLES}
     hint = f"its rules may name the roles {', '.join(_ROLES)}"
     return tuple(
-        Problem(f"{fp8.matmuls} puts {name} in fp8, which runs no {role}", path, hint=hint)
-        for role, name in others.items()
+        Problem(f"{matmuls} puts {name} in fp8, which runs no {role}", path, hint=hint) for role, name in others.items()
     )

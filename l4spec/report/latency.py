@@ -49,11 +49,12 @@ def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str]
         flops = f"{mark}{rate / 1e12:,.0f} TFLOP/s per GPU, {mark}{100 * latency.mfu:.1f} % MFU"
         rows.append(("speed", f"{mark}{speed:,.0f} tokens/s, {flops}"))
     if latency.gpu_hours is not None and latency.train_tokens is not None:
-        cost = "" if latency.usd is None else f", ${latency.usd:,.0f} at ${latency.usd_per_gpu_hour:,.2f} per hour"
+        price = latency.usd_per_gpu_hour
+        cost = "" if latency.usd is None else f", ${count(round(latency.usd))} at ${price:,.2f} per hour"
         rows.append(
             (
                 "training run",
-                f"{count(latency.train_tokens)} tokens take {mark}{latency.gpu_hours:,.0f} GPU-hours{cost}",
+                f"{count(latency.train_tokens)} tokens take {mark}{count(round(latency.gpu_hours))} GPU-hours{cost}",
             )
         )
     return (*rows, *_origin(latency))

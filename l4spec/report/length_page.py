@@ -1,7 +1,7 @@
 """Right answers against the length of the text, drawn and as a table, and the length at which each variant breaks."""
 
-import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from l4spec.errors import UserError
@@ -36,7 +36,7 @@ def length_section(name: str, runs: Runs) -> Section | None:
     )
     table = Table(("", "after", "trained to", *(f"{length:,}" for length in lengths)), rows, "llr")
     series = [
-        (variant or name, [(float(length), mean(given)) for length, given in sorted(shares.items())])
+        (variant or name, [(float(length), fmean(given)) for length, given in sorted(shares.items())])
         for variant, (_, shares) in last.items()
     ]
     trained = sorted({one.longest for phases in runs.values() for one in phases})
@@ -72,26 +72,19 @@ def _curves(runs: Runs, variant: str | None) -> dict[str, _Shares]:
     return curves
 
 
-def mean(values: Sequence[float]) -> float:
-    """The mean of at least one value."""
-    return sum(values) / len(values)
-
-
 def _cell(values: Sequence[float]) -> str:
     """The mean in percent, and with several seeds their deviation."""
     if not values:
         return "-"
     if len(values) == 1:
         return f"{values[0]:.0%}"
-    center = mean(values)
-    deviation = math.sqrt(sum((value - center) ** 2 for value in values) / (len(values) - 1))
-    return f"{center:.0%} +- {100 * deviation:.0f}"
+    return f"{fmean(values):.0%} +- {100 * stdev(values):.0f}"
 
 
 def _break(name: str, shares: _Shares, trained: int) -> str:
     """The sentence on where a variant breaks: the first length at which less than `RELIABLE` is right."""
     lengths = sorted(shares)
-    broken = next((length for length in lengths if length >= trained and mean(shares[length]) < RELIABLE), None)
+    broken = next((length for length in lengths if length >= trained and fmean(shares[length]) < RELIABLE), None)
     if broken is None:
         return f"{name}: {RELIABLE:.0%} right or more at all lengths from {trained:,} to {lengths[-1]:,}."
     share = _cell(shares[broken])

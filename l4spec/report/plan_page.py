@@ -174,14 +174,12 @@ def _alternative(plan: Plan, figures: Marked) -> str | None:
         other = min(rows.values(), key=lambda row: row.total_bytes)
         if other.total_bytes >= chosen.total_bytes:
             return None
-    then = _seconds(other) or 0.0
-    free_now = abs(other.total_bytes - chosen.total_bytes)
-    if abs(then - now) <= now * _NOTABLE and free_now <= _NOTABLE * chosen.total_bytes:
+    then, more = _seconds(other) or 0.0, chosen.total_bytes - other.total_bytes
+    if abs(then - now) <= now * _NOTABLE and abs(more) <= chosen.total_bytes * _NOTABLE:
         return None
     speed = f"{now / then:.1f}x faster" if then <= now else f"{then / now:.1f}x slower"
-    free = other.total_bytes - chosen.total_bytes
     why = "; no measured row serves by a pipeline" if other.layout.pp > 1 and plan.deployment.mode == "serve" else ""
-    return f"{other.layout}: {speed}, {figures.work.gib(abs(free))} {'less' if free > 0 else 'more'} free{why}"
+    return f"{other.layout}: {speed}, {figures.work.gib(abs(more))} {'more' if more >= 0 else 'less'} free{why}"
 
 
 def _seconds(row: LayoutRow) -> float | None:

@@ -7,7 +7,7 @@ from l4spec.report.front import draw_front, front_figure
 from l4spec.report.latency import error_words
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
 from l4spec.report.quantities import seconds, whole
-from planners.search.search_types import RankedDeployment, SearchAnswer, SimulatedService
+from planners.search.search_types import RankedDeployment, SearchAnswer
 
 _FRONT = "Tokens/s of a GPU over tokens/s of a user"
 REASONS = {
@@ -93,7 +93,7 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
     )
     headers = ("", "GPUs", "layout", "weights", "KV", "engine", "TTFT", "TPOT", "tok/s/GPU", "$/M in", "$/M out")
     yield Section("", (Table(headers, rows, "rlllllrrrrr"),))
-    simulated = [each for each in answer.ranked[:top] if each.simulated is not None]
+    simulated = [each for each in answer.ranked[:top] if each.simulated is not None or each.not_simulated]
     if len(simulated) > 1:
         yield Section(
             "Simulated, each replica under its share of the load", (_simulations(simulated), *_agreed(simulated))
@@ -104,14 +104,17 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
         ("price", best.price_source or "unknown: give --usd-per-gpu-hour"),
         *((f"error of {error.metric.upper()}", error_words(error)) for error in answer.errors),
     ]
-    if best.simulated is not None and len(simulated) == 1:
-        facts.append(("simulated", _in_a_sentence(best.simulated)))
+    if len(simulated) == 1:
+        facts.append(("simulated", _in_a_sentence(best)))
     facts += [("caution", caution) for caution in answer.cautions]
     yield Section("", (Facts(tuple(facts)),))
 
 
-def _in_a_sentence(service: SimulatedService) -> str:
+def _in_a_sentence(best: RankedDeployment) -> str:
     """What a simulation of the best deployment gives, and whether the ranking may stand."""
+    service = best.simulated
+    if service is None:
+        return f"no answer: {best.not_simulated}"
     tpot = "" if service.tpot_mean_seconds is None else f", TPOT {seconds(service.tpot_mean_seconds)}"
     broken = " and ".join(REASONS[limit] for limit in service.breaks)
     state = f"breaks {broken}: see --simulate" if broken else f"{service.attainment:.0%} of requests meet every limit"
@@ -122,7 +125,9 @@ def _simulations(rows: Sequence[RankedDeployment]) -> Table:
     cells = []
     for each in rows:
         service = each.simulated
-        assert service is not None
+        if service is None:
+            cells.append((str(each.rank), _where(each), *("-",) * 7, each.not_simulated))
+            continue
         tpot = ("-", "-")
         if service.tpot_mean_seconds is not None and service.tpot_p99_seconds is not None:
             tpot = (seconds(service.tpot_mean_seconds), seconds(service.tpot_p99_seconds))
@@ -145,7 +150,7 @@ def _simulations(rows: Sequence[RankedDeployment]) -> Table:
 
 def _agreed(rows: Sequence[RankedDeployment]) -> tuple[Lines, ...]:
     """Where the closed form, which ranked them, was wrong."""
-    broken = [each for each in rows if each.simulated is not None and each.simulated.breaks]
+    broken = [each for each in rows if each.simulated is None or each.simulated.breaks]
     what = f"{len(rows) - len(broken)} of {len(rows)} meet the limits in the simulation too, by their means."
     why = "Simulated clients begin at once, and answers of one length keep them together; the closed form spreads them."
     return (Lines((what, why) if broken and rows[0].concurrency_per_replica else (what,)),)
@@ -194,8 +199,8 @@ def _usd(value: float | None) -> str:
     return "unknown" if value is None else f"${value:,.3f}" if value < 1 else f"${value:,.2f}"
 
 
-_DEGREES = ("tp", "ep", "pp")
-CSV_COLUMNS = (*(name for name in RankedDeployment.model_fields if name not in ("layout", "simulated")), *_DEGREES)
+_DEGREES, _OF_SIMULATION = ("tp", "ep", "pp"), ("simulated", "not_simulated")
+CSV_COLUMNS = (*(name for name in RankedDeployment.model_fields if name not in ("layout", *_OF_SIMULATION)), *_DEGREES)
 
 
 def csv_rows(answer: SearchAnswer) -> Iterator[dict[str, object]]:

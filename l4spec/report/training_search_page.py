@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from l4spec.report.latency import error_words
 from l4spec.report.page import Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import whole
+from l4spec.report.quantities import count, whole
 from l4spec.report.search_page import REASONS
 from planners.clusters.training_search_types import RankedTraining, TrainingSearchAnswer
 from planners.plan_types import KeptState
@@ -29,7 +30,7 @@ def training_verdict(answer: TrainingSearchAnswer) -> str:
     best = answer.ranked[0]
     return (
         f"{answer.model}: {whole(best.num_gpus)}x{best.hardware} {best.layout}, matmuls in {best.precision}: "
-        f"{best.days:,.1f} days, {_usd(best.usd)}"
+        f"{best.days:,.1f} days, {_bill(best)}"
     )
 
 
@@ -44,8 +45,8 @@ def _ranked_sections(answer: TrainingSearchAnswer, spec: str, top: int) -> Itera
             f"{each.training.zero_stage}, {each.training.activation_checkpointing}, {each.training.micro_batch}",
             f"{each.mfu:.1%}",
             f"{each.days:,.1f}",
-            f"{each.gpu_hours:,.0f}",
-            _usd(each.usd),
+            count(round(each.gpu_hours)),
+            _bill(each),
         )
         for each in answer.ranked[:top]
     )
@@ -54,6 +55,7 @@ def _ranked_sections(answer: TrainingSearchAnswer, spec: str, top: int) -> Itera
     facts = (
         ("check", f"l4spec plan {spec} {best.plan}"),
         ("price", best.price_source or "unknown: give --usd-per-gpu-hour"),
+        *(("error", f"of a step: {error_words(error)}") for error in answer.errors),
     )
     yield Section("", (Facts(facts),))
 
@@ -82,8 +84,9 @@ def _losers(answer: TrainingSearchAnswer) -> Table:
     return Table(("GPUs", "matmuls", "bound by", "nearest"), rows, "llll")
 
 
-def _usd(value: float | None) -> str:
-    return "unknown" if value is None else f"${value:,.0f}"
+def _bill(each: RankedTraining) -> str:
+    """What the run costs, to the digits that an estimate has."""
+    return "unknown" if each.usd is None else f"${count(round(each.usd))}"
 
 
 _DEGREES = ("tp", "ep", "pp", "dp")

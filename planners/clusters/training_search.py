@@ -102,6 +102,7 @@ def search_training(
         ranked=tuple(_ranked(meeting)),
         losers=tuple(lost),
         loosen=() if meeting else _loosen(graph, planned, lost, candidates, request),
+        errors=tuple(meeting[0].plan.latency.errors) if meeting and meeting[0].plan.latency else (),
         prices=tuple(f"{pool.cluster.hardware.name}: {pool.source or 'no list price known'}" for pool in pools),
     )
 

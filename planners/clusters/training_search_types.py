@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from l4spec.sharding.layout import Layout
-from planners.latency_types import Frozen
+from planners.latency_types import Frozen, LatencyError
 from planners.plan_types import KeptState
 from planners.search.search_types import Limit, Loosening, SpaceSize
 
@@ -59,3 +59,5 @@ class TrainingSearchAnswer(Frozen):
     losers: tuple[LostTraining, ...]
     loosen: tuple[Loosening, ...]
     prices: tuple[str, ...]
+    errors: tuple[LatencyError, ...] = ()
+    """How wrong estimates of rows like the first one were."""

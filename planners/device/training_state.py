@@ -17,7 +17,6 @@ from l4spec.quantization.matmuls import matmul_table
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
-from l4spec.spec.recipe.precision import Fp8Spec
 from l4spec.units import ceil_div
 from planners.device.activations import activation_rates, saved_per_token, training_bytes
 from planners.device.stages import PipelineStage
@@ -51,7 +50,7 @@ class TrainSetting:
     @property
     def matmuls(self) -> Quantization:
         """The rule table of the matmuls' formats, which a run reads as well."""
-        return matmul_table(Fp8Spec(matmuls=self.fp8_matmuls)) if self.precision == "fp8" else scheme_named("bf16")
+        return matmul_table(self.fp8_matmuls) if self.precision == "fp8" else scheme_named("bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,27 +68,20 @@ def training_state(
     graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, context: int, sequences: int
 ) -> TrainingState:
     """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
-    dense, experts = params_on_device(graph, layout, stage)
-    divided = {level: _over_ranks(dense, experts, layout) for level in (1, 2, 3)}
-    whole = dense + experts
-    trained_dense, trained_experts = params_on_device(graph, layout, stage, train.trainable)
+    every = params_on_device(graph, layout, stage)
+    trained = params_on_device(graph, layout, stage, train.trainable)
 
-    def kept(level: int) -> int:
-        return divided[level] if train.zero_stage >= level else whole
-
-    def trained(level: int) -> int:
-        if train.zero_stage >= level:
-            return _over_ranks(trained_dense, trained_experts, layout)
-        return trained_dense + trained_experts
+    def kept(params: tuple[int, int], level: int) -> int:
+        return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
 
     micro = min(train.micro_batch, max(sequences, 1))
     in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
     saved = saved_per_token(graph, layout.tp, layout.ep)
     return TrainingState(
-        weights=WEIGHT_BYTES * kept(3),
-        gradients=train.gradient_bytes * trained(2),
-        optimizer=OPTIMIZER_BYTES[train.optimizer] * trained(1),
+        weights=WEIGHT_BYTES * kept(every, 3),
+        gradients=train.gradient_bytes * kept(trained, 2),
+        optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
         activations=training_bytes(
             rates,
             tuple(saved[layer] for layer in stage.layers),
@@ -108,13 +100,22 @@ def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Pip
     A block's weights are gathered while the one before it computes, as FSDP2 of torch does; its gradient is in the
     weights' format until it is reduced. Outside blocks every layer, as embedding and head, is one by itself.
     """
-    elements = _device_params(graph, layout.tp, layout.ep)
+    gathered = 0
+    if train.zero_stage >= 3:
+        sizes = _sizes_of_blocks(graph, layout, stage, ())
+        gathered = max((one + following for one, following in pairwise(sizes)), default=sizes[0])
+    if train.zero_stage >= 2:
+        gathered += max(_sizes_of_blocks(graph, layout, stage, train.trainable))
+    return WEIGHT_BYTES * gathered
+
+
+def _sizes_of_blocks(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...]) -> list[int]:
+    """Parameters that data-parallel ranks share, of each block of a stage and of the largest layer at its ends."""
+    elements = _device_params(graph, layout.tp, layout.ep, trainable)
     blocks = [elements.layers[layer] for layer in stage.layers]
     blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last
-    shared_dense, shared_experts = layout.dp * layout.ep > 1, layout.dp > 1
-    sizes = [dense * shared_dense + experts * shared_experts for dense, experts in blocks]
-    pairs = max((one + next_ for one, next_ in pairwise(sizes)), default=sizes[0])
-    return WEIGHT_BYTES * ((pairs if train.zero_stage >= 3 else 0) + (max(sizes) if train.zero_stage >= 2 else 0))
+    shares_dense, shares_experts = layout.dp * layout.ep > 1, layout.dp > 1
+    return [dense * shares_dense + experts * shares_experts for dense, experts in blocks]
 
 
 def _over_ranks(dense: int, experts: int, layout: Layout) -> int:

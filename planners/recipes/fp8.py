@@ -25,7 +25,7 @@ class Fp8Share(Frozen):
 
 def fp8_share(graph: LayerGraph, fp8: Fp8Spec, work: Work, steps: float) -> Fp8Share:
     """The share of `steps` training steps over `work`."""
-    table = matmul_table(fp8)
+    table = matmul_table(fp8.matmuls, fp8.scaling)
     scheme = scheme_of(table)
     sizes = [stored_size(graph, node, p, p.shape, scheme) for node, p in in_fp8(graph, table)]
     sizes_bytes = [size.payload_bytes + (0 if fp8.scaling == "unit" else size.scale_bytes) for size in sizes]
@@ -41,7 +41,7 @@ def fp8_share(graph: LayerGraph, fp8: Fp8Spec, work: Work, steps: float) -> Fp8S
 
 def step_flops(graph: LayerGraph, fp8: Fp8Spec, work: Work) -> int:
     """FLOPs in fp8 of one training step: forward, and the gradients of weights and inputs."""
-    table = matmul_table(fp8)
+    table = matmul_table(fp8.matmuls, fp8.scaling)
     return sum(
         op.flops + op.backward_flops
         for node in graph.nodes

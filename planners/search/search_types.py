@@ -60,7 +60,9 @@ class RankedDeployment(Frozen):
     on_front: bool
     extrapolated: bool
     simulated: SimulatedService | None = None
-    """By `--simulate`, of the first ten."""
+    """Of those that were simulated: the command line simulates the first one, and with `--simulate` ten."""
+    not_simulated: str = ""
+    """Why a simulation gave nothing."""
     plan: str
     request: dict[str, Any]
 

@@ -92,21 +92,27 @@ def _tried(loaded: LoadedScenario, factors: Sequence[float], jobs: int) -> list[
     """
     lengths = dict.fromkeys(factors, 1.0)
     results: dict[float, SimulationResult] = {}
-    while pending := [factor for factor in factors if factor not in results or _is_short(loaded, results[factor])]:
-        for factor in pending:
-            lengths[factor] *= 2.0 if factor in results else 1.0
+    pending = list(factors)
+    while pending:
         made = side_by_side([_at(loaded, factor, lengths[factor]) for factor in pending], jobs)
-        if all(factor in results and made[i].requests == results[factor].requests for i, factor in enumerate(pending)):
-            break
         results |= dict(zip(pending, made, strict=True))
+        pending = [factor for factor in pending if _is_short(loaded, results[factor])]
+        for factor in pending:
+            lengths[factor] *= 2
     return [results[factor] for factor in factors]
 
 
 def _is_short(loaded: LoadedScenario, result: SimulationResult) -> bool:
-    """Whether a run that is within the levels was too short to tell that it stays so."""
-    if not _holds(loaded, result) or result.e2e is None or result.requests >= MOST_REQUESTS:
+    """Whether a run that is within the levels was too short to tell that it stays so, and can be made longer."""
+    if not _lasts_by_requests(loaded) or not _holds(loaded, result) or result.e2e is None:
         return False
-    return result.duration < LIFETIMES * result.e2e.p50
+    return result.requests < MOST_REQUESTS and result.duration < LIFETIMES * result.e2e.p50
+
+
+def _lasts_by_requests(loaded: LoadedScenario) -> bool:
+    """Whether the number of requests says how long the load lasts: not for a trace, nor where seconds are given."""
+    workload = loaded.scenario.workload
+    return not isinstance(workload.arrivals, Trace) and workload.seconds is None
 
 
 def _holds(loaded: LoadedScenario, result: SimulationResult) -> bool:
@@ -125,7 +131,7 @@ def _at(loaded: LoadedScenario, factor: float, length: float) -> LoadedScenario:
     else:
         changed = arrivals.model_copy(update={"rate": arrivals.rate * factor})
     requests = loaded.scenario.workload.requests
-    if not isinstance(arrivals, Trace) and loaded.scenario.workload.seconds is None:
+    if _lasts_by_requests(loaded):
         requests = min(MOST_REQUESTS, round((requests or DEFAULT_REQUESTS) * max(factor, 1.0) * length))
     workload = loaded.scenario.workload.model_copy(update={"arrivals": changed, "requests": requests})
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload}))

@@ -121,11 +121,21 @@ class Simulation:
         requests = self.source.requests
         for request in requests:
             if request.outcome == "waiting":
-                request.outcome = "cut"
+                request.outcome = "refused" if ended == "finished" else "cut"
+        if ended == "finished":
+            self._explain_who_still_waits()
         pairs = [(server, self.clusters[key]) for key, server in self.servers.items()]
         self._check_that_any_can_run()
         result = summarize(self.scenario, requests, self.recorder, pairs, Span(self._last, self.area, ended))
         return Outcome(result, tuple(requests))
+
+    def _explain_who_still_waits(self) -> None:
+        """Nothing happens any more: whoever waits needs more blocks at a time than its cache has."""
+        for group in self.clusters.values():
+            ranks = [rank for replica in group.replicas for rank in replica.ranks]
+            if group.refusal is None and any(rank.waiting or rank.running for rank in ranks):
+                blocks = ranks[0].pool.capacity
+                group.refusal = f"a prompt needs more blocks while it is computed than the cache has ({blocks:,})"
 
     def _check_that_any_can_run(self) -> None:
         """Raise UserError where every request was too long for a server: that is no load."""

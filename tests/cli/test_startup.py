@@ -68,6 +68,10 @@ def test_only_the_kinds_of_a_model_are_imported() -> None:
     assert not loaded & {"gated_delta_net", "mamba2", "mla", "recurrent"}
 
 
+def test_a_plan_of_a_model_reads_no_schema_of_recipes() -> None:
+    assert not [name for name in modules_of("plan", "scout", "--gpus", "8xH100") if ".spec.recipe" in name]
+
+
 def test_every_kind_is_listed_by_the_name_of_its_folder() -> None:
     rooms = {path.parent.name for path in Path(l4spec.layers.__file__).parent.glob("*/__init__.py")}
     kinds = {room for room in rooms if hasattr(import_module(f"l4spec.layers.{room}"), "KIND")}

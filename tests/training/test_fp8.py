@@ -209,7 +209,7 @@ def one_step(model: RankModel) -> None:
 )
 def test_the_run_puts_in_fp8_what_the_plan_s_table_says_and_nothing_else(name: str, matmuls: str) -> None:
     model, fp8 = rank_model(name), Fp8Spec(matmuls=matmuls)
-    planned = {f"{node.id}.{p.name}" for node, p in in_fp8(model.graph, matmul_table(fp8))}
+    planned = {f"{node.id}.{p.name}" for node, p in in_fp8(model.graph, matmul_table(fp8.matmuls, fp8.scaling))}
     assert planned
     with in_training(model, fp8) as watch:
         assert watch is not None
@@ -226,7 +226,7 @@ def test_a_weight_s_copy_takes_the_planned_bytes(scaling: Scaling) -> None:
     graph, fp8 = rank_model("tiny/scout").graph, Fp8Spec(scaling=scaling)
     copies = [
         operand(torch.ones(parameter.shape[-2:]), FORMATS["e4m3"], scaling, "weight")
-        for _, parameter in in_fp8(graph, matmul_table(fp8))
+        for _, parameter in in_fp8(graph, matmul_table(fp8.matmuls, fp8.scaling))
         for _ in range(math.prod(parameter.shape[:-2]))
     ]
     planned = fp8_share(graph, fp8, Work(4, 32, phase="train"), 1.0)
@@ -355,14 +355,14 @@ def test_a_table_of_one_s_own_may_name_the_head_and_not_the_router(tmp_path: Pat
     model = rank_model("tiny/router-softmax")
     (tmp_path / "head.yaml").write_text(HEAD.replace("ROLE", "head"))
     fp8 = Fp8Spec(matmuls=str(tmp_path / "head.yaml"))
-    assert not matmul_problems(model.graph, fp8, "here")
+    assert not matmul_problems(model.graph, fp8.matmuls, "here")
     with in_training(model, fp8) as watch:
         assert watch is not None
         one_step(model.train())
         (weight,) = {weight for weight, _ in watch.finish().operands}
     assert weight == "text.head.weight"
     (tmp_path / "router.yaml").write_text(HEAD.replace("ROLE", "router"))
-    (problem,) = matmul_problems(model.graph, Fp8Spec(matmuls=str(tmp_path / "router.yaml")), "here")
+    (problem,) = matmul_problems(model.graph, str(tmp_path / "router.yaml"), "here")
     assert "runs no router" in problem.message
 
 

@@ -88,7 +88,7 @@ class Fp8Watch:
 
     def __init__(self, model: RankModel, fp8: Fp8Spec) -> None:
         self.model, self.fp8 = model, fp8
-        table = matmul_table(fp8)
+        table = matmul_table(fp8.matmuls, fp8.scaling)
         self.names = tuple(f"{node.id}.{p.name}" for node, p in in_fp8(model.graph, table))
         self.own: dict[tuple[str, Place], Tensor] = {}
         self.flops = 0
@@ -123,7 +123,7 @@ def in_training(model: RankModel, fp8: Fp8Spec | None) -> Iterator[Fp8Watch | No
     if fp8 is None:
         yield None
         return
-    watch, table = Fp8Watch(model, fp8), matmul_table(fp8)
+    watch, table = Fp8Watch(model, fp8), matmul_table(fp8.matmuls, fp8.scaling)
     changed: list[nn.Module] = []
     try:
         for node in model.nodes:

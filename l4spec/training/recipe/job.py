@@ -86,7 +86,7 @@ class RecipeJob(Task):
             raise SpecError(unknown)
         for phase in self.phases:
             if phase.fp8 is not None:
-                yield from matmul_problems(self.graph, phase.fp8, f"phase {phase.name}: precision.matmuls")
+                yield from matmul_problems(self.graph, phase.fp8.matmuls, f"phase {phase.name}: precision.matmuls")
             data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
             if phase.batch % data:
                 yield Problem(f"{phase.batch} sequences cannot be divided by {data}", f"phase {phase.name}: batch")

@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 
 from l4spec.graph.layer_graph import LayerGraph
-from planners.device.training_state import TrainSetting
+from l4spec.sharding.layout import Layout
+from planners.catalog import quantization
+from planners.counts.weights import scheme_of
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting, training_state
 from planners.plan import plan
 from planners.plan_types import DeviceMemory
 from tests.planners.models import graph
@@ -104,3 +108,18 @@ def test_suggestions_for_training_are_about_training() -> None:
     assert "ZeRO 3 and full activation checkpointing" in changes
     assert "--zero-stage 3" in changes["ZeRO 3 and full activation checkpointing"].command
     assert not any("weights" in change and "quantization" in change for change in changes)
+
+
+def test_what_is_frozen_has_no_gradient_to_gather() -> None:
+    """ZeRO 2 and 3 gather the gradient of a block that is trained; ZeRO 3 the weights of every block."""
+    model, layout = graph("llama-3.1-8b"), Layout(dp=8)
+    (stage,) = stages(model, scheme_of(quantization("bf16")), 1, 1, 1)
+    head, block = 128_256 * 4096, 218_112_000
+
+    def gathered(zero_stage: int, *trainable: str) -> int:
+        train = TrainSetting(zero_stage=zero_stage, trainable=trainable)
+        return training_state(model, train, layout, stage, 1024, 1).gathered
+
+    assert gathered(2, "text.layers") == 2 * block
+    assert gathered(3, "text.layers") == 2 * (head + block) + 2 * block
+    assert gathered(3) == 2 * (head + block) + 2 * head

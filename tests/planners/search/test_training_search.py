@@ -38,11 +38,13 @@ def test_the_answer_is_that_of_planning_everything(spec: str) -> None:
 
 
 def test_a_ranked_cluster_is_what_its_plan_gives() -> None:
-    best = searched().ranked[0]
+    answer = searched()
+    best = answer.ranked[0]
     planned = plan(graph("llama-3.1-8b"), **best.request)
     assert planned.layout == best.layout
     assert planned.latency is not None
     assert (planned.latency.gpu_hours, planned.latency.usd) == (best.gpu_hours, best.usd)
+    assert answer.errors == tuple(planned.latency.errors) != ()
     assert best.days == pytest.approx(best.gpu_hours / best.num_gpus / 24)
 
 

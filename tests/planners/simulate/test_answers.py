@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -9,11 +11,13 @@ import pytest
 from l4spec.errors import UserError
 from l4spec.report.page import Code, Figure
 from l4spec.report.simulate_page import capacity_page
+from l4spec.spec.scenario.references import LoadedScenario
 from planners.simulate.asked import scenario_of
 from planners.simulate.capacity import capacity, replicas_by_hour
 from planners.simulate.exports import COLUMNS, requests_csv, timeline
-from planners.simulate.repeats import repeated, student
+from planners.simulate.repeats import repeated, side_by_side, student
 from planners.simulate.request import SimulateRequest
+from planners.simulate.result_types import SimulationResult
 from planners.simulate.run import Simulation, simulate
 
 LOAD = SimulateRequest(gpus="1xH100", rate="20/s", prompt_tokens=200, output_tokens=20, requests=200, ttft="100 ms")
@@ -87,3 +91,18 @@ def test_a_time_limit_and_an_interruption_keep_what_is_done(monkeypatch: pytest.
     stopped = Simulation(scenario_of("llama-3.1-8b", many)).run(progress=interrupt).result
     assert stopped.ended == "interrupted"
     assert stopped.requests > 0
+
+
+def test_a_load_that_has_its_own_length_is_simulated_once_at_each_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace, or a load of given seconds, cannot be made longer."""
+    tried: list[str] = []
+
+    def counted(scenarios: Sequence[LoadedScenario], jobs: int) -> list[SimulationResult]:
+        tried.extend(str(each.scenario.workload.arrivals) for each in scenarios)
+        return side_by_side(scenarios, jobs)
+
+    monkeypatch.setattr("planners.simulate.capacity.side_by_side", counted)
+    loaded = scenario_of("llama-3.1-8b", LOAD)
+    workload = loaded.scenario.workload.model_copy(update={"seconds": 5.0, "requests": None})
+    capacity(replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload})))
+    assert len(tried) == len(set(tried)) > 3

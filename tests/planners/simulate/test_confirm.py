@@ -55,3 +55,21 @@ def test_where_requests_meet_nobody_closed_form_and_simulation_agree() -> None:
 def test_an_option_that_a_simulation_does_not_take_is_refused() -> None:
     with pytest.raises(UserError, match="--prefill-chunk: is not part of a simulation"):
         answered(concurrency=2, prefill_chunk=512)
+
+
+def test_a_deployment_whose_cache_holds_a_sequence_but_not_its_prefill_says_so() -> None:
+    """Chunked layers give blocks back once a chunk is done: until then a prompt keeps more than it will."""
+    request = SearchRequest(
+        prompt_tokens=100_000, output_tokens=2000, rate=0.2, gpus="8xA100", engine="vllm-hybrid", quantization="fp8"
+    )
+    answer = confirmed("maverick", (), search_deployments(graph("maverick"), request), request, number=4)
+    reasons = [each.not_simulated for each in answer.ranked[:4]]
+    assert any("more blocks while it is computed than the cache has" in reason for reason in reasons)
+    assert all(bool(each.simulated) != bool(each.not_simulated) for each in answer.ranked[:4])
+
+
+def test_a_simulation_that_takes_too_long_is_left() -> None:
+    request = SearchRequest(**ASKED, concurrency=64)
+    answer = confirmed("scout", (), search_deployments(graph("scout"), request), request, number=1, time_limit=1e-9)
+    assert answer.ranked[0].simulated is None
+    assert "took more than" in answer.ranked[0].not_simulated

@@ -4,6 +4,8 @@ import ast
 import contextlib
 import io
 import json
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,29 @@ def test_the_simulation_notebook_plans_then_simulates_a_chain() -> None:
     assert "requests finished" in text
 
 
+def test_the_training_notebook_shows_a_router_collapse_and_a_balanced_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = torch.get_num_threads()
+    try:
+        values, text = run_all(FOLDER / "train_router.ipynb")
+    finally:
+        torch.set_num_threads(before)
+    (total, active, steps, flops), *_, written = values
+    assert active < total
+    assert flops > 0
+    shown = re.findall(r"^(nothing|bias) +step +(\d+) +([\d.]+) of 8 ", text, re.MULTILINE)
+    last = {variant: float(experts) for variant, step, experts in shown if int(step) == steps}
+    # what the detector calls a collapse, and a load that is nearly even
+    assert last["nothing"] < 0.4 * 8 < 0.9 * 8 < last["bias"]
+    assert "warning: routing collapse" in text
+    assert re.match(r"There is a \w+ \w+ in the \w+\. The ", written), written
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_notebooks_need_no_torch_and_are_listed(path: Path) -> None:
-    assert "import torch" not in path.read_text(encoding="utf-8")
+def test_notebooks_are_listed_and_only_training_needs_torch(path: Path) -> None:
+    assert ("import torch" in path.read_text(encoding="utf-8")) == path.stem.startswith("train")
     assert path.name in (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
 from planners.deferred import Deferred
@@ -131,7 +132,7 @@ class KeptState(Frozen):
     """How training keeps its state: what data-parallel ranks share, what is recomputed, sequences of one pass."""
 
     zero_stage: int
-    activation_checkpointing: str
+    activation_checkpointing: Checkpointing
     micro_batch: int
 
 

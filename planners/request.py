@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.options import Mode, Option, Options, read_count, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.sharding.layout import Layout
@@ -208,12 +209,12 @@ class PlanRequest(Options):
         Field(ge=0, le=3),
     ] = None
     checkpointing: Annotated[
-        Literal["none", "full"] | None,
+        Checkpointing | None,
         Option(
-            "With --mode train: none or full activation checkpointing.",
+            "With --mode train: activation checkpointing, none, selective (attention's core) or full.",
             metavar="KIND",
             mode="train",
-            default="the faster; full without --gpus",
+            default="the fastest; full without --gpus",
         ),
     ] = None
     gradient_bytes: Annotated[

@@ -1,5 +1,6 @@
 """`l4spec run`: a layout run by its ranks, under torchrun or on this machine."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,15 @@ from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from l4spec.sharding.layout import Layout
+
+
+class Recomputed(StrEnum):
+    """What training computes again for its backward pass (`l4spec.layers.common.checkpointing`)."""
+
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
 
 NprocOption = Annotated[
     int | None,
@@ -34,6 +44,13 @@ ContextOption = Annotated[
     int,
     typer.Option(
         "--context", metavar="TOKENS", parser=o.tokens_from(1), help="Tokens of each sequence, as 64, 8k or 8Ki."
+    ),
+]
+CheckpointingOption = Annotated[
+    Recomputed | None,
+    typer.Option(
+        "--checkpointing",
+        help="Compute again for the backward pass: nothing, attention's core, or blocks.  [default: none]",
     ),
 ]
 RateOption = Annotated[float, typer.Option("--learning-rate", metavar="RATE", min=0.0, help="AdamW's.")]
@@ -82,6 +99,7 @@ def run_command(
     batch: BatchOption = 4,
     context: ContextOption = 64,
     learning_rate: RateOption = 1e-3,
+    checkpointing: CheckpointingOption = None,
     weights: WeightsOption = None,
     checkpoint: CheckpointOption = None,
     save_every: SaveEveryOption = None,
@@ -124,6 +142,7 @@ def run_command(
         resume,
         out,
         verify,
+        checkpointing.value if checkpointing else "none",
         timeout=timeout,
     )
     if environment is not None:

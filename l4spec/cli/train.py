@@ -12,10 +12,19 @@ from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ScaleOption
 from l4spec.cli.output import complain, page_in, show, write_file
-from l4spec.cli.run import SaveEveryOption, TimeoutOption, layout_of, prepare_ranks, run_device
+from l4spec.cli.run import (
+    CheckpointingOption,
+    Recomputed,
+    SaveEveryOption,
+    TimeoutOption,
+    layout_of,
+    prepare_ranks,
+    run_device,
+)
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
+    from l4spec.layers.common.checkpointing import Checkpointing
     from l4spec.report.training import RecipeRuns
     from l4spec.training.recipe.job import RecipeJob
     from l4spec.training.recipe.metrics import PhaseResult
@@ -49,7 +58,7 @@ LengthsSvgOption = Annotated[
     Path | None,
     typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw right answers by length of the text."),
 ]
-RecomputeOption = Annotated[bool, typer.Option("--recompute", help="Activation checkpointing.")]
+RecomputeOption = Annotated[bool, typer.Option("--recompute", help="The same as --checkpointing full.")]
 
 
 @app.command("train")
@@ -72,6 +81,7 @@ def train_command(
     save_every: SaveEveryOption = None,
     threads: ThreadsOption = None,
     recompute: RecomputeOption = False,
+    checkpointing: CheckpointingOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     timeout: TimeoutOption = 60.0,
@@ -102,7 +112,7 @@ def train_command(
         save_every,
         resume,
         threads,
-        recompute,
+        _checkpointing(checkpointing, recompute=recompute),
         timeout=timeout,
     )
     if seed is None:
@@ -119,6 +129,15 @@ def train_command(
 
         write_file(svg, length_svg(runs.name, runs.runs), force=force)
         complain(f"wrote {svg}")
+
+
+def _checkpointing(kind: Recomputed | None, *, recompute: bool) -> "Checkpointing":
+    """What is computed again. Raises UserError where two options say different things."""
+    if recompute and kind not in (None, Recomputed.FULL):
+        raise UserError([Problem(f"is --checkpointing full, beside {kind}", "--recompute", hint="leave it out")])
+    if recompute:
+        return "full"
+    return kind.value if kind else "none"
 
 
 def _can_draw(job: "RecipeJob", svg: Path, *, force: bool) -> None:

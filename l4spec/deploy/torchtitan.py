@@ -193,6 +193,11 @@ def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str,
         notes.append(
             "FSDP keeps its shards in training.dtype and casts what it gathers, where the plan also keeps bf16 ones"
         )
+    if request.plan.deployment.activation_checkpointing == "selective":
+        notes.append(
+            "its selective checkpointing keeps results of products and of attention alone: less than the plan's, and it "
+            "computes more again"
+        )
     if num_hosts > 1:
         notes.append(f"{HEAD} stands for the address of the first host")
     return tuple(notes)

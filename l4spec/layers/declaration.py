@@ -357,10 +357,10 @@ class Declaration:
     """A layer of one kind and one size. Compared by identity: layers that share a declaration are the same layer.
 
     `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
-    `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded); `saved` gives
-    what autograd keeps for the backward pass. `mixing` says what tokens take from each other (None: nothing, or by a
-    law of the kind's own), `routed` what a router spreads over experts, `activation` the function between projections.
-    `uncut` maps a mesh axis that would cut the layer by its logical axes to the reason why it must not.
+    `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded), `saved` what
+    autograd keeps; `recomputed` names those and the matmuls that selective checkpointing makes again. `mixing` says
+    what tokens take from each other (None: nothing, or by a law of the kind's own), `routed` what a router spreads,
+    `activation` the function between projections. `uncut` maps a mesh axis to the reason why it must not cut the layer.
     """
 
     parameters: tuple[Parameter, ...]
@@ -375,6 +375,7 @@ class Declaration:
     routed: RoutedExperts | None = None
     activation: str = ""
     uncut: Mapping[str, str] = field(default_factory=dict)
+    recomputed: tuple[str, ...] = ()
     num_parameters: int = field(init=False)
     num_active_parameters: int = field(init=False)
 

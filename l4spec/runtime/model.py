@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.huggingface.tokens import image_token_of
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.layers.common.modules import Context, LayerModule, fast_for
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
@@ -74,8 +75,9 @@ class Model(nn.Module):
 
     `nodes` are the layers that run here, by default all of the graph; `has_head` says whether the last is the head.
     `image_token_id` is the token whose places image vectors take, `quantization` the scheme that the weights are packed
-    by (`l4spec.quantize`). With `checkpoint_activations`, training keeps only the blocks' inputs and computes the rest
-    again in the backward pass. `record` and `loss_scale` are handed to every layer in training (`Context`).
+    by (`l4spec.quantize`). `checkpointing` says what training keeps for the backward pass, and what it computes again
+    there (`l4spec.layers.common.checkpointing`). `record` and `loss_scale` are handed to every layer in training
+    (`Context`).
     """
 
     generate = generation.generate
@@ -88,7 +90,7 @@ class Model(nn.Module):
         self.graph = graph
         self.nodes = graph.nodes if nodes is None else nodes
         self.image_token_id = _image_token(graph)
-        self.checkpoint_activations = False
+        self.checkpointing: Checkpointing = "none"
         self.quantization: Quantization | None = None
         self.record: Callable[[str, Tensor, Tensor], None] | None = None
         self.loss_scale = 1.0
@@ -169,6 +171,7 @@ class Model(nn.Module):
             raise ValueError(f"{self.graph.name} has no vision tower")
         layout = image_layout(pixel_values.shape[0], self._grid, self._class_token, pixel_values.device)
         context = Context(layout, class_token=self._class_token, record=None if self.training else self.record)
+        context.recomputes_core = self._recomputes("selective")
         return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
 
     def _forward(
@@ -181,7 +184,12 @@ class Model(nn.Module):
     def _context(self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None) -> Context:
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
         caches = cache.layers if cache else None
-        return Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
+        context = Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
+        context.recomputes_core = self._recomputes("selective")
+        return context
+
+    def _recomputes(self, kind: Checkpointing) -> bool:
+        return self.checkpointing == kind and self.training
 
     def _hidden(
         self, context: Context, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
@@ -210,7 +218,7 @@ class Model(nn.Module):
 
     def _run(self, segments: Iterable[Segment], context: Context, values: dict[str, Tensor | None]) -> Tensor:
         """Run segments in order; `values` holds the outputs of nodes before them, the model's own input under INPUT."""
-        recompute = self.checkpoint_activations and self.training and torch.is_grad_enabled()
+        recompute = self._recomputes("full") and torch.is_grad_enabled()
         result: Tensor | None = None
         for segment in segments:
             inputs = [values[name] for name in segment.inputs]

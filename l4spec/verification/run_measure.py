@@ -23,7 +23,7 @@ from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths
 from planners.catalog import engine
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
-from planners.device.activations import activation_rates, saved_per_token, training_bytes
+from planners.device.activations import activation_rates, kept_per_token, training_bytes
 from planners.module.activation_ledger import activation_bytes
 
 if TYPE_CHECKING:
@@ -224,7 +224,5 @@ def _beside_weights(graph: LayerGraph, sample: "RunShape", dtype: str) -> int:
     if not sample.training:
         return bytes_needed
     tokens, rates = sample.batch * sample.prefill, activation_rates(graph, 1, 1)
-    saved = training_bytes(
-        rates, saved_per_token(graph, 1, 1), tokens=tokens, in_flight=1, last=True, checkpointing="none"
-    )
+    saved = training_bytes(rates, kept_per_token(graph, 1, 1, "none"), tokens=tokens, in_flight=1, last=True)
     return bytes_needed + item * count_params(graph).total + saved * item // 2

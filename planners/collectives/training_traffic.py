@@ -7,7 +7,9 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 - tp, forward: an all-reduce of s after attention and after each feed-forward layer of every block, and after the
   embedding on the first stage. Backward: an all-reduce of s in front of the same layers (the gradient of what each
   rank was given whole), and in front of the head on the last stage. With full checkpointing each block's forward runs
-  once more, its all-reduces included. Cross-entropy over the divided vocabulary: three fp32 numbers per token.
+  once more up to the last tensor that the backward pass needs: its all-reduces, but for one after which nothing is
+  kept, as that of the last layer in front of a sum. Selective checkpointing sends nothing again. Cross-entropy over the
+  divided vocabulary: three fp32 numbers per token.
 - ep: an all-to-all of a token's stream for each expert it chose, there and back; forward, backward and recomputed. A
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.
@@ -30,8 +32,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import Dim, Parameter, RoutedExperts
+from l4spec.layers.declaration import Dim, Parameter, RoutedExperts, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, shard_shape
 from l4spec.units import ceil_div
@@ -137,10 +140,23 @@ def reductions(
     reduced = [group for group in groups if adds_up(group, layout)]
     blocks = sum(group.count for group in reduced if group.first.layer is not None)
     head = sum(group.count for group in groups if group.first.role == "head")
-    counts = {"forward": sum(group.count for group in reduced), "backward": blocks + head, "recomputed": blocks}
+    again = sum(
+        node.id not in _last_of_blocks(graph) for group in reduced for node in group.nodes if node.layer is not None
+    )
+    counts = {"forward": sum(group.count for group in reduced), "backward": blocks + head, "recomputed": again}
     for name in _passes(recomputes):
         calls, payload = counts[name] * load.micro_batches, counts[name] * stream
         yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
+
+
+@kept_with()
+def _last_of_blocks(graph: LayerGraph) -> frozenset[str]:
+    """Ids of the layers after which their block keeps nothing for the backward pass."""
+    saves: dict[int, str] = {}
+    for node in graph.nodes:
+        if node.scope == "text" and node.layer is not None and node.declaration.saved(Work(1, 1)):
+            saves[node.layer] = node.id
+    return frozenset(saves.values())
 
 
 def exchanges(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.layers.declaration import Buffer, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import layout_for, shard_size
@@ -25,13 +26,12 @@ ACTIVATION_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class ActivationRates:
-    """Bytes on one device: per token of a chunk, per row of logits, per image tile; and saved per token and layer."""
+    """Bytes on one device: per token of a chunk, per row of logits, and per image tile."""
 
     per_token: int
     per_logit_row: int
     per_tile: int
     widest: str
-    stream_per_token: int
 
 
 @kept_with(maxsize=512)
@@ -56,21 +56,40 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
         per_logit_row=logits,
         per_tile=_tile_bytes(graph, layout),
         widest=f"{widest.first.role} ({widest.first.label})",
-        stream_per_token=stream,
     )
 
 
-@kept_with(maxsize=512)
-def saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[int, ...]:
-    """Bytes that each layer of the language model keeps of one token for the backward pass, on one device."""
-    layout, saved = Layout(tp=tp, ep=ep), [0] * graph.num_layers
+@dataclass(frozen=True, slots=True)
+class KeptOfLayer:
+    """Bytes of one token that a layer's block keeps for the backward pass, and those that it makes again there."""
+
+    kept: int
+    again: int
+
+
+@kept_with(maxsize=1024)
+def kept_per_token(graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing) -> tuple[KeptOfLayer, ...]:
+    """What each layer of the language model keeps of one token on one device.
+
+    `full` keeps a block's input alone, `selective` all but what attention's core makes (`Declaration.recomputed`).
+    """
+    layout, saved, core = Layout(tp=tp, ep=ep), [0] * graph.num_layers, [0] * graph.num_layers
     for group in graph.groups:
         if group.first.scope == "text":
-            kept = _bytes(group, group.declaration.saved(Work(1, 1)), layout)
+            buffers = group.declaration.saved(Work(1, 1))
+            every = _bytes(group, buffers, layout)
+            of_core = tuple(buffer for buffer in buffers if buffer.name in group.declaration.recomputed)
+            made_again = _bytes(group, of_core, layout)
             for node in group.nodes:
                 if node.layer is not None:
-                    saved[node.layer] += kept
-    return tuple(saved)
+                    saved[node.layer] += every
+                    core[node.layer] += made_again
+    if checkpointing == "full":
+        stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+        return tuple(KeptOfLayer(stream, size) for size in saved)
+    if checkpointing == "none":
+        return tuple(KeptOfLayer(size, 0) for size in saved)
+    return tuple(KeptOfLayer(size - less, less) for size, less in zip(saved, core, strict=True))
 
 
 def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
@@ -108,15 +127,11 @@ def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, 
 
 
 def training_bytes(
-    rates: ActivationRates, saved: tuple[int, ...], *, tokens: int, in_flight: int, last: bool, checkpointing: str
+    rates: ActivationRates, layers: tuple[KeptOfLayer, ...], *, tokens: int, in_flight: int, last: bool
 ) -> int:
-    """Bytes kept for the backward pass by a stage whose layers save `saved` bytes of a token each.
+    """Bytes of a stage's activations: what its layers keep of `in_flight` micro-batches of `tokens` tokens.
 
-    `in_flight` micro-batches of `tokens` tokens are under way. `full` checkpointing keeps each block's input and
-    recomputes one block at a time; `none` keeps everything. The last stage holds logits and their gradient.
+    Beside them what one layer makes again in the backward pass, and on the last stage logits and their gradient.
     """
-    if checkpointing == "full":
-        kept = len(saved) * rates.stream_per_token * in_flight + max(saved)
-    else:
-        kept = sum(saved) * in_flight
+    kept = in_flight * sum(layer.kept for layer in layers) + max(layer.again for layer in layers)
     return tokens * (kept + (2 * rates.per_logit_row if last else 0))

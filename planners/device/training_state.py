@@ -13,25 +13,25 @@ from math import prod
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.graph.trainable import trained_names
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.quantization.matmuls import matmul_table
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
 from l4spec.units import ceil_div
-from planners.device.activations import activation_rates, saved_per_token, training_bytes
+from planners.device.activations import activation_rates, kept_per_token, training_bytes
 from planners.device.stages import PipelineStage
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
 WEIGHT_BYTES = 2
-CHECKPOINTING = ("none", "full")
 PRECISIONS = ("bf16", "fp8")
 """Formats that the matmuls of training may run in; what is kept stays as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
-    """How training keeps its state. `checkpointing` is `none` or `full`; `gradient_bytes` is 2 or 4 a parameter.
+    """How training keeps its state. `gradient_bytes` is 2 or 4 a parameter.
 
     `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and those that the scheme `fp8_matmuls`
     packs are cast layer by layer; the casts are not counted.
@@ -39,7 +39,7 @@ class TrainSetting:
 
     optimizer: str = "adamw"
     zero_stage: int = 1
-    checkpointing: str = "full"
+    checkpointing: Checkpointing = "full"
     gradient_bytes: int = 4
     micro_batch: int = 1
     precision: str = "bf16"
@@ -77,18 +77,17 @@ def training_state(
     micro = min(train.micro_batch, max(sequences, 1))
     in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
-    saved = saved_per_token(graph, layout.tp, layout.ep)
+    kept_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing)
     return TrainingState(
         weights=WEIGHT_BYTES * kept(every, 3),
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
         activations=training_bytes(
             rates,
-            tuple(saved[layer] for layer in stage.layers),
+            tuple(kept_layers[layer] for layer in stage.layers),
             tokens=micro * context,
             in_flight=in_flight,
             last=stage.last,
-            checkpointing=train.checkpointing,
         ),
         gathered=_gathered(graph, train, layout, stage),
     )

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
+from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.sharding.layout import Layout
 from planners.deployment import Deployment
 from planners.device.memory import place
-from planners.device.training_state import CHECKPOINTING, TrainSetting
+from planners.device.training_state import TrainSetting
 from planners.plan_types import BY_TIME, LayoutRow
 from planners.request import PlanRequest
 from planners.search.caution import caution

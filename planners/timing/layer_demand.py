@@ -10,7 +10,16 @@ from math import prod
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import AttentionPairs, Bound, Declaration, Elementwise, HeadProducts, Matmul, Work
+from l4spec.layers.declaration import (
+    AttentionPairs,
+    Bound,
+    Declaration,
+    Elementwise,
+    HeadProducts,
+    Matmul,
+    Operation,
+    Work,
+)
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from l4spec.spec.storage import PlainLaw
@@ -30,7 +39,8 @@ from planners.timing.expert_coverage import (
 class KindProfile:
     """`count` equal layers on one device: rates per token of one layer, before any step is known.
 
-    `flops` is by number format of the matmul. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
+    `flops_per_row` is by number format of the matmul, and so of those that selective checkpointing runs again
+    `core_flops_per_row`. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
     describe its routing. `cache_bytes` is per cached token; `bound` the cache's law. What layers send is in the
     list of `planners.collectives.collectives`.
     """
@@ -39,6 +49,7 @@ class KindProfile:
     group: LayerGroup
     count: int
     flops_per_row: tuple[tuple[str, int], ...]
+    core_flops_per_row: tuple[tuple[str, int], ...]
     per_logit_row: bool
     weight_bytes: int
     expert_bytes: int
@@ -189,7 +200,8 @@ def _profile_of(
         name=kind_name(group),
         group=group,
         count=group.count,
-        flops_per_row=_matmul_rates(graph, group, scheme, layout),
+        flops_per_row=_matmul_rates(graph, group, scheme, layout, one),
+        core_flops_per_row=_matmul_rates(graph, group, scheme, layout, _of_core(group.declaration, one)),
         per_logit_row=node.role == "head",
         weight_bytes=weights,
         expert_bytes=experts,
@@ -210,13 +222,19 @@ def kind_name(group: LayerGroup) -> str:
     return role if role in ("embedding", "head") else "norms and adds"
 
 
-def _matmul_rates(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout) -> tuple[tuple[str, int], ...]:
-    """FLOPs that one token costs one device in one layer, by number format.
+def _of_core(declaration: Declaration, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    return tuple(op for op in operations if op.name in declaration.recomputed)
+
+
+def _matmul_rates(
+    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, operations: tuple[Operation, ...]
+) -> tuple[tuple[str, int], ...]:
+    """FLOPs that one token costs one device in these operations of one layer, by number format.
 
     A routed token's rows spread over ep ranks, and each of the ep ranks sends tokens of its own: the two cancel.
     """
     rates: dict[str, int] = {}
-    for op in group.declaration.operations(Work(1, 1)):
+    for op in operations:
         if isinstance(op, Matmul):
             shape = shard_shape(group.first, op.weight, layout)
             law = scheme.table.law_for(target_of(graph, group.first, op.weight))

@@ -56,6 +56,7 @@ class TimedTraining:
             ep_span=layout.ep * layout.tp,
             micro_batch=train.micro_batch,
             recompute=1.0 if train.checkpointing == "full" else 0.0,
+            attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
         )
 
     def replica_seconds(self) -> float | None:

@@ -30,7 +30,8 @@ class TrainLoad:
     """One optimizer step over `sequences` of `length` tokens on `num_devices` devices.
 
     `ep` experts' groups lie inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
-    pipeline. `recompute` forward passes are done again for the backward pass; `attention_recompute` only attention.
+    pipeline. `recompute` forward passes are done again for the backward pass; `attention_recompute` only attention's
+    core.
     `frozen_weights` (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
     """
 
@@ -83,8 +84,12 @@ class TrainModel:
         share = load.share
         times = []
         for kind in kinds:
-            rows = share * kind.count * load.length * load.passes
+            tokens = share * kind.count * load.length
+            rows = tokens * load.passes
             matmuls = [(dtype, rows * flops) for dtype, flops in kind.flops_per_row]
+            if load.attention_recompute:
+                again = tokens * load.attention_recompute
+                matmuls += [(dtype, again * flops) for dtype, flops in kind.core_flops_per_row]
             pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
             attention = pairs * kind.pair_flops * self._attention_passes(load)
             moved = rows * kind.moved_bytes_per_token
@@ -98,7 +103,9 @@ class TrainModel:
     def _kind(
         self, kind: KindProfile, matmuls: list[tuple[str, float]], attention: float, moved: float, load: TrainLoad
     ) -> KindLatency:
-        compute = {dtype: flops / self._peak(dtype) for dtype, flops in matmuls}
+        compute: dict[str, float] = {}
+        for dtype, flops in matmuls:
+            compute[dtype] = compute.get(dtype, 0.0) + flops / self._peak(dtype)
         scores = attention / self._peak(ATTENTION_DTYPE)
         memory = moved / self.machine.bandwidth
         factors, estimate = self.efficiency, None

@@ -10,9 +10,10 @@ import typer
 from l4spec.cli import app
 from l4spec.cli.verify import REFUSED
 from l4spec.errors import UserError
+from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.options import flag_of, option_of
 from l4spec.report.model_table import ACCEPTED
-from planners.device.training_state import CHECKPOINTING, OPTIMIZER_BYTES, PRECISIONS
+from planners.device.training_state import OPTIMIZER_BYTES, PRECISIONS
 from planners.plan import plan
 from planners.request import PlanRequest
 from tests.cli.conftest import Run

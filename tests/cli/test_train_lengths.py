@@ -37,10 +37,18 @@ def test_a_picture_that_cannot_be_is_refused_before_anything_is_trained(
     assert [path.name for path in tmp_path.iterdir()] == ["there.svg"]
 
 
+def test_two_ways_to_compute_again_are_refused(run: Run) -> None:
+    result = run("train", "recipes/collapse", "--recompute", "--checkpointing", "selective")
+    assert result.exit_code == 2
+    assert "--recompute: is --checkpointing full, beside selective" in result.stderr
+
+
 def test_a_run_shows_and_draws_its_curves(run: Run, tmp_path: Path) -> None:
     (tmp_path / "short.yaml").write_text(SHORT)
     svg = tmp_path / "curves.svg"
-    result = run("train", str(tmp_path / "short.yaml"), "--repeats", "2", "--svg", str(svg))
+    result = run(
+        "train", str(tmp_path / "short.yaml"), "--repeats", "2", "--checkpointing", "selective", "--svg", str(svg)
+    )
     assert result.exit_code == 0, result.stderr
     assert "trained to" in result.stdout
     assert svg.read_text().count("<circle") == 2  # two lengths

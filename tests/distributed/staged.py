@@ -154,7 +154,7 @@ def train(rank: int, layout: Layout, options: dict[str, bool]) -> Results:
         of_one = torch.nn.functional.cross_entropy(own_logits.flatten(0, 1), model.own_rows(labels).flatten())
     with pytest.raises(ValueError, match="cannot be cut into 3 equal microbatches"):
         step(3)
-    model.checkpoint_activations = True
+    model.checkpointing = "full"
     steps.append(step(None))
     return {
         "place": model.mesh.place,

@@ -36,7 +36,7 @@ def whole_model(options: Json) -> Model:
 def trained(rank: int, options: Json, layout: Layout) -> dict[str, Any]:
     """Gradients, loads and biases after one step of one microbatch, with activations computed again."""
     model = distribute(whole_model(options), layout, train=True)
-    model.checkpoint_activations = True
+    model.checkpointing = "full"
     log = RoutingLog(model)
     own = model.own_rows(IDS)
     loss = train_step(model, own[:, :-1], own[:, 1:], num_microbatches=1)

@@ -7,6 +7,7 @@ import torch
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.parallel.distribute import distribute
@@ -38,9 +39,12 @@ def same_ranks(axis: str, layout: Layout) -> str:
     return "ep" if layout.dp == 1 else "dp" if layout.ep == 1 else axis
 
 
-def stepped(_: int, name: str, layout: Layout) -> dict[tuple[str, str], tuple[int, int]]:
+def stepped(
+    _: int, name: str, layout: Layout, checkpointing: Checkpointing = "none"
+) -> dict[tuple[str, str], tuple[int, int]]:
     """Calls and bytes by axis and collective of one step on a rank; row counts of the exchange (int32) left out."""
     model = distribute(build(seeing_nothing(name), "meta", "fp32"), layout, train=True)
+    model.checkpointing = checkpointing
     mesh = model.mesh
     groups = {"dp_ep": mesh.data.group} | {axis: mesh.axis(axis).group for axis in ("tp", "ep", "dp")}
     ids = torch.arange(SEQUENCES * TOKENS).view(SEQUENCES, TOKENS) * 7 % 100
@@ -55,10 +59,10 @@ def stepped(_: int, name: str, layout: Layout) -> dict[tuple[str, str], tuple[in
     }
 
 
-def planned(name: str, layout: Layout) -> tuple[CollectiveTraffic, ...]:
-    """The rows of one step of FSDP (ZeRO 3), every sequence of a rank in one micro-batch, nothing recomputed."""
+def planned(name: str, layout: Layout, checkpointing: Checkpointing) -> tuple[CollectiveTraffic, ...]:
+    """The rows of one step of FSDP (ZeRO 3), every sequence of a rank in one micro-batch."""
     graph, own = seeing_nothing(name), SEQUENCES // (layout.dp * layout.ep)
-    train = TrainSetting(zero_stage=3, checkpointing="none", micro_batch=own, gradient_bytes=4)
+    train = TrainSetting(zero_stage=3, checkpointing=checkpointing, micro_batch=own, gradient_bytes=4)
     (stage,) = stages(graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp)
     return stage_traffic(graph, train, layout, StepTokens.of(train, layout, TOKENS, SEQUENCES), stage, None).rows
 
@@ -68,18 +72,29 @@ def in_fp32(row: CollectiveTraffic) -> int:
     return row.payload_bytes * (1 if kept else IN_FP32)
 
 
+LAYOUTS = (Layout(tp=2), Layout(ep=2), Layout(dp=2), Layout(tp=2, ep=2), Layout(ep=2, dp=2), Layout(tp=2, dp=2))
+
+
 @pytest.mark.parametrize("name", ["tiny/scout", "tiny/maverick"])
-@pytest.mark.parametrize(
-    "layout",
-    [Layout(tp=2), Layout(ep=2), Layout(dp=2), Layout(tp=2, ep=2), Layout(ep=2, dp=2), Layout(tp=2, dp=2)],
-    ids=str,
-)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_training_step_sends_what_the_plan_says(name: str, layout: Layout) -> None:
+    compare(name, layout, "none")
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "layout"), [("selective", LAYOUTS[5]), ("full", LAYOUTS[5]), ("full", LAYOUTS[3])]
+)
+def test_what_is_computed_again_is_sent_again(checkpointing: Checkpointing, layout: Layout) -> None:
+    """Attention's core sends nothing; blocks send what they sent in the forward pass."""
+    compare("tiny/maverick", layout, checkpointing)
+
+
+def compare(name: str, layout: Layout, checkpointing: Checkpointing) -> None:
     """Each rank to the byte; tokens to experts together, since a rank sends back as many as came to it."""
-    ranks = run_world(layout.num_devices, stepped, name, layout)
+    ranks = run_world(layout.num_devices, stepped, name, layout, checkpointing)
     expected: Bytes = Counter()
     calls: Bytes = Counter()
-    for row in planned(name, layout):
+    for row in planned(name, layout, checkpointing):
         key = (same_ranks(row.axis, layout), row.collective)
         expected[key] += in_fp32(row)
         calls[key] += row.calls

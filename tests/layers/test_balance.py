@@ -180,7 +180,7 @@ def test_drops_of_a_capacity_are_counted() -> None:
 def test_activation_checkpointing_counts_and_adds_nothing_twice(options: Json) -> None:
     def trained(*, recompute: bool) -> tuple[dict[str, Tensor], list[tuple[str, list[int]]]]:
         model = balanced_model(options)
-        model.checkpoint_activations = recompute
+        model.checkpointing = "full" if recompute else "none"
         seen: list[tuple[str, list[int]]] = []
         model.record = lambda node, counts, dropped: seen.append((node, counts.tolist()))
         torch.autograd.backward(model(token_ids(2, 12, 97)).square().mean())

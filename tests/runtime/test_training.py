@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from l4spec.layers.attention.compute import Attention
+from l4spec.layers.attention.masks import CausalMask, ChunkedMask, Mask, SlidingWindowMask
+from l4spec.layers.common.checkpointing import CHECKPOINTING, Checkpointing
+from l4spec.layers.common.modules import Context, TokenLayout
 from l4spec.runtime.model import Model
+from planners.device.activations import KeptOfLayer, kept_per_token
+from tests.runtime.kept import kept_bytes
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 from tests.runtime.tiny import vision as tower
 
@@ -56,30 +62,77 @@ def test_gradients_are_the_slopes_of_the_loss(name: str) -> None:
         assert slope == pytest.approx(float((result[tensor_name] * direction).sum()), rel=1e-5, abs=1e-7), tensor_name
 
 
+@pytest.mark.parametrize("checkpointing", ["selective", "full"])
 @pytest.mark.parametrize("name", MODELS)
-def test_recomputing_activations_changes_no_gradient(name: str) -> None:
+def test_recomputing_activations_changes_no_gradient(name: str, checkpointing: Checkpointing) -> None:
     model, ids = randomised(graph_of(MODELS[name])).train(), token_ids(2, 19)
     expected = gradients(model, ids)
-    model.checkpoint_activations = True
+    model.checkpointing = checkpointing
     actual = gradients(model, ids)
     assert actual.keys() == expected.keys()
     assert all(torch.allclose(actual[key], expected[key], rtol=1e-12, atol=1e-14) for key in expected)
 
 
-def test_recomputing_keeps_fewer_activations() -> None:
-    model, ids = randomised(graph_of(llama4_text())).train(), token_ids(2, 64)
-    kept = {False: 0, True: 0}
-    for model.checkpoint_activations in kept:
-        sizes: list[int] = []
+DENSE = {"a": gqa(mask={"kind": "causal"}), "f": SWIGLU}
+FP32, BF16 = 4, 2
 
-        def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
-            sizes.append(tensor.numel())
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss_of(model, ids)
-        kept[model.checkpoint_activations] = sum(sizes)
-    assert kept[True] < 0.3 * kept[False]
+def kept_of(num_layers: int, checkpointing: Checkpointing) -> int:
+    graph = graph_of(text_of(DENSE, [{"attention": "a", "ffn": "f", "repeat": num_layers}]))
+    model, ids = randomised(graph, dtype="fp32").train(), token_ids(2, 32)
+    model.checkpointing = checkpointing
+    return kept_bytes(model, ids, besides=model.parameters())
+
+
+def planned_of(checkpointing: Checkpointing) -> KeptOfLayer:
+    graph = graph_of(text_of(DENSE, [{"attention": "a", "ffn": "f"}]))
+    return kept_per_token(graph, 1, 1, checkpointing)[0]
+
+
+def test_full_checkpointing_keeps_of_a_layer_what_is_planned_to_the_byte() -> None:
+    """What a third layer adds; the plan counts bf16."""
+    added = kept_of(3, "full") - kept_of(2, "full")
+    assert added == 2 * 32 * planned_of("full").kept * FP32 // BF16
+
+
+def test_selective_checkpointing_saves_what_is_planned_to_the_byte() -> None:
+    """Of fused attention the sums of softmaxes, which are fp32 in the plan too."""
+    saved = kept_of(2, "none") - kept_of(2, "selective")
+    assert saved == 2 * 2 * 32 * planned_of("selective").again > 0
+
+
+@pytest.mark.parametrize(
+    ("mask", "softcap"),
+    [
+        (CausalMask(kind="causal"), None),
+        (CausalMask(kind="causal"), 2.0),
+        (ChunkedMask(kind="chunked", size=16), None),
+        (SlidingWindowMask(kind="sliding_window", size=10), None),
+    ],
+)
+def test_the_core_of_attention_keeps_its_inputs_alone(mask: Mask, softcap: float | None) -> None:
+    query, key, value = (torch.randn(2, 40, *shape, requires_grad=True) for shape in ((6, 8), (16,), (16,)))
+    attention = Attention(mask, 0.3, (16, 16), lambda rows: (by_head(rows[0]), by_head(rows[1])), softcap=softcap)
+    context = Context(TokenLayout(2, 40, 0, torch.arange(40)), recomputes_core=True)
+    kept = kept_bytes(lambda *rows: attention(rows[0], rows[1:], context, None), query, key, value)
+    assert kept == query.nbytes + key.nbytes + value.nbytes
+
+
+def by_head(rows: Tensor) -> Tensor:
+    return rows.view(*rows.shape[:-1], 2, 8).transpose(1, 2)
+
+
+def test_heads_of_a_latent_are_expanded_again() -> None:
+    """Of latent attention neither keys nor values are kept: at least what the plan leaves out."""
+    graph = graph_of(text_of({"a": MLA, "f": SWIGLU}, [{"attention": "a", "ffn": "f"}]))
+    model, ids = randomised(graph, dtype="fp32").train(), token_ids(2, 32)
+    kept: dict[Checkpointing, int] = {}
+    for kind in CHECKPOINTING:
+        model.checkpointing = kind
+        kept[kind] = kept_bytes(model, ids, besides=model.parameters())
+    planned = kept_per_token(graph, 1, 1, "selective")[0].again * FP32 // BF16
+    assert kept["none"] - kept["selective"] >= 2 * 32 * planned
+    assert kept["full"] < kept["selective"] < kept["none"]
 
 
 def test_the_vision_tower_recomputes_too() -> None:
@@ -90,13 +143,14 @@ def test_the_vision_tower_recomputes_too() -> None:
     ids[0, 2:6] = 5
     pixels = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     all_gradients = []
-    for model.checkpoint_activations in (False, True):
+    for kind in CHECKPOINTING:
+        model.checkpointing = kind
         model.zero_grad()
         torch.autograd.backward(model(ids, pixel_values=pixels).square().mean())
         grad = model.get_parameter("vision.layers.0.ffn.up_proj.weight").grad
         assert grad is not None
         all_gradients.append(grad.clone())
-    assert torch.allclose(all_gradients[0], all_gradients[1], rtol=1e-12, atol=1e-14)
+    assert all(torch.allclose(all_gradients[0], other, rtol=1e-12, atol=1e-14) for other in all_gradients[1:])
     assert bool(all_gradients[0].any())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from l4spec.errors import SpecError, UserError
 from l4spec.graph.build import build_graph
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.layers.common.grouped_linear import grouped_linear
 from l4spec.layers.declaration import Work
 from l4spec.quantization.matmuls import BLOCK, in_fp8, matmul_problems, matmul_table
@@ -233,18 +234,19 @@ def test_a_weight_s_copy_takes_the_planned_bytes(scaling: Scaling) -> None:
     assert sum(each.codes.nbytes + each.scale.nbytes for each in copies) == planned.weight_bytes
 
 
-def gradients_of(recomputes: bool) -> dict[str, Tensor]:
+def gradients_of(checkpointing: Checkpointing) -> dict[str, Tensor]:
     model = rank_model("tiny/router-softmax")
-    model.checkpoint_activations = recomputes
+    model.checkpointing = checkpointing
     with in_training(model, Fp8Spec(scaling="rowwise")):
         one_step(model.train())
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def test_recomputed_activations_are_rounded_alike() -> None:
-    kept, recomputed = gradients_of(False), gradients_of(True)
-    assert kept.keys() == recomputed.keys()
-    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+    kept = gradients_of("none")
+    for recomputed in (gradients_of("selective"), gradients_of("full")):
+        assert kept.keys() == recomputed.keys()
+        assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
 def test_outside_nothing_is_rounded() -> None:

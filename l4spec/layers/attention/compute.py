@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.attention.walk import BLOCK
@@ -38,6 +39,20 @@ class Attention:
         """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
         if cache is not None and cache.defers:
             return cache.defer(self, query, new, self.expand(new)[1].shape[-1])
+        if context.recomputes_core and cache is None and torch.is_grad_enabled():
+            return self._again_backward(query, new, context)
+        return self._core(query, new, context, cache)
+
+    def _again_backward(self, query: Tensor, new: Rows, context: Context) -> Tensor:
+        """Without a cache; autograd keeps the query and the rows alone, and the backward pass attends once more."""
+
+        def core(query: Tensor, *new: Tensor) -> Tensor:
+            return self._core(query, new, context, None)
+
+        result: Tensor = checkpoint(core, query, *new, use_reentrant=False, preserve_rng_state=False)
+        return result
+
+    def _core(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
         query = query.transpose(1, 2)
         layout = context.layout
         if not layout.is_uniform or (layout.num_new is not None and isinstance(self.mask, NoMask)):

@@ -1,7 +1,4 @@
-"""What every torch module of a layer shares: its base class and what a forward pass tells all layers.
-
-Only `layers/*/module.py`, the `torch_*` files beside this one and `runtime/` import torch.
-"""
+"""What every torch module of a layer shares: its base class and what a forward pass tells all layers."""
 
 import math
 import threading
@@ -59,10 +56,10 @@ class Context:
     """What one forward pass tells every layer besides its inputs.
 
     `caches` holds a cache per node id, `class_token` where a vision tower keeps its class token, `image_mask`
-    [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotation tables,
-    masks), made by the first layer that asks. Mixtures tell `record` their node's id, how many choices each expert
-    got [experts] and, in training, how many were dropped, unless the pass `is_recomputed` after a checkpoint;
-    `loss_scale` is the share of this pass in its step, for losses that layers add themselves.
+    [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotations, masks).
+    Mixtures tell `record` their node's id, how many choices each expert got [experts] and, in training, how many were
+    dropped, unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step.
+    With `recomputes_core` attention keeps its inputs and result alone for the backward pass.
     """
 
     layout: TokenLayout
@@ -73,6 +70,7 @@ class Context:
     record: Callable[[str, Tensor, Tensor], None] | None = None
     loss_scale: float = 1.0
     is_recomputed: bool = False
+    recomputes_core: bool = False
 
     def cache_of(self, node_id: str) -> LayerCache | None:
         """The cache of a layer; None when nothing is cached."""

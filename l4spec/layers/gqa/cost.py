@@ -63,6 +63,7 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
         executed=executed,
         mixing=TokenMixing(bound, rotations_of(spec.position, spec.head_dim)),
         uncut=_uncut(spec),
+        recomputed=("log_sum_exp",),
     )
 
 

@@ -77,6 +77,7 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         saved=live,
         executed=executed,
         mixing=TokenMixing(cache_bound(spec.mask), rotations_of(spec.position, spec.qk_rope_head_dim)),
+        recomputed=("key", "value", "kv_b_proj"),
     )
 
 

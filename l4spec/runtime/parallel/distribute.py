@@ -52,7 +52,7 @@ def distribute(
     mesh = make_mesh_for(model.graph, layout, chosen)
     rank = build_rank(model.graph, mesh, model.dtype)
     rank.image_token_id = model.image_token_id
-    rank.checkpoint_activations = model.checkpoint_activations
+    rank.checkpointing = model.checkpointing
     if train:
         shard_over_data(rank.train(), mesh, rank.nodes, rank.dtype)
     if chosen.type == "meta":

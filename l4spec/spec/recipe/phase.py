@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from l4spec.layers.base import AsTuple, PositiveFloat, Size, Spec
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.spec.header import located
 from l4spec.spec.quantities import Share, Tokens, TrainTokens
 from l4spec.spec.recipe.data import Key, Weight
@@ -58,8 +59,8 @@ class LayoutSpec(Spec):
     """Data-parallel degree."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage (arXiv:1910.02054)."""
-    checkpointing: Literal["none", "full"] = "full"
-    """Activation checkpointing."""
+    checkpointing: Checkpointing = "full"
+    """Activation checkpointing: nothing, the core of attention, or whole blocks are computed again."""
 
 
 class PhaseBase(Spec):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from l4spec.errors import Problem, SpecError
 from l4spec.graph.trainable import selector_problems
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
@@ -25,7 +26,7 @@ class RecipeJob(Task):
     save_every: int | None = None
     resume: bool = False
     threads: int | None = None
-    recompute: bool = False
+    checkpointing: Checkpointing = "none"
 
     worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
     is_safe: ClassVar[str] = "the last checkpoint is whole"
@@ -75,6 +76,7 @@ class RecipeJob(Task):
             "--device": self.device,
             "--variant": self.variant,
             "--out": None if self.out is None else str(self.out),
+            "--checkpointing": self.checkpointing,
             "--save-every": self.save_every,
             "--resume": self.resume,
         }

@@ -73,7 +73,7 @@ class RecipeRun:
         self.factors = self._factors()
         self.checkpoint = latest_step(job.out) if job.resume else None
         self.model = self._fresh(job.seed if self.checkpoint is None else None, train=True)
-        self.model.checkpoint_activations = job.recompute
+        self.model.checkpointing = job.checkpointing
         self.done = 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
         self.metrics = MetricsFile(job.out, self.done)
         self.detector = CollapseDetector()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from l4spec.errors import Problem, os_reason
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.runtime.parallel.run.task import Task
 from l4spec.training.step_folders import STEP
 
@@ -35,6 +36,7 @@ class Job(Task):
     resume: bool = False
     out: Path | None = None
     verify: bool = True
+    checkpointing: Checkpointing = "none"
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
     worker: ClassVar[str] = "l4spec.training.run.worker:work"
@@ -62,6 +64,7 @@ class Job(Task):
             "degrees": str(self.layout),
             "--device": self.device,
             "--steps": self.steps,
+            "--checkpointing": self.checkpointing,
             "--generate": self.generate,
             "--ids": None if self.ids is None else list(self.ids),
             "--weights": _text(self.weights),
@@ -89,6 +92,8 @@ class Job(Task):
             yield Problem(f"{longest:,} tokens, the model is made for {width.max_seq_len:,}", "--context")
         if self.ids is not None and not all(token < width.vocab_size for token in self.ids):
             yield Problem(f"expected token ids below {width.vocab_size:,}", "--ids")
+        if self.checkpointing != "none" and not self.steps:
+            yield Problem("needs --steps", "--checkpointing")
         if self.ids is not None and not self.generate:
             yield Problem("needs --generate", "--ids")
         for option in ("save_every", "resume"):

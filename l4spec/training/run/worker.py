@@ -26,6 +26,7 @@ def work(job: Job, log: Log, store: Store) -> None:
     empty = build(job.graph, "meta", job.number_format)
     device = _own_device(job.device)
     model = distribute(empty, job.layout, device=device, seed=None if is_filled else job.seed, train=job.steps > 0)
+    model.checkpointing = job.checkpointing
     optimizer = make_optimizer(model, OptimizerSpec(learning_rate=job.learning_rate)) if job.steps else None
     start = _load(job, model, optimizer, checkpoint, log)
     if optimizer is not None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from l4spec.layers.common.checkpointing import CHECKPOINTING, Checkpointing
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
@@ -123,10 +124,10 @@ def test_a_stage_of_a_pipeline_sends_its_part_of_what_one_stage_sends(name: str,
         assert sum(part[key].payload_bytes for part in parts if key in part) == planned + beside
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_a_training_step_is_timed_by_the_activations_that_are_planned(
-    name: str, layout: Layout, checkpointing: str
+    name: str, layout: Layout, checkpointing: Checkpointing
 ) -> None:
     """Ranks of tp send routed tokens once together (sequence parallelism), where the plan's rank sends all of them."""
     train, sequences, length = TrainSetting(checkpointing=checkpointing), layout.num_devices, 256
@@ -144,6 +145,7 @@ def test_a_training_step_is_timed_by_the_activations_that_are_planned(
         ep=layout.ep,
         ep_span=layout.tp * layout.ep,
         recompute=1.0 if checkpointing == "full" else 0.0,
+        attention_recompute=1.0 if checkpointing == "selective" else 0.0,
     )
     timed = communication_seconds(graph(name), machine(8), step)
     for axis, prefix, shared in (("tp", "activations", 1), ("ep", "routed tokens", layout.tp)):

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from l4spec.layers.common.checkpointing import CHECKPOINTING
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.search.training_choice import MICRO_BATCHES, ROOM, ZERO_STAGES
@@ -40,7 +41,12 @@ def is_comfortable(planned: Plan) -> bool:
 
 @pytest.mark.parametrize(
     ("spec", "gpus", "precision"),
-    [("llama-3.1-8b", "8xH100", "bf16"), ("scout", "32xH100", "fp8"), ("olmoe-1b-7b", "2xA100", "bf16")],
+    [
+        ("llama-3.1-8b", "8xH100", "bf16"),
+        ("scout", "32xH100", "fp8"),
+        ("olmoe-1b-7b", "2xA100", "bf16"),
+        ("deepseek-v3", "512xH100", "bf16"),
+    ],
 )
 def test_the_setting_of_a_layout_is_that_of_brute_force(spec: str, gpus: str, precision: str) -> None:
     open_ = plan(graph(spec), gpus=gpus, precision=precision, **SMALL)
@@ -59,7 +65,7 @@ def test_the_setting_of_a_layout_is_that_of_brute_force(spec: str, gpus: str, pr
                 **degrees,
                 **SMALL,
             )
-            for z, c, m in product((0, *ZERO_STAGES), ("none", "full"), MICRO_BATCHES)
+            for z, c, m in product((0, *ZERO_STAGES), CHECKPOINTING, MICRO_BATCHES)
         ]
         fitting = [planned for planned in every if planned.fits]
         best = min([p for p in fitting if is_comfortable(p)] or fitting, key=compared)

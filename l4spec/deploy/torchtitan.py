@@ -195,7 +195,7 @@ def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str,
         )
     if request.plan.deployment.activation_checkpointing == "selective":
         notes.append(
-            "its selective checkpointing keeps results of products and of attention alone: less than the plan's, and it "
+            "its selective checkpointing keeps results of products and of attention alone: less than planned, and it "
             "computes more again"
         )
     if num_hosts > 1:

@@ -6,6 +6,8 @@ the cheaper form, which is the expanded one for every published model, and leave
 `executed_operations` says which form our module takes, and counts those.
 """
 
+from functools import partial
+
 from l4spec.layers.attention.masks import NoMask, attended_pairs, cache_bound
 from l4spec.layers.attention.positions import rotations_of
 from l4spec.layers.attention.walk import walk
@@ -63,9 +65,8 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         changed: dict[str, Operation] = {"attend": attend, "kv_b_proj": expand}
         return tuple(changed.get(op.name, op) for op in operations(work))
 
-    def live(work: Work) -> tuple[Buffer, ...]:
-        widths = {"normed_input": hidden, "query": heads_qk, "latent": compressed, "key": heads_qk, "value": heads_v}
-        return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in (*widths.items(), ("attended", heads_v)))
+    widths = {"normed_input": hidden, "query": heads_qk, "latent": compressed, "key": heads_qk, "value": heads_v}
+    live = partial(_buffers, (*widths.items(), ("attended", heads_v)))
 
     return Declaration(
         (*query, *kv_a, kv_norm, *kv_b, *o),
@@ -79,6 +80,10 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
         mixing=TokenMixing(cache_bound(spec.mask), rotations_of(spec.position, spec.qk_rope_head_dim)),
         recomputed=("key", "value", "kv_b_proj"),
     )
+
+
+def _buffers(widths: tuple[tuple[str, Dim], ...], work: Work) -> tuple[Buffer, ...]:
+    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths)
 
 
 def _cache(spec: MLASpec) -> tuple[CacheEntry, ...]:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from l4spec.errors import Problem, UserError, nearest
-from l4spec.units import parse_count
+from l4spec.units import parse_bytes, parse_count, parse_quantity
 
 Mode = Literal["serve", "train"]
 
@@ -58,6 +58,20 @@ def read_number(text: str) -> float:
         return float(text)
     except ValueError:
         raise ValueError(f"expected a number, found {_short(text)}") from None
+
+
+def read_memory(text: str) -> str:
+    """A size above 0 with its unit, as `128GB` or `256 GiB`, kept as it is written. Raises ValueError."""
+    if parse_bytes(text) <= 0:
+        raise ValueError(f"expected a size above 0, found {text!r}")
+    return text
+
+
+def read_bandwidth(text: str) -> str:
+    """Bytes per second above 0 with their unit, as `89.6GB/s`, kept as they are written. Raises ValueError."""
+    if parse_quantity(text, "B/s") <= 0:
+        raise ValueError(f"expected a rate above 0, found {text!r}")
+    return text
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,17 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED, scheme_for
+from l4spec.units import parse_bytes, parse_quantity
 from planners.catalog import engine as engine_of
 from planners.catalog.cluster import Cluster, parse_cluster, resized
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
+from planners.device.host_memory import ASSUMED_BANDWIDTH, HostMemory
 from planners.device.memory import Setting
-from planners.request import LARGEST, PlanRequest
+from planners.request import HOST_OPTIONS, LARGEST, PlanRequest, has_experts
 from planners.request_checks import check
 from planners.training_batch import chosen_batch
 
@@ -46,6 +49,7 @@ class Deployment:
             num_tiles=request.tiles(graph),
             train=request.training,
             max_num_seqs=request.max_num_seqs,
+            host=_host(request, cluster, graph),
         )
         context = request.tokens(graph)
         return cls(graph, request, cluster, setting, context, _sequences(request, cluster, context))
@@ -56,6 +60,7 @@ class Deployment:
         if num_gpus is not None:
             assert cluster is not None, "without GPUs there is nothing to have more of"
             options["gpus"], cluster = f"{num_gpus}x{cluster.written}", resized(cluster, num_gpus)
+            options |= dict.fromkeys(HOST_OPTIONS)  # for one GPU alone
         elif "gpus" in options or "engine" in options:
             return Deployment.resolve(self.graph, self.request.changed(**options))
         request = self.request.changed(**options)
@@ -71,6 +76,7 @@ class Deployment:
             num_tiles=request.tiles(self.graph),
             train=request.training,
             max_num_seqs=request.max_num_seqs,
+            host=_host(request, cluster, self.graph),
         )
         context = request.tokens(self.graph)
         return Deployment(self.graph, request, cluster, setting, context, _sequences(request, cluster, context))
@@ -102,3 +108,23 @@ def _format_of(request: PlanRequest) -> str:
     """The scheme asked for. Training keeps its weights unquantized, however those of a release are stored."""
     published_in_training = request.mode == "train" and request.quantization == AS_PUBLISHED
     return UNQUANTIZED if published_in_training else request.quantization
+
+
+def _host(request: PlanRequest, cluster: Cluster | None, graph: LayerGraph) -> HostMemory | None:
+    """The host's memory that a request gives; None where it gives none.
+
+    Raises UserError for more GPUs than one, and where nobody knows the GPU's link to its host's memory.
+    """
+    if request.host_memory is None or cluster is None:
+        return None
+    if cluster.num_gpus > 1:
+        message = f"is planned for one GPU, and {cluster} has {cluster.num_gpus}"
+        raise UserError([Problem(message, path="host_memory", hint=f"--gpus 1x{cluster.written}")])
+    given = request.host_bandwidth
+    return HostMemory(
+        part=request.on_host or ("experts" if has_experts(graph) else "layers"),
+        num_bytes=parse_bytes(request.host_memory),
+        bandwidth=ASSUMED_BANDWIDTH if given is None else float(parse_quantity(given, "B/s")),
+        bandwidth_given=given is not None,
+        link=cluster.hardware.host_memory_bandwidth().value,
+    )

@@ -17,7 +17,7 @@ from planners.counts.params import count_params
 from planners.counts.weights import weigh
 from planners.deferred import Deferred
 from planners.deployment import Deployment
-from planners.device.memory import describe_device, place
+from planners.device.memory import describe_device, describe_host, place
 from planners.device.stages import stages
 from planners.latency_types import Latency
 from planners.plan_types import (
@@ -80,7 +80,8 @@ def plan_deployment(deployment: Deployment) -> Plan:
     chosen, chosen_by = choose(deployment, rows)
     deployment = as_in_row(deployment, chosen)
     setting = deployment.setting
-    memory = describe_device(place(setting, chosen.layout), context, batch)
+    placement = place(setting, chosen.layout)
+    memory, host = describe_device(placement, context, batch), describe_host(placement, context, batch)
     made = Plan(
         model=graph.name,
         estimated=graph.model.estimated,
@@ -96,6 +97,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
         layouts=rows,
         illegal_layouts=illegal,
         memory_per_device=memory,
+        host_memory=host,
         communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None, context),
         train_traffic=_traffic(deployment, chosen.layout),
         fits=chosen.fits if cluster else None,

@@ -128,6 +128,23 @@ class DeviceMemory(Frozen):
     """Terms of the engine that nobody measured for this version and layout: they are in no total."""
 
 
+class HostMemoryUse(Frozen):
+    """What lies in the host's memory: of the first `num_layers` of the model's layers the routed experts, or all.
+
+    `kv_cache_bytes` are the caches of whole layers. Rates are in bytes per second, `link_bandwidth` in one direction.
+    """
+
+    part: Literal["experts", "layers"]
+    num_layers: int
+    of_layers: int
+    weights_bytes: int
+    kv_cache_bytes: int
+    capacity_bytes: int
+    bandwidth: float
+    bandwidth_origin: Literal["given", "assumed"]
+    link_bandwidth: float
+
+
 class KeptState(Frozen):
     """How training keeps its state: what data-parallel ranks share, what is recomputed, sequences of one pass."""
 
@@ -298,6 +315,8 @@ class Plan(ShownPlan, Frozen):
     layouts: tuple[LayoutRow, ...]
     illegal_layouts: tuple[IllegalLayout, ...]
     memory_per_device: DeviceMemory
+    host_memory: HostMemoryUse | None = None
+    """With `--host-memory`: what does not lie on the device."""
     communication: tuple[Communication, ...]
     train_traffic: TrainTraffic | None = None
     fits: bool | None

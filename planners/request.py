@@ -6,7 +6,7 @@ from pydantic import Field
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.checkpointing import Checkpointing
-from l4spec.options import Mode, Option, Options, read_count, read_number, read_tokens
+from l4spec.options import Mode, Option, Options, read_bandwidth, read_count, read_memory, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.sharding.layout import Layout
 from l4spec.tiling import seen_tiles
@@ -31,6 +31,10 @@ BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
 
 _Degree = Annotated[int | None, Field(ge=1, le=LARGEST)]
 _Tokens = Annotated[int | None, Field(ge=1, le=LONGEST)]
+
+
+HOST_OPTIONS = ("host_memory", "host_bandwidth", "on_host")
+"""Options of one GPU beside its host's memory."""
 
 
 def read_rate(text: str) -> float:
@@ -271,6 +275,36 @@ class PlanRequest(Options):
         ),
     ] = None
 
+    host_memory: Annotated[
+        str | None,
+        Option(
+            "Memory of the host, as 128GB, for what one GPU has no room for.",
+            metavar="BYTES",
+            parse=read_memory,
+            mode="serve",
+            default="none",
+        ),
+    ] = None
+    host_bandwidth: Annotated[
+        str | None,
+        Option(
+            "With --host-memory: what it reads in a second, as 460GB/s.",
+            metavar="RATE",
+            parse=read_bandwidth,
+            mode="serve",
+            default="89.6GB/s, two channels of DDR5-5600",
+        ),
+    ] = None
+    on_host: Annotated[
+        Literal["experts", "layers"] | None,
+        Option(
+            "With --host-memory: what goes there, routed experts or whole layers.",
+            metavar="PART",
+            mode="serve",
+            default="experts where there are any",
+        ),
+    ] = None
+
     factors: Annotated[
         str | None,
         Option(
@@ -348,6 +382,11 @@ class PlanRequest(Options):
     def clip(self) -> Clip:
         """The options of a clip."""
         return Clip(self.video, self.fps, self.frames, self.frame_size)
+
+
+def has_experts(graph: LayerGraph) -> bool:
+    """Whether any layer routes its tokens among experts."""
+    return any(group.declaration.routed for group in graph.groups)
 
 
 def max_seq_len(graph: LayerGraph) -> int:

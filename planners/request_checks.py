@@ -7,7 +7,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.quantization.published import UNQUANTIZED
-from planners.request import BEYOND, MAX, PlanRequest, max_seq_len
+from planners.request import BEYOND, MAX, PlanRequest, has_experts, max_seq_len
 from planners.video import video_problems
 
 
@@ -15,7 +15,14 @@ def check(request: PlanRequest, graph: LayerGraph) -> None:
     """Raise UserError with everything that is wrong with planning `graph` as asked."""
     of_mode = _training_only(request) if request.mode == "serve" else _serving_only(request)
     of_model = (*_tokens(request, graph), *_vision(request, graph))
-    problems = [*of_mode, *of_model, *_load(request), *_prefill_only(request), *_fp8(request, graph)]
+    problems = [
+        *of_mode,
+        *of_model,
+        *_load(request),
+        *_prefill_only(request),
+        *_fp8(request, graph),
+        *_host(request, graph),
+    ]
     if problems:
         raise UserError(problems)
 
@@ -92,3 +99,15 @@ def _prefill_only(request: PlanRequest) -> Iterator[Problem]:
     if (request.cp or 1) > 1 and request.output_tokens is not None:
         message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
         yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")
+
+
+def _host(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
+    if request.mode == "train":
+        return
+    for name in ("host_bandwidth", "on_host"):
+        if getattr(request, name) is not None and request.host_memory is None:
+            yield Problem("needs --host-memory", path=name, hint="as --host-memory 128GB")
+    if request.host_memory is not None and request.gpus is None:
+        yield Problem("needs --gpus", path="host_memory", hint="as --gpus 1xRTX4090")
+    if request.on_host == "experts" and not has_experts(graph):
+        yield Problem("the model has no routed experts", path="on_host", hint="--on-host layers")

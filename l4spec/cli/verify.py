@@ -15,7 +15,7 @@ from l4spec.cli.other_documents import kind_named, recipe_at, recipe_options
 from l4spec.cli.output import write
 from l4spec.cli.request import compiled
 from l4spec.errors import Problem, UserError
-from planners.request import PlanRequest
+from planners.request import HOST_OPTIONS, PlanRequest
 
 if TYPE_CHECKING:
     from l4spec.spec.recipe.load import LoadedRecipe
@@ -27,7 +27,7 @@ REFUSED = {
     **dict.fromkeys(
         ("concurrency", "rate", "num_tiles", "images", "video", "fps", "frames", "frame_size"), "no claim is about it"
     ),
-    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing", "factors"), "no claim is about it"),
+    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing", "factors", *HOST_OPTIONS), "no claim is about it"),
 }
 """Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""
 

@@ -23,6 +23,12 @@ def emit(engine: str, request: LaunchRequest) -> str:
     """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
     if request.plan.layout.cp > 1:
         refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
+    if request.plan.host_memory is not None:
+        refuse(
+            engine,
+            "its weights lie on the GPU, and the plan puts some into host memory",
+            "llama.cpp takes the option that `plan` prints",
+        )
     if engine == "sbatch":
         return to_sbatch(request)
     if engine == "k8s":

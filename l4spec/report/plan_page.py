@@ -7,7 +7,7 @@ from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Ta
 from l4spec.report.prices import price_facts
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
-from planners.plan_types import BY_TIME, DeploymentInfo, Estimates, LayoutRow, MemoryTerm, Plan
+from planners.plan_types import BY_TIME, DeploymentInfo, Estimates, HostMemoryUse, LayoutRow, MemoryTerm, Plan
 from planners.request import PlanRequest
 from planners.search.layouts import MAX_BATCH
 from planners.video import VideoInfo
@@ -96,11 +96,30 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", layout_in_words(plan)))
+    if plan.host_memory is not None:
+        rows.append(("host memory", host_memory_in_words(plan.host_memory, figures)))
     for name, line in (("as fast", _as_fast(plan)), ("or", _alternative(plan, figures))):
         if line is not None:
             rows.append((name, line))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
+
+
+def host_memory_in_words(use: HostMemoryUse, figures: Marked) -> str:
+    """What lies in the host's memory, how it is read, and the option of llama.cpp that places it so."""
+    of = f"of the first {whole(use.num_layers)} of {whole(use.of_layers)} layers"
+    what, option = (
+        (f"routed experts {of}", f"--n-cpu-moe {use.num_layers}")
+        if use.part == "experts"
+        else (
+            f"the first {whole(use.num_layers)} of {whole(use.of_layers)} layers",
+            f"-ngl {use.of_layers - use.num_layers}",
+        )
+    )
+    size = f"{figures.work.gib(use.weights_bytes + use.kv_cache_bytes)} of {gib(use.capacity_bytes)}"
+    origin = "" if use.bandwidth_origin == "given" else " (assumed; change it with --host-bandwidth)"
+    rates = f"read at {use.bandwidth / 1e9:,.4g} GB/s{origin}, link of {use.link_bandwidth / 1e9:,.4g} GB/s"
+    return f"{what}, {size}; {rates}; llama.cpp: {option}"
 
 
 def _clip(video: VideoInfo) -> str:

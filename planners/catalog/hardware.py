@@ -67,10 +67,12 @@ class Peaks(Spec):
 
 
 class Links(Spec):
-    """Bytes per second of one device in one direction: to devices of its host, and to other hosts."""
+    """Bytes per second of one device in one direction: to devices of its host, to other hosts, and to host memory."""
 
     intra_host: Sourced[BytesPerSecond] | None = None
     inter_host: Sourced[BytesPerSecond] | None = None
+    host_memory: Sourced[BytesPerSecond] | None = None
+    """Absent where nobody prints it, and where host and device share one memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,10 @@ class Hardware(Entry):
     def inter_host_bandwidth(self) -> Sourced[float]:
         """Bytes per second and direction of one device's share of the host's network; UserError when unknown."""
         return self._link(self.links.inter_host, "inter_host", "between hosts")
+
+    def host_memory_bandwidth(self) -> Sourced[float]:
+        """Bytes per second and direction between the device and its host's memory; UserError when unknown."""
+        return self._link(self.links.host_memory, "host_memory", "to the host's memory")
 
     def _link(self, link: Sourced[float] | None, field: str, where: str) -> Sourced[float]:
         if link is None:

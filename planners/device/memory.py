@@ -4,7 +4,8 @@ A `Placement` is a setting on a layout with everything worked out that does not 
 ask it again and again, so asking is cheap.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
@@ -16,10 +17,11 @@ from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes, sta
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
+from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
-from planners.device.stages import PipelineStage, stages
+from planners.device.stages import PipelineStage, cache_counts, stages
 from planners.device.training_state import TrainSetting, training_state
-from planners.plan_types import DeviceMemory, MemoryTerm
+from planners.plan_types import DeviceMemory, HostMemoryUse, MemoryTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class Setting:
     train: TrainSetting | None = None
     max_num_seqs: int | None = None
     """Rows that an engine samples at most; None for its default."""
+    host: HostMemory | None = None
+    """Memory of the host that takes what a single device has no room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,7 @@ class Placement:
     profiled: ProfiledActivations | None
     reserved: int
     budget: Budget | None
+    spill: Spill | None = None
 
     def sequences(self, batch: int) -> int:
         """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
@@ -137,7 +142,7 @@ class Placement:
         if setting.train is not None:
             return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
         activations, profiled = self._activations(context, sequences), self.profiled
-        return [
+        uses = [
             DeviceUse(
                 weights=stage.weights.total_bytes,
                 cache=cache_bytes(rows, setting.engine, context, sequences),
@@ -146,6 +151,38 @@ class Placement:
             )
             for stage, rows in self.stages
         ]
+        return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
+
+    def layers_on_host(self, context: int, batch: int) -> int:
+        """How many layers' experts, or layers, lie in the host's memory: the least with which the device has room.
+
+        Where no number gives it room, as many as the host's memory takes.
+        """
+        if self.spill is None:
+            return 0
+        return self._spilled(self.spill, self._whole(context, batch), context, self.sequences(batch))
+
+    def _whole(self, context: int, batch: int) -> DeviceUse:
+        """What the one device would hold without the host's memory."""
+        return replace(self, spill=None).uses(context, batch)[0]
+
+    def _spilled(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> int:
+        budget, most = self.budget, spill.most(context, sequences)
+        assert budget is not None, "the host's memory is beside a device"
+
+        def has_room(num_layers: int) -> bool:
+            use = self._without(spill, whole, num_layers, context, sequences)
+            return budget.limit(use) >= use.total
+
+        return min(most, bisect_left(range(most + 1), True, key=has_room))
+
+    def _without(self, spill: Spill, whole: DeviceUse, num_layers: int, context: int, sequences: int) -> DeviceUse:
+        weights = whole.weights - spill.weights[num_layers]
+        return replace(whole, weights=weights, cache=spill.device_cache(num_layers, context, sequences))
+
+    def _relieved(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> DeviceUse:
+        num_layers = self._spilled(spill, whole, context, sequences)
+        return self._without(spill, whole, num_layers, context, sequences)
 
     def _activations(self, context: int, sequences: int) -> int:
         whole = context * sequences  # the ranks of a divided sequence go through it together, not chunk by chunk
@@ -199,7 +236,23 @@ def place(setting: Setting, layout: Layout) -> Placement:
         profiled=None if setting.train else _profiled(setting, layout, rates),
         reserved=sum(term.bytes for term in terms),
         budget=_budget(setting, tp),
+        spill=_spill(setting, setting.host, stage_list[0], state_bytes)
+        if setting.host is not None and layout.num_devices == 1
+        else None,
     )
+
+
+def _spill(setting: Setting, host: HostMemory, stage: PipelineStage, state_bytes: int) -> Spill:
+    """What a device's memory is relieved of; `stage` is the whole model."""
+    graph = setting.graph
+
+    def rows(layers: tuple[int, ...]) -> tuple[CacheRow, ...]:
+        return _rows_of(graph, cache_counts(graph, layers), 1, setting.kv_dtype_bytes, state_bytes)
+
+    whole, moved = stage.layers, moved_weights(graph, setting.scheme, host.part)
+    numbers = range(len(moved)) if host.part == "layers" else (0,) * len(moved)
+    on_device = tuple(rows(whole[number:]) for number in numbers)
+    return Spill(host, setting.engine, moved, on_device, tuple(rows(whole[:number]) for number in numbers))
 
 
 def cache_rows(
@@ -254,6 +307,14 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
         terms=tuple(term for term in terms if term.bytes),
         unknown=_unknown(setting, placement.layout.tp),
     )
+
+
+def describe_host(placement: Placement, context: int, batch: int) -> HostMemoryUse | None:
+    """What lies in the host's memory; None where none was given."""
+    spill = placement.spill
+    if spill is None:
+        return None
+    return spill.use(placement.layers_on_host(context, batch), context, placement.sequences(batch))
 
 
 def _unknown(setting: Setting, tp: int) -> tuple[str, ...]:

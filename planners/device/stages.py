@@ -42,7 +42,7 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
     layout, classes = Layout(tp=tp, ep=ep), _layer_classes(graph)
     sizes: dict[int, _Size] = {}
     layers = []
-    for layer, nodes in enumerate(_nodes_by_layer(graph)):
+    for layer, nodes in enumerate(nodes_by_layer(graph)):
         key = layer if scheme.depends_on_layer else classes[layer]  # equal layers are sized once
         if key not in sizes:
             sizes[key] = _total(
@@ -62,7 +62,7 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
 
 
 @kept_with(maxsize=64)
-def _nodes_by_layer(graph: LayerGraph) -> tuple[tuple[LayerNode, ...], ...]:
+def nodes_by_layer(graph: LayerGraph) -> tuple[tuple[LayerNode, ...], ...]:
     """The nodes of each layer of the language model."""
     by_layer: list[list[LayerNode]] = [[] for _ in range(graph.num_layers)]
     for node in graph.nodes:
@@ -148,7 +148,7 @@ def _cut(graph: LayerGraph, pp: int) -> tuple[_Part, ...]:
             index=index,
             layers=layers,
             class_counts=tuple(Counter(classes[layer] for layer in layers).items()),
-            cache_counts=_cache_counts(graph, layers),
+            cache_counts=cache_counts(graph, layers),
             first=index == 0,
             last=index == pp - 1,
         )
@@ -194,11 +194,11 @@ def _part_size(graph: LayerGraph, table: _LayerTable, part: _Part, *, each: bool
 def _layer_classes(graph: LayerGraph) -> tuple[int, ...]:
     """For each layer of the language model the foremost layer of the same declarations."""
     foremost: dict[tuple[int, ...], int] = {}
-    declared = (tuple(id(node.declaration) for node in nodes) for nodes in _nodes_by_layer(graph))
+    declared = (tuple(id(node.declaration) for node in nodes) for nodes in nodes_by_layer(graph))
     return tuple(foremost.setdefault(key, layer) for layer, key in enumerate(declared))
 
 
-def _cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def cache_counts(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """(index of the group in `graph.groups`, layers of it in this stage) for every group that caches."""
     caching = _caching_groups_by_layer(graph)
     counts = Counter(index for layer in layers for index in caching[layer])

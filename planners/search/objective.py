@@ -23,10 +23,15 @@ MOST_TIMED = 128
 def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ...]:
     """The rows with the estimated times of those that fit, of very many the first `MOST_TIMED`.
 
-    Without factors, or on a calibrated machine, as they are.
+    Without factors, on a calibrated machine, or beside the host's memory as they are.
     """
     cluster = deployment.cluster
-    if cluster is None or cluster.hardware.eager is not None or (deployment.request.cp or 1) > 1:
+    if (
+        cluster is None
+        or deployment.setting.host is not None
+        or cluster.hardware.eager is not None
+        or (deployment.request.cp or 1) > 1
+    ):
         return rows
     fitting = sorted((row for row in rows if row.fits), key=lambda row: _place_in_line(deployment, row.layout))
     chosen = {row.layout for row in fitting[:MOST_TIMED]}

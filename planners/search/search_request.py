@@ -21,6 +21,7 @@ CHOSEN_HERE = {
     "dp": "a search chooses the number of replicas",
     "cp": NOT_TIMED_UNDER_CP,
     "objective": "a search ranks by price",
+    "host_memory": "a search ranks by estimated time, and nobody measured weights in host memory",
 }
 """Options of a plan that a search of serving decides by itself, with what to give instead."""
 _CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})

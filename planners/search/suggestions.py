@@ -18,6 +18,7 @@ from planners.search.layouts import fits, largest, layouts_to_try, max_batch, ma
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
+_HOST_MEMORY = ("16GB", "32GB", "64GB", "128GB", "256GB", "512GB", "1TB", "2TB")
 _AS_ASKED: Mapping[str, None] = {}
 
 
@@ -43,14 +44,14 @@ class _Change:
 def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
     """Changes after which the plan fits, each with the complete options that plan it.
 
-    First what keeps the work and the GPUs: one smaller format, or where none is enough two. Then less work, then more
-    GPUs; where no format was enough, both again together with the smallest one.
+    First what keeps the work and the GPUs: one smaller format, or where none is enough two; memory of the host beside
+    one GPU. Then less work, then more GPUs; where no format was enough, both again together with the smallest one.
     """
     asked, training = _as_asked(deployment), deployment.setting.train is not None
     single = _fitting(_leaner_training(asked) if training else _smaller_formats(asked))
     double = () if single or training else _fitting(_smaller_both(asked))
     more = tuple(_more_gpus(asked))
-    alone = (*single, *double, *_fitting(_less_work(asked)), *_fitting(iter(more)))
+    alone = (*single, *double, *_fitting(_beside_host(asked)), *_fitting(_less_work(asked)), *_fitting(iter(more)))
     if single or double:
         return alone
     enough = min((change.cluster.num_gpus for change in more), default=MAX_GPUS)
@@ -126,7 +127,8 @@ def _placed(setting: Setting, layout: Layout) -> Placement | None:
 def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Layout, ...]:
     """Every layout with these degrees that the model's axes allow and that could hold the weights, by shards."""
     assert setting.hardware is not None, "only clusters can be too small"
-    weights, usable = weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes
+    usable = setting.hardware.usable.num_bytes
+    weights = weigh(setting.graph, setting.scheme).bytes - (setting.host.num_bytes if setting.host else 0)
     axes = tuple(zip(("tp", "ep", "pp", "dp", "cp"), degrees, strict=True))
     promising = (
         layout
@@ -169,6 +171,19 @@ def _smaller_weights(asked: _Change) -> Iterator[_Change]:
             continue
         if smaller:
             yield change
+
+
+def _beside_host(asked: _Change) -> Iterator[_Change]:
+    """The least usual size of host memory with which one GPU is enough."""
+    deployment = asked.deployment
+    is_possible = asked.cluster.num_gpus == 1 and asked.cluster.hardware.links.host_memory is not None
+    if not is_possible or deployment.setting.train is not None or deployment.setting.host is not None:
+        return
+    for size in _HOST_MEMORY:
+        change = asked.then(f"{size} of host memory beside the GPU", host_memory=size)
+        if any(fits(change.deployment, placement) for placement in _placements(change.deployment, 1)):
+            yield change
+            return
 
 
 def _leaner_training(asked: _Change) -> Iterator[_Change]:

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
+from planners.device.host_memory import HostMemory
+from planners.device.memory import place
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
 from planners.timing.efficiency import extrapolations, serving_efficiency
+from planners.timing.host_bound import COPIED_FROM, SharedStep
 from planners.timing.layer_demand import Step
 from planners.timing.likeness import errors_like, serving_conditions
 from planners.timing.machine import Machine
@@ -48,7 +51,29 @@ def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> La
     model = model_of(deployment, layout)
     if model.unknown:
         return Latency(reason=model.unknown)
+    if setting.host is not None:
+        return _beside_host(model, deployment, setting.host)
     return _serving(model, deployment, max_batch)
+
+
+def _beside_host(model: StepModel, deployment: Deployment, host: HostMemory) -> Latency:
+    """Bounds alone: no published row has weights in the host's memory and names the processor."""
+    context, batch, prompt = deployment.context, deployment.batch, deployment.prompt_tokens
+    layers = place(deployment.setting, model.layout).layers_on_host(context, batch)
+    shared = SharedStep(model, host, layers)
+    prefill = shared.time(Step(prompt_tokens=prompt, prompt_length=prompt))
+    decode = shared.time(Step(decode=batch, context=context))
+    return Latency(
+        reason="nobody measured weights in host memory with a known processor: bounds only",
+        prompt_tokens=prompt,
+        output_tokens=deployment.output_tokens,
+        concurrency=batch if deployment.request.rate is None else None,
+        prefill=prefill,
+        decode=decode,
+        ttft_bound_seconds=prefill.bound_seconds,
+        time_per_output_token_bound_seconds=decode.bound_seconds,
+        notes=(f"steps of {COPIED_FROM} tokens and more copy weights to the device, as llama.cpp does",),
+    )
 
 
 def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latency:

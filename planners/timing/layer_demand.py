@@ -270,6 +270,12 @@ def covered_experts(kind: KindProfile, step: Step, ep: int, routing: Routing = U
     return routing.busiest(kind, step.tokens * ep, ep) if kind.num_experts else 0.0
 
 
+def experts_part(kind: KindProfile) -> float:
+    """The routed experts' part of a token's FLOPs, taken as their part of the bytes that it meets."""
+    experts = kind.experts_per_token * kind.expert_bytes
+    return experts / max(experts + kind.weight_bytes, 1)
+
+
 def rows_of(kind: KindProfile, step: Step) -> float:
     """Rows that go through the matmuls of this kind: new tokens, or rows of logits for the head."""
     return step.rows_of_logits if kind.per_logit_row else step.tokens

@@ -23,6 +23,7 @@ from planners.timing.layer_demand import (
     Step,
     attended,
     covered_experts,
+    experts_part,
     kind_name,
     profile,
     rows_of,
@@ -108,16 +109,11 @@ class UnitCosts:
         )
 
     def _hottest(self, ep: int, routing: Routing) -> float:
-        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere.
-
-        The experts' part of the FLOPs is taken as their part of the bytes that a token meets.
-        """
+        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere."""
         kind = self.kind
         if not kind.num_experts or ep == 1:
             return 1.0
-        experts = kind.experts_per_token * kind.expert_bytes
-        part = experts / max(experts + kind.weight_bytes, 1)
-        return 1.0 + part * (routing.hottest(kind, ep) - 1.0)
+        return 1.0 + experts_part(kind) * (routing.hottest(kind, ep) - 1.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from l4spec.options import flag_of, option_of
 from l4spec.report.model_table import ACCEPTED
 from planners.device.training_state import OPTIMIZER_BYTES, PRECISIONS
 from planners.plan import plan
-from planners.request import PlanRequest
+from planners.request import HOST_OPTIONS, PlanRequest
 from tests.cli.conftest import Run
 from tests.planners.models import graph
 
@@ -58,10 +58,14 @@ EXAMPLES: dict[str, str] = {
     "usd_per_gpu_hour": "2.5",
     "routing": "load.json",
     "factors": "fitted.yaml",
+    "host_memory": "64GB",
+    "host_bandwidth": "200GB/s",
+    "on_host": "layers",
 }
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
 COMPANIONS |= {"video": "--frames 2", "fps": "--video 3s", "frames": "--video 3s", "frame_size": "--video 3s --fps 1"}
 COMPANIONS |= {"fp8_matmuls": "--precision fp8"}
+COMPANIONS |= {"host_bandwidth": "--host-memory 32GB", "on_host": "--host-memory 32GB"}
 """What an option cannot stand without."""
 
 
@@ -95,7 +99,7 @@ def test_every_command_that_plans_has_every_planning_option(command: str) -> Non
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"routing", "factors"}))
 @pytest.mark.parametrize("command", ["plan", "compare"])
 def test_an_option_reaches_the_plan_by_every_command(run: Run, command: str, name: str) -> None:
-    gpus = [] if name == "gpus" else ["--gpus", "8xH100"]
+    gpus = [] if name == "gpus" else ["--gpus", "1xH100" if name in HOST_OPTIONS else "8xH100"]
     result = run(command, "tiny/maverick", *gpus, *typed(name), "--format", "json")
     assert result.exit_code in (0, 3), result.stderr
     document = json.loads(result.stdout)

@@ -24,6 +24,7 @@ def test_scout_in_bf16_on_one_h100_fits_in_four_bits_or_on_three_gpus() -> None:
     assert changes(plan(graph("scout"), gpus="1xH100")) == {
         "int4-mixed weights": "--gpus 1xH100 --quantization int4-mixed --context 8192",
         "w4a16 weights": "--gpus 1xH100 --quantization w4a16 --context 8192",
+        "256GB of host memory beside the GPU": "--gpus 1xH100 --context 8192 --host-memory 256GB",
         "3 GPUs instead of 1": "--gpus 3xH100 --context 8192",
     }
 
@@ -44,7 +45,8 @@ def test_a_batch_too_large_gets_the_largest_that_fits() -> None:
 def test_where_one_change_is_not_enough_weights_and_cache_shrink_together() -> None:
     """60.4 GB of weights and 39.3 GB of cache exceed 85.0 GB, 217.3 and 19.7 too, 60.4 and 19.7 do not."""
     result = changes(plan(graph("scout"), gpus="1xH100", engine="full", context=200_000))
-    assert list(result) == ["KV cache in fp8, w4a16 weights", "4 GPUs instead of 1"]
+    beside = "256GB of host memory beside the GPU"
+    assert list(result) == ["KV cache in fp8, w4a16 weights", beside, "4 GPUs instead of 1"]
     assert "--quantization w4a16 --kv-dtype fp8" in result["KV cache in fp8, w4a16 weights"]
 
 

@@ -142,7 +142,7 @@ def test_experts_are_asked_of_models_that_have_some() -> None:
         plan(graph("llama-3.1-8b"), **SHARED, on_host="experts")
 
 
-def test_one_card_that_is_too_small_is_told_how_much_host_memory_is_enough() -> None:
+def test_one_card_that_is_too_small_gets_the_least_usual_host_memory_that_is_enough() -> None:
     made = plan(graph("scout"), **CARD)
     command = next(suggestion.command for suggestion in made.suggestions if "host memory" in suggestion.change)
     assert "--host-memory 64GB" in command

@@ -87,10 +87,10 @@ def _comparison(specs: list[str], request: PlanRequest, overrides: list[str] | N
 
 def _recipe(recipe: "LoadedRecipe", request: PlanRequest) -> "Report":
     from l4spec.report.document_reports import recipe_report
-    from planners.recipes.cost import graph_of, plan_recipe
+    from planners.recipes.cost import graph_of, planned_recipe
 
-    answer = plan_recipe(recipe, recipe_options(request))
-    return answer, lambda: recipe_report(answer, graph_of(recipe))
+    planned = planned_recipe(recipe, recipe_options(request))
+    return planned.cost, lambda: recipe_report(planned, recipe, graph_of(recipe))
 
 
 def _scenario(loaded: "LoadedScenario", request: PlanRequest) -> "Report":

@@ -2,17 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 
+from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.compare import Comparison, compare_page
 from l4spec.report.growth import compared_growth
 from l4spec.report.page import Bar, Bars, Block, Details, Lines, Page, Section
+from l4spec.report.phase_sums import recipe_sums
 from l4spec.report.plan_page import verdict
 from l4spec.report.quantities import ESTIMATE_MARK
-from l4spec.report.recipe_page import recipe_page
+from l4spec.report.recipe_page import recipe_claims_page, recipe_page
 from l4spec.report.report_page import architecture, report_page
 from l4spec.report.scenario_page import scenario_page
 from l4spec.report.simulate_page import headline, simulate_report
+from l4spec.spec.recipe.load import LoadedRecipe
+from l4spec.verification.recipe_claims import judge
 from planners.plan_types import Plan
+from planners.recipes.cost import PlannedRecipe
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan
 from planners.simulate.result_types import SimulationResult
 from planners.simulate.scenario_plan import ScenarioPlan
@@ -54,15 +59,29 @@ def lines_under(title: str, page: Page) -> tuple[str, ...]:
     return tuple(line for block in blocks if isinstance(block, Lines) for line in block.lines)
 
 
-def recipe_report(answer: RecipePlan, graph: LayerGraph) -> Page:
-    """What a training costs, phase by phase, where its hours go, and the model that it trains."""
-    pages = recipe_page(answer)
+def recipe_report(planned: PlannedRecipe, loaded: LoadedRecipe, graph: LayerGraph) -> Page:
+    """What a training costs, where its hours go, each number opened, claims, and the model that is trained."""
+    pages = recipe_page(planned.cost)
     return (
         pages[0],
-        *_shares(answer),
+        *_shares(planned.cost),
         *pages[1:],
+        *recipe_sums(planned, loaded.recipe, graph),
+        *_claims(planned, loaded),
         Section("Architecture of the model", (architecture(graph, None),)),
     )
+
+
+def _claims(planned: PlannedRecipe, loaded: LoadedRecipe) -> Iterator[Section]:
+    """What has been published about the training, judged; nothing where the recipe claims nothing."""
+    if not loaded.recipe.claims:
+        return
+    try:
+        page = recipe_claims_page(judge(loaded, planned.cost))
+    except UserError as error:
+        lines = tuple(f"a claim cannot be computed: {problem}" for problem in error.problems)
+        page = (Section("", (Lines(lines),)),)
+    yield Section("Claims", tuple(block for section in page for block in section.blocks))
 
 
 def _shares(answer: RecipePlan) -> Iterator[Section]:

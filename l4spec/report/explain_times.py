@@ -56,10 +56,8 @@ def _training(plan: Plan, latency: Latency) -> Rows:
     )
     if time is None or rate is None or speed is None or step is None:
         return
-    estimated = f"kinds of layers one after the other, {seconds(step.estimate_seconds or 0.0)} (-v lists them)"
-    longer = "; links of data parallelism take longer" if time > (step.estimate_seconds or 0.0) * (1 + 1e-9) else ""
     asked, gpus = plan.deployment, plan.layout.num_devices
-    yield "step", f"{estimated}{longer}", seconds(time)
+    yield "step", step_sum(step, time), seconds(time)
     yield "tokens/s", f"{whole(asked.batch)} × {whole(asked.context)} tokens / step", f"{speed:,.0f}"
     flops = f"{plan.flops.train_step / 1e12:,.2f} TFLOP / step / {whole(gpus)} GPUs"
     yield "FLOP/s per GPU", flops, f"{rate / 1e12:,.1f} TFLOP/s"
@@ -78,6 +76,15 @@ def _training(plan: Plan, latency: Latency) -> Rows:
             f"{latency.gpu_hours:,.0f} GPU-hours × ${latency.usd_per_gpu_hour:,.2f}",
             f"${latency.usd:,.0f}",
         )
+
+
+def step_sum(step: StepLatency, time: float) -> str:
+    """A training step as a sum: kinds of layers, what is spent besides, and what data parallelism waits for."""
+    estimate, busy = step.estimate_seconds or 0.0, sum(kind.estimate_seconds or 0.0 for kind in step.by_kind)
+    kinds = f"{seconds(busy)} of all kinds of layers, one after the other"
+    besides = f"{seconds(estimate - busy)} of exchanges that nothing hides and of the pipeline's bubble"
+    longer = "; links of data parallelism take longer" if time > estimate * (1 + 1e-9) else ""
+    return f"{kinds} + {besides}{longer}" if estimate > busy * (1 + 1e-9) else f"{kinds}{longer}"
 
 
 def _bounds(step: StepLatency) -> str:

@@ -54,7 +54,7 @@ def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[st
         ("~ rests on what the spec estimates since nobody has published it", estimates.work),
         ("Estimated without effect on any number here", harmless),
     )
-    return tuple(f"{what}, {_fields(fields)}" for what, fields in notes if fields)
+    return tuple(f"{what}, {fields_in_words(fields)}" for what, fields in notes if fields)
 
 
 def verdict(plan: Plan) -> str:
@@ -283,6 +283,7 @@ def suggestion_table(plan: Plan, figures: Marked) -> Table:
     return Table(("change", "option", "fullest GPU", "longest context"), rows, "ll")
 
 
-def _fields(paths: tuple[str, ...]) -> str:
+def fields_in_words(paths: tuple[str, ...]) -> str:
+    """`5 fields: a, b, c, …`."""
     noun = "field" if len(paths) == 1 else "fields"
     return f"{len(paths)} {noun}: {', '.join(paths[:_MOST_FIELDS])}{', …' if len(paths) > _MOST_FIELDS else ''}"

@@ -29,7 +29,7 @@ def report_page(graph: LayerGraph, plan: Plan) -> Page:
         answer[0],
         Section("What it costs", tuple(_costs(graph, plan))),
         Section("Architecture", (architecture(graph, plan.deployment.quantization),)),
-        Section(answer[2].title, (*answer[2].blocks[:1], *_terms(plan))),
+        Section(answer[2].title, (*answer[2].blocks[:1], *memory_terms(plan))),
         *growth_section(graph, plan),
         *roofline_section(plan),
         *_times(plan),
@@ -110,7 +110,8 @@ def architecture(graph: LayerGraph, quantization: str | None) -> Figure:
     return Figure(about(picture), table, "model.svg.j2", canvas_of(picture))
 
 
-def _terms(plan: Plan) -> Iterator[Block]:
+def memory_terms(plan: Plan) -> Iterator[Block]:
+    """Each term of the fullest device's memory, with its formula, source and error."""
     figures = marks_of(plan)
     if any(term.origin != "exact" for term in plan.memory_per_device.terms):
         yield Lines(("* calibrated on published logs, not computed; spread and source below",))
@@ -160,4 +161,4 @@ def _claims(graph: LayerGraph) -> Section:
     return Section("Claims", tuple(blocks))
 
 
-__all__ = ["architecture", "report_page"]
+__all__ = ["architecture", "memory_terms", "report_page"]

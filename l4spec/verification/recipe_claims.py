@@ -39,7 +39,11 @@ class RecipeReport(Frozen):
 
 def verify_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> RecipeReport:
     """Every claim beside what is computed. Raises UserError for one that the plan has no number for."""
-    answer = plan_recipe(loaded, options)
+    return judge(loaded, plan_recipe(loaded, options))
+
+
+def judge(loaded: LoadedRecipe, answer: RecipePlan) -> RecipeReport:
+    """As `verify_recipe`, with a plan that is made already."""
     checks = tuple(_check(claim, index, answer) for index, claim in enumerate(loaded.recipe.claims))
     return RecipeReport(
         recipe=answer.recipe, estimated=answer.estimated, checks=checks, holds=all(check.holds for check in checks)

@@ -20,7 +20,7 @@ from planners.device.engine_overhead import reserved_terms, uncovered_bytes
 from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
-from planners.device.training_state import TrainSetting, training_state
+from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting, training_state
 from planners.plan_types import DeviceMemory, HostMemoryUse, MemoryTerm
 
 
@@ -328,9 +328,6 @@ def _unknown(setting: Setting, tp: int) -> tuple[str, ...]:
 
 def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]:
     setting, scheme = placement.setting, placement.setting.scheme
-    training = MemoryTerm(
-        name="gradients", bytes=use.gradients, origin="exact", source="planners/device/training_state.py"
-    )
     return (
         MemoryTerm(
             name="weights",
@@ -346,10 +343,23 @@ def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]
             source=setting.engine.source,
             arithmetic=setting.engine.name,
         ),
-        training,
-        training.model_copy(update={"name": "optimizer", "bytes": use.optimizer}),
-        training.model_copy(update={"name": "gathered", "bytes": use.gathered}),
+        *(() if setting.train is None else _training_terms(setting.train, use)),
         _activation_term(placement, use),
+    )
+
+
+def _training_terms(train: TrainSetting, use: DeviceUse) -> tuple[MemoryTerm, ...]:
+    """What training keeps besides weights: bytes a parameter times the parameters whose state is on the device."""
+    zero, source = f"ZeRO stage {train.zero_stage}", "planners/device/training_state.py"
+    gradient, state = train.gradient_bytes, OPTIMIZER_BYTES[train.optimizer]
+    texts = {
+        "gradients": (use.gradients, f"{gradient} B × {use.gradients // gradient:,} parameters of the device, {zero}"),
+        "optimizer": (use.optimizer, f"{state} B of {train.optimizer} × {use.optimizer // state:,} parameters, {zero}"),
+        "gathered": (use.gathered, f"whole tensors of the blocks at work, {zero}"),
+    }
+    return tuple(
+        MemoryTerm(name=name, bytes=size, origin="exact", source=source, arithmetic=text)
+        for name, (size, text) in texts.items()
     )
 
 

@@ -49,16 +49,31 @@ class RecipeOptions:
     variant: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedRecipe:
+    """A recipe's cost, and the plan of one step of each phase, in order, that it is multiplied from."""
+
+    cost: RecipePlan
+    steps: tuple[Plan, ...]
+
+
 def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> RecipePlan:
     """Cost of every phase, and of all. Raises UserError, naming the phase, for one that cannot be planned."""
+    return planned_recipe(loaded, options).cost
+
+
+def planned_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> PlannedRecipe:
+    """As `plan_recipe`, with the plans that the costs rest on."""
     asked, recipe = options or RecipeOptions(), loaded.recipe
     spec = loaded.model(asked.variant, asked.scale)
     graph = graph_of(loaded, asked)
     if unknown := list(selector_problems(loaded, graph, loaded.phases(asked.scale, spec))):
         raise SpecError(unknown)
-    phases = tuple(_phase(loaded, phase, graph, asked) for phase in loaded.phases(asked.scale, spec))
+    asked_phases = loaded.phases(asked.scale, spec)
+    steps = tuple(_step(loaded.recipe, phase, graph, asked) for phase in asked_phases)
+    phases = tuple(_phase(loaded, *pair, graph, asked) for pair in zip(asked_phases, steps, strict=True))
     counts = count_params(graph)
-    return RecipePlan(
+    cost = RecipePlan(
         recipe=recipe.name,
         model=graph.name,
         active_params=counts.active,
@@ -74,6 +89,7 @@ def plan_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> R
         checkpoint_bytes=max(phase.checkpoint_bytes for phase in phases),
         fits=None if any(phase.fits is None for phase in phases) else all(phase.fits for phase in phases),
     )
+    return PlannedRecipe(cost, steps)
 
 
 def graph_of(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> LayerGraph:
@@ -107,13 +123,17 @@ def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
     return PlanRequest.model_validate({name: value for name, value in options.items() if value is not None})
 
 
-def _phase(loaded: LoadedRecipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
-    recipe, request = loaded.recipe, request_of(phase, loaded.recipe, asked.gpus)
+def _step(recipe: Recipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions) -> Plan:
+    """The plan of one training step of a phase."""
     try:
-        answer = plan_deployment(_deployment(graph, request, phase))
-        num_gpus = None if request.gpus is None else parse_cluster(request.gpus).num_gpus
+        return plan_deployment(_deployment(graph, request_of(phase, recipe, asked.gpus), phase))
     except UserError as error:
         raise UserError(f"phase {phase.name}: {error}") from None
+
+
+def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
+    recipe, request = loaded.recipe, request_of(phase, loaded.recipe, asked.gpus)
+    num_gpus = None if request.gpus is None else parse_cluster(request.gpus).num_gpus
     flops = step_flops(graph, phase, tiles := tiles_of_step(graph, recipe.data, phase))
     seconds, source = _step_seconds(phase, answer, num_gpus, flops)
     rollouts = _rollouts(phase, graph, request.gpus, seconds)

@@ -6,7 +6,7 @@ from typing import Any, NoReturn, cast
 import typer
 from typer.core import TyperGroup
 
-from l4spec.cli.commands import COMMANDS, LazyCommands
+from l4spec.cli.commands import COMMANDS, ELSEWHERE, LazyCommands
 from l4spec.cli.output import complain
 from l4spec.errors import UserError
 
@@ -45,6 +45,8 @@ class CommandGroup(TyperGroup):
         option = f"--{args[0]}"
         if args[0] not in COMMANDS and any(option in parameter.opts for parameter in self.get_params(ctx)):
             raise UserError(f"no such command {args[0]!r}", hint=f"did you mean 'l4spec {option}'?")
+        if other := ELSEWHERE.get(args[0]):
+            raise UserError(f"no such command {args[0]!r}", hint=other)
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

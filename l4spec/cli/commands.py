@@ -12,6 +12,13 @@ from typer.core import TyperCommand
 
 from l4spec.errors import Problem, UserError
 
+ELSEWHERE = {
+    "quantize": "'l4spec plan SPEC -q SCHEME' sizes quantized weights, 'l4spec build SPEC -q SCHEME' packs them",
+    "serve": "'l4spec plan SPEC --emit vllm' writes the launch of an engine",
+    "chat": "'l4spec generate CHECKPOINT' writes text",
+    "convert": "'l4spec import' and 'l4spec export' read and write config.json",
+}
+"""What people call for and the commands that do it."""
 COMMANDS = {
     "accuracy": "Replay published measurements as plans and tell how wrong the predictions are.",
     "build": "Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.",

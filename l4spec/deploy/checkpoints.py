@@ -61,7 +61,8 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
         _require_checkpoint(request.model, "--model")
         return request.model, ()
     if request.changed:
-        return request.graph.name, (*changed, f"{request.graph.name} only stands in its place")
+        name = _placeholder(request.graph.name)
+        return name, (*changed, f"{name} only stands in its place")
     asked, published = request.plan.deployment, published_name(request.graph.model.spec)
     unquantized = published == UNQUANTIZED and (asked.quantization in packs_itself or asked.quantization in _PLAIN)
     for scheme in (asked.quantization, *([UNQUANTIZED] if unquantized else [])):
@@ -69,20 +70,25 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
             what = f"{known.id} is the published one in {known.scheme}, for up to {known.max_tokens:,} tokens"
             return known.id, (f"the checkpoint {what}; --model changes it", *_stored_otherwise(request))
     if not asked.as_published and not unquantized:
-        name = f"{request.graph.name}-{asked.quantization}"
+        name = _placeholder(f"{request.graph.name}-{asked.quantization}")
         note = f"the published weights are in {published}: {name} stands for a checkpoint in {asked.quantization}"
         return name, (f"{note}, give --model",)
     if too_short := [each for each in _of_model(request) if each.max_tokens < request.tokens]:
         longest = max(each.max_tokens for each in too_short)
         note = f"published checkpoints take at most {longest:,} tokens, {request.tokens:,} were planned"
-        return request.graph.name, (f"{note}: {request.graph.name} stands in their place, give --model",)
+        name = _placeholder(request.graph.name)
+        return name, (f"{note}: {name} stands in their place, give --model",)
     for source in request.graph.model.spec.sources:
         if match := _HUGGING_FACE_ID.search(source):
             _require_checkpoint(match[1], "sources")
             return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
-    return request.graph.name, (
-        f"the spec's sources name no Hugging Face checkpoint: {request.graph.name} stands in its place, give --model",
-    )
+    name = _placeholder(request.graph.name)
+    return name, (f"the spec's sources name no Hugging Face checkpoint: {name} stands in its place, give --model",)
+
+
+def _placeholder(name: str) -> str:
+    """What stands for a checkpoint that nobody is known to have published: a path, which no hub has for an id."""
+    return f"path/to/{name}"
 
 
 def _stored_otherwise(request: LaunchRequest) -> tuple[str, ...]:

@@ -15,7 +15,18 @@ def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     if latency.prefill is None and latency.train is None:
         return (("time", f"unknown: {latency.reason}"),)
     figures = Figures(bool(plan.estimates.work))
-    return _training_facts(latency, figures) if latency.train is not None else _serving_facts(latency, figures)
+    if latency.train is not None:
+        return _training_facts(latency, figures)
+    return (*_serving_facts(latency, figures), *_requests_in_flight(plan, latency))
+
+
+def _requests_in_flight(plan: Plan, latency: Latency) -> tuple[tuple[str, str], ...]:
+    """How many requests are there at a time that arrive at a rate, by Little's law, beside how many fit."""
+    rate, first, following = plan.request.get("rate"), latency.ttft_seconds, latency.time_per_output_token_seconds
+    if rate is None or first is None or following is None or latency.output_tokens is None:
+        return ()
+    number = rate * (first + (latency.output_tokens - 1) * following)
+    return (("in flight", f"{number:,.1f} requests on average at {rate:g} a second; {whole(plan.max_batch or 0)} fit"),)
 
 
 def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:

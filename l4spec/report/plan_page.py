@@ -15,6 +15,7 @@ from planners.video import VideoInfo
 _MOST_FIELDS = 3
 _MOST_AS_FAST = 3
 _TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
+_LITTLE_ROOM = 0.01
 _NOTABLE = 0.1
 """A smaller difference in time is within what estimates are wrong by."""
 
@@ -24,7 +25,7 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     figures = marks_of(plan)
     sections = [
         # the first reason is the verdict in bytes
-        Section("", (Lines((verdict(plan), *plan.reasons[1:]), _TONES[plan.fits]),)),
+        Section("", (Lines((verdict(plan), *plan.reasons[1:], *_tightness(plan)), _TONES[plan.fits]),)),
         Section("", (Facts(plan_facts(plan, figures)),)),
         Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
@@ -71,6 +72,16 @@ def verdict(plan: Plan) -> str:
         return f"{plan.model} fits on {name}: the fullest GPU needs {total} of {have} and has {free} free"
     missing = figures.gib(-memory.headroom_bytes)
     return f"{plan.model} does not fit on {name}: the fullest GPU needs {total} of {have}, {missing} too much"
+
+
+def _tightness(plan: Plan) -> tuple[str, ...]:
+    """What to think of a plan that fills its device to the brim."""
+    memory = plan.memory_per_device
+    if not plan.fits or memory.capacity_bytes is None or memory.headroom_bytes is None:
+        return ()
+    if memory.headroom_bytes >= _LITTLE_ROOM * memory.capacity_bytes:
+        return ()
+    return (f"less than {100 * _LITTLE_ROOM:.0f} % is free: fragmentation is not counted, and may take more",)
 
 
 def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:

@@ -74,6 +74,10 @@ def _notes(sweep: SweepTable) -> Iterator[str]:
     served = sweep.serving
     where = f" on {served['gpus']}" if "gpus" in served else "; give --gpus for what fits, times and cost"
     yield f"{sweep.model}: {whole(len(sweep.rows))} variants, served{_load(sweep)}{where}."
+    if any(row.usd_per_million_output_tokens for row in sweep.rows) and not {"batch", "concurrency", "rate"} & {
+        *served
+    }:
+        yield "$/M out: of one sequence at a time; --batch, or --output-tokens with --concurrency, prices a load."
     batches = sorted({row.train_batch for row in sweep.rows if row.train_batch})
     if sweep.training:
         tokens, gpus = count(sweep.training["train_tokens"]), sweep.training.get("gpus", "one device")

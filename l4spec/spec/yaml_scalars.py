@@ -47,7 +47,10 @@ def read_plain(text: str) -> Scalar | Trap:
 
 def _word(text: str) -> str | Trap:
     if mend := BOOLEAN_WORDS.get(text.lower()):
-        return Trap(f"expected true, false or text, found {text}, a boolean in YAML 1.1", f"write {mend} or '{text}'")
+        return Trap(
+            f"expected a value, found {text}: a boolean in YAML 1.1, text in YAML 1.2",
+            f"write {mend} or '{text}', or what else the field takes",
+        )
     if _NOT_FINITE.fullmatch(text):
         return _not_finite(text)
     if text in _SPECIAL:

@@ -107,7 +107,7 @@ def test_later_overrides_build_on_earlier_ones() -> None:
         ("text.layers[-1].repeat=5", "expected a path and a value"),
         ("name=", "--set name: name: expected a value, found nothing (write null to drop a field"),
         ("name=# x", "--set name: name: expected a value, found nothing"),
-        ("name=on", "--set name: name: expected true, false or text, found on"),
+        ("name=on", "--set name: name: expected a value, found on: a boolean"),
         ("text.parts.moe={a: 5e5}", "--set text.parts.moe: text.parts.moe.a: expected a clear value, found 5e5"),
         ("text={a", "--set text: text: not YAML: did not find expected ',' or '}'"),
         ("name=a: b", "--set name: name: expected a value on one line, found 'a: b' (write a mapping as {key: value}"),

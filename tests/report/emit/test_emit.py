@@ -196,7 +196,7 @@ def test_the_checkpoint_is_never_taken_silently() -> None:
     model = graph("behemoth")
     planned = plan(model, gpus="4x8xB200", quantization="fp8", engine="vllm-hybrid")
     unnamed = emit("vllm", LaunchRequest(planned, model))
-    assert "Llama-4-Behemoth-288B-16E stands in its place, give --model" in unnamed
+    assert "path/to/Llama-4-Behemoth-288B-16E stands in its place, give --model" in unnamed
     named = emit("vllm", LaunchRequest(planned, model, model="me/mine"))
     assert "stands in its place" not in named
     assert all("me/mine" in argv for argv in commands(named))
@@ -247,7 +247,7 @@ def test_published_launches_come_out_as_published(
 def test_no_launch_names_weights_that_are_stored_otherwise_or_hold_less() -> None:
     in_int4 = emit("vllm", requested("scout", "8xH100", quantization="w4a16"))
     assert "meta-llama/" not in in_int4
-    assert "Llama-4-Scout-17B-16E-w4a16 stands for a checkpoint in w4a16, give --model" in in_int4
+    assert "path/to/Llama-4-Scout-17B-16E-w4a16 stands for a checkpoint in w4a16, give --model" in in_int4
     packed_while_loading = emit("vllm", requested("maverick", "8xH200", quantization="fp8"))
     assert "serve meta-llama/Llama-4-Maverick-17B-128E-Instruct " in packed_while_loading.replace("\\\n", " ")
     assert "Instruct-FP8 is published in fp8-experts: plan with -q fp8-experts" in packed_while_loading

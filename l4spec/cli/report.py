@@ -102,5 +102,6 @@ def _scenario(loaded: "LoadedScenario", request: PlanRequest) -> "Report":
 
     refuse_options_of_scenarios(request)
     servers = planned_servers(loaded)
-    result = Simulation(loaded, servers).run().result
-    return result, lambda: scenario_report(plan_scenario(loaded, servers), result)
+    outcome = Simulation(loaded, servers).run()
+    sources = loaded.scenario.sources
+    return outcome.result, lambda: scenario_report(plan_scenario(loaded, servers), outcome, sources)

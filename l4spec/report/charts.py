@@ -94,6 +94,74 @@ def time_chart(series: Sequence[tuple[str, Sequence[Point]]], end: float, text: 
     return chart
 
 
+def shares_within(
+    series: Sequence[tuple[str, Sequence[Point]]], marks: Sequence[tuple[str, float]], text: Callable[[float], str]
+) -> Chart:
+    """(seconds, share from 0 to 1) over seconds on a logarithmic axis; a dashed line with its text at each mark."""
+    times = [x for _, points in series for x, _ in points] + [x for _, x in marks]
+    chart = Chart(decades(times))
+    chart.axes("", "", lambda power: text(10.0**power), str)
+    chart.texts = [one for one in chart.texts if one.anchor == "middle"]
+    chart.lines = chart.lines[: len(chart.texts)]  # those of the shares follow
+
+    def place(x: float, y: float) -> tuple[int, int]:
+        return chart.place(max(x, 10.0 ** chart.x[0]), 1)[0], _plain_place(chart, 0.0, y)[1]
+
+    for quarter in range(5):
+        _, y = _plain_place(chart, 0.0, quarter / 4)
+        chart.lines.append(Stroke(f"{LEFT},{y} {chart.width - RIGHT},{y}", "grid"))
+        chart.texts.append(Caption(LEFT - 6, y + 4, f"{25 * quarter} %", "end"))
+    for row, (name, at) in enumerate(marks):
+        (x, bottom), (_, top) = place(at, 0.0), place(at, 1.0)
+        chart.lines.append(Stroke(f"{x},{top} {x},{bottom}", "mark"))
+        chart.texts.append(Caption(x + 4, bottom - 6 - 13 * row, name))
+    for number, (_, points) in enumerate(series):
+        pixels = (place(*point) for point in points)
+        style, dash = f"c{number % COLORS}", _DASHES[number % len(_DASHES)]
+        chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in pixels), style, dash))
+    chart.texts.append(Caption(LEFT, chart.height - 8, "time; up: share of requests within it"))
+    _legend(chart, series)
+    return chart
+
+
+@dataclass(frozen=True, slots=True)
+class TimeBar:
+    """A row of a timeline: (begin, end) in seconds of each part, in the order of the legend."""
+
+    name: str
+    parts: tuple[tuple[float, float], ...]
+
+
+def time_bars(rows: Sequence[TimeBar], parts: Sequence[str], text: Callable[[float], str]) -> Chart:
+    """Rows of bars from 0 to the last end; the parts differ in color and, for print, in thickness. An empty name of a
+    part leaves it out of the legend."""
+    height = TOP + BOTTOM + 14 * max(len(rows), 4)
+    chart, end = Chart((0, 1), height=height), max((row.parts[-1][1] for row in rows), default=0.0) or 1.0
+    for quarter in range(5):
+        x, bottom = _plain_place(chart, quarter / 4, 0.0)
+        chart.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "grid"))
+        chart.texts.append(Caption(x, bottom + 16, text(end * quarter / 4), "middle"))
+    for number, row in enumerate(rows):
+        y = TOP + 7 + 14 * number
+        chart.texts.append(Caption(LEFT - 8, y + 4, row.name[:13], "end"))
+        for part, (begin, until) in enumerate(row.parts):
+            left, right = (_plain_place(chart, at / end, 0.0)[0] for at in (begin, until))
+            if until > begin:
+                chart.lines.append(Stroke(f"{left},{y} {max(right, left + 1)},{y}", _BAR_STYLES[part]))
+    x = chart.width - RIGHT + 12
+    for row_number, (style, name) in enumerate(
+        (style, name) for style, name in zip(_BAR_STYLES, parts, strict=True) if name
+    ):
+        y = TOP + 10 + 17 * row_number
+        chart.lines.append(Stroke(f"{x},{y - 4} {x + 26},{y - 4}", style))
+        chart.texts.append(Caption(x + 32, y, name))
+    chart.texts.append(Caption(LEFT, chart.height - 8, "time"))
+    return chart
+
+
+_BAR_STYLES = ("mark", "slab c1", "slab broad c0")
+
+
 def share_chart(
     series: Sequence[tuple[str, Sequence[Point]]], ticks: Sequence[int], marks: Sequence[int], label: str
 ) -> Chart:
@@ -251,4 +319,16 @@ def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
     return chart
 
 
-__all__ = ["Chart", "Texts", "TimeSpan", "front_chart", "line_chart", "roofline", "share_chart", "spans"]
+__all__ = [
+    "Chart",
+    "Texts",
+    "TimeBar",
+    "TimeSpan",
+    "front_chart",
+    "line_chart",
+    "roofline",
+    "share_chart",
+    "shares_within",
+    "spans",
+    "time_bars",
+]

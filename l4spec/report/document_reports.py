@@ -1,6 +1,7 @@
 """`l4spec report` of several models, of a scenario and of a recipe: one page each, to read and to send."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -9,17 +10,19 @@ from l4spec.report.growth import compared_growth
 from l4spec.report.page import Bar, Bars, Block, Details, Lines, Page, Section
 from l4spec.report.phase_sums import recipe_sums
 from l4spec.report.plan_page import verdict
-from l4spec.report.quantities import ESTIMATE_MARK
+from l4spec.report.quantities import ESTIMATE_MARK, Figures
 from l4spec.report.recipe_page import recipe_claims_page, recipe_page
 from l4spec.report.report_page import architecture, report_page
-from l4spec.report.scenario_page import scenario_page
-from l4spec.report.simulate_page import headline, simulate_report
+from l4spec.report.request_charts import latency_figure, stages_figure, stretch_figure
+from l4spec.report.scenario_page import ONE_ALONE, scenario_page
+from l4spec.report.scenario_sums import ScenarioOrigins, scenario_sums
+from l4spec.report.simulate_page import LATENCY, headline, simulate_report
 from l4spec.spec.recipe.load import LoadedRecipe
 from l4spec.verification.recipe_claims import judge
 from planners.plan_types import Plan
 from planners.recipes.cost import PlannedRecipe
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan
-from planners.simulate.result_types import SimulationResult
+from planners.simulate.run import Outcome
 from planners.simulate.scenario_plan import ScenarioPlan
 
 REST_ON = "What the times rest on"
@@ -41,16 +44,35 @@ def comparison_report(pairs: Sequence[tuple[LayerGraph, Plan]], comparison: Comp
     )
 
 
-def scenario_report(plan: ScenarioPlan, result: SimulationResult) -> Page:
-    """What a scenario's servers are, what one request alone takes, and what the simulated load did."""
+def scenario_report(plan: ScenarioPlan, outcome: Outcome, sources: tuple[str, ...] = ()) -> Page:
+    """What the simulated load did, what a scenario's servers are, one request alone, and every number opened.
+
+    `sources` are those that the scenario names.
+    """
+    result = outcome.result
     simulated, planned = simulate_report(result), scenario_page(plan)
     rest_on = dict.fromkeys([*lines_under(REST_ON, planned), *lines_under(REST_ON, simulated)])
+    figures = Figures(bool(result.estimated))
+    curves = tuple(latency_figure(outcome.requests, result.levels, figures))
+    stretch = tuple(stretch_figure(outcome.requests, figures))
     return (
         Section("", (Lines((headline(result), *lines_under("", planned))),)),
-        *(section for section in simulated if section.title not in ("", REST_ON)),
-        *(section for section in planned if section.title not in ("", REST_ON)),
+        *(replace(one, blocks=(*one.blocks, *curves)) if one.title == LATENCY else one for one in _titles(simulated)),
+        *((Section("A stretch of the timeline", stretch),) if stretch else ()),
+        *(
+            replace(one, blocks=(stages_figure(plan.stages, Figures(bool(plan.estimated))), *one.blocks))
+            if one.title == ONE_ALONE
+            else one
+            for one in _titles(planned)
+        ),
+        *scenario_sums(ScenarioOrigins(plan, result, sources)),
         Section(REST_ON, (Lines(tuple(rest_on)),)),
     )
+
+
+def _titles(page: Page) -> Page:
+    """The sections of a page that are shown as they stand."""
+    return tuple(section for section in page if section.title not in ("", REST_ON))
 
 
 def lines_under(title: str, page: Page) -> tuple[str, ...]:

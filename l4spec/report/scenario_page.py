@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from planners.simulate.scenario_plan import ScenarioPlan, ServerPlan, StagePlan
 
 _MEMORY = ("", "model", "GPUs", "layout", "weights in", "its own", "beside it", "cache", "of", "sequences")
+ONE_ALONE = "One request alone, stage by stage"
 _STAGES = ("stage", "by", "reads", "writes", "first token", "done after", "check", "refuses")
 
 
@@ -23,7 +24,7 @@ def scenario_page(plan: "ScenarioPlan") -> Page:
             (Table(_MEMORY, tuple(map(_server_row, plan.servers)), "lllllrrrrr"),),
         ),
         Section(
-            "One request alone, stage by stage",
+            ONE_ALONE,
             (Table(_STAGES, tuple(_stage_row(stage, figures) for stage in plan.stages), "llrrrrlr"), _whole(plan)),
         ),
         Section("What the times rest on", (Lines(_basis(plan)),)),

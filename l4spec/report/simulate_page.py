@@ -7,6 +7,7 @@ from l4spec.report.templating import render
 from planners.simulate.capacity import ServiceCapacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
 
+LATENCY = "Latency"
 _LEVELS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
 
@@ -15,7 +16,7 @@ def simulate_page(result: SimulationResult) -> Page:
     """The screen of a simulation."""
     sections = [
         Section("", (Lines((headline(result),)),)),
-        Section("Latency", (_latencies(result),)),
+        Section(LATENCY, (_latencies(result),)),
         Section("Rates", (_rates(result),)),
         Section("Servers", (_servers(result.servers),)),
     ]
@@ -50,6 +51,7 @@ def _figure(about: str, curve: TimeSeries) -> Figure:
         for name, values, most in _rows(curve)
     ]
     chart = time_chart(series, curve.seconds[-1] or 1.0, seconds)
+    about = f"{about}: running and waiting requests and cache in use, each relative to its largest value"
     return Figure(about, Table(("", "largest"), rows), "chart.svg.j2", {"chart": chart})
 
 

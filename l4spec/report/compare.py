@@ -89,6 +89,12 @@ _COSTS: tuple[Row, ...] = (
     ("active per token", lambda shape, plan, n: n.sizes.count(plan.params.active)),
     ("active without embedding", lambda shape, plan, n: n.sizes.count(plan.params.active_without_embedding)),
     ("weights", lambda shape, plan, n: n.sizes.gib(plan.weights.bytes)),
+)
+_A_TOKEN: Row = (
+    "FLOPs per token without attention",
+    lambda shape, plan, n: n.sizes.flops(plan.flops.forward_per_token),
+)
+_SERVING_COSTS: tuple[Row, ...] = (
     ("KV cache", lambda shape, plan, n: n.work.gib(plan.kv_cache.bytes)),
     (
         "KV cache per token, every layer",
@@ -98,19 +104,26 @@ _COSTS: tuple[Row, ...] = (
         "KV cache per token, unbounded layers",
         lambda shape, plan, n: n.work.exact_bytes(plan.kv_cache.bytes_per_token_global),
     ),
-    ("FLOPs per token without attention", lambda shape, plan, n: n.sizes.flops(plan.flops.forward_per_token)),
+    _A_TOKEN,
     ("FLOPs of the prefill", lambda shape, plan, n: n.work.flops(plan.flops.prefill)),
     ("FLOPs of a decode step", lambda shape, plan, n: n.work.flops(plan.flops.decode)),
-    ("fullest device", lambda shape, plan, n: n.work.gib(plan.memory_per_device.total_bytes)),
 )
-_FIT: tuple[Row, ...] = (
+_TRAINING_COSTS: tuple[Row, ...] = (
+    _A_TOKEN,
+    ("FLOPs of a training step", lambda shape, plan, n: n.work.flops(plan.flops.train_step)),
+    ("ZeRO stage", lambda shape, plan, n: str(plan.deployment.zero_stage)),
+    ("checkpointing", lambda shape, plan, n: plan.deployment.activation_checkpointing or "-"),
+    ("micro-batch", lambda shape, plan, n: whole(plan.deployment.micro_batch or 1)),
+)
+_FIT: tuple[Row, ...] = (("fullest device", lambda shape, plan, n: n.work.gib(plan.memory_per_device.total_bytes)),)
+_ON_GPUS: tuple[Row, ...] = (
     ("of", lambda shape, plan, n: gib(plan.memory_per_device.capacity_bytes or 0)),
     ("layout", lambda shape, plan, n: str(plan.layout)),
     ("fits", lambda shape, plan, n: "yes" if plan.fits else "no"),
     ("longest context", lambda shape, plan, n: n.work.whole(plan.max_context or 0)),
-    ("largest batch", lambda shape, plan, n: _most(plan.max_batch or 0, n)),
 )
 _SERVED: tuple[Row, ...] = (
+    ("largest batch", lambda shape, plan, n: _most(plan.max_batch or 0, n)),
     ("TTFT", lambda shape, plan, n: _time(times_of(plan).ttft_seconds, n)),
     ("TPOT", lambda shape, plan, n: _time(times_of(plan).time_per_output_token_seconds, n)),
     ("tokens/s per GPU", lambda shape, plan, n: _number(times_of(plan).tokens_per_second_per_gpu, n)),
@@ -150,8 +163,9 @@ def compare_page(comparison: Comparison) -> Page:
     """A column a model, and what was assumed."""
     models = comparison.models
     limited = models[0].plan.cluster is not None
-    timed = _SERVED if models[0].plan.deployment.mode == "serve" else _TRAINED
-    columns = (*_SHAPE, *_COSTS, *((*_FIT, *timed) if limited else ()))
+    serving = models[0].plan.deployment.mode == "serve"
+    costs, timed = (_SERVING_COSTS, _SERVED) if serving else (_TRAINING_COSTS, _TRAINED)
+    columns = (*_SHAPE, *_COSTS, *costs, *_FIT, *((*_ON_GPUS, *timed) if limited else ()))
     rows = tuple((label, *(_cell(model, cell) for model in models)) for label, cell in columns)
     headers = ("", *(model.plan.model for model in models))
     sections = [
@@ -189,7 +203,8 @@ def _assumed(comparison: Comparison) -> str:
     where = f" on {cluster.text}" if cluster else ""
     formats = dict.fromkeys(model.plan.deployment.quantization for model in comparison.models)
     weights = f"{asked.quantization} weights" if len(formats) == 1 else "weights as published"
-    return (
-        f"Planned{where} with {weights}, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
-        f"KV cache in {asked.kv_dtype}, cache policy {asked.engine}."
-    )
+    what = f"Planned{where} with {weights}, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
+    if asked.mode == "train":
+        chosen = " (chosen)" if asked.batch_origin == "chosen" else ""
+        return f"{what.removesuffix(', ')}{chosen}, {asked.optimizer}, matmuls in {asked.precision}."
+    return f"{what}KV cache in {asked.kv_dtype}, cache policy {asked.engine}."

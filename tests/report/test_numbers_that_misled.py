@@ -2,11 +2,13 @@
 
 import pytest
 
+from l4spec.report.compare import compare, compare_page
 from l4spec.report.explain_times import time_sections
 from l4spec.report.page import Table, to_text
 from planners import plan
 from planners.plan_types import Plan
 from planners.search.layouts import MAX_BATCH
+from tests.planners.models import graph
 
 SERVED = {"gpus": "8xH100", "context": 9216, "output_tokens": 1024, "batch": 20, "usd_per_gpu_hour": 2.5}
 TRAINED = {"gpus": "64xH100", "mode": "train", "batch": 64, "zero_stage": 3}
@@ -91,3 +93,14 @@ def test_without_a_time_there_is_nothing_to_explain() -> None:
 
 def test_nothing_stands_in_three_empty_lines() -> None:
     assert "\n\n\n" not in plan("scout", gpus="1xH100").report()
+
+
+def test_a_comparison_of_training_has_no_rows_of_serving() -> None:
+    options = {**TRAINED, "train_tokens": 10**12}
+    models = [graph(name) for name in ("scout", "maverick")]
+    page = to_text(compare_page(compare((model, plan(model, **options)) for model in models)))
+    assert "KV cache" not in page
+    assert "decode" not in page
+    assert "largest batch" not in page
+    for row in ("FLOPs of a training step", "ZeRO stage", "GPU-hours"):
+        assert row in page

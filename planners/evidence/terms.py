@@ -9,13 +9,16 @@ from math import inf
 from typing import Literal
 
 Unit = Literal["share", "factor", "seconds"]
+When = Literal["always", "dense", "routed", "ranks", "server"]
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
     """One factor. `share` is of a published peak, `factor` multiplies a time, `seconds` is a constant.
 
-    `most` is the largest value that anything measured allows, `source` says where `expected` is from.
+    `most` is the largest value that anything measured allows, `source` says where `expected` is from. `when` says in
+    which deployments it acts: of dense or routed models, of several ranks, or only in the limits of a whole server,
+    which the requests of one run do not show.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Term:
     meaning: str
     source: str
     most: float = inf
+    when: When = "always"
 
 
 MEASURED_MATMUL = 0.803
@@ -41,13 +45,32 @@ SERVING: tuple[Term, ...] = (
     Term("cache", "share", 0.60, 0.40, "of memory bandwidth, reading the cache", "paged attention of few heads", 1.0),
     Term("compute", "share", 0.55, 0.25, "of the peak, matmuls", "KER-0011, KER-0013", MEASURED_FP8_MATMUL),
     Term("attention", "share", 0.45, 0.30, "of the bf16 peak, attention", "FlashAttention-2 and 3 on H100", 1.0),
-    Term("links", "share", 0.75, 0.05, "of link bandwidth", "bus bandwidth of large all-reduces (nccl-tests)", 1.0),
-    Term("layer", "seconds", 20e-6, 0.7, "of a block", "a dozen kernel launches"),
-    Term("moe_layer", "seconds", 78e-6, 0.5, "of a block that routes", "between vLLM's dense, SGLang's DeepSeek block"),
+    Term(
+        "links",
+        "share",
+        0.75,
+        0.05,
+        "of link bandwidth",
+        "bus bandwidth of large all-reduces (nccl-tests)",
+        1.0,
+        when="ranks",
+    ),
+    Term("layer", "seconds", 20e-6, 0.7, "of a block", "a dozen kernel launches", when="dense"),
+    Term(
+        "moe_layer",
+        "seconds",
+        78e-6,
+        0.5,
+        "of a block that routes",
+        "between vLLM's dense, SGLang's DeepSeek block",
+        when="routed",
+    ),
     Term("wide_layer", "seconds", 10e-6, 1.5, "more of a block when many sequences decode", "open"),
-    Term("collective", "seconds", 4.2e-6, 0.3, "of a call", f"an all-reduce of 16 to 32 KB: {ALL_REDUCES}"),
-    Term("host_step", "seconds", 1e-3, 1.5, "of the host between steps", "open"),
-    Term("host_sequence", "seconds", 50e-6, 1.5, "of the host between steps, a sequence", "open"),
+    Term(
+        "collective", "seconds", 4.2e-6, 0.3, "of a call", f"an all-reduce of 16 to 32 KB: {ALL_REDUCES}", when="ranks"
+    ),
+    Term("host_step", "seconds", 1e-3, 1.5, "of the host between steps", "open", when="server"),
+    Term("host_sequence", "seconds", 50e-6, 1.5, "of the host between steps, a sequence", "open", when="server"),
     Term("request", "seconds", 30e-3, 1.0, "of a request before its prefill, its HTTP stack included", "open"),
 )
 """The factors of `planners.timing.efficiency.ServingEfficiency`."""

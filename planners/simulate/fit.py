@@ -158,10 +158,9 @@ class _Served:
 def _fields(times: PlannedTimes) -> tuple[str, ...]:
     """The factors that play a part in this deployment."""
     layout, routed = times.model.layout, any(kind.num_experts for kind in times.model.kinds)
-    fields = ["memory", "cache", "compute", "attention", "moe_layer" if routed else "layer", "wide_layer", "request"]
-    if layout.tp * layout.ep > 1:
-        fields += ["links", "collective"]
-    return tuple(fields)
+    acting = {"always", "routed" if routed else "dense", *(["ranks"] if layout.tp * layout.ep > 1 else [])}
+    terms = (term for term in SERVING if term.when in acting)
+    return tuple(term.name for term in sorted(terms, key=lambda term: term.when == "ranks"))
 
 
 def _moved(prior: ServingEfficiency, fields: Sequence[str], point: Sequence[float]) -> ServingEfficiency:

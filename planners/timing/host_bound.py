@@ -8,7 +8,7 @@ experts that no token chose are neither read nor copied.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.host_memory import HostMemory, moved_weights
@@ -75,9 +75,9 @@ class SharedStep:
         """What stays on the device; None where nothing does."""
         weights, computed = self._moved(kind, use, step, away)
         if self.host.part == "layers":
-            return None if away == kind.count else _scaled(use, 1 - away / kind.count)
+            return None if away == kind.count else use * (1 - away / kind.count)
         read = use.weight_read - weights / self.model.machine.bandwidth
-        return ResourceSeconds(max(read, 0.0), use.cached, use.matmul - computed, use.attention, use.links)
+        return replace(use, weight_read=max(read, 0.0), matmul=use.matmul - computed)
 
     def _layers_away(self, kind: KindProfile) -> int:
         """Layers of this kind in the host's memory."""
@@ -103,12 +103,6 @@ class SharedStep:
     @property
     def _vector_bytes(self) -> int:
         return self.model.graph.hidden_size * ACTIVATION_BYTES
-
-
-def _scaled(use: ResourceSeconds, part: float) -> ResourceSeconds:
-    return ResourceSeconds(
-        use.weight_read * part, use.cached * part, use.matmul * part, use.attention * part, use.links * part
-    )
 
 
 def _row(name: str, count: int, use: ResourceSeconds) -> KindLatency:

@@ -6,8 +6,9 @@ estimate  every resource at the share of its peak that an engine was measured to
           constants per block, per collective and per step.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import add, attrgetter
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -53,16 +54,10 @@ class ResourceSeconds:
     moe_blocks: float = 0.0
 
     def __add__(self, other: "ResourceSeconds") -> "ResourceSeconds":
-        return ResourceSeconds(
-            self.weight_read + other.weight_read,
-            self.cached + other.cached,
-            self.matmul + other.matmul,
-            self.attention + other.attention,
-            self.links + other.links,
-            self.collectives + other.collectives,
-            self.blocks + other.blocks,
-            self.moe_blocks + other.moe_blocks,
-        )
+        return ResourceSeconds(*map(add, _values(self), _values(other)))
+
+    def __mul__(self, part: float) -> "ResourceSeconds":
+        return ResourceSeconds(*(part * value for value in _values(self)))
 
     def estimate(self, factors: ServingEfficiency, wide: bool) -> float:
         """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
@@ -76,6 +71,9 @@ class ResourceSeconds:
             + self.blocks * (factors.layer + (factors.wide_layer if wide else 0.0))
             + self.moe_blocks * (factors.moe_layer - factors.layer)
         )
+
+
+_values = attrgetter(*(each.name for each in fields(ResourceSeconds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +95,16 @@ class UnitCosts:
     def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
         """What these layers use in a step."""
         rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
+        read = self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert
         return ResourceSeconds(
-            self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert + rows * self.moved_row,
-            cached * self.cached_token,
-            rows * self.matmul_row * self._hottest(ep, routing),
-            pairs * self.pair,
-            rows * self.links_row,
-            self.collectives,
-            self.blocks,
-            self.moe_blocks,
+            weight_read=read + rows * self.moved_row,
+            cached=cached * self.cached_token,
+            matmul=rows * self.matmul_row * self._hottest(ep, routing),
+            attention=pairs * self.pair,
+            links=rows * self.links_row,
+            collectives=self.collectives,
+            blocks=self.blocks,
+            moe_blocks=self.moe_blocks,
         )
 
     def _hottest(self, ep: int, routing: Routing) -> float:

@@ -48,6 +48,12 @@ ContinueOption = Annotated[
     bool,
     typer.Option("--resume", help="Go on from the last step in --out, as if the run had never stopped."),
 ]
+StartOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", metavar="DIR", help="Start from a checkpoint: a step's folder, or Hugging Face's layout."
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
@@ -76,6 +82,7 @@ def train_command(
     dp: Annotated[
         int | None, typer.Option("--dp", min=1, metavar="N", help="Data-parallel degree.  [default: the ranks left]")
     ] = None,
+    weights: StartOption = None,
     out: FolderOption = None,
     resume: ContinueOption = False,
     save_every: SaveEveryOption = None,
@@ -113,6 +120,7 @@ def train_command(
         resume,
         threads,
         _checkpointing(checkpointing, recompute=recompute),
+        weights,
         timeout=timeout,
     )
     if seed is None:

@@ -88,6 +88,21 @@ class FileSource(Spec):
         return False
 
 
+class DialogueSource(Spec):
+    """Dialogues of your own: a JSON object a line, with `prompt`, `answer` and, for a dpo phase, `rejected`."""
+
+    kind: Literal["dialogues"]
+    files: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)]
+    """Paths, relative to the recipe."""
+    weight: Weight = 1.0
+    """Share of the mixture, relative to the other sources."""
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether image tiles are among the tokens: never."""
+        return False
+
+
 class DescribedSource(Spec):
     """Data that somebody else has: planned, and replaced by made-up text where a miniature is run."""
 
@@ -105,7 +120,7 @@ class DescribedSource(Spec):
         return self.image_share > 0
 
 
-Source = Annotated[SyntheticSource | FileSource | DescribedSource, Field(discriminator="kind")]
+Source = Annotated[SyntheticSource | FileSource | DialogueSource | DescribedSource, Field(discriminator="kind")]
 
 
 class DataSpec(Spec):

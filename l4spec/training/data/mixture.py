@@ -14,9 +14,10 @@ from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.spec.files import require_regular
 from l4spec.spec.model import VisionSpec
 from l4spec.spec.recipe import DataSpec
-from l4spec.spec.recipe.data import FileSource, SyntheticSource
+from l4spec.spec.recipe.data import DialogueSource, FileSource, SyntheticSource
 from l4spec.spec.recipe.pictures import Scene
 from l4spec.tiling import TileGrid
+from l4spec.training.data.dialogues import dialogues_of
 from l4spec.training.data.pictures import blank, draw_picture
 from l4spec.training.data.rows import PackedRow, RowBuilder
 from l4spec.training.data.synthetic import HELD_OUT, TextDocument, TextSegment, document, document_of
@@ -71,7 +72,7 @@ class Mixture:
         name = draw.choices(names, [weights[name] for name in names])[0]
         row = RowBuilder(tokens + 1, self.codec.end_id)
         while not row.is_full:
-            for segment in self._document(name, draw, is_held_out=index >= HELD_OUT):
+            for segment in self.document(name, draw, is_held_out=index >= HELD_OUT):
                 if segment.picture is None:
                     text = segment.text
                     row.text(self.codec.encode(text), len(text.encode()), learned=segment.learned)
@@ -113,24 +114,41 @@ class Mixture:
             inputs[PIXELS] = torch.stack(tiles) if tiles else torch.empty(0, *shape)
         return TrainBatch(ids[:, :-1], labels, inputs)
 
-    def _document(self, name: str, draw: random.Random, *, is_held_out: bool) -> TextDocument:
+    def document(self, name: str, draw: random.Random, *, is_held_out: bool) -> TextDocument:
+        """A document of a source, drawn from those to train on or from those that are held out.
+
+        Raises UserError for a file that cannot be read.
+        """
         source = self.spec.sources[name]
         if isinstance(source, SyntheticSource):
             index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
             return document_of(source, self.seed, index)
         if isinstance(source, FileSource):
-            trained, kept = _documents_of(tuple(str(self.folder / file) for file in source.files), self.spec.held_out)
+            trained, kept = _documents_of(self._paths(source.files), self.spec.held_out)
             return (TextSegment(draw.choice(kept if is_held_out else trained)),)
+        if isinstance(source, DialogueSource):
+            return draw.choice(dialogues_of(self._paths(source.files), self.spec.held_out, is_held_out=is_held_out))
         index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
         if source.has_pictures and draw.random() < CAPTIONED:
             return document("pictures", 0, self.seed, index)
         return document("language", sorted(self.spec.sources).index(name), self.seed, index)
 
+    def require_rejected(self, name: str, source: DialogueSource) -> None:
+        """Raise UserError where a dialogue that may be trained on has no rejected answer."""
+        dialogues = dialogues_of(self._paths(source.files), self.spec.held_out, is_held_out=False)
+        missing = sum(dialogue[-1].rejected is None for dialogue in dialogues)
+        if missing:
+            hint = '"rejected" in each line'
+            raise UserError(f"{missing:,} dialogues of the source {name!r} have no rejected answer", hint=hint)
+
+    def _paths(self, files: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str(self.folder / file) for file in files)
+
     def _sample(self) -> Iterator[str]:
         for name in sorted(self.spec.sources):
             draw = random.Random(f"sample {name}")
             for _ in range(SAMPLE_DOCUMENTS):
-                yield "".join(segment.text for segment in self._document(name, draw, is_held_out=False))
+                yield "".join(segment.text for segment in self.document(name, draw, is_held_out=False))
 
 
 def weights_of(spec: DataSpec, own: Mapping[str, float]) -> dict[str, float]:

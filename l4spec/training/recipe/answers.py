@@ -7,34 +7,31 @@ import torch
 
 from l4spec.errors import UserError
 from l4spec.runtime.parallel.loss import IGNORED
-from l4spec.spec.recipe.data import SyntheticSource
+from l4spec.spec.recipe.data import DialogueSource, SyntheticSource
 from l4spec.training.data.mixture import Mixture
-from l4spec.training.data.synthetic import HELD_OUT, document_of
 from l4spec.training.loop import TrainBatch
 from l4spec.training.recipe.evaluation import Asked
 
-_HINT = "use synthetic arithmetic, questions or retrieval"
+_HINT = "use synthetic arithmetic, questions or retrieval, or dialogues of your own"
 
 
 def prompts(mixture: Mixture, weights: Mapping[str, float], count: int, key: str, *, is_held_out: bool) -> list[Asked]:
     """`count` prompts of the mixture's sources, the same for the same `key`.
 
-    Raises UserError for a source without answers: made-up text of which a part is not learned has them.
+    Raises UserError for a source without answers: dialogues have them, and made-up text of which a part is not learned.
     """
     draw = random.Random(f"{mixture.seed} {key}")
     names = sorted(weights)
     asked = []
     for _ in range(count):
         name = draw.choices(names, [weights[one] for one in names])[0]
-        source = mixture.spec.sources[name]
-        if not isinstance(source, SyntheticSource):
+        if not isinstance(mixture.spec.sources[name], SyntheticSource | DialogueSource):
             raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
-        index = draw.randrange(HELD_OUT) + (HELD_OUT if is_held_out else 0)
-        *before, last = document_of(source, mixture.seed, index)
+        *before, last = mixture.document(name, draw, is_held_out=is_held_out)
         prompt = "".join(segment.text for segment in before)
         if not prompt:
             raise UserError(f"the source {name!r} has no answers to check", hint=_HINT)
-        asked.append(Asked(tuple(mixture.codec.encode(prompt)), last.text))
+        asked.append(Asked(tuple(mixture.codec.encode(prompt)), last.text, last.rejected))
     return asked
 
 
@@ -56,9 +53,19 @@ def right_answer(mixture: Mixture, asked: Asked) -> list[int]:
 
 
 def wrong_answer(mixture: Mixture, asked: Asked, key: str) -> list[int]:
-    """The ids of a wrong answer that looks like the right one: a digit of it is another, and the end."""
+    """The ids of a wrong answer, and the end: the rejected one, or the right one with a digit of it changed."""
+    if asked.rejected is not None:
+        return [*mixture.codec.encode(asked.rejected), mixture.codec.end_id]
     draw = random.Random(f"{mixture.seed} {key}")
     place = draw.randrange(len(asked.answer))
     others = [digit for digit in "0123456789" if digit != asked.answer[place]]
     text = asked.answer[:place] + draw.choice(others) + asked.answer[place + 1 :]
     return [*mixture.codec.encode(text), mixture.codec.end_id]
+
+
+def require_pairs(mixture: Mixture, weights: Mapping[str, float]) -> None:
+    """Raise UserError for dialogues of a source of which one has no rejected answer."""
+    for name in sorted(weights):
+        source = mixture.spec.sources[name]
+        if isinstance(source, DialogueSource):
+            mixture.require_rejected(name, source)

@@ -59,10 +59,11 @@ def log_probs_of(model: RankModel, batch: TrainBatch) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A prompt and the answer that is right."""
+    """A prompt and the answer that is right; `rejected` is one that is not, where the data has it."""
 
     prompt: tuple[int, ...]
     answer: str
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class RecipeJob(Task):
     resume: bool = False
     threads: int | None = None
     checkpointing: Checkpointing = "none"
+    weights: Path | None = None
 
     worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
     is_safe: ClassVar[str] = "the last checkpoint is whole"
@@ -66,6 +67,7 @@ class RecipeJob(Task):
             "data": self.loaded.recipe.data.model_dump_json(),
             "--dtype": self.number_format,
             "--seed": self.seed,
+            "--weights": None if self.weights is None else str(self.weights.absolute()),
         }
 
     def shared(self) -> dict[str, Any]:
@@ -103,6 +105,8 @@ class RecipeJob(Task):
                 yield Problem(
                     f"a {phase.kind} phase does not run by pipeline stages", f"phase {phase.name}", hint="pp 1"
                 )
+        if self.weights is not None and not self.weights.is_dir():
+            yield Problem(f"{str(self.weights)[:200]!r} is no checkpoint folder", "--weights")
         for option in ("save_every", "resume"):
             if getattr(self, option) and self.out is None:
                 yield Problem("needs --out", "--" + option.replace("_", "-"))

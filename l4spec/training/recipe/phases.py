@@ -24,7 +24,7 @@ from l4spec.training.losses.policy import (
 from l4spec.training.losses.preference import DpoObjective
 from l4spec.training.recipe.actor_process import DrawnAnswers, PromptGroups
 from l4spec.training.recipe.actors import Actors
-from l4spec.training.recipe.answers import answer_rows, prompts, right_answer, wrong_answer
+from l4spec.training.recipe.answers import answer_rows, prompts, require_pairs, right_answer, wrong_answer
 from l4spec.training.recipe.evaluation import AnswerSampling, Asked, answer, is_right, log_probs_of
 from l4spec.training.recipe.job import RecipeJob
 
@@ -195,6 +195,7 @@ def _reward_metrics(rewards: Tensor) -> dict[str, float]:
 
 def _dpo(context: PhaseContext, phase: DpoPhase) -> Prepared:
     codec, pairs = context.mixture.codec, phase.batch // 2
+    require_pairs(context.mixture, context.weights)
 
     def batch(step: int) -> TrainBatch:
         asked = prompts(context.mixture, context.weights, pairs, f"{phase.name} {step}", is_held_out=False)

@@ -14,6 +14,7 @@ from l4spec.graph.build import build_graph
 from l4spec.graph.trainable import trained_names
 from l4spec.runtime.build import build
 from l4spec.runtime.initialize import STANDARD_DEVIATION
+from l4spec.runtime.parallel.checkpoints import load_sharded
 from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.model import RankModel
@@ -72,7 +73,7 @@ class RecipeRun:
         self.starts = starts_of(job.phases)
         self.factors = self._factors()
         self.checkpoint = latest_step(job.out) if job.resume else None
-        self.model = self._fresh(job.seed if self.checkpoint is None else None, train=True)
+        self.model = self._begun() if self.checkpoint is None else self._fresh(None, train=True)
         self.model.checkpointing = job.checkpointing
         self.done = 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
         self.metrics = MetricsFile(job.out, self.done)
@@ -165,6 +166,13 @@ class RecipeRun:
         model.image_token_id = self.mixture.image_token_id
         return model
 
+    def _begun(self) -> RankModel:
+        """The model before the first phase: with the weights that the run was given, or random ones."""
+        model = self._fresh(self.job.seed, train=True)
+        if self.job.weights is not None:
+            load_sharded(model, self.job.weights)
+        return model
+
     def _factors(self) -> Mapping[str, TensorFactors]:
         """Of every tensor, by the recipe's parametrization."""
         rule = self.recipe.parametrization
@@ -181,7 +189,7 @@ class RecipeRun:
     @torch.no_grad()
     def _entered(self, start: int) -> RankModel:
         """The model as it entered a phase: this one, if it just did, or what was saved then."""
-        model = self._fresh(self.job.seed, train=True)
+        model = self._begun()
         reshard(self.model)
         if self.done == start:
             for name, tensor in model.state_dict(keep_vars=True).items():

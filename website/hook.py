@@ -27,6 +27,7 @@ OUTSIDE = {
     "examples/new_kind/README.md": "examples/new_kind/README.md",
     "examples/custom_moe/README.md": "examples/custom_moe/README.md",
     "examples/sharded_training/README.md": "examples/sharded_training/README.md",
+    "examples/probing/README.md": "examples/probing/README.md",
     "tests/README.md": "tests/README.md",
 }
 """Pages that are not in docs/, or under another name there: path in the repository → path in the site."""

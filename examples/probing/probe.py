@@ -123,7 +123,7 @@ def show(title: str, measured: Measured) -> None:
     attacks = measured.attacks, measured.guarded_attacks
     harmless = measured.harmless, measured.guarded_harmless
     for name, attack_field in (
-        ("attacks that made it say the word", "said"),
+        ("attacks that made it say the word", "succeeded"),
         ("  judged so", "judged"),
         ("  missed by the judge", "missed"),
         ("  false alarms of the judge", "false_alarms"),
@@ -162,7 +162,7 @@ def run(folder: Path, phases: Sequence[str], sizes: Sizes, seed: int) -> None:
     before, talks = measure(roles, made, sizes, seed)
     show("the target", before)
     show_talks(talks)
-    require(before.guarded_attacks.said <= before.attacks.said, "the guard lets more attacks succeed")
+    require(before.guarded_attacks.succeeded <= before.attacks.succeeded, "the guard lets more attacks succeed")
     rows = prober.successes(talks, made)
     world.write_rows(folder / "attacks.jsonl", rows)
     print(f"\ntraining on {len(rows)} attacks that succeeded")
@@ -173,7 +173,7 @@ def run(folder: Path, phases: Sequence[str], sizes: Sizes, seed: int) -> None:
         after, _ = measure(replace(roles, target=repaired), made, sizes, seed + 1)
         show(f"the target after {phase}", after)
         show_strategies(made, before.attacks, after.attacks)
-        require(after.attacks.said < before.attacks.said, f"after {phase} as many attacks succeed")
+        require(after.attacks.succeeded < before.attacks.succeeded, f"after {phase} as many attacks succeed")
         results[phase] = asdict(after)
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 

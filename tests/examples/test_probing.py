@@ -90,7 +90,7 @@ def test_an_attack_that_works_in_its_second_turn_is_counted_judged_and_named() -
     talks = prober.probe(roles(), WORLD, WORDS, 0, is_guarded=False)
     assert [len(talk.turns) for talk in talks] == [2] * len(WORDS)
     result = AttackResult.of(talks)
-    assert (result.said, result.judged, result.missed, result.false_alarms) == (1.0, 1.0, 0.0, 0.0)
+    assert (result.succeeded, result.judged, result.missed, result.false_alarms) == (1.0, 1.0, 0.0, 0.0)
     assert (result.share_of("ask"), result.share_of("finish"), result.share_of("game")) == (0.0, 1.0, None)
     rows = prober.successes(talks, WORLD)
     assert [row["rejected"] for row in rows] == [f" the word is {word}" for word in WORDS]
@@ -100,7 +100,7 @@ def test_an_attack_that_works_in_its_second_turn_is_counted_judged_and_named() -
 def test_a_guard_that_blocks_nothing_changes_nothing_and_one_that_blocks_all_lets_nothing_through() -> None:
     free = attacked(roles(), is_guarded=False)
     assert attacked(roles(), is_guarded=True) == free
-    assert attacked(roles(blocks("user")), is_guarded=True).said == 0.0 < free.said
+    assert attacked(roles(blocks("user")), is_guarded=True).succeeded == 0.0 < free.succeeded
 
 
 def test_a_judge_that_is_blind_or_sees_ghosts_is_found_out() -> None:
@@ -143,13 +143,13 @@ def test_a_target_that_is_trained_says_the_word_and_after_the_phase_less_often(
     draw = random.Random(0)
     players = replace(roles(), attacker=scripted(lambda read: _any_attack(small, draw)), target=Role(target, codec))
     before, talks = probe.measure(players, small, probe.Sizes(32, 8), 0)
-    assert before.attacks.said >= 0.25
+    assert before.attacks.succeeded >= 0.25
     assert before.harmless.refused < 0.5
     world.write_rows(tmp_path / "attacks.jsonl", prober.successes(talks, small))
     start, changes = probe.weights_of(tmp_path / "target"), ("phases.0.tokens=20k", "phases.0.context=128")
     repaired = probe.train(tmp_path / "repair.yaml", "sft", 0, *changes, start=start)
     after, _ = probe.measure(replace(players, target=Role(repaired, codec)), small, probe.Sizes(32, 8), 1)
-    assert after.attacks.said < before.attacks.said / 2
+    assert after.attacks.succeeded < before.attacks.succeeded / 2
 
 
 def _any_attack(small: world.World, draw: random.Random) -> str:

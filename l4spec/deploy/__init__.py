@@ -26,7 +26,7 @@ def emit(engine: str, request: LaunchRequest) -> str:
     if request.plan.host_memory is not None:
         refuse(
             engine,
-            "its weights lie on the GPU, and the plan puts some into host memory",
+            "it keeps all weights on GPUs, and the plan puts some into host memory",
             "llama.cpp takes the option that `plan` prints",
         )
     if engine == "sbatch":

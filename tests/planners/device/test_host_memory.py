@@ -80,6 +80,7 @@ def test_a_model_that_fits_leaves_the_host_alone_and_is_bounded_as_without() -> 
     assert used(made).num_layers == used(made).weights_bytes == 0
     assert bounds(made) == bounds(alone)
     assert (made.max_batch or 0) > (alone.max_batch or 0)
+    assert "nothing of 119.21 GiB: the GPU has room for the whole model" in made.report()
 
 
 def test_the_host_holds_no_more_than_it_has() -> None:

@@ -54,6 +54,12 @@ StartOption = Annotated[
         "--weights", metavar="DIR", help="Start from a checkpoint: a step's folder, or Hugging Face's layout."
     ),
 ]
+TeacherCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--teacher-cache", metavar="DIR", help="Keep what teachers say here, for students that see the same tokens."
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option(
@@ -83,6 +89,7 @@ def train_command(
         int | None, typer.Option("--dp", min=1, metavar="N", help="Data-parallel degree.  [default: the ranks left]")
     ] = None,
     weights: StartOption = None,
+    teacher_cache: TeacherCacheOption = None,
     out: FolderOption = None,
     resume: ContinueOption = False,
     save_every: SaveEveryOption = None,
@@ -121,6 +128,7 @@ def train_command(
         threads,
         _checkpointing(checkpointing, recompute=recompute),
         weights,
+        teacher_cache,
         timeout=timeout,
     )
     if seed is None:

@@ -119,7 +119,10 @@ def _teacher_line(phase: "PhasePlan") -> str:
     assert teacher is not None
     charged = "unknown" if teacher.gpu_hours is None else f"{teacher.gpu_hours:,.0f} GPU-hours"
     shared = f"{teacher.in_training:.0%} of them in its own training, the rest for {teacher.students} student(s)"
-    return f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged here"
+    return (
+        f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged "
+        f"here; its logits, kept: {gib(teacher.cache_bytes)}"
+    )
 
 
 def _rollouts(name: str, rl: "RlPhasePlan") -> Section:

@@ -15,6 +15,7 @@ from l4spec.graph.trainable import selector_problems
 from l4spec.layers.declaration import Work
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
+from l4spec.spec.recipe.phase import DistillPhase
 from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import parse_cluster
@@ -245,7 +246,15 @@ def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: flo
         students=teacher.students,
         in_training=teacher.in_training,
         gpu_hours=None if rate is None else charged / rate / SECONDS_PER_HOUR,
+        cache_bytes=_cache_bytes(phase, graph.model.text.head.vocab_size),
     )
+
+
+def _cache_bytes(phase: DistillPhase, vocab_size: int) -> int:
+    """Bytes of the logits that a run keeps of all steps: all in fp32, or the largest with their places."""
+    top_k = None if phase.weighting == "dynamic" else phase.top_k
+    of_token = 4 * vocab_size if top_k is None or top_k >= vocab_size else 8 * top_k
+    return phase.num_steps * phase.batch * phase.context * of_token
 
 
 def _generated(graph: LayerGraph, phase: Phase) -> int:

@@ -11,6 +11,8 @@ class TeacherPasses(Frozen):
     """Forward passes of a teacher over a phase's tokens: all of them, and this student's share of their cost.
 
     `charged_flops` leaves out what the teacher's own training runs anyway and what other students share.
+    `cache_bytes` are those of the logits that `train --teacher-cache` keeps, in fp32, with their places in 4 bytes
+    each where the phase takes the largest alone.
     """
 
     teacher: str
@@ -19,6 +21,7 @@ class TeacherPasses(Frozen):
     students: int
     in_training: float
     gpu_hours: float | None
+    cache_bytes: int
 
 
 class PhasePlan(Frozen):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
@@ -26,6 +27,11 @@ phases:
   - {name: last, kind: KIND, tokens: 128, context: 16, batch: 4, optimizer: {learning_rate: 0.001}}
 """
 ROWS = "".join(f'{{"prompt": "{n}?", "answer": "yes {n}", "rejected": "no {n}"}}\n' for n in range(8))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def job_of(

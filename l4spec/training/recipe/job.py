@@ -14,6 +14,7 @@ from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe, variant_of
+from l4spec.training.run.job import unwritable
 from l4spec.training.step_folders import STEP
 
 
@@ -28,6 +29,7 @@ class RecipeJob(Task):
     threads: int | None = None
     checkpointing: Checkpointing = "none"
     weights: Path | None = None
+    teacher_cache: Path | None = None
 
     worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
     is_safe: ClassVar[str] = "the last checkpoint is whole"
@@ -79,6 +81,7 @@ class RecipeJob(Task):
             "--variant": self.variant,
             "--out": None if self.out is None else str(self.out),
             "--checkpointing": self.checkpointing,
+            "--teacher-cache": None if self.teacher_cache is None else str(self.teacher_cache),
             "--save-every": self.save_every,
             "--resume": self.resume,
         }
@@ -105,13 +108,26 @@ class RecipeJob(Task):
                 yield Problem(
                     f"a {phase.kind} phase does not run by pipeline stages", f"phase {phase.name}", hint="pp 1"
                 )
+        yield from self._folder_problems()
+
+    def _folder_problems(self) -> Iterator[Problem]:
         if self.weights is not None and not self.weights.is_dir():
             yield Problem(f"{str(self.weights)[:200]!r} is no checkpoint folder", "--weights")
+        if self.teacher_cache is not None:
+            yield from self._unusable_cache(self.teacher_cache)
         for option in ("save_every", "resume"):
             if getattr(self, option) and self.out is None:
                 yield Problem("needs --out", "--" + option.replace("_", "-"))
         if self.out is not None and not self.resume and self.out.exists() and any(self.out.iterdir()):
             yield Problem(f"{self.out} exists and is not empty", "--out", hint="name a new folder, or add --resume")
+
+    def _unusable_cache(self, folder: Path) -> Iterator[Problem]:
+        if self.layout.num_devices > 1:
+            yield Problem("one rank reads and writes it", "--teacher-cache", hint="no degrees, or no cache")
+        if not any(phase.kind == "distill" for phase in self.phases):
+            yield Problem("no phase has a teacher", "--teacher-cache")
+        elif reason := unwritable(folder):
+            yield Problem(f"cannot write {str(folder)[:200]!r}: {reason}", "--teacher-cache")
 
     def clean_up(self) -> None:
         """Remove checkpoints that the run began and did not finish."""

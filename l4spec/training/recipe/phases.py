@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from l4spec.training.recipe.actors import Actors
 from l4spec.training.recipe.answers import answer_rows, prompts, require_pairs, right_answer, wrong_answer
 from l4spec.training.recipe.evaluation import AnswerSampling, Asked, answer, is_right, log_probs_of
 from l4spec.training.recipe.job import RecipeJob
+from l4spec.training.recipe.teacher_cache import TeacherCache
 
 CANDIDATES = 512
 """Dialogues that a judge looks at where easy ones are dropped."""
@@ -95,6 +97,8 @@ def _packed(context: PhaseContext, *, answers_only: bool = False) -> Callable[[i
 
 def _distill(context: PhaseContext, phase: DistillPhase) -> Prepared:
     teacher, packed = context.teacher(), _packed(context)
+    folder = None if context.job is None else context.job.teacher_cache
+    cache = None if folder is None else TeacherCache.of(folder, teacher, phase)
     objective = DistillObjective(
         phase.divergence, phase.soft_weight, 1.0, phase.temperature, phase.top_k, phase.weighting == "dynamic"
     )
@@ -104,12 +108,23 @@ def _distill(context: PhaseContext, phase: DistillPhase) -> Prepared:
         objective.num_labels = float((made.labels != IGNORED).sum())
         if phase.weighting == "linear":
             objective.soft_weight = phase.soft_weight * (1 - step / max(phase.num_steps - 1, 1))
-        with torch.no_grad():
-            given = {name: x.to(teacher.device) for name, x in made.inputs.items()}
-            logits = teacher.eval()(made.input_ids.to(teacher.device), **given)
-        return replace(made, extras={"teacher": logits}, metrics={"soft_weight": objective.soft_weight})
+        metrics = {"soft_weight": objective.soft_weight}
+        if cache is None:
+            logits = _logits_of(teacher, made)
+        else:
+            logits, was_there = cache.logits(made, lambda: _logits_of(teacher, made))
+            metrics["teacher_cached"] = float(was_there)
+        return replace(made, extras={"teacher": logits}, metrics=metrics)
 
     return Prepared(batch, objective)
+
+
+@torch.no_grad()
+def _logits_of(teacher: RankModel, batch: TrainBatch) -> Tensor:
+    """The teacher's logits [sequences, tokens, vocab]."""
+    given: dict[str, Any] = {name: x.to(teacher.device) for name, x in batch.inputs.items()}
+    logits: Tensor = teacher.eval()(batch.input_ids.to(teacher.device), **given)
+    return logits
 
 
 def _sft(context: PhaseContext, phase: SftPhase) -> Prepared:

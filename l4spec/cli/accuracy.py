@@ -41,7 +41,9 @@ def accuracy_command(
 ) -> None:
     """Replay published measurements as plans and tell how wrong the predictions are."""
     from l4spec.report.accuracy import accuracy_document, accuracy_page, accuracy_report, rows_sections
+    from l4spec.report.accuracy_kernels import kernel_sections
     from l4spec.report.page import to_markdown
+    from planners.evidence.grouped_matmuls import read_cells, summarise_cells
     from planners.evidence.replay import replay
     from planners.evidence.rows import published_rows, read_rows
 
@@ -50,6 +52,12 @@ def accuracy_command(
     if document:
         deliver(to_markdown(accuracy_document(predictions)), out, force=force)
         return
-    report = accuracy_report(predictions)
-    details = rows_sections(predictions) if verbose else ()
-    write(report, lambda: accuracy_page(predictions, by_model=True) + details, format, out, force=force)
+    kernels = summarise_cells(read_cells()) if rows is None and split is not Split.CALIBRATE else ()
+    details = (kernel_sections(kernels) if kernels else ()) + (rows_sections(predictions) if verbose else ())
+    write(
+        accuracy_report(predictions, kernels),
+        lambda: accuracy_page(predictions, by_model=True) + details,
+        format,
+        out,
+        force=force,
+    )

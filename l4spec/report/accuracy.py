@@ -5,9 +5,11 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from l4spec.report.accuracy_kernels import kernel_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.coverage import Coverage, coverages
+from planners.evidence.grouped_matmuls import KernelGroup, read_cells, summarise_cells
 from planners.evidence.replay import Prediction
 from planners.evidence.summary import Group, quantity_of, summarise
 from planners.latency_types import Frozen
@@ -25,15 +27,20 @@ FAMILIES = {
 
 
 class AccuracyReport(Frozen):
-    """Every row with the published and the predicted figure, in the row's unit; `error` is relative."""
+    """Every row with the published and the predicted figure, in the row's unit; `error` is relative.
+
+    `kernels` has the errors of the law of grouped matmuls by engine and format; none with rows of one's own.
+    """
 
     l4spec_accuracy: int = 1
     rows: tuple[dict[str, Any], ...]
+    kernels: tuple[dict[str, Any], ...] = ()
 
 
-def accuracy_report(predictions: Iterable[Prediction]) -> AccuracyReport:
+def accuracy_report(predictions: Iterable[Prediction], kernels: Iterable[KernelGroup] = ()) -> AccuracyReport:
     """The predictions as one document."""
     return AccuracyReport(
+        kernels=tuple(asdict(group) for group in kernels),
         rows=tuple(
             {
                 **asdict(prediction.row),
@@ -44,7 +51,7 @@ def accuracy_report(predictions: Iterable[Prediction]) -> AccuracyReport:
                 "reason": prediction.reason or None,
             }
             for prediction in predictions
-        )
+        ),
     )
 
 
@@ -203,6 +210,7 @@ def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
     return (
         Section("Accuracy against published figures", (Lines(intro),)),
         *accuracy_page(predictions, by_model=True),
+        *kernel_sections(summarise_cells(read_cells())),
         Section("How often a printed error is met", (Lines(_PRINTED), _coverage(coverages(predictions)))),
         Section("Where the model is known to be wrong", (Lines(known),)),
         *rows_sections(predictions),

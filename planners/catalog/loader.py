@@ -10,7 +10,9 @@ from l4spec.errors import UserError
 from l4spec.quantization.scheme import SCHEMES
 from planners.catalog.user_catalog import THIS_MACHINE, find_own
 
-Folder = Literal["hardware", "quantization", "engines", "efficiency", "schedulers", "prices", "expert_load"]
+Folder = Literal[
+    "hardware", "quantization", "engines", "efficiency", "schedulers", "prices", "expert_load", "grouped_matmul"
+]
 E = TypeVar("E", bound=Entry)
 
 _HERE = Path(__file__).parent
@@ -22,6 +24,7 @@ SHELVES: Mapping[Folder, Registry] = {
     "schedulers": Registry(_HERE / "schedulers", "scheduler"),
     "prices": Registry(_HERE / "prices", "price list"),
     "expert_load": Registry(_HERE / "expert_load", "expert load"),
+    "grouped_matmul": Registry(_HERE / "grouped_matmul", "set of grouped-matmul laws"),
 }
 
 

@@ -102,12 +102,12 @@ def show_page(page: "Page") -> None:
 
 def show(text: str) -> None:
     """Print `text`, in ASCII where the terminal's encoding has no more."""
-    typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=not text.endswith("\n"))
+    typer.echo(printable(text, getattr(sys.stdout, "encoding", None)), nl=not text.endswith("\n"))
 
 
 def show_piece(text: str) -> None:
     """Print a part of a line now; the rest follows."""
-    typer.echo(_printable(text, getattr(sys.stdout, "encoding", None)), nl=False)
+    typer.echo(printable(text, getattr(sys.stdout, "encoding", None)), nl=False)
     if sys.stdout is not None:
         sys.stdout.flush()
 
@@ -115,10 +115,11 @@ def show_piece(text: str) -> None:
 def complain(text: str) -> None:
     """Print one problem to stderr; that nobody can read it there changes nothing."""
     with suppress(OSError, ValueError):
-        typer.echo(_printable(text, getattr(sys.stderr, "encoding", None)), err=True)
+        typer.echo(printable(text, getattr(sys.stderr, "encoding", None)), err=True)
 
 
-def _printable(text: str, encoding: str | None) -> str:
+def printable(text: str, encoding: str | None) -> str:
+    """`text`, in ASCII where an encoding has no more."""
     try:
         text.encode(encoding or "ascii")
     except (UnicodeEncodeError, LookupError):

@@ -21,6 +21,7 @@ from l4spec.cli.run import (
     prepare_ranks,
     run_device,
 )
+from l4spec.cli.training_display import training_display
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ StartOption = Annotated[
     typer.Option(
         "--weights", metavar="DIR", help="Start from a checkpoint: a step's folder, or Hugging Face's layout."
     ),
+]
+TensorboardOption = Annotated[
+    bool, typer.Option("--tensorboard", help="Write metrics to OUT/tensorboard, too, as event files.")
 ]
 TeacherCacheOption = Annotated[
     Path | None,
@@ -90,6 +94,7 @@ def train_command(
     ] = None,
     weights: StartOption = None,
     teacher_cache: TeacherCacheOption = None,
+    tensorboard: TensorboardOption = False,
     out: FolderOption = None,
     resume: ContinueOption = False,
     save_every: SaveEveryOption = None,
@@ -129,6 +134,7 @@ def train_command(
         _checkpointing(checkpointing, recompute=recompute),
         weights,
         teacher_cache,
+        tensorboard,
         timeout=timeout,
     )
     if seed is None:
@@ -211,16 +217,22 @@ class _Kept:
 
 def _run(job: "RecipeJob", *, is_alone: bool, style: o.Format) -> "list[PhaseResult]":
     from l4spec.runtime.parallel.run.memory_check import require_room
-    from l4spec.training.recipe.worker import RESULT, results_of
+    from l4spec.training.recipe.worker import RESULT, results_of, work
+
+    def named(line: str) -> str:
+        return line if is_alone else f"{job.variant or job.loaded.recipe.name}, seed {job.seed}: {line}"
 
     def say(line: str) -> None:
-        named = line if is_alone else f"{job.variant or job.loaded.recipe.name}, seed {job.seed}: {line}"
-        (complain if style is o.Format.JSON else show)(named)
+        (complain if style is o.Format.JSON else show)(named(line))
 
     require_room(job)
     kept = _Kept()
     if job.layout.num_devices == 1:
-        job.work(say, kept)
+        if style is o.Format.JSON:
+            work(job, say, kept)
+        else:
+            with training_display(say, job.phases, named) as (log, watch):
+                work(job, log, kept, watch)
         return results_of([kept.results[RESULT]])
     from l4spec.runtime.parallel.run.launch import launch
 

@@ -14,6 +14,7 @@ from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe, variant_of
+from l4spec.training.recipe.event_files import EXTRA, is_tensorboard_there
 from l4spec.training.run.job import unwritable
 from l4spec.training.step_folders import STEP
 
@@ -30,6 +31,7 @@ class RecipeJob(Task):
     checkpointing: Checkpointing = "none"
     weights: Path | None = None
     teacher_cache: Path | None = None
+    tensorboard: bool = False
 
     worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
     is_safe: ClassVar[str] = "the last checkpoint is whole"
@@ -115,7 +117,9 @@ class RecipeJob(Task):
             yield Problem(f"{str(self.weights)[:200]!r} is no checkpoint folder", "--weights")
         if self.teacher_cache is not None:
             yield from self._unusable_cache(self.teacher_cache)
-        for option in ("save_every", "resume"):
+        if self.tensorboard and not is_tensorboard_there():
+            yield Problem("event files need the package tensorboard", "--tensorboard", hint=EXTRA)
+        for option in ("save_every", "resume", "tensorboard"):
             if getattr(self, option) and self.out is None:
                 yield Problem("needs --out", "--" + option.replace("_", "-"))
         if self.out is not None and not self.resume and self.out.exists() and any(self.out.iterdir()):

@@ -10,6 +10,7 @@ from typing import Any
 from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
 from l4spec.training.loop import StepMetrics
 from l4spec.training.recipe.evaluation import Evaluation
+from l4spec.training.recipe.event_files import EventFiles
 from l4spec.training.recipe.lengths import LengthScore
 from l4spec.training.routing import LayerLoad
 
@@ -56,11 +57,25 @@ class PhaseResult:
     lengths: Sequence[LengthScore] = ()
 
 
-class MetricsFile:
-    """Writes rows on rank 0; a run that goes on drops the rows of steps that it makes again."""
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """Where a phase is, for whoever watches."""
 
-    def __init__(self, folder: Path | None, first_step: int) -> None:
+    phase: str
+    step: int
+    loss: float
+    tokens_per_second: float
+
+
+class MetricsFile:
+    """Writes rows on rank 0, with `events` for TensorBoard too.
+
+    A run that goes on drops the rows of steps that it makes again.
+    """
+
+    def __init__(self, folder: Path | None, first_step: int, *, events: bool = False) -> None:
         self.path = None if folder is None or not is_first() else folder / METRICS
+        self.events = EventFiles(self.path.parent, first_step) if events and self.path is not None else None
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= first_step]
@@ -71,6 +86,13 @@ class MetricsFile:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **row}) + "\n")
+        if self.events is not None:
+            self.events.write(step, row)
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        if self.events is not None:
+            self.events.close()
 
     def step(self, step: int, phase: str, done: StepMetrics) -> None:
         """The row of an optimizer step."""

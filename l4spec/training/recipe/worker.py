@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -36,7 +36,7 @@ from l4spec.training.recipe.answers import prompts
 from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
 from l4spec.training.recipe.job import RecipeJob
 from l4spec.training.recipe.lengths import LengthScore, scores_by_length
-from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary
+from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary, StepProgress
 from l4spec.training.recipe.phases import PhaseContext, Prepared, prepare
 from l4spec.training.routing import CollapseDetector
 from l4spec.units import ceil_div
@@ -50,15 +50,21 @@ NUM_ASKED = 64
 """Held-out prompts that answers are checked for."""
 
 
-def work(job: RecipeJob, log: Log, store: Store) -> None:
-    """One rank's part; `log` prints a line on rank 0 and nothing elsewhere. The store gets the results."""
+Watch = Callable[[StepProgress], None]
+
+
+def work(job: RecipeJob, log: Log, store: Store, watch: Watch | None = None) -> None:
+    """One rank's part; `log` prints a line on rank 0 and nothing elsewhere. The store gets the results.
+
+    `watch` is called after each step.
+    """
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
         log(f"threads {job.num_threads} a rank, of {os.cpu_count()} cores (--threads changes it)")
     for phase in job.phases:
         if phase.fp8 is not None:
             log(f"{phase.name}: matmuls in {written(phase.precision)}, rounded here and summed in fp32")
-    results = RecipeRun(job, log).run()
+    results = RecipeRun(job, log, watch).run()
     if is_first():
         store.set(RESULT, json.dumps([asdict(result) for result in results]))
 
@@ -66,8 +72,8 @@ def work(job: RecipeJob, log: Log, store: Store) -> None:
 class RecipeRun:
     """A run of all phases of one variant, on this rank."""
 
-    def __init__(self, job: RecipeJob, log: Log) -> None:
-        self.job, self.log = job, log
+    def __init__(self, job: RecipeJob, log: Log, watch: Watch | None = None) -> None:
+        self.job, self.log, self.watch = job, log, watch
         self.recipe = job.loaded.recipe
         self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder, job.model_spec.vision)
         self.starts = starts_of(job.phases)
@@ -76,11 +82,17 @@ class RecipeRun:
         self.model = self._begun() if self.checkpoint is None else self._fresh(None, train=True)
         self.model.checkpointing = job.checkpointing
         self.done = 0 if self.checkpoint is None else int(self.checkpoint.name.rpartition("-")[2])
-        self.metrics = MetricsFile(job.out, self.done)
+        self.metrics = MetricsFile(job.out, self.done, events=job.tensorboard)
         self.detector = CollapseDetector()
 
     def run(self) -> list[PhaseResult]:
         """All phases that are not done."""
+        try:
+            return self._phases()
+        finally:
+            self.metrics.close()
+
+    def _phases(self) -> list[PhaseResult]:
         results = []
         for phase in self.job.phases:
             end = self.starts[phase.name] + phase.num_steps
@@ -124,6 +136,8 @@ class RecipeRun:
             self.done = start + done.step
             recent.add(done)
             self.metrics.step(self.done, phase.name, done)
+            if self.watch is not None:
+                self.watch(StepProgress(phase.name, done.step, done.loss, done.tokens_per_second))
             for warning in (*self.detector.warnings(self.done, done.routing), *overflows.warnings(self.done, done.fp8)):
                 self.metrics.write(self.done, phase=phase.name, event="warning", message=warning)
                 self.log(f"warning: {warning}")

@@ -41,21 +41,26 @@ def accuracy_command(
 ) -> None:
     """Replay published measurements as plans and tell how wrong the predictions are."""
     from l4spec.report.accuracy import accuracy_document, accuracy_page, accuracy_report, rows_sections
+    from l4spec.report.accuracy_batches import batch_sections
     from l4spec.report.accuracy_kernels import kernel_sections
     from l4spec.report.page import to_markdown
     from planners.evidence.grouped_matmuls import read_cells, summarise_cells
     from planners.evidence.replay import replay
     from planners.evidence.rows import published_rows, read_rows
+    from planners.evidence.static_batches import read_batches, summarise_batches
 
     chosen = published_rows() if rows is None else read_rows(rows)
     predictions = replay(row for row in chosen if split is None or row.split == split.value)
     if document:
         deliver(to_markdown(accuracy_document(predictions)), out, force=force)
         return
-    kernels = summarise_cells(read_cells()) if rows is None and split is not Split.CALIBRATE else ()
-    details = (kernel_sections(kernels) if kernels else ()) + (rows_sections(predictions) if verbose else ())
+    packaged = rows is None and split is not Split.CALIBRATE
+    kernels = summarise_cells(read_cells()) if packaged else ()
+    batches = summarise_batches(read_batches()) if packaged else ()
+    details = kernel_sections(kernels) + batch_sections(batches) if packaged else ()
+    details += rows_sections(predictions) if verbose else ()
     write(
-        accuracy_report(predictions, kernels),
+        accuracy_report(predictions, kernels, batches),
         lambda: accuracy_page(predictions, by_model=True) + details,
         format,
         out,

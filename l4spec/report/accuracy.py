@@ -5,12 +5,14 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
+from l4spec.report.accuracy_batches import batch_sections
 from l4spec.report.accuracy_kernels import kernel_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.coverage import Coverage, coverages
 from planners.evidence.grouped_matmuls import KernelGroup, read_cells, summarise_cells
 from planners.evidence.replay import Prediction
+from planners.evidence.static_batches import BatchGroup, read_batches, summarise_batches
 from planners.evidence.summary import Group, quantity_of, summarise
 from planners.latency_types import Frozen
 from planners.timing.likeness import ROWS_OF_A_P90
@@ -29,18 +31,22 @@ FAMILIES = {
 class AccuracyReport(Frozen):
     """Every row with the published and the predicted figure, in the row's unit; `error` is relative.
 
-    `kernels` has the errors of the law of grouped matmuls by engine and format; none with rows of one's own.
+    `kernels` and `batches` have the errors of grouped matmuls and of static batches; none with rows of one's own.
     """
 
     l4spec_accuracy: int = 1
     rows: tuple[dict[str, Any], ...]
     kernels: tuple[dict[str, Any], ...] = ()
+    batches: tuple[dict[str, Any], ...] = ()
 
 
-def accuracy_report(predictions: Iterable[Prediction], kernels: Iterable[KernelGroup] = ()) -> AccuracyReport:
+def accuracy_report(
+    predictions: Iterable[Prediction], kernels: Iterable[KernelGroup] = (), batches: Iterable[BatchGroup] = ()
+) -> AccuracyReport:
     """The predictions as one document."""
     return AccuracyReport(
         kernels=tuple(asdict(group) for group in kernels),
+        batches=tuple(asdict(group) for group in batches),
         rows=tuple(
             {
                 **asdict(prediction.row),
@@ -211,6 +217,7 @@ def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
         Section("Accuracy against published figures", (Lines(intro),)),
         *accuracy_page(predictions, by_model=True),
         *kernel_sections(summarise_cells(read_cells())),
+        *batch_sections(summarise_batches(read_batches())),
         Section("How often a printed error is met", (Lines(_PRINTED), _coverage(coverages(predictions)))),
         Section("Where the model is known to be wrong", (Lines(known),)),
         *rows_sections(predictions),

@@ -11,7 +11,15 @@ from l4spec.quantization.scheme import SCHEMES
 from planners.catalog.user_catalog import THIS_MACHINE, find_own
 
 Folder = Literal[
-    "hardware", "quantization", "engines", "efficiency", "schedulers", "prices", "expert_load", "grouped_matmul"
+    "hardware",
+    "quantization",
+    "engines",
+    "efficiency",
+    "schedulers",
+    "prices",
+    "expert_load",
+    "grouped_matmul",
+    "static_batch",
 ]
 E = TypeVar("E", bound=Entry)
 
@@ -25,6 +33,7 @@ SHELVES: Mapping[Folder, Registry] = {
     "prices": Registry(_HERE / "prices", "price list"),
     "expert_load": Registry(_HERE / "expert_load", "expert load"),
     "grouped_matmul": Registry(_HERE / "grouped_matmul", "set of grouped-matmul laws"),
+    "static_batch": Registry(_HERE / "static_batch", "set of factors of static batches"),
 }
 
 

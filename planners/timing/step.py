@@ -152,6 +152,10 @@ class StepModel:
         """What every kind of layer uses in a step."""
         return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
 
+    def used(self, step: Step) -> ResourceSeconds:
+        """What all layers and the sends between stages use in a step. `unknown` must be None."""
+        return sum(self.uses(step), self._sends(step))
+
     def time(self, step: Step, *, server: bool = True) -> StepLatency:
         """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
         factors, wide, uses = self.efficiency, self._wide(step), self.uses(step)
@@ -178,7 +182,7 @@ class StepModel:
         if total is None:
             if len(self.totals) >= MOST_TOTALS:
                 self.totals.clear()
-            total = self.totals[step] = sum(self.uses(step), self._sends(step))
+            total = self.totals[step] = self.used(step)
         return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
 
     def _wide(self, step: Step) -> bool:

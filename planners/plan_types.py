@@ -275,6 +275,7 @@ class DeploymentInfo(Frozen):
     optimizer: str | None = None
     zero_stage: int | None = None
     activation_checkpointing: str | None = None
+    sequence_parallel: bool | None = None
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None

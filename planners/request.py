@@ -221,6 +221,12 @@ class PlanRequest(Options):
             default="the fastest; full without --gpus",
         ),
     ] = None
+    sequence_parallel: Annotated[
+        Literal["on", "off"],
+        Option(
+            "With --mode train: norms and residual streams divided among tp ranks, on or off.", "KIND", mode="train"
+        ),
+    ] = "off"
     gradient_bytes: Annotated[
         int,
         Option("With --mode train: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
@@ -304,7 +310,6 @@ class PlanRequest(Options):
             default="experts where there are any",
         ),
     ] = None
-
     factors: Annotated[
         str | None,
         Option(
@@ -337,6 +342,7 @@ class PlanRequest(Options):
             micro_batch=self.micro_batch or 1,
             precision=self.precision,
             fp8_matmuls=self.fp8_matmuls,
+            sequence_parallel=self.sequence_parallel == "on",
         )
 
     def allows(self, layout: Layout) -> bool:

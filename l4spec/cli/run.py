@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from l4spec.sharding.layout import Layout
 
 
+class Switch(StrEnum):
+    """Whether something is done."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class Recomputed(StrEnum):
     """What training computes again for its backward pass (`l4spec.layers.common.checkpointing`)."""
 
@@ -52,6 +59,9 @@ CheckpointingOption = Annotated[
         "--checkpointing",
         help="Compute again for the backward pass: nothing, attention's core, or blocks.  [default: none]",
     ),
+]
+SequenceParallelOption = Annotated[
+    Switch, typer.Option("--sequence-parallel", help="Divide norms and residual streams among the ranks of tp.")
 ]
 RateOption = Annotated[float, typer.Option("--learning-rate", metavar="RATE", min=0.0, help="AdamW's.")]
 CheckpointOption = Annotated[
@@ -100,6 +110,7 @@ def run_command(
     context: ContextOption = 64,
     learning_rate: RateOption = 1e-3,
     checkpointing: CheckpointingOption = None,
+    sequence_parallel: SequenceParallelOption = Switch.OFF,
     weights: WeightsOption = None,
     checkpoint: CheckpointOption = None,
     save_every: SaveEveryOption = None,
@@ -143,6 +154,7 @@ def run_command(
         out,
         verify,
         checkpointing.value if checkpointing else "none",
+        sequence_parallel is Switch.ON,
         timeout=timeout,
     )
     if environment is not None:

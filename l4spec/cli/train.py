@@ -16,6 +16,8 @@ from l4spec.cli.run import (
     CheckpointingOption,
     Recomputed,
     SaveEveryOption,
+    SequenceParallelOption,
+    Switch,
     TimeoutOption,
     layout_of,
     prepare_ranks,
@@ -101,6 +103,7 @@ def train_command(
     threads: ThreadsOption = None,
     recompute: RecomputeOption = False,
     checkpointing: CheckpointingOption = None,
+    sequence_parallel: SequenceParallelOption = Switch.OFF,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     timeout: TimeoutOption = 60.0,
@@ -135,6 +138,7 @@ def train_command(
         weights,
         teacher_cache,
         tensorboard,
+        sequence_parallel is Switch.ON,
         timeout=timeout,
     )
     if seed is None:

@@ -1,6 +1,6 @@
 """The module that executes a layer graph."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,8 @@ class Segment:
             given = [values[name] for name in step.inputs]
             for name in step.last_use_of:
                 del values[name]
-            values[step.node_id] = step.module(*given, context=context)
+            run = context.split.run if context.split is not None else _run_whole
+            values[step.node_id] = run(step.module, given, context)
             del given
         result = values[self.output]
         assert result is not None
@@ -242,6 +243,11 @@ class Model(nn.Module):
             if num_places != num_vectors:
                 raise ValueError(f"{num_vectors} image vectors for {num_places} tokens {self.image_token_id}")
         return mask
+
+
+def _run_whole(module: LayerModule, inputs: Sequence[Tensor | None], context: Context) -> Tensor:
+    result: Tensor = module(*inputs, context=context)
+    return result
 
 
 def _first_and_again(context: Context) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import MESH_AXIS, shard_size, stage_of
+from l4spec.sharding.rules import shard_size, stage_of
 from l4spec.sharding.sequence import longest_run, runs_of, sent_tokens
+from l4spec.sharding.token_split import is_cut
 from planners.collectives.link_tiers import Axis, Pattern, between_hosts, span_of
 from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
@@ -125,11 +126,6 @@ def groups_of_stage(graph: LayerGraph, layout: Layout, stage: int) -> tuple[Laye
 def adds_up(group: LayerGroup, layout: Layout) -> bool:
     """Whether tensor-parallel ranks add up what such a layer gives, and its input's gradient."""
     return layout.tp > 1 and group.first.role in CUT_ROLES and is_cut(group.first)
-
-
-def is_cut(node: LayerNode) -> bool:
-    """Whether tensor parallelism cuts any tensor of a layer."""
-    return any(MESH_AXIS.get(dim.axis) == "tp" for p in node.declaration.parameters for dim in p.dims)
 
 
 def _of_layers(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) -> Iterator[Collective]:

@@ -10,20 +10,24 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
   once more up to the last tensor that the backward pass needs: its all-reduces, but for one after which nothing is
   kept, as that of the last layer in front of a sum. Selective checkpointing sends nothing again. Cross-entropy over the
   divided vocabulary: three fp32 numbers per token.
+  With sequence parallelism (`shares`) a layer in a block gathers s in front of it and scatters s after it, forward, and
+  backward the other way round; for the gradient of its weights it gathers s once more, unless its block runs once
+  more. The embedding scatters s, the head gathers it, a layer that every rank does the same for gathers it.
 - ep: an all-to-all of a token's stream for each expert it chose, there and back; forward, backward and recomputed. A
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.
 - dp and ep, of each mixture that is balanced over ranks: an all-reduce of fp32 loads of experts for its auxiliary
   loss, or an all-gather of fp32 scores of every token and expert where experts choose, once a micro-batch.
-- pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole.
+- pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole, or its share of the
+  tokens with sequence parallelism.
 - dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp.
   0: an all-reduce of gradients a step. 1: a reduce-scatter of gradients and an all-gather of bf16 weights a step.
   2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward;
   once for what stands outside the blocks (embedding, last norm, head, vision), which is kept in between as FSDP2 keeps
   its root. Gradients are sent in the format in which they are kept.
 - tp, after the backward pass: what its ranks hold whole inside a layer that they cut (a router, norms of queries) has
-  a part of its gradient on each; once a step an all-reduce adds them up, of shards where ZeRO 2 or 3 has made such. KV
-  heads that neighbours hold together are added up among these.
+  a part of its gradient on each, and so have norms with sequence parallelism; once a step an all-reduce adds them up,
+  of shards where ZeRO 2 or 3 has made such. KV heads that neighbours hold together are added up among these.
 
 Left out: padding of uneven shards, image tiles, the norm of gradients.
 """
@@ -33,17 +37,17 @@ from dataclasses import dataclass
 from math import prod
 
 from l4spec.graph.kept import kept_with
-from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers.declaration import Dim, Parameter, RoutedExperts, Work
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import MESH_AXIS, shard_shape
+from l4spec.sharding.rules import MESH_AXIS, is_after_blocks, shard_shape
+from l4spec.sharding.token_split import is_cut, token_use
 from l4spec.units import ceil_div
 from planners.collectives.collectives import (
     Collective,
     adds_up,
     groups_of_stage,
     inter_host_bytes,
-    is_cut,
     ranks_of,
 )
 from planners.collectives.link_tiers import Axis
@@ -54,6 +58,7 @@ from planners.plan_types import CollectiveTraffic, TrainTraffic
 
 BALANCE_BYTES = 4
 """Loads and scores of experts are fp32."""
+GATHER, SCATTER = "all-gather", "reduce-scatter"
 BALANCE = ("expert loads", "router scores")
 """What is sent to balance experts."""
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
@@ -118,13 +123,14 @@ def training_collectives(
 ) -> tuple[Collective, ...]:
     """What a device of a stage hands over in one optimizer step: all passes, gradients and weights."""
     recomputes = train.checkpointing == "full"
+    split = train.sequence_parallel and layout.tp > 1
     listed = (
-        *reductions(graph, layout, load, stage.index, recomputes=recomputes),
+        *(shares if split else reductions)(graph, layout, load, stage.index, recomputes=recomputes),
         *_partial_gradients(graph, train, layout, stage, data_place),
         *_loss(layout, load, stage),
         *exchanges(graph, layout, load, stage.index, recomputes=recomputes),
         *_balance(graph, layout, load, stage),
-        *_pipeline(graph, layout, load, stage),
+        *_pipeline(graph, layout, load, stage, divided_by=layout.tp if split else 1),
         *data_collectives(graph, train, layout, load, stage),
     )
     return tuple(each for each in listed if each.payload)
@@ -147,6 +153,51 @@ def reductions(
     for name in _passes(recomputes):
         calls, payload = counts[name] * load.micro_batches, counts[name] * stream
         yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
+
+
+def shares(
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+) -> Iterator[Collective]:
+    """With sequence parallelism, in the place of `reductions`: tokens that tp gathers and sums that it scatters."""
+    if layout.tp == 1:
+        return
+    stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage)
+    calls: dict[tuple[str, str], int] = {}
+    for group in groups:
+        for (name, operation), each in _calls_of_shares(graph, group, recomputes=recomputes).items():
+            calls[name, operation] = calls.get((name, operation), 0) + each
+    for (name, operation), count in calls.items():
+        if name in _passes(recomputes):
+            number, payload = count * load.micro_batches, count * stream
+            yield Collective("tp", operation, f"activations, {name}", number, payload, layout.tp)
+
+
+def _calls_of_shares(graph: LayerGraph, group: LayerGroup, *, recomputes: bool) -> dict[tuple[str, str], int]:
+    """Calls of equal layers in one micro-batch, by pass and collective.
+
+    The input that a layer has gathered is gathered again for its weights' gradient, unless its block runs once more.
+    """
+    use, count = token_use(group.first), group.count
+    in_blocks = sum(node.layer is not None for node in group.nodes)
+    if use == "embedding":
+        return {("forward", SCATTER): count, ("backward", GATHER): count}
+    if use == "head":
+        return {("forward", GATHER): count, ("backward", GATHER): count, ("backward", SCATTER): count}
+    sees_images = len(set(group.declaration.inputs)) > 1
+    if use == "whole" and not sees_images:  # images are left out, and without them the text passes
+        return {("forward", GATHER): count, ("backward", GATHER): count, ("recomputed", GATHER): in_blocks}
+    if use != "cut":
+        return {}
+    return {
+        ("forward", GATHER): count,
+        ("forward", SCATTER): count,
+        ("backward", GATHER): count if recomputes else 2 * count,
+        ("backward", SCATTER): count,
+        ("recomputed", GATHER): in_blocks,
+        ("recomputed", SCATTER): sum(
+            node.id not in _last_of_blocks(graph) for node in group.nodes if node.layer is not None
+        ),
+    }
 
 
 @kept_with()
@@ -185,8 +236,10 @@ def _loss(layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Co
         yield Collective("tp", "all-reduce", "loss over the divided vocabulary", calls, payload, layout.tp)
 
 
-def _pipeline(graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Collective]:
-    stream = load.tokens * graph.hidden_size * ACTIVATION_BYTES
+def _pipeline(
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage, *, divided_by: int
+) -> Iterator[Collective]:
+    stream = load.tokens * graph.hidden_size * ACTIVATION_BYTES // divided_by
     if not stage.last:
         yield Collective("pp", "send", "activations, forward", load.micro_batches, stream, layout.pp)
     if not stage.first:
@@ -211,9 +264,13 @@ def _row(each: Collective, layout: Layout, host_size: int | None) -> CollectiveT
     )
 
 
-def _blocks(graph: LayerGraph, stage: PipelineStage) -> Iterator[LayerNode]:
+def _blocks(graph: LayerGraph, stage: PipelineStage, *, ends: bool = False) -> Iterator[LayerNode]:
+    """The text layers in a stage's blocks; with `ends` also those before the first block and after the last."""
     layers = frozenset(stage.layers)
-    return (node for node in graph.nodes if node.scope == "text" and node.layer in layers)
+    for node in graph.nodes:
+        outside = node.layer is None and (stage.last if is_after_blocks(node) else stage.first)
+        if node.scope == "text" and (node.layer in layers or (ends and outside)):
+            yield node
 
 
 def _mixtures(graph: LayerGraph, stage: PipelineStage) -> list[RoutedExperts]:
@@ -228,8 +285,9 @@ def _partial_gradients(
     if layout.tp == 1:
         return
     whole, repeated = 0, dict[int, int]()
-    for node in _blocks(graph, stage):
-        if not is_cut(node):
+    for node in _blocks(graph, stage, ends=train.sequence_parallel):
+        is_shared = train.sequence_parallel and token_use(node) == "own"
+        if not is_shared and (not is_cut(node) or node.layer is None):
             continue
         for parameter in node.declaration.parameters:
             own_elements = _gradient_elements(node, parameter, train, layout, data_place)

@@ -16,6 +16,8 @@ from l4spec.layers.declaration import Buffer, Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import layout_for, shard_size
 from l4spec.sharding.sequence import passes_on
+from l4spec.sharding.token_split import LAYER_INPUT, token_use
+from l4spec.units import ceil_div
 from planners.counts.cost_sheet import PassTokens, work_of
 from planners.counts.kv_cache import bytes_per_token
 
@@ -68,28 +70,64 @@ class KeptOfLayer:
 
 
 @kept_with(maxsize=1024)
-def kept_per_token(graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing) -> tuple[KeptOfLayer, ...]:
+def kept_per_token(
+    graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing, *, split: bool = False
+) -> tuple[KeptOfLayer, ...]:
     """What each layer of the language model keeps of one token on one device.
 
-    `full` keeps a block's input alone, `selective` all but what attention's core makes (`Declaration.recomputed`).
+    `full` keeps a block's input alone, `selective` all but what attention's core makes (`Declaration.recomputed`). With
+    `split` (sequence parallelism) ranks of tp keep a share of the stream, of norms and of what cut layers gather, which
+    is gathered again in the backward pass.
     """
-    layout, saved, core = Layout(tp=tp, ep=ep), [0] * graph.num_layers, [0] * graph.num_layers
-    for group in graph.groups:
-        if group.first.scope == "text":
-            buffers = group.declaration.saved(Work(1, 1))
-            every = _bytes(group, buffers, layout)
-            of_core = tuple(buffer for buffer in buffers if buffer.name in group.declaration.recomputed)
-            made_again = _bytes(group, of_core, layout)
-            for node in group.nodes:
-                if node.layer is not None:
-                    saved[node.layer] += every
-                    core[node.layer] += made_again
+    layers = _saved_per_token(graph, tp, ep)
+    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    if not split:
+        if checkpointing == "full":
+            return tuple(KeptOfLayer(stream, layer.every) for layer in layers)
+        again = [layer.core if checkpointing == "selective" else 0 for layer in layers]
+        return tuple(KeptOfLayer(layer.every - less, less) for layer, less in zip(layers, again, strict=True))
     if checkpointing == "full":
-        stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
-        return tuple(KeptOfLayer(stream, size) for size in saved)
-    if checkpointing == "none":
-        return tuple(KeptOfLayer(size, 0) for size in saved)
-    return tuple(KeptOfLayer(size - less, less) for size, less in zip(saved, core, strict=True))
+        own = ceil_div(stream, tp)
+        return tuple(KeptOfLayer(own, layer.every - layer.own + ceil_div(layer.own, tp)) for layer in layers)
+    kept = []
+    for layer in layers:
+        divided, again_here = layer.own + layer.gathered, layer.core if checkpointing == "selective" else 0
+        kept.append(KeptOfLayer(layer.every - again_here - divided + ceil_div(divided, tp), again_here + stream))
+    return tuple(kept)
+
+
+@dataclass(slots=True)
+class _Saved:
+    """Bytes that autograd keeps of one token in a layer's block.
+
+    In all, of attention's core, of what works token by token, and of what cut layers are given.
+    """
+
+    every: int = 0
+    core: int = 0
+    own: int = 0
+    gathered: int = 0
+
+
+@kept_with(maxsize=512)
+def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
+    layout, layers = Layout(tp=tp, ep=ep), tuple(_Saved() for _ in range(graph.num_layers))
+    for group in graph.groups:
+        if group.first.scope != "text":
+            continue
+        buffers, use = group.declaration.saved(Work(1, 1)), token_use(group.first)
+        every = _bytes(group, buffers, layout)
+        core = _bytes(group, tuple(b for b in buffers if b.name in group.declaration.recomputed), layout)
+        own = every if use == "own" else 0
+        gathered = _bytes(group, tuple(b for b in buffers if use == "cut" and b.name == LAYER_INPUT), layout)
+        for node in group.nodes:
+            if node.layer is not None:
+                of_layer = layers[node.layer]
+                of_layer.every += every
+                of_layer.core += core
+                of_layer.own += own
+                of_layer.gathered += gathered
+    return layers
 
 
 def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:

@@ -46,6 +46,8 @@ class TrainSetting:
     trainable: tuple[str, ...] = ()
     """Beginnings of the names of tensors that are trained (`l4spec.graph.trainable`); none: all."""
     fp8_matmuls: str = "fp8"
+    sequence_parallel: bool = False
+    """Whether tensor-parallel ranks hold a share of the tokens each between the layers that they cut."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -77,7 +79,8 @@ def training_state(
     micro = min(train.micro_batch, max(sequences, 1))
     in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
-    kept_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing)
+    split = train.sequence_parallel and layout.tp > 1
+    kept_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing, split=split)
     return TrainingState(
         weights=WEIGHT_BYTES * kept(every, 3),
         gradients=train.gradient_bytes * kept(trained, 2),

@@ -56,6 +56,7 @@ class TimedTraining:
             ep_span=layout.ep * layout.tp,
             micro_batch=train.micro_batch,
             recompute=1.0 if train.checkpointing == "full" else 0.0,
+            sequence_parallel=train.sequence_parallel,
             attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
         )
 

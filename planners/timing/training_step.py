@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import Collective, key_value_ring
-from planners.collectives.training_traffic import StepTokens, exchanges, reductions
+from planners.collectives.training_traffic import StepTokens, exchanges, reductions, shares
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
 from planners.latency_types import KindLatency, StepLatency
@@ -50,6 +50,7 @@ class TrainLoad:
     frozen_weights: bool = False
     trainer: str = "megatron"
     matmul_format: str | None = None
+    sequence_parallel: bool = False
 
     @property
     def share(self) -> float:
@@ -148,7 +149,8 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
     seconds = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
     if load.tp > 1:
         layout = Layout(tp=load.tp)
-        listed = reductions(graph, layout, _SOME, 0, recomputes=True)
+        of_tokens = shares if load.sequence_parallel else reductions
+        listed = of_tokens(graph, layout, _SOME, 0, recomputes=load.recompute > 0)
         seconds["tp"] = tokens * load.tp * _weighted(machine, layout, listed, load)
     if load.ep > 1:
         layout = Layout(tp=max(load.ep_span // load.ep, 1), ep=load.ep)

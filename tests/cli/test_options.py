@@ -50,6 +50,7 @@ EXAMPLES: dict[str, str] = {
     "optimizer": "sgd",
     "zero_stage": "3",
     "checkpointing": "none",
+    "sequence_parallel": "on",
     "gradient_bytes": "2",
     "micro_batch": "2",
     "precision": "fp8",

@@ -25,6 +25,10 @@ WRONG = {
     "nowhere to save": ("--save-every 2 --steps 1", "--save-every: needs --checkpoint"),
     "nothing to compute again": ("--checkpointing full --generate 1", "--checkpointing: needs --steps"),
     "an unknown way to compute again": ("--checkpointing some --steps 1", "'some' is not one of"),
+    "tokens that tp cannot share": (
+        "--tp 2 --sequence-parallel on --context 33 --steps 1",
+        "--context: 33 tokens cannot be divided among 2 ranks (tp)",
+    ),
     "weights that are not there": ("--weights nowhere --generate 1", "--weights: 'nowhere' is no checkpoint folder"),
     "a device that holds nothing": ("--device meta --steps 1", "--device: expected a device that computes"),
     "an unknown field": ("--set text.vocab=1 --steps 1", "did you mean"),

@@ -7,7 +7,7 @@ import torch
 
 import l4spec
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.common.checkpointing import Checkpointing
+from l4spec.layers.common.checkpointing import CHECKPOINTING, Checkpointing
 from l4spec.runtime.build import build
 from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.parallel.distribute import distribute
@@ -40,10 +40,12 @@ def same_ranks(axis: str, layout: Layout) -> str:
 
 
 def stepped(
-    _: int, name: str, layout: Layout, checkpointing: Checkpointing = "none"
+    _: int, name: str, layout: Layout, checkpointing: Checkpointing = "none", sequence_parallel: bool = False
 ) -> dict[tuple[str, str], tuple[int, int]]:
     """Calls and bytes by axis and collective of one step on a rank; row counts of the exchange (int32) left out."""
-    model = distribute(build(seeing_nothing(name), "meta", "fp32"), layout, train=True)
+    model = distribute(
+        build(seeing_nothing(name), "meta", "fp32"), layout, train=True, sequence_parallel=sequence_parallel
+    )
     model.checkpointing = checkpointing
     mesh = model.mesh
     groups = {"dp_ep": mesh.data.group} | {axis: mesh.axis(axis).group for axis in ("tp", "ep", "dp")}
@@ -59,10 +61,14 @@ def stepped(
     }
 
 
-def planned(name: str, layout: Layout, checkpointing: Checkpointing) -> tuple[CollectiveTraffic, ...]:
+def planned(
+    name: str, layout: Layout, checkpointing: Checkpointing, sequence_parallel: bool
+) -> tuple[CollectiveTraffic, ...]:
     """The rows of one step of FSDP (ZeRO 3), every sequence of a rank in one micro-batch."""
     graph, own = seeing_nothing(name), SEQUENCES // (layout.dp * layout.ep)
-    train = TrainSetting(zero_stage=3, checkpointing=checkpointing, micro_batch=own, gradient_bytes=4)
+    train = TrainSetting(
+        zero_stage=3, checkpointing=checkpointing, micro_batch=own, sequence_parallel=sequence_parallel
+    )
     (stage,) = stages(graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp)
     return stage_traffic(graph, train, layout, StepTokens.of(train, layout, TOKENS, SEQUENCES), stage, None).rows
 
@@ -89,12 +95,20 @@ def test_what_is_computed_again_is_sent_again(checkpointing: Checkpointing, layo
     compare("tiny/maverick", layout, checkpointing)
 
 
-def compare(name: str, layout: Layout, checkpointing: Checkpointing) -> None:
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, ep=2), Layout(tp=2, dp=2)], ids=str)
+def test_sequence_parallelism_gathers_and_scatters_what_is_planned(
+    checkpointing: Checkpointing, layout: Layout
+) -> None:
+    compare("tiny/maverick", layout, checkpointing, sequence_parallel=True)
+
+
+def compare(name: str, layout: Layout, checkpointing: Checkpointing, *, sequence_parallel: bool = False) -> None:
     """Each rank to the byte; tokens to experts together, since a rank sends back as many as came to it."""
-    ranks = run_world(layout.num_devices, stepped, name, layout, checkpointing)
+    ranks = run_world(layout.num_devices, stepped, name, layout, checkpointing, sequence_parallel)
     expected: Bytes = Counter()
     calls: Bytes = Counter()
-    for row in planned(name, layout, checkpointing):
+    for row in planned(name, layout, checkpointing, sequence_parallel):
         key = (same_ranks(row.axis, layout), row.collective)
         expected[key] += in_fp32(row)
         calls[key] += row.calls

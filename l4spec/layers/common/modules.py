@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.gate_clamp import GateClamp
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
+from l4spec.layers.common.split import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Context:
     [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotations, masks).
     Mixtures tell `record` their node's id, how many choices each expert got [experts] and, in training, how many were
     dropped, unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step.
-    With `recomputes_core` attention keeps its inputs and result alone for the backward pass.
+    With `recomputes_core` attention keeps its inputs and result alone. `split`: each tp rank has some of the tokens.
     """
 
     layout: TokenLayout
@@ -71,6 +72,7 @@ class Context:
     loss_scale: float = 1.0
     is_recomputed: bool = False
     recomputes_core: bool = False
+    split: Split | None = None
 
     def cache_of(self, node_id: str) -> LayerCache | None:
         """The cache of a layer; None when nothing is cached."""

@@ -54,6 +54,26 @@ def leave(x: Tensor, axis: Axis) -> Tensor:
     return x if axis.size == 1 else _applied(_Leave, x, axis)
 
 
+def gather_tokens(x: Tensor, axis: Axis) -> Tensor:
+    """All ranks' tokens of `x` [batch, tokens, ...] in order of ranks; the gradient is this rank's part of the sum."""
+    return x if axis.size == 1 else _applied(_GatherTokens, x, axis)
+
+
+def scatter_sums(x: Tensor, axis: Axis) -> Tensor:
+    """This rank's tokens of the sum of `x` [batch, tokens, ...] over ranks; the gradient is that of all tokens."""
+    return x if axis.size == 1 else _applied(_ScatterSums, x, axis)
+
+
+def all_tokens(x: Tensor, axis: Axis) -> Tensor:
+    """As `gather_tokens`, for consumers that do the same on every rank: the gradient is this rank's part as it is."""
+    return x if axis.size == 1 else _applied(_AllTokens, x, axis)
+
+
+def own_tokens(x: Tensor, axis: Axis) -> Tensor:
+    """This rank's tokens of `x`, which is the same on every rank; the gradient is that of all tokens."""
+    return x if axis.size == 1 else _applied(_OwnTokens, x, axis)
+
+
 def gather_last(x: Tensor, axis: Axis, sizes: Sequence[int]) -> Tensor:
     """Every rank's `x` beside each other along the last dimension, `sizes` wide; the gradient is this rank's slice.
 
@@ -80,6 +100,22 @@ def gather(x: Tensor, axis: Axis) -> Tensor:
         return x[None]
     ops = torch.ops._c10d_functional  # funcol's own name for it differs between versions
     return _done(ops.all_gather_into_tensor(x.contiguous()[None], axis.size, group_of(axis).group_name))
+
+
+def tokens_of_ranks(x: Tensor, axis: Axis) -> Tensor:
+    """All ranks' tokens of `x` [batch, tokens, ...] in order of ranks, without gradients."""
+    return gather(x, axis).transpose(0, 1).flatten(1, 2)
+
+
+def _sums_of_own(x: Tensor, axis: Axis) -> Tensor:
+    """This rank's tokens of the sum of `x` over ranks, without gradients."""
+    by_rank = x.unflatten(1, (axis.size, -1)).transpose(0, 1).contiguous()  # type: ignore[no-untyped-call]
+    ops = torch.ops._c10d_functional
+    return _done(ops.reduce_scatter_tensor(by_rank, "sum", axis.size, group_of(axis).group_name))[0]
+
+
+def _slice_of(x: Tensor, axis: Axis) -> Tensor:
+    return x.chunk(axis.size, dim=1)[axis.index].contiguous()
 
 
 def pass_on(sent: Tensor, received: Tensor, axis: Axis) -> Callable[[], None]:
@@ -135,6 +171,50 @@ class _Leave(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
+
+
+class _GatherTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return tokens_of_ranks(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _sums_of_own(grad, ctx.axis), None
+
+
+class _ScatterSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return _sums_of_own(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return tokens_of_ranks(grad, ctx.axis), None
+
+
+class _AllTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return tokens_of_ranks(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _slice_of(grad, ctx.axis), None
+
+
+class _OwnTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return _slice_of(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return tokens_of_ranks(grad, ctx.axis), None
 
 
 class _GatherLast(torch.autograd.Function):

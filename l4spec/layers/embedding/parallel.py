@@ -24,7 +24,7 @@ class VocabEmbedding(Embedding):
         """Token ids [batch, tokens] to [batch, tokens, hidden]."""
         is_here = (input_ids >= self.own_ids.start) & (input_ids < self.own_ids.stop)
         rows = self._rows_of(input_ids, is_here, context)
-        return leave(rows, self.ranks.tp)
+        return rows if context.split is not None else leave(rows, self.ranks.tp)
 
     def _rows_of(self, input_ids: Tensor, is_here: Tensor, context: Context) -> Tensor:
         """Rows of the tokens that are held here, zeros elsewhere."""

@@ -30,5 +30,6 @@ class VocabHead(LMHead):
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to fp32 logits [batch, tokens, vocab], or those of this rank's rows."""
-        own = super().forward(enter(x, self.ranks.tp), context=context)
+        entered = x if context.split is not None else enter(x, self.ranks.tp)
+        own = super().forward(entered, context=context)
         return gather_last(own, self.ranks.tp, self.sizes) if self.gathers else own

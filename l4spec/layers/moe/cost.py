@@ -1,5 +1,6 @@
 """What a mixture of experts costs: all experts in memory, a few in compute."""
 
+from dataclasses import replace
 from functools import partial
 
 from l4spec.layers.base import Width
@@ -84,7 +85,8 @@ def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, .
 def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
     """What eager autograd keeps of routed and shared experts, the latents' sum, and the router's logits in fp32."""
     kept = partial(gated_saved, clamped=spec.clamp is not None) if spec.gated else plain_live
-    of_routed = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
+    dispatched, *inside = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
+    of_routed = (replace(dispatched, name="dispatched"), *inside)
     of_shared = kept(work.num_tokens, Dim("ffn", spec.shared_size), hidden) if spec.num_shared_experts else ()
     of_latent = () if spec.latent_size is None else (Buffer("latent_sum", work.num_tokens, (given,)),)
     logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)

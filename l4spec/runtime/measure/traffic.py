@@ -39,6 +39,7 @@ def _second(args: tuple[Any, ...]) -> Tensor:
 
 _SEEN: dict[str, tuple[str, Callable[[tuple[Any, ...]], Tensor]]] = {
     "_c10d_functional::all_reduce": ("all-reduce", _first),
+    "_c10d_functional::reduce_scatter_tensor": ("reduce-scatter", _first),
     "_c10d_functional::all_to_all_single": ("all-to-all", _first),
     "c10d::allreduce_": ("all-reduce", _first),
     "c10d::alltoall_base_": ("all-to-all", _second),

@@ -37,20 +37,22 @@ def distribute(
     device: torch.device | str | None = None,
     seed: int | None = 0,
     train: bool = False,
+    sequence_parallel: bool = False,
 ) -> RankModel:
     """This rank's part of `model` under `layout`, in a world of as many ranks as the layout has.
 
     A model on the meta device is materialized straight into shards on `device` (default cpu): random weights that are
     the same for every layout, or unset with `seed=None` for a checkpoint to fill. Of a model with weights the rank
     takes its regions. With `train` the dp x ep ranks share weights, gradients and optimizer states by FSDP2; call
-    `finish_backward` after each backward pass. Raises UserError with the planner's reason for a layout that the model
-    does not allow, and for a world of another size.
+    `finish_backward` after each backward pass. With `sequence_parallel` ranks of tp hold a share of the tokens each
+    between the layers that they cut, in passes with gradients. Raises UserError with the planner's reason for a layout
+    that the model does not allow, and for a world of another size.
     """
     if model.quantization is not None:
         raise UserError(f"the model is packed as {model.quantization.name}, and packed weights are not cut into shards")
     chosen = torch.device(device or ("cpu" if model.device.type == "meta" else model.device))
     mesh = make_mesh_for(model.graph, layout, chosen)
-    rank = build_rank(model.graph, mesh, model.dtype)
+    rank = build_rank(model.graph, mesh, model.dtype, sequence_parallel=sequence_parallel)
     rank.image_token_id = model.image_token_id
     rank.checkpointing = model.checkpointing
     if train:
@@ -71,7 +73,7 @@ def make_mesh_for(graph: LayerGraph, layout: Layout, device: torch.device) -> Me
     return make_mesh(layout, "cpu" if device.type == "meta" else device.type)
 
 
-def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
+def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype, *, sequence_parallel: bool = False) -> RankModel:
     """The model of one rank on the meta device; needs none of the others."""
     require_legal(graph, mesh.layout)
     form_groups(graph, mesh)
@@ -81,7 +83,10 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype) -> RankModel:
         share_biases(modules, shards, mesh)
         own = tuple(narrowed(node, mesh.layout) for node in nodes)
         kind = RankModel if mesh.layout.cp == 1 else PrefillModel
-        model = kind(graph, modules, own, mesh, shards, summed_gradients(modules, shards, mesh))
+        split = sequence_parallel and mesh.layout.tp > 1
+        summed = summed_gradients(modules, shards, mesh, sequence_parallel=split)
+        model = kind(graph, modules, own, mesh, shards, summed)
+        model.sequence_parallel = split
     model.to(dtype=dtype)
     check_rank(model, shards)
     return model.eval()

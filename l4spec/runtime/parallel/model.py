@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.common.modules import LayerModule
-from l4spec.layers.common.parallel import Axis, gather
+from l4spec.layers.common.modules import Context, LayerModule
+from l4spec.layers.common.parallel import Axis, all_tokens, gather
 from l4spec.layers.lm_head.parallel import VocabHead
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import TokenBatch, align
@@ -18,9 +19,11 @@ from l4spec.runtime.parallel.loss import Objective, Scored, vocab_parallel_cross
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.runtime.parallel.pipeline import Line
 from l4spec.runtime.parallel.rank import Shard
+from l4spec.runtime.parallel.tokens import TokenSplit
 from l4spec.runtime.parallel.training import finish_gradients, local_region
 from l4spec.runtime.sampling import Sampling, choose
 from l4spec.sharding.rules import Region
+from l4spec.sharding.token_split import token_use
 
 
 class RankModel(Model):
@@ -29,7 +32,8 @@ class RankModel(Model):
     `forward` takes this rank's own sequences (`own_rows`) and gives their logits, the same on all tensor-parallel
     ranks. All stages of a pipeline are given the same, and only the last has logits: the others return [batch, 0,
     vocab]. `nodes` are the layers of its stage, narrowed to what it computes of them; `shards` says what it holds of
-    each tensor, `summed_gradients` over which ranks the gradients of some have to be added up.
+    each tensor, `summed_gradients` over which ranks the gradients of some have to be added up, `sequence_parallel`
+    whether ranks of tp hold a share of the tokens each where gradients flow.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class RankModel(Model):
         self.mesh = mesh
         self.shards = shards
         self.summed_gradients = summed_gradients
+        self.sequence_parallel = False
         self.line = Line(mesh.axis("pp"))
+        self._token_uses = {node.id: token_use(node) for node in nodes if node.scope == "text"}
         self._heads = [module for module in modules.values() if isinstance(module, VocabHead)]
 
     def own_rows(self, batch: Tensor) -> Tensor:
@@ -106,6 +112,21 @@ class RankModel(Model):
         context = self._context(batch, images, None)
         hidden = self._hidden(context, batch, images, None, batch.input_ids if hidden is None else hidden)
         return self._logits(context, batch, hidden, "all") if self.has_head else hidden
+
+    def _context(self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None) -> Context:
+        context = super()._context(batch, image_features, cache)
+        if self.sequence_parallel and cache is None and torch.is_grad_enabled():
+            tp, num_tokens = self.mesh.axis("tp"), batch.layout.num_tokens
+            if num_tokens % tp.size:
+                raise ValueError(f"{num_tokens} tokens cannot be divided among {tp.size} ranks (sequence parallelism)")
+            context.split = TokenSplit(tp, self._token_uses, self.checkpointing)
+        return context
+
+    def _logits(self, context: Context, batch: TokenBatch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
+        if context.split is None or logits == "all":
+            return super()._logits(context, batch, hidden, logits)
+        hidden = all_tokens(hidden, self.mesh.axis("tp"))
+        return super()._logits(replace(context, split=None), batch, hidden, logits)
 
     def _forward(
         self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, logits: Literal["all", "last"]

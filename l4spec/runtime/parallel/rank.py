@@ -1,20 +1,22 @@
 """What one rank of a layout builds: its pipeline stage, with every tensor cut to what the rule table gives it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers import KINDS, declaration_of
-from l4spec.layers.common.modules import LayerModule, Linear
+from l4spec.layers.common.modules import Context, LayerModule, Linear
 from l4spec.layers.common.parallel import Axis, enter, leave
 from l4spec.layers.declaration import Parameter
 from l4spec.runtime.build import make_module, module_of
 from l4spec.runtime.parallel.mesh import Mesh
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import MESH_AXIS, Region, cuts_of, illegal_reason, layout_for, region_of, stage_of
+from l4spec.sharding.token_split import token_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +96,22 @@ def module_on_rank(node: LayerNode, mesh: Mesh) -> LayerModule:
 def _add_up(module: LayerModule, tp: Axis) -> None:
     """Let the ranks' outputs be added up after `module`, and their gradients before it."""
 
-    def before(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(enter(x, tp) for x in args)
+    def before(
+        _: nn.Module, args: tuple[Tensor, ...], given: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+        return args if _is_split(given) else tuple(enter(x, tp) for x in args), given
 
-    def add_up(_: nn.Module, args: object, output: Tensor) -> Tensor:
-        return leave(output, tp)
+    def add_up(_: nn.Module, args: object, given: dict[str, Any], output: Tensor) -> Tensor:
+        return output if _is_split(given) else leave(output, tp)
 
-    module.register_forward_pre_hook(before)
-    module.get_submodule(module.summed_at).register_forward_hook(add_up)
+    module.register_forward_pre_hook(before, with_kwargs=True)
+    module.get_submodule(module.summed_at).register_forward_hook(add_up, with_kwargs=True)
+
+
+def _is_split(given: Mapping[str, Any]) -> bool:
+    """Whether another joins what ranks have of a layer that is called so (`l4spec.runtime.parallel.tokens`)."""
+    context = given.get("context")
+    return isinstance(context, Context) and context.split is not None
 
 
 def form_groups(graph: LayerGraph, mesh: Mesh) -> None:
@@ -113,14 +123,19 @@ def form_groups(graph: LayerGraph, mesh: Mesh) -> None:
                 mesh.neighbours(tp.size // dim.units)
 
 
-def summed_gradients(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh) -> dict[str, Axis]:
+def summed_gradients(
+    modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh, *, sequence_parallel: bool
+) -> dict[str, Axis]:
     """Over which ranks the gradients of a tensor have to be added up, by its name.
 
     What tensor-parallel ranks hold whole, inside a layer whose outputs they add up, gets from each rank the gradient of
-    its part of the outputs; and so does a KV head that neighbours hold together.
+    its part of the outputs; and so does a KV head that neighbours hold together, and with sequence parallelism a norm.
     """
     axes = {}
     for name, shard in shards.items():
+        if sequence_parallel and shard.node.scope == "text" and token_use(shard.node) == "own":
+            axes[name] = mesh.ranks(mesh.layout.tp).tp
+            continue
         if modules[shard.node.id].joins_itself:
             continue
         tp = mesh.ranks(layout_for(shard.node, mesh.layout).tp).tp

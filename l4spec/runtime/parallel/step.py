@@ -168,7 +168,8 @@ class _Prepared:
         self.part = _Part(model)
         pp, device = self.line.pp, model.device
         index = torch.zeros(1, dtype=torch.long)
-        hidden = torch.empty(*shape[1:], model.hidden_size, dtype=model.dtype, device="meta", requires_grad=True)
+        tokens = shape[2] // (model.mesh.layout.tp if model.sequence_parallel else 1)
+        hidden = torch.empty(shape[1], tokens, model.hidden_size, dtype=model.dtype, device="meta", requires_grad=True)
         stage = _Stage(
             self.part,
             pp.index,

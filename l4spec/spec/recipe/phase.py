@@ -61,6 +61,8 @@ class LayoutSpec(Spec):
     """ZeRO stage (arXiv:1910.02054)."""
     checkpointing: Checkpointing = "full"
     """Activation checkpointing: nothing, the core of attention, or whole blocks are computed again."""
+    sequence_parallel: bool = False
+    """Sequence parallelism (arXiv:2205.05198): tp ranks hold a share of norms and residual streams each."""
 
 
 class PhaseBase(Spec):

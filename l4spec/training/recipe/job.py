@@ -32,6 +32,7 @@ class RecipeJob(Task):
     weights: Path | None = None
     teacher_cache: Path | None = None
     tensorboard: bool = False
+    sequence_parallel: bool = False
 
     worker: ClassVar[str] = "l4spec.training.recipe.worker:work"
     is_safe: ClassVar[str] = "the last checkpoint is whole"
@@ -84,6 +85,7 @@ class RecipeJob(Task):
             "--out": None if self.out is None else str(self.out),
             "--checkpointing": self.checkpointing,
             "--teacher-cache": None if self.teacher_cache is None else str(self.teacher_cache),
+            "--sequence-parallel": self.sequence_parallel,
             "--save-every": self.save_every,
             "--resume": self.resume,
         }
@@ -94,6 +96,7 @@ class RecipeJob(Task):
         if unknown := list(selector_problems(self.loaded, self.graph, self.phases)):
             raise SpecError(unknown)
         for phase in self.phases:
+            yield from self._undivided_in(phase)
             if phase.fp8 is not None:
                 yield from matmul_problems(self.graph, phase.fp8.matmuls, f"phase {phase.name}: precision.matmuls")
             data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
@@ -132,6 +135,15 @@ class RecipeJob(Task):
             yield Problem("no phase has a teacher", "--teacher-cache")
         elif reason := unwritable(folder):
             yield Problem(f"cannot write {str(folder)[:200]!r}: {reason}", "--teacher-cache")
+
+    def _undivided_in(self, phase: Phase) -> Iterator[Problem]:
+        """Why tokens of a phase cannot be divided among ranks of tp."""
+        if not self.sequence_parallel:
+            return
+        yield from self.undivided_tokens(phase.context, f"phase {phase.name}: context")
+        if phase.kind not in ("pretrain", "midtrain", "distill"):
+            message = f"phase {phase.name} ({phase.kind}) has sequences of many lengths"
+            yield Problem(message, "--sequence-parallel", hint="leave it out")
 
     def clean_up(self) -> None:
         """Remove checkpoints that the run began and did not finish."""

@@ -174,7 +174,14 @@ class RecipeRun:
 
     def _fresh(self, seed: int | None, *, train: bool = False) -> RankModel:
         empty = build(self.job.graph, "meta", self.job.number_format)
-        model = distribute(empty, self.job.layout, device=_own_device(self.job.device), seed=seed, train=train)
+        model = distribute(
+            empty,
+            self.job.layout,
+            device=_own_device(self.job.device),
+            seed=seed,
+            train=train,
+            sequence_parallel=self.job.sequence_parallel,
+        )
         if seed is not None:
             rescale(model, self.recipe.initial_deviation, self.factors)
         model.image_token_id = self.mixture.image_token_id

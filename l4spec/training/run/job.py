@@ -37,6 +37,7 @@ class Job(Task):
     out: Path | None = None
     verify: bool = True
     checkpointing: Checkpointing = "none"
+    sequence_parallel: bool = False
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
     worker: ClassVar[str] = "l4spec.training.run.worker:work"
@@ -65,6 +66,7 @@ class Job(Task):
             "--device": self.device,
             "--steps": self.steps,
             "--checkpointing": self.checkpointing,
+            "--sequence-parallel": self.sequence_parallel,
             "--generate": self.generate,
             "--ids": None if self.ids is None else list(self.ids),
             "--weights": _text(self.weights),
@@ -92,8 +94,9 @@ class Job(Task):
             yield Problem(f"{longest:,} tokens, the model is made for {width.max_seq_len:,}", "--context")
         if self.ids is not None and not all(token < width.vocab_size for token in self.ids):
             yield Problem(f"expected token ids below {width.vocab_size:,}", "--ids")
-        if self.checkpointing != "none" and not self.steps:
-            yield Problem("needs --steps", "--checkpointing")
+        yield from self._without_steps()
+        if self.sequence_parallel:
+            yield from self.undivided_tokens(self.context, "--context")
         if self.ids is not None and not self.generate:
             yield Problem("needs --generate", "--ids")
         for option in ("save_every", "resume"):
@@ -107,6 +110,11 @@ class Job(Task):
             yield Problem(f"{self.out} exists and is not empty", "--out", hint="name a new folder")
         if not (self.steps or self.generate or self.out):
             yield Problem("nothing to do", hint="--steps trains, --generate generates tokens, --out writes the weights")
+
+    def _without_steps(self) -> Iterator[Problem]:
+        given = {"--checkpointing": self.checkpointing != "none", "--sequence-parallel": self.sequence_parallel}
+        for option in (name for name, is_given in given.items() if is_given and not self.steps):
+            yield Problem("needs --steps", option)
 
     def _numbers_out_of_bounds(self) -> Iterator[Problem]:
         if not 0 <= self.learning_rate < float("inf"):

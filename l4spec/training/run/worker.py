@@ -25,7 +25,14 @@ def work(job: Job, log: Log, store: Store) -> None:
     is_filled = checkpoint is not None or job.weights is not None
     empty = build(job.graph, "meta", job.number_format)
     device = _own_device(job.device)
-    model = distribute(empty, job.layout, device=device, seed=None if is_filled else job.seed, train=job.steps > 0)
+    model = distribute(
+        empty,
+        job.layout,
+        device=device,
+        seed=None if is_filled else job.seed,
+        train=job.steps > 0,
+        sequence_parallel=job.sequence_parallel,
+    )
     model.checkpointing = job.checkpointing
     optimizer = make_optimizer(model, OptimizerSpec(learning_rate=job.learning_rate)) if job.steps else None
     start = _load(job, model, optimizer, checkpoint, log)

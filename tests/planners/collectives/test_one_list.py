@@ -124,13 +124,18 @@ def test_a_stage_of_a_pipeline_sends_its_part_of_what_one_stage_sends(name: str,
         assert sum(part[key].payload_bytes for part in parts if key in part) == planned + beside
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
 @pytest.mark.parametrize(("name", "layout"), CASES)
 def test_a_training_step_is_timed_by_the_activations_that_are_planned(
-    name: str, layout: Layout, checkpointing: Checkpointing
+    name: str, layout: Layout, checkpointing: Checkpointing, sequence_parallel: bool
 ) -> None:
     """Ranks of tp send routed tokens once together (sequence parallelism), where the plan's rank sends all of them."""
-    train, sequences, length = TrainSetting(checkpointing=checkpointing), layout.num_devices, 256
+    train, sequences, length = (
+        TrainSetting(checkpointing=checkpointing, sequence_parallel=sequence_parallel),
+        layout.num_devices,
+        256,
+    )
     load = StepTokens.of(train, layout, length, sequences)
     (stage,) = every_stage(graph(name), BF16, layout.tp, layout.ep, 1)
     rows = stage_traffic(graph(name), train, layout, load, stage, 8).rows
@@ -145,6 +150,7 @@ def test_a_training_step_is_timed_by_the_activations_that_are_planned(
         ep=layout.ep,
         ep_span=layout.tp * layout.ep,
         recompute=1.0 if checkpointing == "full" else 0.0,
+        sequence_parallel=sequence_parallel,
         attention_recompute=1.0 if checkpointing == "selective" else 0.0,
     )
     timed = communication_seconds(graph(name), machine(8), step)

@@ -33,7 +33,7 @@ def sent(
     load = StepTokens.of(train, layout, context, batch)
     result = stages(model, BF16, layout.tp, layout.ep, layout.pp)
     rows = stage_traffic(model, train, layout, load, result[stage], 8).rows
-    assert len({(row.axis, row.what) for row in rows}) == len(rows)
+    assert len({(row.axis, row.collective, row.what) for row in rows}) == len(rows)
     return {(row.axis, row.what): row for row in rows}
 
 
@@ -55,6 +55,34 @@ def test_tensor_parallelism_reduces_forward_backward_and_recomputed() -> None:
     for checkpointing in ("none", "selective"):
         kept = sent(Layout(tp=4), replace(FULL, checkpointing=checkpointing))
         assert ("tp", "activations, recomputed") not in kept
+
+
+def test_sequence_parallelism_sends_sums_in_halves_and_gathers_once_more() -> None:
+    """48 blocks of two layers, an embedding and a head: of each all-reduce both halves, inputs again for gradients."""
+    train = TrainSetting(checkpointing="none", sequence_parallel=True)
+    load, layout = StepTokens.of(train, Layout(tp=4), 1024, 8), Layout(tp=4)
+    (stage,) = stages(graph("scout"), BF16, 4, 1, 1)
+    rows = stage_traffic(graph("scout"), train, layout, load, stage, 8).rows
+    calls = {(row.collective, row.what): row.calls // 8 for row in rows if row.what.startswith("activations")}
+    assert calls == {
+        ("all-gather", "activations, forward"): 97,
+        ("reduce-scatter", "activations, forward"): 97,
+        ("all-gather", "activations, backward"): 97 + 97,
+        ("reduce-scatter", "activations, backward"): 97,
+    }
+    whole = sent(layout, replace(train, sequence_parallel=False))
+    forward = [row for row in rows if row.what == "activations, forward"]
+    assert sum(row.ring_bytes for row in forward) == whole["tp", "activations, forward"].ring_bytes
+    norms = 97 * 5120 * 4
+    what = "gradients of what is held whole"
+    assert next(row for row in rows if row.what == what).payload_bytes == whole["tp", what].payload_bytes + norms
+
+
+def test_stages_hand_on_a_share_of_the_tokens() -> None:
+    split = sent(Layout(tp=2, pp=2), replace(FULL, sequence_parallel=True))
+    whole = sent(Layout(tp=2, pp=2))
+    key = ("pp", "activations, forward")
+    assert 2 * split[key].payload_bytes == whole[key].payload_bytes
 
 
 def test_the_forward_pass_of_training_sends_what_a_forward_pass_sends() -> None:

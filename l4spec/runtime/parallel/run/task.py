@@ -116,3 +116,9 @@ class Task(ABC):
         data = self.layout.dp * self.layout.ep
         if batch % data:
             yield Problem(f"{batch} sequences cannot be divided among {data} ranks (dp x ep)", "--batch")
+
+    def undivided_tokens(self, tokens: int, path: str) -> Iterator[Problem]:
+        """Why a sequence of so many tokens cannot be divided among the ranks of tp."""
+        if tokens % self.layout.tp:
+            message = f"{tokens:,} tokens cannot be divided among {self.layout.tp} ranks (tp)"
+            yield Problem(message, path, hint="leave out --sequence-parallel")

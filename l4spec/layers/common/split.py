@@ -1,0 +1,14 @@
+"""How a pass runs where tensor-parallel ranks hold a share of its tokens each."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Split(Protocol):
+    """Runs layers on a rank's share of the tokens (`l4spec.runtime.parallel.tokens`)."""
+
+    def run(self, module: Any, inputs: Sequence[Tensor | None], context: Any) -> Tensor:
+        """What a layer's module gives on this rank in a pass of this context."""
+        ...

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from l4spec.layers.common.cache import LayerCache
 from l4spec.layers.common.gate_clamp import GateClamp
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
-from l4spec.layers.common.split import Split
+from l4spec.layers.common.split import RunsSplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Context:
     loss_scale: float = 1.0
     is_recomputed: bool = False
     recomputes_core: bool = False
-    split: Split | None = None
+    split: RunsSplit | None = None
 
     def cache_of(self, node_id: str) -> LayerCache | None:
         """The cache of a layer; None when nothing is cached."""

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 
-class Split(Protocol):
+class RunsSplit(Protocol):
     """Runs layers on a rank's share of the tokens (`l4spec.runtime.parallel.tokens`)."""
 
     def run(self, module: Any, inputs: Sequence[Tensor | None], context: Any) -> Tensor:

@@ -26,6 +26,9 @@ SplitOption = Annotated[
     Split | None, typer.Option("--split", help="Only rows marked calibrate, or only those marked test.")
 ]
 DetailOption = Annotated[bool, typer.Option("--verbose", "-v", help="Add every row, published and predicted.")]
+ExpertKernelsOption = Annotated[
+    bool, typer.Option("--expert-kernels", help="Price routed experts by measured kernels, where there are any.")
+]
 DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/accuracy.md: Markdown with every row.")]
 
 
@@ -33,6 +36,7 @@ DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/acc
 def accuracy_command(
     rows: RowsOption = None,
     split: SplitOption = None,
+    expert_kernels: ExpertKernelsOption = False,
     verbose: DetailOption = False,
     document: DocumentOption = False,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
@@ -50,7 +54,8 @@ def accuracy_command(
     from planners.evidence.static_batches import read_batches, summarise_batches
 
     chosen = published_rows() if rows is None else read_rows(rows)
-    predictions = replay(row for row in chosen if split is None or row.split == split.value)
+    kept = (row for row in chosen if split is None or row.split == split.value)
+    predictions = replay(kept, expert_kernels=expert_kernels)
     if document:
         deliver(to_markdown(accuracy_document(predictions)), out, force=force)
         return

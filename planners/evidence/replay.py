@@ -17,6 +17,7 @@ from planners.evidence.training_replay import predict_training
 from planners.search.layouts import max_batch
 from planners.timing.closed_loop import Load, Served, most_throughput, open_loop, serve
 from planners.timing.efficiency import ServingEfficiency, serving_efficiency
+from planners.timing.grouped_matmul import grouped_matmul_laws
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -43,15 +44,15 @@ class Prediction:
         return None if self.predicted is None or not self.row.published else self.predicted / self.row.published - 1
 
 
-def replay(rows: Iterable[Row]) -> tuple[Prediction, ...]:
-    """A prediction for every row, in their order."""
-    return tuple(predict(row) for row in rows)
+def replay(rows: Iterable[Row], *, expert_kernels: bool = False) -> tuple[Prediction, ...]:
+    """A prediction for every row, in their order; `expert_kernels` prices routed experts by measured kernels."""
+    return tuple(predict(row, expert_kernels=expert_kernels) for row in rows)
 
 
-def predict(row: Row) -> Prediction:
+def predict(row: Row, *, expert_kernels: bool = False) -> Prediction:
     """What the planner says of a row."""
     if row.family in ("SRV", "THR"):
-        return _predict_serving(row)
+        return _predict_serving(row, expert_kernels)
     if row.family == "TRN":
         predicted = predict_training(row)
         return Prediction(row, reason=predicted) if isinstance(predicted, str) else Prediction(row, *predicted)
@@ -71,11 +72,11 @@ def _predict_flops(row: Row) -> Prediction:
     return Prediction(row, predicted=float(flops))
 
 
-def _predict_serving(row: Row) -> Prediction:
+def _predict_serving(row: Row, expert_kernels: bool) -> Prediction:
     case = serving_case(row)
     if isinstance(case, str):
         return Prediction(row, reason=case)
-    model = step_model(case)
+    model = step_model(case, expert_kernels=expert_kernels)
     if model.unknown or model.efficiency is None:
         return Prediction(row, reason=model.unknown or f"no factors are fitted for {case.engine}")
     driven = case.concurrency is not None or case.rate is not None
@@ -132,7 +133,9 @@ def tokens_per_gpu(case: ServingCase, served: Served) -> float:
     return served.requests_per_second * case.output * batches / case.layout.num_devices
 
 
-def step_model(case: ServingCase, efficiency: ServingEfficiency | None = None) -> StepModel:
+def step_model(
+    case: ServingCase, efficiency: ServingEfficiency | None = None, *, expert_kernels: bool = False
+) -> StepModel:
     """The case's model on its machine, with the shipped factors of its engine or those given."""
     return StepModel(
         graph=graph_of(case.model),
@@ -141,6 +144,7 @@ def step_model(case: ServingCase, efficiency: ServingEfficiency | None = None) -
         machine=machine_of(case.hardware),
         kv_dtype_bytes=cache_dtype_bytes(case.kv_dtype),
         efficiency=efficiency or serving_efficiency(case.engine),
+        laws=grouped_matmul_laws(case.engine) if expert_kernels else None,
     )
 
 

@@ -6,7 +6,7 @@ estimate  every resource at the share of its peak that an engine was measured to
           constants per block, per collective and per step.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from operator import add, attrgetter
 
@@ -17,6 +17,8 @@ from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
 from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import ServingEfficiency
+from planners.timing.expert_kernels import correction, kernel_of, work_of_experts
+from planners.timing.grouped_matmul import GroupedMatmul, GroupedMatmulLaws
 from planners.timing.layer_demand import (
     UNIFORM,
     KindProfile,
@@ -41,7 +43,7 @@ class ResourceSeconds:
     """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
 
     `blocks` counts blocks (an attention and a feed-forward layer are half a block each), `moe_blocks` those whose
-    feed-forward is routed.
+    feed-forward is routed. `experts` is what measured kernels add to the estimate of routed layers, or take from it.
     """
 
     weight_read: float = 0.0
@@ -52,6 +54,7 @@ class ResourceSeconds:
     collectives: float = 0.0
     blocks: float = 0.0
     moe_blocks: float = 0.0
+    experts: float = 0.0
 
     def __add__(self, other: "ResourceSeconds") -> "ResourceSeconds":
         return ResourceSeconds(*map(add, _values(self), _values(other)))
@@ -70,6 +73,7 @@ class ResourceSeconds:
             + self.collectives * factors.collective
             + self.blocks * (factors.layer + (factors.wide_layer if wide else 0.0))
             + self.moe_blocks * (factors.moe_layer - factors.layer)
+            + self.experts
         )
 
 
@@ -129,6 +133,8 @@ class StepModel:
     kv_dtype_bytes: int
     efficiency: ServingEfficiency | None
     routing: Routing = UNIFORM
+    laws: GroupedMatmulLaws | None = None
+    """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
     totals: dict[Step, ResourceSeconds] = field(default_factory=dict)
     """What steps use in all, kept because searches and fits ask for the same steps again."""
 
@@ -150,7 +156,24 @@ class StepModel:
 
     def uses(self, step: Step) -> tuple[ResourceSeconds, ...]:
         """What every kind of layer uses in a step."""
-        return tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
+        used = tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
+        if self.laws is None or self.efficiency is None or not step.tokens:
+            return used
+        return tuple(
+            use if law is None else replace(use, experts=self._by_law(law, kind, step))
+            for use, law, kind in zip(used, self._kernels, self.kinds, strict=True)
+        )
+
+    def _by_law(self, law: GroupedMatmul, kind: KindProfile, step: Step) -> float:
+        assert self.efficiency is not None, "corrections are of an estimate"
+        work = work_of_experts(kind, step, self.layout, self.routing)
+        return kind.count * correction(law, work, self.machine, self.efficiency)
+
+    @cached_property
+    def _kernels(self) -> tuple[GroupedMatmul | None, ...]:
+        """The measured kernel of each kind's experts."""
+        assert self.laws is not None, "asked for with laws only"
+        return tuple(kernel_of(self.laws, self.machine, kind) for kind in self.kinds)
 
     def used(self, step: Step) -> ResourceSeconds:
         """What all layers and the sends between stages use in a step. `unknown` must be None."""

@@ -88,6 +88,24 @@ def test_a_report_asks_for_nothing_and_fits_every_screen(browser: Any, report: P
     page.context.close()
 
 
+A4_WIDTH = 718
+"""CSS pixels between margins of 1 cm of an A4 page: 190 mm at 96 pixels an inch."""
+
+
+@pytest.mark.parametrize("kind", ["plan", *KINDS])
+def test_nothing_is_cut_off_on_paper(browser: Any, run: Run, report: Path, tmp_path: Path, kind: str) -> None:
+    path = report if kind == "plan" else tmp_path / f"{kind}.html"
+    if kind != "plan":
+        assert run(*KINDS[kind], "--format", "html", "--out", str(path)).exit_code == 0
+    page = browser.new_context(offline=True, viewport={"width": A4_WIDTH, "height": 1000}).new_page()
+    page.goto(path.as_uri())
+    page.emulate_media(media="print", color_scheme="light")
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= A4_WIDTH
+    assert page.evaluate("[...document.querySelectorAll('nav')].every(n => getComputedStyle(n).display == 'none')")
+    page.context.close()
+
+
 def test_text_stands_out_from_its_ground_by_the_accessible_ratio(browser: Any, report: Path) -> None:
     for scheme in ("light", "dark"):
         page = browser.new_context(offline=True, color_scheme=scheme).new_page()

@@ -214,6 +214,41 @@ def test_a_hostile_scenario_and_recipe_are_reported_as_text(tmp_path: Path, run:
         assert "script" not in Tags(done.stdout).names
 
 
+LOAD = ("--prompt-tokens", "100", "--output-tokens", "10")
+ON_SPECS = {
+    "plan": ("plan", "--gpus", "1xH100"),
+    "compare": ("compare", "tiny/scout", "--gpus", "1xH100"),
+    "report of two": ("report", "tiny/scout", "--gpus", "1xH100"),
+    "verify": ("verify",),
+    "show": ("show",),
+    "search": ("search", "--gpus", "1xH100", *LOAD, "--rate", "1/s"),
+    "sweep": ("sweep", "--set", "text.parts.moe.num_experts=8,16"),
+    "simulate": ("simulate", "--gpus", "1xH100", *LOAD, "--rate", "1/s", "--requests", "3"),
+}
+
+
+@pytest.mark.parametrize("name", ON_SPECS)
+def test_a_hostile_spec_is_text_in_the_html_of_every_command(tmp_path: Path, run: Run, name: str) -> None:
+    text = "</svg></title><script>alert(1)</script><img src=x onerror=alert(1)>"
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    folder.mkdir()
+    path = folder / "hostile.yaml"
+    path.write_text(
+        f'l4spec: 1\nextends: tiny/scout\nname: x\ndescription: "{text}"\nsources: ["{text}"]\n'
+        f'about: {{license: "{text}", source: "{text}"}}\n'
+        f'claims: [{{quantity: total_params, value: 1, source: "{text}"}}]\n',
+        "utf-8",
+    )
+    command, *options = ON_SPECS[name]
+    done = run(command, str(path), *options, "--format", "html")
+    assert done.exit_code in (0, 1, 3), done.stderr
+    assert done.stdout.lstrip().startswith("<!DOCTYPE html>")
+    tags = Tags(done.stdout)
+    assert not {"script", "img"} & set(tags.names)
+    assert not tags.open
+    assert not [key for key, _ in tags.attributes if key.startswith("on")]
+
+
 SEARCH = ("search", "scout", "--gpus", "4xH100", "--prompt-tokens", "1k", "--output-tokens", "100", "--tpot", "9ms")
 
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "train": "Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.",
     "transfer": "Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.",
     "validate": "Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.",
+    "vocabulary": "Compare vocabularies of a model: parameters, FLOPs a token, and tokens and FLOPs a byte of a text.",
     "verify": "Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.",
 }
 

@@ -26,12 +26,14 @@ def documents() -> dict[str, type]:
     from planners.search.search_types import SearchAnswer
     from planners.simulate.scenario_plan import ScenarioPlan
     from planners.sweep.sweep_types import SweepTable
+    from planners.sweep.vocabularies import VocabularyTable
 
     return {
         "l4spec_plan": Plan,
         "l4spec_compare": Comparison,
         "l4spec_search": SearchAnswer,
         "l4spec_sweep": SweepTable,
+        "l4spec_vocabulary": VocabularyTable,
         "l4spec_model_table": ModelTable,
         "l4spec_verify": Report,
         "l4spec_measure": MeasureReport,

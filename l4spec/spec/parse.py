@@ -1,6 +1,8 @@
 """From a `Document` to a root schema: every error with its place, path, expectation and nearest spelling."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -62,7 +64,8 @@ def _schema_problems(
     details = [(_path_of(document, each), each) for each in error.errors(include_url=False)]
     details.sort(key=lambda pair: _reading_order(place_of(document, pair[0])))
     first = details[: 2 * MAX_PROBLEMS]  # some may say the same
-    problems = [_problem(root, document, path, each) for path, each in first]
+    elsewhere = _Elsewhere(document.data)
+    problems = [_problem(root, document, elsewhere, path, each) for path, each in first]
     if also is not None:
         seen = {problem.path for problem in problems}
         problems += islice((problem for problem in also(document) if problem.path not in seen), MAX_PROBLEMS + 2)
@@ -78,17 +81,33 @@ def _path_of(document: Document, details: Mapping[str, Any]) -> Path:
     return (*path, *details.get("ctx", {}).get("path", ()))
 
 
-def _problem(root: type[Header], document: Document, path: Path, details: Mapping[str, Any]) -> Problem:
+def _problem(
+    root: type[Header], document: Document, elsewhere: "_Elsewhere", path: Path, details: Mapping[str, Any]
+) -> Problem:
     context: Mapping[str, Any] = details.get("ctx", {})
     outer = path[: len(path) - len(context.get("path", ()))]
-    message, hint = _words(root, document, details, outer)
+    message, hint = _words(root, document, elsewhere, details, outer)
     return Problem(message, path=dotted(path), place=place_of(document, path), hint=hint)
 
 
-def _deeper(data: Any, name: str) -> str:
-    """The hint for a field that is one of some part: where the document has it."""
-    places = [dotted(path) for path in _paths(data) if path[-1] == name and len(path) > 1]
-    return f"it is {' or '.join(places[:3])}" if places else ""
+class _Elsewhere:
+    """Where a document has fields below its top, gathered once however many problems ask."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+
+    @cached_property
+    def _by_name(self) -> dict[Any, list[Path]]:
+        places: dict[Any, list[Path]] = defaultdict(list)
+        for path in _paths(self._data):
+            if len(path) > 1:
+                places[path[-1]].append(path)
+        return places
+
+    def hint(self, name: str) -> str:
+        """The hint for a field that is one of some part: where the document has it."""
+        places = [dotted(path) for path in self._by_name.get(name, ())[:3]]
+        return f"it is {' or '.join(places)}" if places else ""
 
 
 def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
@@ -98,13 +117,15 @@ def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
         yield from _paths(value, (*path, key))
 
 
-def _words(root: type[Header], document: Document, details: Mapping[str, Any], path: Path) -> tuple[str, str]:
+def _words(
+    root: type[Header], document: Document, elsewhere: _Elsewhere, details: Mapping[str, Any], path: Path
+) -> tuple[str, str]:
     """What was expected and what stands there, and the hint."""
     context: Mapping[str, Any] = details.get("ctx", {})
     kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":
         schema = schema_at(root, document.data, path[:-1])
-        deeper = _deeper(document.data, str(path[-1])) if len(path) == 1 else ""
+        deeper = elsewhere.hint(str(path[-1])) if len(path) == 1 else ""
         return "unknown field", deeper or nearest(str(path[-1]), schema.model_fields if schema else ())
     if kind == "missing":
         return "missing field", f"add `{path[-1]}`"

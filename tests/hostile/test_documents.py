@@ -145,6 +145,15 @@ def test_a_document_within_the_limits_is_answered_in_time(server: Server, folder
     assert is_in_time(server, run), (command, run)
 
 
+def test_many_unknown_fields_are_each_looked_for_elsewhere_in_time(server: Server, folder: Path) -> None:
+    """Drawn at length: the whole document was walked once for each problem."""
+    path = folder / "spec.yaml"
+    path.write_text(HEAD + "".join(f"u{i}: {{kind: mlp}}\n" for i in range(20_000)), encoding="utf-8")
+    run = server.run("validate", str(path))
+    assert run.code == 2
+    assert is_in_time(server, run), run
+
+
 @draws(60)
 @given(RANDOMS)
 def test_a_cluster_of_up_to_a_million_gpus_is_answered_in_time(server: Server, folder: Path, random: Random) -> None:

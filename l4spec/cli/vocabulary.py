@@ -42,7 +42,7 @@ def vocabulary_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Compare vocabularies of a model: parameters, FLOPs a token, and by tokenizers and texts tokens and FLOPs a byte.
+    """Compare vocabularies of a model: parameters, FLOPs a token, and tokens and FLOPs a byte of a text.
 
     A larger vocabulary makes a token dearer and a text shorter: which wins depends on the language of the text.
     """

@@ -43,6 +43,7 @@ def requested(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int 
 def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> LaunchRequest:
     model = graph(name)
     options = {name: value for name, value in asdict(train).items() if name != "trainable"}
+    options["sequence_parallel"] = "on" if train.sequence_parallel else "off"
     return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, **options, **asked), model)
 
 

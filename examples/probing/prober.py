@@ -1,7 +1,7 @@
 """Conversations of an attacker with a target, a guard in front or not, and what they and harmless requests come to.
 
 Every role is anything with `generate`: prompts as lists of ids in, the same with their continuations out. So a model of
-`l4spec.build`, a rank's model of a recipe, or a function behind a class of ten lines can take each of them.
+`l4spec.build`, a rank's model of a recipe, or a function in a class of ten lines can take each of them.
 """
 
 import math

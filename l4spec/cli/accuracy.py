@@ -45,8 +45,7 @@ def accuracy_command(
 ) -> None:
     """Replay published measurements as plans and tell how wrong the predictions are."""
     from l4spec.report.accuracy import accuracy_document, accuracy_page, accuracy_report, rows_sections
-    from l4spec.report.accuracy_batches import batch_sections
-    from l4spec.report.accuracy_kernels import kernel_sections
+    from l4spec.report.accuracy_laws import batch_sections, kernel_sections
     from l4spec.report.page import to_markdown
     from planners.evidence.grouped_matmuls import read_cells, summarise_cells
     from planners.evidence.replay import replay

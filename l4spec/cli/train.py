@@ -63,7 +63,7 @@ TensorboardOption = Annotated[
 TeacherCacheOption = Annotated[
     Path | None,
     typer.Option(
-        "--teacher-cache", metavar="DIR", help="Keep what teachers say here, for students that see the same tokens."
+        "--teacher-cache", metavar="DIR", help="Keep teachers' logits here, for students that see the same tokens."
     ),
 ]
 ThreadsOption = Annotated[

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from l4spec.report.accuracy_batches import batch_sections
-from l4spec.report.accuracy_kernels import kernel_sections
+from l4spec.report.accuracy_laws import batch_sections, kernel_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.coverage import Coverage, coverages

@@ -203,8 +203,7 @@ def _assumed(comparison: Comparison) -> str:
     where = f" on {cluster.text}" if cluster else ""
     formats = dict.fromkeys(model.plan.deployment.quantization for model in comparison.models)
     weights = f"{asked.quantization} weights" if len(formats) == 1 else "weights as published"
-    what = f"Planned{where} with {weights}, {tokens} tokens ({origin}), batch {whole(asked.batch)}, "
-    if asked.mode == "train":
-        chosen = " (chosen)" if asked.batch_origin == "chosen" else ""
-        return f"{what.removesuffix(', ')}{chosen}, {asked.optimizer}, matmuls in {asked.precision}."
-    return f"{what}KV cache in {asked.kv_dtype}, cache policy {asked.engine}."
+    batch = f"batch {whole(asked.batch)}{' (chosen)' if asked.batch_origin == 'chosen' else ''}"
+    served = f"KV cache in {asked.kv_dtype}, cache policy {asked.engine}"
+    rest = served if asked.mode == "serve" else f"{asked.optimizer}, matmuls in {asked.precision}"
+    return f"Planned{where} with {weights}, {tokens} tokens ({origin}), {batch}, {rest}."

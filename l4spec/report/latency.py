@@ -26,7 +26,9 @@ def _requests_in_flight(plan: Plan, latency: Latency) -> tuple[tuple[str, str], 
     if rate is None or first is None or following is None or latency.output_tokens is None:
         return ()
     number = rate * (first + (latency.output_tokens - 1) * following)
-    return (("in flight", f"{number:,.1f} requests on average at {rate:g} a second; {whole(plan.max_batch or 0)} fit"),)
+    mark = Figures(bool(plan.estimates.work)).mark
+    mean = f"{mark}{number:,.1f} requests on average at {rate:g} a second, with TTFT and TPOT as estimated"
+    return (("in flight", f"{mean}; {whole(plan.max_batch or 0)} fit"),)
 
 
 def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:

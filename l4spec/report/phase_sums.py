@@ -8,6 +8,7 @@ from l4spec.layers.declaration import Work
 from l4spec.report.explain import flops_sums, parameter_sums
 from l4spec.report.explain_times import step_sum, time_sections
 from l4spec.report.latency import error_facts, kind_table
+from l4spec.report.opened import opened
 from l4spec.report.page import Block, Details, Facts, Lines, Section, Table
 from l4spec.report.plan_page import fields_in_words, layout_in_words, verdict
 from l4spec.report.quantities import Figures, seconds, usd, whole
@@ -83,18 +84,13 @@ def recipe_sums(planned: PlannedRecipe, recipe: Recipe, graph: LayerGraph) -> It
     yield Section("Every number of the whole", tuple(_whole(planned, rest, graph)))
 
 
-def _opened(label: str, value: str, formula: str, source: str, error: str, *more: Block) -> Details:
-    """A number with what it rests on."""
-    return Details(label, value, (Facts((("formula", formula), ("source", source), ("error", error))), *more))
-
-
 def _phase(rest: PhaseOrigins, graph: LayerGraph) -> Iterator[Block]:
     phase, figures = rest.phase, rest.figures
     one_step = f"{whole(phase.batch)} sequences × {whole(phase.context)} tokens"
     given = unknown(rest.recipe.estimated)
-    yield _opened("tokens", figures.count(phase.tokens), "as the recipe says", rest.source, given)
+    yield opened("tokens", figures.count(phase.tokens), "as the recipe says", rest.source, given)
     steps = f"{whole(phase.tokens)} tokens / ({one_step}), rounded"
-    yield _opened("steps", figures.whole(phase.steps), steps, rest.source, given)
+    yield opened("steps", figures.whole(phase.steps), steps, rest.source, given)
     yield _flops(rest, graph, one_step)
     memory = verdict(rest.step).removeprefix(f"{rest.step.model} ")
     yield Details("memory", memory, (Facts((("layout", layout_in_words(rest.step)),)), *memory_terms(rest.step)))
@@ -117,7 +113,7 @@ def _flops(rest: PhaseOrigins, graph: LayerGraph, one_step: str) -> Details:
     rows = flops_sums(graph, Work(phase.batch, phase.context, phase="train"), text_only=True)
     table = Table(("layers", "arithmetic of the forward pass of a step", "FLOPs"), tuple(rows), "ll")
     source = "the spec: " + ("; ".join(graph.model.spec.sources) or "it names no source")
-    return _opened("FLOPs", _huge(phase.model_flops, rest.figures), formula, source, rest.error, table)
+    return opened("FLOPs", _huge(phase.model_flops, rest.figures), formula, source, rest.error, table)
 
 
 def _times(rest: PhaseOrigins, one_step: str) -> Iterator[Block]:
@@ -126,14 +122,14 @@ def _times(rest: PhaseOrigins, one_step: str) -> Iterator[Block]:
     if phase.step_seconds is None or phase.num_gpus is None:
         return
     shown = seconds(phase.step_seconds)
-    yield _opened("step", figures.seconds(phase.step_seconds), *_step(rest), *_parts(rest))
+    yield opened("step", figures.seconds(phase.step_seconds), *_step(rest), *_parts(rest))
     if phase.tokens_per_second is not None:
         rate = f"{figures.mark}{phase.tokens_per_second:,.0f} tokens/s"
-        yield _opened("speed", rate, f"{one_step} / {shown}", rest.time_source, rest.time_error)
+        yield opened("speed", rate, f"{one_step} / {shown}", rest.time_source, rest.time_error)
     if phase.flops_per_second_per_gpu is not None:
         flops = f"{figures.mark}{phase.flops_per_second_per_gpu / 1e12:,.0f} TFLOP/s"
         formula = f"FLOPs of a step / {shown} / {whole(phase.num_gpus)} GPUs"
-        yield _opened("rate of a GPU", flops, formula, rest.time_source, rest.time_error)
+        yield opened("rate of a GPU", flops, formula, rest.time_source, rest.time_error)
 
 
 def _step(rest: PhaseOrigins) -> tuple[str, str, str]:
@@ -179,24 +175,24 @@ def _costs(rest: PhaseOrigins) -> Iterator[Block]:
     teacher = phase.teacher
     if teacher is not None and teacher.gpu_hours is not None:
         formula += f" + {_number(teacher.gpu_hours)} GPU-hours of {teacher.teacher}'s passes"
-    yield _opened("GPU-hours", f"{mark}{_number(phase.gpu_hours)}", formula, rest.time_source, rest.time_error)
+    yield opened("GPU-hours", f"{mark}{_number(phase.gpu_hours)}", formula, rest.time_source, rest.time_error)
     if teacher is not None and teacher.gpu_hours is not None:
         charged = (
             f"{teacher.flops:.3g} FLOPs forward × (1 - {teacher.in_training:g} in its own training) / "
             f"{teacher.students} students, at the student's rate of a GPU"
         )
         value = f"{mark}{_number(teacher.gpu_hours)} GPU-hours"
-        yield _opened("teacher passes", value, charged, rest.source, rest.time_error)
+        yield opened("teacher passes", value, charged, rest.source, rest.time_error)
     if phase.days is not None:
         formula = f"{hours} / {gpus} / {HOURS_PER_DAY}"
-        yield _opened("days", f"{mark}{_number(phase.days)}", formula, rest.time_source, rest.time_error)
+        yield opened("days", f"{mark}{_number(phase.days)}", formula, rest.time_source, rest.time_error)
     if phase.usd is not None:
         formula = f"{hours} × {usd(phase.usd / phase.gpu_hours)}"
-        yield _opened("cost", f"{mark}{usd(phase.usd)}", formula, "the price that was given", rest.time_error)
+        yield opened("cost", f"{mark}{usd(phase.usd)}", formula, "the price that was given", rest.time_error)
     if phase.energy_joules is not None:
         formula = f"{hours} × {rest.recipe.watts_per_gpu:g} W of a GPU, without hosts, network and cooling"
         value = f"{mark}{_number(phase.energy_joules / _JOULES_PER_MWH)} MWh"
-        yield _opened("energy", value, formula, rest.source, rest.time_error)
+        yield opened("energy", value, formula, rest.source, rest.time_error)
 
 
 def _checkpoint(rest: PhaseOrigins) -> Details:
@@ -208,7 +204,7 @@ def _checkpoint(rest: PhaseOrigins) -> Details:
         f"{WEIGHT_BYTES} B of bf16 × {whole(total)} parameters + "
         f"{state} B of {optimizer} × {whole(trained)} that are trained"
     )
-    return _opened("checkpoint", rest.figures.gib(phase.checkpoint_bytes), formula, rest.source, rest.error)
+    return opened("checkpoint", rest.figures.gib(phase.checkpoint_bytes), formula, rest.source, rest.error)
 
 
 def _whole(planned: PlannedRecipe, rest: PhaseOrigins, graph: LayerGraph) -> Iterator[Block]:
@@ -217,7 +213,7 @@ def _whole(planned: PlannedRecipe, rest: PhaseOrigins, graph: LayerGraph) -> Ite
     parts = Table(("part", "layers", "arithmetic", "parameters"), tuple(parameter_sums(graph)), "lll")
     value = f"{figures.count(cost.total_params)}, {figures.count(cost.active_params)} active per token"
     source = "the spec: " + ("; ".join(graph.model.spec.sources) or "it names no source")
-    yield _opened("parameters", value, "counted, part by part", source, unknown(rest.step.estimates.params), parts)
+    yield opened("parameters", value, "counted, part by part", source, unknown(rest.step.estimates.params), parts)
     sums = (
         ("tokens", figures.count(cost.tokens), [figures.count(one.tokens) for one in cost.phases]),
         ("FLOPs", _huge(cost.model_flops, figures), [_huge(one.model_flops, figures) for one in cost.phases]),
@@ -232,7 +228,7 @@ def _whole(planned: PlannedRecipe, rest: PhaseOrigins, graph: LayerGraph) -> Ite
     for label, shown, terms in sums:
         if shown:
             formula = " + ".join(terms) if len(terms) > 1 else f"the one phase, {cost.phases[0].name}"
-            yield _opened(label, shown, formula, _SUM, "those of the phases, above")
+            yield opened(label, shown, formula, _SUM, "those of the phases, above")
     fields = (*rest.recipe.estimated, *rest.step.estimated)
     if fields:
         yield Details("estimated", f"{len(fields)} fields that nobody has published", (Lines((", ".join(fields),)),))

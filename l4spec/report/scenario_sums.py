@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from l4spec.report.page import Block, Details, Facts, Section
+from l4spec.report.opened import opened
+from l4spec.report.page import Block, Details, Section
 from l4spec.report.quantities import Figures, seconds, usd, whole
 from l4spec.units import gib
 from planners.simulate.result_types import ServerResult, SimulationResult
@@ -53,11 +54,6 @@ def scenario_sums(rest: ScenarioOrigins) -> Iterator[Section]:
     yield Section("Every number of one request alone", tuple(_alone(rest)))
 
 
-def _opened(label: str, value: str, formula: str, source: str, error: str) -> Details:
-    """A number with what it rests on."""
-    return Details(label, value, (Facts((("formula", formula), ("source", source), ("error", error))),))
-
-
 def _latencies(rest: ScenarioOrigins) -> Iterator[Block]:
     result, show = rest.result, rest.figures.seconds
     over = f"over {whole(result.finished)} finished requests; percentiles are linear between ranks"
@@ -69,27 +65,27 @@ def _latencies(rest: ScenarioOrigins) -> Iterator[Block]:
     ):
         if values is not None:
             shown = f"{show(values.p50)} median, {show(values.p99)} at 99 %"
-            yield _opened(label, shown, formula, _STEPS, rest.time_error)
+            yield opened(label, shown, formula, _STEPS, rest.time_error)
 
 
 def _rates(rest: ScenarioOrigins) -> Iterator[Block]:
     result, mark, error = rest.result, rest.figures.mark, rest.time_error
     span = seconds(result.duration)
     rate = f"{whole(result.finished)} finished / {span}"
-    yield _opened("requests", f"{mark}{result.requests_per_second:.3g}/s", rate, _STEPS, error)
+    yield opened("requests", f"{mark}{result.requests_per_second:.3g}/s", rate, _STEPS, error)
     tokens = f"tokens of the finished requests' answers / {span}"
-    yield _opened("tokens out", f"{mark}{result.output_tokens_per_second:,.0f}/s", tokens, _STEPS, error)
+    yield opened("tokens out", f"{mark}{result.output_tokens_per_second:,.0f}/s", tokens, _STEPS, error)
     each = f"{result.output_tokens_per_second:,.0f} tokens/s / {whole(result.num_gpus)} GPUs"
-    yield _opened("tokens of a GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f}/s", each, _STEPS, error)
+    yield opened("tokens of a GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f}/s", each, _STEPS, error)
     area = f"integral of the requests in the system over {span}, by that time"
-    yield _opened("in the system", f"{mark}{result.mean_in_system:.1f} requests", area, _STEPS, error)
+    yield opened("in the system", f"{mark}{result.mean_in_system:.1f} requests", area, _STEPS, error)
     for level in result.levels:
         met = f"requests finished within {seconds(level.limit)} / {whole(result.requests)} requests"
-        yield _opened(f"within {level.name.upper()}", f"{mark}{100 * level.met:.1f} %", met, _STEPS, error)
+        yield opened(f"within {level.name.upper()}", f"{mark}{100 * level.met:.1f} %", met, _STEPS, error)
     if result.usd is not None and result.usd_per_million_output_tokens is not None:
         price = f"{usd(result.usd)} of all GPUs in {span} / tokens of the answers × 1,000,000"
         value = f"{mark}{usd(result.usd_per_million_output_tokens)} a million output tokens"
-        yield _opened("cost", value, price, _prices(rest), error)
+        yield opened("cost", value, price, _prices(rest), error)
 
 
 def _prices(rest: ScenarioOrigins) -> str:
@@ -103,12 +99,12 @@ def _servers(rest: ScenarioOrigins) -> Iterator[Block]:
     terms = [
         f"{server.replicas} × {server.gpus} ({server.key})" for server in plan.servers if not server.shares_gpus_with
     ]
-    yield _opened("GPUs", whole(plan.num_gpus), " + ".join(terms), rest.source, "none, counted exactly")
+    yield opened("GPUs", whole(plan.num_gpus), " + ".join(terms), rest.source, "none, counted exactly")
     if plan.usd_per_hour is not None:
         prices = " + ".join(
             f"{usd(server.usd_per_hour)} ({server.key})" for server in plan.servers if not server.shares_gpus_with
         )
-        yield _opened("price of an hour", usd(plan.usd_per_hour), prices, _prices(rest), "prices change: see the date")
+        yield opened("price of an hour", usd(plan.usd_per_hour), prices, _prices(rest), "prices change: see the date")
     simulated = {server.key: server for server in rest.result.servers}
     for server in plan.servers:
         yield Details(server.key, _where(server), tuple(_server(rest, server, simulated.get(server.key))))
@@ -122,41 +118,41 @@ def _server(rest: ScenarioOrigins, server: ServerPlan, simulated: ServerResult |
     basis = "; ".join(server.basis)
     own = f"weights in {server.quantization}, activations and what {server.engine} takes, of the fullest GPU"
     exact = f"that of the calibrated terms: see `l4spec plan` of {server.model}"
-    yield _opened("its own", gib(server.own_bytes), own, basis, exact)
+    yield opened("its own", gib(server.own_bytes), own, basis, exact)
     if server.cache_bytes is not None and server.capacity_bytes is not None:
         beside = f" - {gib(server.beside_bytes)} of what else lies there" if server.beside_bytes else ""
         left = f"{gib(server.capacity_bytes)} that the engine may use - {gib(server.own_bytes)} of its own{beside}"
-        yield _opened("cache", gib(server.cache_bytes), left, basis, exact)
+        yield opened("cache", gib(server.cache_bytes), left, basis, exact)
     if server.sequences is not None and simulated is not None:
         blocks = (
             f"{whole(simulated.blocks_per_rank)} blocks × {simulated.num_ranks} ranks × {server.replicas} replicas / "
             f"blocks that {whole(rest.plan.prompt_tokens)} + {whole(rest.plan.output_tokens)} tokens take"
         )
-        yield _opened("sequences", whole(server.sequences), blocks, basis, rest.given)
+        yield opened("sequences", whole(server.sequences), blocks, basis, rest.given)
     if simulated is not None:
         busy = f"time with a step under way / {seconds(rest.result.duration)}, mean of the replicas"
-        yield _opened("busy", f"{100 * simulated.utilization:.0f} %", busy, _STEPS, rest.time_error)
+        yield opened("busy", f"{100 * simulated.utilization:.0f} %", busy, _STEPS, rest.time_error)
         hits = "prompt tokens that were cached / prompt tokens looked up"
-        yield _opened("prefix hits", f"{100 * simulated.prefix_hit_rate:.1f} %", hits, _STEPS, rest.given)
+        yield opened("prefix hits", f"{100 * simulated.prefix_hit_rate:.1f} %", hits, _STEPS, rest.given)
 
 
 def _alone(rest: ScenarioOrigins) -> Iterator[Block]:
     plan, show = rest.plan, rest.figures.seconds
     mean = "the mean of the workload's distribution, with shared prefix and images"
     tokens = f"{rest.figures.mark}{whole(plan.prompt_tokens)} in, {whole(plan.output_tokens)} out"
-    yield _opened("mean request", tokens, mean, rest.source, rest.given)
+    yield opened("mean request", tokens, mean, rest.source, rest.given)
     for stage in plan.stages:
         if stage.model is None:
-            yield _opened(stage.name, show(stage.seconds), "a given time", rest.source, rest.given)
+            yield opened(stage.name, show(stage.seconds), "a given time", rest.source, rest.given)
         else:
             reads = f"{_ALONE}: {whole(stage.prompt_tokens)} tokens in, {whole(stage.output_tokens)} out"
-            yield _opened(stage.name, show(stage.seconds), reads, f"step times of {stage.model}", rest.time_error)
+            yield opened(stage.name, show(stage.seconds), reads, f"step times of {stage.model}", rest.time_error)
     first, last = _path(plan)
-    yield _opened("TTFT", show(plan.ttft_seconds), first, _STEPS, rest.time_error)
-    yield _opened("E2E", show(plan.e2e_seconds), last, _STEPS, rest.time_error)
+    yield opened("TTFT", show(plan.ttft_seconds), first, _STEPS, rest.time_error)
+    yield opened("E2E", show(plan.e2e_seconds), last, _STEPS, rest.time_error)
     refusals = " × ".join(f"(1 - {stage.refusal_rate:g})" for stage in plan.stages if stage.refusal_rate)
     shown = f"{refusals}, checks of a stream left out: they refuse too late" if refusals else "no stage refuses"
-    yield _opened("answered", f"{rest.figures.mark}{100 * plan.answered:.1f} %", shown, rest.source, rest.given)
+    yield opened("answered", f"{rest.figures.mark}{100 * plan.answered:.1f} %", shown, rest.source, rest.given)
 
 
 def _path(plan: ScenarioPlan) -> tuple[str, str]:

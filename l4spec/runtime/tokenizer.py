@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from l4spec.errors import Place, Problem, UserError
-from l4spec.runtime.checkpoints.headers import read_json
 from l4spec.runtime.tiktoken_file import (
     BEGIN_OF_TEXT,
     MAX_FILE_BYTES,
@@ -212,6 +211,8 @@ def find_tokenizer(directory: Path) -> Path | None:
 
 def stop_ids_of(directory: Path) -> tuple[int, ...]:
     """The `eos_token_id`s of a checkpoint directory's generation_config.json, or else of its config.json."""
+    from l4spec.runtime.checkpoints.headers import read_json  # its package imports torch
+
     for name in ("generation_config.json", "config.json"):
         data = read_json(directory / name) if (directory / name).is_file() else {}
         for holder in (data, data.get("text_config")) if isinstance(data, dict) else ():

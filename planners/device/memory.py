@@ -141,17 +141,21 @@ class Placement:
         context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
             return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
+        uses = self._without_host(context, sequences)
+        return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
+
+    def _without_host(self, context: int, sequences: int) -> list[DeviceUse]:
+        """What serving holds where nothing lies in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
-        uses = [
+        return [
             DeviceUse(
                 weights=stage.weights.total_bytes,
-                cache=cache_bytes(rows, setting.engine, context, sequences),
+                cache=cache_bytes(rows, self.setting.engine, context, sequences),
                 activations=activations if profiled is None else max(activations, profiled.of(stage)),
                 reserved=self.reserved,
             )
             for stage, rows in self.stages
         ]
-        return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
 
     def layers_on_host(self, context: int, batch: int) -> int:
         """How many layers' experts, or layers, lie in the host's memory: the least with which the device has room.
@@ -160,11 +164,8 @@ class Placement:
         """
         if self.spill is None:
             return 0
-        return self._spilled(self.spill, self._whole(context, batch), context, self.sequences(batch))
-
-    def _whole(self, context: int, batch: int) -> DeviceUse:
-        """What the one device would hold without the host's memory."""
-        return replace(self, spill=None).uses(context, batch)[0]
+        sequences = self.sequences(batch)
+        return self._spilled(self.spill, self._without_host(context, sequences)[0], context, sequences)
 
     def _spilled(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> int:
         budget, most = self.budget, spill.most(context, sequences)

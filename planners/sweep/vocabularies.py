@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
+from planners.catalog import engine
 from planners.counts.flops import count_flops
-from planners.counts.kv_cache import bytes_per_token, caching_groups
+from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from planners.latency_types import Frozen
 
@@ -82,6 +82,7 @@ def _rows(tokenizer: str, graph: LayerGraph, counts: tuple[CountedText, ...]) ->
     own = [each for each in counts if each.tokenizer == tokenizer]
     if not own:
         yield alone
+    cache = plan_cache(graph, engine("ideal"), dtype="bf16", context=1, batch=1)
     for each in own:
         share = each.num_tokens / each.num_bytes
         update = {
@@ -90,12 +91,6 @@ def _rows(tokenizer: str, graph: LayerGraph, counts: tuple[CountedText, ...]) ->
             "num_tokens": each.num_tokens,
             "tokens_per_byte": share,
             "flops_per_byte": share * alone.flops_per_token,
-            "kv_bytes_per_byte": share * _kv_bytes(graph),
+            "kv_bytes_per_byte": share * cache.bytes_per_token_unbounded,
         }
         yield alone.model_copy(update=update)
-
-
-def _kv_bytes(graph: LayerGraph) -> int:
-    """Bytes that every growing cache keeps of one token in bf16."""
-    growing = (group for group in caching_groups(graph) if not group.declaration.cache[0].bound.is_state)
-    return sum(group.count * bytes_per_token(group, Layout(), 2) for group in growing)

@@ -7,20 +7,22 @@ as its memory at least; how long it takes in fact depends on a processor that no
 experts that no token chose are neither read nor copied.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.host_memory import HostMemory, moved_weights
 from planners.latency_types import KindLatency, StepLatency
-from planners.timing.layer_demand import KindProfile, Step, attended, covered_experts, experts_part, kind_name
-from planners.timing.step import ResourceSeconds, StepModel, gathered
+from planners.timing.layer_demand import KindProfile, Step, attended, covered_experts, experts_part
+from planners.timing.step import ResourceSeconds, StepModel, gathered, kind_key
 
 COPIED_FROM = 32
 """Tokens of a step from which on weights are copied to the device."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SharedStep:
     """A model on one device whose first `num_layers` layers, or their routed experts, lie in the host's memory."""
 
@@ -30,72 +32,74 @@ class SharedStep:
 
     def time(self, step: Step) -> StepLatency:
         """The bound of a step: device and host take turns, each with its kinds of layers."""
-        kinds = [time for kind, use in self._uses(step) for time in self._of_kind(kind, use, step)]
+        parts = zip(self.model.kinds, self.model.uses(step), self._away, strict=True)
+        kinds = [row for kind, use, away in parts for row in self._rows(kind, use, away, step)]
         if self.host.part == "layers" and self.num_layers:
             vectors = step.tokens * self._vector_bytes
             kinds.append(KindLatency.of("tokens to the device", 1, 0.0, 0.0, vectors / self.host.link, None))
         return StepLatency.of(gathered(tuple(kinds)))
 
-    def _uses(self, step: Step) -> Iterator[tuple[KindProfile, ResourceSeconds]]:
-        return zip(self.model.kinds, self.model.uses(step), strict=True)
-
-    def _of_kind(self, kind: KindProfile, use: ResourceSeconds, step: Step) -> Iterator[KindLatency]:
-        away = self._layers_away(kind)
+    def _rows(self, kind: KindProfile, use: ResourceSeconds, away: int, step: Step) -> Iterator[KindLatency]:
+        """What the device does of a kind, and what is left to the host or copied from it."""
         if not away or (self.host.part == "experts" and not kind.num_experts):
             yield _row(kind.name, kind.count, use)
-            return
-        weights, computed = self._moved(kind, use, step, away)
-        device = self._left(kind, use, step, away)
-        copied = step.tokens >= COPIED_FROM
-        if device is not None:
-            yield _row(kind.name, kind.count - (away if self.host.part == "layers" else 0), device)
-        cached = attended(kind, step)[1] * kind.cache_bytes * away if self.host.part == "layers" else 0.0
-        if copied:
-            crossing = weights
+        elif self.host.part == "experts":
+            yield from self._with_experts_away(kind, use, away, step)
         else:
-            crossing = 2 * step.tokens * self._vector_bytes * away if self.host.part == "experts" else 0.0
-        what = "experts in host memory" if self.host.part == "experts" else "in host memory"
-        yield KindLatency.of(
-            f"{kind.name}, {what}",
-            away,
-            computed if copied else 0.0,
-            (weights + cached) / self.host.bandwidth,
-            crossing / self.host.link,
-            None,
+            yield from self._with_layers_away(kind, use, away, step)
+
+    def _with_experts_away(
+        self, kind: KindProfile, use: ResourceSeconds, away: int, step: Step
+    ) -> Iterator[KindLatency]:
+        """The device keeps what every token needs of each layer."""
+        weights = self._experts_read(kind, away, step)
+        computed = use.matmul * away / kind.count * experts_part(kind)
+        read = max(use.weight_read - weights / self.model.machine.bandwidth, 0.0)
+        yield _row(kind.name, kind.count, replace(use, weight_read=read, matmul=use.matmul - computed))
+        copied = step.tokens >= COPIED_FROM
+        crossing = weights if copied else 2 * step.tokens * self._vector_bytes * away
+        name = f"{kind.name}, experts in host memory"
+        yield self._on_host(name, away, weights, crossing, computed if copied else 0.0)
+
+    def _with_layers_away(
+        self, kind: KindProfile, use: ResourceSeconds, away: int, step: Step
+    ) -> Iterator[KindLatency]:
+        """The host has whole layers and their caches."""
+        if away < kind.count:
+            yield _row(kind.name, kind.count - away, use * (1 - away / kind.count))
+        weights = self._experts_read(kind, away, step) + self._unlike * away * kind.weight_bytes
+        cached = attended(kind, step)[1] * kind.cache_bytes * away
+        copied = step.tokens >= COPIED_FROM
+        computed = (use.matmul + use.attention) * away / kind.count if copied else 0.0
+        yield self._on_host(
+            f"{kind.name}, in host memory", away, weights + cached, weights if copied else 0.0, computed
         )
 
-    def _moved(self, kind: KindProfile, use: ResourceSeconds, step: Step, away: int) -> tuple[float, float]:
-        """Bytes of weights that a step takes from the host's memory, and seconds of their matmuls on the device."""
-        experts = self._unlike * away * covered_experts(kind, step, 1, self.model.routing) * kind.expert_bytes
-        if self.host.part == "experts":
-            return experts, use.matmul * away / kind.count * experts_part(kind)
-        return experts + self._unlike * away * kind.weight_bytes, (use.matmul + use.attention) * away / kind.count
+    def _on_host(self, name: str, count: int, read: float, crossing: float, computed: float) -> KindLatency:
+        """Layers of which bytes are read by the host and cross the link, and seconds are computed on the device."""
+        return KindLatency.of(name, count, computed, read / self.host.bandwidth, crossing / self.host.link, None)
 
-    def _left(self, kind: KindProfile, use: ResourceSeconds, step: Step, away: int) -> ResourceSeconds | None:
-        """What stays on the device; None where nothing does."""
-        weights, computed = self._moved(kind, use, step, away)
-        if self.host.part == "layers":
-            return None if away == kind.count else use * (1 - away / kind.count)
-        read = use.weight_read - weights / self.model.machine.bandwidth
-        return replace(use, weight_read=max(read, 0.0), matmul=use.matmul - computed)
+    def _experts_read(self, kind: KindProfile, away: int, step: Step) -> float:
+        """Bytes of the experts that a step's tokens reach in the layers away."""
+        return self._unlike * away * covered_experts(kind, step, 1, self.model.routing) * kind.expert_bytes
 
-    def _layers_away(self, kind: KindProfile) -> int:
-        """Layers of this kind in the host's memory."""
-        return sum(
-            node.layer is not None and node.layer < self.num_layers
-            for group in self.model.graph.groups
-            if group.declaration is kind.group.declaration and kind_name(group) == kind.name
-            for node in group.nodes
-            if node.scope == "text"
-        )
+    @cached_property
+    def _away(self) -> tuple[int, ...]:
+        """Of each kind of layer, how many lie in the host's memory, whole or without their experts."""
+        counts = Counter[tuple[str, int]]()
+        for group in self.model.graph.groups:
+            if group.first.scope == "text":
+                inside = sum(node.layer is not None and node.layer < self.num_layers for node in group.nodes)
+                counts[kind_key(group)] += inside
+        return tuple(counts[kind_key(kind.group)] for kind in self.model.kinds)
 
-    @property
+    @cached_property
     def _unlike(self) -> float:
         """Bytes of the layers away over those of as many mean layers: formats may depend on the layer."""
         model, whole = self.model, self.host.part == "layers"
         mean = sum(
-            self._layers_away(kind) * (kind.num_experts * kind.expert_bytes + (kind.weight_bytes if whole else 0))
-            for kind in model.kinds
+            away * (kind.num_experts * kind.expert_bytes + (kind.weight_bytes if whole else 0))
+            for kind, away in zip(model.kinds, self._away, strict=True)
         )
         moved = moved_weights(model.graph, model.scheme, self.host.part)[self.num_layers]
         return moved / mean if mean else 1.0

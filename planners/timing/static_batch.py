@@ -69,15 +69,7 @@ class StaticBatchFactors(Spec):
         return self.request + self._pass(model.used(prompts), self.prefill) + steps * one
 
     def _pass(self, used: ResourceSeconds, matmul: float) -> float:
-        return (
-            used.weight_read / self.memory
-            + used.cached / self.cache
-            + used.matmul / matmul
-            + used.attention / self.attention
-            + used.links / self.links
-            + used.collectives * self.collective
-            + used.blocks * self.block
-        )
+        return used.at(self, matmul=matmul, block=self.block)
 
 
 class StaticBatchEfficiency(Entry):

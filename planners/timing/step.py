@@ -9,6 +9,7 @@ estimate  every resource at the share of its peak that an engine was measured to
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from operator import add, attrgetter
+from typing import Protocol
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -38,6 +39,21 @@ MOST_TOTALS = 4096
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 
+class Shares(Protocol):
+    """What share of each published peak is reached, and what a collective takes besides, in seconds."""
+
+    @property
+    def memory(self) -> float: ...  # noqa: D102
+    @property
+    def cache(self) -> float: ...  # noqa: D102
+    @property
+    def attention(self) -> float: ...  # noqa: D102
+    @property
+    def links(self) -> float: ...  # noqa: D102
+    @property
+    def collective(self) -> float: ...  # noqa: D102
+
+
 @dataclass(frozen=True, slots=True)
 class ResourceSeconds:
     """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
@@ -64,16 +80,20 @@ class ResourceSeconds:
 
     def estimate(self, factors: ServingEfficiency, wide: bool) -> float:
         """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
+        block = factors.layer + (factors.wide_layer if wide else 0.0)
+        of_routing = self.moe_blocks * (factors.moe_layer - factors.layer)
+        return self.at(factors, matmul=factors.compute, block=block) + of_routing + self.experts
+
+    def at(self, shares: "Shares", *, matmul: float, block: float) -> float:
+        """Seconds at shares of the published peaks and constants a collective and block, one after the other."""
         return (
-            self.weight_read / factors.memory
-            + self.cached / factors.cache
-            + self.matmul / factors.compute
-            + self.attention / factors.attention
-            + self.links / factors.links
-            + self.collectives * factors.collective
-            + self.blocks * (factors.layer + (factors.wide_layer if wide else 0.0))
-            + self.moe_blocks * (factors.moe_layer - factors.layer)
-            + self.experts
+            self.weight_read / shares.memory
+            + self.cached / shares.cache
+            + self.matmul / matmul
+            + self.attention / shares.attention
+            + self.links / shares.links
+            + self.collectives * shares.collective
+            + self.blocks * block
         )
 
 
@@ -221,7 +241,7 @@ class StepModel:
     def _rates(self, kind: KindProfile) -> UnitCosts:
         bandwidth, count = self.machine.bandwidth, kind.count
         in_block = kind.name.startswith(("attention", "ffn"))
-        seconds, calls = self._sent.get(_key(kind.group), (0.0, 0))
+        seconds, calls = self._sent.get(kind_key(kind.group), (0.0, 0))
         return UnitCosts(
             kind=kind,
             weight_read=count * kind.weight_bytes / bandwidth,
@@ -250,7 +270,7 @@ class StepModel:
         sent: dict[tuple[str, int] | None, tuple[float, int]] = {}
         for stage in range(self.layout.pp):
             for each in collectives(self.graph, self.layout, _ONE_ROW, stage):
-                key = None if each.group is None else _key(each.group)
+                key = None if each.group is None else kind_key(each.group)
                 seconds, calls = sent.get(key, (0.0, 0))
                 sent[key] = seconds + link_seconds(self.machine, self.layout, each), calls + each.calls
         return sent
@@ -281,7 +301,8 @@ def step_model(
     return StepModel(graph, scheme, layout, machine, kv_dtype_bytes, efficiency, routing)
 
 
-def _key(group: LayerGroup) -> tuple[str, int]:
+def kind_key(group: LayerGroup) -> tuple[str, int]:
+    """The same for groups whose layers are one kind of a step."""
     return kind_name(group), id(group.declaration)
 
 

@@ -1,4 +1,4 @@
-"""What a teacher says is kept on disk: a hit has the losses of a run without, and wrong files are refused."""
+"""Logits of a teacher are kept on disk: a hit has the losses of a run without, and wrong files are refused."""
 
 import json
 import shutil

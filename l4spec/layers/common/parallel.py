@@ -43,6 +43,8 @@ class Ranks:
 Cuts = Mapping[str, tuple[range, ...]]
 """Logical axis to what each rank of its mesh axis holds of it, in order of ranks; an axis held whole has one run."""
 
+_Move = Callable[[Tensor, Axis], Tensor]
+
 
 def enter(x: Tensor, axis: Axis) -> Tensor:
     """`x` as it is, on every rank; its gradient is the sum over ranks."""
@@ -56,22 +58,22 @@ def leave(x: Tensor, axis: Axis) -> Tensor:
 
 def gather_tokens(x: Tensor, axis: Axis) -> Tensor:
     """All ranks' tokens of `x` [batch, tokens, ...] in order of ranks; the gradient is this rank's part of the sum."""
-    return x if axis.size == 1 else _applied(_GatherTokens, x, axis)
+    return x if axis.size == 1 else _applied(_Moved, x, axis, tokens_of_ranks, _sums_of_own)
 
 
 def scatter_sums(x: Tensor, axis: Axis) -> Tensor:
     """This rank's tokens of the sum of `x` [batch, tokens, ...] over ranks; the gradient is that of all tokens."""
-    return x if axis.size == 1 else _applied(_ScatterSums, x, axis)
+    return x if axis.size == 1 else _applied(_Moved, x, axis, _sums_of_own, tokens_of_ranks)
 
 
 def all_tokens(x: Tensor, axis: Axis) -> Tensor:
     """As `gather_tokens`, for consumers that do the same on every rank: the gradient is this rank's part as it is."""
-    return x if axis.size == 1 else _applied(_AllTokens, x, axis)
+    return x if axis.size == 1 else _applied(_Moved, x, axis, tokens_of_ranks, _slice_of)
 
 
 def own_tokens(x: Tensor, axis: Axis) -> Tensor:
     """This rank's tokens of `x`, which is the same on every rank; the gradient is that of all tokens."""
-    return x if axis.size == 1 else _applied(_OwnTokens, x, axis)
+    return x if axis.size == 1 else _applied(_Moved, x, axis, _slice_of, tokens_of_ranks)
 
 
 def gather_last(x: Tensor, axis: Axis, sizes: Sequence[int]) -> Tensor:
@@ -173,48 +175,17 @@ class _Leave(torch.autograd.Function):
         return grad, None
 
 
-class _GatherTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return tokens_of_ranks(x, axis)
+class _Moved(torch.autograd.Function):
+    """Tokens by one collective forward, and their gradients by another one backward."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sums_of_own(grad, ctx.axis), None
-
-
-class _ScatterSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return _sums_of_own(x, axis)
+    def forward(ctx: Any, x: Tensor, axis: Axis, there: _Move, back: _Move) -> Tensor:
+        ctx.axis, ctx.back = axis, back
+        return there(x, axis)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return tokens_of_ranks(grad, ctx.axis), None
-
-
-class _AllTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return tokens_of_ranks(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _slice_of(grad, ctx.axis), None
-
-
-class _OwnTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.axis = axis
-        return _slice_of(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return tokens_of_ranks(grad, ctx.axis), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grad, ctx.axis), None, None, None
 
 
 class _GatherLast(torch.autograd.Function):

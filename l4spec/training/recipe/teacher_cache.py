@@ -1,4 +1,4 @@
-"""What a teacher says of a batch, kept on disk: students that see the same tokens share its forward passes.
+"""Logits of a teacher for each batch, kept on disk: students that see the same tokens share its forward passes.
 
 A file a step, named by the digest of the teacher (spec and weights), the batch (tokens and documents, in order) and
 what is kept of its logits. Who asks with another teacher, other data or another order asks for other files.

@@ -1,0 +1,67 @@
+"""Measured kernels of routed experts and static batches beside their laws, for `l4spec accuracy`."""
+
+from collections.abc import Iterable
+
+from l4spec.report.page import Lines, Page, Section, Table
+from l4spec.report.quantities import whole
+from planners.evidence.grouped_matmuls import KernelGroup
+from planners.evidence.static_batches import BatchGroup
+from planners.timing.likeness import ROWS_OF_A_P90
+
+_KERNELS = (
+    "Experts of Llama 4's widths on one rank, measured kernel by kernel (PyPI aiconfigurator-core 0.12.0, Apache-2.0), "
+    "beside the law of `planners/timing/grouped_matmul.py`. A sample of cells whose shape (tp, ep, experts) no "
+    "coefficient was fitted on; each with balanced and with skewed routing (shares drawn from a power law, exponent "
+    "1.2; the busiest rank). Direction: of the pairs whose times differ by more than 10 %, how often the law says "
+    "which one is faster.",
+)
+
+
+_BATCHES = (
+    "As many equal requests as a batch's size, sent at once, prompts as long as outputs, 128 to 2,048 tokens "
+    "(argonne-lcf/LLM-Inference-Bench 4211f5d, BSD-3), beside the law of `planners/timing/static_batch.py`. Only "
+    "batches of models that no factor was fitted on; factors are those of three others on the same engine and GPU. "
+    "Weights are assumed to be 16 bits wide and the A100 to be that with 40 GB. Left out: rows whose latency and "
+    "throughput disagree (354 of 474 of llama.cpp), models without a spec (71), and 12 rows that are faster than "
+    "reading the weights once a token. Repeated rows differ by 1.4 % in the median, 2.0 % in one of ten (23 pairs).",
+)
+
+
+def kernel_sections(groups: Iterable[KernelGroup]) -> Page:
+    """Errors by engine and number format."""
+    rows = tuple(
+        (
+            group.engine,
+            group.dtype,
+            whole(group.num_cells),
+            whole(group.num_gpus),
+            *_errors(group.median, group.p90, group.num_cells),
+            whole(group.num_skewed),
+            "-" if group.right_direction is None else f"{100 * group.right_direction:.0f} %",
+        )
+        for group in groups
+    )
+    headers = ("engine", "format", "cells", "GPUs", "median error", "p90", "skewed pairs", "right direction")
+    return (Section("Kernels of routed experts", (Lines(_KERNELS), Table(headers, rows, "llrrrrrr"))),)
+
+
+def batch_sections(groups: Iterable[BatchGroup]) -> Page:
+    """Errors by engine and GPU."""
+    rows = tuple(
+        (
+            group.engine,
+            group.hardware,
+            whole(group.num_rows),
+            whole(len(group.models)),
+            *_errors(group.median, group.p90, group.num_rows),
+            f"{100 * group.bias:+.1f} %",
+        )
+        for group in groups
+    )
+    headers = ("engine", "GPU", "rows", "models", "median error", "p90", "bias")
+    return (Section("Static batches", (Lines(_BATCHES), Table(headers, rows, "llrrrrr"))),)
+
+
+def _errors(median: float, p90: float, num_rows: int) -> tuple[str, str]:
+    """Median and 90th percentile, which few rows do not have."""
+    return f"{100 * median:.1f} %", f"{100 * p90:.1f} %" if num_rows >= ROWS_OF_A_P90 else "-"

@@ -1,0 +1,8 @@
+"""A number that opens to what it rests on, as every number of a report does."""
+
+from l4spec.report.page import Block, Details, Facts
+
+
+def opened(label: str, value: str, formula: str, source: str, error: str, *more: Block) -> Details:
+    """A number with its formula, its source and how far it may be off, and tables that the formula speaks of."""
+    return Details(label, value, (Facts((("formula", formula), ("source", source), ("error", error))), *more))

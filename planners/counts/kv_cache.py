@@ -70,7 +70,7 @@ def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequen
         return 0
     if isinstance(engine.kv, LayerGroupsKv):
         return sequences * blocks_per_sequence(rows, engine, context) * block_bytes(rows, engine)
-    widest = _widest_window(rows)
+    widest = _widest_window(rows) if isinstance(engine.kv, TwoPoolsKv) else 0
     return sum(
         row.count * row.bytes_per_token * tokens_kept(row.bound, engine, context, sequences, widest) for row in rows
     )

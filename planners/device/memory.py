@@ -168,13 +168,10 @@ class Placement:
         return self._spilled(self.spill, self._without_host(context, sequences)[0], context, sequences)
 
     def _spilled(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> int:
-        budget, most = self.budget, spill.most(context, sequences)
-        assert budget is not None, "the host's memory is beside a device"
-
         def has_room(num_layers: int) -> bool:
-            use = self._without(spill, whole, num_layers, context, sequences)
-            return budget.limit(use) >= use.total
+            return self.has_room(self._without(spill, whole, num_layers, context, sequences))
 
+        most = spill.most(context, sequences)
         return min(most, bisect_left(range(most + 1), True, key=has_room))
 
     def _without(self, spill: Spill, whole: DeviceUse, num_layers: int, context: int, sequences: int) -> DeviceUse:
@@ -211,6 +208,10 @@ class Placement:
     def fits(self, context: int, batch: int) -> bool:
         """Whether every device holds what it must; True without hardware."""
         return self.room(context, batch) >= 0
+
+    def has_room(self, use: DeviceUse) -> bool:
+        """Whether a device holds `use`; True without hardware."""
+        return self.budget is None or self.budget.limit(use) >= use.total
 
     def tightest(self, context: int, batch: int) -> DeviceUse:
         """The stage whose device has the least room left (without hardware: holds the most)."""

@@ -115,10 +115,11 @@ def ruled_out(setting: Setting, layout: Layout) -> str | None:
 def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
     """What a layout gives."""
     placement, context, batch = place(deployment.setting, layout), deployment.context, deployment.batch
+    tightest = placement.tightest(context, batch)
     return LayoutRow(
         layout=layout,
-        fits=fits(deployment, placement),
-        total_bytes=placement.tightest(context, batch).total,
+        fits=placement.has_room(tightest) and _takes_longest(deployment, placement),
+        total_bytes=tightest.total,
         max_context=max_context(placement, batch),
         max_batch=max_batch(placement, context),
         training=_training(deployment.setting.train),
@@ -135,8 +136,12 @@ def _training(train: TrainSetting | None) -> KeptState | None:
 
 def fits(deployment: Deployment, placement: Placement) -> bool:
     """Whether every device has room for the batch, and for one sequence as long as the engine's limit."""
+    return placement.fits(deployment.context, deployment.batch) and _takes_longest(deployment, placement)
+
+
+def _takes_longest(deployment: Deployment, placement: Placement) -> bool:
     limit = deployment.request.max_context
-    return placement.fits(deployment.context, deployment.batch) and (limit is None or placement.fits(limit, 1))
+    return limit is None or placement.fits(limit, 1)
 
 
 def by_memory(

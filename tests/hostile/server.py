@@ -14,8 +14,9 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class Answer:
     err: str
     cpu_seconds: float
     peak_bytes: int
+    asked: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What the process was asked for, so that it can be asked again."""
 
     @property
     def is_clean(self) -> bool:
@@ -77,7 +80,18 @@ class Server:
         folder is removed first.
         """
         what = {"arguments": arguments, "cwd": str(cwd), "files": files, "out": out, "err": err, "gone": gone}
-        return Answer(**self._ask(what))
+        return self._answer(what)
+
+    def answers_within(self, seconds: float, answer: Answer, attempts: int = 3) -> bool:
+        """Whether a command takes at most so much CPU time, in the fastest of a few runs, the first of them `answer`.
+
+        A busy machine's seconds are longer, and a neighbour may slow one run down and be gone at the next.
+        """
+        answers = chain([answer], (self._answer(answer.asked) for _ in range(attempts - 1)))
+        return any(each.cpu_seconds <= seconds or each.cpu_seconds <= seconds * self.slowness() for each in answers)
+
+    def _answer(self, what: dict[str, Any]) -> Answer:
+        return Answer(**self._ask(what), asked=what)
 
     def slowness(self) -> float:
         """How many times as long as on a quiet machine CPU time is here and now, at least 1."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from l4spec.report.page import Bar, Bars, Code, Details, Facts, Lines, Page, Sec
 from l4spec.report.report_page import report_page
 from planners import plan
 from tests.cli.conftest import Run, run
+from tests.cpu_time import takes_at_most
 from tests.report.conftest import Compile
 
 __all__ = ["run"]
@@ -53,9 +53,9 @@ def report_of(compiled: Compile, name: str, **options: object) -> str:
 
 @pytest.mark.parametrize("name", ["scout", "behemoth", "compare/deepseek-v3", "mobilellm-r1-950m"])
 def test_a_report_holds_every_part_within_three_megabytes_and_two_seconds(compiled: Compile, name: str) -> None:
-    start = time.process_time()
-    html = report_of(compiled, name, gpus="8xH200")
-    assert time.process_time() - start < 2
+    pages: list[str] = []
+    assert takes_at_most(2, lambda: pages.append(report_of(compiled, name, gpus="8xH200")))
+    html = pages[0]
     assert len(html.encode()) < 3_000_000
     titles = re.findall(r"<h2>(.*?)</h2>", html)
     for title in ("What it costs", "Architecture", "How the cache grows", "Legal layouts", "Claims", "Every sum"):

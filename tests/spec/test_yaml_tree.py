@@ -1,7 +1,5 @@
 """YAML structure: every trap is named at its place, and no text takes long or breaks the reader."""
 
-import time
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -13,6 +11,7 @@ from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError
 from l4spec.spec import yaml_tree
 from l4spec.spec.tree import Data, dotted, places, plain
 from l4spec.spec.yaml_tree import MAX_DEPTH, MAX_KEY_LENGTH, MAX_NODES, compose
+from tests.cpu_time import takes_at_most
 
 AT = partial(Place, "spec.yaml")
 
@@ -158,19 +157,9 @@ BOMBS = {
 }
 
 
-def is_done_within_a_second(work: Callable[[], object]) -> bool:
-    """Whether one of three runs takes less CPU time: a shared machine may run at a third of its speed for a moment."""
-    for _ in range(3):
-        start = time.process_time()
-        work()
-        if time.process_time() - start < 1:
-            return True
-    return False
-
-
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb_is_refused_within_a_second_in_few_words(text: str) -> None:
-    assert is_done_within_a_second(lambda: problems(text))
+    assert takes_at_most(1, lambda: problems(text))
     all_problems = problems(text)
     assert sum(len(str(problem)) for problem in all_problems) < 10_000
 
@@ -185,7 +174,7 @@ HARMLESS_GIANTS = {
 @pytest.mark.parametrize("scalar", HARMLESS_GIANTS.values(), ids=HARMLESS_GIANTS.keys())
 def test_no_scalar_takes_long_to_tell_apart(scalar: str) -> None:
     assert read(f"a: {scalar}\n") == {"a": scalar}
-    assert is_done_within_a_second(lambda: read(f"a: {scalar}\n"))
+    assert takes_at_most(1, lambda: read(f"a: {scalar}\n"))
 
 
 WRITABLE = st.characters(

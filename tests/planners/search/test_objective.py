@@ -1,6 +1,5 @@
 """The planned layout is the good one: the fastest by estimate, and among equals the one with the most free memory."""
 
-import time
 from typing import Any
 
 import pytest
@@ -9,6 +8,7 @@ from l4spec.errors import UserError
 from planners.plan import plan
 from planners.plan_types import LayoutRow, Objective, Plan
 from planners.timing.efficiency import serving_efficiency
+from tests.cpu_time import takes_at_most
 from tests.planners.models import graph
 
 BOTH: tuple[Objective, ...] = ("fastest", "max-free-memory")
@@ -86,15 +86,11 @@ def hours(planned: Plan) -> float:
 
 
 def test_choosing_by_time_takes_a_twentieth_of_a_second() -> None:
-    model = graph("scout")
-    plan(model, gpus="8xH100")
-    spent = {}
-    for objective in BOTH:
-        start = time.process_time()
-        for context in range(1000, 1010):
-            plan(model, gpus="8xH100", context=context, objective=objective)
-        spent[objective] = (time.process_time() - start) / 10
-    assert spent["fastest"] - spent["max-free-memory"] < 0.05
+    plan(graph("scout"), gpus="8xH100")
+    contexts = iter(range(1000, 1030))
+    assert takes_at_most(
+        0.5, lambda: [plan(graph("scout"), gpus="8xH100", context=next(contexts)) for _ in range(10)]
+    )  # ten plans: all that a plan does beside the start, not the choice alone
 
 
 def test_layouts_that_are_left_untimed_for_their_number_are_reported() -> None:

@@ -1,16 +1,17 @@
 """How training keeps its state is chosen with the layout: exactly, with room, and never better than was measured."""
 
-import time
 from itertools import product
 from typing import Any
 
 import pytest
 
+from l4spec.graph.build import build_graph
 from l4spec.layers.common.checkpointing import CHECKPOINTING
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.search.training_choice import MICRO_BATCHES, ROOM, ZERO_STAGES
 from planners.timing.efficiency import training_efficiency
+from tests.cpu_time import takes_at_most
 from tests.planners.models import graph
 
 SMALL: dict[str, Any] = {"mode": "train", "context": 4096, "batch": 128}
@@ -173,8 +174,6 @@ def test_no_plan_beats_a_published_run_by_more_than_its_error(
 
 
 def test_choosing_takes_at_most_a_second() -> None:
-    model = graph("maverick")
-    plan(model, gpus="8xH100")
-    start = time.process_time()
-    plan(model, gpus="16384xH100", mode="train", batch=2048)
-    assert time.process_time() - start < 1.0
+    plan(graph("maverick"), gpus="8xH100")
+    models = [build_graph(graph("maverick").model) for _ in range(3)]
+    assert takes_at_most(1, lambda: plan(models.pop(), gpus="16384xH100", mode="train", batch=2048))

@@ -251,7 +251,7 @@ def table(headers: Sequence[str], rows: Iterator[tuple[str, ...]]) -> None:
 
 HEAD = """# Simulate: how it works and how far off it is
 
-For whoever must decide by a simulated latency: how it comes about, and how far off it was on real runs.
+For anyone who must decide by a simulated latency: how it comes about, and how far off it was on real runs.
 
 Written by `python benchmarks/simulate_accuracy.py DATA`, which names what DATA holds; a [tutorial](simulating.md)
 shows the command.

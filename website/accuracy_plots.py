@@ -72,7 +72,7 @@ def _page(charts: dict[tuple[str, str], list[Prediction]]) -> str:
     lines = [
         "# Accuracy in pictures",
         "",
-        "For whoever wants to see at a glance how far estimates are from what others measured: a dot for each",
+        "For anyone who wants to see at a glance how far estimates are from what others measured: a dot for each",
         "published row, on the diagonal where prediction and measurement agree. Dashed lines are a factor of",
         f"{BAND} away. Factors were fitted on the rows of open circles; those of full ones took no part.",
         "[Accuracy](accuracy.md) has every row with its source, its error, and the medians.",

@@ -58,7 +58,7 @@ def page() -> str:
     lines = [
         "# Gallery",
         "",
-        "For whoever wants to look before installing: pictures of models and whole reports, made by the commands that",
+        "For anyone who wants to look before installing: pictures of models and whole reports, made by the commands that",
         "stand beside them when this site was built. [Pictures and reports](report.md) explains what they show.",
         "",
         "## Reports",

@@ -68,7 +68,7 @@ def reference() -> str:
     lines = [
         "# Python",
         "",
-        "For whoever calls l4spec from a program: every public name of `l4spec` and `planners`, with its signature and",
+        "For anyone who calls l4spec from a program: every public name of `l4spec` and `planners`, with its signature and",
         "docstring.",
         "Other names may change without notice; [compatibility](compatibility.md) says what is promised.",
     ]

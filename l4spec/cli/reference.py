@@ -9,7 +9,7 @@ WIDTH = 100
 _INTRODUCTION = """\
 # The command line
 
-For whoever writes a command: every one with all its options. Generated from `--help` by
+For anyone who writes a command: every one with all its options. Generated from `--help` by
 `python -m l4spec.cli.reference`; a test holds it in step.
 
 Every command that takes a `SPEC` takes the path of a YAML file or a shipped name, and `--set PATH=VALUE` as often as

@@ -206,7 +206,7 @@ def _coverage(rows: Iterable[Coverage]) -> Table:
 def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
     """docs/accuracy.md: what was compared, how wrong it is, where it is known to be wrong, and every row."""
     intro = (
-        "For whoever must decide by an estimate: how wrong such estimates were where somebody measured. "
+        "For anyone who must decide by an estimate: how wrong such estimates were where somebody measured. "
         "Published measurements with all their settings, replayed by the planner. Factors are fitted on rows marked "
         "`calibrate` alone (`python -m planners.evidence`); rows marked `test` played no part. Errors are relative: "
         "predicted / published - 1. Written by `l4spec accuracy --document`; a test keeps it in step.",

@@ -103,7 +103,7 @@ def _rates(planned: Plan) -> tuple[float, float, float]:
 
 
 _INTRODUCTION = (
-    "For whoever meets a table of Llama's generations in an article and wants to know which of its numbers hold: each "
+    "For anyone who meets a table of Llama's generations in an article and wants to know which of its numbers hold: each "
     "printed number, and beside it what the planner computes from the released dimensions.",
     "Written by `python -m l4spec.report.generations`; a test holds it in step.",
 )

@@ -134,7 +134,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         opened.close()
 
 
-@pytest.mark.parametrize("name", ["index.html", "gallery.html", "accuracy-plots.html"])
+@pytest.mark.parametrize("name", ["index.html", "gallery.html", "accuracy-plots.html", "architecture.html"])
 def test_a_page_opens_from_disk_with_its_pictures_and_its_search(browser: Any, site: Path, name: str) -> None:
     page = browser.new_context(offline=True, viewport={"width": 1200, "height": 800}).new_page()
     requests: list[str] = []

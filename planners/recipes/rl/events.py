@@ -46,26 +46,28 @@ class RlSimulation:
 
     def __post_init__(self) -> None:
         one = self.setup
-        self.replicas = [ReplicaClock(one.decode, one.slots) for _ in range(one.replicas)]
+        step_seconds = [one.decode.at(sequences) for sequences in range(one.slots + 1)]
+        self.replicas = [ReplicaClock(step_seconds) for _ in range(one.replicas)]
         self.events: list[tuple[float, int, int]] = []
         self.is_training = False
         self.lengths = self._lengths()
 
     def run(self, warm_up: int = WARM_UP, measured: int = MEASURED) -> RlTimes:
         """Means over `measured` steps after `warm_up` ones."""
-        self._begin_answers(range(len(self.replicas)))
+        self._schedule(self._begin_answers(LEARNER))
+        events, replicas = self.events, self.replicas
         while self.version < warm_up + measured:
-            at, who, epoch = heappop(self.events)
-            if who != LEARNER and self.replicas[who].epoch != epoch:
+            at, who, epoch = heappop(events)
+            if who != LEARNER and replicas[who].epoch != epoch:
                 continue
             self._move_to(at)
             if who == LEARNER:
-                self._learner_done()
+                changed = self._learner_done()
                 if self.version == warm_up and self.chunks_done == 0:
                     self._start_tally()
             else:
-                self._answer_done(who)
-            self._begin_answers(self._with_room(who))
+                changed = self._answer_done(who)
+            self._schedule(changed | self._begin_answers(who))
             self._take()
         return self._times()
 
@@ -85,14 +87,16 @@ class RlSimulation:
             self.tally.training_seconds += at - self.now
         self.now = at
 
-    def _schedule(self, index: int) -> None:
-        replica = self.replicas[index]
-        replica.epoch += 1
-        end = replica.next_end()
-        if end is not None:
-            heappush(self.events, (end, index, replica.epoch))
+    def _schedule(self, changed: set[int]) -> None:
+        """When the next answer ends on each of these replicas."""
+        for index in changed:
+            replica = self.replicas[index]
+            replica.epoch += 1
+            end = replica.next_end()
+            if end is not None:
+                heappush(self.events, (end, index, replica.epoch))
 
-    def _answer_done(self, index: int) -> None:
+    def _answer_done(self, index: int) -> set[int]:
         replica = self.replicas[index]
         replica.advance(self.now)
         answer = replica.finish()
@@ -105,26 +109,28 @@ class RlSimulation:
         if replica.is_draining and not replica.ends:
             replica.is_draining = False
             replica.stop(self.now + self.setup.push_seconds)
-        self._schedule(index)
+        return {index}
 
     def _with_room(self, last: int) -> Sequence[int]:
-        """Replicas that may have room: where all others are full, the one whose answer ended."""
+        """Replicas that may have room: where all others are full, `last`, whose answer ended."""
         generating = self.begun - self.num_ended
         if last != LEARNER and generating + self.replicas[last].room >= len(self.replicas) * self.setup.slots:
             return (last,)
         return range(len(self.replicas))
 
-    def _begin_answers(self, candidates: Sequence[int]) -> None:
-        """As many as may be, each on the replica with the most room."""
-        setup = self.setup
+    def _begin_answers(self, last: int) -> set[int]:
+        """As many as may be, each on the replica with the most room, after the end of one on `last`.
+
+        Returns the replicas that got some.
+        """
+        setup, touched = self.setup, set[int]()
         if setup.is_colocated and self.is_training:
-            return
+            return touched
         allowed = int((self.version + 1 + setup.staleness) * setup.answers) - self.begun
         if allowed <= 0:
-            return
-        free = [(-self.replicas[index].room, index) for index in candidates if self.replicas[index].room > 0]
-        free.sort()
-        touched = set()
+            return touched
+        rooms = ((-self.replicas[index].room, index) for index in self._with_room(last))
+        free = sorted(one for one in rooms if one[0])
         while allowed > 0 and free:
             room, index = heappop(free)
             replica = self.replicas[index]
@@ -135,14 +141,14 @@ class RlSimulation:
             self.begun, allowed = self.begun + 1, allowed - 1
             if room + 1 < 0:
                 heappush(free, (room + 1, index))
-        for index in touched:
-            self._schedule(index)
+        return touched
 
     def _take(self) -> None:
         """Let the learner begin, if it is idle and has what it waits for."""
-        setup = self.setup
-        size = self._chunk_size()
-        if self.is_training or len(self.ready) < size or not self._has_next(size):
+        if self.is_training:
+            return
+        setup, size = self.setup, self._chunk_size()
+        if len(self.ready) < size or not self._has_next(size):
             return
         taken = [heappop(self.ready) for _ in range(size)] if self.setup.in_order else self.ready[:size]
         if not self.setup.in_order:
@@ -169,11 +175,11 @@ class RlSimulation:
         answers, chunks, done = self.setup.answers, self.setup.chunks, self.chunks_done
         return answers * (done + 1) // chunks - answers * done // chunks
 
-    def _learner_done(self) -> None:
-        self.is_training = False
+    def _learner_done(self) -> set[int]:
+        self.is_training, changed = False, set[int]()
         self.chunks_done += 1
         if self.chunks_done < self.setup.chunks:
-            return
+            return changed
         self.chunks_done, self.version = 0, self.version + 1
         self.tally.updates += 1
         self.tally.in_flight_at_updates += self._in_flight
@@ -181,9 +187,10 @@ class RlSimulation:
             replica.advance(self.now)
             if self.setup.is_partial or not replica.ends:
                 replica.stop(self.now + self.setup.push_seconds)
-                self._schedule(index)
+                changed.add(index)
             else:
                 replica.is_draining = True
+        return changed
 
     def _start_tally(self) -> None:
         self.tally = _Tally(since=self.now, busy_before=self._busy())

@@ -3,7 +3,7 @@
 import math
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import NormalDist
 
 from l4spec.errors import UserError
@@ -50,12 +50,18 @@ class AnswerLengths:
 
     def draw(self, count: int, seed: int) -> list[int]:
         """`count` lengths, one from each of as many equally likely intervals, shuffled."""
-        lengths = [self.quantile((index + 0.5) / count) for index in range(count)]
+        lengths = list(_spread_evenly(self, count))
         random.Random(seed).shuffle(lengths)
         return lengths
 
     @cached_property
     def mean_tokens_before(self) -> float:
         """Tokens of its own answer that a token has before it, in the mean over tokens: E L^2 / 2 E L."""
-        lengths = [self.quantile((index + 0.5) / _GRID) for index in range(_GRID)]
+        lengths = _spread_evenly(self, _GRID)
         return sum(length**2 for length in lengths) / (2 * sum(lengths))
+
+
+@lru_cache(maxsize=64)
+def _spread_evenly(lengths: AnswerLengths, count: int) -> tuple[int, ...]:
+    """The middle of each of `count` equally likely intervals."""
+    return tuple(lengths.quantile((index + 0.5) / count) for index in range(count))

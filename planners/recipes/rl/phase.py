@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -24,7 +25,10 @@ LOG_PROBS = 4 / 3
 
 @dataclass(frozen=True, slots=True)
 class _Infrastructure:
-    """What all setups of a phase share. `train_seconds` are those of a step on all GPUs."""
+    """What all setups of a phase share.
+
+    `train_seconds` are those of a step on all GPUs; times are means over `measured` steps.
+    """
 
     rollouts: RolloutSpec
     answers: int
@@ -34,6 +38,7 @@ class _Infrastructure:
     decode: PlannedDecode
     train_seconds: float
     push_seconds: float
+    measured: int = MEASURED
 
     def setup(self, share: float | None) -> RlSetup:
         """Asynchronous with this share of the GPUs for generation; None is synchronous on all of them."""
@@ -73,18 +78,24 @@ class _Infrastructure:
         while first <= last:
             middle = (first + last) // 2
             setup = self.setup(possible[middle])
-            times = _run(setup)
+            times = self.run(setup)
             tried.append((setup, times))
             first, last = (middle + 1, last) if times.generating > times.training else (first, middle - 1)
         return min(tried, key=lambda one: one[1].step_seconds)
 
     def speed_up(self) -> float:
         """Synchronous over asynchronous seconds of a step."""
-        return _run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
+        return self.run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
+
+    def run(self, setup: RlSetup) -> RlTimes:
+        """The times of a setup."""
+        return _run(setup, self.measured)
 
 
-def _run(setup: RlSetup) -> RlTimes:
-    return RlSimulation(setup).run(WARM_UP, MEASURED)
+@lru_cache(maxsize=256)
+def _run(setup: RlSetup, measured: int) -> RlTimes:
+    """The times of a setup; conditions share setups, of which each runs once."""
+    return RlSimulation(setup).run(WARM_UP, measured)
 
 
 def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) -> RlPhasePlan:
@@ -94,7 +105,7 @@ def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) 
     """
     assert phase.rollouts is not None, "asked for phases that say how they generate"
     whole = _infrastructure(phase, phase.rollouts, graph, gpus, train_seconds)
-    together = _run(whole.setup(None))
+    together = whole.run(whole.setup(None))
     setup, apart = whole.fastest()
     is_apart = phase.rollouts.mode == "asynchronous"
     shown = apart if is_apart else together
@@ -159,7 +170,7 @@ def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
         "updates take no time": replace(whole, train_seconds=0.0),
         "updates take ten times as long": replace(whole, train_seconds=10 * whole.train_seconds),
         "four times as many answers a step": replace(
-            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds
+            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds, measured=MEASURED // 2
         ),
         "answers taken as they were begun": replace(whole, rollouts=rollouts.model_copy(update={"in_order": True})),
         "staleness 0": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 0.0})),

@@ -1,18 +1,20 @@
 """One replica that generates: sequences that share decode steps, each ended by its own length."""
 
+from collections.abc import Sequence
 from heapq import heappop, heappush
-
-from planners.recipes.rl.setup import DecodeTimes
 
 Begun = tuple[int, float, int]
 """Number of an answer in the order of beginning, when it was begun, and the updates done by then."""
 
 
 class ReplicaClock:
-    """All sequences get one token a step. `progress` counts steps made, so that an answer ends at a known progress."""
+    """All sequences get one token a step. `progress` counts steps made, so that an answer ends at a known progress.
 
-    def __init__(self, decode: DecodeTimes, slots: int) -> None:
-        self.decode, self.slots = decode, slots
+    `step_seconds` are a decode step's seconds with 0, 1, … sequences, up to as many as the replica takes.
+    """
+
+    def __init__(self, step_seconds: Sequence[float]) -> None:
+        self.step_seconds, self.slots = step_seconds, len(step_seconds) - 1
         self.ends: list[tuple[float, Begun]] = []
         self.progress, self.time, self.stopped_until = 0.0, 0.0, 0.0
         self.busy_seconds = 0.0
@@ -25,10 +27,10 @@ class ReplicaClock:
 
     def advance(self, now: float) -> None:
         """Make the steps until `now`."""
-        began = max(self.time, min(self.stopped_until, now))
         if self.ends:
+            began = self.time if self.stopped_until <= self.time else min(self.stopped_until, now)
             self.busy_seconds += now - began
-            self.progress += (now - began) / self.decode.at(len(self.ends))
+            self.progress += (now - began) / self.step_seconds[len(self.ends)]
         self.time = now
 
     def begin(self, length: int, number: int, version: int) -> None:
@@ -45,7 +47,7 @@ class ReplicaClock:
         if not self.ends:
             return None
         left = max(0.0, self.ends[0][0] - self.progress)
-        return max(self.time, self.stopped_until) + left * self.decode.at(len(self.ends))
+        return max(self.time, self.stopped_until) + left * self.step_seconds[len(self.ends)]
 
     def stop(self, until: float) -> None:
         """No steps until then."""

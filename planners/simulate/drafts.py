@@ -23,10 +23,9 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
     """
 
     def seconds(batch: StepBatch) -> float:
-        time = model.time(Step(decode=batch.decode, context=batch.context / batch.decode), server=False)
-        head = sum(kind.estimate_seconds or 0.0 for kind in time.by_kind if kind.name == "head")
-        blocks = sum(kind.estimate_seconds or 0.0 for kind in time.by_kind if kind.name != "head")
-        return drafted * (head + blocks / layers)
+        step = Step(decode=batch.decode, context=batch.context / batch.decode)
+        head = model.head_seconds(step)
+        return drafted * (head + (model.seconds(step, server=False) - head) / layers)
 
     return seconds
 

@@ -5,10 +5,12 @@ so on; blocks are taken for all of them before the step, as vLLM's lookahead slo
 numbers, so they are counted one by one here.
 """
 
+from collections.abc import Iterator
 from itertools import accumulate
 from operator import mul
 from random import Random
 
+from l4spec.units import ceil_div
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.rank import Rank, Scheduler
 from planners.simulate.requests import Request
@@ -48,23 +50,26 @@ class SpeculativeRank(Rank):
 
     def blocks_due(self) -> int:
         """Blocks for the last token and the drafted ones of all that decode."""
-        law, more = self.pool.law, 1 + len(self.acceptance)
-        return sum(
-            max(0, law.blocks(request.computed + more) - law.blocks(self._slots[order]))
-            for order, request in self._decoding.items()
-        )
+        return sum(blocks for _, blocks in self._short())
 
     def take_decode_blocks(self, steps: int) -> None:
         """Take the blocks of the next step."""
-        law, more = self.pool.law, 1 + len(self.acceptance)
+        for request, blocks in list(self._short()):
+            assert request.holding is not None, "what decodes holds blocks"
+            room = self.pool.take(request.holding, blocks)
+            assert room, "room was counted"
+            self._slots[request.order] = self._slots_up_to(request.computed + 1 + len(self.acceptance))
+
+    def _short(self) -> Iterator[tuple[Request, int]]:
+        """The decoding requests whose blocks end before the next step's tokens, and how many more each needs."""
+        blocks, more = self.pool.law.blocks, 1 + len(self.acceptance)
         for order, request in self._decoding.items():
-            wished = request.computed + more
-            short = law.blocks(wished) - law.blocks(self._slots[order])
-            if short > 0:
-                assert request.holding is not None, "what decodes holds blocks"
-                room = self.pool.take(request.holding, short)
-                assert room, "room was counted"
-                self._slots[order] = wished
+            if request.computed + more > self._slots[order]:
+                yield request, blocks(request.computed + more) - blocks(self._slots[order])
+
+    def _slots_up_to(self, tokens: int) -> int:
+        """Slots of the blocks that hold so many tokens."""
+        return ceil_div(tokens, self.pool.law.block_size) * self.pool.law.block_size
 
     def steps_until_change(self, most: int) -> int:
         """One: how far each request gets is drawn after every step."""
@@ -76,7 +81,7 @@ class SpeculativeRank(Rank):
         self.num_decoding += 1
         self.context += request.computed
         self._decoding[request.order] = request
-        self._slots[request.order] = request.computed
+        self._slots[request.order] = self._slots_up_to(request.computed)
 
     def end_step(self, steps: int, now: int) -> tuple[list[Request], list[Request]]:
         """Advance every decoding request by what is accepted, then as a plain rank does with chunks of prompts."""

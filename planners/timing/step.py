@@ -118,18 +118,26 @@ class UnitCosts:
 
     def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
         """What these layers use in a step."""
+        return ResourceSeconds(*self.amounts(step, ep, routing))
+
+    def amounts(self, step: Step, ep: int, routing: Routing) -> tuple[float, ...]:
+        """The values of `use` in the order of its fields: quick to add up where a simulation asks step after step."""
         rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
         read = self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert
-        return ResourceSeconds(
-            weight_read=read + rows * self.moved_row,
-            cached=cached * self.cached_token,
-            matmul=rows * self.matmul_row * self._hottest(ep, routing),
-            attention=pairs * self.pair,
-            links=rows * self.links_row,
-            collectives=self.collectives,
-            blocks=self.blocks,
-            moe_blocks=self.moe_blocks,
+        return (
+            read + rows * self.moved_row,
+            cached * self.cached_token,
+            rows * self.matmul_row * self._hottest(ep, routing),
+            pairs * self.pair,
+            rows * self.links_row,
+            self.collectives,
+            self.blocks,
+            self.moe_blocks,
         )
+
+    def __add__(self, other: "UnitCosts") -> "UnitCosts":
+        """Of both kinds together, which must depend on a step in the same way."""
+        return UnitCosts(self.kind, *map(add, _costs(self), _costs(other)))
 
     def _hottest(self, ep: int, routing: Routing) -> float:
         """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere."""
@@ -137,6 +145,9 @@ class UnitCosts:
         if not kind.num_experts or ep == 1:
             return 1.0
         return 1.0 + experts_part(kind) * (routing.hottest(kind, ep) - 1.0)
+
+
+_costs = attrgetter(*(each.name for each in fields(UnitCosts) if each.name != "kind"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +208,22 @@ class StepModel:
 
     def used(self, step: Step) -> ResourceSeconds:
         """What all layers and the sends between stages use in a step. `unknown` must be None."""
-        return sum(self.uses(step), self._sends(step))
+        if self.laws is not None:
+            return sum(self.uses(step), self._sends(step))
+        amounts = (rates.amounts(step, self.layout.ep, self.routing) for rates in self._joined)
+        used = ResourceSeconds(*map(sum, zip(*amounts, strict=True)))
+        return used + self._sends(step) if self.layout.pp > 1 else used
+
+    @cached_property
+    def _joined(self) -> tuple[UnitCosts, ...]:
+        """`rates`, with kinds in one that depend on a step in the same way: neither routed nor with a cache."""
+        joined: dict[object, UnitCosts] = {}
+        for rates in self.rates:
+            kind = rates.kind
+            plain = kind.bound is None and not kind.num_experts
+            key = kind.per_logit_row if plain else id(kind)
+            joined[key] = joined[key] + rates if key in joined else rates
+        return tuple(joined.values())
 
     def time(self, step: Step, *, server: bool = True) -> StepLatency:
         """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
@@ -227,6 +253,12 @@ class StepModel:
                 self.totals.clear()
             total = self.totals[step] = self.used(step)
         return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
+
+    def head_seconds(self, step: Step) -> float:
+        """The head's part of `seconds`."""
+        assert self.efficiency is not None, "ask for `efficiency` first"
+        heads = (rates.use(step, self.layout.ep, self.routing) for rates in self.rates if rates.kind.per_logit_row)
+        return sum(use.estimate(self.efficiency, self._wide(step)) for use in heads)
 
     def _wide(self, step: Step) -> bool:
         return self.efficiency is not None and step.decode > self.efficiency.wide_from

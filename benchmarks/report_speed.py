@@ -21,6 +21,8 @@ COMMANDS = {
     "report deepseek-v3": ("report", "compare/deepseek-v3", "--gpus", "16xH200"),
     "report of three": ("report", "scout", "maverick", "behemoth", "--gpus", "8xH200"),
     "report of a scenario": ("report", "scenarios/guarded"),
+    "report with drafts": ("report", "scenarios/maverick-drafts"),
+    "report of RL": ("report", "recipes/behemoth-rl"),
     "report of a recipe": ("report", "recipes/behemoth", "--gpus", "32768xH100"),
     "search, html": (*SEARCH, "--format", "html"),
     "plan scout, html": ("plan", "scout", "--gpus", "8xH100", "--format", "html"),

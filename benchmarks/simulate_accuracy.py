@@ -315,6 +315,15 @@ duplicates that two requests compute at the same time; for hybrid caches, that a
 evicted is computed anew.
 """
 
+OF_ROUTED = (
+    "\nAll that is published of routed models' ITL under vLLM: four experiments of one source. Goal: at most 10 "
+    "% (median), 20 % (90th percentile); no percentile is given of four rows. The goal cannot be judged on them: "
+    "experiments 9 and 27 are the same model, lengths, precision and GPUs, and differ by a factor of 1.6, for the "
+    "rate and the offloading of caches, neither of which is published in full; the simulated gap moves by a "
+    "quarter between 4 and 12 requests/s. Experts priced by the law of grouped matmuls, fitted on Llama 4's "
+    "widths, do not explain the difference either."
+)
+
 
 def main(folder: str) -> None:
     """All tables."""
@@ -359,14 +368,7 @@ def main(folder: str) -> None:
         ),
         routed(data),
     )
-    print(
-        "\nAll that is published of routed models' ITL under vLLM: four experiments of one source. Goal: at most 10 "
-        "% (median), 20 % (90th percentile); no percentile is given of four rows. The goal cannot be judged on them: "
-        "experiments 9 and 27 are the same model, lengths, precision and GPUs, and differ by a factor of 1.6, for the "
-        "rate and the offloading of caches, neither of which is published in full; the simulated gap moves by a "
-        "quarter between 4 and 12 requests/s. Experts priced by the law of grouped matmuls, fitted on Llama 4's "
-        "widths, do not explain the difference either."
-    )
+    print(OF_ROUTED)
     print("\n## Speed, one core")
     table(("what", "requests", "CPU", "peak memory", "prefix hits"), speed(data))
     print("\n## Beside the replay of ai-dynamo\n")

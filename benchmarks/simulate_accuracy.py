@@ -299,20 +299,19 @@ def table(headers: Sequence[str], rows: Iterator[tuple[str, ...]]) -> None:
 
 HEAD = """# Simulate: how it works and how far off it is
 
-For anyone who must decide by a simulated latency: how it comes about, and how far off it was on real runs.
+For anyone who makes decisions based on a simulated latency: how the simulator works, and its errors on real runs.
 
-Written by `python benchmarks/simulate_accuracy.py DATA`, which names what DATA holds; a [tutorial](simulating.md)
-shows the command.
+Written by `python benchmarks/simulate_accuracy.py DATA`, whose docstring lists the contents of DATA; a
+[tutorial](simulating.md) shows the command.
 
-Every request is scheduled step by step under the rules of a named version of its engine, and every step is timed:
-from the spec by the planner's step model with fitted factors, or from tables of measured kernels. The clock counts
-integer nanoseconds and everything drawn comes from one seed. Runs of equal decode steps are taken at once, timed
-by their first and last step.
+Every request is scheduled step by step with the rules of a specific engine version. The time of each step comes from
+the planner's step model with fitted factors, or from tables of measured kernels. The clock counts integer
+nanoseconds, and one seed determines all random draws. Runs of equal decode steps are computed together, from the
+times of their first and last step.
 
-What is left out: preemption of image encoders, LoRA, guided decoding; CPU cache offloading; the gap in which
-asynchronous scheduling sees an arrival one step late (it shows in the time to first token of idle servers);
-duplicates that two requests compute at the same time; for hybrid caches, that a prefix whose local layers were
-evicted is computed anew.
+Left out: preemption of image encoders, LoRA, guided decoding; CPU cache offloading; the delay of one step with which
+asynchronous scheduling sees an arrival (visible in the time to first token of idle servers); prefixes that two
+requests compute at the same time; for hybrid caches, the recomputation of a prefix whose local layers were evicted.
 """
 
 OF_ROUTED = (
@@ -335,27 +334,27 @@ def main(folder: str) -> None:
         kernels(data),
     )
     print(
-        "\nNo constant is added to the kernels: CUDA graphs and asynchronous scheduling hide the host. The "
-        "link of the second run (16 GB/s, 20 us) is what its authors' config.json says. Goal: at most 2.5 %, "
+        "\nNo constant is added to the kernel times, since CUDA graphs and asynchronous scheduling hide the host "
+        "time. The link of the second run (16 GB/s, 20 us) is from its authors' config.json. Goal: at most 2.5 %, "
         "curves at most 5 %, 190 ± 19 preemptions."
     )
     print("\n## The same from the spec, with fitted factors")
     table(("run", "factors from", "error on the first 100", "on the other 200", "not determined", "CPU"), fitted(data))
     print(
-        "\n`--fit` learns from the first 100 requests and is judged on the other 200. Goal: at most 8 %. On the RTX "
-        "4090 every step stays too long, although weights and cache are read at the published bandwidth, the most "
-        "that the law allows: reading weights and multiplying are added up, where its kernels do both at once (64 "
-        "rows: 1.14 times the time of one)."
+        "\n`--fit` fits factors to the first 100 requests and is evaluated on the other 200. Goal: at most 8 %. On "
+        "the RTX 4090 every step is predicted too long, even with weights and cache read at the published bandwidth, "
+        "the fastest that the model allows: it adds the times of reading weights and of multiplying, while the "
+        "kernels overlap them (64 rows take 1.14 times the time of one)."
     )
-    print("\n## Foreign: H100 experiments that nothing was fitted on")
+    print("\n## H100 experiments that were not used in any fit")
     table(("experiment", "assumed load", "E2E", "TTFT", "ITL"), foreign(data))
     print(
-        "\nGoal: medians of at most 12, 25 and 12 %; other simulators on these and more: 18.8, 72.5 and 21.8 "
-        "%. Assumed: the first rate that the authors' design names for the workload, constant lengths of its "
-        "means, 100 shared tokens. Single experiments had other rates, which are not published, so loads are "
-        "wrong by an unknown factor. Mixtral's times to first token, with a 90th percentile of a second at 6 "
-        "requests/s, are no queue: prefills of its experts were several times slower than the fitted factors "
-        "say. For Llama-3.1-8B the fitted 34 ms of a front end is what is too long."
+        "\nGoal: medians of at most 12, 25 and 12 %; other simulators reach 18.8, 72.5 and 21.8 % on these and more "
+        "experiments. Assumed: the first rate in the authors' design for the workload, constant lengths equal to its "
+        "means, 100 shared tokens. Some experiments had other rates, which are not published, so loads are off by an "
+        "unknown factor. Mixtral's times to first token, with a 90th percentile of a second at 6 requests/s, are not "
+        "caused by a queue: the prefill of its experts was several times slower than the fitted factors predict. For "
+        "Llama-3.1-8B the fitted 34 ms of the front end are too long."
     )
     print("\n## Gap between tokens of a routed model under vLLM")
     table(
@@ -371,7 +370,7 @@ def main(folder: str) -> None:
     print(OF_ROUTED)
     print("\n## Speed, one core")
     table(("what", "requests", "CPU", "peak memory", "prefix hits"), speed(data))
-    print("\n## Beside the replay of ai-dynamo\n")
+    print("\n## Comparison with the replay of ai-dynamo\n")
     print(PEER.read_text(encoding="utf-8").rstrip())
 
 

@@ -72,9 +72,9 @@ def _page(charts: dict[tuple[str, str], list[Prediction]]) -> str:
     lines = [
         "# Accuracy in pictures",
         "",
-        "For anyone who wants to see at a glance how far estimates are from what others measured: a dot for each",
-        "published row, on the diagonal where prediction and measurement agree. Dashed lines are a factor of",
-        f"{BAND} away. Factors were fitted on the rows of open circles; those of full ones took no part.",
+        "For anyone who wants to see at a glance how far estimates are from measurements: one dot per published row,",
+        "on the diagonal if prediction and measurement agree. Dashed lines are a factor of",
+        f"{BAND} away. Open circles are rows that factors were fitted on; full ones took no part.",
         "[Accuracy](accuracy.md) has every row with its source, its error, and the medians.",
     ]
     for (quantity, unit), rows in charts.items():

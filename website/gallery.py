@@ -58,12 +58,12 @@ def page() -> str:
     lines = [
         "# Gallery",
         "",
-        "For anyone who wants to look before installing: pictures of models and whole reports, made by the commands that",
-        "stand beside them when this site was built. [Pictures and reports](report.md) explains what they show.",
+        "For anyone who wants to see results before installing: pictures of models and complete reports, each with the",
+        "command that made it when this site was built. [Pictures and reports](report.md) explains what they show.",
         "",
         "## Reports",
         "",
-        "Each is one HTML file that asks for nothing from a network.",
+        "Each is one HTML file that makes no network requests.",
         "",
     ]
     for each in REPORTS:

@@ -68,9 +68,8 @@ def reference() -> str:
     lines = [
         "# Python",
         "",
-        "For anyone who calls l4spec from a program: every public name of `l4spec` and `planners`, with its signature and",
-        "docstring.",
-        "Other names may change without notice; [compatibility](compatibility.md) says what is promised.",
+        "For anyone who calls l4spec from Python: every public name of `l4spec` and `planners`, with its signature and",
+        "docstring. Other names may change without notice; [compatibility](compatibility.md) says what stays the same.",
     ]
     for package in (l4spec, planners):
         names = [name for name in dir(package) if not name.startswith("_")]

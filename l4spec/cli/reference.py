@@ -9,13 +9,13 @@ WIDTH = 100
 _INTRODUCTION = """\
 # The command line
 
-For anyone who writes a command: every one with all its options. Generated from `--help` by
-`python -m l4spec.cli.reference`; a test holds it in step.
+For anyone who uses the command line: every command with all its options. Generated from `--help` by
+`python -m l4spec.cli.reference`; a test keeps it up to date.
 
-Every command that takes a `SPEC` takes the path of a YAML file or a shipped name, and `--set PATH=VALUE` as often as
-wanted. Reports go to stdout, problems to stderr, one per line. Exit codes: 0 done, 1 a claim does not hold (`verify`),
-2 wrong input, 3 a valid spec that does not fit the hardware (`plan`), 4 a rank failed (`run`). `L4SPEC_DEBUG=1` shows
-the traceback of an error.
+Where a command takes a `SPEC`, give the path of a YAML file or a shipped name; `--set PATH=VALUE` can be repeated.
+Reports go to stdout, problems to stderr, one per line. Exit codes: 0 success, 1 a claim does not hold (`verify`),
+2 invalid input, 3 a valid spec that does not fit the hardware (`plan`), 4 a rank failed (`run`). `L4SPEC_DEBUG=1`
+shows the traceback of an error.
 """
 
 

@@ -145,40 +145,40 @@ def _record(prediction: Prediction) -> str:
 
 
 KNOWN_WRONG = (
-    "Every estimate is a closed-form sum over declared operations with about a dozen fitted numbers an engine. No "
+    "Every estimate is a closed-form sum over declared operations with about a dozen fitted factors per engine. No "
     "scheduler is simulated. Known failures, largest first:",
-    "Llama-3.1-8B on vLLM 0.12 with outputs of 100 to 1,000 tokens: predicted 1.2 to 3 times too slow. Published "
-    "concurrency and times agree with no closed loop whose prefill stays below the fp8 peak; left out of the fit.",
+    "Llama-3.1-8B on vLLM 0.12 with outputs of 100 to 1,000 tokens: predicted 1.2 to 3 times too slow. The "
+    "published concurrency and times would need a prefill faster than the fp8 peak; left out of the fit.",
     "DeepSeek-R1 on TensorRT-LLM 1.1 (January 2026 rows): predicted 1.2 to 1.9 times too slow. Longer outputs decode "
     "faster there, which plain decoding cannot do: drafted tokens are not planned. Left out of the fit.",
-    "Attention data parallelism (tp 1, ep 8): neither routing imbalance nor ranks that wait for each other are "
+    "Attention data parallelism (tp 1, ep 8): neither routing imbalance nor ranks waiting for each other is "
     "modelled; maximum throughput of DeepSeek-R1 is predicted about twice too high.",
-    "Maverick on 8 x H100, maximum throughput: the little memory left for the cache decides, and the engine's "
-    "workspaces are not among the memory terms; predictions are 17 to 56 % high.",
-    "H100 at tp 2, vLLM 0.10, where the cache is full (64 clients, or 32 with long prompts): the engine held about "
+    "Maverick on 8 x H100, maximum throughput: throughput is limited by the little memory left for the cache, and "
+    "the engine's workspaces are not among the memory terms; predictions are 17 to 56 % high.",
+    "H100 at tp 2, vLLM 0.10, when the cache is full (64 clients, or 32 with long prompts): the engine ran about "
     "half of the sequences that its settings allow; time to first token is 3 to 100 times the prediction.",
-    "TensorRT-LLM with `batch_wait_timeout_iters` (1,024/1,024 tokens at tp 1 and 4): prompts are held back on "
-    "purpose; time to first token is about twice the prediction.",
+    "TensorRT-LLM with `batch_wait_timeout_iters` (1,024/1,024 tokens at tp 1 and 4): the engine delays "
+    "prompts on purpose; time to first token is about twice the prediction.",
     "vLLM at 64 sequences on one H200 is predicted 18 % too slow: the constant for wide batches does not grow with the "
-    "share of a layer that a device holds.",
+    "share of a layer on each device.",
     "Training: container versions differ by up to 25 % on one setting (Qwen3-30B between two builds of 26.02: 1.8 "
-    "times); the model has one number for all. Collectives of data parallelism count as hidden. Context parallelism "
+    "times); the model has one number for all. Data-parallel collectives count as overlapped. Context parallelism "
     "over more than 2 ranks is predicted 15 to 20 % too fast, MT-NLG 530B 25 % (its recomputation is not in the row).",
     "The published model FLOPs of Llama 3.1 count the whole S x S square of query-key pairs; this planner counts the "
     "causal half, as the same source does for Llama 4, and is 5 to 11 % below.",
     "Rows are not independent: test rows of DeepSeek-V3 on SGLang repeat figures of calibration rows of DeepSeek-R1, "
     "which were therefore left out of the fit; series of one benchmark share scripts and hardware.",
-    "Extrapolations without any row: serving on Blackwell, Ampere and AMD; routed models on vLLM (their constant a "
+    "Extrapolations without any row: serving on Blackwell, Ampere and AMD; routed models on vLLM (their constant per "
     "layer lies midway between vLLM's dense blocks and SGLang's DeepSeek blocks); image tiles; pipeline-parallel "
     "serving.",
 )
 
 
 _PRINTED = (
-    "A plan prints the error of rows like it: engine, routed or dense, number format, length, GPUs and load, as far as "
-    "there are rows. Left out: each row judged by factors and errors of the other series. Test: rows that played no "
-    "part. Half of the rows should be within the median, nine of ten within the upper error (p90, of fewer than 20 "
-    "rows the largest).",
+    "A plan prints the error of comparable rows: the same engine, routed or dense, number format, length, GPUs and "
+    "load, as far as there are rows. Left out: each row predicted with factors and errors of the other series. Test: "
+    "rows that played no part. Half of the rows should be within the median, nine of ten within the upper error (p90, "
+    "or the largest of fewer than 20 rows).",
 )
 
 
@@ -206,10 +206,10 @@ def _coverage(rows: Iterable[Coverage]) -> Table:
 def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
     """docs/accuracy.md: what was compared, how wrong it is, where it is known to be wrong, and every row."""
     intro = (
-        "For anyone who must decide by an estimate: how wrong such estimates were where somebody measured. "
-        "Published measurements with all their settings, replayed by the planner. Factors are fitted on rows marked "
-        "`calibrate` alone (`python -m planners.evidence`); rows marked `test` played no part. Errors are relative: "
-        "predicted / published - 1. Written by `l4spec accuracy --document`; a test keeps it in step.",
+        "For anyone who makes decisions based on the estimates: their errors against published measurements. The "
+        "planner predicts each measurement from its published settings. Factors are fitted only on rows marked "
+        "`calibrate` (`python -m planners.evidence`); rows marked `test` played no part. Errors are relative: "
+        "predicted / published - 1. Written by `l4spec accuracy --document`; a test keeps it up to date.",
     )
     known = (KNOWN_WRONG[0], *(f"- {text}" for text in KNOWN_WRONG[1:]))
     return (

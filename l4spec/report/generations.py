@@ -103,9 +103,9 @@ def _rates(planned: Plan) -> tuple[float, float, float]:
 
 
 _INTRODUCTION = (
-    "For anyone who meets a table of Llama's generations in an article and wants to know which of its numbers hold: each "
-    "printed number, and beside it what the planner computes from the released dimensions.",
-    "Written by `python -m l4spec.report.generations`; a test holds it in step.",
+    "For anyone who reads an article's table of Llama generations and wants to know which of its numbers are right: "
+    "each printed number beside the one that the planner computes from the released dimensions.",
+    "Written by `python -m l4spec.report.generations`; a test keeps it up to date.",
 )
 
 
@@ -156,18 +156,18 @@ def _range(row: Generation) -> str:
 
 def _notes(rows: tuple[Generation, ...]) -> Iterator[str]:
     yield (
-        f"One sequence of {CONTEXT:,} tokens, the longest that Llama 1 takes, on the cache policy and overheads of "
-        f"{ENGINE}; the layout is the fastest. The article names no format for models before Llama 4: 16 bits, as "
-        "released."
+        f"One sequence of {CONTEXT:,} tokens, the longest that Llama 1 supports, with the cache policy and overheads "
+        f"of {ENGINE} and the fastest layout. The article names no format for models before Llama 4; they are planned "
+        "in 16 bits, as released."
     )
     yield (
-        "Tokens/s are of the printed GPUs where they hold the model, or else of the least power of two that does. At "
-        "most: every byte read at the published bandwidth. In brackets: the range that the 90th percentile of the "
-        "errors on published rows leaves, never above the bound."
+        "Tokens/s are for the printed number of GPUs if the model fits on them, otherwise for the smallest power of "
+        "two that fits. At most: every byte read at the published bandwidth. In brackets: the range given by the 90th "
+        "percentile of the errors on published rows, never above the bound."
     )
     broken = ", ".join(row.printed.generation for row in rows if not row.fits)
     if broken:
-        yield f"The printed GPUs do not hold, in 16 bits: {broken}."
+        yield f"Do not fit on the printed GPUs in 16 bits: {broken}."
     yield f"Printed numbers: {ARTICLE}, which names no source and no engine for them."
 
 

@@ -142,17 +142,21 @@ def reductions(
     """All-reduces over tp: of what layers give forward, and recomputed, and of their inputs' gradients backward."""
     if layout.tp == 1:
         return
-    stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage)
-    reduced = [group for group in groups if adds_up(group, layout)]
-    blocks = sum(group.count for group in reduced if group.first.layer is not None)
-    head = sum(group.count for group in groups if group.first.role == "head")
-    again = sum(
-        node.id not in _last_of_blocks(graph) for group in reduced for node in group.nodes if node.layer is not None
-    )
-    counts = {"forward": sum(group.count for group in reduced), "backward": blocks + head, "recomputed": again}
+    stream, counts = load.tokens * graph.hidden_size * ACTIVATION_BYTES, _num_reductions(graph, layout, stage)
     for name in _passes(recomputes):
         calls, payload = counts[name] * load.micro_batches, counts[name] * stream
         yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
+
+
+@kept_with(maxsize=1024)
+def _num_reductions(graph: LayerGraph, layout: Layout, stage: int) -> dict[str, int]:
+    """All-reduces of a micro-batch by pass."""
+    groups, last = groups_of_stage(graph, layout, stage), _last_of_blocks(graph)
+    reduced = [group for group in groups if adds_up(group, layout)]
+    blocks = sum(group.count for group in reduced if group.first.layer is not None)
+    head = sum(group.count for group in groups if group.first.role == "head")
+    again = sum(node.id not in last for group in reduced for node in group.nodes if node.layer is not None)
+    return {"forward": sum(group.count for group in reduced), "backward": blocks + head, "recomputed": again}
 
 
 def shares(

@@ -20,7 +20,7 @@ from planners.device.engine_overhead import reserved_terms, uncovered_bytes
 from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
-from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting, training_state
+from planners.device.training_state import OPTIMIZER_BYTES, StageState, TrainingState, TrainSetting, stage_state
 from planners.plan_types import DeviceMemory, HostMemoryUse, MemoryTerm
 
 
@@ -127,6 +127,8 @@ class Placement:
     reserved: int
     budget: Budget | None
     spill: Spill | None = None
+    states: tuple[StageState, ...] = ()
+    """What the device of each stage keeps in training."""
 
     def sequences(self, batch: int) -> int:
         """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
@@ -140,7 +142,7 @@ class Placement:
         setting, sequences = self.setting, self.sequences(batch)
         context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
-            return [self._training_use(setting.train, stage, context, sequences) for stage, _ in self.stages]
+            return [self._training_use(state.with_batch(context, sequences)) for state in self.states]
         uses = self._without_host(context, sequences)
         return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
 
@@ -188,8 +190,7 @@ class Placement:
         tiles = self.setting.num_tiles
         return serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
 
-    def _training_use(self, train: TrainSetting, stage: PipelineStage, context: int, sequences: int) -> DeviceUse:
-        state = training_state(self.setting.graph, train, self.layout, stage, context, sequences)
+    def _training_use(self, state: TrainingState) -> DeviceUse:
         return DeviceUse(
             weights=state.weights,
             cache=0,
@@ -226,7 +227,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
     graph, tp = setting.graph, layout.tp
     stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
-    terms, state_bytes = _terms_besides(setting, tp), state_bytes_of(setting.engine)
+    terms, state_bytes, train = _terms_besides(setting, tp), state_bytes_of(setting.engine), setting.train
     rates = activation_rates(graph, tp, layout.ep, divided=layout.cp > 1)
     return Placement(
         setting=setting,
@@ -235,12 +236,13 @@ def place(setting: Setting, layout: Layout) -> Placement:
             (stage, cache_rows(graph, stage, tp, setting.kv_dtype_bytes, state_bytes)) for stage in stage_list
         ),
         rates=rates,
-        profiled=None if setting.train else _profiled(setting, layout, rates),
+        profiled=None if train else _profiled(setting, layout, rates),
         reserved=sum(term.bytes for term in terms),
         budget=_budget(setting, tp),
         spill=_spill(setting, setting.host, stage_list[0], state_bytes)
         if setting.host is not None and layout.num_devices == 1
         else None,
+        states=tuple(stage_state(graph, train, layout, stage) for stage in stage_list) if train else (),
     )
 
 

@@ -66,34 +66,60 @@ class TrainingState:
     gathered: int
 
 
-def training_state(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, context: int, sequences: int
-) -> TrainingState:
-    """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What one device of a stage keeps whatever is trained on, and bytes a token that its activations take.
+
+    `kept` of each micro-batch in flight, of which there are `depth` at most, and `at_work` of one.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    kept: int
+    at_work: int
+    depth: int
+    micro_batch: int
+
+    def with_batch(self, context: int, sequences: int) -> TrainingState:
+        """With the activations of one optimizer step over `sequences` sequences of `context` tokens."""
+        micro = min(self.micro_batch, max(sequences, 1))
+        in_flight = min(self.depth, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
+        activations = micro * context * (in_flight * self.kept + self.at_work)
+        return TrainingState(self.weights, self.gradients, self.optimizer, activations, self.gathered)
+
+
+def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
+    """What one device of a stage keeps; activations as `training_bytes` counts them."""
     every = params_on_device(graph, layout, stage)
-    trained = params_on_device(graph, layout, stage, train.trainable)
+    trained = params_on_device(graph, layout, stage, train.trainable) if train.trainable else every
 
     def kept(params: tuple[int, int], level: int) -> int:
         return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
 
-    micro = min(train.micro_batch, max(sequences, 1))
-    in_flight = min(layout.pp - stage.index, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
     rates = activation_rates(graph, layout.tp, layout.ep)
     split = train.sequence_parallel and layout.tp > 1
-    kept_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing, split=split)
-    return TrainingState(
+    of_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing, split=split)
+    layers = tuple(of_layers[layer] for layer in stage.layers)
+    at_work = training_bytes(rates, layers, tokens=1, in_flight=0, last=stage.last)
+    return StageState(
         weights=WEIGHT_BYTES * kept(every, 3),
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
-        activations=training_bytes(
-            rates,
-            tuple(kept_layers[layer] for layer in stage.layers),
-            tokens=micro * context,
-            in_flight=in_flight,
-            last=stage.last,
-        ),
         gathered=_gathered(graph, train, layout, stage),
+        kept=training_bytes(rates, layers, tokens=1, in_flight=1, last=stage.last) - at_work,
+        at_work=at_work,
+        depth=layout.pp - stage.index,
+        micro_batch=train.micro_batch,
     )
+
+
+def training_state(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, context: int, sequences: int
+) -> TrainingState:
+    """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
+    return stage_state(graph, train, layout, stage).with_batch(context, sequences)
 
 
 def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:

@@ -35,11 +35,13 @@ class _Tried:
     """Seconds with the caution that the setting asks for."""
     room: int
     comfortable: bool
+    place_in_line: int
+    """Among `settings_of`."""
 
     @property
-    def rank(self) -> tuple[bool, float, int]:
+    def rank(self) -> tuple[bool, float, int, int]:
         """The smaller the better; equal times by the room that is left where none is comfortable."""
-        return not self.comfortable, self.compared, 0 if self.comfortable else -self.room
+        return not self.comfortable, self.compared, 0 if self.comfortable else -self.room, self.place_in_line
 
 
 def settings_of(deployment: Deployment) -> Iterator[TrainSetting]:
@@ -111,35 +113,45 @@ def training_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
 
 
 def _fastest(deployment: Deployment, layout: Layout) -> _Tried | None:
+    """The best setting, tried in the order of their bounds; None where no time is estimated."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
     machine = Machine(cluster.hardware, cluster.gpus_per_host)
-    best: _Tried | None = None
-    inside: dict[tuple[str, int], float | None] = {}
-    for train in settings_of(deployment):
+    inside: dict[tuple[str, int], float] = {}
+    bounded: list[tuple[float, int, TimedTraining]] = []
+    for place_in_line, train in enumerate(settings_of(deployment)):
         timed = TimedTraining(with_setting(deployment, train), machine, layout)
         key = (train.checkpointing, train.micro_batch)
         if key not in inside:
-            inside[key] = timed.replica_seconds()
-        least = inside[key]
-        if least is None:
-            return None
-        factor = caution(deployment, layout, train.zero_stage)
-        if best is not None and best.comfortable and least * factor >= best.compared:
+            seconds = timed.replica_seconds()
+            if seconds is None:
+                return None
+            inside[key] = seconds
+        bounded.append((inside[key] * caution(deployment, layout, train.zero_stage), place_in_line, timed))
+    best: _Tried | None = None
+    for bound, place_in_line, timed in sorted(bounded, key=lambda each: each[:2]):
+        if best is not None and best.comfortable and (bound, place_in_line) > (best.compared, best.place_in_line):
             continue
-        placement = place(timed.deployment.setting, layout)
-        room = placement.room(deployment.context, deployment.batch)
-        if room < 0:
-            continue
-        budget = placement.budget
-        seconds = max(least, timed.shared_seconds())
-        tried = _Tried(
-            train,
-            seconds,
-            compared=seconds * factor,
-            room=room,
-            comfortable=budget is None or room >= ROOM * budget.usable_bytes,
-        )
-        if best is None or tried.rank < best.rank:
+        key = (timed.train.checkpointing, timed.train.micro_batch)
+        tried = _tried(timed, inside[key], place_in_line)
+        if tried is not None and (best is None or tried.rank < best.rank):
             best = tried
     return best
+
+
+def _tried(timed: TimedTraining, least: float, place_in_line: int) -> _Tried | None:
+    """What a setting gives that takes `least` seconds inside a replica; None where it does not fit."""
+    deployment, train = timed.deployment, timed.train
+    placement = place(deployment.setting, timed.layout)
+    room, budget = placement.room(deployment.context, deployment.batch), placement.budget
+    if room < 0:
+        return None
+    seconds = max(least, timed.shared_seconds())
+    return _Tried(
+        train,
+        seconds,
+        compared=seconds * caution(deployment, timed.layout, train.zero_stage),
+        room=room,
+        comfortable=budget is None or room >= ROOM * budget.usable_bytes,
+        place_in_line=place_in_line,
+    )

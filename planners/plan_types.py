@@ -15,7 +15,7 @@ from planners.latency_types import Frozen, Latency
 from planners.plan_views import ShownPlan
 from planners.video import VideoInfo
 
-Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory"]
+Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory", "simplest"]
 BY_TIME: tuple[Objective, ...] = ("fastest", "cheapest")
 """Objectives that layouts are timed for; the others go by memory."""
 ChosenBy = Literal["time", "memory", "given"]

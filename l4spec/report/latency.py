@@ -74,20 +74,39 @@ def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str]
 
 
 def _beside(figures: Figures, estimate: float | None, bound: float | None, error: LatencyError | None) -> str:
-    """`12.3 ms estimated, at least 9.1 ms`, with the error of left-out rows."""
+    """`12.3 ms estimated, at least 9.1 ms`, with the range and the median that the errors of left-out rows give."""
     least = "" if bound is None else f"at least {figures.seconds(bound)}"
     if estimate is None:
         return least
-    known = "" if error is None else f" ({error_words(error)})"
-    return f"{figures.seconds(estimate)} estimated{known}, {least}"
+    if error is None:
+        return f"{figures.seconds(estimate)} estimated, {least}"
+    low, high = time_range(bound or 0.0, estimate, error)
+    span = f"{figures.seconds(low)} {'or more' if high is None else f'to {figures.seconds(high)}'}"
+    known = f"{_upper_word(error)} {span}, median error {100 * error.median:.0f} %{_judged_rows(error)}"
+    return f"{figures.seconds(estimate)} estimated ({known}), {least}"
+
+
+def time_range(bound: float, estimate: float, error: LatencyError) -> tuple[float, float | None]:
+    """Where the measured time lies for |estimate - measured| / measured <= p90: from e / (1 + p90) to e / (1 - p90).
+
+    Never below the bound; an error of 100 % or more leaves the upper end open.
+    """
+    low = max(bound, estimate / (1 + error.p90))
+    return (low, estimate / (1 - error.p90)) if error.p90 < 1 else (low, None)
 
 
 def error_words(error: LatencyError) -> str:
     """`median error 4 %, p90 20 % over 32 measured rows of its kind`; of fewer than 20 rows the largest error."""
-    upper = "largest" if _upper_name(error) == "largest" else "p90"
+    return f"median error {100 * error.median:.0f} %, {_upper_word(error)} {100 * error.p90:.0f} %{_judged_rows(error)}"
+
+
+def _upper_word(error: LatencyError) -> str:
+    return "largest" if _upper_name(error) == "largest" else "p90"
+
+
+def _judged_rows(error: LatencyError) -> str:
     kind = "of its kind" if error.alike else "of other kinds"
-    rows = f" over {error.num_rows} measured rows {kind}" if error.alike or error.unlike else ""
-    return f"median error {100 * error.median:.0f} %, {upper} {100 * error.p90:.0f} %{rows}"
+    return f" over {error.num_rows} measured rows {kind}" if error.alike or error.unlike else ""
 
 
 def _error(latency: Latency, metric: str) -> LatencyError | None:
@@ -95,8 +114,9 @@ def _error(latency: Latency, metric: str) -> LatencyError | None:
 
 
 def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
-    """What makes the times worse than usual: no factors at all, or factors of other hardware."""
-    remarks = [latency.reason] if latency.reason else [note for note in latency.notes if "extrapolation" in note]
+    """What makes the times worse than usual: no factors at all, factors of other hardware, or devices without work."""
+    cautions = [note for note in latency.notes if "extrapolation" in note or "idle" in note]
+    remarks = [latency.reason] if latency.reason else cautions
     return (("caution", "; ".join(remarks)),) if remarks else ()
 
 

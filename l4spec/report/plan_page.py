@@ -192,7 +192,8 @@ def layout_in_words(plan: Plan) -> str:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
     asked = plan.deployment
-    by = ", by memory since no time is estimated" if asked.chosen_by == "memory" and asked.objective in BY_TIME else ""
+    untimed = asked.chosen_by == "memory" and asked.objective in BY_TIME
+    by = ", the simplest since no time is estimated" if untimed else ""
     return f"{plan.layout} (objective {asked.objective}{by}; {fitting} of {len(plan.layouts)} legal layouts fit)"
 
 
@@ -211,9 +212,13 @@ def _alternative(plan: Plan, figures: Marked) -> str | None:
     then, more = _seconds(other) or 0.0, chosen.total_bytes - other.total_bytes
     if abs(then - now) <= now * _NOTABLE and abs(more) <= chosen.total_bytes * _NOTABLE:
         return None
-    speed = f"{now / then:.1f}x faster" if then <= now else f"{then / now:.1f}x slower"
+    speed = "about as fast" if abs(then - now) <= now * _NOTABLE else _times_as_fast(now, then)
     why = "; no measured row serves by a pipeline" if other.layout.pp > 1 and plan.deployment.mode == "serve" else ""
     return f"{other.layout}: {speed}, {figures.work.gib(abs(more))} {'more' if more >= 0 else 'less'} free{why}"
+
+
+def _times_as_fast(now: float, then: float) -> str:
+    return f"{now / then:.1f}x faster" if then <= now else f"{then / now:.1f}x slower"
 
 
 def _seconds(row: LayoutRow) -> float | None:

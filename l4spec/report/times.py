@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from l4spec.report.charts import TimeSpan, roofline, spans
+from l4spec.report.latency import time_range
 from l4spec.report.page import Figure, Section, Table
 from l4spec.report.quantities import Figures, seconds
 from planners.latency_types import Latency, LatencyError, StepLatency
@@ -74,14 +75,8 @@ def _spans(latency: Latency) -> Iterator[TimeSpan]:
 
 
 def _range(bound: float, estimate: float | None, error: LatencyError | None) -> tuple[float | None, float | None]:
-    """Where the measured time lies for |estimate - measured| / measured <= p90: from e / (1 + p90) to e / (1 - p90).
-
-    Never below the bound; an error of 100 % or more leaves the upper end open, which is not drawn.
-    """
-    if estimate is None or error is None:
-        return None, None
-    low = max(bound, estimate / (1 + error.p90))
-    return (low, estimate / (1 - error.p90)) if error.p90 < 1 else (low, None)
+    """The range of `time_range`; an open upper end is not drawn."""
+    return (None, None) if estimate is None or error is None else time_range(bound, estimate, error)
 
 
 __all__ = ["roofline_section", "times_figure"]

@@ -116,7 +116,7 @@ def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
     left = {
         name: v for name, v in request.echo().items() if option_of(PlanRequest, name).mode in (None, _mode(training))
     }
-    objective = "max-context" if claim.quantity == "max_context" else "max-free-memory"
+    objective = "max-context" if claim.quantity == "max_context" else "simplest"
     return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **output})
 
 

@@ -149,10 +149,10 @@ def by_memory(
 ) -> LayoutRow:
     """The row that serves an objective of memory best; among equals the simplest one.
 
-    max-free-memory: fits, then no pipeline, no expert parallelism, and tensor parallelism as wide as a host; for
-    training the fewest devices per replica that leave no data-parallel rank without a sequence. max-context: the
-    longest context. min-gpus: fits with the fewest devices per replica. Where nothing fits, the row whose fullest
-    device holds the least comes first.
+    max-free-memory: the fullest device holds the least. simplest: fits, then no pipeline, no expert parallelism, and
+    tensor parallelism as wide as a host; for training the fewest devices per replica that leave no data-parallel rank
+    without a sequence. max-context: the longest context. min-gpus: fits with the fewest devices per replica. Where
+    nothing fits, the row whose fullest device holds the least comes first.
     """
 
     def simplest(row: LayoutRow) -> tuple[int, ...]:
@@ -169,9 +169,10 @@ def by_memory(
         return max(row.layout.dp * row.layout.ep - batch, 0)
 
     keys: dict[str, Callable[[LayoutRow], tuple[int, ...]]] = {
-        "max-free-memory": lambda row: (int(not row.fits), excess(row), *simplest(row)),
+        "max-free-memory": lambda row: (int(not row.fits), row.total_bytes, *simplest(row)),
+        "simplest": lambda row: (int(not row.fits), excess(row), *simplest(row)),
         "max-context": lambda row: (int(not row.fits), -row.max_context, excess(row), *simplest(row)),
         "min-gpus": lambda row: (int(not row.fits), excess(row), replica(row), *simplest(row)),
         "training": lambda row: (int(not row.fits), excess(row), idle(row), replica(row), *simplest(row)),
     }
-    return min(rows, key=keys["training" if training and objective == "max-free-memory" else objective])
+    return min(rows, key=keys["training" if training and objective == "simplest" else objective])

@@ -56,12 +56,12 @@ def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutR
     """The row that serves the objective best, and by what it was chosen: `time` or `memory`.
 
     fastest: the shortest request (without output tokens the shortest decode step; in training the shortest step).
-    cheapest: the most tokens of a GPU. Where no time is estimated, and for the other objectives, by memory.
+    cheapest: the most tokens of a GPU. Where no time is estimated the simplest; for the other objectives by memory.
     """
     objective = deployment.request.objective
     close = [row for row in rows if row.as_fast]
     if objective not in BY_TIME or not close:
-        memory: Objective = "max-free-memory" if objective in BY_TIME else objective
+        memory: Objective = "simplest" if objective in BY_TIME else objective
         training = deployment.setting.train is not None
         row = by_memory(rows, memory, deployment.gpus_per_host, training=training, batch=deployment.batch)
         return row, "memory"

@@ -97,7 +97,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
         train=time,
         step_time_bound_seconds=time.bound_seconds,
-        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ())),
+        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()), *_idle(load)),
     )
     if factors is None or not fitted:
         return section
@@ -107,6 +107,19 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate_seconds or 0.0) else section.notes
     remarks = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
+
+
+def _idle(load: TrainLoad) -> tuple[str, ...]:
+    """What too small a batch leaves without work: data-parallel ranks, or most of a pipeline's time."""
+    ranks = load.num_devices // (load.tp * load.pp * load.cp)
+    notes = []
+    if load.sequences < ranks:
+        without = ranks - load.sequences
+        notes.append(f"the batch is small: {without:,} of {ranks:,} data-parallel ranks are idle, without a sequence")
+    if load.bubble > 1:
+        share = load.bubble / (1 + load.bubble)
+        notes.append(f"the batch is small: {load.pp} pipeline stages are idle for {100 * share:.0f} % of a step")
+    return tuple(notes)
 
 
 def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:

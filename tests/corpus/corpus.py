@@ -100,7 +100,7 @@ def run(case: str, of_start: bool = False) -> Entry:
     if not of_start:
         words = [RENAMED_OPTIONS.get(word, word) for word in words]
         if words[0] in ("plan", "compare") and words[1][0] != "-" and "--objective" not in words:
-            words += ["--objective", "max-free-memory"]  # the default of the start commit
+            words += ["--objective", "simplest"]  # the default of the start commit
     if "--emit" in words:
         code, text = _in_process(words)
         return {"exit": code, "rest": digest(_commands(text))}
@@ -171,7 +171,7 @@ def _normal(value: Any, parts: dict[str, list[Any]], parent: str, whole: bool = 
         return f"{value:.9g}"
     if isinstance(value, str):
         if parent == "command":  # bf16 is written out since specs may say how their weights are stored
-            value = value.replace(" --quantization bf16", "").replace(" --objective max-free-memory", "")
+            value = value.replace(" --quantization bf16", "").replace(" --objective simplest", "")
         words = [RENAMED_VALUES.get(word, word) for word in value.split(" ")]
         return " ".join(sorted(map(_old_option, words)) if parent == "command" else words)
     return value

@@ -16,7 +16,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
 """Keys that have been added since, each with the object that it stands in."""
 RENAMED_OPTIONS: dict[str, str] = {}
 """Options: the name at the start commit → today's name."""
-RENAMED_VALUES: dict[str, str] = {"max-free-memory": "balanced"}
+RENAMED_VALUES: dict[str, str] = {"simplest": "balanced"}
 """Words in documents that programs read: today's → the one at the start commit."""
 PROSE = frozenset(
     (

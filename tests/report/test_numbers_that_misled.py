@@ -4,8 +4,10 @@ import pytest
 
 from l4spec.report.compare import compare, compare_page
 from l4spec.report.explain_times import time_sections
+from l4spec.report.latency import time_range
 from l4spec.report.page import Table, to_text
 from planners import plan
+from planners.latency_types import LatencyError
 from planners.plan_types import Plan
 from planners.search.layouts import MAX_BATCH
 from tests.planners.models import graph
@@ -104,3 +106,34 @@ def test_a_comparison_of_training_has_no_rows_of_serving() -> None:
     assert "largest batch" not in page
     for row in ("FLOPs of a training step", "ZeRO stage", "GPU-hours"):
         assert row in page
+
+
+def test_a_batch_too_small_for_the_gpus_is_cautioned_about() -> None:
+    small = plan("scout", gpus="2048xH100", mode="train", batch=7)
+    ranks = small.layout.dp * small.layout.ep
+    assert f"{ranks - 7:,} of {ranks:,} data-parallel ranks are idle" in " ".join(small.report().split())
+    piped = plan("scout", gpus="2048xH100", mode="train", batch=64, tp=8, ep=8, pp=32)
+    assert "32 pipeline stages are idle for 79 % of a step" in " ".join(piped.report().split())
+    assert "idle" not in plan("scout", gpus="2048xH100", mode="train").report()
+
+
+def test_an_alternative_is_about_as_fast_rather_than_1_0x_faster() -> None:
+    shown = plan("scout", gpus="32xH100", tp=8, context="10M").report()
+    assert "about as fast" in shown
+    assert "1.0x" not in shown
+
+
+def test_the_error_of_a_time_is_a_range_around_it() -> None:
+    made = plan("scout", gpus="8xH100")
+    assert made.latency is not None
+    error = next(each for each in made.latency.errors if each.metric == "tpot")
+    tpot = made.latency.time_per_output_token_seconds
+    assert tpot is not None
+    low, high = (1e3 * tpot / (1 + sign * error.p90) for sign in (1, -1))
+    assert f"(p90 {low:.2f} ms to {high:.2f} ms, median error" in " ".join(made.report().split())
+
+
+def test_an_error_beyond_the_estimate_itself_leaves_the_range_open() -> None:
+    error = LatencyError(metric="ttft", median=0.2, p90=1.5, num_rows=30, num_sources=5)
+    assert time_range(0.1, 1.0, error) == (0.4, None)
+    assert time_range(0.5, 1.0, error) == (0.5, None)

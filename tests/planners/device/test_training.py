@@ -123,8 +123,8 @@ def test_two_layers_of_scout_without_checkpointing_take_about_what_was_measured(
     assert 145.55 <= result.total_bytes / GIB <= 1.1 * 145.55
 
 
-def test_by_free_memory_training_chooses_the_fewest_devices_a_replica() -> None:
-    planned = plan(graph("mobilellm-r1-950m"), gpus="8xH100", mode="train", batch=8, objective="max-free-memory")
+def test_the_simplest_training_has_the_fewest_devices_a_replica() -> None:
+    planned = plan(graph("mobilellm-r1-950m"), gpus="8xH100", mode="train", batch=8, objective="simplest")
     assert (planned.layout.dp, planned.fits) == (8, True)
 
 

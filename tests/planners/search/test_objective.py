@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 
 from l4spec.errors import UserError
+from l4spec.report.plan_page import layout_in_words
 from planners.plan import plan
 from planners.plan_types import LayoutRow, Objective, Plan
 from planners.timing.efficiency import serving_efficiency
 from tests.cpu_time import takes_at_most
 from tests.planners.models import graph
 
-BOTH: tuple[Objective, ...] = ("fastest", "max-free-memory")
+BOTH: tuple[Objective, ...] = ("fastest", "simplest")
 LATE: dict[str, Any] = {
     "gpus": "16xH200",
     "quantization": "fp8-block",
@@ -28,11 +29,11 @@ def seconds(row: LayoutRow) -> float:
 
 def test_deepseek_v3_on_two_hosts_gets_a_layout_several_times_as_fast_as_by_memory() -> None:
     chosen = plan(graph("deepseek-v3"), **LATE)
-    roomy = plan(graph("deepseek-v3"), **LATE, objective="max-free-memory")
+    simple = plan(graph("deepseek-v3"), **LATE, objective="simplest")
     assert chosen.latency is not None
-    assert roomy.latency is not None
-    assert (chosen.latency.time_per_output_token_seconds or 1) * 3 < (roomy.latency.time_per_output_token_seconds or 0)
-    assert (chosen.deployment.chosen_by, roomy.deployment.chosen_by) == ("time", "memory")
+    assert simple.latency is not None
+    assert (chosen.latency.time_per_output_token_seconds or 1) * 3 < (simple.latency.time_per_output_token_seconds or 0)
+    assert (chosen.deployment.chosen_by, simple.deployment.chosen_by) == ("time", "memory")
 
 
 @pytest.mark.parametrize("spec", ["scout", "maverick", "llama-3.1-70b", "deepseek-v3"])
@@ -66,7 +67,16 @@ def test_times_of_layouts_are_those_of_their_own_plans() -> None:
 def test_without_an_estimate_memory_decides_and_the_plan_says_so() -> None:
     planned = plan(graph("scout"), gpus="8xH100", engine="llama.cpp")
     assert planned.deployment.chosen_by == "memory"
-    assert planned.layout == plan(graph("scout"), gpus="8xH100", objective="max-free-memory").layout
+    assert planned.layout == plan(graph("scout"), gpus="8xH100", objective="simplest").layout
+    assert "the simplest since no time is estimated" in layout_in_words(planned)
+
+
+@pytest.mark.parametrize("mode", ["serve", "train"])
+def test_the_most_free_memory_is_the_most_of_all_layouts_that_fit(mode: str) -> None:
+    planned = plan(graph("scout"), gpus="16xH200", mode=mode, objective="max-free-memory")
+    simple = plan(graph("scout"), gpus="16xH200", mode=mode, objective="simplest")
+    least = min(row.total_bytes for row in planned.layouts if row.fits)
+    assert planned.memory_per_device.total_bytes == least < simple.memory_per_device.total_bytes
 
 
 def test_the_old_name_is_refused_with_the_new_one() -> None:

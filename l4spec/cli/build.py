@@ -13,6 +13,7 @@ from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.output import cleared_up, complain, write
 from l4spec.cli.progress import progress
 from l4spec.errors import Problem, UserError
+from l4spec.units import gib
 
 if TYPE_CHECKING:
     from l4spec.quantization.scheme import Quantization
@@ -51,6 +52,8 @@ PackingOption = Annotated[
         help="Pack the weights: `l4spec ls quantization`, or NAME-g32 for other groups.  [default: none]",
     ),
 ]
+_LARGE_BYTES = 1 << 30
+"""Weights that take so long to fill that one line says what is going on, wherever stderr goes."""
 MAX_SEED = 2**63 - 1
 """Torch's generators take no larger one."""
 SeedOption = Annotated[
@@ -215,12 +218,16 @@ def _filled(
     import l4spec
     from l4spec.runtime.build import build_quantized
     from l4spec.runtime.initialize import initialize
-    from l4spec.runtime.memory_check import require_memory
+    from l4spec.runtime.memory_check import free_bytes, require_memory, weight_bytes
     from l4spec.runtime.smoke_run import trial_bytes
 
     graph = l4spec.compile(spec)
     require_memory(spec, graph, device, dtype, trial_bytes(graph), table)
-    with progress("filling with random weights", show_progress and device != "meta") as report:
+    if device != "meta" and (size := weight_bytes(graph, dtype, table)) >= _LARGE_BYTES:
+        free = free_bytes(device)
+        room = "" if free is None else f" of {gib(free)} that are free"
+        complain(f"filling {gib(size)} of weights{room} on {device} with random numbers, then running them")
+    with progress("filling with random weights", False if device == "meta" else show_progress) as report:
         if table is not None:
             return build_quantized(graph, table, device, seed=seed, report=report)
         model = l4spec.build(graph, device, dtype, seed=None)

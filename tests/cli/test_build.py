@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import l4spec
+from l4spec.cli import build
 from l4spec.library import shipped_specs
 from l4spec.runtime import checkpoints, memory_check, smoke_run
 from l4spec.runtime.generate import OptionFields
 from l4spec.runtime.tokenizer import Message, open_tokenizer, stop_ids_of
+from l4spec.units import gib
 from tests.cli.conftest import Run
 from tests.runtime.checkpoints.models import save_small
 from tests.runtime.test_tokenizer import write_hugging_face, write_tiktoken
@@ -149,6 +151,27 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(run: Run, monkeypat
     assert result.exit_code == 2
     assert "needs 203.5" in result.stderr
     assert "--layers 3 or --scale 1/4 fits" in result.stderr
+
+
+def test_a_large_model_says_what_is_filled_and_how_much_is_free(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "filling" not in run("build", "tiny/scout", "--device", "cpu").stderr
+    monkeypatch.setattr(build, "_LARGE_BYTES", 1 << 19)
+    monkeypatch.setattr(memory_check, "_available", lambda: 2 << 30)
+    monkeypatch.setattr(memory_check, "_cgroup_left", lambda: ())
+    monkeypatch.setattr(memory_check, "_rlimits_left", lambda: ())
+    graph = l4spec.compile(l4spec.load("tiny/scout"))
+    size = gib(memory_check.weight_bytes(graph, "bf16"))
+    result = run("build", "tiny/scout", "--device", "cpu", "--dtype", "bf16")
+    assert f"filling {size} of weights of 2.00 GiB that are free on cpu" in result.stderr
+    assert "filling" not in run("build", "tiny/scout").stderr
+
+
+def test_no_bar_is_shown_for_a_model_that_is_not_filled(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool | None] = []
+    shown = build.progress
+    monkeypatch.setattr(build, "progress", lambda label, wish: (asked.append(wish), shown(label, False))[1])
+    assert run("build", "tiny/scout").exit_code == 0
+    assert asked == [False]
 
 
 def test_memory_that_runs_out_all_the_same_is_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

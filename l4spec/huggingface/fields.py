@@ -39,6 +39,8 @@ class Fields:
     """What the import left out or took for granted, for the reader of the result."""
     read: set[str] = field(default_factory=set)
     carried: dict[str, Any] = field(default_factory=dict)
+    assumed: dict[str, Any] = field(default_factory=dict)
+    """Sizes and numbers by their dotted names that the config leaves out: what transformers assumes for them."""
 
     def raw(self, name: str) -> Any:
         """The value as it stands, or what transformers assumes; None with a problem when neither exists."""
@@ -48,6 +50,8 @@ class Fields:
             family = self.data.get("model_type")
             self.problem(name, "missing field", f"{family} has no default for it" if isinstance(family, str) else "")
             return None
+        if name not in self.data and isinstance(value, int | float) and not isinstance(value, bool) and value:
+            self.assumed[self._dotted(name)] = value
         return value
 
     def has(self, name: str) -> bool:
@@ -127,7 +131,9 @@ class Fields:
             self.problem(name, f"expected a mapping, found {shortened(value)}")
             value = {}
         path = self._dotted(name)
-        return Fields(value, defaults or {}, self.file, path, self.problems, self.consequences, self.notes)
+        inner = Fields(value, defaults or {}, self.file, path, self.problems, self.consequences, self.notes)
+        inner.assumed = self.assumed
+        return inner
 
     def carry(self, *names: str) -> None:
         """These fields have no effect here; they are kept for the way back."""

@@ -79,6 +79,9 @@ def import_config(
     if left:
         more = f" and {len(left) - 8:,} more" if len(left) > 8 else ""
         fields.note(f"left out, since a spec cannot hold it: {', '.join(left[:8])}{more}")
+    if fields.assumed:
+        values = ", ".join(f"{name} {value}" for name, value in fields.assumed.items())
+        fields.note(f"not in the config, and taken as transformers assumes: {values}")
     text_config = config.get("text_config")
     style = rope_style(Fields(text_config if isinstance(text_config, dict) else config, {}, file))
     data: Data = {

@@ -52,6 +52,10 @@ class Shrink:
 LARGEST = 2**40
 """Upper bound of any size in a spec: larger ones are mistakes, and products of a few of them still fit an integer."""
 
+WIDEST = 2**24
+"""Upper bound of what stands side by side in one layer: 16 times the most that is published, the 1,048,576 experts of
+PEER (arXiv:2407.04153). A larger number is a slip, and every figure that followed from it would be one too."""
+
 
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
@@ -61,6 +65,8 @@ AsTuple = BeforeValidator(_as_tuple)
 """YAML has lists, frozen specs have tuples."""
 
 Size = Annotated[int, Field(ge=1, le=LARGEST)]
+LayerSize = Annotated[int, Field(ge=1, le=WIDEST)]
+"""A width, or a number of heads, experts or entries of a vocabulary."""
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
 
@@ -68,7 +74,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=1e12)]
 class InnerWidthSpec(LayerSpec):
     """Base of kinds with one width inside, of which each tensor-parallel rank computes a part."""
 
-    intermediate_size: Size
+    intermediate_size: LayerSize
 
     def narrowed(self, tp: int) -> Self:
         """The inner width divided."""

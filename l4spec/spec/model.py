@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from l4spec.errors import nearest
 from l4spec.layers import KINDS
 from l4spec.layers.attention.positions import Rope2d
-from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSpec, PositiveFloat, Size, Slot, Spec
+from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSize, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.about import About
@@ -80,7 +80,7 @@ MAX_PARTS = 4_096
 class StackSpec(Spec):
     """A stack of blocks on one residual stream: named parts and the pattern in which they are laid."""
 
-    hidden_size: Size
+    hidden_size: LayerSize
     """Width of the residual stream."""
     norm: NormSpec
     """Norm of every block, and the last one of the stack."""
@@ -134,7 +134,7 @@ def _num_blocks(item: GroupSpec | BlockSpec) -> int:
 class TextSpec(StackSpec):
     """The language model."""
 
-    vocab_size: Size
+    vocab_size: LayerSize
     """Entries of the vocabulary, special tokens included."""
     max_seq_len: Size
     """Longest sequence that the model was made for, in tokens. Never silently used as the planned context."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError, nearest
 from l4spec.layers import KINDS
+from l4spec.layers.base import WIDEST
 from l4spec.spec.document import Document
 from l4spec.spec.files import label
 from l4spec.spec.header import Header
@@ -34,6 +35,14 @@ _EXPECTED = {
     "model_attributes_type": "a mapping",
     "finite_number": "a finite number",
 }
+
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_WIDEST_HINT = "the most that a published layer has side by side are the 1,048,576 experts of arXiv:2407.04153"
 
 
 def parse_spec(document: Document) -> ModelSpec:
@@ -140,8 +149,13 @@ def _words(
         return f"expected {options}, found {shown(value)}", nearest(str(value), words)
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, found {shown(value)}", ""
+    if kind in _BOUNDS:
+        words, limit = _BOUNDS[kind]
+        bound = context[limit]
+        why = _WIDEST_HINT if (limit, bound) == ("le", WIDEST) else ""
+        return f"expected {words} {format(bound, ',' if isinstance(bound, int) else 'g')}, found {shown(value)}", why
     message = str(details["msg"]).removeprefix("Value error, ")
-    if kind.startswith(("greater", "less", "string", "too")):
+    if kind.startswith(("string", "too")):
         message = f"{message[:1].lower()}{message[1:]}, found {shown(value)}"
     return message, str(context.get("hint", ""))
 

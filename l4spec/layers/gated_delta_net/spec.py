@@ -4,20 +4,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from l4spec.layers.base import LayerSpec, PositiveFloat, Shrink, Size
+from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat, Shrink
 
 
 class GatedDeltaNetSpec(LayerSpec):
     """Linear attention by the gated delta rule, a state that does not grow (arXiv:2412.06464; Qwen3-Next, Qwen3.5)."""
 
     kind: Literal["gated_delta_net"]
-    num_key_heads: Size
+    num_key_heads: LayerSize
     """Heads of queries and keys."""
-    num_value_heads: Size
+    num_value_heads: LayerSize
     """Heads of values, each with a state; a multiple of num_key_heads, neighbours share a query and a key."""
-    key_head_dim: Size
+    key_head_dim: LayerSize
     """Width of a query and of a key, and rows of a state."""
-    value_head_dim: Size
+    value_head_dim: LayerSize
     """Width of a value, and columns of a state."""
     conv_kernel_size: Annotated[int, Field(ge=2, le=1024)] = 4
     """Tokens that the convolution of queries, keys and values sees, the newest one included."""

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from l4spec.layers.base import InnerWidthSpec, Size
+from l4spec.layers.base import InnerWidthSpec, LayerSize
 
 
 class GeGLUSpec(InnerWidthSpec):
     """Gated feed-forward layer, (GELU(x W_gate) * (x W_up)) W_down (Shazeer 2020, arXiv:2002.05202)."""
 
     kind: Literal["geglu"]
-    intermediate_size: Size
+    intermediate_size: LayerSize
     """Width between the two projections."""
     approximate: Literal["tanh", "none"] = "tanh"
     """GELU by its tanh approximation (Gemma) or exactly."""

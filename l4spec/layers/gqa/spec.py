@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from l4spec.layers.attention.masks import Mask
 from l4spec.layers.attention.positions import Position, Rope, Rope2d
-from l4spec.layers.base import LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat, Spec
 
 
 class L2Norm(Spec):
@@ -45,13 +45,13 @@ class GQASpec(LayerSpec):
     """Grouped-query attention (arXiv:2305.13245): `num_heads` query heads share `num_kv_heads` key/value heads."""
 
     kind: Literal["gqa"]
-    num_heads: Size
+    num_heads: LayerSize
     """Query heads."""
-    num_kv_heads: Size
+    num_kv_heads: LayerSize
     """Key/value heads: equal to num_heads for MHA, 1 for MQA."""
-    head_dim: Size
+    head_dim: LayerSize
     """Width of a head."""
-    v_head_dim: Size | None = None
+    v_head_dim: LayerSize | None = None
     """Width of a value head; head_dim when left out (MiMo-V2: narrower)."""
     mask: Mask
     """Which keys a query sees."""

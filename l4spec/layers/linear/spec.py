@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from l4spec.layers.base import LayerSpec, Size
+from l4spec.layers.base import LayerSize, LayerSpec
 
 
 class LinearSpec(LayerSpec):
     """One linear layer from the stream's width to `output_size`."""
 
     kind: Literal["linear"]
-    output_size: Size
+    output_size: LayerSize
     """Width of the output."""
     bias: bool = False
     """Whether a bias is added."""

@@ -2,14 +2,14 @@
 
 from typing import Literal
 
-from l4spec.layers.base import LayerSpec, PositiveFloat, Size
+from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat
 
 
 class LMHeadSpec(LayerSpec):
     """Projection of the last hidden state to one logit per vocabulary entry, in fp32."""
 
     kind: Literal["lm_head"]
-    vocab_size: Size
+    vocab_size: LayerSize
     """Number of logits."""
     tied: bool = False
     """Use the embedding table as weight."""

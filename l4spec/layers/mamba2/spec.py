@@ -4,20 +4,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from l4spec.layers.base import LayerSpec, PositiveFloat, Shrink, Size
+from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat, Shrink
 
 
 class Mamba2Spec(LayerSpec):
     """Selective state space in its dual form, a state that does not grow (arXiv:2405.21060; Nemotron-H)."""
 
     kind: Literal["mamba2"]
-    num_heads: Size
+    num_heads: LayerSize
     """Heads, each with a state."""
-    head_dim: Size
+    head_dim: LayerSize
     """Width of a head, and columns of a state."""
-    state_size: Size
+    state_size: LayerSize
     """Rows of a state."""
-    num_groups: Size = 1
+    num_groups: LayerSize = 1
     """Groups of heads that share what writes (B) and reads (C) the state, and a norm."""
     conv_kernel_size: Annotated[int, Field(ge=2, le=1024)] = 4
     """Tokens that the convolution sees, the newest one included."""

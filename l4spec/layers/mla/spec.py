@@ -6,23 +6,23 @@ from pydantic import model_validator
 
 from l4spec.layers.attention.masks import Mask
 from l4spec.layers.attention.positions import Position, Rope, Rope2d
-from l4spec.layers.base import LayerSpec, PositiveFloat, Size
+from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat
 
 
 class LatentSpec(LayerSpec):
     """Sizes of attention whose keys and values come from a cached latent."""
 
-    num_heads: Size
+    num_heads: LayerSize
     """Heads; every head has keys and values of its own, computed from the latent."""
-    q_lora_rank: Size | None
+    q_lora_rank: LayerSize | None
     """Rank of the query's low-rank projection; null for a full one."""
-    kv_lora_rank: Size
+    kv_lora_rank: LayerSize
     """Width of the latent that is cached."""
-    qk_nope_head_dim: Size
+    qk_nope_head_dim: LayerSize
     """Part of a query/key head without rotation."""
-    qk_rope_head_dim: Size
+    qk_rope_head_dim: LayerSize
     """Rotated part of a query/key head; its key part is shared by all heads and cached."""
-    v_head_dim: Size
+    v_head_dim: LayerSize
     """Width of a value head."""
     mask: Mask
     """Which keys a query sees."""

@@ -1,11 +1,11 @@
 """Schema of the mixture-of-experts feed-forward layer."""
 
 from math import ceil
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from l4spec.layers.base import Count, LayerSpec, PositiveFloat, Size, Spec
+from l4spec.layers.base import WIDEST, Count, LayerSize, LayerSpec, PositiveFloat, Spec
 from l4spec.layers.common.gate_clamp import GateClamp
 
 
@@ -20,9 +20,9 @@ class RouterSpec(Spec):
     """Divide the chosen scores by their sum (Mixtral, Qwen3, DeepSeek-V3)."""
     scaling_factor: PositiveFloat = 1.0
     """Factor on the chosen scores (DeepSeek-V3: 2.5)."""
-    num_groups: Size = 1
+    num_groups: LayerSize = 1
     """Groups of experts of which only some may be chosen (DeepSeek)."""
-    num_limited_groups: Size = 1
+    num_limited_groups: LayerSize = 1
     """Groups that a token may choose experts from."""
     group_score: Literal["top2_sum", "max"] = "top2_sum"
     """A group's worth: sum of its two best scores (DeepSeek-V3) or its best one (DeepSeek-V2)."""
@@ -54,15 +54,15 @@ class MoESpec(LayerSpec):
     """Mixture of experts: each token goes through a few of `num_experts`, and through all shared experts."""
 
     kind: Literal["moe"]
-    num_experts: Size
+    num_experts: LayerSize
     """Routed experts."""
-    num_experts_per_token: Size
+    num_experts_per_token: LayerSize
     """Routed experts that each token uses (top-k)."""
-    intermediate_size: Size
+    intermediate_size: LayerSize
     """Width of one routed expert."""
-    num_shared_experts: Count = 0
+    num_shared_experts: Annotated[Count, Field(le=WIDEST)] = 0
     """Experts that every token uses."""
-    shared_intermediate_size: Size | None = None
+    shared_intermediate_size: LayerSize | None = None
     """Width of one shared expert; as wide as a routed one when left out."""
     shared_gate: bool = False
     """Multiply the shared expert's output by sigmoid(x w) (Qwen2-MoE)."""
@@ -70,7 +70,7 @@ class MoESpec(LayerSpec):
     """Activation of the gate, or without gates of the first projection (Nemotron 3: relu2)."""
     gated: bool = True
     """Whether experts multiply by a gate, down(act(gate(x)) * up(x)), or are down(act(up(x))) (Nemotron 3)."""
-    latent_size: Size | None = None
+    latent_size: LayerSize | None = None
     """Width that tokens are narrowed to before routed experts, and widened from after them (Nemotron 3 Super)."""
     clamp: GateClamp | None = None
     """Clamps of gate and product in every expert, the shared ones too (gpt-oss, DeepSeek-V4); needs silu."""

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from l4spec.layers.base import InnerWidthSpec, PositiveFloat, Size
+from l4spec.layers.base import InnerWidthSpec, LayerSize, PositiveFloat
 
 
 class PixelShuffleMLPSpec(InnerWidthSpec):
@@ -16,9 +16,9 @@ class PixelShuffleMLPSpec(InnerWidthSpec):
     kind: Literal["pixel_shuffle_mlp"]
     pixel_shuffle_ratio: PositiveFloat
     """Shrinkage of the grid along each side: 1, 0.5, 0.25 …"""
-    intermediate_size: Size
+    intermediate_size: LayerSize
     """Width between the two layers."""
-    output_size: Size
+    output_size: LayerSize
     """Width that the projector reads."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     """Activation after both layers."""

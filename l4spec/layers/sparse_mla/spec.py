@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from l4spec.layers.attention.masks import CausalMask
 from l4spec.layers.attention.positions import Rope
-from l4spec.layers.base import Shrink, Size
+from l4spec.layers.base import LayerSize, Shrink, Size
 from l4spec.layers.mla.spec import LatentSpec, MLASpec
 
 _OF_THE_INDEX = {"kind", "index_num_heads", "index_head_dim", "index_topk", "index_layout"}
@@ -16,7 +16,7 @@ class SparseMLASpec(LatentSpec):
     """Latent attention to the few tokens that an index of small keys chooses (DeepSeek-V3.2, arXiv:2512.02556)."""
 
     kind: Literal["sparse_mla"]
-    index_num_heads: Size
+    index_num_heads: LayerSize
     """Heads of the index, which share one small key per token."""
     index_head_dim: Annotated[int, Field(ge=2, le=2**20)]
     """Width of an index head; its first qk_rope_head_dim elements turn."""

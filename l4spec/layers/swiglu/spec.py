@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from l4spec.layers.base import InnerWidthSpec, Size
+from l4spec.layers.base import InnerWidthSpec, LayerSize
 from l4spec.layers.common.gate_clamp import GateClamp
 
 
@@ -10,7 +10,7 @@ class SwiGLUSpec(InnerWidthSpec):
     """Gated feed-forward layer, (SiLU(x W_gate) * (x W_up)) W_down (Shazeer 2020, arXiv:2002.05202)."""
 
     kind: Literal["swiglu"]
-    intermediate_size: Size
+    intermediate_size: LayerSize
     """Width between the two projections."""
     bias: bool = False
     """Biases on all three projections."""

@@ -7,7 +7,7 @@ Nothing is imported before it is used: torch takes seconds, and a package that a
 `l4spec.layers.base` before its own kind is looked up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +59,14 @@ def __dir__() -> list[str]:
     return sorted((*_PLACES, "SpecError", "UserError", "__version__", "compile", "load"))
 
 
-def load(path_or_name: str | Path, overrides: Sequence[str] = ()) -> "ModelSpec":
+def load(
+    path_or_name: str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> "ModelSpec":
     """Read a spec by path or shipped name (`scout`, `tiny/maverick`) and check it.
 
-    A path may also lead to a config.json of Hugging Face, or to the folder of a model: it is imported.
-    `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`).
+    A path may also lead to a config.json of Hugging Face, or to the folder of a model: it is imported. A mapping is
+    the document itself, as `{"l4spec": 1, "extends": "scout", "name": "mine"}`.
+    `overrides` are `path=value` strings as on the command line (`text.parts.moe.num_experts=32`), or values by path.
     Raises SpecError naming every problem with its file, line and column.
     """
     from l4spec.huggingface import opening

@@ -1,6 +1,7 @@
 """Catalog entries by name or path: the fast loader for shipped files, the strict parser (line, column) for users'."""
 
 import os
+import re
 from collections.abc import Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -44,9 +45,11 @@ class Registry:
         raise self.unknown(text)
 
     def unknown(self, text: str) -> UserError:
-        """The error for a name that nothing here has."""
+        """The error for a name that nothing here has; one with another number is no slip: int3 is not int8."""
         shown = text if len(text) <= 60 else text[:60] + "…"
-        hint = nearest(normal(text)[:_LONGEST_NAME], self.known_names)
+        name = normal(text)[:_LONGEST_NAME]
+        others = {self.find(known) for known in self.known_names if _is_another_number(known, name)}
+        hint = nearest(name, (known for known in self.known_names if self.find(known) not in others))
         if not hint.startswith("did you mean"):
             hint = f"one of: {', '.join(self.names)}, or a path to a YAML file"
         return UserError(f"no {self.noun} is called {shown!r}", hint=hint)
@@ -138,3 +141,10 @@ def _field_names(schema: type[Entry]) -> set[str]:
     top = schema.model_json_schema()
     objects = [top, *top.get("$defs", {}).values()]
     return {key for item in objects for key in item.get("properties", {})} | {"sources"}
+
+
+def _is_another_number(known: str, name: str) -> bool:
+    """Whether two names differ in digits alone, and not in their order."""
+    one, other = (each.replace("-", "") for each in (known, name))
+    same_letters = re.sub(r"[0-9]", "0", one) == re.sub(r"[0-9]", "0", other)
+    return same_letters and sorted(one) != sorted(other)

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from l4spec.errors import Place, Problem, SpecError
 from l4spec.library import find_spec
@@ -16,6 +19,9 @@ from l4spec.spec.merge import load_chain
 from l4spec.spec.overrides import OPTION, override
 from l4spec.spec.tree import Data, KeyPath, Tree, places, plain
 from l4spec.spec.yaml_tree import compose
+
+_MAPPING = "the mapping"
+"""What messages call a spec that is no file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,23 @@ def load_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Do
     path = find_spec(path_or_name)
     merged, parents = load_chain(path, _read_tree)
     return _document(override(_named(merged, path), overrides), path, parents)
+
+
+def load_mapping(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Document:
+    """As `load_document`, for a spec as nested mappings and lists; files that it extends are beside the current folder.
+
+    Raises SpecError also for values that YAML cannot say.
+    """
+    try:
+        text = yaml.safe_dump(data if isinstance(data, dict) else dict(data), sort_keys=False)
+    except yaml.YAMLError as error:
+        raise SpecError([Problem(f"cannot be said in YAML: {error}", place=Place(_MAPPING))]) from None
+
+    def read(path: Path) -> Tree:
+        return _composed(text, _MAPPING) if path == Path(_MAPPING) else _read_tree(path)
+
+    merged, parents = load_chain(Path(_MAPPING), read)
+    return _document(override(_named(merged, Path("unnamed")), overrides), _MAPPING, parents)
 
 
 def load_text(text: str, label: str, overrides: Sequence[str] = ()) -> Document:

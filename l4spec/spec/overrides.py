@@ -1,7 +1,10 @@
 """`--set path=value`: changes laid over a spec from the command line, with the value read as strictly as a file."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from l4spec.errors import Place, Problem, SpecError, nearest
 from l4spec.spec.merge import merge
@@ -38,6 +41,21 @@ def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     if problems:
         raise SpecError(problems)
     return tree
+
+
+def written(overrides: Sequence[str] | Mapping[str, Any]) -> Sequence[str]:
+    """Overrides as the command line writes them; values of a mapping by path may be numbers, lists and mappings."""
+    if not isinstance(overrides, Mapping):
+        return overrides
+    return [f"{path}={_in_a_line(path, value)}" for path, value in overrides.items()]
+
+
+def _in_a_line(path: str, value: Any) -> str:
+    try:
+        text: str = yaml.safe_dump(value, default_flow_style=True, width=1 << 30, sort_keys=False)
+    except yaml.YAMLError as error:
+        raise SpecError([Problem(f"cannot be said in YAML: {error}", place=Place(f"{OPTION}{path[:200]}"))]) from None
+    return text.strip().removesuffix("...").strip()
 
 
 def key_path(text: str) -> KeyPath:

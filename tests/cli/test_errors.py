@@ -16,7 +16,10 @@ from tests.cli.conftest import Run
 WRONG = {
     "an unknown spec": ("plan scot", "did you mean 'scout'"),
     "an unknown GPU": ("plan scout --gpus 8xH10", "did you mean 'h100'"),
-    "an unknown scheme": ("plan scout -q int5", "did you mean"),
+    "an unknown scheme": ("plan scout -q fp8-blok", "did you mean 'fp8-block'"),
+    "a scheme of other bits": ("plan scout -q int3", "(one of: awq, bf16, "),
+    "a GPU of another number": ("plan scout --gpus 8xRTX5060", "(one of: a10, "),
+    "a size that is a slip": ("plan scout --set text.parts.moe.num_experts=1000000000000", "at most 16,777,216, found"),
     "an unknown engine": ("plan scout --engine vlm", "did you mean 'vllm'"),
     "an unknown cache format": ("plan scout --kv-dtype fp7", "one of: bf16"),
     "an unknown command": ("pln scout", "plan"),

@@ -14,6 +14,19 @@ from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.resolve import resolve
 from tests.huggingface.releases import DEEPSEEK_V3, LLAMA_3_1_8B, MISTRAL_7B, QWEN3_235B_A22B, SCOUT
 
+INCOMPLETE = {"num_experts_per_tok": 8, "rms_norm_eps": 1e-06}
+
+
+@pytest.mark.parametrize("name", INCOMPLETE)
+def test_what_a_config_leaves_out_is_assumed_aloud(name: str) -> None:
+    whole = import_config(QWEN3_235B_A22B)
+    assert not any("not in the config" in note for note in whole.notes)
+    imported = import_config({key: value for key, value in QWEN3_235B_A22B.items() if key != name})
+    note = f"not in the config, and taken as transformers assumes: {name} {INCOMPLETE[name]}"
+    assert note in imported.notes
+    assert note in imported.yaml
+
+
 METADATA: dict[str, Any] = {
     "unsloth_version": "2026.4.5",
     "unsloth_fixed": True,

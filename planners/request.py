@@ -143,9 +143,9 @@ class PlanRequest(Options):
     objective: Annotated[
         Objective,
         Option(
-            "Chosen for, where degrees are open: fastest, cheapest, max-context, min-gpus, max-free-memory or simplest.",
+            "Chosen for, if degrees are open: fastest, cheapest, max-context, min-gpus, max-free-memory or simplest.",
             metavar="OBJECTIVE",
-            renamed={"balanced": "it is called max-free-memory now; fastest is the default, and simplest what it chose"},
+            renamed={"balanced": "it is called max-free-memory now; fastest is the default, simplest the old choice"},
         ),
     ] = "fastest"
     mode: Annotated[Mode, Option("Serving (serve), or one training step (train).", metavar="MODE")] = "serve"

@@ -150,10 +150,10 @@ def _words(
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, found {shown(value)}", ""
     if kind in _BOUNDS:
-        words, limit = _BOUNDS[kind]
+        at, limit = _BOUNDS[kind]
         bound = context[limit]
         why = _WIDEST_HINT if (limit, bound) == ("le", WIDEST) else ""
-        return f"expected {words} {format(bound, ',' if isinstance(bound, int) else 'g')}, found {shown(value)}", why
+        return f"expected {at} {format(bound, ',' if isinstance(bound, int) else 'g')}, found {shown(value)}", why
     message = str(details["msg"]).removeprefix("Value error, ")
     if kind.startswith(("string", "too")):
         message = f"{message[:1].lower()}{message[1:]}, found {shown(value)}"

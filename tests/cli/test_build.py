@@ -5,12 +5,14 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import l4spec
 from l4spec.cli import build
+from l4spec.cli.progress import progress
 from l4spec.library import shipped_specs
 from l4spec.runtime import checkpoints, memory_check, smoke_run
 from l4spec.runtime.generate import OptionFields
@@ -168,8 +170,12 @@ def test_a_large_model_says_what_is_filled_and_how_much_is_free(run: Run, monkey
 
 def test_no_bar_is_shown_for_a_model_that_is_not_filled(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool | None] = []
-    shown = build.progress
-    monkeypatch.setattr(build, "progress", lambda label, wish: (asked.append(wish), shown(label, False))[1])
+
+    def noted(label: str, wish: bool | None) -> Any:
+        asked.append(wish)
+        return progress(label, False)
+
+    monkeypatch.setattr(build, "progress", noted)
     assert run("build", "tiny/scout").exit_code == 0
     assert asked == [False]
 

@@ -85,12 +85,12 @@ class PlanRequest(Options):
     ] = None
     prompt_tokens: Annotated[
         _Tokens,
-        Option("Tokens of each prompt; in the place of --context.", metavar="TOKENS", parse=read_tokens, mode="serve"),
+        Option("Tokens of each prompt; instead of --context.", metavar="TOKENS", parse=read_tokens, mode="serve"),
     ] = None
     output_tokens: Annotated[
         _Tokens,
         Option(
-            "Tokens that each client gets in a closed loop; of --context where that is given.",
+            "Output tokens per request; part of --context if that is set.",
             metavar="TOKENS",
             parse=read_tokens,
             mode="serve",
@@ -99,7 +99,7 @@ class PlanRequest(Options):
     max_context: Annotated[
         _Tokens,
         Option(
-            "The engine's limit of a sequence, for one of which the cache has to have room; in the place of --context.",
+            "The engine's sequence limit; the cache must have room for one such sequence. Instead of --context.",
             metavar="TOKENS",
             parse=read_tokens,
             mode="serve",
@@ -116,7 +116,7 @@ class PlanRequest(Options):
     rate: Annotated[
         float | None,
         Option(
-            "Requests that arrive in a second, whatever the service, instead of a closed loop.",
+            "Requests per second (open loop), instead of a closed loop.",
             metavar="PER_SECOND",
             parse=read_rate,
             mode="serve",
@@ -143,7 +143,8 @@ class PlanRequest(Options):
     objective: Annotated[
         Objective,
         Option(
-            "Chosen for, if degrees are open: fastest, cheapest, max-context, min-gpus, max-free-memory or simplest.",
+            "How to choose degrees that are not set: fastest, cheapest, max-context, min-gpus, max-free-memory, "
+            "simplest.",
             metavar="OBJECTIVE",
             renamed={"balanced": "it is called max-free-memory now; fastest is the default, simplest the old choice"},
         ),
@@ -151,9 +152,7 @@ class PlanRequest(Options):
     mode: Annotated[Mode, Option("Serving (serve), or one training step (train).", metavar="MODE")] = "serve"
     num_tiles: Annotated[
         int,
-        Option(
-            "Image tiles that the vision tower sees in one step.", flags=("--tiles",), parse=read_count, mode="serve"
-        ),
+        Option("Image tiles in one step of the vision tower.", flags=("--tiles",), parse=read_count, mode="serve"),
         Field(ge=0, le=LARGEST),
     ] = 0
     images: Annotated[
@@ -264,7 +263,7 @@ class PlanRequest(Options):
     usd_per_gpu_hour: Annotated[
         float | None,
         Option(
-            "Price of a GPU, to tell what it costs.",
+            "Price of a GPU, to compute the cost.",
             metavar="USD",
             parse=read_number,
             expects="a price above 0",

@@ -97,7 +97,7 @@ def _vision(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
 
 def _prefill_only(request: PlanRequest) -> Iterator[Problem]:
     if (request.cp or 1) > 1 and request.output_tokens is not None:
-        message = "context parallelism is for prefills, after which decoding goes on by a layout without it"
+        message = "context parallelism is for prefills, and decoding continues with a layout without it"
         yield Problem(message, path="cp", hint="plan the decoding by itself, without cp")
 
 

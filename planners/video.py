@@ -45,7 +45,7 @@ Fps = Annotated[
 Frames = Annotated[
     Annotated[int, Field(ge=1, le=MOST_STILLS)] | None,
     Option(
-        "Stills of the clip, spread over it.",
+        "Number of still frames, evenly spaced over the video.",
         parse=read_count,
         mode="serve",
         expects=f"1 to {MOST_STILLS} stills, as many as Llama 4 was trained with",

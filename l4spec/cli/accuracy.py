@@ -27,7 +27,7 @@ SplitOption = Annotated[
 ]
 DetailOption = Annotated[bool, typer.Option("--verbose", "-v", help="Add every row, published and predicted.")]
 ExpertKernelsOption = Annotated[
-    bool, typer.Option("--expert-kernels", help="Price routed experts by measured kernels, where there are any.")
+    bool, typer.Option("--expert-kernels", help="Time routed experts by measured kernels, if there are any.")
 ]
 DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/accuracy.md: Markdown with every row.")]
 
@@ -43,7 +43,7 @@ def accuracy_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Replay published measurements as plans and tell how wrong the predictions are."""
+    """Compare predictions with published measurements and report the errors."""
     from l4spec.report.accuracy import accuracy_document, accuracy_page, accuracy_report, rows_sections
     from l4spec.report.accuracy_laws import batch_sections, kernel_sections
     from l4spec.report.page import to_markdown

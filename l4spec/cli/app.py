@@ -132,7 +132,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def top(
     version: bool = typer.Option(
-        False, "--version", help="Print the version and leave.", callback=_version, is_eager=True
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
     ),
 ) -> None:
     """One YAML spec of a Llama-4-style model: what it costs, and whether it fits."""

@@ -33,7 +33,7 @@ class Dtype(StrEnum):
 
 ScaleOption = Annotated[
     str | None,
-    typer.Option("--scale", metavar="SCALE", help="Run a miniature: tiny, or a ratio of the widths as 1/64."),
+    typer.Option("--scale", metavar="SCALE", help="Run a miniature: tiny, or a ratio of the widths such as 1/64."),
 ]
 LayersOption = Annotated[
     int | None, typer.Option("--layers", metavar="N", help="Run the first N layers of the language model.")
@@ -57,7 +57,7 @@ _LARGE_BYTES = 1 << 30
 MAX_SEED = 2**63 - 1
 """Torch's generators take no larger one."""
 SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Of the random weights and of the run's tokens.")
+    int, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the random weights and of the run's tokens.")
 ]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write the random model as a checkpoint to a new folder.")
@@ -67,11 +67,13 @@ ParentOption = Annotated[
 ]
 UpcycleOption = Annotated[
     bool,
-    typer.Option("--upcycle", help="Make every expert a copy of the dense layer in its place: the parent's logits."),
+    typer.Option(
+        "--upcycle", help="Make every expert a copy of the dense layer at its position; logits stay the same."
+    ),
 ]
 ProgressOption = Annotated[
     bool | None,
-    typer.Option("--progress/--no-progress", help="Show how far long work is.  [default: on a terminal]"),
+    typer.Option("--progress/--no-progress", help="Show the progress of long work.  [default: on a terminal]"),
 ]
 
 
@@ -93,10 +95,10 @@ def build_command(
 ) -> None:
     """Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.
 
-    Without more, nothing is allocated, however large the model. With --scale, --layers, --device or --out it is filled
-    with random weights and run: forward, loss, a few tokens, with time and memory. With --quantization the weights are
-    packed as the scheme says, their bytes compared with the plan's; with --scale its groups shrink as the widths do.
-    With --from and --upcycle a mixture of experts begins with the weights of a dense checkpoint.
+    By default nothing is allocated, however large the model. With --scale, --layers, --device or --out it is run with
+    random weights: forward, loss, a few tokens, with time and memory. With --quantization the weights are packed by
+    the scheme and their bytes compared with the plan; with --scale its groups shrink like the widths.
+    With --from and --upcycle a mixture of experts starts from the weights of a dense checkpoint.
     """
     import l4spec
     from l4spec.runtime.devices import checked_device

@@ -26,7 +26,9 @@ class ClockChoice(StrEnum):
 
 SecondsOption = Annotated[
     float,
-    typer.Option("--seconds", metavar="SECONDS", min=1, max=3600, help="How long to measure; below 40 only coarsely."),
+    typer.Option(
+        "--seconds", metavar="SECONDS", min=1, max=3600, help="How long to measure; below 40 gives a coarse profile."
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -34,7 +36,7 @@ ThreadsOption = Annotated[
 ]
 ClockOption = Annotated[
     ClockChoice,
-    typer.Option("--clock", help="wall, or cpu: what one thread computes, on a machine that is busy otherwise."),
+    typer.Option("--clock", help="wall, or cpu: the CPU time of one thread, for a busy machine."),
 ]
 ProfileOption = Annotated[
     Path | None,
@@ -51,10 +53,10 @@ def calibrate_command(
     force: o.ForceOption = False,
     show_progress: ProgressOption = None,
 ) -> None:
-    """Measure this machine's CPU and write its hardware profile, which plans take as `--gpus 1xthis`.
+    """Measure this machine's CPU and write a hardware profile for `--gpus 1xthis`.
 
-    Matrix products by size, attention, element-wise work and what Python costs are timed as our module runs them, in
-    fp32 and bf16. Nothing else should compute meanwhile. The profile of an earlier calibration is replaced.
+    Matmuls by size, attention, element-wise operations and Python overhead are timed as our module runs them, in
+    fp32 and bf16. The machine should be otherwise idle. The profile of an earlier calibration is replaced.
     """
     from l4spec.report.calibrate import calibration_page, profile, profile_text
     from planners.catalog import user_folder

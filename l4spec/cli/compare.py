@@ -18,7 +18,7 @@ def compare_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Plan several models the same way and put them side by side; --set applies to each of them."""
+    """Plan several models the same way and compare them side by side; --set applies to each of them."""
     from l4spec.report.compare import compare, compare_page
 
     pairs = planned_pairs(specs, request, overrides)

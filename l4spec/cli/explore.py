@@ -11,7 +11,7 @@ from l4spec.cli.output import show
 from l4spec.errors import UserError
 
 SpecOrScout = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A path or a shipped name to begin with.", autocompletion=specs)
+    str, typer.Argument(metavar="SPEC", help="A path or a shipped name to start with.", autocompletion=specs)
 ]
 PortOption = Annotated[
     int,
@@ -28,9 +28,9 @@ PortOption = Annotated[
 
 @app.command("explore")
 def explore_command(spec: SpecOrScout = "scout", overrides: o.SetOption = None, port: PortOption = 0) -> None:
-    """Open a page on this machine where a model and its deployment are changed, and the plan follows.
+    """Open a local page with controls for a model and its deployment, and a plan that updates.
 
-    The page answers on 127.0.0.1 alone, keeps nothing on disk and asks for nothing on the network. Ctrl-C ends it.
+    The page is served on 127.0.0.1 only, writes nothing to disk and makes no network requests. Ctrl-C ends it.
     """
     from l4spec.cli.request import compiled
 

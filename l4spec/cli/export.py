@@ -9,7 +9,7 @@ from l4spec.cli.output import deliver
 def export_command(
     spec: o.SpecArgument, overrides: o.SetOption = None, out: o.OutOption = None, force: o.ForceOption = False
 ) -> None:
-    """Turn a spec into a Hugging Face config.json, where its model type can say it."""
+    """Convert a spec to a Hugging Face config.json, if its model type can express it."""
     import json
 
     import l4spec

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_BYTES = 16 << 20
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint folder.", show_default=False)]
-PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to go on from.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Text to continue.")]
 ChatOption = Annotated[
     str | None, typer.Option("--chat", metavar="TEXT", help="A user message, put in Llama 4's chat format.")
 ]
-SystemOption = Annotated[
-    str | None, typer.Option("--system", metavar="TEXT", help="With --chat: what the system says first.")
+SystemOption = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="With --chat: the system message.")]
+IdsOption = Annotated[
+    str | None, typer.Option("--ids", metavar="IDS", help="Token ids to continue, such as 200000,17,4.")
 ]
-IdsOption = Annotated[str | None, typer.Option("--ids", metavar="IDS", help="Token ids to go on from, as 200000,17,4.")]
 TokenizerOption = Annotated[
     Path | None,
     typer.Option("--tokenizer", metavar="FILE", help="tokenizer.json or a tiktoken file.  [default: the one in DIR]"),
@@ -46,7 +46,7 @@ TopKOption = Annotated[int | None, typer.Option("--top-k", metavar="K", help="Dr
 TopPOption = Annotated[
     float | None, typer.Option("--top-p", metavar="P", help="Draw from the most likely tokens up to P.")
 ]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Makes draws repeat.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Seed of the sampling.")]
 StopOption = Annotated[
     str | None,
     typer.Option("--stop-ids", metavar="IDS", help="Token ids that end a sequence.  [default: the checkpoint's own]"),
@@ -54,28 +54,27 @@ StopOption = Annotated[
 CompileOption = Annotated[
     bool,
     typer.Option(
-        "--compile", help="Compile the step from token to token: seconds per layer at first, faster then. Needs C++."
+        "--compile", help="Compile the decode step: some seconds per layer at first, then faster. Needs a C++ compiler."
     ),
 ]
 ChunkOption = Annotated[
     int,
-    typer.Option(
-        "--prefill-chunk", metavar="TOKENS", parser=o.tokens, help="Tokens of the prompt that one step reads."
-    ),
+    typer.Option("--prefill-chunk", metavar="TOKENS", parser=o.tokens, help="Prompt tokens per prefill step."),
 ]
 ImageOption = Annotated[
-    list[Path] | None, typer.Option("--image", metavar="FILE", help="An image for the model to see; may be repeated.")
+    list[Path] | None, typer.Option("--image", metavar="FILE", help="An image for the model; repeatable.")
 ]
 VideoOption = Annotated[
     Path | None,
-    typer.Option("--video", metavar="FILE", help="A clip, whose stills are images. With --fps or --frames."),
+    typer.Option("--video", metavar="FILE", help="A video, sampled into still frames by --fps or --frames."),
 ]
 FpsOption = Annotated[
     float | None,
     typer.Option("--fps", metavar="RATE", help=f"Stills a second; at most {MOST_STILLS} in all, spread over the clip."),
 ]
 FramesOption = Annotated[
-    int | None, typer.Option("--frames", min=1, max=MOST_STILLS, help="Stills of the clip, spread over it.")
+    int | None,
+    typer.Option("--frames", min=1, max=MOST_STILLS, help="Number of still frames, evenly spaced over the video."),
 ]
 
 
@@ -104,10 +103,10 @@ def generate_command(
     verify: o.VerifyOption = True,
     show_progress: ProgressOption = None,
 ) -> None:
-    """Load a checkpoint and go on from a prompt, token by token.
+    """Load a checkpoint and continue a prompt, token by token.
 
-    A prompt is text (--prompt, --chat) where there is a tokenizer file, or token ids (--ids); the answer likewise.
-    Images, and stills of a clip after them, stand before the text.
+    Prompt and answer are text (--prompt, --chat) if there is a tokenizer file, otherwise token ids (--ids).
+    Images, then the still frames of a video, are placed before the text.
     """
     from l4spec.runtime.checkpoints import open_model, spec_of
     from l4spec.runtime.generate import GenerationOptions, OptionFields
@@ -167,7 +166,7 @@ def _images(
     if vision is None:
         raise UserError("the model has no vision, so it takes no images and no clip")
     if tokenizer is None:
-        raise UserError("images need a tokenizer: its marks stand around them", hint="--prompt or --chat, not --ids")
+        raise UserError("images need a tokenizer, which adds their marker tokens", hint="--prompt or --chat, not --ids")
     return image_prompt(read_all(images, video, fps, frames), vision, tokenizer)
 
 

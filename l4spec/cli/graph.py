@@ -52,7 +52,7 @@ def graph_command(
 ) -> None:
     """Write the layer graph: nodes with their parameters, edges with their tensor shapes.
 
-    As SVG or PNG it is a picture: repeated layers folded, each kind opened into its operations once.
+    SVG and PNG are pictures: repeated layers are folded, each kind is expanded into its operations once.
     """
     graph = compiled(spec, overrides)
     if format in (GraphFormat.SVG, GraphFormat.PNG):

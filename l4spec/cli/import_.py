@@ -13,11 +13,11 @@ from l4spec.errors import Problem, UserError
 
 Config = Annotated[
     Path,
-    typer.Argument(metavar="CONFIG", help="A config.json of Hugging Face, or the folder of one.", show_default=False),
+    typer.Argument(metavar="CONFIG", help="A Hugging Face config.json, or its folder.", show_default=False),
 ]
 IgnoreOption = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="FIELD", help="Read as if the config had no such field; again for more."),
+    typer.Option("--ignore", metavar="FIELD", help="Ignore this field of the config; repeatable."),
 ]
 
 
@@ -31,10 +31,10 @@ def import_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Turn a Hugging Face config.json into a commented spec; what is not understood is refused by name.
+    """Convert a Hugging Face config.json to a commented spec; unsupported fields are refused by name.
 
-    Metadata never stands in the way. --ignore is a last resort for a field that is refused and that you know to have no
-    effect on the model: what was ignored is said in the result.
+    Metadata never causes a refusal. --ignore is a last resort for a refused field that you know to have no effect on
+    the model; the result lists what was ignored.
     """
     from l4spec.huggingface import import_file
     from l4spec.spec.header import NAME

@@ -38,9 +38,9 @@ def ls_command(
     markdown: o.MarkdownOption = False,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
 ) -> None:
-    """List the shipped specs, scenarios or recipes; or hardware, schemes, engines and layer kinds that are known.
+    """List the shipped specs, scenarios or recipes; or the known hardware, schemes, engines and layer kinds.
 
-    As JSON, entries of the catalogue come whole, every number with its source.
+    JSON has the complete entries of the catalogue, every number with its source.
     """
     from l4spec.report.listings import listing
 

@@ -41,7 +41,9 @@ BatchOption = Annotated[
 ]
 LimitOption = Annotated[
     float | None,
-    typer.Option("--time-limit", metavar="SECONDS", min=0, help="Stop measuring then, with what there is."),
+    typer.Option(
+        "--time-limit", metavar="SECONDS", min=0, help="Stop measuring after this time, and report what is done."
+    ),
 ]
 
 
@@ -71,7 +73,7 @@ def measure_command(
     force: o.ForceOption = False,
     show_progress: ProgressOption = None,
 ) -> None:
-    """Run a spec and print its plan beside what was measured, row by row, with the difference.
+    """Run a spec and compare its plan with the measurement, row by row.
 
     Parameters, FLOPs and caches must agree exactly, the activation peak within a quarter above what was measured.
     With degrees, as --tp 2 --ep 2, ranks are started on this machine, and each one's weights, caches, FLOPs and

@@ -79,7 +79,7 @@ SetOption: TypeAlias = Annotated[
     typer.Option(
         "--set",
         metavar="PATH=VALUE",
-        help="Change a field, as text.parts.moe.num_experts=32; repeatable.",
+        help="Change a field, such as text.parts.moe.num_experts=32; repeatable.",
         show_default=False,
     ),
 ]
@@ -91,11 +91,11 @@ ForceOption: TypeAlias = Annotated[bool, typer.Option("--force", help="Overwrite
 FormatOption: TypeAlias = Annotated[Format, typer.Option("--format", help="How to write the report.")]
 
 TilesOption: TypeAlias = Annotated[
-    int, typer.Option("--tiles", metavar="N", help="Image tiles that the vision tower sees in one step.")
+    int, typer.Option("--tiles", metavar="N", help="Image tiles in one step of the vision tower.")
 ]
 EmitOption: TypeAlias = Annotated[
     Emit | None,
-    typer.Option("--emit", help="Print the launch command or config that the plan stands for.", show_default=False),
+    typer.Option("--emit", help="Print the launch command or config of the plan.", show_default=False),
 ]
 ModelOption: TypeAlias = Annotated[
     str | None,
@@ -109,8 +109,8 @@ VerifyOption: TypeAlias = Annotated[
         "--verify/--no-verify", help="Compare every file of a checkpoint with the digest that was saved with it."
     ),
 ]
-VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add every table of the detail.")]
+VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Add all detailed tables.")]
 ExplainOption: TypeAlias = Annotated[
-    bool, typer.Option("--explain", help="Add each number's arithmetic and the source of every constant.")
+    bool, typer.Option("--explain", help="Add the formula of each number and the source of every constant.")
 ]
 MarkdownOption: TypeAlias = Annotated[bool, typer.Option("--markdown", help="Write Markdown.")]

@@ -35,7 +35,7 @@ OptionalSpec = Annotated[
     str | None,
     typer.Argument(
         metavar="SPEC",
-        help="A path or a shipped name; left out: all Llama 4 models.",
+        help="A path or a shipped name; by default all Llama 4 models.",
         show_default=False,
         autocompletion=specs,
     ),
@@ -64,10 +64,10 @@ def plan_command(
 ) -> None:
     """What a model costs and whether it fits the hardware.
 
-    Without SPEC: Scout, Maverick and Behemoth in one table, for each precision whether they fit, the longest context
-    and the least number of GPUs. Exit code 3 when a spec does not fit. With --emit, an engine's launch instead, planned
-    by its own cache policy unless --engine names another. A recipe is planned phase by phase: GPU-hours, days, energy.
-    A scenario is planned server by server: memory of what shares GPUs, GPUs in all, price, one request alone.
+    Without SPEC: Scout, Maverick and Behemoth in one table, with fit, longest context and fewest GPUs for each
+    precision. Exit code 3 if a spec does not fit. With --emit, an engine's launch instead, planned with its own cache
+    policy unless --engine names another. A recipe is planned phase by phase: GPU-hours, days, energy.
+    A scenario is planned server by server: memory on shared GPUs, total GPUs, price, a single request.
     """
     if spec is None:
         _table(ctx, request, format)

@@ -47,8 +47,8 @@ def report_command(
 ) -> None:
     """Write one HTML file: verdict, architecture, memory, cache growth, roofline, times, layouts and claims.
 
-    Each number has its formula, source and error one click away. The file asks for nothing on the network. Several
-    specs are compared, a scenario is planned and simulated, a recipe costed phase by phase.
+    Each number expands to its formula, source and error. The file makes no network requests. Several specs are
+    compared, a scenario is planned and simulated, a recipe gets the cost of each phase.
     """
     answer, page = _report(specs, request, overrides)
     write(answer, page, format, out, force=force)

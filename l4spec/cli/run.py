@@ -57,22 +57,26 @@ CheckpointingOption = Annotated[
     Recomputed | None,
     typer.Option(
         "--checkpointing",
-        help="Compute again for the backward pass: nothing, attention's core, or blocks.  [default: none]",
+        help="Recompute for the backward pass: nothing, the core of attention, or blocks.  [default: none]",
     ),
 ]
 SequenceParallelOption = Annotated[
     Switch, typer.Option("--sequence-parallel", help="Divide norms and residual streams among the ranks of tp.")
 ]
-RateOption = Annotated[float, typer.Option("--learning-rate", metavar="RATE", min=0.0, help="AdamW's.")]
+RateOption = Annotated[float, typer.Option("--learning-rate", metavar="RATE", min=0.0, help="Learning rate of AdamW.")]
 CheckpointOption = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="DIR", help="Save sharded to DIR/step-N at the end, for any layout to read."),
+    typer.Option(
+        "--checkpoint",
+        metavar="DIR",
+        help="Save a sharded checkpoint to DIR/step-N at the end, readable by any layout.",
+    ),
 ]
 SaveEveryOption = Annotated[
     int | None, typer.Option("--save-every", metavar="N", min=1, help="With --checkpoint: also every N steps.")
 ]
 ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Go on from the last step in --checkpoint, whatever layout wrote it.")
+    bool, typer.Option("--resume", help="Resume from the last step in --checkpoint, written by any layout.")
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -124,9 +128,9 @@ def run_command(
 ) -> None:
     """Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.
 
-    Alone, it starts the ranks on this machine; `torchrun ... -m l4spec run` makes each of its processes a rank. What
-    the model or the batch does not allow is refused before any process starts. When a rank fails, all end, one message
-    says which and why, and the exit code is 4; a checkpoint is whole or not there.
+    By itself it starts the ranks on this machine; with `torchrun ... -m l4spec run` each process is a rank. Layouts
+    that the model or the batch does not allow are refused before any process starts. If a rank fails, all end, one
+    message names the rank and the reason, and the exit code is 4; checkpoints are written completely or not at all.
     """
     from l4spec.runtime.parallel.run.memory_check import require_room
     from l4spec.training.run.job import Job

@@ -39,24 +39,26 @@ def search_command(
     request: SearchRequest,
     overrides: o.SetOption = None,
     top: Annotated[int, typer.Option("--top", min=1, metavar="N", help="Deployments to list.")] = 10,
-    explain: Annotated[bool, typer.Option("--explain", help="Add what binds each kind of deployment.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Add the limiting factor of each kind of deployment.")
+    ] = False,
     simulate: Annotated[bool, typer.Option("--simulate", help="Simulate the first ten, request by request.")] = False,
     emit: o.EmitOption = None,
     model: o.ModelOption = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Write the front as a picture."),
+        typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Write the Pareto front as a picture."),
     ] = None,
     format: Annotated[  # noqa: A002 - the option's name
-        o.RowFormat, typer.Option("--format", help="How to write the answer.")
+        o.RowFormat, typer.Option("--format", help="How to write the result.")
     ] = o.RowFormat.TABLE,
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
     """Find the cheapest deployment that meets a service level: hardware, layout, scheme, engine, replicas.
 
-    With `--mode train` the cheapest cluster that trains on `--tokens` by a `--deadline`. Exit code 3 when none does;
-    the answer then says which limit to loosen and by how much.
+    With `--mode train` the cheapest cluster that trains on `--tokens` by a `--deadline`. Exit code 3 if there is none;
+    the output then says which limit to relax and by how much.
     """
     graph = compiled(spec, overrides)
     if emit is not None:

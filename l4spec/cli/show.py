@@ -13,7 +13,7 @@ def show_command(
     markdown: o.MarkdownOption = False,
     format: o.FormatOption = o.Format.TABLE,  # noqa: A002 - the option's name
 ) -> None:
-    """Draw the layer pattern of a model and list its parts, vision, and what its author estimated."""
+    """Show the layer pattern of a model, its parts, its vision tower, and its estimated fields."""
     from l4spec.report.listing_document import shown
     from l4spec.report.show import show_page
 

@@ -25,9 +25,7 @@ ScenarioArgument = Annotated[
         show_default=False,
     ),
 ]
-CsvOption = Annotated[
-    Path | None, typer.Option("--requests-csv", metavar="FILE", help="Write a line for every request.")
-]
+CsvOption = Annotated[Path | None, typer.Option("--requests-csv", metavar="FILE", help="Write one line per request.")]
 TimelineOption = Annotated[
     Path | None, typer.Option("--timeline", metavar="FILE", help="Write a timeline that ui.perfetto.dev opens.")
 ]
@@ -36,7 +34,8 @@ SvgOption = Annotated[
     typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw running, waiting and cache over time."),
 ]
 ProgressOption = Annotated[
-    bool | None, typer.Option("--progress/--no-progress", help="A bar on stderr.  [default: on a terminal]")
+    bool | None,
+    typer.Option("--progress/--no-progress", help="Show a progress bar on stderr.  [default: on a terminal]"),
 ]
 
 
@@ -58,7 +57,7 @@ def simulate_command(
     """Simulate a load on deployed models: latencies, service levels, cache and cost.
 
     Every request is scheduled step by step by the engine's own rules, and every step is timed. Ctrl-C and --time-limit
-    end a run with what is done by then.
+    end a run and report what is done.
     """
     from planners.simulate.asked import scenario_of
 

@@ -23,7 +23,7 @@ def sweep_command(
         typer.Option(
             "--set",
             metavar="PATH=LIST",
-            help="Values of a field, as text.parts.moe.num_experts=8,16,32; repeatable: every combination is a row.",
+            help="Values of a field, such as text.parts.moe.num_experts=8,16,32; repeatable, one row per combination.",
             show_default=False,
         ),
     ] = None,
@@ -45,7 +45,7 @@ def sweep_command(
 ) -> None:
     """Plan every combination of values of a spec: parameters, cache, fits or not, TPOT, cost, GPU-hours.
 
-    A combination that is no valid spec, or cannot be planned, is a row without numbers, and the reason follows.
+    A combination that is not a valid spec, or cannot be planned, is a row without numbers; the reason is printed below.
     """
     from l4spec.cli.progress import progress
     from l4spec.report.csv_text import to_csv

@@ -36,10 +36,11 @@ RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A path or a shipped name, as recipes/collapse.", show_default=False)
 ]
 VariantOption = Annotated[
-    str | None, typer.Option("--variant", metavar="NAME", help="Train this variant alone.  [default: all of them]")
+    str | None, typer.Option("--variant", metavar="NAME", help="Train only this variant.  [default: all]")
 ]
 RepeatsOption = Annotated[
-    int, typer.Option("--repeats", metavar="N", min=1, max=100, help="Seeds, one run each, from the first on.")
+    int,
+    typer.Option("--repeats", metavar="N", min=1, max=100, help="Number of seeds, one run each, starting with --seed."),
 ]
 FirstSeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, help="The first seed.  [default: the recipe's]")
@@ -49,7 +50,7 @@ FolderOption = Annotated[
 ]
 ContinueOption = Annotated[
     bool,
-    typer.Option("--resume", help="Go on from the last step in --out, as if the run had never stopped."),
+    typer.Option("--resume", help="Resume from the last step in --out, with the same losses as an uninterrupted run."),
 ]
 StartOption = Annotated[
     Path | None,
@@ -74,7 +75,7 @@ ThreadsOption = Annotated[
 ]
 LengthsSvgOption = Annotated[
     Path | None,
-    typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw right answers by length of the text."),
+    typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Plot correct answers by length of the text."),
 ]
 RecomputeOption = Annotated[bool, typer.Option("--recompute", help="The same as --checkpointing full.")]
 
@@ -111,11 +112,11 @@ def train_command(
     svg: LengthsSvgOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Train by a recipe: all phases, of every variant, on one process or as many ranks as the degrees need.
+    """Train a recipe: all phases of every variant, in one process or on as many ranks as the degrees need.
 
-    A recipe of full size is run in miniature with --scale tiny, on made-up text. Each step is a line of
-    metrics.jsonl in --out; a run that was killed goes on with --resume. A loss that is not finite ends the run, naming
-    step and layer.
+    A full-size recipe can be run in miniature with --scale tiny, on synthetic text. Each step is a line of
+    metrics.jsonl in --out; --resume continues a run that was killed. A non-finite loss ends the run and names step
+    and layer.
     """
     from l4spec.training.recipe.job import RecipeJob
 

@@ -43,7 +43,7 @@ def transfer_command(
 ) -> None:
     """Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.
 
-    With the parametrization `completedp` (or `mup` over width) it stays where it was; with `standard` it moves. With
+    With the parametrization `completedp` (or `mup` over width) it stays the same; with `standard` it changes. With
     --features, the mean size of every layer's outputs as the model grows.
     """
     from l4spec.report.csv_text import to_csv

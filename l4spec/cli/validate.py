@@ -14,7 +14,7 @@ from l4spec.errors import UserError
 def validate_command(specs: o.SpecsArgument, overrides: o.SetOption = None) -> None:
     """Check specs, scenarios and recipes: print `ok` or every problem with its file, line and column.
 
-    Exit code 2 when one is wrong.
+    Exit code 2 if one is invalid.
     """
     wrong = False
     for spec in specs:

@@ -65,9 +65,9 @@ def verify_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Hold the claims of a spec against the plan: claimed, computed, difference, holds or not, source.
+    """Compare the claims of a spec with the plan: claimed, computed, difference, verdict, source.
 
-    Options fill in what a claim leaves open; what it says itself stands. Exit code 1 when a claim does not hold.
+    Options apply where a claim does not define its deployment. Exit code 1 if a claim does not hold.
     """
     from l4spec.report.claims_page import verify_page
     from l4spec.verification.claims import verify

@@ -42,9 +42,9 @@ def vocabulary_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """Compare vocabularies of a model: parameters, FLOPs a token, and tokens and FLOPs a byte of a text.
+    """Compare vocabularies of a model: parameters, FLOPs per token, tokens and FLOPs per byte of text.
 
-    A larger vocabulary makes a token dearer and a text shorter: which wins depends on the language of the text.
+    A larger vocabulary makes each token more expensive and a text shorter; which effect is larger depends on the text.
     """
     from l4spec.report.vocabulary_page import vocabulary_page
     from l4spec.runtime.tokenizer import open_tokenizer

@@ -62,7 +62,7 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
         return request.model, ()
     if request.changed:
         name = _placeholder(request.graph.name)
-        return name, (*changed, f"{name} only stands in its place")
+        return name, (*changed, f"{name} is a placeholder")
     asked, published = request.plan.deployment, published_name(request.graph.model.spec)
     unquantized = published == UNQUANTIZED and (asked.quantization in packs_itself or asked.quantization in _PLAIN)
     for scheme in (asked.quantization, *([UNQUANTIZED] if unquantized else [])):
@@ -77,13 +77,13 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
         longest = max(each.max_tokens for each in too_short)
         note = f"published checkpoints take at most {longest:,} tokens, {request.tokens:,} were planned"
         name = _placeholder(request.graph.name)
-        return name, (f"{note}: {name} stands in their place, give --model",)
+        return name, (f"{note}: {name} is a placeholder, give --model",)
     for source in request.graph.model.spec.sources:
         if match := _HUGGING_FACE_ID.search(source):
             _require_checkpoint(match[1], "sources")
             return match[1], (f"the checkpoint {match[1]} is the one that the spec's sources name; --model changes it",)
     name = _placeholder(request.graph.name)
-    return name, (f"the spec's sources name no Hugging Face checkpoint: {name} stands in its place, give --model",)
+    return name, (f"the spec's sources name no Hugging Face checkpoint: {name} is a placeholder, give --model",)
 
 
 def _placeholder(name: str) -> str:

@@ -64,7 +64,7 @@ def _name(model: str) -> str:
     """A DNS label from the model's name: letters, digits and hyphens, a letter first."""
     name = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")[:_NAME_LENGTH].strip("-")
     if not name:
-        refuse("Kubernetes", f"no letter of {model!r} may stand in the name of an object")
+        refuse("Kubernetes", f"no letter of {model!r} is allowed in the name of an object")
     return name if name[0].isalpha() else f"m-{name}"
 
 

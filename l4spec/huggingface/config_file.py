@@ -72,6 +72,6 @@ def _no_duplicates(pairs: Iterable[tuple[str, Any]]) -> Data:
     result: Data = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"the field {key[:80]!r} stands there twice")
+            raise ValueError(f"the field {key[:80]!r} appears twice")
         result[key] = value
     return result

@@ -33,9 +33,7 @@ def refused_head(config: Mapping[str, Any], file: str) -> Problem | None:
         return _problem(file, f"expected a list of class names, found {shortened(named)}")
     name = named[0]
     if _DRAFT.search(name):
-        return _problem(
-            file, f"{name[:80]} is a draft for speculative decoding, which stands on another model's layers"
-        )
+        return _problem(file, f"{name[:80]} is a draft for speculative decoding, which needs another model's layers")
     if _LANGUAGE_MODEL.search(name):
         return None
     for ending, head in _OTHER_HEADS.items():

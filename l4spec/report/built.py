@@ -68,7 +68,7 @@ def built_page(built: Built) -> Page:
     sections = [
         Section("", (Lines((lead,)),)),
         Section("Modules", (Code(tuple(_tree_lines(contents))),)),
-        Section("Parts", (Table(("part", "held", "planned"), tuple(_part_rows(built)), "l"),)),
+        Section("Parts", (Table(("part", "built", "planned"), tuple(_part_rows(built)), "l"),)),
         Section("Weights", (Facts(tuple(_byte_facts(built))),)),
     ]
     if built.trial is not None:
@@ -102,7 +102,7 @@ def _part_rows(built: Built) -> Iterator[tuple[str, str, str]]:
 def _byte_facts(built: Built) -> Iterator[tuple[str, str]]:
     if built.quantization:
         yield "packed as", built.quantization
-    yield "held", f"{exact_bytes(built.contents.num_bytes)} ({gib(built.contents.num_bytes)})"
+    yield "in memory", f"{exact_bytes(built.contents.num_bytes)} ({gib(built.contents.num_bytes)})"
     yield "planned", exact_bytes(built.planned_bytes)
 
 

@@ -120,7 +120,7 @@ def _server(rest: ScenarioOrigins, server: ServerPlan, simulated: ServerResult |
     exact = f"that of the calibrated terms: see `l4spec plan` of {server.model}"
     yield opened("its own", gib(server.own_bytes), own, basis, exact)
     if server.cache_bytes is not None and server.capacity_bytes is not None:
-        beside = f" - {gib(server.beside_bytes)} of what else lies there" if server.beside_bytes else ""
+        beside = f" - {gib(server.beside_bytes)} of the other models on it" if server.beside_bytes else ""
         left = f"{gib(server.capacity_bytes)} that the engine may use - {gib(server.own_bytes)} of its own{beside}"
         yield opened("cache", gib(server.cache_bytes), left, basis, exact)
     if server.sequences is not None and simulated is not None:

@@ -111,10 +111,10 @@ def check(model: nn.Module, graph: LayerGraph) -> None:
     declared = {f"{node.id}.{p.name}": (p.shape, p.buffer) for node, p in graph.parameters() if p.tied_to is None}
     parameters = dict(model.named_parameters())
     built = {name: (tuple(t.shape), name not in parameters) for name, t in model.state_dict(keep_vars=True).items()}
-    problems = [f"{name}: declared {declared[name]}, held nothing" for name in declared.keys() - built.keys()]
-    problems += [f"{name}: held {built[name]}, declared nothing" for name in built.keys() - declared.keys()]
+    problems = [f"{name}: declared {declared[name]}, built nothing" for name in declared.keys() - built.keys()]
+    problems += [f"{name}: built {built[name]}, declared nothing" for name in built.keys() - declared.keys()]
     problems += [
-        f"{name}: declared {declared[name]}, held {built[name]}"
+        f"{name}: declared {declared[name]}, built {built[name]}"
         for name in declared.keys() & built.keys()
         if declared[name] != built[name]
     ]

@@ -295,7 +295,7 @@ def _segment(
     own = {node.id for node in nodes}
     outside = tuple(dict.fromkeys(name for node in nodes for name in inputs[node.id] if name not in own))
     leaving = [node.id for node in nodes if last_reader.get(node.id) not in own]
-    assert len(leaving) == 1, f"a block hands on one value, found {leaving}"
+    assert len(leaving) == 1, f"a block returns one value, found {leaving}"
     steps = tuple(
         LayerStep(
             node.id,

@@ -246,4 +246,6 @@ def _unknown_estimates(document: Document, spec: Header) -> Iterator[Problem]:
         inherited = place is not None and place.file in parents
         if written not in known and not inherited:
             path = dotted(("estimated", index))
-            yield Problem(f"no field stands at {shown(written)}", path=path, place=place, hint=nearest(written, known))
+            yield Problem(
+                f"there is no field at {shown(written)}", path=path, place=place, hint=nearest(written, known)
+            )

@@ -184,7 +184,7 @@ class _Composer:
         tree = self._anchors.get(name)
         if tree is None:
             if name in self._anchors:
-                self._problem(f"the alias *{shown} stands inside its own anchor", event, path, "write it out")
+                self._problem(f"the alias *{shown} is inside its own anchor", event, path, "write it out")
             else:
                 hint = nearest(shown, self._anchors)
                 self._problem(f"expected an anchor &{shown} before its alias", event, path, hint)

@@ -303,7 +303,7 @@ def _partial_gradients(
                 repeats = layout.tp // shared.units
                 repeated[repeats] = repeated.get(repeats, 0) + own_elements
     size = train.gradient_bytes
-    yield Collective("tp", "all-reduce", "gradients of what is held whole", 1, whole * size, layout.tp)
+    yield Collective("tp", "all-reduce", "gradients of replicated tensors", 1, whole * size, layout.tp)
     for repeats, number in repeated.items():
         yield Collective(
             "tp", "all-reduce", "gradients of repeated KV heads", 1, number * size, repeats, neighbours=True

@@ -84,7 +84,7 @@ class SearchRequest(PlanRequest):
     budget: Annotated[
         float | None,
         Option(
-            "Most that all GPUs may cost in an hour.",
+            "Most that all GPUs may cost per hour.",
             metavar="USD",
             parse=read_number,
             expects="USD per hour, a number above 0",

@@ -45,7 +45,7 @@ class SimulateRequest(Options):
     ep: Annotated[_Degree, Option("Fix the expert-parallel degree.", parse=read_count)] = None
     pp: Annotated[_Degree, Option("Fix the number of pipeline stages.", parse=read_count)] = None
     dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
-    replicas: Annotated[_Degree, Option("Servers behind one router.", parse=read_count, default="1")] = None
+    replicas: Annotated[_Degree, Option("Servers that share one router.", parse=read_count, default="1")] = None
     router: Annotated[
         Literal["round_robin", "least_loaded", "prefix_aware"] | None,
         Option("How requests are given to replicas: round_robin, least_loaded or prefix_aware.", metavar="ROUTER"),
@@ -63,7 +63,7 @@ class SimulateRequest(Options):
     ] = None
     usd_per_gpu_hour: Annotated[
         float | None,
-        Option("Price of a GPU, to tell what it costs.", metavar="USD", parse=read_number, expects="a price above 0"),
+        Option("Price of a GPU, to compute the cost.", metavar="USD", parse=read_number, expects="a price above 0"),
         Field(gt=0, le=1e6),
     ] = None
     rate: Annotated[str | None, Option("Poisson arrivals, as 4/s or 200/min.", metavar="RATE", parse=read_rate)] = None
@@ -90,12 +90,12 @@ class SimulateRequest(Options):
     tpot: Annotated[str | None, Option("Service level: longest mean time per output token.", metavar="TIME")] = None
     e2e: Annotated[str | None, Option("Service level: longest time to the last token.", metavar="TIME")] = None
     seed: Annotated[
-        int | None, Option("Seed of all that is drawn.", parse=read_count, default="0"), Field(ge=0, le=2**32 - 1)
+        int | None, Option("Seed of all random draws.", parse=read_count, default="0"), Field(ge=0, le=2**32 - 1)
     ] = None
     time_limit: Annotated[
         float | None,
         Option(
-            "End after so many seconds of real time, with what is done by then.", metavar="SECONDS", parse=read_number
+            "Stop after so many seconds of real time, and report what is done.", metavar="SECONDS", parse=read_number
         ),
         Field(gt=0, le=1e6),
     ] = None
@@ -105,10 +105,12 @@ class SimulateRequest(Options):
     jobs: Annotated[int, Option("Simulations side by side, by joblib.", parse=read_count), Field(ge=1, le=1024)] = 1
     fit: Annotated[
         str | None,
-        Option("Learn the engine's factors from a run of your own, and write a file of factors.", metavar="FILE"),
+        Option("Fit the engine's factors to a run of your own, and write them to a file.", metavar="FILE"),
     ] = None
     fit_requests: Annotated[
-        int, Option("With --fit: requests to learn from; the others judge.", parse=read_count), Field(ge=2, le=100_000)
+        int,
+        Option("With --fit: requests to fit on; the others evaluate the fit.", parse=read_count),
+        Field(ge=2, le=100_000),
     ] = 100
     factors: Annotated[str | None, Option("Time steps by the factors of a file that --fit wrote.", metavar="FILE")] = (
         None

@@ -327,7 +327,7 @@ def test_under_torchrun_a_killed_rank_is_named_once_and_resuming_goes_on(tmp_pat
     assert run.returncode == 1
     assert ROOT_CAUSE.findall(stderr) == [("1", "Signal 9 (SIGKILL) received", str(victim))]
     ours = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert ours in ([], ["error: rank 1 has ended without a word (killed, or its machine is gone)"])
+    assert ours in ([], ["error: rank 1 has ended without a message (killed, or its machine is gone)"])
     with pytest.raises(ProcessLookupError):
         os.killpg(run.pid, 0)
     last = int(saved_in(tmp_path)[-1].removeprefix("step-"))

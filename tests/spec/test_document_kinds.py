@@ -80,7 +80,7 @@ def test_a_variant_of_a_scenario_says_what_differs(tmp_path: Path) -> None:
         ),
         ("workload:", "chain: [{name: a}]\nworkload:", "a stage needs a `model`, or `seconds`"),
         ("workload:", "  n: {gpus: 1xH100}\nworkload:", "2 models need a `chain`"),
-        ("name: small", "name: small\nestimated: [slo.tftt]", "no field stands at 'slo.tftt'"),
+        ("name: small", "name: small\nestimated: [slo.tftt]", "there is no field at 'slo.tftt'"),
     ],
 )
 def test_rules_across_fields_name_the_field(old: str, new: str, expected: str) -> None:

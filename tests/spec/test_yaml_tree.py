@@ -29,7 +29,7 @@ def problems(text: str) -> tuple[Problem, ...]:
 REFUSED = {
     "duplicate key": ("a: 1\nb:\n  c: 1\n  c: 2\n", "spec.yaml:4:3: b.c: this key is written twice (first on line 3"),
     "merge key": ("a: &a {b: 1}\nc: {<<: *a}\n", "spec.yaml:2:5: c: merge keys are not supported (write `extends"),
-    "recursive alias": ("a: &a [1, *a]\n", "spec.yaml:1:11: a[1]: the alias *a stands inside its own anchor"),
+    "recursive alias": ("a: &a [1, *a]\n", "spec.yaml:1:11: a[1]: the alias *a is inside its own anchor"),
     "unknown alias": (
         "a: &moe 1\nb: *mo\n",
         "spec.yaml:2:4: b: expected an anchor &mo before its alias (did you mean 'moe'?",

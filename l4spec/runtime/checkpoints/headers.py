@@ -98,7 +98,7 @@ def _index_mistakes(files: Mapping[Path, set[str]], headers: Mapping[str, Tensor
             if name not in headers:
                 yield Problem("is missing, although the index names it", name, Place(path.name))
             elif headers[name].file != path:
-                yield Problem(f"stands in {headers[name].file.name}, not where the index says", name, Place(path.name))
+                yield Problem(f"is in {headers[name].file.name}, not where the index says", name, Place(path.name))
 
 
 def _is_plain_name(file: Any) -> bool:

@@ -48,7 +48,7 @@ def load_checkpoint(
     """
     targets = module_tensors(model)
     if any(target.is_meta for target in targets.values()):
-        raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
+        raise UserError("the model is on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     folder = checked_folder(directory)
     before = Unchanged.of(folder)
     check = partial(require_undamaged, folder) if verify else _nothing

@@ -69,7 +69,7 @@ def save_checkpoint(
     target = require_new_folder(directory)
     tensors = module_tensors(model)
     if any(tensor.is_meta for tensor in tensors.values()):
-        raise UserError("the model lies on the meta device and has no weights to save", hint="build it on cpu or cuda")
+        raise UserError("the model is on the meta device and has no weights to save", hint="build it on cpu or cuda")
     if model.quantization is not None:
         require_exportable(model.graph, model.quantization)
     layout, config = _layout_and_config(model.graph, tensors["text.embedding.weight"].dtype)

@@ -172,7 +172,7 @@ def check_rank(model: nn.Module, shards: dict[str, Shard]) -> None:
     built = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     declared = {name: shard.shape for name, shard in shards.items()}
     problems = [
-        f"{name}: the layout gives {declared.get(name, 'nothing')}, held {built.get(name, 'nothing')}"
+        f"{name}: the layout gives {declared.get(name, 'nothing')}, built {built.get(name, 'nothing')}"
         for name in declared.keys() | built.keys()
         if declared.get(name) != built.get(name)
     ]

@@ -20,7 +20,7 @@ class PrefillModel(RankModel):
 
     All ranks along cp are given the same whole sequences. Each runs the tokens that `own_tokens` cuts out and gives
     their logits, or with `logits="last"` every rank gives those of the last token of all. A cache keeps what a rank's
-    own tokens leave; `whole_cache` joins the ranks' for a layout without cp to go on from.
+    own tokens leave; `whole_cache` joins the ranks' to continue with a layout without cp.
     """
 
     def runs(self, num_tokens: int) -> tuple[range, ...]:
@@ -88,7 +88,7 @@ class PrefillModel(RankModel):
         if not layout.is_uniform or layout.num_new is not None:
             self._refuse("padded and packed sequences are not divided among ranks")
         if cache is not None and cache.length:
-            hint = "`whole_cache` joins the ranks' caches for a layout without cp to go on from"
+            hint = "`whole_cache` joins the ranks' caches to continue with a layout without cp"
             self._refuse(f"cp is for prefills, and {cache.length:,} tokens are cached already", hint)
         runs = self.runs(layout.num_tokens)
         own = runs[self.mesh.place.cp]

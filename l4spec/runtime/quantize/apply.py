@@ -35,7 +35,7 @@ def quantize(model: Model, scheme: Quantization | str, *, report: Report | None 
     """
     table = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if model.quantization is not None:
-        raise UserError(f"the model is quantized already, as {model.quantization.name}", hint="build it anew")
+        raise UserError(f"the model is quantized already, as {model.quantization.name}", hint="build it again")
     dtype = DTYPES[number_format(model.graph, table)]
     require_packable(model, table)
     for done, node in enumerate(model.graph.nodes, start=1):

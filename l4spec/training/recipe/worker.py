@@ -216,7 +216,7 @@ class RecipeRun:
             for name, tensor in model.state_dict(keep_vars=True).items():
                 local_of(tensor).copy_(local_of(self.model.get_tensor(name)))
         elif start > 0:
-            assert self.job.out is not None, "a run that goes on has a folder"
+            assert self.job.out is not None, "a resumed run has a folder"
             load_step(folder_of(self.job.out, start), model, None, self.job.continued())
         return model.eval()
 

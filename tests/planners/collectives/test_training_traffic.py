@@ -74,7 +74,7 @@ def test_sequence_parallelism_sends_sums_in_halves_and_gathers_once_more() -> No
     forward = [row for row in rows if row.what == "activations, forward"]
     assert sum(row.ring_bytes for row in forward) == whole["tp", "activations, forward"].ring_bytes
     norms = 97 * 5120 * 4
-    what = "gradients of what is held whole"
+    what = "gradients of replicated tensors"
     assert next(row for row in rows if row.what == what).payload_bytes == whole["tp", what].payload_bytes + norms
 
 
@@ -146,11 +146,11 @@ def test_gradients_and_weights_go_by_zero_stage(zero: int, times: int, collectiv
 
 def test_ranks_add_up_the_gradients_of_what_they_hold_whole_inside_a_layer() -> None:
     """Routers of 48 layers, 16 x 5,120 each; with ZeRO 3 the shards of four ranks, and no row for dense layers."""
-    whole = sent(Layout(tp=2, dp=4))["tp", "gradients of what is held whole"]
+    whole = sent(Layout(tp=2, dp=4))["tp", "gradients of replicated tensors"]
     assert (whole.payload_bytes, whole.calls) == (48 * 81_920 * 4, 1)
-    shards = sent(Layout(tp=2, dp=4), replace(FULL, zero_stage=3))["tp", "gradients of what is held whole"]
+    shards = sent(Layout(tp=2, dp=4), replace(FULL, zero_stage=3))["tp", "gradients of replicated tensors"]
     assert shards.payload_bytes == whole.payload_bytes // 4
-    assert ("tp", "gradients of what is held whole") not in sent(Layout(tp=2), name="llama-3.1-8b")
+    assert ("tp", "gradients of replicated tensors") not in sent(Layout(tp=2), name="llama-3.1-8b")
 
 
 def test_neighbours_add_up_the_gradients_of_a_kv_head_that_they_repeat() -> None:

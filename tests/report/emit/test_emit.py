@@ -197,9 +197,9 @@ def test_the_checkpoint_is_never_taken_silently() -> None:
     model = graph("behemoth")
     planned = plan(model, gpus="4x8xB200", quantization="fp8", engine="vllm-hybrid")
     unnamed = emit("vllm", LaunchRequest(planned, model))
-    assert "path/to/Llama-4-Behemoth-288B-16E stands in its place, give --model" in unnamed
+    assert "path/to/Llama-4-Behemoth-288B-16E is a placeholder, give --model" in unnamed
     named = emit("vllm", LaunchRequest(planned, model, model="me/mine"))
-    assert "stands in its place" not in named
+    assert "is a placeholder" not in named
     assert all("me/mine" in argv for argv in commands(named))
     changed = requested("scout", "8xH100")
     text = emit("vllm", LaunchRequest(changed.plan, changed.graph, changed=True))

@@ -85,7 +85,7 @@ def _chunk(value: Any, size: torch.Size, name: str) -> ChunkStorageMetadata:
     if not len(offsets) == len(sizes) == len(size):
         raise WrongDescription(f"{name}: a piece has other dims")
     if any(start + length > whole for start, length, whole in zip(offsets, sizes, size, strict=True)):
-        raise WrongDescription(f"{name}: a piece lies outside")
+        raise WrongDescription(f"{name}: a piece is out of bounds")
     return ChunkStorageMetadata(offsets, sizes)
 
 
@@ -140,7 +140,7 @@ def _require_places(tensors: Mapping[str, STORAGE_TYPES], places: Mapping[Metada
     ]
     for piece in pieces:
         if piece not in places:
-            raise WrongDescription(f"{piece.fqn}: a piece lies in no file")
+            raise WrongDescription(f"{piece.fqn}: a piece is in no file")
     by_file: dict[str, list[tuple[int, int, str]]] = {}
     for index, place in places.items():
         by_file.setdefault(place.relative_path, []).append((place.offset, place.offset + place.length, index.fqn))

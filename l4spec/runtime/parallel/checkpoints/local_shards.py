@@ -37,7 +37,7 @@ def shards_of_model(model: "Model") -> dict[str, LocalShard]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         local = local_of(tensor).detach()
         region = _region(model, name, shapes[name])
-        assert tuple(local.shape) == tuple(map(len, region)), f"{name}: held {tuple(local.shape)}, said {region}"
+        assert tuple(local.shape) == tuple(map(len, region)), f"{name}: shape {tuple(local.shape)}, layout {region}"
         shards[name] = LocalShard(name, shapes[name], region, local)
     return shards
 

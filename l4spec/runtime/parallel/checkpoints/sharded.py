@@ -89,7 +89,7 @@ def load_sharded(
     """
     folder = checked_folder(directory)
     if any(shard.tensor.is_meta for shard in shards_of_model(model).values()):
-        raise UserError("the model lies on the meta device and cannot hold weights", hint="build it on cpu or cuda")
+        raise UserError("the model is on the meta device and cannot hold weights", hint="build it on cpu or cuda")
     if not (folder / METADATA).is_file():
         if optimizer is not None:
             raise UserError(f"{folder} holds no optimizer state", hint="only a sharded checkpoint does")

@@ -136,7 +136,7 @@ class _Machine:
             raise RefusedPickle("a key has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if not isinstance(key, str | Record) or (isinstance(key, str) and key in entries):
-                raise RefusedPickle("a key is no name, or stands there twice")
+                raise RefusedPickle("a key is no name, or appears twice")
             entries[key] = value
 
     def remember(self, number: int | None) -> None:

@@ -218,7 +218,7 @@ class Watch:
         try:
             return self._reported_failure() or own
         except (dist.DistError, RuntimeError):
-            return Failure("error: rank 0, or the launcher, has ended without a word (killed?)")
+            return Failure("error: rank 0, or the launcher, has ended without a message (killed?)")
 
     def _reported_failure(self) -> Failure | None:
         ranks = [rank for rank in range(self.world) if rank != self.rank]
@@ -232,7 +232,7 @@ class Watch:
                 if beat != seen[rank][0]:
                     seen[rank] = (beat, time.monotonic())
                 elif time.monotonic() - since > STILL_SECONDS and not self.store.check([f"done/{rank}"]):
-                    return Failure(f"error: rank {rank} has ended without a word (killed, or its machine is gone)")
+                    return Failure(f"error: rank {rank} has ended without a message (killed, or its machine is gone)")
             time.sleep(BEAT_SECONDS)
         return None
 
@@ -262,7 +262,7 @@ class Watch:
         except (dist.DistError, RuntimeError):
             if not self._ended.is_set():
                 time.sleep(LOST_SECONDS if self._speaks else 0.0)  # the main thread may know more
-                self._report("error: rank 0, or the launcher, has ended without a word (killed?)")
+                self._report("error: rank 0, or the launcher, has ended without a message (killed?)")
                 leave(RANK_FAILED)
 
     def end(self, failure: Failure) -> NoReturn:

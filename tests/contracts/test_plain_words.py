@@ -1,0 +1,118 @@
+"""Pages, help texts and messages use the field's words: a word that a reader has to guess is found by its pattern."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HISTORY = {"decisions.md"}
+"""Pages that keep the words of their day."""
+
+PLAINER = {
+    r"\btold\b": "given, reported, passed",
+    r"\bwanted\b": "expected, needed, requested",
+    r"(?<!Llama 4 )\bherd\b": "the models of Llama 4",
+    r"\bheld\b(?!-out| out\b| back\b)": "stored, kept, built; `held-out` data stays",
+    r"\bh(?:old|olds|olding|eld) [^.;:|]{0,60}\bagainst\b": "compare with",
+    r"\bmend(?:s|ed|ing)?\b": "fix",
+    r"\bbut for\b": "except",
+    r"\bwithout a word\b": "without a message, silently",
+    r"\bin the place of\b": "instead of, at the position of",
+    r"\bat hand\b": "available, current",
+    r"\banew\b": "again",
+    r"\bhands? (?:in|on|over)\b(?!-)": "passes, returns, sends",
+    r"\bworked out\b": "computed",
+    r"\bgo(?:es)? on\b": "continues, resumes",
+    r"\blies (?:on|in|outside|there|beside|elsewhere)\b": "is",
+    r"\bstands? (?:in|on|there|inside|around|beside|before|at)\b": "is, appears",
+    r", of them\b": "of which",
+    r"\bnobody's\b": "assumed, unpublished",
+}
+"""A private word, as a pattern, and what to write instead."""
+
+_FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def private_words(text: str) -> list[str]:
+    """The private words of a text, each with what to write instead."""
+    plain = " ".join(text.split())
+    matches = [
+        (match[0], instead) for pattern, instead in PLAINER.items() for match in re.finditer(pattern, plain, re.I)
+    ]
+    return [f"{word!r} (write: {instead})" for word, instead in matches]
+
+
+def pages() -> dict[str, str]:
+    """Every page that people read, without its blocks of code and output; help texts are prose."""
+    files = [
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "examples").rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "tests/README.md",
+    ]
+    texts = {path: path.read_text(encoding="utf-8") for path in files if path.name not in HISTORY}
+    return {
+        path.relative_to(ROOT).as_posix(): text if path.name == "cli.md" else _FENCE.sub("", text)
+        for path, text in texts.items()
+    }
+
+
+def messages(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string of several words that is no docstring: help, labels, errors and hints."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    documentation = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Constant) or id(node) in documentation:
+            continue
+        if isinstance(node.value, str) and " " in node.value:
+            yield node.lineno, node.value
+
+
+def test_pages_use_plain_words() -> None:
+    texts = pages()
+    assert len(texts) >= 35
+    assert {page: words for page, text in texts.items() if (words := private_words(text))} == {}
+
+
+def test_help_and_messages_use_plain_words() -> None:
+    files = sorted(path for folder in ("l4spec", "planners", "website") for path in (ROOT / folder).rglob("*.py"))
+    places = {f"{path.relative_to(ROOT).as_posix()}:{line}": text for path in files for line, text in messages(path)}
+    assert len(places) >= 1_000
+    assert {place: words for place, text in places.items() if (words := private_words(text))} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the plan is held against the run",
+        "each rank holds its part\nagainst the plan",
+        "a rank that is told its layout",
+        "names the place and the mend",
+        "everything but for the first layer",
+        "the tensor lies on the meta device",
+        "parameters, of them active",
+    ],
+)
+def test_a_private_word_is_noticed(text: str) -> None:
+    assert private_words(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "held-out loss, and text that was held out",
+        "prompts are held back on purpose",
+        "a share of held-out data, compared with the plan",
+        "(Meta AI, The Llama 4 herd)",
+        "amended files, and recommended settings",
+        "runs one of them per token",
+        "a hands-on example",
+    ],
+)
+def test_words_of_the_field_stay_allowed(text: str) -> None:
+    assert private_words(text) == []

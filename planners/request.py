@@ -143,8 +143,7 @@ class PlanRequest(Options):
     objective: Annotated[
         Objective,
         Option(
-            "How to choose degrees that are not set: fastest, cheapest, max-context, min-gpus, max-free-memory, "
-            "simplest.",
+            "How to choose open degrees: fastest, cheapest, max-context, min-gpus, max-free-memory or simplest.",
             metavar="OBJECTIVE",
             renamed={"balanced": "it is called max-free-memory now; fastest is the default, simplest the old choice"},
         ),

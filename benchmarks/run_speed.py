@@ -1,15 +1,16 @@
 """How fast our models run on this machine: against transformers, and against what the machine can do.
 
     python -m benchmarks.run_speed [--models 16-experts 128-experts] [--dtypes fp32 bf16] [--rounds 5] [--threads 2]
-                                   [--parts prefill decode-1 decode-8 contexts] [--clock wall|cpu]
+                                   [--parts prefill decode-1 decode-8 train contexts] [--clock wall|cpu]
                                    [--processes 1] [--json RESULTS.json] [--tiny]
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
-(`prefill`; for us also into a cache, the last token's logits alone), and decode steps after 1024 tokens, for one
-sequence, by a compiled step too, and for eight. The machine's own limits are the model's matmuls run alone, and the
-weights of a matrix far larger than any cache read by a matrix-vector product. Last, a model with chunked attention
-alone shows that its time per token stays the same however long the context is.
+(`prefill`; for us also into a cache, the last token's logits alone), a training step of them (`train`: forward,
+backward, AdamW), and decode steps after 1024 tokens, for one sequence, by a compiled step too, and for eight. The
+machine's own limits are the model's matmuls run alone, and the weights of a matrix far larger than any cache read by a
+matrix-vector product. Last, a model with chunked attention alone shows that its time per token stays the same however
+long the context is.
 
 Where its memory lies is chance for each process, and changes how fast it is read by up to a half. `--processes` runs
 everything in so many, one after another, and tells of each result the process with the median share of the limit.
@@ -45,11 +46,12 @@ from benchmarks.speed_models import (
 )
 from benchmarks.speed_report import add_to, conditions, load_average, median_results, print_report
 from benchmarks.speed_timing import Clock, Timed, Times, interleaved
+from benchmarks.speed_train import PASSES, training_steps, without_gradients
 from l4spec.runtime.compiled import CompiledStep, compile_step
 from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
-PARTS = ("prefill", "decode-1", "decode-8", "contexts")
+PARTS = ("prefill", "decode-1", "decode-8", "train", "contexts")
 """What can be measured by itself; after `decode` stands how many sequences are decoded at once."""
 NUM_STEPS = 8
 PHASE = 128
@@ -91,6 +93,8 @@ def measure(name: str, dtype: str, options: Options, exact: dict[str, Tensor]) -
     for part in options.parts:
         if part == "prefill":
             yield about | _prefill(model, other, prefix, options)
+        elif part == "train":
+            yield about | _train(model, other, prefix, options)
         elif part != "contexts":
             rows = tokens[: int(part.removeprefix("decode-"))]
             yield from (about | result for result in _decode(model, other, prefix, rows, past, options))
@@ -114,6 +118,22 @@ def _prefill(model: Model, other: Any, prefix: Tensor, options: Options) -> dict
         "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
         "of_matmul_rate": forward_flops(model, 1, options.tokens) / matmul_flops * times.ratio("matmuls", "prefill"),
         "experts_hit": {node: routing.num_touched(node) for node in routing.rows},
+        "seconds_of_rounds": dict(times.rounds),
+    }
+
+
+def _train(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[str, Any]:
+    """A training step, beside the forward pass's matmuls run alone: a step has three times their FLOPs."""
+    matmuls, matmul_flops = plain_matmuls(model, options.tokens, Routing.of(model, prefix))
+    things = training_steps(model, other, prefix) | {"matmuls": Timed(matmuls)}
+    times = interleaved(things, options.rounds, model.device, options.clock)
+    without_gradients(model, other)
+    flops = PASSES * forward_flops(model, 1, options.tokens)
+    return {
+        "part": "train",
+        **_pair(times, "train", "transformers", 1),
+        "matmul_flops_per_second": matmul_flops / times.median("matmuls"),
+        "of_matmul_rate": flops / matmul_flops * times.ratio("matmuls", "train"),
         "seconds_of_rounds": dict(times.rounds),
     }
 

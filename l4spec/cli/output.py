@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import typer
 
 from l4spec.cli.options import Format
-from l4spec.errors import UserError, os_reason
+from l4spec.errors import Problem, UserError, os_reason
 from l4spec.spec.files import what_stands_at
 
 if TYPE_CHECKING:
@@ -179,6 +179,17 @@ def write_file(path: Path, content: str | bytes, *, force: bool) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"cannot write {shown!r}: {os_reason(error)}") from None
+
+
+def check_drawing(svg: Path, *, force: bool) -> None:
+    """Raise UserError, before the work whose result is drawn, where no picture could be drawn or written after it."""
+    from l4spec.report.templating import require_templates
+
+    if os.path.lexists(svg) and not force:
+        raise UserError([Problem(f"{str(svg)[:200]} exists", "--svg", hint="--force overwrites it")])
+    if not svg.parent.is_dir():
+        raise UserError([Problem(f"{str(svg.parent)[:200]} is no folder", "--svg")])
+    require_templates()
 
 
 def _replace(path: Path, content: bytes) -> None:

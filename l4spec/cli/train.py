@@ -1,7 +1,6 @@
 """`l4spec train`: a recipe run, small or whole, on this machine or under torchrun."""
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +10,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import DeviceOption, DtypeOption, LayersOption, ScaleOption
-from l4spec.cli.output import complain, page_in, show, write_file
+from l4spec.cli.output import check_drawing, complain, page_in, show, write_file
 from l4spec.cli.run import (
     CheckpointingOption,
     Recomputed,
@@ -169,16 +168,10 @@ def _checkpointing(kind: Recomputed | None, *, recompute: bool) -> "Checkpointin
 
 def _can_draw(job: "RecipeJob", svg: Path, *, force: bool) -> None:
     """Raise UserError, before anything is trained, where no picture could be drawn or written after it."""
-    from l4spec.report.templating import require_templates
-
     if job.loaded.recipe.lengths is None:
         hint = "lengths: {source: NAME, tokens: [64, 128]} asks for needles"
         raise UserError([Problem(f"{job.loaded.recipe.name} asks at no lengths", "--svg", hint=hint)])
-    if os.path.lexists(svg) and not force:
-        raise UserError([Problem(f"{str(svg)[:200]} exists", "--svg", hint="--force overwrites it")])
-    if not svg.parent.is_dir():
-        raise UserError([Problem(f"{str(svg.parent)[:200]} is no folder", "--svg")])
-    require_templates()
+    check_drawing(svg, force=force)
 
 
 def _report(job: "RecipeJob", repeats: int, style: o.Format) -> "RecipeRuns":

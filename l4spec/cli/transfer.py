@@ -1,5 +1,7 @@
 """`l4spec transfer`: does a learning rate that is best for a small model stay the best as it grows?"""
 
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,14 +9,16 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import complain, deliver, page_in, show_page, write_file
+from l4spec.cli.output import check_drawing, complain, show_page, write_file
 from l4spec.cli.train import RecipeArgument, RepeatsOption, ThreadsOption
 from l4spec.errors import Problem, UserError
+from l4spec.report.csv_text import to_csv
+from l4spec.report.templating import figure_svg
 
 if TYPE_CHECKING:
-    from l4spec.training.transfer import GrowthAxis, TransferJob, TransferPoint
+    from l4spec.report.page import Section
+    from l4spec.training.transfer import GrowthAxis, Sweep, TransferJob, TransferPoint
 
-_COLUMNS = ("axis", "times", "rate", "seed", "loss")
 _TIMES = "Growths to train at, as 1,2,4."
 
 
@@ -39,16 +43,19 @@ def transfer_command(
     repeats: RepeatsOption = 1,
     threads: ThreadsOption = 1,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write every run as CSV.")] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw losses, or sizes of features."),
+    ] = None,
     force: o.ForceOption = False,
 ) -> None:
     """Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.
 
     With the parametrization `completedp` (or `mup` over width) it stays the same; with `standard` it changes. With
-    --features, the mean size of every layer's outputs as the model grows.
+    --features, the mean size of every layer's outputs as the model grows. Several seeds give standard errors.
     """
-    from l4spec.report.csv_text import to_csv
     from l4spec.sharding.layout import Layout
-    from l4spec.training.transfer import Sweep, TransferJob, sweep
+    from l4spec.training.transfer import Sweep, TransferJob
 
     job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()
@@ -60,57 +67,55 @@ def transfer_command(
     ]
     if not axes:
         raise UserError([Problem("nothing to do", hint="--width-times 1,2,4 grows the width")])
+    if svg is not None:
+        _can_draw(axes, svg, force=force)
     seeds = range(job.loaded.recipe.seed, job.loaded.recipe.seed + repeats)
-    points: list[TransferPoint] = []
+    shown = []
     for axis, times in axes:
-        if features is not None:
-            _show_features(job, axis, times, features)
-            continue
-        swept = sweep(job, Sweep(axis, times, _numbers(rates), seeds), _tell)
-        deliver(_table(swept), None)
-        points += swept
+        work = Sweep(axis, times, _numbers(rates), seeds)
+        shown.append(_swept(job, work) if features is None else _features(job, work, features))
+        show_page((shown[-1].section,))
     if csv_file is not None:
-        rows = ({name: getattr(point, name) for name in _COLUMNS} for point in points)
-        write_file(csv_file, to_csv(_COLUMNS, rows), force=force)
+        rows = [row for one in shown for row in one.rows]
+        write_file(csv_file, to_csv(tuple(rows[0]), rows), force=force)
+    if svg is not None:
+        write_file(svg, figure_svg(shown[0].section), force=force)
+        complain(f"wrote {svg}")
+
+
+def _can_draw(axes: "Sequence[tuple[GrowthAxis, list[int]]]", svg: Path, *, force: bool) -> None:
+    """Raise UserError, before hours of runs, where no picture could be drawn or written after them."""
+    if len(axes) > 1:
+        raise UserError([Problem("one picture is of one axis", "--svg", hint=f"only --{axes[0][0]}-times")])
+    check_drawing(svg, force=force)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """A section of the page, and its rows for CSV."""
+
+    section: "Section"
+    rows: list[dict[str, object]]
+
+
+def _swept(job: "TransferJob", asked: "Sweep") -> _Shown:
+    from l4spec.report.transfer_page import sweep_section
+    from l4spec.training.transfer import DIVERGED, sweep, transferred
+
+    points = sweep(job, asked, _tell)
+    return _Shown(sweep_section(points, transferred(points), DIVERGED / 2), [asdict(point) for point in points])
+
+
+def _features(job: "TransferJob", asked: "Sweep", num_steps: int) -> _Shown:
+    from l4spec.report.transfer_page import features_section
+    from l4spec.training.transfer import feature_sizes
+
+    sizes = feature_sizes(job, asked.axis, asked.times, asked.seeds, num_steps)
+    return _Shown(features_section(sizes, num_steps), [asdict(size) for size in sizes])
 
 
 def _tell(point: "TransferPoint") -> None:
     complain(f"{point.axis} x{point.times}  rate x{point.rate:g}  seed {point.seed}  loss {point.loss:.4f}")
-
-
-def _table(points: "list[TransferPoint]") -> str:
-    """A row for each growth, a column for each rate; the best of a row is starred."""
-    from l4spec.report.page import Lines, Section, Table
-    from l4spec.training.transfer import DIVERGED, best_rates
-
-    best = best_rates(points)
-    rates = list(dict.fromkeys(point.rate for point in points))
-    rows = []
-    for times in best:
-        cells = []
-        for rate in rates:
-            losses = [point.loss for point in points if (point.times, point.rate) == (times, rate)]
-            mean = sum(losses) / len(losses)
-            text = "diverged" if mean >= DIVERGED / 2 else f"{mean:.4f}"
-            cells.append(text + ("*" if rate == best[times] else " "))
-        rows.append((f"{points[0].axis} x{times}", *cells))
-    indices = [rates.index(rate) for rate in best.values()]
-    moved = f"the best rate moves by {max(indices) - min(indices)} steps of the grid"
-    table = Table(("", *(f"rate x{rate:g}" for rate in rates)), tuple(rows))
-    return page_in((Section(f"Loss over {points[0].axis}", (table, Lines((moved,)))),), o.Format.TABLE)
-
-
-def _show_features(job: "TransferJob", axis: "GrowthAxis", times: list[int], steps: int) -> None:
-    from dataclasses import replace
-
-    from l4spec.report.page import Section, Table
-    from l4spec.training.transfer import features
-
-    by_times = {number: features(replace(job, axis=axis, times=number), steps) for number in times}
-    names = [name for name in by_times[times[0]] if all(name in sizes for sizes in by_times.values())]
-    rows = tuple((name, *(f"{by_times[number][name]:.4f}" for number in times)) for name in names)
-    table = Table(("", *(f"{axis} x{number}" for number in times)), rows)
-    show_page((Section(f"Mean |output| after {steps} steps", (table,)),))
 
 
 def _numbers(text: str) -> list[float]:

@@ -162,31 +162,55 @@ def time_bars(rows: Sequence[TimeBar], parts: Sequence[str], text: Callable[[flo
 _BAR_STYLES = ("mark", "slab c1", "slab broad c0")
 
 
-def share_chart(
-    series: Sequence[tuple[str, Sequence[Point]]], ticks: Sequence[int], marks: Sequence[int], label: str
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A plain upright axis: its ends, and how a value is written at it."""
+
+    low: float
+    high: float
+    text: Callable[[float], str]
+
+    def share(self, value: float) -> float:
+        """How far up a value stands, from 0 to 1."""
+        return (value - self.low) / (self.high - self.low)
+
+
+PERCENT = Level(0.0, 1.0, lambda share: f"{100 * share:.0f} %")
+
+
+def level_chart(
+    series: Sequence[tuple[str, Sequence[Point]]],
+    ticks: Sequence[float],
+    marks: Sequence[float],
+    label: str,
+    level: Level = PERCENT,
 ) -> Chart:
-    """Shares from 0 to 1 over lengths on a logarithmic axis with a text at each tick; dashed lines at the marks."""
+    """Values over a logarithmic axis with a text at each tick; dashed lines at the marks. Shares of a whole as such."""
     chart, span = Chart((0, 1)), log(max(ticks[-1] / ticks[0], 2.0))
 
     def place(x: float, y: float) -> tuple[int, int]:
         return _plain_place(chart, min(max(log(x / ticks[0]) / span, 0.0), 1.0), y)
 
+    def write(x: float) -> str:
+        return f"{x:,.0f}" if x >= 10 else f"{x:g}"
+
     for tick in ticks:
         x, bottom = place(tick, 0.0)
         chart.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "grid"))
-        chart.texts.append(Caption(x, bottom + 16, f"{tick:,}", "middle"))
+        chart.texts.append(Caption(x, bottom + 16, write(tick), "middle"))
     for quarter in range(5):
         (left, y), (right, _) = place(ticks[0], quarter / 4), _plain_place(chart, 1.0, 0.0)
         chart.lines.append(Stroke(f"{left},{y} {right},{y}", "grid"))
-        chart.texts.append(Caption(LEFT - 6, y + 4, f"{25 * quarter} %", "end"))
+        value = level.low + (level.high - level.low) * quarter / 4
+        chart.texts.append(Caption(LEFT - 6, y + 4, level.text(value), "end"))
     for mark in marks:
         x, bottom = place(mark, 0.0)
         chart.lines.append(Stroke(f"{x},{TOP} {x},{bottom}", "mark"))
     for number, (name, points) in enumerate(series):
-        style, places = f"c{number % COLORS}", [place(*point) for point in points]
+        style, places = f"c{number % COLORS}", [place(x, level.share(y)) for x, y in points]
         chart.lines.append(Stroke(" ".join(f"{x},{y}" for x, y in places), style, _DASHES[number % len(_DASHES)]))
-        for (x, y), (length, share) in zip(places, points, strict=True):
-            chart.dots.append(Dot(x, y, style, f"{name}, {length:,.0f}: {share:.0%}"))
+        for (x, y), (at, value) in zip(places, points, strict=True):
+            chart.dots.append(Dot(x, y, style, f"{name}, {write(at)}: {level.text(value)}"))
     chart.texts.append(Caption(LEFT, chart.height - 8, label))
     _legend(chart, series)
     return chart
@@ -321,13 +345,14 @@ def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
 
 __all__ = [
     "Chart",
+    "Level",
     "Texts",
     "TimeBar",
     "TimeSpan",
     "front_chart",
+    "level_chart",
     "line_chart",
     "roofline",
-    "share_chart",
     "shares_within",
     "spans",
     "time_bars",

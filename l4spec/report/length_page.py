@@ -5,9 +5,9 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from l4spec.errors import UserError
-from l4spec.report.charts import share_chart
+from l4spec.report.charts import level_chart
 from l4spec.report.page import Bar, Bars, Figure, Lines, Section, Table
-from l4spec.report.templating import render
+from l4spec.report.templating import figure_svg
 
 if TYPE_CHECKING:
     from l4spec.training.recipe.metrics import PhaseResult
@@ -40,7 +40,7 @@ def length_section(name: str, runs: Runs) -> Section | None:
         for variant, (_, shares) in last.items()
     ]
     trained = sorted({one.longest for phases in runs.values() for one in phases})
-    chart = share_chart(
+    chart = level_chart(
         series, lengths, trained, "tokens of a document; up: right answers; dashed: contexts trained on"
     )
     breaks = [_break(variant or name, shares, longest[variant, phase]) for variant, (phase, shares) in last.items()]
@@ -57,8 +57,7 @@ def length_svg(name: str, runs: Runs) -> str:
     section = length_section(name, runs)
     if section is None:
         raise UserError(f"{name}: no phase was run, so no length was asked at")
-    figure = next(block for block in section.blocks if isinstance(block, Figure))
-    return render(figure.template, about=figure.about, **figure.values)
+    return figure_svg(section)
 
 
 def _curves(runs: Runs, variant: str | None) -> dict[str, _Shares]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l4spec.errors import UserError
+from l4spec.report.page import Figure, Section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -23,6 +24,17 @@ def render(template: str, folder: Path = FOLDER, /, **values: Any) -> str:
     Raises UserError that names the extra where jinja2 is not installed.
     """
     return _environment(folder).get_template(template).render(**values)
+
+
+def figure_svg(section: Section) -> str:
+    """The first drawing of a section as a picture of its own.
+
+    Raises UserError where it has none, and where jinja2 is not installed.
+    """
+    figure = next((block for block in section.blocks if isinstance(block, Figure)), None)
+    if figure is None:
+        raise UserError(f"{section.title}: nothing to draw")
+    return render(figure.template, about=figure.about, **figure.values)
 
 
 def require_templates() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean, stdev
 from typing import Literal
 
 import torch
@@ -105,6 +106,17 @@ def _steps(run: RecipeRun, phase: Phase, num_steps: int) -> Iterator[StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureSize:
+    """Mean |output| of one node after a few steps."""
+
+    axis: GrowthAxis
+    times: int
+    seed: int
+    node: str
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
 class Sweep:
     """What is to be run: growths along one axis, factors on the recipe's rate, seeds."""
 
@@ -131,15 +143,55 @@ def best_rates(points: Sequence[TransferPoint]) -> dict[int, float]:
     best: dict[int, float] = {}
     for times in dict.fromkeys(point.times for point in points):
         means = {
-            rate: _mean([p.loss for p in points if (p.times, p.rate) == (times, rate)])
+            rate: fmean([p.loss for p in points if (p.times, p.rate) == (times, rate)])
             for rate in dict.fromkeys(point.rate for point in points)
         }
         best[times] = min(means, key=lambda rate: means[rate])
     return best
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+@dataclass(frozen=True, slots=True)
+class Transferred:
+    """How well the rate that is best at the first growth does at another one.
+
+    `moved` counts steps of the grid from that rate to the best one here. `excess` is the loss at that rate less the
+    loss at the best one, in the mean over seeds, and `error` its standard error over pairs of one seed; None of one.
+    """
+
+    times: int
+    best_rate: float
+    moved: int
+    tuned: float
+    excess: float
+    error: float | None
+
+    @property
+    def is_close(self) -> bool:
+        """Within the larger of 0.5 % and two standard errors."""
+        return self.excess <= max(0.005 * self.tuned, 2 * (self.error or 0.0))
+
+
+def transferred(points: Sequence[TransferPoint]) -> tuple[Transferred, ...]:
+    """For each growth of one axis; the first one transfers to itself."""
+    best = best_rates(points)
+    rates = sorted({point.rate for point in points})
+    first = best[points[0].times]
+    losses = {(point.times, point.rate, point.seed): point.loss for point in points}
+    seeds = list(dict.fromkeys(point.seed for point in points))
+    rows = []
+    for times, rate in best.items():
+        excess = [losses[times, first, seed] - losses[times, rate, seed] for seed in seeds]
+        rows.append(
+            Transferred(
+                times=times,
+                best_rate=rate,
+                moved=rates.index(rate) - rates.index(first),
+                tuned=fmean(losses[times, rate, seed] for seed in seeds),
+                excess=fmean(excess),
+                error=stdev(excess) / len(seeds) ** 0.5 if len(seeds) > 1 else None,
+            )
+        )
+    return tuple(rows)
 
 
 def features(job: TransferJob, num_steps: int) -> dict[str, float]:
@@ -157,6 +209,18 @@ def features(job: TransferJob, num_steps: int) -> dict[str, float]:
     with torch.no_grad():
         run.model.eval()(batch.input_ids, **dict(batch.inputs))
     return sizes
+
+
+def feature_sizes(
+    job: TransferJob, axis: GrowthAxis, times: Sequence[int], seeds: Sequence[int], num_steps: int
+) -> list[FeatureSize]:
+    """The coordinate check at each growth and seed."""
+    return [
+        FeatureSize(axis, number, seed, node, size)
+        for number in times
+        for seed in seeds
+        for node, size in features(replace(job, axis=axis, times=number, seed=seed), num_steps).items()
+    ]
 
 
 def _recorder(name: str, sizes: dict[str, float]) -> "Callable[[nn.Module, object, Tensor], None]":

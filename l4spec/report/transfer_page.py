@@ -1,0 +1,116 @@
+"""Whether a learning rate transfers, drawn and as tables: loss over rates at each growth, and sizes of features."""
+
+from collections.abc import Mapping, Sequence
+from math import floor
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from l4spec.report.charts import Level, level_chart
+from l4spec.report.page import Bar, Bars, Block, Figure, Lines, Section, Table
+
+if TYPE_CHECKING:
+    from l4spec.training.transfer import FeatureSize, TransferPoint, Transferred
+
+
+def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred]", diverged: float) -> Section:
+    """Loss over rates at each growth of one axis; losses from `diverged` on stand for runs that were not finite."""
+    axis, rates = points[0].axis, list(dict.fromkeys(point.rate for point in points))
+    means = {
+        row.times: {rate: fmean(p.loss for p in points if (p.times, p.rate) == (row.times, rate)) for rate in rates}
+        for row in rows
+    }
+    losses = Table(
+        ("", *(f"rate x{rate:g}" for rate in rates)),
+        tuple((f"{axis} x{row.times}", *_losses(means[row.times], row.best_rate, diverged)) for row in rows),
+    )
+    finite = {times: {r: loss for r, loss in by.items() if loss < diverged} for times, by in means.items()}
+    series = [(f"{axis} x{times}", sorted(by.items())) for times, by in finite.items() if by]
+    about = f"{_means_of(len({point.seed for point in points}))} of the loss of the last steps."
+    blocks: list[Block] = [losses]
+    if series:
+        level = _level([loss for _, by in series for _, loss in by], "{:.2f}")
+        chart = level_chart(series, sorted(rates), (), "factor on the learning rate; up: loss", level)
+        blocks = [Figure(about, losses, "chart.svg.j2", {"chart": chart}), _bars(series, level)]
+    return Section(f"Loss over {axis}", (*blocks, _transfer_table(axis, rows, diverged), Lines((_moves(rows),))))
+
+
+def _means_of(num_seeds: int) -> str:
+    return "One seed" if num_seeds == 1 else f"Means over {num_seeds} seeds"
+
+
+def _losses(means: Mapping[float, float], best: float, diverged: float) -> tuple[str, ...]:
+    """A cell for each rate; the best is starred."""
+    return tuple(
+        ("diverged" if mean >= diverged else f"{mean:.4f}") + ("*" if rate == best else " ")
+        for rate, mean in means.items()
+    )
+
+
+def _level(values: Sequence[float], form: str) -> Level:
+    """An axis from the least to the largest of positive values, rounded outwards to tenths of the largest."""
+    step = max(values) / 10
+    return Level(step * floor(min(values) / step), max(values), form.format)
+
+
+def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: Level) -> Bars:
+    """The same for a terminal: how far up each value stands."""
+    return Bars(
+        tuple(
+            Bar(f"{name}, x{x:g}", level.text(value), round(1000 * level.share(value)))
+            for name, points in series
+            for x, value in points
+        ),
+        1000,
+    )
+
+
+def _transfer_table(axis: str, rows: "Sequence[Transferred]", diverged: float) -> Table:
+    first = rows[0].best_rate
+    return Table(
+        ("", "best rate", "steps moved", f"loss at x{first:g} less the best", "standard error", "transfers"),
+        tuple(
+            (
+                f"{axis} x{row.times}",
+                f"x{row.best_rate:g}",
+                f"{row.moved:+d}" if row.moved else "0",
+                "diverged" if row.excess >= diverged else f"{row.excess:.4f} ({row.excess / row.tuned:.2%})",
+                "-" if row.error is None else f"{row.error:.4f}",
+                "yes" if row.is_close else "no",
+            )
+            for row in rows
+        ),
+    )
+
+
+def _moves(rows: "Sequence[Transferred]") -> str:
+    moved = [row.moved for row in rows]
+    return (
+        f"the best rate moves by {max(moved) - min(moved)} steps of the grid; a rate transfers where its loss is "
+        "within the larger of 0.5 % and two standard errors of the best"
+    )
+
+
+def features_section(sizes: "Sequence[FeatureSize]", num_steps: int) -> Section:
+    """Mean |output| of every node at each growth of one axis, and the largest over the least."""
+    axis, times = sizes[0].axis, list(dict.fromkeys(one.times for one in sizes))
+    by: dict[str, dict[int, list[float]]] = {}
+    for one in sizes:
+        by.setdefault(one.node, {}).setdefault(one.times, []).append(one.size)
+    common = {node: grown for node, grown in by.items() if all(number in grown for number in times)}
+    means = {node: [fmean(grown[number]) for number in times] for node, grown in common.items()}
+    rows = tuple(
+        (node, *(_size(common[node][number]) for number in times), f"{max(means[node]) / min(means[node]):.2f}")
+        for node in common
+    )
+    table = Table(("", *(f"{axis} x{number}" for number in times), "largest / least"), rows)
+    series = [(node, list(zip(map(float, times), each, strict=True))) for node, each in means.items()]
+    level = _level([mean for each in means.values() for mean in each], "{:.3g}")
+    chart = level_chart(series, [float(number) for number in times], (), f"{axis}; up: mean |output|", level)
+    about = f"{_means_of(len({one.seed for one in sizes}))} of every layer's outputs."
+    figure = Figure(about, table, "chart.svg.j2", {"chart": chart})
+    return Section(f"Mean |output| after {num_steps} steps", (figure, _bars(series, level)))
+
+
+def _size(values: Sequence[float]) -> str:
+    """The mean, and with several seeds their deviation."""
+    return f"{fmean(values):.4f}" + (f" +- {stdev(values):.4f}" if len(values) > 1 else "")

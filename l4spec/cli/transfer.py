@@ -1,6 +1,6 @@
 """`l4spec transfer`: does a learning rate that is best for a small model stay the best as it grows?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,14 +59,7 @@ def transfer_command(
 
     job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()
-    asked = {"width": width_times, "depth": depth_times, "batch": batch_times, "tokens": tokens_times}
-    axes: list[tuple[GrowthAxis, list[int]]] = [
-        (axis, _whole_numbers(text, f"--{axis}-times"))  # type: ignore[misc]  # the keys are axes
-        for axis, text in asked.items()
-        if text
-    ]
-    if not axes:
-        raise UserError([Problem("nothing to do", hint="--width-times 1,2,4 grows the width")])
+    axes = _axes({"width": width_times, "depth": depth_times, "batch": batch_times, "tokens": tokens_times})
     if svg is not None:
         _can_draw(axes, svg, force=force)
     seeds = range(job.loaded.recipe.seed, job.loaded.recipe.seed + repeats)
@@ -81,6 +74,14 @@ def transfer_command(
     if svg is not None:
         write_file(svg, figure_svg(shown[0].section), force=force)
         complain(f"wrote {svg}")
+
+
+def _axes(asked: "Mapping[GrowthAxis, str | None]") -> "list[tuple[GrowthAxis, list[int]]]":
+    """The axes to grow, each with its growths."""
+    axes = [(axis, _whole_numbers(text, f"--{axis}-times")) for axis, text in asked.items() if text]
+    if not axes:
+        raise UserError([Problem("nothing to do", hint="--width-times 1,2,4 grows the width")])
+    return axes
 
 
 def _can_draw(axes: "Sequence[tuple[GrowthAxis, list[int]]]", svg: Path, *, force: bool) -> None:

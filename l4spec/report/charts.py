@@ -163,7 +163,7 @@ _BAR_STYLES = ("mark", "slab c1", "slab broad c0")
 
 
 @dataclass(frozen=True, slots=True)
-class Level:
+class UprightAxis:
     """A plain upright axis: its ends, and how a value is written at it."""
 
     low: float
@@ -175,7 +175,7 @@ class Level:
         return (value - self.low) / (self.high - self.low)
 
 
-PERCENT = Level(0.0, 1.0, lambda share: f"{100 * share:.0f} %")
+PERCENT = UprightAxis(0.0, 1.0, lambda share: f"{100 * share:.0f} %")
 
 
 def level_chart(
@@ -183,7 +183,7 @@ def level_chart(
     ticks: Sequence[float],
     marks: Sequence[float],
     label: str,
-    level: Level = PERCENT,
+    level: UprightAxis = PERCENT,
 ) -> Chart:
     """Values over a logarithmic axis with a text at each tick; dashed lines at the marks. Shares of a whole as such."""
     chart, span = Chart((0, 1)), log(max(ticks[-1] / ticks[0], 2.0))
@@ -345,10 +345,10 @@ def spans(rows: Sequence[TimeSpan], text: Callable[[float], str]) -> Chart:
 
 __all__ = [
     "Chart",
-    "Level",
     "Texts",
     "TimeBar",
     "TimeSpan",
+    "UprightAxis",
     "front_chart",
     "level_chart",
     "line_chart",

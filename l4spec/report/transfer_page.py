@@ -5,7 +5,7 @@ from math import floor
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from l4spec.report.charts import Level, level_chart
+from l4spec.report.charts import UprightAxis, level_chart
 from l4spec.report.page import Bar, Bars, Block, Figure, Lines, Section, Table
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ def _losses(means: Mapping[float, float], best: float, diverged: float) -> tuple
     )
 
 
-def _level(values: Sequence[float], form: str) -> Level:
+def _level(values: Sequence[float], form: str) -> UprightAxis:
     """An axis from the least to the largest of positive values, rounded outwards to tenths of the largest."""
     step = max(values) / 10
-    return Level(step * floor(min(values) / step), max(values), form.format)
+    return UprightAxis(step * floor(min(values) / step), max(values), form.format)
 
 
-def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: Level) -> Bars:
+def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: UprightAxis) -> Bars:
     """The same for a terminal: how far up each value stands."""
     return Bars(
         tuple(

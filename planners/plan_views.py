@@ -13,6 +13,7 @@ from l4spec.errors import UserError
 if TYPE_CHECKING:
     from l4spec.graph.layer_graph import LayerGraph
 
+_PYDANTIC = frozenset(vars(BaseModel))
 _PAGES = "l4spec.report.plan_in_session"
 
 
@@ -52,6 +53,11 @@ class ShownPlan(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
+
+    def __dir__(self) -> list[str]:
+        """The plan's own names: what pydantic adds still works, and is not listed."""
+        own = (name for name in super().__dir__() if name not in _PYDANTIC or name.startswith("__"))
+        return sorted({*own, "model_dump", "model_dump_json"})
 
     __hash__ = None  # type: ignore[assignment]
 

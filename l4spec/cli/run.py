@@ -75,6 +75,9 @@ CheckpointOption = Annotated[
 SaveEveryOption = Annotated[
     int | None, typer.Option("--save-every", metavar="N", min=1, help="With --checkpoint: also every N steps.")
 ]
+LogEveryOption = Annotated[
+    int, typer.Option("--log-every", metavar="N", min=1, help="Print every Nth step, and the last.")
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Resume from the last step in --checkpoint, written by any layout.")
 ]
@@ -113,6 +116,7 @@ def run_command(
     batch: BatchOption = 4,
     context: ContextOption = 64,
     learning_rate: RateOption = 1e-3,
+    log_every: LogEveryOption = 1,
     checkpointing: CheckpointingOption = None,
     sequence_parallel: SequenceParallelOption = Switch.OFF,
     weights: WeightsOption = None,
@@ -160,6 +164,7 @@ def run_command(
         checkpointing.value if checkpointing else "none",
         sequence_parallel is Switch.ON,
         timeout=timeout,
+        log_every=log_every,
     )
     if environment is not None:
         if nproc is not None:

@@ -6,6 +6,9 @@ from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
 from planners.timing.likeness import ROWS_OF_A_P90
 
+_CAUTIONED = ("extrapolation", "idle", "the step waits")
+"""Words of the notes that every reader of a plan sees."""
+
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     """The few lines of the answer's page; none without GPUs."""
@@ -115,7 +118,7 @@ def _error(latency: Latency, metric: str) -> LatencyError | None:
 
 def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
     """What makes the times worse than usual: no factors at all, factors of other hardware, or devices without work."""
-    cautions = [note for note in latency.notes if "extrapolation" in note or "idle" in note]
+    cautions = [note for note in latency.notes if any(word in note for word in _CAUTIONED)]
     remarks = [latency.reason] if latency.reason else cautions
     return (("caution", "; ".join(remarks)),) if remarks else ()
 

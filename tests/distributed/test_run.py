@@ -54,6 +54,14 @@ def losses_of(folder: Path, options: str) -> list[float]:
     return [float(loss) for loss in re.findall(r"loss (\S+)", command.out.read_text())]
 
 
+def test_every_nth_step_is_printed_and_the_last(tmp_path: Path) -> None:
+    line = "run tiny/maverick --dtype fp32 --batch 4 --context 16 --nproc 1 --steps 7 --log-every 3"
+    with started(tmp_path, line) as command:
+        command.process.join(60)
+    assert command.process.exitcode == 0, command.err.read_text()
+    assert re.findall(r"step (\d+) ", command.out.read_text()) == ["3", "6", "7"]
+
+
 def drift(loss: float, num_steps: int) -> float:
     """How far losses of layouts may be apart, relative to `loss`, by rounding alone after steps of AdamW in fp32.
 

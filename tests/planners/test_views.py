@@ -53,6 +53,13 @@ def test_a_plan_shows_itself_in_five_lines_and_a_small_table(model: str, options
     assert set(tags) <= {"table", "caption", "tr", "th", "td"}
 
 
+def test_a_plan_lists_its_own_names() -> None:
+    names = [name for name in dir(planners.plan("scout", gpus="8xH100")) if not name.startswith("_")]
+    assert {"to_dict", "explain", "report", "layouts", "fits", "latency", "model_dump_json"} <= set(names)
+    assert not {"parse_raw", "construct", "from_orm", "schema_json", "model_rebuild"} & set(names)
+    assert len(names) < 45
+
+
 def test_a_plan_tells_what_the_command_line_tells() -> None:
     plan = planners.plan("scout", gpus="8xH100")
     assert "Where the memory of the fullest h100-sxm goes" in plan.report()

@@ -137,3 +137,9 @@ def test_an_error_beyond_the_estimate_itself_leaves_the_range_open() -> None:
     error = LatencyError(metric="ttft", median=0.2, p90=1.5, num_rows=30, num_sources=5)
     assert time_range(0.1, 1.0, error) == (0.4, None)
     assert time_range(0.5, 1.0, error) == (0.5, None)
+
+
+def test_a_step_that_waits_for_links_says_so() -> None:
+    slow = {"gpus": "512xH100", "mode": "train", "batch": 512, "context": 512, "zero_stage": 3, "tp": 1, "pp": 1}
+    assert "the step waits for them" in " ".join(plan("mobilellm-r1-950m", **slow).report().split())
+    assert "the step waits for them" not in plan("scout", gpus="2048xH100", mode="train").report()

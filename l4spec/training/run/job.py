@@ -38,6 +38,7 @@ class Job(Task):
     verify: bool = True
     checkpointing: Checkpointing = "none"
     sequence_parallel: bool = False
+    log_every: int = 1
 
     is_safe: ClassVar[str] = "the last checkpoint is whole"
     worker: ClassVar[str] = "l4spec.training.run.worker:work"

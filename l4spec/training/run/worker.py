@@ -75,7 +75,8 @@ def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: i
         return TrainBatch(ids[:, :-1], ids[:, 1:])
 
     for done in train_steps(model, optimizer, batch_at, LoopSettings(job.steps), start=start):
-        log(f"step {done.step}  loss {done.loss:.7f}  {done.tokens_per_second:,.0f} tokens/s")
+        if done.step % job.log_every == 0 or done.step == job.steps:
+            log(f"step {done.step}  loss {done.loss:.7f}  {done.tokens_per_second:,.0f} tokens/s")
         if job.checkpoint and (done.step == job.steps or (job.save_every and done.step % job.save_every == 0)):
             log(f"saved {save_step(job.checkpoint, done.step, model, optimizer, job.continued())}")
 

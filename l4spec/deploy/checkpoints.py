@@ -128,7 +128,7 @@ class WeightFormats:
             return self.plain.get(scheme, "bfloat16"), None
         if scheme in self.online:
             once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
-            notes.append(f"{once}; for one packed before leave --quantization out")
+            notes.append(f"{once}; without --quantization it loads one that is already packed")
             return "bfloat16", self.online[scheme]
         if scheme in self.packed:
             method = self.packed[scheme]

@@ -140,11 +140,12 @@ def model_table_page(table: ModelTable) -> Page:
     contexts = sorted({row.context for row in table.rows})
     tokens = " or ".join(whole(context) for context in contexts)
     origin = "the default" if table.context_origin == "default" else "as asked"
+    sequences = "1 sequence" if table.batch == 1 else f"{whole(table.batch)} sequences"
     title = f"All models on {table.gpus} ({table.hardware})"
     assumed = (
-        f"Fits: {whole(table.batch)} sequence(s) of {tokens} tokens ({origin}), KV cache in {table.kv_dtype}, "
+        f"Fits: {sequences} of {tokens} tokens ({origin}), KV cache in {table.kv_dtype}, "
         f"cache policy {table.engine}; the layout with the longest context.",
-        f"Least GPUs: {table.hardware} that hold the same at the least, with a legal layout of theirs.",
+        f"Least GPUs: the fewest {table.hardware} that hold the same, in any legal layout.",
     )
     sections = [
         Section(title, (Table(headers, tuple(_cells(row, _marks(table, row)) for row in table.rows), "lrrlrlrl"),)),

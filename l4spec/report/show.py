@@ -147,7 +147,7 @@ def _settings(spec: BaseModel, prefix: str) -> Iterator[str]:
 
 
 def _nested(name: str, value: BaseModel) -> str:
-    inner = " ".join(_settings(value, ""))
+    inner = ", ".join(_settings(value, ""))
     kind = getattr(value, "kind", None)
     words = " ".join(part for part in (str(kind or ""), f"({inner})" if inner else "") if part)
     return f"{name} {words}".strip()

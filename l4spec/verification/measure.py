@@ -261,10 +261,10 @@ def expert_rows(
         yield row_of("experts", f"{name}: choices", "tokens", group.count * num_tokens * top_k, chosen)
         reached = sum(1 for load in known for count in load if count) / group.count if known else None
         expected = round(expected_coverage(num_experts, top_k, num_tokens), 2)
-        yield row_of("experts", f"{name}: reached a layer, if uniform", "experts", expected, reached, "shown")
+        yield row_of("experts", f"{name}: reached, as if uniform", "experts", expected, reached, "shown")
         busiest = max(map(max, known)) if known else None
         evenly = ceil_div(num_tokens * top_k, num_experts)
-        yield row_of("experts", f"{name}: tokens of the busiest, if even", "tokens", evenly, busiest, "shown")
+        yield row_of("experts", f"{name}: tokens of the busiest, as if balanced", "tokens", evenly, busiest, "shown")
 
 
 def _times(measurement: "RunMeasurement", expected: ExpectedTimes) -> Iterator[MeasuredRow]:

@@ -1,8 +1,10 @@
 """What binds a candidate that breaks limits, and which limit to loosen by how much where every candidate breaks one."""
 
+from dataclasses import replace
 from math import inf, prod
 
-from planners.search.points import Point, Tally
+from planners.search.least_gpus import least_gpus
+from planners.search.points import Kind, Point, Tally
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit, Loosening
 
@@ -33,7 +35,7 @@ def loosen(points: list[Point], tally: Tally, request: SearchRequest) -> tuple[L
         option = " ".join(_option(limit, value) for limit, value in together.needs)
         limits = tuple(_LIMITS[limit] for limit, _ in together.needs)
         return (Loosening(limits=limits, option=option, why=_where(together)),)
-    return _room(tally)
+    return _room(tally, request)
 
 
 def _alone(limit: Limit, points: list[Point], request: SearchRequest) -> Loosening | None:
@@ -44,17 +46,29 @@ def _alone(limit: Limit, points: list[Point], request: SearchRequest) -> Looseni
     return Loosening(limits=(_LIMITS[limit],), option=_option(*best.needs[0]), why=_where(best))
 
 
-def _room(tally: Tally) -> tuple[Loosening, ...]:
+def _room(tally: Tally, request: SearchRequest) -> tuple[Loosening, ...]:
     """Where no candidate could be timed: the nearest miss in memory, or else every reason once."""
     order: tuple[Limit, ...] = ("max_context", "memory", "no_time", "no_layout", "no_engine")
     for limit in order:
         ruled_out = [(missing, kind, why) for kind, (name, why, missing) in tally.ruled_out.items() if name == limit]
         if ruled_out:
-            _, kind, why = min(ruled_out, key=lambda each: (each[0], each[1].size))
+            missing, kind, why = min(ruled_out, key=lambda each: (each[0], each[1].size))
             where = f"{kind.size}x{kind.hardware}, {kind.quantization} weights, KV cache in {kind.kv_dtype}"
-            option = "--max-context" if limit == "max_context" else "--gpus"
-            return (Loosening(limits=(option,), option=option, why=f"{where}: {why}"),)
+            name = "--max-context" if limit == "max_context" else "--gpus"
+            value = _enough(limit, kind, missing, request)
+            return (Loosening(limits=(name,), option=f"{name} {value}".strip(), why=f"{where}: {why}"),)
     return ()
+
+
+def _enough(limit: Limit, kind: Kind, missing: float, request: SearchRequest) -> str:
+    """The value that gives room: the longest sequence, or the least GPUs whose replica holds every client."""
+    if limit == "max_context" and request.max_context is not None:
+        longest = round(request.max_context * (1 - missing))
+        return str(longest) if longest else ""
+    if limit != "memory":
+        return ""
+    least = least_gpus(replace(kind.deployment, batch=request.concurrency or 1))
+    return "" if least is None else f"{least.num_gpus}x{kind.hardware}"
 
 
 def _factor(need: tuple[Limit, float], request: SearchRequest) -> float:

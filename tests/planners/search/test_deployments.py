@@ -133,6 +133,25 @@ def test_a_limit_loosened_as_advised_is_met_and_a_little_less_is_not(scout: Laye
     assert not search_deployments(scout, SearchRequest(**given, **{**level, **nearly})).ranked
 
 
+def test_where_nothing_has_room_the_advised_gpus_are_enough_and_one_less_is_not(scout: LayerGraph) -> None:
+    asked: dict[str, Any] = {"prompt_tokens": 2048, "output_tokens": 256, "concurrency": 1, "quantization": "w4a16"}
+    (advice,) = search_deployments(scout, SearchRequest(gpus="1xL40S", **asked)).loosen
+    words, _, gpus = advice.option.partition(" ")
+    assert (words, advice.limits) == ("--gpus", ("--gpus",))
+    number, _, name = gpus.partition("x")
+    assert search_deployments(scout, SearchRequest(gpus=gpus, **asked)).ranked
+    assert not search_deployments(scout, SearchRequest(gpus=f"{int(number) - 1}x{name}", **asked)).ranked
+
+
+def test_where_a_sequence_is_too_long_the_advised_one_has_room(scout: LayerGraph) -> None:
+    asked: dict[str, Any] = {"gpus": "1xH100", "quantization": "w4a16", "kv_dtype": "bf16", "engine": "vllm-hybrid"}
+    asked |= {**SLOW, "concurrency": 1}
+    (advice,) = search_deployments(scout, SearchRequest(**asked, max_context=1_000_000)).loosen
+    longest = int(advice.option.removeprefix("--max-context "))
+    assert search_deployments(scout, SearchRequest(**asked, max_context=longest)).ranked
+    assert not search_deployments(scout, SearchRequest(**asked, max_context=longest + 1)).ranked
+
+
 def test_nothing_beats_a_point_of_the_front_in_both(scout: LayerGraph) -> None:
     answer = search_deployments(scout, SearchRequest(gpus="8xH100", **SLOW))
     assert len(answer.front) > 3

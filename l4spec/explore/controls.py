@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from l4spec.spec.model import SLOTS_OF_BLOCKS
+
 MOST_LAYER_CONTROLS = 6
 """A pattern of more entries than this is one that nobody moves by hand."""
 _OF_PARTS = (
@@ -69,7 +71,7 @@ def _entry(entry: Mapping[str, Any]) -> str:
     if isinstance(blocks, list):
         repeats = [block.get("repeat", 1) if isinstance(block, dict) else 1 for block in blocks]
         return f"times a pattern of {sum(n for n in repeats if _is_whole(n))}"
-    names = [str(entry[slot]) for slot in ("attention", "ffn") if isinstance(entry.get(slot), str)]
+    names = [str(entry[slot]) for slot in SLOTS_OF_BLOCKS if isinstance(entry.get(slot), str)]
     return f"times {' + '.join(names) or 'a block'}"
 
 

@@ -40,13 +40,20 @@ class _Builder:
     stream: Stream = "text"
 
     def add(
-        self, path: str, spec: LayerSpec, width: Width, *inputs: LayerNode, label: str = "", layer: int | None = None
+        self,
+        path: str,
+        spec: LayerSpec,
+        width: Width,
+        *inputs: LayerNode,
+        label: str = "",
+        layer: int | None = None,
+        role: str = "",
     ) -> LayerNode:
         node = LayerNode(
             id=f"{self.scope}.{path}",
             scope=self.scope,
             stream=self.stream,
-            role=path.rsplit(".", 1)[-1],
+            role=role or path.rsplit(".", 1)[-1],
             label=label or str(spec.kind),
             layer=layer,
             spec=spec,
@@ -115,29 +122,57 @@ def _blocks(builder: _Builder, stack: ResolvedStack, stream: LayerNode) -> Layer
 
 
 def _serial(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
-    for role, part in (("attention", block.attention), ("ffn", block.ffn)):
-        if part is not None:
-            stream = _sublayer(builder, stack, block, role, part, stream)
+    parts = [(role, part) for role, part in (("attention", block.attention), ("ffn", block.ffn)) if part is not None]
+    for role, part in parts:
+        is_last = role == parts[-1][0]
+        stream = _sublayer(builder, stack, block, role, part, stream, scaled=block.output_scale and is_last)
     return stream
 
 
 def _sublayer(
-    builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, role: str, part: NamedPart, stream: LayerNode
+    builder: _Builder,
+    stack: ResolvedStack,
+    block: ResolvedBlock,
+    role: str,
+    part: NamedPart,
+    stream: LayerNode,
+    *,
+    scaled: bool,
 ) -> LayerNode:
     """pre_norm: x + f(norm(x)); sandwich: x + norm(f(norm(x))); post_norm: norm(x + f(x)).
 
-    output_norm: x + norm(f(x)).
+    output_norm: x + norm(f(x)). With a second feed-forward layer, sandwich: x + norm(norm(f(norm(x))) + norm(g(norm(x)))).
     """
     width, prefix, residual = stack.width, f"layers.{block.index}.{role}", stream
-    if block.form in ("pre_norm", "sandwich"):
-        stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
-    stream = builder.add(prefix, part.spec, width, stream, label=part.name, layer=block.index)
+    stream = _normed_layer(builder, stack, block, role, part, residual)
+    if role == "ffn" and block.second_ffn is not None:
+        second = f"layers.{block.index}.second_ffn"
+        branches = [builder.add(f"{prefix}_inner_norm", stack.norm, width, stream, layer=block.index)]
+        stream = _normed_layer(builder, stack, block, "second_ffn", block.second_ffn, residual)
+        branches.append(builder.add(f"{second}_inner_norm", stack.norm, width, stream, layer=block.index))
+        stream = builder.add(f"{prefix}_sum", AddSpec(kind="add"), width, *branches, layer=block.index)
     if block.form in ("sandwich", "output_norm"):
         stream = builder.add(f"{prefix}_post_norm", stack.norm, width, stream, layer=block.index)
-    stream = builder.add(f"{prefix}_add", AddSpec(kind="add"), width, residual, stream, layer=block.index)
+    add = AddSpec(kind="add", scaled=scaled)
+    stream = builder.add(f"{prefix}_add", add, width, residual, stream, layer=block.index)
     if block.form == "post_norm":
         stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
     return stream
+
+
+def _normed_layer(
+    builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, place: str, part: NamedPart, stream: LayerNode
+) -> LayerNode:
+    """A layer behind its norm, where the form has one and the layer none of its own."""
+    path = f"layers.{block.index}.{place}"
+    if block.form in ("pre_norm", "sandwich") and not part.spec.norms_input:
+        stream = builder.add(f"{path}_norm", stack.norm, stack.width, stream, layer=block.index)
+    role = "attention" if place == "attention" else "ffn"
+    return builder.add(path, part.spec, stack.width, stream, label=part.name, layer=block.index, role=role)
+
+
+def _given(part: NamedPart, stream: LayerNode, normed: LayerNode) -> LayerNode:
+    return stream if part.spec.norms_input else normed
 
 
 def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
@@ -146,7 +181,8 @@ def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, str
     width, prefix = stack.width, f"layers.{block.index}"
     normed = builder.add(f"{prefix}.input_norm", stack.norm, width, stream, layer=block.index)
     branches = [
-        builder.add(f"{prefix}.{role}", part.spec, width, normed, label=part.name, layer=block.index)
+        builder.add(f"{prefix}.{role}", part.spec, width, _given(part, stream, normed), label=part.name, layer=block.index)
         for role, part in (("attention", block.attention), ("ffn", block.ffn))
     ]
-    return builder.add(f"{prefix}.add", AddSpec(kind="add", num_inputs=3), width, stream, *branches, layer=block.index)
+    add = AddSpec(kind="add", num_inputs=3, scaled=block.output_scale)
+    return builder.add(f"{prefix}.add", add, width, stream, *branches, layer=block.index)

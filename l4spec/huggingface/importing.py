@@ -204,5 +204,5 @@ def _notes(spec: ModelSpec) -> dict[str, str]:
 
 
 def _part_notes(path: str, stack: ResolvedStack) -> dict[str, str]:
-    uses = Counter(part.name for block in stack.blocks for part in (block.attention, block.ffn) if part is not None)
+    uses = Counter(part.name for block in stack.blocks for _, part in block.parts)
     return {f"{path}.{name}": f"{count} layer{'s' if count > 1 else ''}" for name, count in uses.items()}

@@ -3,15 +3,20 @@
 from typing import Any, Literal
 
 from l4spec.huggingface.fields import Fields
-from l4spec.layers.attention.positions import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from l4spec.layers.attention.positions import LinearScaling, Llama3Scaling, ProportionalScaling, Rope, RopeScaling, YarnScaling
 from l4spec.layers.base import Spec
 from l4spec.spec.origin import RopeStyle
 
 Layout = Literal["interleaved", "half"]
-_NAMES = {"original_max_seq_len": "original_max_position_embeddings"}
+_NAMES = {"original_max_seq_len": "original_max_position_embeddings", "share": "partial_rotary_factor"}
 _ZERO_IS_UNSET = ("mscale", "mscale_all_dim")
 """transformers tests these for truth: `if mscale and mscale_all_dim` (modeling_rope_utils.py)."""
-_SCALINGS: dict[str, type[Spec]] = {"linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
+_SCALINGS: dict[str, type[Spec]] = {
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+    "proportional": ProportionalScaling,
+}
 
 
 def read_rope(fields: Fields, layout: Layout, *, head_dim: int | None = None, partial: float = 1.0) -> dict[str, Any]:
@@ -25,10 +30,7 @@ def read_rope(fields: Fields, layout: Layout, *, head_dim: int | None = None, pa
         fields.problem("rope_scaling", "says something else than rope_parameters")
     source = scaling if scaling and scaling.data else parameters
     position: dict[str, Any] = {"kind": "rope", "theta": _theta(fields, source), "layout": layout}
-    turned = _turned(fields, source, head_dim, partial)
-    if turned is not None:
-        position["rotary_dim"] = turned
-    turned = _turned(fields, source, head_dim, partial)
+    turned = None if _is_proportional(source) else _turned(fields, source, head_dim, partial)
     if turned is not None:
         position["rotary_dim"] = turned
     if source is not None:
@@ -67,6 +69,11 @@ def _keep_sections(fields: Fields, source: Fields) -> None:
     if source.has("mrope_section"):
         source.read.update(("mrope_section", "mrope_interleaved"))
         fields.carry("rope_scaling", "rope_parameters")
+
+
+def _is_proportional(source: Fields | None) -> bool:
+    """Whether the share of a head that turns is one of its frequencies: all of the head is in pairs."""
+    return source is not None and source.data.get("rope_type") == "proportional"
 
 
 def _turned(fields: Fields, source: Fields | None, head_dim: int | None, partial: float) -> int | None:
@@ -136,7 +143,7 @@ def _read_numbers(source: Fields, kind: str) -> dict[str, Any]:
     return numbers
 
 
-def _write_scaling(scaling: LinearScaling | Llama3Scaling | YarnScaling, style: RopeStyle) -> dict[str, Any]:
+def _write_scaling(scaling: RopeScaling, style: RopeStyle) -> dict[str, Any]:
     values = scaling.model_dump(exclude={"kind"}, exclude_none=True, exclude_unset=True)
     kind = "type" if style == "rope_scaling_type" else "rope_type"
     return {kind: scaling.kind, **{_NAMES.get(name, name): value for name, value in values.items()}}

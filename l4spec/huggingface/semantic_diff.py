@@ -57,11 +57,11 @@ def _stack(path: str, stack: ResolvedStack) -> Iterator[tuple[str, Any]]:
     known: dict[LayerSpec, dict[str, Any]] = {}
     for block in stack.blocks:
         yield f"{path}.layers[{block.index}].form", block.form
-        for slot, part in (("attention", block.attention), ("ffn", block.ffn)):
-            if part is not None:
-                if part.spec not in known:
-                    known[part.spec] = dict(_flat("", _normal(part.spec)))
-                yield from ((f"{path}.layers[{block.index}].{slot}{name}", v) for name, v in known[part.spec].items())
+        yield f"{path}.layers[{block.index}].output_scale", block.output_scale
+        for slot, part in block.parts:
+            if part.spec not in known:
+                known[part.spec] = dict(_flat("", _normal(part.spec)))
+            yield from ((f"{path}.layers[{block.index}].{slot}{name}", v) for name, v in known[part.spec].items())
 
 
 def _normal(spec: LayerSpec) -> dict[str, Any]:

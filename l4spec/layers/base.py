@@ -23,6 +23,11 @@ class LayerSpec(Spec):
 
     kind: Any
 
+    @property
+    def norms_input(self) -> bool:
+        """Whether the layer norms its input itself, so that its block puts no norm in front of it."""
+        return False
+
     def narrowed(self, tp: int) -> Self:
         """The layer that each of `tp` tensor-parallel ranks computes, whose outputs add up to this one's.
 

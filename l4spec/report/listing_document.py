@@ -133,7 +133,7 @@ def shown(graph: LayerGraph) -> Shown:
         layers=tuple(
             ShownLayer(
                 attention=None if block.attention is None else block.attention.name,
-                ffn=None if block.ffn is None else block.ffn.name,
+                ffn=block.ffn_name,
                 form=block.form,
             )
             for block in text.stack.blocks

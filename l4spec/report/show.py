@@ -99,8 +99,9 @@ def _rows(strip: str) -> Iterator[str]:
 
 
 def _name(block: ResolvedBlock, role: str) -> str | None:
-    part = block.attention if role == "attention" else block.ffn
-    return None if part is None else part.name
+    if role == "ffn":
+        return block.ffn_name
+    return None if block.attention is None else block.attention.name
 
 
 def _parts(graph: LayerGraph, scope: str, figures: Figures) -> Table:

@@ -1,6 +1,7 @@
 """Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -23,7 +24,8 @@ NormSpec = Annotated[LayerSpec, KindOf(("norm",))]
 PartSpec = Annotated[LayerSpec, KindOf(("attention", "ffn"))]
 
 PartName = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$")]
-SLOTS_OF_BLOCKS: tuple[Slot, ...] = ("attention", "ffn")
+SLOTS_OF_BLOCKS: Mapping[str, Slot] = MappingProxyType({"attention": "attention", "ffn": "ffn", "second_ffn": "ffn"})
+"""Fields of a block that name parts, with the slot that a part's kind must fit."""
 Form = Literal["pre_norm", "post_norm", "sandwich", "output_norm", "parallel"]
 
 
@@ -34,11 +36,20 @@ class BlockSpec(Spec):
     """Name of an attention part; null for none."""
     ffn: PartName | None = None
     """Name of a feed-forward part; null for none."""
+    second_ffn: PartName | None = None
+    """Name of a feed-forward part beside `ffn`, in the form sandwich: x + norm(norm(f(norm(x))) + norm(g(norm(x)))), each
+    norm with weights of its own (Gemma 4)."""
     form: Form = "pre_norm"
     """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))).
     output_norm: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + ffn(norm(x))."""
     repeat: Size = 1
     """How many such blocks follow each other."""
+    output_scale: bool = False
+    """Multiply what leaves the block by a stored number, which is not trained (Gemma 4's layer_scalar)."""
+
+    def part_names(self) -> Iterator[str]:
+        """The parts that it names."""
+        yield from (name for field in SLOTS_OF_BLOCKS if (name := getattr(self, field)) is not None)
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
@@ -46,6 +57,10 @@ class BlockSpec(Spec):
             raise ValueError("a block needs attention, ffn or both")
         if self.form == "parallel" and (self.attention is None or self.ffn is None):
             raise ValueError("a parallel block needs both attention and ffn")
+        if self.second_ffn is not None and (self.ffn is None or self.form != "sandwich"):
+            raise ValueError("second_ffn runs beside ffn in a block of form sandwich")
+        if self.output_scale and self.form == "post_norm":
+            raise ValueError("output_scale multiplies the sum that leaves a block, which post_norm norms: leave it out")
         return self
 
 
@@ -91,12 +106,12 @@ class StackSpec(Spec):
 
     @model_validator(mode="after")
     def _parts_exist(self) -> Self:
-        fitting = {slot: self._parts_for(slot) for slot in SLOTS_OF_BLOCKS}
+        fitting = {slot: self._parts_for(slot) for slot in set(SLOTS_OF_BLOCKS.values())}
         for path, block in self.written_blocks():
-            for slot in SLOTS_OF_BLOCKS:
-                name = getattr(block, slot)
+            for field, slot in SLOTS_OF_BLOCKS.items():
+                name = getattr(block, field)
                 if name is not None and name not in fitting[slot]:
-                    raise self._wrong_part(name, slot, fitting[slot], (*path, slot))
+                    raise self._wrong_part(name, slot, fitting[slot], (*path, field))
         if self.num_layers > MAX_LAYERS:
             raise located(("layers",), f"{self.num_layers:,} blocks are more than {MAX_LAYERS:,}")
         return self

@@ -14,7 +14,7 @@ from l4spec.layers.base import WIDEST
 from l4spec.spec.document import Document
 from l4spec.spec.files import label
 from l4spec.spec.header import Header
-from l4spec.spec.model import ModelSpec
+from l4spec.spec.model import SLOTS_OF_BLOCKS, ModelSpec
 from l4spec.spec.schema_walk import schema_at
 from l4spec.spec.tree import dotted
 
@@ -232,9 +232,9 @@ def _part_uses(layers: Any, path: Path) -> Iterator[tuple[Path, str, str]]:
     for index, item in enumerate(layers if isinstance(layers, list) else ()):
         if isinstance(item, dict):
             yield from _part_uses(item.get("blocks"), (*path, index, "blocks"))
-            for slot in ("attention", "ffn"):
-                if isinstance(item.get(slot), str):
-                    yield (*path, index, slot), slot, item[slot]
+            for field, slot in SLOTS_OF_BLOCKS.items():
+                if isinstance(item.get(field), str):
+                    yield (*path, index, field), slot, item[field]
 
 
 def _unknown_estimates(document: Document, spec: Header) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.lm_head.spec import LMHeadSpec
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
-from l4spec.spec.model import BlockSpec, Form, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
+from l4spec.spec.model import SLOTS_OF_BLOCKS, BlockSpec, Form, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,22 @@ class ResolvedBlock:
     form: Form
     attention: NamedPart | None
     ffn: NamedPart | None
+    second_ffn: NamedPart | None = None
+    output_scale: bool = False
+
+    @property
+    def parts(self) -> Iterator[tuple[str, NamedPart]]:
+        """Its parts with the field that names each."""
+        for field in SLOTS_OF_BLOCKS:
+            part = getattr(self, field)
+            if part is not None:
+                yield field, part
+
+    @property
+    def ffn_name(self) -> str | None:
+        """The feed-forward part's name, or both of them; None without any."""
+        names = [part.name for part in (self.ffn, self.second_ffn) if part is not None]
+        return " + ".join(names) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +148,14 @@ def _learned_position(enabled: bool, num_positions: int) -> LearnedPositionSpec 
 
 def _resolve_stack(stack: StackSpec, max_seq_len: int) -> ResolvedStack:
     blocks = tuple(
-        ResolvedBlock(index, block.form, _part(stack, block.attention), _part(stack, block.ffn))
+        ResolvedBlock(
+            index,
+            block.form,
+            _part(stack, block.attention),
+            _part(stack, block.ffn),
+            _part(stack, block.second_ffn),
+            block.output_scale,
+        )
         for index, block in enumerate(_laid_out(stack))
     )
     return ResolvedStack(Width(stack.hidden_size, max_seq_len), stack.norm, blocks)

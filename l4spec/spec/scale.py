@@ -150,7 +150,12 @@ class _Shrunk:
 
 
 def _scaled_softmax(scale: float, times: float) -> float:
-    """The scale of queries whose heads are `times` as wide: 1 / sqrt(n) of a whole n stays one (Gemma's config)."""
+    """The scale of queries whose heads are `times` as wide: 1 / sqrt(n) of a whole n stays one (Gemma's config).
+
+    A scale of 1 is for heads that are normed, whatever their width.
+    """
+    if scale == 1:
+        return scale
     inverse = scale**-2
     is_whole = math.isclose(inverse, round(inverse), rel_tol=1e-9)
     return float((round(inverse * times) if is_whole else inverse * times) ** -0.5)
@@ -245,7 +250,7 @@ def _opened(item: GroupSpec | BlockSpec) -> Iterator[BlockSpec]:
 def _with_layers(stack: S, layers: tuple[GroupSpec | BlockSpec, ...]) -> S:
     """Other blocks, and of the parts those that they use."""
     assert isinstance(stack, StackSpec)
-    used = {name for item in layers for block in _opened(item) for name in (block.attention, block.ffn)}
+    used = {name for item in layers for block in _opened(item) for name in block.part_names()}
     parts = {name: spec for name, spec in stack.parts.items() if name in used}
     return _changed(stack, layers=layers, parts=parts)
 

@@ -43,10 +43,10 @@ def _by_layer(graph: LayerGraph) -> tuple[LayerParams, ...]:
             totals[node.layer].append(node)
     gathered: dict[tuple[str, str, int, int], list[int]] = defaultdict(list)
     for layer, nodes in totals.items():
-        names = {node.role: node.label for node in nodes}
+        names = {role: " + ".join(node.label for node in nodes if node.role == role) for role in ("attention", "ffn")}
         total = sum(node.declaration.num_parameters for node in nodes)
         active = sum(node.declaration.num_active_parameters for node in nodes)
-        gathered[names.get("attention", ""), names.get("ffn", ""), total, active].append(layer)
+        gathered[names["attention"], names["ffn"], total, active].append(layer)
     return tuple(
         LayerParams(layers=tuple(layers), attention=attention, ffn=ffn, total=total, active=active)
         for (attention, ffn, total, active), layers in gathered.items()

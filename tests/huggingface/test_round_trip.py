@@ -114,6 +114,7 @@ def families(draw: Draw, model_type: str) -> Config:
         "llama4_text": _llama4(n),
         "nemotron_h": _nemotron_h(n),
         "mimo_v2_flash": _mimo(n, types),
+        "gemma4_text": _gemma4(base, types),
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
     }
@@ -218,6 +219,31 @@ def _gemma3(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
         attention_bias=flags,
         query_pre_attn_scalar=st.integers(1, 1024),
     )
+
+
+@st.composite
+def _gemma4(draw: Draw, base: Config, types: st.SearchStrategy[list[str]]) -> Config:
+    from_keys, has_experts = draw(flags), draw(flags)
+    heads = [count for count in range(1, 6) if base["num_attention_heads"] % count == 0]
+    turned = {"rope_type": "proportional", "partial_rotary_factor": draw(st.sampled_from([0.25, 0.5]))}
+    mixture = {**draw(experts()), "moe_intermediate_size": draw(sizes)} if has_experts else {}
+    return {
+        **{"top_k_experts" if name == "num_experts_per_tok" else name: value for name, value in mixture.items()},
+        "enable_moe_block": has_experts,
+        "layer_types": [*draw(types)[:-1], FULL],
+        "sliding_window": draw(st.integers(1, 4096)),
+        "attention_bias": draw(flags),
+        "attention_k_eq_v": from_keys,
+        "global_head_dim": 8 * draw(st.integers(1, 8)),
+        "num_global_key_value_heads": draw(st.sampled_from(heads)) if from_keys else None,
+        "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": draw(st.sampled_from([None, "vision"])),
+        "final_logit_softcapping": draw(st.none() | factors),
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": draw(thetas)},
+            "full_attention": {**turned, "rope_theta": draw(thetas)},
+        },
+    }
 
 
 def _shared() -> st.SearchStrategy[Config]:

@@ -3,12 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
 
 from tests.runtime.newer_families import DENSE, WINDOW
-from tests.runtime.oracles import Oracle, _common, _random
+from tests.runtime.oracles import HIDDEN, Oracle, _common, _random
 from tests.runtime.tiny import ROPE, Json, gqa, moe, text_of
 
 
@@ -66,4 +67,55 @@ def step3p7(seed: int = 0) -> Oracle:
     return Oracle(reference, text_of(parts, layers, norm=norm), 4, widest=128)
 
 
-LATEST_FAMILIES: dict[str, Any] = {"step3p7": step3p7}
+def gemma4(seed: int = 0, *, experts: bool = True) -> Oracle:
+    """Gemma4ForCausalLM: values from keys and a share of turned pairs in full layers, experts beside a dense layer."""
+    mixture: Json = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 40}
+    config = transformers.Gemma4TextConfig(
+        **(_common(4) | {"tie_word_embeddings": True, "pad_token_id": 0} | (mixture if experts else {})),
+        intermediate_size=64,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
+        sliding_window=6,
+        global_head_dim=24,
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        use_bidirectional_attention="vision",
+        final_logit_softcapping=3.0,
+    )
+    norm: Json = {"kind": "rmsnorm", "eps": 1e-6}
+    others: Json = {"scale": 1.0, "qk_norm": norm, "value_norm": {"eps": 1e-6}}
+    far: Json = {"kind": "rope", "theta": 1e6, "scaling": {"kind": "proportional", "share": 0.25}}
+    part = moe(
+        activation="gelu_tanh",
+        input_norm={"eps": 1e-6},
+        router={"score": "softmax", "renormalize": True, "norm": {"eps": 1e-6}, "expert_scale": True},
+    )
+    parts = {
+        "local": gqa(mask=WINDOW, position=ROPE, **others),
+        "global": gqa(head_dim=24, num_kv_heads=1, position=far, values_from_keys=True, **others),
+        "dense": {"kind": "geglu", "intermediate_size": 64},
+        **({"moe": part} if experts else {}),
+    }
+    more: Json = {"ffn": "dense", "form": "sandwich", "output_scale": True, "repeat": 2}
+    more |= {"second_ffn": "moe"} if experts else {}
+    text = text_of(
+        parts,
+        [{"attention": name, **more} for name in ("local", "global")],
+        norm=norm,
+        tie_embeddings=True,
+        embedding_scale=HIDDEN**0.5,
+        logit_softcap=3.0,
+    )
+    reference = _random(transformers.Gemma4ForCausalLM(config), seed)
+    with torch.no_grad():
+        for name, tensor in reference.state_dict().items():
+            if name.endswith("scale") or name.endswith("layer_scalar"):  # factors around 1
+                tensor.add_(1.0)
+    return Oracle(reference, text, 5, widest=96)
+
+
+LATEST_FAMILIES: dict[str, Any] = {
+    "step3p7": step3p7,
+    "gemma4": gemma4,
+    "gemma4 dense": lambda: gemma4(1, experts=False),
+}

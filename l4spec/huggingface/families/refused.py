@@ -37,8 +37,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "minimax_m3_vl": "sparse attention to blocks that an index head chooses",
         "kimi_k3": "linear attention of kind KDA (a decay per channel)",
         "kimi_linear": "linear attention of kind KDA (a decay per channel)",
-        "gemma4": "keys that double as values, and experts beside a dense layer in one block",
-        "gemma4_text": "keys that double as values, and experts beside a dense layer in one block",
         "mistral4": "its attention scale by position",
         "ministral3": "a query scale that grows with the position counted from 0",
         "mistral3": "a query scale that grows with the position counted from 0, beside a vision tower",

@@ -11,3 +11,5 @@ class AddSpec(LayerSpec):
     kind: Literal["add"]
     num_inputs: int = 2
     """How many streams are added."""
+    scaled: bool = False
+    """Whether the sum is multiplied by a stored number, which is not trained."""

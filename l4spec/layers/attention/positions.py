@@ -59,7 +59,19 @@ class YarnScaling(Spec):
     """Denominator of the attention factor, and the scale of the logits in MLA (DeepSeek)."""
 
 
-RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling, Field(discriminator="kind")]
+class ProportionalScaling(Spec):
+    """Only the first pairs of a head turn, at the frequencies that they have in the whole head (Gemma 4)."""
+
+    kind: Literal["proportional"]
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the pairs that turn, rounded down to whole ones."""
+    factor: PositiveFloat = 1.0
+    """Divisor of their frequencies."""
+
+
+RopeScaling = Annotated[
+    LinearScaling | Llama3Scaling | YarnScaling | ProportionalScaling, Field(discriminator="kind")
+]
 
 
 class Rope(Spec):

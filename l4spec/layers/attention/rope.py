@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l4spec.layers.attention.positions import LinearScaling, Llama3Scaling, Rope, Rope2d, YarnScaling
+from l4spec.layers.attention.positions import (
+    LinearScaling,
+    Llama3Scaling,
+    ProportionalScaling,
+    Rope,
+    Rope2d,
+    YarnScaling,
+)
 from l4spec.layers.common.modules import Context, group_last, wide
 
 
@@ -23,6 +30,9 @@ def inverse_frequencies(rope: Rope, dim: int) -> Tensor:
             return _llama3(plain, rope.scaling)
         case YarnScaling():
             return _yarn(rope.theta, dim, rope.scaling)
+        case ProportionalScaling(share=share, factor=factor):
+            turned = torch.arange(dim // 2, device="cpu") < int(share * dim // 2)
+            return plain * turned / factor
     return plain
 
 

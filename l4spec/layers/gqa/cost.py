@@ -1,5 +1,7 @@
 """What grouped-query attention costs."""
 
+from collections.abc import Mapping
+
 from l4spec.layers.attention.masks import attended_pairs, cache_bound
 from l4spec.layers.attention.positions import rotations_of
 from l4spec.layers.attention.walk import walk
@@ -34,10 +36,10 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
     attended = Dim("heads", spec.num_heads * spec.value_dim, spec.num_heads)
     q = linear("q_proj", heads, hidden, "attention", bias=spec.qkv_bias)
     k = linear("k_proj", kv_heads, hidden, "attention", bias=spec.qkv_bias)
-    v = linear("v_proj", v_heads, hidden, "attention", bias=spec.qkv_bias)
+    v = () if spec.values_from_keys else linear("v_proj", v_heads, hidden, "attention", bias=spec.qkv_bias)
     o = linear("o_proj", hidden, attended, "attention", bias=spec.output_bias)
     gate = _output_gate(spec, attended, hidden)
-    weights = tuple(p for p in (*q, *k, *v, *gate, *o) if p.role == "linear")
+    weights = {p.name.removesuffix(".weight"): p for p in (*q, *k, *v, *gate, *o) if p.role == "linear"}
 
     def operations(work: Work) -> tuple[Operation, ...]:
         pairs = attended_pairs(spec.mask, work.num_queries, work.num_cached)
@@ -73,16 +75,19 @@ def _uncut(spec: GQASpec) -> dict[str, str]:
 
 
 def _operations(
-    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: tuple[Parameter, ...], dims: tuple[int, int]
+    spec: GQASpec, work: Work, pairs_per_sequence: int, weights: Mapping[str, Parameter], dims: tuple[int, int]
 ) -> tuple[Operation, ...]:
-    q, k, v, *gate, o = weights
     pairs, fused = work.num_sequences * pairs_per_sequence, spec.is_fused
+    q, k, o = (weights[name] for name in ("q_proj", "k_proj", "o_proj"))
+    v, gate = (tuple(p for p in (weights.get(name),) if p) for name in ("v_proj", "gate_proj"))
     rotated = work.num_tokens * (q.shape[0] + k.shape[0])
+    values = work.num_tokens * spec.num_kv_heads * spec.value_dim
     return (
         Matmul("q_proj", work.num_tokens, q),  # x @ W_q.T
         Matmul("k_proj", work.num_tokens, k),  # x @ W_k.T
-        Matmul("v_proj", work.num_tokens, v),  # x @ W_v.T
+        *(Matmul("v_proj", work.num_tokens, weight) for weight in v),  # x @ W_v.T
         Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
+        *(Elementwise("normalise_values", values) for _ in (spec.value_norm,) if _),  # v / rms(v)
         AttentionPairs("attend", pairs, spec.num_heads, *dims, fused),  # softmax(q k.T) v
         *(Matmul("gate_proj", work.num_tokens, weight) for weight in gate),  # x @ W_gate.T
         *(Elementwise("gate", work.num_tokens * o.shape[1], reads=2) for _ in gate),  # sigmoid(gate) * attended

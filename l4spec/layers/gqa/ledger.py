@@ -31,18 +31,35 @@ def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
     with ledger.holding(query):
         _positioned(spec, work, ledger, spec.num_heads)
         with ledger.holding(key):
-            _positioned(spec, work, ledger, spec.num_kv_heads)
+            projected = _positioned(spec, work, ledger, spec.num_kv_heads, kept=spec.values_from_keys)
             if spec.temperature is not None:
                 ledger.once(f"temperature {spec.temperature}", work.num_queries * WIDE, 3 * work.num_queries * WIDE)
                 ledger.touch(query // ledger.item * WIDE + (0 if ledger.is_wide else query))
-            ledger.touch(0 if spec.value_scale is None else 2 * value)  # as projected, and scaled
-            with ledger.holding(value):
-                with ledger.holding(key + value if walked.joined else 0):
-                    copied = allocate_attention(ledger, walked, heads)
-                copied = _gate(spec, tokens, tokens * spec.num_heads * spec.value_dim * ledger.item, copied, ledger)
-                ledger.touch(copied + tokens * width.hidden_size * ledger.item)
-                ledger.free(attended)
+            if not spec.values_from_keys:
+                projected = value
+                ledger.take(value)
+            value_bytes = _take_values(spec, work, ledger, projected)
+            with ledger.holding(key + value if walked.joined else 0):
+                copied = allocate_attention(ledger, walked, heads)
+            copied = _gate(spec, tokens, tokens * spec.num_heads * spec.value_dim * ledger.item, copied, ledger)
+            ledger.touch(copied + tokens * width.hidden_size * ledger.item)
+            ledger.free(attended + value_bytes)
     ledger.take(tokens * width.hidden_size * ledger.item)
+
+
+def _take_values(spec: GQASpec, work: Work, ledger: Ledger, projected: int) -> int:
+    """Values as projected (`projected` bytes), normed and scaled, one after the other; gives the bytes of the last."""
+    rows, left = work.num_tokens * spec.num_kv_heads, projected
+    value = rows * spec.value_dim * ledger.item
+    if spec.value_norm is not None:
+        rms_norm(ledger, rows, spec.value_dim, weighted=False)
+        ledger.free(left)
+        left = value
+    if spec.value_scale is not None:
+        ledger.take(value)
+        ledger.free(left)
+        left = value
+    return left
 
 
 def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger) -> int:
@@ -56,15 +73,19 @@ def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger
     return gate + attended
 
 
-def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int) -> None:
-    """What norm and rotation of `num_heads` heads hold beside them."""
+def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int, *, kept: bool = False) -> int:
+    """What norm and rotation of `num_heads` heads hold beside them; `kept`: what was projected stays beside the result.
+
+    Gives the bytes that stay so.
+    """
     rows = work.num_tokens * num_heads
-    elements = rows * spec.head_dim
+    elements, left = rows * spec.head_dim, 0
+    size = elements * ledger.item
     if isinstance(spec.qk_norm, RMSQKNorm):
         is_wide = spec.qk_norm.over == "width"
-        vectors, size = (work.num_tokens, num_heads * spec.head_dim) if is_wide else (rows, spec.head_dim)
-        rms_norm(ledger, vectors, size, weighted=True, unit_offset=spec.qk_norm.unit_offset)
-        ledger.free(elements * ledger.item)
+        vectors, width = (work.num_tokens, num_heads * spec.head_dim) if is_wide else (rows, spec.head_dim)
+        rms_norm(ledger, vectors, width, weighted=True, unit_offset=spec.qk_norm.unit_offset)
+        kept, left = _replaced(ledger, size, kept, left)
     if not isinstance(spec.position, NoPosition):
         partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
         dim = partial or spec.head_dim
@@ -73,9 +94,20 @@ def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int) -> No
         name = f"rotation {dim} {spec.position}"
         rotation_table(ledger, name, work.num_queries, dim, as_complex=as_complex)
         rotate(ledger, elements, rows * dim, as_complex=as_complex)
+        ledger.take(size)
+        kept, left = _replaced(ledger, size, kept, left)
     if isinstance(spec.qk_norm, L2Norm):
         rms_norm(ledger, rows, spec.head_dim, weighted=False)
-        ledger.free(elements * ledger.item)
+        kept, left = _replaced(ledger, size, kept, left)
+    return left
+
+
+def _replaced(ledger: Ledger, size: int, kept: bool, left: int) -> tuple[bool, int]:
+    """A result of `size` bytes is there: what it was made of is freed, unless it is `kept`; `left` stays then."""
+    if kept:
+        return False, size
+    ledger.free(size)
+    return False, left
 
 
 def _pieces(spec: GQASpec, width: Width, work: Work, hit: float) -> Iterator[Piece]:
@@ -85,6 +117,8 @@ def _pieces(spec: GQASpec, width: Width, work: Work, hit: float) -> Iterator[Pie
         if isinstance(spec.qk_norm, RMSQKNorm | L2Norm):
             yield Piece("norm", (tokens * count * dim, dim))
         yield from rotated_pieces(spec.position, tokens * count, dim)
+    if spec.value_norm is not None:
+        yield Piece("norm", (tokens * kv_heads * spec.value_dim, spec.value_dim))
     if spec.output_gate is not None:
         yield Piece("scale", (tokens * heads * dim,))
     if spec.temperature is not None:

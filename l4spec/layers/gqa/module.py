@@ -23,7 +23,7 @@ class GQA(LayerModule):
         attended, values = spec.num_heads * spec.value_dim, spec.num_kv_heads * spec.value_dim
         self.q_proj = Linear(hidden, heads, bias=spec.qkv_bias)
         self.k_proj = Linear(hidden, kv_heads, bias=spec.qkv_bias)
-        self.v_proj = Linear(hidden, values, bias=spec.qkv_bias)
+        self.v_proj = None if spec.values_from_keys else Linear(hidden, values, bias=spec.qkv_bias)
         self.o_proj = Linear(attended, hidden, bias=spec.output_bias)
         if isinstance(spec.qk_norm, RMSQKNorm):
             widths = (heads, kv_heads) if spec.qk_norm.over == "width" else (spec.head_dim, spec.head_dim)
@@ -46,12 +46,10 @@ class GQA(LayerModule):
 
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
-        query, key = self._few(x, context) if self._are_few(x) else self._each(x, context)
+        query, key, value = self._few(x, context) if self._are_few(x) else self._each(x, context)
         if self.spec.temperature is not None:
             query = (query * _temperature(self.spec.temperature, context)).to(x.dtype)
-        value = self.v_proj(x)
-        if self.spec.value_scale is not None:
-            value = value * self.spec.value_scale
+        value = self._valued(value if self.v_proj is None else self.v_proj(x))
         rows = (key.flatten(-2), value)
         attended = self.attention(query, rows, context, context.cache_of(self.node_id))
         if self.spec.output_gate is not None:
@@ -60,32 +58,41 @@ class GQA(LayerModule):
         result: Tensor = self.o_proj(attended.flatten(-2))
         return result
 
-    def _each(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-        """Queries and keys [batch, tokens, heads, head_dim] with norm and rotation."""
-        by_head = (-1, self.spec.head_dim)
-        query = self._positioned(group_last(self._projected(x, "q"), *by_head), "q_norm", context)
-        return query, self._positioned(group_last(self._projected(x, "k"), *by_head), "k_norm", context)
+    def _each(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries and keys [batch, tokens, heads, head_dim] with norm and rotation, and keys that become values."""
+        query = self._positioned(self._heads(self.q_proj(x), "q_norm"), "q_norm", context)
+        if self.v_proj is not None:
+            return query, self._positioned(self._heads(self.k_proj(x), "k_norm"), "k_norm", context), None
+        projected = self.k_proj(x)
+        return query, self._positioned(self._heads(projected, "k_norm"), "k_norm", context), projected
 
-    def _projected(self, x: Tensor, name: str) -> Tensor:
-        """Queries or keys of all heads, normed where the norm is over all of them."""
-        result: Tensor = getattr(self, f"{name}_proj")(x)
+    def _heads(self, projected: Tensor, norm: str) -> Tensor:
+        """Queries or keys as heads, after the norm where it is over all of them."""
         if isinstance(self.spec.qk_norm, RMSQKNorm) and self.spec.qk_norm.over == "width":
-            result = getattr(self, f"{name}_norm")(result)
-        return result
+            projected = getattr(self, norm)(projected)
+        return group_last(projected, -1, self.spec.head_dim)
+
+    def _valued(self, value: Tensor | None) -> Tensor:
+        """What is projected, with the norm and the factor of values [batch, tokens, width]."""
+        assert value is not None
+        if self.spec.value_norm is not None:
+            value = rms_norm(group_last(value, -1, self.spec.value_dim), None, self.spec.value_norm.eps).flatten(-2)
+        return value if self.spec.value_scale is None else value * self.spec.value_scale
 
     def _are_few(self, x: Tensor) -> bool:
         """Whether starting operations takes longer than a copy that makes one of two; not while autograd watches."""
         turns_alike = not isinstance(self.spec.qk_norm, RMSQKNorm) and (self.rotation or self.spec.qk_norm)
+        turns_alike = turns_alike and self.v_proj is not None
         if x.shape[0] * x.shape[1] > MOST_FEW_ROWS or not turns_alike:
             return False
         return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
-    def _few(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def _few(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, None]:
         """The same, turned and normed as heads of one tensor."""
         joined = torch.cat((self.q_proj(x), self.k_proj(x)), dim=-1)
         heads = self._positioned(group_last(joined, -1, self.spec.head_dim), "", context)
         query, key = torch.split(heads, [self.spec.num_heads, self.spec.num_kv_heads], dim=2)
-        return query, key
+        return query, key, None
 
     def _positioned(self, heads: Tensor, norm: str, context: Context) -> Tensor:
         qk_norm = self.spec.qk_norm

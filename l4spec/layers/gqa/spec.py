@@ -29,6 +29,13 @@ class RMSQKNorm(Spec):
     """The factor is 1 + weight, so that a weight of zero changes nothing (Gemma 3, Qwen3-Next)."""
 
 
+class ValueNorm(Spec):
+    """Weightless RMSNorm of each value head, in fp32 (Gemma 4)."""
+
+    eps: PositiveFloat = 1e-6
+    """Added to the mean square."""
+
+
 QKNorm = Annotated[L2Norm | RMSQKNorm, Field(discriminator="kind")]
 
 
@@ -76,6 +83,10 @@ class GQASpec(LayerSpec):
 
     value_scale: PositiveFloat | None = None
     """Factor on values (MiMo-V2: 0.707)."""
+    values_from_keys: bool = False
+    """Values are what the key projection gives, before norm and rotation; there is no v_proj (Gemma 4)."""
+    value_norm: ValueNorm | None = None
+    """Norm of each value head."""
 
     @property
     def value_dim(self) -> int:
@@ -91,6 +102,8 @@ class GQASpec(LayerSpec):
     def _heads_fit(self) -> Self:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if self.values_from_keys and self.value_dim != self.head_dim:
+            raise ValueError(f"values from keys are as wide as keys ({self.head_dim}), found {self.value_dim}")
         if isinstance(self.position, Rope):
             rotary_dim = self.position.rotary_dim or self.head_dim
             if rotary_dim > self.head_dim or rotary_dim % 2:

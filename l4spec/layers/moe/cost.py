@@ -21,6 +21,7 @@ from l4spec.layers.declaration import (
     Matmul,
     Operation,
     Parameter,
+    Part,
     RoutedExperts,
     Work,
     linear,
@@ -47,10 +48,13 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     shared = shared_parameters("shared_expert.", shared_ffn, hidden, "shared_expert") if spec.num_shared_experts else ()
     shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
     run_operations = gated_operations if spec.gated else plain_operations
+    own_norm = (_norm("input_norm.weight", hidden),) if spec.input_norm else ()
+    norms = ("normalise",) * bool(spec.input_norm) + ("normalise_for_router",) * bool(spec.router.norm)
 
     def operations(work: Work) -> tuple[Operation, ...]:
         rows = _routed_rows(spec, work)
         return (
+            *(Elementwise(name, work.num_tokens * hidden.size) for name in norms),  # x / rms(x) * weight
             Matmul("router", work.num_tokens, router[0]),  # x @ W_router.T
             *(Matmul("latent_down_proj", work.num_tokens, weight) for weight in latent_down),  # x @ W_down.T
             Elementwise("dispatch", rows * given.size),  # tokens sorted by expert
@@ -62,7 +66,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
         )
 
     stream = tokens_of(width.hidden_size)
-    parameters = (*router, *latent_down, *experts, *latent_up, *shared, *shared_gate)
+    parameters = (*router, *own_norm, *latent_down, *experts, *latent_up, *shared, *shared_gate)
     return Declaration(
         parameters,
         operations,
@@ -79,7 +83,8 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
     rows, ffn = work.num_tokens * spec.num_experts_per_token, Dim("expert_ffn", spec.intermediate_size)
     between = (gated_live if spec.gated else plain_live)(rows, ffn, given)
-    return (*between, Buffer("combined", work.num_tokens, (hidden,)), Buffer("expert_output", rows, (given,)))
+    normed = (Buffer("normed_tokens", work.num_tokens, (hidden,)),) if spec.input_norm else ()
+    return (*normed, *between, Buffer("combined", work.num_tokens, (hidden,)), Buffer("expert_output", rows, (given,)))
 
 
 def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
@@ -88,9 +93,12 @@ def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, 
     dispatched, *inside = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
     of_routed = (replace(dispatched, name="dispatched"), *inside)
     of_shared = kept(work.num_tokens, Dim("ffn", spec.shared_size), hidden) if spec.num_shared_experts else ()
+    if spec.input_norm is not None:  # then what shared experts read is not the layer's own input
+        of_shared = tuple(replace(buffer, name=buffer.name.replace("_input", "_tokens")) for buffer in of_shared)
+    of_router = (Buffer("router_input", work.num_tokens, (hidden,), bytes_per_element=4),) if spec.router.norm else ()
     of_latent = () if spec.latent_size is None else (Buffer("latent_sum", work.num_tokens, (given,)),)
     logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
-    return (*of_routed, *of_latent, *of_shared, logits)
+    return (*of_routed, *of_latent, *of_shared, *of_router, logits)
 
 
 def _routed_rows(spec: MoESpec, work: Work) -> int:
@@ -119,8 +127,18 @@ def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:
     weight = linear("router", choices, hidden, "router", role="router")
     bias = Parameter("router.bias", (choices,), "router", "bias")
     correction = Parameter("router.correction_bias", (choices,), "router", "bias", buffer=True)
-    optional = ((bias, spec.router.bias), (correction, spec.router.correction_bias))
+    scale = Parameter("router.expert_scale", (choices,), "router", "other", start=1.0)
+    optional = (
+        (bias, spec.router.bias),
+        (correction, spec.router.correction_bias),
+        (_norm("router.norm.weight", hidden, "router"), spec.router.norm),
+        (scale, spec.router.expert_scale),
+    )
     return (*weight, *(parameter for parameter, is_used in optional if is_used))
+
+
+def _norm(name: str, hidden: Dim, part: Part = "norm") -> Parameter:
+    return Parameter(name, (hidden,), part, "norm")
 
 
 def _experts(spec: MoESpec, hidden: Dim, ffn: Dim) -> tuple[Parameter, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, Piece
-from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Ledger, gated_ffn, plain_ffn
+from l4spec.layers.common.ledger import COUNT, FLAG, INDEX, MOST_FEW_ROWS, WIDE, Ledger, gated_ffn, plain_ffn, rms_norm
 from l4spec.layers.declaration import Work
 from l4spec.layers.moe.spec import MoESpec
 
@@ -14,6 +14,8 @@ def _allocate(spec: MoESpec, width: Width, work: Work, ledger: Ledger) -> None:
     tokens, top_k, item = work.num_tokens, spec.num_experts_per_token, ledger.item
     hidden_size = width.hidden_size
     choices, out = tokens * top_k, tokens * hidden_size * item
+    if spec.input_norm is not None:
+        rms_norm(ledger, tokens, hidden_size, weighted=True)
     _allocate_router(spec, hidden_size, tokens, ledger)
     scores = choices * (INDEX + WIDE + (0 if ledger.is_wide else item))
     with ledger.holding(scores):
@@ -30,15 +32,22 @@ def _allocate(spec: MoESpec, width: Width, work: Work, ledger: Ledger) -> None:
             ledger.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
             ledger.touch(out)
             ledger.free(out)
-    ledger.free(routed)
+    ledger.free(routed if spec.input_norm is None else routed + out)
     ledger.take(out)
 
 
 def _allocate_router(spec: MoESpec, hidden_size: int, tokens: int, ledger: Ledger) -> None:
     """Logits of every expert in fp32, and as many scores where experts are not chosen by logits alone."""
     logits, choices = tokens * spec.num_experts * WIDE, tokens * spec.num_experts_per_token
-    widened = 0 if ledger.is_wide else (tokens + spec.num_experts) * hidden_size * WIDE
-    ledger.touch(widened + logits)
+    widened = 0 if ledger.is_wide else tokens * hidden_size * WIDE
+    if spec.router.norm is not None:
+        normed, vector = tokens * hidden_size * WIDE, hidden_size * WIDE
+        ledger.touch(widened + vector * (1 if ledger.is_wide else 2))
+        ledger.touch(widened + vector + normed + 2 * tokens * WIDE)  # squares, their means, the factor
+        ledger.touch(widened + vector + 2 * normed + tokens * WIDE)
+        widened = normed
+    weight = 0 if ledger.is_wide else spec.num_experts * hidden_size * WIDE
+    ledger.touch(widened + weight + logits)
     is_plain = not spec.router.correction_bias and spec.router.num_groups == 1
     with ledger.holding(logits):
         if is_plain:
@@ -109,6 +118,8 @@ def _pieces(spec: MoESpec, width: Width, work: Work, hit: float) -> Iterator[Pie
     """Choosing; sorting and gathering rows, each hit expert's gate, the way back; the shared expert's gate and sum."""
     tokens, top_k, hidden = work.num_tokens, spec.num_experts_per_token, spec.latent_size or width.hidden_size
     pairs = tokens * top_k
+    for _ in filter(None, (spec.input_norm, spec.router.norm)):
+        yield Piece("norm", (tokens * width.hidden_size, width.hidden_size))
     gate = "gate_silu" if spec.activation == "silu" else "gate_gelu_tanh"  # squares are timed as their like
     yield Piece("route", (tokens, spec.num_experts, top_k))
     yield Piece(gate, (pairs / hit * spec.intermediate_size,), hit)

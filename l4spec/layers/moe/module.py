@@ -15,6 +15,7 @@ from l4spec.layers.common.modules import (
     GatedProduct,
     LayerModule,
     Linear,
+    Norm,
     PlainFFN,
     Products,
     add_bias,
@@ -129,6 +130,7 @@ class MoE(LayerModule):
         self.spec = spec
         hidden = width.hidden_size
         self.router = Router(spec, hidden)
+        self.input_norm = None if spec.input_norm is None else Norm(hidden, spec.input_norm.eps)
         self.experts = Experts(spec, spec.latent_size or hidden)
         self.latent_down_proj = self.latent_up_proj = None
         if spec.latent_size is not None:
@@ -140,35 +142,37 @@ class MoE(LayerModule):
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
         tokens = x.flatten(0, 1)
+        given = tokens if self.input_norm is None else self.input_norm(tokens)
         is_trained = self.training and torch.is_grad_enabled()
-        routed = self._trained(tokens, context) if is_trained else self._run(tokens, context)
+        routed = (self._trained if is_trained else self._run)(tokens, given, context)
         if self.latent_up_proj is not None:
             routed = self.latent_up_proj(routed)
         if self.shared_expert is not None:
-            shared = self.shared_expert(tokens)
+            shared = self.shared_expert(given)
             if self.shared_expert_gate is not None:
-                shared = shared * self.shared_expert_gate(tokens).sigmoid()
+                shared = shared * self.shared_expert_gate(given).sigmoid()
             routed = routed + shared
         return routed.view_as(x)
 
-    def _run(self, tokens: Tensor, context: Context) -> Tensor:
+    def _run(self, tokens: Tensor, given: Tensor, context: Context) -> Tensor:
+        """Routed experts on `given`, which the router chooses by `tokens`: both [tokens, hidden]."""
         scores, experts = self.router(tokens)
         if context.record is not None:
             counts = torch.bincount(experts.flatten(), minlength=self.spec.num_experts)
             context.record(self.node_id, counts, counts.new_zeros(()))
-        return self._routed(self._narrowed(tokens), scores.to(tokens.dtype), experts, context)
+        return self._routed(self._narrowed(given), scores.to(tokens.dtype), experts, context)
 
-    def _narrowed(self, tokens: Tensor) -> Tensor:
-        """What routed experts are given of tokens [tokens, hidden]: themselves, or their latents."""
-        return tokens if self.latent_down_proj is None else self.latent_down_proj(tokens)
+    def _narrowed(self, given: Tensor) -> Tensor:
+        """What routed experts read of [tokens, hidden]: themselves, or their latents."""
+        return given if self.latent_down_proj is None else self.latent_down_proj(given)
 
-    def _trained(self, tokens: Tensor, context: Context) -> Tensor:
+    def _trained(self, tokens: Tensor, given: Tensor, context: Context) -> Tensor:
         """As `_run`, with the losses of the spec's `balance` attached, and the load recorded."""
         if self.spec.balance is None and context.record is None:
-            return self._run(tokens, context)
+            return self._run(tokens, given, context)
         logits = self.router.logits(tokens)
         if self.spec.balance is not None and self.spec.balance.expert_choice is not None:
-            return self._expert_choice(tokens, logits, self.spec.balance, context)
+            return self._expert_choice(given, logits, self.spec.balance, context)
         scores, experts = self.router.choose(logits)
         choices = nn.functional.one_hot(experts, self.spec.num_experts).sum(dim=1)
         choices = choices * _real(context, tokens)[:, None]
@@ -178,7 +182,7 @@ class MoE(LayerModule):
         if context.record is not None and not context.is_recomputed:
             dropped = choices.new_zeros(()) if fits is None else self._dropped(fits, tokens, context)
             context.record(self.node_id, choices.sum(dim=0), dropped)
-        return self._sorted(self._narrowed(tokens), scores.to(tokens.dtype), experts, fits)
+        return self._sorted(self._narrowed(given), scores.to(tokens.dtype), experts, fits)
 
     def _dropped(self, fits: Tensor, tokens: Tensor, context: Context) -> Tensor:
         return (~fits & _real(context, tokens)[:, None]).sum()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from l4spec.layers.common.modules import empty, group_last, linear, wide
+from l4spec.layers.common.modules import Norm, empty, group_last, linear, rms_norm, wide
 from l4spec.layers.moe.spec import MoESpec
 
 
@@ -14,6 +14,8 @@ class Router(nn.Module):
         super().__init__()
         self.spec = spec
         self.weight = empty(spec.num_experts, hidden_size)
+        self.norm = None if spec.router.norm is None else Norm(hidden_size, spec.router.norm.eps)
+        self.expert_scale = empty(spec.num_experts) if spec.router.expert_scale else None
         self.bias = empty(spec.num_experts) if spec.router.bias else None
         bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
         self.register_buffer("correction_bias", bias)
@@ -25,7 +27,10 @@ class Router(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
-        return linear(wide(x), wide(self.weight), None if self.bias is None else wide(self.bias))
+        x = wide(x)
+        if self.norm is not None:
+            x = rms_norm(x, wide(self.norm.weight) * x.shape[-1] ** -0.5, self.norm.eps)
+        return linear(x, wide(self.weight), None if self.bias is None else wide(self.bias))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
@@ -38,12 +43,14 @@ class Router(nn.Module):
             all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
             experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
             scores = all_scores.gather(-1, experts)
-        return self._weighed(scores), experts
+        scores = self._weighed(scores)
+        return scores if self.expert_scale is None else scores * self.expert_scale[experts], experts
 
     def taken(self, logits: Tensor, is_taken: Tensor) -> Tensor:
         """Scores [tokens, experts] where experts have chosen tokens, and 0 where not."""
         scores = logits.sigmoid() if self.spec.router.score == "sigmoid" else logits.softmax(dim=-1)
-        return self._weighed(scores * is_taken)
+        scores = self._weighed(scores * is_taken)
+        return scores if self.expert_scale is None else scores * self.expert_scale
 
     def _weighed(self, scores: Tensor) -> Tensor:
         router = self.spec.router

@@ -9,6 +9,13 @@ from l4spec.layers.base import WIDEST, Count, LayerSize, LayerSpec, PositiveFloa
 from l4spec.layers.common.gate_clamp import GateClamp
 
 
+class TokenNorm(Spec):
+    """RMSNorm of a mixture's tokens, with a weight of its own, in fp32."""
+
+    eps: PositiveFloat
+    """Added to the mean square."""
+
+
 class RouterSpec(Spec):
     """How tokens choose experts: a linear layer gives a logit per expert, top-k are chosen, scores weigh them."""
 
@@ -30,6 +37,10 @@ class RouterSpec(Spec):
     """A trained bias on the logits (gpt-oss)."""
     correction_bias: bool = False
     """A bias per expert added to scores for the choice only (auxiliary-loss-free balancing, DeepSeek-V3)."""
+    norm: TokenNorm | None = None
+    """Norm of what the router reads, which it then divides by sqrt(hidden_size) (Gemma 4)."""
+    expert_scale: bool = False
+    """A trained factor per expert on the scores with which it is chosen, after `renormalize` (Gemma 4)."""
 
 
 class BalanceSpec(Spec):
@@ -78,10 +89,17 @@ class MoESpec(LayerSpec):
     """Biases on the three projections of each routed expert (gpt-oss)."""
     router: RouterSpec
     """How tokens choose experts."""
+    input_norm: TokenNorm | None = None
+    """Norm of what experts read, inside the layer and instead of the block's: the router reads the stream (Gemma 4)."""
     capacity_factor: PositiveFloat | None = None
     """Tokens beyond capacity_factor * tokens * top-k / experts are dropped by an expert; null: none is dropped."""
     balance: BalanceSpec | None = None
     """How training keeps experts equally busy; null: not at all."""
+
+    @property
+    def norms_input(self) -> bool:
+        """Whether experts read tokens by a norm of the layer's own."""
+        return self.input_norm is not None
 
     @property
     def shared_size(self) -> int:

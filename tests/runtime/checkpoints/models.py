@@ -40,6 +40,7 @@ FAMILIES = {
     "glm_moe_dsa": "compare/glm-5.1",
     "mimo_v2_flash": "compare/mimo-v2-flash",
     "nemotron_h": "compare/nemotron-3-super-120b-a12b",
+    "gemma4_text": "compare/gemma-4-26b-a4b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
 AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}, "glm_moe_dsa": {}}
@@ -49,6 +50,10 @@ CHANGED = {
     "mimo_v2_flash": [  # whose windows have twice as many KV heads, which rounding would make as many
         *("text.parts.full.num_heads=4", "text.parts.full.num_kv_heads=1"),
         *("text.parts.sliding.num_heads=4", "text.parts.sliding.num_kv_heads=2"),
+    ],
+    "gemma4_text": [  # whose layers have as many query heads, whatever their KV heads
+        *("text.parts.full.num_heads=4", "text.parts.full.num_kv_heads=2"),
+        *("text.parts.sliding.num_heads=4", "text.parts.sliding.num_kv_heads=2", "text.parts.moe.num_experts=12"),
     ],
     "nemotron_h": ["text.parts.moe.num_experts=12", "text.parts.moe.num_experts_per_token=4"],  # 512 take minutes
 }

@@ -65,6 +65,22 @@ CONFIGS["step3p7"] = {
     },
     "vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56},
 }
+CONFIGS["gemma4"] = {
+    "text_config": {
+        **STEP,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 32,
+        "enable_moe_block": True,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 16,
+        "attention_k_eq_v": True,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "hidden_size_per_layer_input": 0,
+    },
+    "vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16},
+}
 WITHOUT_A_SMALL_MODEL = {"kimi_k25": "its tower is built whole", "gemma3": "its projector too"}
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -35,12 +35,14 @@ def masks(draw: Draw, *, bidirectional: bool = True) -> Data:
 
 @st.composite
 def rope_scalings(draw: Draw) -> Data:
-    kind = draw(st.sampled_from(["linear", "llama3", "yarn"]))
+    kind = draw(st.sampled_from(["linear", "llama3", "yarn", "proportional"]))
     scaling: Data = {"kind": kind, "factor": draw(st.sampled_from([1.0, 2, 8.0, 16]))}
     if kind == "llama3":
         low = draw(st.sampled_from([1.0, 2.0]))
         scaling |= {"low_freq_factor": low, "high_freq_factor": low * draw(st.sampled_from([1, 4]))}
-    if kind != "linear":
+    if kind == "proportional":
+        scaling["share"] = draw(st.sampled_from([0.1, 0.25, 1.0]))
+    if kind in ("llama3", "yarn"):
         scaling["original_max_seq_len"] = draw(st.integers(1, 8192))
     if kind == "yarn" and draw(st.booleans()):
         scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 16.0, "truncate": draw(st.booleans())}
@@ -92,8 +94,10 @@ def gqas(draw: Draw, *, bidirectional: bool = True, step: int = 1, vision: bool 
         "output_gate": st.sampled_from([None, "elementwise", "headwise"]),
         "v_head_dim": sizes(9, step),
         "value_scale": st.sampled_from([0.707, 2.0]),
+        "value_norm": st.just({"eps": 1e-6}),
     }
-    return part | draw(some_of(options))
+    part |= draw(some_of(options))
+    return part | ({} if "v_head_dim" in part else draw(some_of({"values_from_keys": st.booleans()})))
 
 
 @st.composite
@@ -190,6 +194,8 @@ def moes(draw: Draw, step: int = 1) -> Data:
                 "group_score": st.sampled_from(["top2_sum", "max"]),
                 "correction_bias": st.booleans(),
                 "bias": st.booleans(),
+                "norm": st.just({"eps": 1e-6}),
+                "expert_scale": st.booleans(),
             }
         )
     )
@@ -206,7 +212,7 @@ def moes(draw: Draw, step: int = 1) -> Data:
     part |= draw(some_of(gate))
     if "clamp" not in part and draw(st.booleans()):
         part |= {"gated": False} | draw(some_of({"activation": st.sampled_from(["silu", "relu2"])}))
-    part |= draw(some_of({"latent_size": sizes(step=step)}))
+    part |= draw(some_of({"latent_size": sizes(step=step), "input_norm": st.just({"eps": 1e-6})}))
     if draw(st.booleans()):
         part["num_shared_experts"] = draw(st.integers(1, 3))
         part |= draw(some_of({"shared_intermediate_size": sizes(step=step), "shared_gate": st.booleans()}))
@@ -230,7 +236,11 @@ def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
     if ffn and both != "attention":
         block["ffn"] = draw(st.sampled_from(ffn))
     forms = ["pre_norm", "post_norm", "sandwich", "output_norm", *(["parallel"] if len(block) == 2 else [])]
-    return block | draw(some_of({"form": st.sampled_from(forms), "repeat": st.integers(1, 3)}))
+    block |= draw(some_of({"form": st.sampled_from(forms), "repeat": st.integers(1, 3)}))
+    if block.get("form") == "sandwich" and "ffn" in block:
+        block |= draw(some_of({"second_ffn": st.sampled_from(ffn)}))
+    scaled = {} if block.get("form") == "post_norm" else {"output_scale": st.booleans()}
+    return block | draw(some_of(scaled))
 
 
 @st.composite

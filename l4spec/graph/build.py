@@ -141,7 +141,7 @@ def _sublayer(
 ) -> LayerNode:
     """pre_norm: x + f(norm(x)); sandwich: x + norm(f(norm(x))); post_norm: norm(x + f(x)).
 
-    output_norm: x + norm(f(x)). With a second feed-forward layer, sandwich: x + norm(norm(f(norm(x))) + norm(g(norm(x)))).
+    output_norm: x + norm(f(x)). A second feed-forward layer beside f: x + norm(norm(f(norm(x))) + norm(g(norm(x)))).
     """
     width, prefix, residual = stack.width, f"layers.{block.index}.{role}", stream
     stream = _normed_layer(builder, stack, block, role, part, residual)
@@ -181,7 +181,9 @@ def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, str
     width, prefix = stack.width, f"layers.{block.index}"
     normed = builder.add(f"{prefix}.input_norm", stack.norm, width, stream, layer=block.index)
     branches = [
-        builder.add(f"{prefix}.{role}", part.spec, width, _given(part, stream, normed), label=part.name, layer=block.index)
+        builder.add(
+            f"{prefix}.{role}", part.spec, width, _given(part, stream, normed), label=part.name, layer=block.index
+        )
         for role, part in (("attention", block.attention), ("ffn", block.ffn))
     ]
     add = AddSpec(kind="add", num_inputs=3, scaled=block.output_scale)

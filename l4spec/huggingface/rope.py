@@ -3,7 +3,14 @@
 from typing import Any, Literal
 
 from l4spec.huggingface.fields import Fields
-from l4spec.layers.attention.positions import LinearScaling, Llama3Scaling, ProportionalScaling, Rope, RopeScaling, YarnScaling
+from l4spec.layers.attention.positions import (
+    LinearScaling,
+    Llama3Scaling,
+    ProportionalScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
 from l4spec.layers.base import Spec
 from l4spec.spec.origin import RopeStyle
 

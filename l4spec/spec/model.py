@@ -37,8 +37,7 @@ class BlockSpec(Spec):
     ffn: PartName | None = None
     """Name of a feed-forward part; null for none."""
     second_ffn: PartName | None = None
-    """Name of a feed-forward part beside `ffn`, in the form sandwich: x + norm(norm(f(norm(x))) + norm(g(norm(x)))), each
-    norm with weights of its own (Gemma 4)."""
+    """Name of a feed-forward part beside `ffn`, form sandwich: x + norm(norm(f(norm(x))) + norm(g(norm(x))))."""
     form: Form = "pre_norm"
     """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))).
     output_norm: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + ffn(norm(x))."""

@@ -70,14 +70,13 @@ def step3p7(seed: int = 0) -> Oracle:
 def gemma4(seed: int = 0, *, experts: bool = True) -> Oracle:
     """Gemma4ForCausalLM: values from keys and a share of turned pairs in full layers, experts beside a dense layer."""
     mixture: Json = {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 40}
+    whole: Json = {"global_head_dim": 24, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+    common = _common(4) | {"tie_word_embeddings": True, "pad_token_id": 0}
     config = transformers.Gemma4TextConfig(
-        **(_common(4) | {"tie_word_embeddings": True, "pad_token_id": 0} | (mixture if experts else {})),
+        **(common | whole | (mixture if experts else {})),
         intermediate_size=64,
         layer_types=["sliding_attention", "sliding_attention", "full_attention", "full_attention"],
         sliding_window=6,
-        global_head_dim=24,
-        num_global_key_value_heads=1,
-        attention_k_eq_v=True,
         hidden_size_per_layer_input=0,
         use_bidirectional_attention="vision",
         final_logit_softcapping=3.0,
@@ -109,7 +108,7 @@ def gemma4(seed: int = 0, *, experts: bool = True) -> Oracle:
     reference = _random(transformers.Gemma4ForCausalLM(config), seed)
     with torch.no_grad():
         for name, tensor in reference.state_dict().items():
-            if name.endswith("scale") or name.endswith("layer_scalar"):  # factors around 1
+            if name.endswith(("scale", "layer_scalar")):  # factors around 1
                 tensor.add_(1.0)
     return Oracle(reference, text, 5, widest=96)
 

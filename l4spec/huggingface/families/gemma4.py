@@ -1,4 +1,4 @@
-"""`gemma4`: Gemma 4 that sees and hears; the language model is `gemma4_text`, towers and their embedders are left out."""
+"""`gemma4`: Gemma 4, which sees and hears; the language model is `gemma4_text`, its towers are left out."""
 
 from dataclasses import replace
 

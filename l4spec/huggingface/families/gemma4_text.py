@@ -167,7 +167,8 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     attention = needed(blocks, GQASpec, "grouped-query attention")
     kinds = {SLIDING if isinstance(spec.mask, SlidingWindowMask) else FULL: spec for spec in reversed(specs)}
     usual, whole = kinds.get(SLIDING, attention), kinds.get(FULL, attention)
-    ropes = {kind: write_rope(spec.position, "rope_parameters") for kind, spec in kinds.items() if _turns(spec)}
+    turned = {kind: spec.position for kind, spec in kinds.items() if isinstance(spec.position, Rope)}
+    ropes = {kind: write_rope(rope, "rope_parameters")["rope_parameters"] for kind, rope in turned.items()}
     size, moe = local_size(blocks, SlidingWindowMask), _mixture_of(blocks)
     return {
         **write_text(model.text, style),
@@ -178,7 +179,7 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
         **_write_whole(usual, whole, write_layer_types(blocks)),
         "attention_k_eq_v": whole.values_from_keys,
         "attention_bias": attention.qkv_bias,
-        "rope_parameters": {**_ROPES, **{kind: rope["rope_parameters"] for kind, rope in ropes.items()}},
+        "rope_parameters": {**_ROPES, **ropes},
         **({} if size is None else {"sliding_window": size}),
         "layer_types": write_layer_types(blocks),
         "intermediate_size": needed(blocks, GeGLUSpec, "geglu layer").intermediate_size,
@@ -204,10 +205,6 @@ def _mixture_of(blocks: Sequence[ResolvedBlock]) -> MoESpec | None:
     """The mixture beside the dense layers."""
     specs = (item.second_ffn.spec for item in blocks if item.second_ffn is not None)
     return next((spec for spec in specs if isinstance(spec, MoESpec)), None)
-
-
-def _turns(spec: GQASpec) -> bool:
-    return isinstance(spec.position, Rope)
 
 
 _SECOND = "text.layers.#.second_ffn."

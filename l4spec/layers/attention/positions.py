@@ -69,9 +69,7 @@ class ProportionalScaling(Spec):
     """Divisor of their frequencies."""
 
 
-RopeScaling = Annotated[
-    LinearScaling | Llama3Scaling | YarnScaling | ProportionalScaling, Field(discriminator="kind")
-]
+RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | ProportionalScaling, Field(discriminator="kind")]
 
 
 class Rope(Spec):

@@ -82,8 +82,7 @@ class GQA(LayerModule):
     def _are_few(self, x: Tensor) -> bool:
         """Whether starting operations takes longer than a copy that makes one of two; not while autograd watches."""
         turns_alike = not isinstance(self.spec.qk_norm, RMSQKNorm) and (self.rotation or self.spec.qk_norm)
-        turns_alike = turns_alike and self.v_proj is not None
-        if x.shape[0] * x.shape[1] > MOST_FEW_ROWS or not turns_alike:
+        if x.shape[0] * x.shape[1] > MOST_FEW_ROWS or not turns_alike or self.v_proj is None:
             return False
         return not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 

@@ -1,0 +1,328 @@
+"""Random configs of every family, as plain fields that transformers takes."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+Config = dict[str, Any]
+Draw = st.DrawFn
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+def some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Config]:
+    """Configs with these fields."""
+    return st.fixed_dictionaries(fields)
+
+
+sizes = st.integers(1, 64).map(lambda n: 8 * n)
+factors = st.sampled_from([1.5, 2.0, 8.0, 16.0])
+thetas = st.sampled_from([10000.0, 500000.0, 1e6, 12345.5])
+flags = st.booleans()
+windows = st.none() | st.integers(1, 4096)
+
+
+def ropes(theta: float) -> st.SearchStrategy[Config]:
+    """`rope_parameters` of every known type."""
+    base = {"rope_theta": st.just(theta)}
+    original = {"original_max_position_embeddings": st.integers(16, 1024)}
+    yarn: dict[str, st.SearchStrategy[Any]] = {"beta_fast": st.just(32.0), "mscale": factors, "mscale_all_dim": factors}
+    freqs = {"low_freq_factor": st.just(1.0), "high_freq_factor": st.sampled_from([1.5, 4.0])}
+    return st.one_of(
+        some(rope_type=st.just("default"), **base),
+        some(rope_type=st.just("linear"), factor=factors, **base),
+        some(rope_type=st.just("llama3"), factor=factors, **freqs, **original, **base),
+        some(rope_type=st.just("yarn"), factor=factors, **original, **base),
+        some(rope_type=st.just("yarn"), factor=factors, **yarn, **original, **base),
+    )
+
+
+@st.composite
+def common(draw: Draw, num_layers: int) -> Config:
+    """Fields that all families have."""
+    kv_heads, ratio, half = draw(st.integers(1, 4)), draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    heads = kv_heads * ratio
+    return {
+        "hidden_size": heads * 4 * draw(st.integers(1, 16)),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 4 * half,
+        "num_hidden_layers": num_layers,
+        "intermediate_size": draw(sizes),
+        "vocab_size": draw(sizes),
+        "max_position_embeddings": draw(st.integers(1025, 1 << 20)),
+        "rms_norm_eps": draw(st.sampled_from([1e-5, 1e-6])),
+        "tie_word_embeddings": draw(flags),
+        "rope_parameters": draw(thetas.flatmap(ropes)),
+        "dtype": draw(st.sampled_from(["bfloat16", "float16", "float32"])),
+        "bos_token_id": draw(st.none() | st.integers(0, 7)),
+        "eos_token_id": draw(st.none() | st.integers(0, 7) | st.lists(st.integers(0, 7), min_size=1, max_size=3)),
+    }
+
+
+def experts(prefix: str = "num_experts") -> st.SearchStrategy[Config]:
+    """A number of experts and how many of them a token uses."""
+    return st.integers(1, 64).flatmap(lambda n: some(**{prefix: st.just(n), "num_experts_per_tok": st.integers(1, n)}))
+
+
+@st.composite
+def families(draw: Draw, model_type: str) -> Config:
+    """What one family has besides the common fields."""
+    n = draw(st.integers(1, 12))
+    base = draw(common(n))
+    types = st.lists(st.sampled_from([FULL, SLIDING]), min_size=n, max_size=n)
+    extra: dict[str, st.SearchStrategy[Config]] = {
+        "llama": some(attention_bias=flags, mlp_bias=flags),
+        "mistral": some(sliding_window=windows),
+        "mixtral": experts("num_local_experts").flatmap(lambda e: some(sliding_window=windows).map(lambda w: e | w)),
+        "qwen2": _windows(types),
+        "qwen3": _windows(types),
+        "qwen3_moe": experts().flatmap(lambda e: _qwen_moe(n).map(lambda more: e | more)),
+        "gemma2": some(
+            layer_types=types,
+            sliding_window=st.integers(1, 4096),
+            attention_bias=flags,
+            query_pre_attn_scalar=st.integers(1, 1024),
+            attn_logit_softcapping=st.none() | factors,
+            final_logit_softcapping=st.none() | factors,
+        ),
+        "deepseek_v3": _deepseek(n),
+        "gpt_oss": experts("num_local_experts").flatmap(lambda e: _gpt_oss(types).map(lambda more: e | more)),
+        "minimax_m2": experts("num_local_experts"),
+        "olmo2": some(attention_bias=flags),
+        "olmoe": experts().flatmap(lambda e: some(norm_topk_prob=flags, attention_bias=flags).map(lambda m: e | m)),
+        "qwen2_moe": experts().flatmap(lambda e: _qwen2_moe(n).map(lambda more: e | more)),
+        "glm4_moe": _glm4_moe(n),
+        "qwen3_next": experts().flatmap(lambda e: _delta(n, _qwen2_moe(n)).map(lambda more: {**e, **more})),
+        "qwen3_5_text": _delta(n, st.just({})),
+        "qwen3_5_moe_text": experts().flatmap(lambda e: _delta(n, _shared()).map(lambda more: {**e, **more})),
+        "gemma3_text": _gemma3(types),
+        "deepseek_v2": _deepseek_v2(n),
+        "phi3": some(  # whose config turns every other scaling into longrope
+            sliding_window=windows,
+            rope_parameters=thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta}),
+        ),
+        "llama4_text": _llama4(n),
+        "nemotron_h": _nemotron_h(n),
+        "mimo_v2_flash": _mimo(n, types),
+        "gemma4_text": _gemma4(base, types),
+        "deepseek_v32": _indexed(n),
+        "glm_moe_dsa": _indexed(n),
+    }
+    return _fitted(model_type, base, draw(extra[model_type]))
+
+
+def _fitted(model_type: str, base: Config, own: Config) -> Config:
+    """Both together, without what a family's config does not take."""
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):  # no null, and no other layout
+        del own["rope_interleave"]
+        own |= {"num_key_value_heads": base["num_attention_heads"], "head_dim": own["qk_rope_head_dim"]}
+    if model_type == "mimo_v2_flash":  # whose windows have twice as many
+        base["num_attention_heads"] = 2 * base["num_attention_heads"]
+    if model_type == "nemotron_h":  # which turns nothing
+        base["layer_norm_epsilon"] = base.pop("rms_norm_eps")
+        del base["rope_parameters"]
+    return {**base, **own}
+
+
+def _mimo(n: int, types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    turned = some(partial_rotary_factor=st.just(0.5), rope_type=st.just("default"), rope_theta=thetas)
+    own = some(
+        layer_types=types,
+        mlp_layer_types=st.lists(st.sampled_from(["dense", "sparse"]), min_size=n, max_size=n),
+        v_head_dim=sizes,
+        attention_value_scale=st.none() | st.sampled_from([0.5, 0.707]),
+        attention_bias=flags,
+        sliding_window=st.integers(1, 4096),
+        moe_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        routed_scaling_factor=factors,
+        rope_parameters=some(full_attention=turned, sliding_attention=turned),
+    )
+    return st.tuples(experts("n_routed_experts"), own).map(lambda parts: {**parts[0], **parts[1]})
+
+
+def _indexed(n: int) -> st.SearchStrategy[Config]:
+    heads = st.integers(1, 64)
+    index = some(index_n_heads=heads, index_head_dim=st.integers(512, 600), index_topk=sizes, q_lora_rank=sizes)
+    return st.tuples(_deepseek(n), index).map(lambda parts: {**parts[0], **parts[1]})
+
+
+def _nemotron_h(n: int) -> st.SearchStrategy[Config]:
+    kinds = st.sampled_from(["linear_attention", "full_attention", "mlp", "moe"])
+    mamba = some(
+        mamba_num_heads=st.just(8),
+        mamba_head_dim=st.integers(1, 64),
+        n_groups=st.sampled_from([1, 2, 8]),
+        ssm_state_size=st.integers(1, 64),
+        conv_kernel=st.integers(2, 5),
+        use_conv_bias=flags,
+        use_bias=flags,
+        time_step_min=st.sampled_from([0.001, 0.01]),
+    )
+    mixture = some(
+        moe_intermediate_size=sizes,
+        moe_shared_expert_intermediate_size=sizes,
+        moe_latent_size=st.none() | sizes,
+        routed_scaling_factor=factors,
+        norm_topk_prob=flags,
+    )
+    others = some(layers_block_type=st.lists(kinds, min_size=n, max_size=n), attention_bias=flags)
+    parts = st.tuples(mamba, mixture, experts("n_routed_experts"), others)
+    return parts.map(lambda several: {name: value for part in several for name, value in part.items()})
+
+
+def _windows(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    used = some(use_sliding_window=st.just(True), sliding_window=st.integers(1, 4096), layer_types=types)
+    derived = some(
+        use_sliding_window=st.just(True), sliding_window=st.integers(1, 99), max_window_layers=st.integers(0, 9)
+    )
+    return st.one_of(some(use_sliding_window=st.just(False), sliding_window=windows), used, derived)
+
+
+def _gpt_oss(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    return some(
+        layer_types=types,
+        sliding_window=st.integers(1, 4096),
+        attention_bias=flags,
+        swiglu_limit=factors,
+        swiglu_alpha=factors,
+    )
+
+
+def _qwen2_moe(n: int) -> st.SearchStrategy[Config]:
+    return some(
+        moe_intermediate_size=sizes,
+        shared_expert_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        qkv_bias=flags,
+        decoder_sparse_step=st.just(1),
+        mlp_only_layers=st.lists(st.integers(0, n - 1), unique=True, max_size=n - 1),
+    )
+
+
+def _gemma3(types: st.SearchStrategy[list[str]]) -> st.SearchStrategy[Config]:
+    rope = thetas.map(lambda theta: {"rope_type": "default", "rope_theta": theta})
+    return some(
+        layer_types=types,
+        rope_parameters=some(sliding_attention=rope, full_attention=rope),
+        sliding_window=st.integers(1, 4096),
+        attention_bias=flags,
+        query_pre_attn_scalar=st.integers(1, 1024),
+    )
+
+
+@st.composite
+def _gemma4(draw: Draw, base: Config, types: st.SearchStrategy[list[str]]) -> Config:
+    from_keys, has_experts = draw(flags), draw(flags)
+    heads = [count for count in range(1, 6) if base["num_attention_heads"] % count == 0]
+    turned = {"rope_type": "proportional", "partial_rotary_factor": draw(st.sampled_from([0.25, 0.5]))}
+    mixture = {**draw(experts()), "moe_intermediate_size": draw(sizes)} if has_experts else {}
+    return {
+        **{"top_k_experts" if name == "num_experts_per_tok" else name: value for name, value in mixture.items()},
+        "enable_moe_block": has_experts,
+        "layer_types": [*draw(types)[:-1], FULL],
+        "sliding_window": draw(st.integers(1, 4096)),
+        "attention_bias": draw(flags),
+        "attention_k_eq_v": from_keys,
+        "global_head_dim": 8 * draw(st.integers(1, 8)),
+        "num_global_key_value_heads": draw(st.sampled_from(heads)) if from_keys else None,
+        "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": draw(st.sampled_from([None, "vision"])),
+        "final_logit_softcapping": draw(st.none() | factors),
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": draw(thetas)},
+            "full_attention": {**turned, "rope_theta": draw(thetas)},
+        },
+    }
+
+
+def _shared() -> st.SearchStrategy[Config]:
+    return some(moe_intermediate_size=sizes, shared_expert_intermediate_size=sizes)
+
+
+@st.composite
+def _delta(draw: Draw, n: int, others: st.SearchStrategy[Config]) -> Config:
+    keys, ratio = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    types = [draw(st.sampled_from(["linear_attention", FULL])) for _ in range(n - 1)]
+    drawn = {name: value for name, value in draw(others).items() if name != "qkv_bias"}
+    return {
+        **drawn,
+        "layer_types": [*types, FULL],
+        "head_dim": 8 * draw(st.integers(1, 4)),
+        "linear_num_key_heads": keys,
+        "linear_num_value_heads": keys * ratio,
+        "linear_key_head_dim": draw(sizes),
+        "linear_value_head_dim": draw(sizes),
+        "linear_conv_kernel_dim": draw(st.integers(2, 8)),
+        "attention_bias": draw(flags),
+    }
+
+
+@st.composite
+def _deepseek_v2(draw: Draw, n: int) -> Config:
+    drawn = {**draw(_deepseek(n)), "norm_topk_prob": False}
+    del drawn["rope_interleave"]
+    if draw(flags):
+        return {**drawn, "topk_method": "group_limited_greedy"}
+    return {**drawn, "topk_method": "greedy", "n_group": None, "topk_group": None}
+
+
+@st.composite
+def _glm4_moe(draw: Draw, n: int) -> Config:
+    drawn = draw(_deepseek(n))
+    own = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "norm_topk_prob")
+    shared = {name: drawn[name] for name in (*own, "routed_scaling_factor", "first_k_dense_replace", "attention_bias")}
+    return {**shared, "moe_intermediate_size": draw(sizes), "use_qk_norm": draw(flags)}
+
+
+def _qwen_moe(n: int) -> st.SearchStrategy[Config]:
+    return some(
+        moe_intermediate_size=sizes,
+        norm_topk_prob=flags,
+        attention_bias=flags,
+        decoder_sparse_step=st.just(1),
+        mlp_only_layers=st.lists(st.integers(0, n - 1), unique=True, max_size=n - 1),
+    )
+
+
+@st.composite
+def _deepseek(draw: Draw, n: int) -> Config:
+    groups, per_group = draw(st.integers(1, 4)), draw(st.integers(2, 8))
+    limited = draw(st.integers(1, groups))
+    sized = ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim", "moe_intermediate_size", "qk_rope_head_dim")
+    return {
+        "n_group": groups,
+        "topk_group": limited,
+        "n_routed_experts": groups * per_group,
+        "num_experts_per_tok": draw(st.integers(1, limited * per_group)),
+        "n_shared_experts": draw(st.integers(1, 3)),
+        "norm_topk_prob": draw(flags),
+        "routed_scaling_factor": draw(factors),
+        "first_k_dense_replace": draw(st.integers(0, n - 1)),
+        "q_lora_rank": draw(st.none() | sizes),
+        **{name: draw(sizes) for name in sized},
+        "rope_interleave": draw(flags),
+        "attention_bias": draw(flags),
+        "head_dim": None,
+        "num_key_value_heads": None,
+    }
+
+
+@st.composite
+def _llama4(draw: Draw, n: int) -> Config:
+    bits = st.lists(st.integers(0, 1), min_size=n, max_size=n)
+    chunk = draw(st.none() | st.integers(1, 8192))
+    types = [FULL] if chunk is None else [FULL, CHUNKED]
+    return {
+        **draw(experts("num_local_experts")),
+        "no_rope_layers": draw(bits),
+        "moe_layers": [i for i, bit in enumerate(draw(bits)) if bit],
+        "layer_types": draw(st.lists(st.sampled_from(types), min_size=n, max_size=n)),
+        "attention_chunk_size": chunk,
+        "intermediate_size_mlp": draw(sizes),
+        "use_qk_norm": draw(flags),
+        "attn_temperature_tuning": draw(flags),
+        "floor_scale": draw(st.integers(1, 9999)),
+        "attn_scale": draw(st.sampled_from([0.1, 0.25])),
+        "attention_bias": draw(flags),
+    }

@@ -20,6 +20,8 @@ READ_AND_NOT_KEPT = (
     ("rope_interleave", True),
     ("full_attention_interval", 4),
     ("sliding_window_pattern", 6),
+    ("global_head_dim", 512),
+    ("num_global_key_value_heads", None),
 )
 """Fields of older configs that transformers turns into others."""
 TEXT_FAMILIES = [

@@ -48,8 +48,8 @@ def test_a_miniature_fits_the_same_hugging_face_family_as_its_original(name: str
         family = export_config(spec)["model_type"]
     except l4spec.SpecError:
         return
-    if name == "compare/mimo-v2-flash":
-        return  # a family with a fixed ratio of heads in windows to others, which a miniature does not keep
+    if name in ("compare/mimo-v2-flash", "compare/gemma-4-26b-a4b"):
+        return  # families that tie heads in windows to those of other layers, which a miniature does not keep
     assert {export_config(scale_spec(spec, scale))["model_type"] for scale in SCALES} == {family}
 
 
@@ -84,7 +84,7 @@ def test_fewer_layers_are_the_first_ones_of_the_original(name: str, data: st.Dat
     count = data.draw(st.integers(1, spec.text.num_layers))
     fewer = scale_spec(spec, num_layers=count)
     assert kinds(fewer) == kinds(spec)[:count]
-    used = {part.name for b in l4spec.compile(fewer).model.text.stack.blocks for part in (b.attention, b.ffn) if part}
+    used = {part.name for b in l4spec.compile(fewer).model.text.stack.blocks for _, part in b.parts}
     assert set(fewer.text.parts) == used
 
 

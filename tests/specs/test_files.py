@@ -57,7 +57,7 @@ def test_a_spec_compiles_and_names_its_sources(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_every_part_of_a_spec_is_used(path: Path) -> None:
     text = l4spec.load(path).text
-    used = {name for _, block in text.written_blocks() for name in (block.attention, block.ffn) if name is not None}
+    used = {name for _, block in text.written_blocks() for name in block.part_names()}
     assert set(text.parts) == used
 
 

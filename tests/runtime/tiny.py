@@ -130,6 +130,10 @@ def randomised(graph: LayerGraph, seed: int = 0, dtype: str = "fp64") -> Model:
     return model
 
 
+FACTORS = (".factor", ".expert_scale", ".per_expert_scale", ".router.scale", ".layer_scalar")
+"""Ends of the names of vectors that multiply, ours and transformers', beside weights of norms."""
+
+
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     """Matrices of deviation 1 / sqrt(inputs), vectors around their neutral value, all from one seed."""
@@ -139,7 +143,8 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
         if tensor.dim() > 1:
             noise *= tensor.shape[-1] ** -0.5
         else:
-            noise = 0.2 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            is_factor = ("norm" in name and name.endswith("weight")) or name.endswith(FACTORS)
+            noise = 0.2 * noise + (1.0 if is_factor else 0.0)
         tensor.copy_(noise)
 
 

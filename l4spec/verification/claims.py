@@ -9,7 +9,7 @@ from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
 from planners.latency_types import Frozen
 from planners.plan import plan
-from planners.plan_types import Estimates, Plan
+from planners.plan_types import Estimates, Objective, Plan
 from planners.request import PlanRequest
 
 Value = bool | int | float
@@ -116,8 +116,13 @@ def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
     left = {
         name: v for name, v in request.echo().items() if option_of(PlanRequest, name).mode in (None, _mode(training))
     }
-    objective = "max-context" if claim.quantity == "max_context" else "simplest"
-    return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": objective, **output})
+    return PlanRequest(**{**left, "gpus": claim.on, "mode": _mode(training), "objective": _objective(claim), **output})
+
+
+def _objective(claim: Claim) -> Objective:
+    """What the layout is chosen by that a claim is judged with: a run that is published was a good one."""
+    by_quantity: dict[str, Objective] = {"max_context": "max-context", "train_flops_per_second_per_gpu": "fastest"}
+    return by_quantity.get(claim.quantity, "simplest")
 
 
 def _mode(training: bool) -> Mode:

@@ -11,6 +11,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("layouts.step_time_seconds", "memory_per_device.unknown", "deployment.batch_origin", "deployment.video"),
         *("deployment.fp8_matmuls", "deployment.left_open", "layouts.training", "layouts.as_fast"),
         *("memory_per_device.gathered_bytes", "plan.host_memory", "deployment.sequence_parallel"),
+        "models.about",
     }
 )
 """Keys that have been added since, each with the object that it stands in."""
@@ -83,7 +84,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         "is planned, timed and emitted by the fullest rank",
         ("deepseek-v3", "maverick"),
     ),
-    Deviation(_sections("suggestions"), ("plan ",), "suggested where one GPU is too small", ("1xH100",)),
+    Deviation(_sections("suggestions"), _PLANS, "suggested where one GPU is too small", ("1xH100",)),
     Deviation(_sections("suggestions"), ("plan ",), "leaves room for the output tokens", ("--output-tokens",)),
     Deviation(
         _FIT | {"memory", "rest"}, _PLANS, "It is the default of `plan`, decides what fits", ("deepseek-v3",), "--quant"

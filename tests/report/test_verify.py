@@ -6,6 +6,7 @@ import pytest
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.library import shipped_specs
 from l4spec.report.claims_page import verify_page
 from l4spec.report.page import to_text
 from l4spec.spec.claims import Claim
@@ -18,10 +19,10 @@ def claim(quantity: str, value: Any, **conditions: Any) -> Claim:
     return Claim.model_validate({"quantity": quantity, "value": value, "source": "a test", **conditions})
 
 
-@pytest.mark.parametrize("name", ["scout", "maverick", "llama-guard-4-12b"])
-def test_the_published_claims_of_a_release_hold(compiled: Compile, name: str) -> None:
+@pytest.mark.parametrize("name", sorted(name for name in shipped_specs() if not name.startswith("articles/")))
+def test_every_published_claim_of_a_shipped_model_holds(compiled: Compile, name: str) -> None:
     report = verify(compiled(name))
-    assert report.checks
+    assert report.checks or name.startswith(("tiny/", "examples/"))
     assert report.holds, [check for check in report.checks if not check.holds]
 
 

@@ -150,7 +150,7 @@ def test_measure_is_a_function_of_the_package() -> None:
         ("--tp 2 -q int8", "--quantization: packed weights are not cut into shards"),
         ("--tp 2 --tiles 1", "--tiles: image tiles are measured in one process"),
         ("--tp 2 --batch 0", "--batch: expected at least 1, found 0"),
-        ("--tp 2 --set text.vocab_size=9000000000", "2 ranks need at least"),
+        ("--tp 2 --set text.parts.moe.num_experts=16000000", "2 ranks need at least"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused_before_any_starts(

@@ -62,11 +62,14 @@ class Flops(Frozen):
 
 
 class CacheLayer(Frozen):
-    """Layers that keep the same cache: their law and what one of them keeps per sequence at the planned context."""
+    """Layers that keep the same cache: their law and what one of them keeps per sequence at the planned context.
+
+    A layer that keeps something by several laws has a row for each; a `compressed` token is an entry made of `bound`.
+    """
 
     label: str
     kind: str
-    law: Literal["full", "chunk", "window", "state"]
+    law: Literal["full", "chunk", "window", "state", "compressed"]
     bound: int | None
     num_layers: int
     bytes_per_token_per_layer: int

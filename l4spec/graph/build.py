@@ -9,6 +9,7 @@ from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.declaration import Shape
 from l4spec.layers.merge.spec import MergeSpec
+from l4spec.layers.residual_streams.spec import ResidualStreamsSpec, Step, Streams
 from l4spec.spec.resolve import NamedPart, ResolvedBlock, ResolvedModel, ResolvedStack, ResolvedText, ResolvedVision
 
 _LEADING_DIMS: dict[Stream, tuple[str, str]] = {
@@ -87,7 +88,13 @@ def _text(builder: _Builder, text: ResolvedText, image: LayerNode | None) -> Non
         stream = builder.add("merge", MergeSpec(kind="merge"), width, stream, image)
     if text.position is not None:
         stream = builder.add("position", text.position, width, stream)
-    stream = _blocks(builder, text.stack, stream)
+    if text.streams is None:
+        stream = _blocks(builder, text.stack, stream)
+    else:
+        stream = builder.add("streams", _step("copy", text.streams), width, stream)
+        for block in text.stack.blocks:
+            stream = _serial(builder, text.stack, block, stream, text.streams)
+        stream = builder.add("streams_join", _step("join", text.streams), width, stream)
     if text.final_norm:
         stream = builder.add("norm", text.stack.norm, width, stream)
     builder.add("head", text.head, width, stream)
@@ -121,12 +128,40 @@ def _blocks(builder: _Builder, stack: ResolvedStack, stream: LayerNode) -> Layer
     return stream
 
 
-def _serial(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
+def _serial(
+    builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode, streams: Streams | None = None
+) -> LayerNode:
     parts = [(role, part) for role, part in (("attention", block.attention), ("ffn", block.ffn)) if part is not None]
     for role, part in parts:
+        if streams is not None:
+            stream = _between_streams(builder, stack, block, (role, part), stream, streams)
+            continue
         is_last = role == parts[-1][0]
         stream = _sublayer(builder, stack, block, role, part, stream, scaled=block.output_scale and is_last)
     return stream
+
+
+def _step(step: Step, streams: Streams) -> ResidualStreamsSpec:
+    return ResidualStreamsSpec(kind="residual_streams", step=step, streams=streams)
+
+
+def _between_streams(
+    builder: _Builder,
+    stack: ResolvedStack,
+    block: ResolvedBlock,
+    layer: tuple[str, NamedPart],
+    stream: LayerNode,
+    streams: Streams,
+) -> LayerNode:
+    """The weights of a layer, what it reads of the streams by them, f with its norms, and the next streams."""
+    role, part = layer
+    width, prefix, index = stack.width, f"layers.{block.index}.{role}", block.index
+    weights = builder.add(f"{prefix}_streams", _step("weigh", streams), width, stream, layer=index)
+    x = builder.add(f"{prefix}_collapse", _step("collapse", streams), width, stream, weights, layer=index)
+    x = _normed_layer(builder, stack, block, role, part, x)
+    if block.form in ("sandwich", "output_norm"):
+        x = builder.add(f"{prefix}_post_norm", stack.norm, width, x, layer=index)
+    return builder.add(f"{prefix}_spread", _step("spread", streams), width, stream, x, weights, layer=index)
 
 
 def _sublayer(

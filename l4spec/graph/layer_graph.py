@@ -144,6 +144,12 @@ class LayerGraph:
         return self.model.text.stack.width.hidden_size
 
     @property
+    def stream_width(self) -> int:
+        """Numbers of a token that one block of the language model hands to the next: all residual streams together."""
+        streams = self.model.text.streams
+        return self.hidden_size * (1 if streams is None else streams.count)
+
+    @property
     def max_seq_len(self) -> int:
         """The longest sequence that the model was made for, in tokens."""
         return self.model.text.stack.width.max_seq_len

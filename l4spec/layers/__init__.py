@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 OWN_NAMES = (
     "add",
+    "compressed_attention",
     "embedding",
     "gated_delta_net",
     "geglu",
@@ -37,6 +38,7 @@ OWN_NAMES = (
     "moe",
     "patch_embedding",
     "pixel_shuffle_mlp",
+    "residual_streams",
     "rmsnorm",
     "sparse_mla",
     "swiglu",

@@ -88,10 +88,11 @@ class InnerWidthSpec(LayerSpec):
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What a layer knows of its surroundings: the stream's width and the longest sequence."""
+    """What a layer knows of its surroundings: the stream's width, the longest sequence, and the vocabulary of text."""
 
     hidden_size: int
     max_seq_len: int
+    vocab_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

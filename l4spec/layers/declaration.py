@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar, Literal
 
+from l4spec.layers.growth import Bound as Bound  # noqa: PLC0414 (whoever declares imports it from here)
+
 Part = Literal[
     "embedding",
     "attention",
@@ -17,6 +19,7 @@ Part = Literal[
     "shared_expert",
     "dense_ffn",
     "norm",
+    "residual",
     "position",
     "head",
     "vision",
@@ -27,6 +30,8 @@ Part = Literal[
 Role = Literal["linear", "expert", "router", "norm", "bias", "embedding", "head", "other"]
 """What a parameter is to a quantizer: only `linear` and `expert` weights (and `head`, `router` when named) pack."""
 
+INDEX_BYTES = 8
+"""Of an element of a tensor of indices: torch's int64."""
 Phase = Literal["prefill", "decode", "train"]
 Shape = tuple[str | int, ...]  # symbolic, as `("batch", "tokens", 5120)`
 
@@ -59,6 +64,7 @@ class Parameter:
     along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
     is held and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
     `start` fills an untrained tensor with one value; None: what its role says (norms 1, biases 0, weights random).
+    One with `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
     """
 
     name: str
@@ -70,6 +76,7 @@ class Parameter:
     tied_to: str | None = None
     buffer: bool = False
     start: float | None = None
+    index: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,6 +97,10 @@ class Parameter:
     def is_per_expert(self) -> bool:
         """Whether each routed expert has a slice of its own: its matrices, and its biases; not the router."""
         return bool(self.dims) and self.dims[0].axis == "experts"
+
+    def num_bytes(self, dtype_bytes: int) -> int:
+        """Bytes in memory in a model whose numbers have so many."""
+        return self.num_stored * (INDEX_BYTES if self.index is not None else dtype_bytes)
 
     @property
     def num_active_elements(self) -> int:
@@ -226,41 +237,6 @@ Operation = Matmul | AttentionPairs | HeadProducts | Elementwise
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """The law by which a cache grows with the context: everything, or at most `size` tokens of a chunk or a window.
-
-    A `state` does not grow: it is kept once per sequence, as if it were one token.
-    """
-
-    kind: Literal["full", "chunk", "window", "state"]
-    size: int | None = None
-
-    @property
-    def is_state(self) -> bool:
-        """Whether it is kept per sequence, not per token."""
-        return self.kind == "state"
-
-    def num_kept(self, context: int) -> int:
-        """Tokens held in memory for a context of `context` tokens; 1 for a state of a sequence that has begun."""
-        if self.is_state:
-            return min(context, 1)
-        return context if self.size is None else min(context, self.size)
-
-    def num_read(self, context: int) -> int:
-        """Tokens read by the decode step whose own token is the last of `context` tokens."""
-        if self.kind == "chunk":
-            assert self.size is not None
-            return (context - 1) % self.size + 1 if context else 0
-        return self.num_kept(context)
-
-    def seen_before(self, position: int) -> int:
-        """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
-        if self.kind == "chunk":
-            return 0
-        return position if self.size is None else min(position, self.size - 1)
-
-
-@dataclass(frozen=True, slots=True)
 class RotaryTable:
     """A rotation of queries and keys: `width` elements of each head turn by the `law` (theta, scaling, pairing).
 
@@ -318,18 +294,21 @@ class RoutedExperts:
 class CacheEntry:
     """One tensor kept for later tokens with its growth law: per token (`key`, `value`, `latent`), or a state.
 
+    Entries of a layer that share a law stand side by side; those of another law are rows of their own.
+
     `least_bytes` of an element only where the kind demands it: states are added up over many tokens, and so kept in
-    fp32, whatever the format of a cache.
+    fp32, whatever the format of a cache. `num_chosen` rows are the most that a query reads, where an index chooses.
     """
 
     name: str
     dims: tuple[Dim, ...]
     bound: Bound
     least_bytes: int = 0
+    num_chosen: int | None = None
 
     @property
     def elements_per_token(self) -> int:
-        """Elements that one layer keeps for one token of one sequence, or of a state for the sequence."""
+        """Elements of one row: of a token of one sequence, of a state for it, or of an entry made of several tokens."""
         return prod(dim.size for dim in self.dims)
 
     def bytes_per_element(self, dtype_bytes: int) -> int:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import gcd
+from math import gcd, prod
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
-from l4spec.layers.declaration import Parameter
+from l4spec.layers.declaration import INDEX_BYTES, Parameter
 from l4spec.quantization.packing import Refusal, StoredSize, cut_block, stored_bytes
 from l4spec.quantization.scheme import Quantization, regrouped
 from l4spec.spec.storage import ScaledLaw, Target
@@ -44,6 +44,8 @@ def stored_size(
     graph: LayerGraph, node: LayerNode, parameter: Parameter, shape: tuple[int, ...], scheme: Scheme
 ) -> StoredSize:
     """Bytes of a tensor, or of a shard of it of `shape`. Raises UserError where the scheme cannot pack it."""
+    if parameter.index is not None:
+        return StoredSize(prod(shape) * INDEX_BYTES)
     law = scheme.table.law_for(target_of(graph, node, parameter))
     size = cut_block(law, parameter.shape, shape) or stored_bytes(law, shape, parameter.input_dim)
     if isinstance(size, Refusal):

@@ -165,13 +165,15 @@ def cache_sums(graph: LayerGraph, plan: Plan) -> Sums:
     groups = {group.first.label: group for group in graph.groups if group.declaration.cache}
     rows: Sums = []
     for layer in cache.layers:
-        entries = groups[layer.label].declaration.cache
+        of_layer, law = groups[layer.label].declaration.cache, (layer.law, layer.bound)
+        entries = tuple(entry for entry in of_layer if (entry.bound.kind, entry.bound.size) == law)
         if layer.law == "state":
             one = " + ".join(f"{e.name} {whole(e.elements_per_token)} × {e.bytes_per_element(size)} B" for e in entries)
             kept, each = f"{whole(cache.batch)} states", f"({one})"
         else:
             one = " + ".join(f"{entry.name} {whole(entry.elements_per_token)}" for entry in entries)
-            kept, each = f"{whole(cache.batch)} × {whole(layer.tokens_kept)} tokens", f"({one}) × {size} B"
+            unit = "entries" if layer.law == "compressed" else "tokens"
+            kept, each = f"{whole(cache.batch)} × {whole(layer.tokens_kept)} {unit}", f"({one}) × {size} B"
         number = cache.batch * layer.num_layers * layer.bytes
         rows.append((layer.label, f"{layer.num_layers} × {kept} × {each}", exact_bytes(number)))
     return [*rows, (f"policy {cache.policy}", cache.policy_explained, exact_bytes(cache.bytes))]

@@ -197,7 +197,8 @@ def _remarks(node: LayerNode) -> Iterator[str]:
         reach = mixing.reach
         yield "sees all earlier tokens" if reach.size is None else f"{reach.kind} of {whole(reach.size)} tokens"
     for entry in node.declaration.cache:
-        per = "per sequence" if entry.bound.is_state else "per token"
+        tokens = entry.bound.tokens_per_row
+        per = "per sequence" if entry.bound.is_state else "per token" if tokens == 1 else f"per {whole(tokens)} tokens"
         yield f"caches {entry.name} {[dim.size for dim in entry.dims]} {per}"
 
 

@@ -103,6 +103,8 @@ def _require_no_states(model: Model) -> None:
             raise UserError(
                 f"{node.id} keeps a state, which a compiled step cannot carry yet: decode without compiling"
             )
+        if len({entry.bound for entry in node.declaration.cache}) > 1:
+            raise UserError(f"{node.id} keeps entries by several laws, which a compiled step cannot: do not compile")
 
 
 def compile_step(model: Model) -> CompiledStep:
@@ -128,4 +130,4 @@ class _Step(nn.Module):
     def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         longest = self.model.graph.model.text.stack.width.max_seq_len
         layout = TokenLayout(len(input_ids), 1, longest - 1, positions, lengths=positions[:, 0])
-        return self.model.step(input_ids, Context(layout, self.caches))
+        return self.model.step(input_ids, Context(layout, self.caches, token_ids=input_ids))

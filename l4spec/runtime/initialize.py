@@ -28,8 +28,9 @@ _START = {"norm": 1.0, "bias": 0.0}
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:
     """Fill every tensor of the model: norms with ones, biases with zeros, the rest from a normal of deviation 0.02.
 
-    A norm that multiplies by 1 + weight starts at zeros. The same seed gives a tensor of the same name the same values
-    in every model, up to rounding to its dtype, however many threads draw them.
+    What holds indices goes through them in order. A norm that multiplies by 1 + weight starts at zeros. The same seed
+    gives a tensor of the same name the same values in every model, up to rounding to its dtype, however many threads
+    draw them.
     """
     regions = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
     fill(model.state_dict(keep_vars=True), regions, seed, report=report)
@@ -64,7 +65,10 @@ def initialize_layer(layer: nn.Module, node: LayerNode, seed: int = 0) -> None:
 
 def _fill(tensor: Tensor, parameter: Parameter, region: Region, key: str, threads: ThreadPoolExecutor) -> None:
     start = parameter.start if parameter.start is not None else _START.get(parameter.role)
-    if start is not None:
+    if parameter.index is not None:
+        places = torch.arange(prod(parameter.shape), device=tensor.device).view(parameter.shape)
+        tensor.copy_(places[tuple(slice(run.start, run.stop) for run in region)] % parameter.index)
+    elif start is not None:
         tensor.fill_(start)
     elif tensor.numel():
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=7).digest())

@@ -31,11 +31,12 @@ def weight_bytes(graph: LayerGraph, dtype: str, table: Quantization | None = Non
 
     With a quantization scheme, of what it stores, and of the largest layer in the number format it is packed from.
     """
+    item = ITEM_BYTES[dtype]
     if table is not None:
         stored = stored_tensors(graph, scheme_of(table))
-        layers = (sum(p.num_stored for p in group.declaration.parameters) for group in graph.groups)
-        return sum(each.count * each.size.total_bytes for each in stored) + ITEM_BYTES[dtype] * max(layers, default=0)
-    return ITEM_BYTES[dtype] * sum(parameter.num_stored for _, parameter in graph.parameters())
+        layers = (sum(p.num_bytes(item) for p in group.declaration.parameters) for group in graph.groups)
+        return sum(each.count * each.size.total_bytes for each in stored) + max(layers, default=0)
+    return sum(parameter.num_bytes(item) for _, parameter in graph.parameters())
 
 
 def free_bytes(device: str) -> int | None:

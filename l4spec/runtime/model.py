@@ -186,6 +186,7 @@ class Model(nn.Module):
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
         caches = cache.layers if cache else None
         context = Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
+        context.token_ids = batch.input_ids
         context.recomputes_core = self._recomputes("selective")
         return context
 

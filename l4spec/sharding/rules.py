@@ -82,8 +82,8 @@ def layout_for(node: LayerNode, layout: Layout) -> Layout:
 
 
 def is_after_blocks(node: LayerNode) -> bool:
-    """Whether a node stands after the last block of the language model: the final norm and the head."""
-    return node.scope == "text" and node.layer is None and node.role in ("norm", "head")
+    """Whether a node stands after the last block of the language model: the joined streams, final norm and head."""
+    return node.scope == "text" and node.layer is None and node.role in ("streams_join", "norm", "head")
 
 
 def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False) -> str | None:

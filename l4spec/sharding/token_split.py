@@ -22,7 +22,7 @@ LAYER_INPUT = "normed_input"
 def token_use(node: LayerNode) -> TokenUse:
     """How a layer of the language model uses tokens that are divided among tensor-parallel ranks."""
     slot, declared = KINDS[node.kind].slot, node.declaration
-    if slot == "norm" or (slot == "wiring" and set(declared.inputs) == {declared.output}):
+    if slot == "norm" or (slot == "wiring" and all(shape[:2] == declared.output[:2] for shape in declared.inputs)):
         return "own"
     if node.role == "embedding" and is_cut(node):
         return "embedding"

@@ -13,6 +13,7 @@ from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSize, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.layers.residual_streams.spec import Streams
 from l4spec.spec.about import About
 from l4spec.spec.claims import Claim
 from l4spec.spec.header import Header, located
@@ -166,6 +167,18 @@ class TextSpec(StackSpec):
     """A bias per logit."""
     logit_softcap: PositiveFloat | None = None
     """Logits become cap * tanh(logit / cap) (Gemma 2)."""
+    streams: Streams | None = None
+    """Several residual streams with learned weights instead of sums (DeepSeek-V4); null: one, x + f(x)."""
+
+    @model_validator(mode="after")
+    def _streams_suit_blocks(self) -> Self:
+        for path, block in self.written_blocks():
+            if self.streams is not None and block.form in ("post_norm", "parallel"):
+                message = f"{block.form} is defined for one residual stream, and there are streams of several"
+                raise located((*path, "form"), message, "pre_norm, sandwich or output_norm")
+            if self.streams is not None and (block.second_ffn is not None or block.output_scale):
+                raise located(path, "second_ffn and output_scale are defined for one residual stream", "leave them out")
+        return self
 
     @model_validator(mode="after")
     def _text_has_no_grid(self) -> Self:
@@ -191,11 +204,14 @@ class TowerSpec(StackSpec):
     """A norm after the last block."""
 
     @model_validator(mode="after")
-    def _balances_nothing(self) -> Self:
+    def _routes_patches(self) -> Self:
         for name, part in self.parts.items():
             if getattr(part, "balance", None) is not None:
                 message = "experts of a tower are not balanced: ranks without images do not run them"
                 raise located(("parts", name, "balance"), message, "leave it out")
+            if getattr(getattr(part, "router", None), "by_token", False):
+                message = "patches are no tokens of a vocabulary, which experts are looked up by"
+                raise located(("parts", name, "router", "by_token"), message, "leave it out")
         return self
 
 

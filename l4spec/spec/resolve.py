@@ -10,6 +10,7 @@ from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.lm_head.spec import LMHeadSpec
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
+from l4spec.layers.residual_streams.spec import Streams
 from l4spec.spec.model import SLOTS_OF_BLOCKS, BlockSpec, Form, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
 
 
@@ -66,6 +67,7 @@ class ResolvedText:
     final_norm: bool
     head: LMHeadSpec
     dtype: str
+    streams: Streams | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def _resolve_text(text: TextSpec) -> ResolvedText:
     return ResolvedText(
         embedding=EmbeddingSpec(kind="embedding", vocab_size=text.vocab_size, scale=text.embedding_scale),
         position=_learned_position(text.learned_positions, text.max_seq_len),
-        stack=_resolve_stack(text, text.max_seq_len),
+        stack=_resolve_stack(text, Width(text.hidden_size, text.max_seq_len, text.vocab_size)),
         final_norm=text.final_norm,
         head=LMHeadSpec(
             kind="lm_head",
@@ -115,6 +117,7 @@ def _resolve_text(text: TextSpec) -> ResolvedText:
             logit_softcap=text.logit_softcap,
         ),
         dtype=text.dtype,
+        streams=text.streams,
     )
 
 
@@ -131,7 +134,7 @@ def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
     return ResolvedVision(
         patch_embedding=patches,
         position=_learned_position(tower.learned_positions, patches.num_tokens),
-        stack=_resolve_stack(tower, patches.num_tokens),
+        stack=_resolve_stack(tower, Width(tower.hidden_size, patches.num_tokens)),
         pre_layernorm=tower.pre_layernorm,
         post_layernorm=tower.post_layernorm,
         adapter=vision.adapter,
@@ -146,7 +149,7 @@ def _learned_position(enabled: bool, num_positions: int) -> LearnedPositionSpec 
     return LearnedPositionSpec(kind="learned_position", num_positions=num_positions) if enabled else None
 
 
-def _resolve_stack(stack: StackSpec, max_seq_len: int) -> ResolvedStack:
+def _resolve_stack(stack: StackSpec, width: Width) -> ResolvedStack:
     blocks = tuple(
         ResolvedBlock(
             index,
@@ -158,7 +161,7 @@ def _resolve_stack(stack: StackSpec, max_seq_len: int) -> ResolvedStack:
         )
         for index, block in enumerate(_laid_out(stack))
     )
-    return ResolvedStack(Width(stack.hidden_size, max_seq_len), stack.norm, blocks)
+    return ResolvedStack(width, stack.norm, blocks)
 
 
 def _part(stack: StackSpec, name: str | None) -> NamedPart | None:

@@ -98,7 +98,13 @@ class _Shrunk:
         if isinstance(spec, LatentSpec):
             return self._latent(spec)
         widths = {name: _width(size, self.ratio) for name in _FFN_WIDTHS if (size := getattr(spec, name, None))}
-        return _changed(spec, **widths) if widths else spec.miniature(self._shrink())
+        return _changed(spec, **widths) if widths else self._by_itself(spec)
+
+    def _by_itself(self, spec: LayerSpec) -> LayerSpec:
+        """The miniature that a kind makes of itself, with its rotation's scaling for shorter sequences."""
+        small = spec.miniature(self._shrink())
+        position = getattr(small, "position", None)
+        return small if position is None else _changed(small, position=self._position(position, Fraction(1)))
 
     def _shrink(self) -> Shrink:
         return Shrink(

@@ -145,7 +145,7 @@ def _of_layers(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) 
 
 def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int) -> Iterator[Collective]:
     if stage < layout.pp - 1:
-        payload = run.tokens * graph.hidden_size * run.item_bytes
+        payload = run.tokens * graph.stream_width * run.item_bytes
         yield Collective("pp", "send", "activations", 1, payload, layout.pp)
     if layout.cp > 1 and run.context:
         for group, tokens, size in earlier_tokens(graph, layout, run):

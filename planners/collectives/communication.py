@@ -52,6 +52,7 @@ def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int
         text = f"{_copies(graph, sent)} x 2 (there and back) x {layout.ep - 1}/{layout.ep}"
         rows.append(_row(layout, "ep", "all-to-all", sent, text, host_size))
     if layout.pp > 1:
+        width = graph.stream_width * ACTIVATION_BYTES
         rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
     if layout.cp > 1:
         rows.append(_passed_on(graph, layout, host_size, context))

@@ -243,7 +243,7 @@ def _loss(layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Co
 def _pipeline(
     graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage, *, divided_by: int
 ) -> Iterator[Collective]:
-    stream = load.tokens * graph.hidden_size * ACTIVATION_BYTES // divided_by
+    stream = load.tokens * graph.stream_width * ACTIVATION_BYTES // divided_by
     if not stage.last:
         yield Collective("pp", "send", "activations, forward", load.micro_batches, stream, layout.pp)
     if not stage.first:

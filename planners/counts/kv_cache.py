@@ -12,7 +12,7 @@ from math import ceil, prod
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import Bound
+from l4spec.layers.declaration import Bound, CacheEntry
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import shard_size
 from l4spec.units import ceil_div
@@ -24,7 +24,10 @@ KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class CacheRow:
-    """Equal caching layers: their bytes per token on one device, their growth law, and how many there are."""
+    """Equal caching layers: what they keep by one law of growth, and how many there are.
+
+    `bytes_per_token` on one device: of a row of the cache, which stands for several tokens where it is compressed.
+    """
 
     bytes_per_token: int
     bound: Bound
@@ -48,11 +51,23 @@ def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int, state_b
 
     Of a state, bytes a sequence, with numbers of at least `state_bytes` (`state_bytes_of` an engine).
     """
-    return sum(
-        prod(shard_size(dim, layout) for dim in entry.dims)
-        * entry.bytes_per_element(max(dtype_bytes, state_bytes) if entry.bound.is_state else dtype_bytes)
-        for entry in group.declaration.cache
-    )
+    return sum(entry_bytes(entry, layout, dtype_bytes, state_bytes) for entry in group.declaration.cache)
+
+
+def rows_of(
+    group: LayerGroup, layout: Layout, dtype_bytes: int, state_bytes: int = 0, count: int | None = None
+) -> tuple[CacheRow, ...]:
+    """What equal layers keep on one device, a row for each law of growth; `count` of them (None: all)."""
+    sizes: dict[Bound, int] = {}
+    for entry in group.declaration.cache:
+        sizes[entry.bound] = sizes.get(entry.bound, 0) + entry_bytes(entry, layout, dtype_bytes, state_bytes)
+    return tuple(CacheRow(size, bound, group.count if count is None else count) for bound, size in sizes.items())
+
+
+def entry_bytes(entry: CacheEntry, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> int:
+    """Bytes of one row of an entry on one device, as `bytes_per_token` counts them."""
+    element = entry.bytes_per_element(max(dtype_bytes, state_bytes) if entry.bound.is_state else dtype_bytes)
+    return prod(shard_size(dim, layout) for dim in entry.dims) * element
 
 
 def state_bytes_of(engine: Engine) -> int:
@@ -91,11 +106,11 @@ def tokens_kept(bound: Bound, engine: Engine, context: int, sequences: int, wide
         return bound.num_kept(context) * sequences
     if isinstance(policy, CellsKv):
         pad = policy.pad_cells.value
-        if bound.size is None:
-            return _round_up(context * sequences, pad)
+        if not bound.is_local or bound.size is None:
+            return _round_up(bound.num_kept(context) * sequences, pad)
         reach = bound.size * sequences + policy.ubatch_tokens.value
         return min(_round_up(context * sequences, pad), _round_up(reach, pad))
-    kept = bound.num_kept(context) if isinstance(policy, BoundedKv) else context
+    kept = bound.num_kept(context) if isinstance(policy, BoundedKv) or not bound.is_local else context
     if engine.block_size_tokens is not None:
         kept = _round_up(kept, engine.block_size_tokens.value)
     if not isinstance(policy, TwoPoolsKv):
@@ -200,9 +215,19 @@ def tokens_in_pool(rows: tuple[CacheRow, ...], engine: Engine, pool_bytes: int) 
     """Tokens that fit a pool of bytes on one device: whole blocks only, no bound reached yet."""
     if isinstance(engine.kv, LayerGroupsKv):
         return tokens_in_blocks(rows, engine, pool_bytes // block_bytes(rows, engine))
-    per_token = sum(row.count * row.bytes_per_token for row in rows if not row.bound.is_state)
+    per_token = growth_per_token(rows)
     block = engine.block_size_tokens.value if engine.block_size_tokens else 1
     return pool_bytes // (per_token * block) * block
+
+
+def growth_per_token(rows: tuple[CacheRow, ...]) -> int:
+    """Bytes that a token adds while no bound is reached; of compressed rows its share, rounded up."""
+    grown: dict[int, int] = {}
+    for row in rows:
+        if not row.bound.is_state:
+            tokens = row.bound.tokens_per_row
+            grown[tokens] = grown.get(tokens, 0) + row.count * row.bytes_per_token
+    return sum(ceil_div(size, tokens) for tokens, size in grown.items())
 
 
 def _round_up(value: int, step: int) -> int:
@@ -211,12 +236,7 @@ def _round_up(value: int, step: int) -> int:
 
 def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> tuple[CacheRow, ...]:
     """Cache rows of all layers on one device of a layout without pipeline."""
-    return tuple(
-        CacheRow(
-            bytes_per_token(group, layout, dtype_bytes, state_bytes), group.declaration.cache[0].bound, group.count
-        )
-        for group in caching_groups(graph)
-    )
+    return tuple(row for group in caching_groups(graph) for row in rows_of(group, layout, dtype_bytes, state_bytes))
 
 
 def explain_policy(engine: Engine) -> str:
@@ -232,9 +252,10 @@ def explain_policy(engine: Engine) -> str:
 
 
 def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
-    """The whole model's cache, before sharding. `bytes_per_token_global` counts only layers that keep every token."""
+    """The whole model's cache, before sharding. `bytes_per_token_global` counts only what grows with every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)
-    rows = model_rows(graph, whole, size, state_bytes_of(engine))
+    by_group = {group: rows_of(group, whole, size, state_bytes_of(engine)) for group in caching_groups(graph)}
+    rows = tuple(row for of_group in by_group.values() for row in of_group)
     widest = _widest_window(rows)
     layers = tuple(
         CacheLayer(
@@ -247,12 +268,13 @@ def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, b
             tokens_kept=_kept_by(row.bound, engine, context, widest, tokens_of_block(rows, engine)),
             bytes=row.bytes_per_token * _kept_by(row.bound, engine, context, widest, tokens_of_block(rows, engine)),
         )
-        for group, row in zip(caching_groups(graph), rows, strict=True)
+        for group, of_group in by_group.items()
+        for row in of_group
     )
     return KvCache(
         bytes=cache_bytes(rows, engine, context, batch),
-        bytes_per_token_unbounded=sum(row.count * row.bytes_per_token for row in rows if not row.bound.is_state),
-        bytes_per_token_global=sum(row.count * row.bytes_per_token for row in rows if row.bound.kind == "full"),
+        bytes_per_token_unbounded=growth_per_token(rows),
+        bytes_per_token_global=growth_per_token(tuple(r for r in rows if r.bound.kind in ("full", "compressed"))),
         policy=engine.name,
         policy_explained=explain_policy(engine),
         dtype=dtype,

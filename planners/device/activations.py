@@ -43,7 +43,7 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
     `divided` says that other ranks have other tokens of the same sequences.
     """
     layout = Layout(tp=tp, ep=ep)
-    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    stream = graph.stream_width * ACTIVATION_BYTES
     text = [group for group in graph.groups if group.first.scope == "text"]
 
     def sharded_bytes(group: LayerGroup) -> int:
@@ -80,7 +80,7 @@ def kept_per_token(
     is gathered again in the backward pass.
     """
     layers = _saved_per_token(graph, tp, ep)
-    stream = graph.model.text.stack.width.hidden_size * ACTIVATION_BYTES
+    stream = graph.stream_width * ACTIVATION_BYTES
     if not split:
         if checkpointing == "full":
             return tuple(KeptOfLayer(stream, layer.every) for layer in layers)

@@ -13,7 +13,7 @@ from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import longest_run
 from l4spec.units import ceil_div
 from planners.catalog import Engine, Hardware
-from planners.counts.kv_cache import CacheRow, bytes_per_token, cache_bytes, state_bytes_of
+from planners.counts.kv_cache import CacheRow, cache_bytes, rows_of, state_bytes_of
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
@@ -272,10 +272,10 @@ def _rows_of(
 ) -> tuple[CacheRow, ...]:
     layout, counts = Layout(tp=tp), dict[tuple[int, object], CacheRow]()
     for index, count in cache_counts:
-        group = graph.groups[index]
-        size, bound = bytes_per_token(group, layout, dtype_bytes, state_bytes), group.declaration.cache[0].bound
-        known = counts.get((size, bound))
-        counts[size, bound] = CacheRow(size, bound, count + (known.count if known else 0))
+        for row in rows_of(graph.groups[index], layout, dtype_bytes, state_bytes, count):
+            known = counts.get((row.bytes_per_token, row.bound))
+            merged = replace(row, count=count + (known.count if known else 0))
+            counts[row.bytes_per_token, row.bound] = merged
     return tuple(counts.values())
 
 

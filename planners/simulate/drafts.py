@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
-from planners.counts.kv_cache import model_rows
+from planners.counts.kv_cache import growth_per_token, model_rows
 from planners.counts.weights import weigh
 from planners.device.memory import Setting
 from planners.search.layouts import why_not
@@ -57,4 +57,4 @@ def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[in
     """Bytes of a draft's weights and of its cache per token on one device."""
     weights = weigh(graph, setting.scheme).bytes
     rows = model_rows(graph, Layout(tp=layout.tp), setting.kv_dtype_bytes)
-    return weights // layout.tp, sum(row.count * row.bytes_per_token for row in rows)
+    return weights // layout.tp, growth_per_token(rows)

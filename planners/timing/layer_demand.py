@@ -24,7 +24,7 @@ from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import degree_of, shard_shape
 from l4spec.spec.storage import PlainLaw
 from l4spec.units import ceil_div
-from planners.counts.kv_cache import bytes_per_token
+from planners.counts.kv_cache import bytes_per_token, entry_bytes
 from planners.counts.weights import Scheme, stored_size, target_of
 from planners.device.activations import ACTIVATION_BYTES
 from planners.timing.expert_coverage import (
@@ -35,14 +35,23 @@ from planners.timing.expert_coverage import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRead:
+    """An entry of a cache: its law, bytes of a row on one device, and the most rows that a query reads (None: all)."""
+
+    bound: Bound
+    bytes: int
+    most: int | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KindProfile:
     """`count` equal layers on one device: rates per token of one layer, before any step is known.
 
     `flops_per_row` is by number format of the matmul, and so of those that selective checkpointing runs again
     `core_flops_per_row`. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
-    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law. What layers send is in the
-    list of `planners.collectives.collectives`.
+    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law, and `reads` its entries where they
+    grow by several. What layers send is in the list of `planners.collectives.collectives`.
     """
 
     name: str
@@ -59,6 +68,7 @@ class KindProfile:
     bound: Bound | None
     pair_flops: int
     moved_bytes_per_token: int
+    reads: tuple[CacheRead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +205,9 @@ def _profile_of(
     sharded = any(degree_of(dim, layout) > 1 for p in group.declaration.parameters for dim in p.dims)
     moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise))
     weights, experts = _stored(graph, group, scheme, layout)
-    bound = group.declaration.cache[0].bound if group.declaration.cache else None
+    cache = group.declaration.cache
+    bound = cache[0].bound if cache else None
+    several = len({entry.bound for entry in cache}) > 1
     return KindProfile(
         name=kind_name(group),
         group=group,
@@ -209,8 +221,17 @@ def _profile_of(
         experts_per_token=routed.num_per_token if routed else 0,
         cache_bytes=bytes_per_token(group, layout, kv_dtype_bytes) if bound else 0,
         bound=bound,
+        reads=_reads(group, layout, kv_dtype_bytes) if several else (),
         pair_flops=sum(op.flops // op.pairs // layout.tp for op in one if isinstance(op, AttentionPairs)),
         moved_bytes_per_token=moved * ACTIVATION_BYTES // (layout.tp if sharded else 1),
+    )
+
+
+def _reads(group: LayerGroup, layout: Layout, kv_dtype_bytes: int) -> tuple[CacheRead, ...]:
+    """What a query reads of each entry of a cache whose entries grow by laws of their own."""
+    return tuple(
+        CacheRead(entry.bound, entry_bytes(entry, layout, kv_dtype_bytes), entry.num_chosen)
+        for entry in group.declaration.cache
     )
 
 
@@ -289,15 +310,31 @@ def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
     if step.decode:
         seen = mean_read(kind.bound, step.context)
         pairs, read = step.decode * seen, step.decode * seen
+        if kind.reads:
+            last = max(round(step.context), 1)
+            pairs = step.decode * pairs_of(kind, last, last - 1)
+            read = step.decode * _rows_read(kind, last)
     if step.prompt_tokens:
         length, cached = round(step.prompt_length), round(step.prompt_cached)
         of_prompt = pairs_of(kind, length, cached)
         new = max(length - cached, 1)
         pairs += step.prompt_tokens / new * of_prompt
         sequences = step.prompt_tokens / new
-        written = sequences if kind.bound.is_state else step.prompt_tokens
-        read += written + sequences * min(cached, kind.bound.num_kept(length))
+        written = sequences if kind.bound.is_state else step.prompt_tokens * _written_share(kind)
+        seen_of_cache = _rows_read(kind, cached) if kind.reads else min(cached, kind.bound.num_kept(length))
+        read += written + sequences * seen_of_cache
     return pairs, read
+
+
+def _rows_read(kind: KindProfile, context: int) -> float:
+    """Of a cache of several laws what one query reads, in tokens of `cache_bytes` bytes."""
+    read = sum(each.bytes * min(each.bound.num_read(context), each.most or context) for each in kind.reads)
+    return read / kind.cache_bytes
+
+
+def _written_share(kind: KindProfile) -> float:
+    """What a new token writes of the `cache_bytes` of one: less where entries are made of several tokens."""
+    return sum(each.bytes / each.bound.tokens_per_row for each in kind.reads) / kind.cache_bytes if kind.reads else 1
 
 
 def pairs_of(kind: KindProfile, length: int, cached: int) -> float:

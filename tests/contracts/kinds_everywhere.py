@@ -46,10 +46,30 @@ text:
     - {attention: delta, ffn: moe}
     - {attention: sparse}
 """
+STREAMS = """
+l4spec: 1
+name: streams
+text:
+  hidden_size: 24
+  vocab_size: 96
+  max_seq_len: 64
+  dtype: fp32
+  norm: {kind: rmsnorm, eps: 1.0e-5}
+  streams: {count: 3}
+  parts:
+    sparse: {kind: compressed_attention, num_heads: 4, head_dim: 6, rope_head_dim: 4, q_lora_rank: 8, window: 5,
+             num_output_groups: 2, output_lora_rank: 6, norm_eps: 1.0e-6, position: {kind: rope, theta: 10000},
+             compression: {ratio: 4, overlap: true, index: {num_heads: 2, head_dim: 6, topk: 2}}}
+    hashed: {kind: moe, num_experts: 6, num_experts_per_token: 2, intermediate_size: 16,
+             router: {score: sqrt_softplus, by_token: true}}
+  layers:
+    - {attention: sparse, ffn: hashed}
+"""
 GRAPHS: tuple[Callable[[], LayerGraph], ...] = (
     lambda: l4spec.compile(l4spec.load("tiny/scout")),
     lambda: l4spec.compile(l4spec.load("tiny/deepseek")),
     lambda: l4spec.compile(parse_spec(read_text(OTHERS, "others.yaml"))),
+    lambda: l4spec.compile(parse_spec(read_text(STREAMS, "streams.yaml"))),
 )
 
 

@@ -107,6 +107,7 @@ def families(draw: Draw, model_type: str) -> Config:
         "gemma4_text": _gemma4(base, types),
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
+        "deepseek_v4": _compressed(n),
     }
     return _fitted(model_type, base, draw(extra[model_type]))
 
@@ -116,6 +117,8 @@ def _fitted(model_type: str, base: Config, own: Config) -> Config:
     if model_type in ("deepseek_v32", "glm_moe_dsa"):  # no null, and no other layout
         del own["rope_interleave"]
         own |= {"num_key_value_heads": base["num_attention_heads"], "head_dim": own["qk_rope_head_dim"]}
+    if model_type == "deepseek_v4":
+        _fit_compressed(base, own)
     if model_type == "mimo_v2_flash":  # whose windows have twice as many
         base["num_attention_heads"] = 2 * base["num_attention_heads"]
     if model_type == "nemotron_h":  # which turns nothing
@@ -326,3 +329,49 @@ def _llama4(draw: Draw, n: int) -> Config:
         "attn_scale": draw(st.sampled_from([0.1, 0.25])),
         "attention_bias": draw(flags),
     }
+
+
+def _compressed(n: int) -> st.SearchStrategy[Config]:
+    """What DeepSeek-V4 has besides the common fields, of `n` layers."""
+    kinds = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"]
+    plain = some(rope_type=st.just("default"), rope_theta=thetas)
+    scaled = some(
+        rope_type=st.just("yarn"),
+        rope_theta=thetas,
+        factor=factors,
+        original_max_position_embeddings=st.integers(16, 1024),
+        attention_factor=st.just(1.0),
+    )
+    layers = some(
+        layer_types=st.lists(st.sampled_from(kinds), min_size=n, max_size=n),
+        mlp_layer_types=st.lists(st.sampled_from(["hash_moe", "moe"]), min_size=n, max_size=n),
+        compress_rates=some(
+            compressed_sparse_attention=st.integers(2, 9), heavily_compressed_attention=st.integers(2, 256)
+        ),
+        rope_parameters=some(main=plain, compress=plain | scaled),
+    )
+    widths = some(
+        q_lora_rank=sizes,
+        o_lora_rank=sizes,
+        sliding_window=st.integers(1, 4096),
+        index_n_heads=st.integers(1, 64),
+        index_head_dim=st.integers(2, 64),
+        index_topk=sizes,
+        hc_mult=st.integers(1, 8),
+        hc_sinkhorn_iters=st.integers(1, 30),
+        moe_intermediate_size=sizes,
+        scoring_func=st.sampled_from(["sqrtsoftplus", "sigmoid", "softmax"]),
+        routed_scaling_factor=factors,
+        swiglu_limit=factors,
+    )
+    parts = st.tuples(layers, widths, experts("n_routed_experts"))
+    return parts.map(lambda several: {name: value for part in several for name, value in part.items()})
+
+
+def _fit_compressed(base: Config, own: Config) -> None:
+    """Leave out what the config of DeepSeek-V4 does not take; its heads turn in the last part."""
+    del base["intermediate_size"]
+    heads, turned = base["num_attention_heads"], 2 / base["head_dim"]
+    ropes_of = own["rope_parameters"]
+    own["rope_parameters"] = {name: {**rope, "partial_rotary_factor": turned} for name, rope in ropes_of.items()}
+    own |= {"num_key_value_heads": 1, "o_groups": heads, "partial_rotary_factor": turned}

@@ -21,6 +21,7 @@ CODE_WITH_BLOCKS = (
     "l4spec.layers.attention.ledger.BLOCK",
     "l4spec.layers.attention.compute.BLOCK",
     "l4spec.layers.sparse_mla.module.BLOCK",
+    "l4spec.layers.compressed_attention.pairs.BLOCK",
 )
 
 

@@ -136,9 +136,11 @@ FACTORS = (".factor", ".expert_scale", ".per_expert_scale", ".router.scale", ".l
 
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int = 0) -> None:
-    """Matrices of deviation 1 / sqrt(inputs), vectors around their neutral value, all from one seed."""
+    """Matrices of deviation 1 / sqrt(inputs), vectors around their neutral value, all from one seed; indices stay."""
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        if not tensor.is_floating_point():
+            continue
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
         if tensor.dim() > 1:
             noise *= tensor.shape[-1] ** -0.5

@@ -32,7 +32,6 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "mpt": "ALiBi positions",
         "falcon": "ALiBi or parallel blocks with norms of their own",
         "gemma3n": "per-layer embeddings and alternating updates",
-        "deepseek_v4": "attention to compressed keys, and hyper-connections instead of residuals",
         "minimax_m3": "sparse attention to blocks that an index head chooses",
         "minimax_m3_vl": "sparse attention to blocks that an index head chooses",
         "kimi_k3": "linear attention of kind KDA (a decay per channel)",

@@ -52,7 +52,7 @@ def read_format(config: Data) -> StoredFormat | None:
         for holder in holders:
             result = holder.get(name)
             if isinstance(result, Mapping) and result:
-                read = _read(result)
+                read = _read({"expert_dtype": config.get("expert_dtype"), **result})
                 return replace(read, text_only=holder is text) if read else None
     return None
 
@@ -85,7 +85,8 @@ def _fp8(q: Data) -> StoredFormat | None:
     block = q.get("weight_block_size")
     group: Literal["tensor"] | tuple[int, int] = "tensor" if block is None else (_whole(block[0]), _whole(block[1]))
     law = ScaledLaw(kind="scaled", bits=8, values="e4m3", group=group, scale_dtype="fp32")
-    return StoredFormat("fp8", (Packing(law, "fp8"),), _names(q, "modules_to_not_convert", "ignored_layers"))
+    experts = (Packing(_MXFP4, "fp8", reach="experts"),) if q.get("expert_dtype") == "fp4" else ()  # DeepSeek-V4
+    return StoredFormat("fp8", (*experts, Packing(law, "fp8")), _names(q, "modules_to_not_convert", "ignored_layers"))
 
 
 def _fbgemm(q: Data) -> StoredFormat:

@@ -176,7 +176,7 @@ class Attention:
         layout = context.layout
         name = f"allowed {self.mask.model_dump_json()}"
         if cache is None:
-            allowed = context.once(name, lambda: _allowed(self.mask, layout, _own_positions(layout)))
+            allowed = context.once(name, lambda: allowed_keys(self.mask, layout, own_positions(layout)))
             return self._attend(query, *self.expand(new), allowed=allowed)
         lengths = layout.lengths
         assert lengths is not None, "packed sequences are not cached"
@@ -185,7 +185,7 @@ class Attention:
             cache.write_one_each(new, lengths)
             stop = min(cache.num_slots, layout.start + 1)
             allowed = context.once(
-                name, lambda: _allowed(self.mask, layout, cache.slot_positions(lengths + 1)[:, :stop], own=False)
+                name, lambda: allowed_keys(self.mask, layout, cache.slot_positions(lengths + 1)[:, :stop], own=False)
             )
             return self._attend(query, *self.expand(cache.read(self.widths, 0, stop)), allowed=allowed)
         stop = min(cache.num_slots, layout.start)
@@ -193,8 +193,8 @@ class Attention:
         rows = tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
         allowed = context.once(
             name,
-            lambda: _allowed(
-                self.mask, layout, torch.cat((cache.slot_positions(lengths)[:, :stop], _own_positions(layout)), dim=1)
+            lambda: allowed_keys(
+                self.mask, layout, torch.cat((cache.slot_positions(lengths)[:, :stop], own_positions(layout)), dim=1)
             ),
         )
         result = self._attend(query, *self.expand(rows), allowed=allowed)
@@ -304,14 +304,14 @@ def _band_maker(
     return make
 
 
-def _own_positions(layout: TokenLayout) -> Tensor:
+def own_positions(layout: TokenLayout) -> Tensor:
     """Positions of the new tokens as keys [rows, tokens]; -1 for columns that hold none."""
     positions = layout.positions.expand(layout.num_rows, -1)
     valid = layout.valid()
     return positions if valid is None else torch.where(valid, positions, -1)
 
 
-def _allowed(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: bool = True) -> Tensor:
+def allowed_keys(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: bool = True) -> Tensor:
     """Which keys each query sees, [rows, 1, queries, keys]; with `own`, the last keys are the queries themselves.
 
     A query always sees itself, so that columns without a token stay finite.

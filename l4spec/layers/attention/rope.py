@@ -123,6 +123,14 @@ class Rotation:
             return torch.view_as_real(pairs * table).flatten(-2).to(x.dtype)
         cos = context.once(self.key + " cos", lambda: self._cos_sin(context)[0])
         sin = context.once(self.key + " sin", lambda: self._cos_sin(context)[1])
+        return self._turned(x, cos, sin)
+
+    def at(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
+        """Rotate `x` [batch, tokens, heads, dim] by positions [tokens] or [batch, tokens]; `back`: the other way."""
+        cos, sin = self._tables(positions.float()[..., None] * self._frequencies_on(positions.device))
+        return self._turned(x, cos, -sin if back else sin)
+
+    def _turned(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.is_interleaved:
             even, odd = group_last(wide(x), -1, 2).unbind(-1)
             return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
@@ -131,7 +139,10 @@ class Rotation:
 
     def _cos_sin(self, context: Context) -> tuple[Tensor, Tensor]:
         """Each [tokens, 1, dim / 2] or [batch, tokens, 1, dim / 2], fp32."""
-        angles = self._angles(context)[..., None, :]
+        return self._tables(self._angles(context))
+
+    def _tables(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        angles = angles[..., None, :]
         factor = attention_factor(self.rope) if isinstance(self.rope, Rope) else 1.0
         return (angles.cos() * factor, angles.sin() * factor) if factor != 1.0 else (angles.cos(), angles.sin())
 

@@ -7,12 +7,13 @@ one is a ring.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from l4spec.layers.declaration import CacheEntry, Declaration
+from l4spec.layers.declaration import Bound, CacheEntry, Declaration
 
 Rows = tuple[Tensor, ...]
 """What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
@@ -145,26 +146,42 @@ class StateCache(LayerCache):
             old.copy_(new)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheOfLaws(LayerCache):
+    """What a layer keeps by several laws of growth: a cache for each, in the order of the declared entries."""
+
+    parts: tuple[LayerCache, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.num_bytes for part in self.parts)
+
+
 def allocate(
     declaration: Declaration, batch: int, max_len: int, dtype: torch.dtype, device: torch.device
 ) -> LayerCache | None:
-    """Zeroed memory for one layer: batch * num_kept(max_len) * elements per token; None for a layer that keeps nothing.
+    """Zeroed memory for one layer: batch * num_kept(max_len) * elements per row; None for a layer that keeps nothing.
 
-    Raises ValueError for a declaration whose entries grow by different laws, which one tensor cannot hold.
+    Neighbours that grow by one law share a tensor, others have one of their own.
     """
-    if not declaration.cache:
-        return None
-    bounds = {entry.bound for entry in declaration.cache}
-    if len(bounds) > 1:
-        raise ValueError(f"the entries of one layer's cache must share a bound, found {sorted(map(str, bounds))}")
-    bound = bounds.pop()
+    by_law = groupby(declaration.cache, key=lambda entry: entry.bound)
+    parts = tuple(_of_law(bound, list(entries), batch, max_len, dtype, device) for bound, entries in by_law)
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return CacheOfLaws(torch.zeros(batch, 0, 0, dtype=dtype, device=device), parts)
+
+
+def _of_law(
+    bound: Bound, entries: list[CacheEntry], batch: int, max_len: int, dtype: torch.dtype, device: torch.device
+) -> LayerCache:
     if bound.is_state:
         states = (
             torch.zeros(batch, *(dim.size for dim in entry.dims), dtype=entry_dtype(entry, dtype), device=device)
-            for entry in declaration.cache
+            for entry in entries
         )
         return StateCache(torch.zeros(batch, 0, 0, dtype=dtype, device=device), tuple(states))
-    width = sum(entry.elements_per_token for entry in declaration.cache)
+    width = sum(entry.elements_per_token for entry in entries)
     return LayerCache(torch.zeros(batch, bound.num_kept(max_len), width, dtype=dtype, device=device))
 
 

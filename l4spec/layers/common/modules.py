@@ -61,6 +61,7 @@ class Context:
     Mixtures tell `record` their node's id, how many choices each expert got [experts] and, in training, how many were
     dropped, unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step.
     With `recomputes_core` attention keeps its inputs and result alone. `split`: each tp rank has some of the tokens.
+    `token_ids` [rows, tokens] are what the layout places, for layers that look something up by them.
     """
 
     layout: TokenLayout
@@ -73,6 +74,7 @@ class Context:
     is_recomputed: bool = False
     recomputes_core: bool = False
     split: RunsSplit | None = None
+    token_ids: Tensor | None = None
 
     def cache_of(self, node_id: str) -> LayerCache | None:
         """The cache of a layer; None when nothing is cached."""
@@ -114,11 +116,9 @@ class Products(Protocol):
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., in] by a weight [out, in] to [..., out]."""
-        ...
 
     def grouped(self, x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         """As `l4spec.layers.common.grouped_linear`."""
-        ...
 
 
 class Linear(nn.Linear):

@@ -11,14 +11,16 @@ import torch
 from torch import Tensor
 
 
-def gate_probabilities(logits: Tensor, score: Literal["sigmoid", "softmax"]) -> Tensor:
+def gate_probabilities(logits: Tensor, score: Literal["sigmoid", "softmax", "sqrt_softplus"]) -> Tensor:
     """Scores divided by their sum over experts [..., experts], in the dtype of `logits`.
 
     Sigmoid scores s / sum(s) (DeepSeek-V3, arXiv:2412.19437, equation 18) are computed as softmax(log s), so that they
     add up to 1 however small all scores are: with an epsilon in the denominator instead, a router can shrink the loss
     by shrinking every score (Megatron-LM, issue 1545).
     """
-    return (torch.nn.functional.logsigmoid(logits) if score == "sigmoid" else logits).softmax(dim=-1)
+    if score == "sigmoid":
+        return torch.nn.functional.logsigmoid(logits).softmax(dim=-1)
+    return (torch.nn.functional.softplus(logits).log() / 2 if score == "sqrt_softplus" else logits).softmax(dim=-1)
 
 
 def switch_loss(shares: Tensor, probabilities: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     """
     hidden = Dim("hidden", width.hidden_size)
     expert_ffn, shared_ffn = Dim("expert_ffn", spec.intermediate_size), Dim("ffn", max(spec.shared_size, 1))
-    router = _router(spec, hidden)
+    router = _router(spec, hidden, width.vocab_size)
     given = hidden if spec.latent_size is None else Dim("latent", spec.latent_size)
     latent_down, latent_up = _latent(spec, hidden, given)
     experts = _experts(spec, given, expert_ffn)
@@ -121,18 +121,21 @@ def _routing(spec: MoESpec) -> RoutedExperts:
     )
 
 
-def _router(spec: MoESpec, hidden: Dim) -> tuple[Parameter, ...]:
+def _router(spec: MoESpec, hidden: Dim, vocab_size: int) -> tuple[Parameter, ...]:
     # the router is held whole by every rank, so its axis is not the one that expert parallelism cuts
     choices = Dim("router", spec.num_experts)
     weight = linear("router", choices, hidden, "router", role="router")
     bias = Parameter("router.bias", (choices,), "router", "bias")
     correction = Parameter("router.correction_bias", (choices,), "router", "bias", buffer=True)
+    ids = (Dim("token", vocab_size), Dim("choice", spec.num_experts_per_token))
+    table = Parameter("router.experts_of_token", ids, "router", "other", buffer=True, index=spec.num_experts)
     scale = Parameter("router.expert_scale", (choices,), "router", "other", start=1.0)
     optional = (
         (bias, spec.router.bias),
         (correction, spec.router.correction_bias),
         (_norm("router.norm.weight", hidden, "router"), spec.router.norm),
         (scale, spec.router.expert_scale),
+        (table, spec.router.by_token),
     )
     return (*weight, *(parameter for parameter, is_used in optional if is_used))
 

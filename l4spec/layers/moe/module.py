@@ -129,7 +129,7 @@ class MoE(LayerModule):
         super().__init__()
         self.spec = spec
         hidden = width.hidden_size
-        self.router = Router(spec, hidden)
+        self.router = Router(spec, hidden, width.vocab_size)
         self.input_norm = None if spec.input_norm is None else Norm(hidden, spec.input_norm.eps)
         self.experts = Experts(spec, spec.latent_size or hidden)
         self.latent_down_proj = self.latent_up_proj = None
@@ -156,7 +156,7 @@ class MoE(LayerModule):
 
     def _run(self, tokens: Tensor, given: Tensor, context: Context) -> Tensor:
         """Routed experts on `given`, which the router chooses by `tokens`: both [tokens, hidden]."""
-        scores, experts = self.router(tokens)
+        scores, experts = self.router(tokens, context.token_ids)
         if context.record is not None:
             counts = torch.bincount(experts.flatten(), minlength=self.spec.num_experts)
             context.record(self.node_id, counts, counts.new_zeros(()))
@@ -173,7 +173,7 @@ class MoE(LayerModule):
         logits = self.router.logits(tokens)
         if self.spec.balance is not None and self.spec.balance.expert_choice is not None:
             return self._expert_choice(given, logits, self.spec.balance, context)
-        scores, experts = self.router.choose(logits)
+        scores, experts = self.router.choose(logits, context.token_ids)
         choices = nn.functional.one_hot(experts, self.spec.num_experts).sum(dim=1)
         choices = choices * _real(context, tokens)[:, None]
         if self.spec.balance is not None:
@@ -237,7 +237,7 @@ class MoE(LayerModule):
 
     def _worth(self, logits: Tensor, is_real: Tensor) -> Tensor:
         """What experts choose tokens by [tokens, experts]: the score's logarithm, and -inf for padding."""
-        values = logits.detach() if self.spec.router.score == "sigmoid" else logits.detach().log_softmax(dim=-1)
+        values = logits.detach().log_softmax(dim=-1) if self.spec.router.score == "softmax" else logits.detach()
         return values.masked_fill(~is_real[:, None], float("-inf"))
 
     def _taken(self, tokens: Tensor, scores: Tensor, is_taken: Tensor, counts: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from l4spec.layers.moe.spec import MoESpec
 class Router(nn.Module):
     """Which experts each token chooses, and with which scores; all in fp32."""
 
-    def __init__(self, spec: MoESpec, hidden_size: int) -> None:
+    def __init__(self, spec: MoESpec, hidden_size: int, vocab_size: int = 0) -> None:
         super().__init__()
         self.spec = spec
         self.weight = empty(spec.num_experts, hidden_size)
@@ -20,10 +20,13 @@ class Router(nn.Module):
         bias = torch.empty(spec.num_experts) if spec.router.correction_bias else None
         self.register_buffer("correction_bias", bias)
         self.correction_bias: Tensor | None
+        table = torch.empty(vocab_size, spec.num_experts_per_token, dtype=torch.long)
+        self.register_buffer("experts_of_token", table if spec.router.by_token else None)
+        self.experts_of_token: Tensor | None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [tokens, hidden] to scores and experts, both [tokens, top-k]."""
-        return self.choose(self.logits(x))
+    def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens [tokens, hidden], with their ids [tokens], to scores and experts, both [tokens, top-k]."""
+        return self.choose(self.logits(x), ids)
 
     def logits(self, x: Tensor) -> Tensor:
         """Tokens [tokens, hidden] to a logit of each expert [tokens, experts], at least in fp32."""
@@ -32,15 +35,19 @@ class Router(nn.Module):
             x = rms_norm(x, wide(self.norm.weight) * x.shape[-1] ** -0.5, self.norm.eps)
         return linear(x, wide(self.weight), None if self.bias is None else wide(self.bias))
 
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, logits: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits [tokens, experts] to scores and experts, both [tokens, top-k]."""
         router, top_k = self.spec.router, self.spec.num_experts_per_token
-        if self.correction_bias is None and router.num_groups == 1:
+        if self.experts_of_token is not None:
+            assert ids is not None, "experts are looked up by token id"
+            experts = self.experts_of_token[ids.flatten()]
+            scores = self._scores(logits).gather(-1, experts)
+        elif self.correction_bias is None and router.num_groups == 1:
             # scores grow with logits, but saturate: choosing by logits cannot tie where scores do
             chosen, experts = torch.topk(logits, top_k, dim=-1)
-            scores = chosen.sigmoid() if router.score == "sigmoid" else self._softmax_of(chosen, logits)
+            scores = self._softmax_of(chosen, logits) if router.score == "softmax" else self._scores(chosen)
         else:
-            all_scores = logits.sigmoid() if router.score == "sigmoid" else logits.softmax(dim=-1)
+            all_scores = self._scores(logits)
             experts = torch.topk(self._worth(all_scores), top_k, dim=-1).indices
             scores = all_scores.gather(-1, experts)
         scores = self._weighed(scores)
@@ -48,9 +55,17 @@ class Router(nn.Module):
 
     def taken(self, logits: Tensor, is_taken: Tensor) -> Tensor:
         """Scores [tokens, experts] where experts have chosen tokens, and 0 where not."""
-        scores = logits.sigmoid() if self.spec.router.score == "sigmoid" else logits.softmax(dim=-1)
-        scores = self._weighed(scores * is_taken)
+        scores = self._weighed(self._scores(logits) * is_taken)
         return scores if self.expert_scale is None else scores * self.expert_scale
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        """Of all experts where they are a softmax, else of each logit."""
+        match self.spec.router.score:
+            case "sigmoid":
+                return logits.sigmoid()
+            case "sqrt_softplus":
+                return nn.functional.softplus(logits).sqrt()
+        return logits.softmax(dim=-1)
 
     def _weighed(self, scores: Tensor) -> Tensor:
         router = self.spec.router

@@ -19,8 +19,8 @@ class TokenNorm(Spec):
 class RouterSpec(Spec):
     """How tokens choose experts: a linear layer gives a logit per expert, top-k are chosen, scores weigh them."""
 
-    score: Literal["sigmoid", "softmax"]
-    """What turns logits into scores; softmax runs over all experts."""
+    score: Literal["sigmoid", "softmax", "sqrt_softplus"]
+    """What turns logits into scores; softmax runs over all experts. DeepSeek-V4 takes sqrt(softplus)."""
     scales: Literal["input", "output"] = "output"
     """Whether a score multiplies the expert's input (Llama 4) or its output."""
     renormalize: bool = False
@@ -41,6 +41,9 @@ class RouterSpec(Spec):
     """Norm of what the router reads, which it then divides by sqrt(hidden_size) (Gemma 4)."""
     expert_scale: bool = False
     """A trained factor per expert on the scores with which it is chosen, after `renormalize` (Gemma 4)."""
+    by_token: bool = False
+    """Experts are looked up by token id, in a table that training leaves as it is; scores still weigh them
+    (DeepSeek-V4's first layers)."""
 
 
 class BalanceSpec(Spec):
@@ -132,6 +135,8 @@ class MoESpec(LayerSpec):
             )
         if self.num_experts_per_token > limited * (self.num_experts // groups):
             raise ValueError("num_experts_per_token exceeds the experts in the groups a token may choose from")
+        if self.router.by_token and (groups > 1 or self.router.correction_bias):
+            raise ValueError("router.by_token looks experts up: leave out num_groups and correction_bias")
         if groups > 1 and self.router.group_score == "top2_sum" and self.num_experts // groups < 2:
             raise ValueError("group_score top2_sum needs at least two experts a group")
         if self.clamp is not None and self.activation != "silu":
@@ -154,6 +159,7 @@ class MoESpec(LayerSpec):
                 "capacity_factor": self.capacity_factor is not None,
                 "router.correction_bias": self.router.correction_bias,
                 "router.num_groups above 1": self.router.num_groups > 1,
+                "router.by_token": self.router.by_token,
                 "balance.auxiliary_loss": balance.auxiliary_loss is not None,
             }
             named = [name for name, is_set in others.items() if is_set]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from l4spec.layers.attention.masks import SlidingWindowMask, attended_pairs
 from l4spec.layers.attention.walk import Walk, walk
 from l4spec.layers.base import Width
+from l4spec.layers.common.frozen import FrozenMatmul
 from l4spec.layers.declaration import (
     AttentionPairs,
     Bound,
@@ -56,7 +57,7 @@ def declare(spec: SparseMLASpec, width: Width) -> Declaration:
     def _with_index(of_dense: tuple[Operation, ...], work: Work, chosen: int, asked: int) -> tuple[Operation, ...]:
         score = HeadProducts("index", spec.index_num_heads, work.num_sequences * asked * (spec.index_head_dim + 1), 0)
         index: tuple[Operation, ...] = (
-            *(_Frozen(p.name.removesuffix(".weight"), work.num_tokens, p) for p in projections),  # q, k and w
+            *(FrozenMatmul(p.name.removesuffix(".weight"), work.num_tokens, p) for p in projections),  # q, k and w
             Elementwise("rotate_index", work.num_tokens * (spec.index_num_heads + 1) * key.size),  # norm and rope
             score,  # sum over heads of w relu(q k.T)
         )
@@ -77,15 +78,6 @@ def declare(spec: SparseMLASpec, width: Width) -> Declaration:
         live=live,
         saved=dense.saved,
     )
-
-
-class _Frozen(Matmul):
-    """A product that no gradient passes."""
-
-    @property
-    def backward_flops(self) -> int:
-        """None."""
-        return 0
 
 
 def _tokens(work: Work) -> tuple[int, int]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from l4spec.layers.attention.chosen import chosen_keys
 from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.attention.walk import BLOCK
 from l4spec.layers.base import Width
 from l4spec.layers.common.cache import LayerCache, Rows, split_last
-from l4spec.layers.common.modules import Context, Linear, empty, group_last, wide
+from l4spec.layers.common.modules import Context, Linear, empty, group_last
 from l4spec.layers.mla.cost import absorbs
 from l4spec.layers.mla.module import MLA, through_heads
 from l4spec.layers.sparse_mla.spec import SparseMLASpec
@@ -78,26 +79,6 @@ class IndexedAttention(Attention):
         by_head = group_last(query, spec.num_heads, -1).transpose(1, 2)
         attended = Attention._attend(self, by_head, key, value, allowed=chosen[:, None])
         return attended.transpose(1, 2).flatten(-2)[:, None]
-
-
-@torch.no_grad()
-def chosen_keys(spec: SparseMLASpec, query: Tensor, weights: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
-    """Which keys each query attends to, bool [batch, queries, keys]: of those it sees, the best `index_topk`.
-
-    `query` is [batch, queries, heads * width], `weights` [batch, queries, heads], `key` [batch, keys, width].
-    """
-    batch, num_queries, _ = query.shape
-    heads = wide(query).reshape(batch, num_queries * spec.index_num_heads, spec.index_head_dim)
-    products = (heads @ wide(key).transpose(1, 2)).view(batch, num_queries, spec.index_num_heads, -1)
-    scale = spec.index_head_dim**-0.5
-    weights = wide(weights)[:, :, None] * spec.index_num_heads**-0.5
-    scores = (weights @ (products * scale).relu())[:, :, 0]
-    if seen is not None:
-        seen = seen if seen.dim() == 2 else seen[:, 0]
-        scores = scores.masked_fill(~seen, float("-inf"))
-    best = scores.topk(min(spec.index_topk, scores.shape[-1]), dim=-1).indices
-    chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, best, value=True)
-    return chosen if seen is None else chosen & seen
 
 
 def _earlier(first: int, last: int, device: torch.device) -> Tensor:

@@ -38,7 +38,7 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
         names = naming.of(tagged)
         if not names:
             return None
-        groups.append(StoredGroup(tuple((whole(name, full, parameter.shape),) for name in names)))
+        groups.append(StoredGroup(tuple((whole(name, full, parameter),) for name in names)))
     groups += [
         StoredGroup(((_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)),),))
         for stored, parts in joined.items()
@@ -53,7 +53,7 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
 
 def native_layout(graph: LayerGraph) -> CheckpointLayout:
     """Our own names and shapes: for models that no family can say."""
-    groups = (StoredGroup(((whole(full, full, parameter.shape),),)) for full, parameter in stored_parameters(graph))
+    groups = (StoredGroup(((whole(full, full, parameter),),)) for full, parameter in stored_parameters(graph))
     return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, ()))
 
 

@@ -41,6 +41,8 @@ class StoredTensor:
     pieces: tuple[TensorPiece, ...]
     view: tuple[int, ...] | None = None
     rank: int = 0
+    holds_indices: bool = False
+    """Whether it holds whole numbers, as the model does."""
 
     @property
     def numel(self) -> int:
@@ -87,6 +89,6 @@ def stored_parameters(graph: LayerGraph) -> Iterable[tuple[str, Parameter]]:
             yield f"{node.id}.{parameter.name}", parameter
 
 
-def whole(name: str, tensor: str, shape: tuple[int, ...]) -> StoredTensor:
+def whole(name: str, tensor: str, parameter: Parameter) -> StoredTensor:
     """A stored tensor that is one of ours as it stands."""
-    return StoredTensor(name, shape, (TensorPiece(tensor),))
+    return StoredTensor(name, parameter.shape, (TensorPiece(tensor),), holds_indices=parameter.index is not None)

@@ -11,6 +11,8 @@ from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
 
 LOADABLE = ("BF16", "F16", "F32", "F64")
 """Number formats that are copied, cast to the model's own; packed and 8-bit weights need more than a cast."""
+INDICES = ("I32", "I64")
+"""Number formats of tensors that hold indices."""
 Key = tuple[int, str]
 """Rank of the file and name; the rank is 0 where files are no ranks."""
 
@@ -45,8 +47,9 @@ def _differences(tensors: Iterable[StoredTensor], headers: Mapping[Key, TensorHe
         place = Place(header.file.name)
         if header.shape != stored.shape:
             yield Problem(f"expected shape {list(stored.shape)}, found {list(header.shape)}", stored.name, place)
-        if header.dtype not in LOADABLE:
-            formats = ", ".join(LOADABLE)
+        loadable = INDICES if stored.holds_indices else LOADABLE
+        if header.dtype not in loadable:
+            formats = ", ".join(loadable)
             yield Problem(f"expected a number format out of {formats}, found {header.dtype}", stored.name, place)
 
 

@@ -93,7 +93,7 @@ class RankModel(Model):
         No tiles give no vectors, yet pass through the tower: data-parallel ranks gather its weights together.
         """
         if not self.line.is_first and self.num_tokens_per_tile:
-            shape = (pixel_values.shape[0], self.num_tokens_per_tile, self.hidden_size)
+            shape = (pixel_values.shape[0], self.num_tokens_per_tile, self.graph.hidden_size)
             return torch.zeros((), dtype=self.dtype, device=self.device).expand(shape)
         if len(pixel_values):
             return super().encode_images(pixel_values)
@@ -141,7 +141,7 @@ class RankModel(Model):
     ) -> Tensor:
         context, entering = self._context(batch, image_features, cache), batch.input_ids
         if not self.line.is_first:
-            entering = self.line.receive((*entering.shape, self.hidden_size), self.dtype, self.device)
+            entering = self.line.receive((*entering.shape, self.stream_width), self.dtype, self.device)
         hidden = self._hidden(context, batch, image_features, cache, entering)
         if self.line.is_last:
             return self._logits(context, batch, hidden, logits)
@@ -167,9 +167,9 @@ class RankModel(Model):
         return tensor
 
     @property
-    def hidden_size(self) -> int:
+    def stream_width(self) -> int:
         """Width of what stages hand on."""
-        return self.graph.model.text.stack.width.hidden_size
+        return self.graph.stream_width
 
     def loss(
         self,

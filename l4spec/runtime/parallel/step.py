@@ -169,7 +169,7 @@ class _Prepared:
         pp, device = self.line.pp, model.device
         index = torch.zeros(1, dtype=torch.long)
         tokens = shape[2] // (model.mesh.layout.tp if model.sequence_parallel else 1)
-        hidden = torch.empty(shape[1], tokens, model.hidden_size, dtype=model.dtype, device="meta", requires_grad=True)
+        hidden = torch.empty(shape[1], tokens, model.stream_width, dtype=model.dtype, device="meta", requires_grad=True)
         stage = _Stage(
             self.part,
             pp.index,

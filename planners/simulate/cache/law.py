@@ -68,6 +68,8 @@ def cache_law(rows: tuple[CacheRow, ...], engine: Engine, block_size: int) -> Ca
     """
     if any(row.bound.is_state for row in rows):
         raise UserError("a simulation does not manage states of recurrent layers yet", hint="plan it instead")
+    if any(row.bound.kind == "compressed" for row in rows):
+        raise UserError("a simulation does not manage compressed caches yet", hint="plan it instead")
     if not isinstance(engine.kv, LayerGroupsKv) or all(row.bound.size is None for row in rows):
         return CacheLaw(block_size)
     size, full, local = layer_group_size(rows), 0, dict[tuple[str, int], int]()

@@ -41,6 +41,7 @@ FAMILIES = {
     "mimo_v2_flash": "compare/mimo-v2-flash",
     "nemotron_h": "compare/nemotron-3-super-120b-a12b",
     "gemma4_text": "compare/gemma-4-26b-a4b",
+    "deepseek_v4": "compare/deepseek-v4-flash",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
 AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}, "glm_moe_dsa": {}}
@@ -81,7 +82,10 @@ def randomize(model: Model, seed: int = 0) -> Model:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            tensor.add_(torch.randn(tensor.shape, generator=generator).to(tensor.dtype), alpha=0.05)
+            if tensor.is_floating_point():
+                tensor.add_(torch.randn(tensor.shape, generator=generator).to(tensor.dtype), alpha=0.05)
+            else:  # indices of experts
+                tensor.copy_(tensor.flip(0))
     return model
 
 

@@ -1,0 +1,12 @@
+"""Products of a layer that training does not reach."""
+
+from l4spec.layers.declaration import Matmul
+
+
+class FrozenMatmul(Matmul):
+    """A product that no gradient passes."""
+
+    @property
+    def backward_flops(self) -> int:
+        """None."""
+        return 0

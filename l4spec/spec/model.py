@@ -88,7 +88,7 @@ Layers = Annotated[
     Field(min_length=1),
 ]
 MAX_LAYERS = 10_000
-MAX_PARTS = 4_096
+MAX_PARTS = 1_024
 """Parts that are planned within two seconds; published models have up to some hundred different layers."""
 
 

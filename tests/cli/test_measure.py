@@ -39,7 +39,7 @@ def test_markdown_has_a_table_for_each_section(run: Run) -> None:
 
 
 def test_a_row_that_disagrees_is_named_and_leaves_with_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("planners.counts.kv_cache.bytes_per_token", lambda *_: 1)
+    monkeypatch.setattr("planners.counts.kv_cache.entry_bytes", lambda *_: 1)
     result = run("measure", "tiny/scout", *FAST)
     assert result.exit_code == 1
     assert "rows do NOT agree" in result.stdout.splitlines()[0]

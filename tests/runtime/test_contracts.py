@@ -15,6 +15,7 @@ from l4spec.runtime.build import build, check
 from l4spec.runtime.initialize import initialize
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
+from tests.runtime.compressed_families import COMPRESSED_FAMILIES
 from tests.runtime.families import FAMILIES
 from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
 from tests.runtime.sparse_families import INDEX
@@ -50,10 +51,11 @@ def block(attention: str, ffn: str, **others: object) -> LayerGraph:
     return graph_of(text_of(parts, [{"attention": "a", "ffn": "f", "repeat": 2}], **others))
 
 
+READ = {**FAMILIES, **COMPRESSED_FAMILIES}
 GRAPHS: dict[str, Callable[[], LayerGraph]] = {
     **{f"attention {name}": lambda name=name: block(name, "swiglu") for name in ATTENTIONS},  # type: ignore[misc]
     **{f"ffn {name}": lambda name=name: block("plain", name) for name in FFNS},  # type: ignore[misc]
-    **{name: lambda family=family: graph_of(family().text) for name, family in FAMILIES.items()},  # type: ignore[misc]
+    **{name: lambda family=family: graph_of(family().text) for name, family in READ.items()},  # type: ignore[misc]
     "tied": lambda: block("plain", "mlp", tie_embeddings=True, head_bias=True, learned_positions=True),
     "layernorm": lambda: block("plain", "mlp", norm={"kind": "layernorm", "eps": 1e-5, "bias": False}),
     "vision": lambda: graph_of(llama4_text(), vision()),

@@ -198,7 +198,7 @@ def _sublayer(
 def _normed_layer(
     builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, place: str, part: NamedPart, stream: LayerNode
 ) -> LayerNode:
-    """A layer behind its norm, where the form has one and the layer none of its own."""
+    """A layer after its norm, where the form has one and the layer none of its own."""
     path = f"layers.{block.index}.{place}"
     if block.form in ("pre_norm", "sandwich") and not part.spec.norms_input:
         stream = builder.add(f"{path}_norm", stack.norm, stack.width, stream, layer=block.index)

@@ -109,6 +109,11 @@ class LayerKind:
     """Whether attention of this kind runs where the tokens of a sequence are divided among ranks (its `parallel`)."""
     eager: str | None = None
     """`module:NAME` of an `EagerLayer`: what the torch module allocates and runs, predicted without torch."""
+    is_peak_predicted: bool = True
+    """Whether the module's peak on a CPU is predicted: by `eager`, or without it by what is declared to be alive.
+
+    False where that is an engine's fused kernels alone: then a measured peak is shown beside it and not judged.
+    """
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
+from l4spec.layers import KINDS
 from l4spec.layers.common.ledger import MOST_FEW_ROWS
 from l4spec.layers.declaration import Work
 from l4spec.quantization.scheme import Quantization
@@ -109,7 +110,7 @@ def compare_run(
         ),
         *_flops(graph, sample, measurement),
         *_caches(graph, sample, measurement, dtype),
-        *_activations(graph, sample, measurement, dtype, is_told=device == "cpu" and table is None),
+        *_activations(graph, sample, measurement, dtype, is_plain=device == "cpu" and table is None),
         *expert_rows(graph, sample, measurement.expert_load, is_known="prefill" in measurement.done),
         *_times(measurement, expected),
     )
@@ -231,15 +232,16 @@ def length_name(length: int) -> str:
 
 
 def _activations(
-    graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement", dtype: str, *, is_told: bool
+    graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement", dtype: str, *, is_plain: bool
 ) -> Iterator[MeasuredRow]:
     work = Work(sample.batch, sample.prefill, num_logits=1)
     planned = activation_bytes(
         graph, work, num_tiles=sample.tiles, item_bytes=ITEM_BYTES[dtype], expert_load=measurement.expert_load
     )
     # other devices run other kernels, with workspaces of their own; packed weights are unpacked on the way; few rows go
-    # through products in halves
-    law: Law = "bound" if is_told and sample.batch * sample.prefill > MOST_FEW_ROWS else "shown"
+    # through products in halves; some kinds declare an engine's fused kernels alone
+    is_predicted = is_plain and all(KINDS[group.first.kind].is_peak_predicted for group in graph.groups)
+    law: Law = "bound" if is_predicted and sample.batch * sample.prefill > MOST_FEW_ROWS else "shown"
     yield row_of("activations", "peak of prefill", "bytes", planned, measurement.activation_bytes, law)
 
 

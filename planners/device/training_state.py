@@ -115,13 +115,6 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
     )
 
 
-def training_state(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, context: int, sequences: int
-) -> TrainingState:
-    """What one device of a stage holds for one optimizer step over `sequences` sequences of `context` tokens."""
-    return stage_state(graph, train, layout, stage).with_batch(context, sequences)
-
-
 def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:
     """Whole tensors of what is kept by shares: weights of two blocks (ZeRO 3), and the gradient of one (ZeRO 2 and 3).
 

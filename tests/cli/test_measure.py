@@ -169,3 +169,11 @@ def test_under_torchrun_it_says_that_it_starts_ranks_itself(run: Run, monkeypatc
     result = run("measure", "tiny/scout", "--tp", "2")
     assert result.exit_code == 2
     assert "measure starts the ranks of its degrees itself (leave torchrun out)" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["compare/deepseek-v3.2", "deepseek-v4-flash"])
+def test_a_peak_that_nobody_predicts_is_shown_and_not_judged(run: Run, name: str) -> None:
+    result = run("measure", name, "--scale", "tiny", "--layers", "4", *FAST, "--format", "json")
+    assert result.exit_code == 0, result.stdout
+    (row,) = (row for row in json.loads(result.stdout)["rows"] if row["section"] == "activations")
+    assert (row["law"], row["agrees"]) == ("shown", None)

@@ -31,7 +31,8 @@ def test_memory_stays_flat_however_many_plans_there_were() -> None:
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
-    assert grown < count * 2000  # one plan as an object is some 20 kB
+    # full caches replace about 1.8 kB a plan, of which the tracer sees the new and not the old; a plan is some 20 kB
+    assert grown < count * 4000
 
 
 def iter_modules(package: str) -> Iterator[str]:

@@ -110,5 +110,5 @@ def gemma4(seed: int = 0, *, experts: bool = True) -> Oracle:
 LATEST_FAMILIES: dict[str, Any] = {
     "step3p7": step3p7,
     "gemma4": gemma4,
-    "gemma4 dense": lambda: gemma4(1, experts=False),  # of five seeds, seed 0 alone is farther off in bf16, by chance
+    "gemma4 dense": lambda: gemma4(experts=False),
 }

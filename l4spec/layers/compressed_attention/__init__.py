@@ -9,4 +9,5 @@ KIND = LayerKind(
     declare=declare,
     module="l4spec.layers.compressed_attention.module:CompressedAttention",
     slot="attention",
+    is_peak_predicted=False,
 )

@@ -48,8 +48,8 @@ def declare(spec: CompressedAttentionSpec, width: Width) -> Declaration:
 
     def executed(work: Work) -> tuple[Operation, ...]:
         walked = tuple(bands(work.num_queries, work.num_cached, spec.window, ratio))
-        pairs, asked = sum(band.pairs for band in walked), sum(band.asked for band in walked)
-        return _operations(spec, work, weights, pairs, asked)
+        pairs, scored = sum(band.pairs for band in walked), sum(band.scored for band in walked)
+        return _operations(spec, work, weights, pairs, scored)
 
     buffers = partial(_buffers, spec, Dim("hidden", width.hidden_size))
     reach = Bound("full") if compression else Bound("window", spec.window)
@@ -67,7 +67,7 @@ def declare(spec: CompressedAttentionSpec, width: Width) -> Declaration:
 
 
 def _attended(spec: CompressedAttentionSpec, work: Work) -> tuple[int, int]:
-    """(query, key) pairs of a sequence, entries included, and (query, entry) pairs that an index is asked about."""
+    """(query, key) pairs of a sequence, entries included, and (query, entry) pairs that an index scores."""
     tokens, compression = (work.num_queries, work.num_cached), spec.compression
     pairs = window_pairs(*tokens, spec.window)
     if compression is None:
@@ -77,7 +77,7 @@ def _attended(spec: CompressedAttentionSpec, work: Work) -> tuple[int, int]:
 
 
 def _operations(
-    spec: CompressedAttentionSpec, work: Work, weights: tuple[tuple[Parameter, ...], ...], pairs: int, asked: int
+    spec: CompressedAttentionSpec, work: Work, weights: tuple[tuple[Parameter, ...], ...], pairs: int, scored: int
 ) -> tuple[Operation, ...]:
     main, compressor, index = weights
     compression, length = spec.compression, work.num_cached + work.num_queries
@@ -86,7 +86,7 @@ def _operations(
         *_products(Matmul, main[:3], work),  # x @ W_q_a.T @ W_q_b.T, x @ W_kv.T
         Elementwise("rotate_normalise", work.num_tokens * (spec.num_heads + 1) * spec.head_dim),  # norms and rope
         *_products(Matmul if ends else FrozenMatmul, compressor, work),  # x @ W.T of keys and gates
-        *_compressing(spec, work, index, asked),
+        *_compressing(spec, work, index, scored),
         AttentionPairs("attend", work.num_sequences * pairs, spec.num_heads, spec.head_dim, spec.head_dim, False),
         Elementwise("rotate_back", work.num_tokens * spec.num_heads * spec.rope_head_dim),
         *_products(Matmul, main[-2:], work),  # y @ W_o_a.T by groups, @ W_o_b.T
@@ -100,9 +100,9 @@ def _products(kind: type[Matmul], weights: tuple[Parameter, ...], work: Work) ->
 
 
 def _compressing(
-    spec: CompressedAttentionSpec, work: Work, index: tuple[Parameter, ...], asked: int
+    spec: CompressedAttentionSpec, work: Work, index: tuple[Parameter, ...], scored: int
 ) -> tuple[Operation, ...]:
-    """Gated sums of keys, and what an index computes to choose among `asked` (query, entry) pairs of a sequence."""
+    """Gated sums of keys, and what an index computes to choose among `scored` (query, entry) pairs of a sequence."""
     compression = spec.compression
     if compression is None:
         return ()
@@ -111,7 +111,7 @@ def _compressing(
     if compression.index is None:
         return (weigh,)
     sizes = compression.index
-    score = HeadProducts("index", sizes.num_heads, work.num_sequences * asked * (sizes.head_dim + 1), 0)
+    score = HeadProducts("index", sizes.num_heads, work.num_sequences * scored * (sizes.head_dim + 1), 0)
     taken = work.num_tokens * compression.num_series * sizes.head_dim
     rotated = work.num_tokens * sizes.num_heads * sizes.head_dim
     return (
@@ -199,7 +199,7 @@ def _buffers(spec: CompressedAttentionSpec, hidden: Dim, work: Work) -> tuple[Bu
         Dim("heads", size, groups) for size in (spec.num_heads * spec.head_dim, groups * spec.output_lora_rank)
     )
     widths = {"normed_input": hidden, "query_latent": rank, "query": heads, "key": Dim("latent", spec.head_dim)}
-    widths |= {"attended": heads, "turned_back": heads, "narrowed": narrowed}
+    widths |= {"attended": heads, "rotated_back": heads, "narrowed": narrowed}
     compression = spec.compression
     if compression is not None:
         widths["gated_key"] = Dim("latent", 2 * compression.num_series * spec.head_dim)

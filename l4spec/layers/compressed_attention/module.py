@@ -32,7 +32,7 @@ from l4spec.layers.compressed_attention.windows import Compressor, FinishedWindo
 
 
 class Index(Compressor):
-    """What chooses entries: small keys of its own, asked by the query's latent."""
+    """What chooses entries: small keys of its own, scored by queries made of the latent."""
 
     def __init__(self, spec: CompressedAttentionSpec, compression: Compression, index: EntryIndex, hidden: int) -> None:
         super().__init__(hidden, index.head_dim, compression, spec.norm_eps)
@@ -59,7 +59,7 @@ class GroupedLinear(nn.Module):
 class CompressedAttention(LayerModule):
     """One key for all heads, which is its value too, of each token of the window and of each entry.
 
-    A value so turns with its position, and what is attended to is turned back by the query's.
+    So values are rotated by their positions, and the attended values are rotated back by the query's.
     """
 
     def __init__(self, spec: CompressedAttentionSpec, width: Width) -> None:
@@ -84,23 +84,23 @@ class CompressedAttention(LayerModule):
     def forward(self, x: Tensor, *, context: Context) -> Tensor:
         """[batch, tokens, hidden] to [batch, tokens, hidden]."""
         spec, layout = self.spec, context.layout
-        asking = self.q_a_norm(self.q_a_proj(x))
-        query = rms_norm(group_last(self.q_b_proj(asking), spec.num_heads, -1), None, spec.norm_eps)
-        query = self._turned(query, layout.positions)
-        key = self._turned(self.kv_norm(self.kv_proj(x))[:, :, None], layout.positions)[:, :, 0]
+        latent = self.q_a_norm(self.q_a_proj(x))
+        query = rms_norm(group_last(self.q_b_proj(latent), spec.num_heads, -1), None, spec.norm_eps)
+        query = self._rotated(query, layout.positions)
+        key = self._rotated(self.kv_norm(self.kv_proj(x))[:, :, None], layout.positions)[:, :, 0]
         cache = context.cache_of(self.node_id)
         parts = cache.parts if isinstance(cache, CacheOfLaws) else (cache, None, None)
         near = window_rows(key, layout, spec.window, parts[0])
         far = self._entries(x, layout, parts[1], parts[2])
-        attended = self._attend(query, near, far, self._asked(x, asking, layout), layout)
-        attended = self._turned(attended, layout.positions, back=True)
+        attended = self._attend(query, near, far, self._index_queries(x, latent, layout), layout)
+        attended = self._rotated(attended, layout.positions, back=True)
         result: Tensor = self.o_b_proj(self.o_a_proj(attended.flatten(-2)))
         return result
 
-    def _turned(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
-        """The last part of heads [batch, tokens, heads, width] turned by positions."""
-        rest, turning = split_last(x, (x.shape[-1] - self.spec.rope_head_dim, self.spec.rope_head_dim))
-        return torch.cat((rest, self.rotation.at(turning, positions, back=back)), dim=-1)
+    def _rotated(self, x: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
+        """The last part of heads [batch, tokens, heads, width] rotated by positions."""
+        rest, rotated = split_last(x, (x.shape[-1] - self.spec.rope_head_dim, self.spec.rope_head_dim))
+        return torch.cat((rest, self.rotation.at(rotated, positions, back=back)), dim=-1)
 
     def _entries(
         self, x: Tensor, layout: TokenLayout, kept: LayerCache | None, waiting: LayerCache | None
@@ -127,48 +127,48 @@ class CompressedAttention(LayerModule):
     def _compressed(self, rows: Tensor, windows: FinishedWindows) -> Tensor:
         assert self.compressor is not None
         if self.index is None:
-            return self._turned_entries(self.compressor.entries(rows, windows), windows)
+            return self._rotated_entries(self.compressor.entries(rows, windows), windows)
         widths = (
             2 * self.compressor.compression.num_series * width for width in (self.spec.head_dim, self.index.key_width)
         )
         rows, indexed = split_last(rows, tuple(widths))
-        entries = self._turned_entries(self.compressor.entries(rows, windows), windows)
+        entries = self._rotated_entries(self.compressor.entries(rows, windows), windows)
         with torch.no_grad():
-            keys = self._turned_entries(self.index.entries(indexed, windows), windows)
+            keys = self._rotated_entries(self.index.entries(indexed, windows), windows)
         return torch.cat((entries, keys), dim=-1)
 
-    def _turned_entries(self, entries: Tensor, windows: FinishedWindows) -> Tensor:
-        return self._turned(entries[:, :, None], windows.starts)[:, :, 0]
+    def _rotated_entries(self, entries: Tensor, windows: FinishedWindows) -> Tensor:
+        return self._rotated(entries[:, :, None], windows.starts)[:, :, 0]
 
     @torch.no_grad()
-    def _asked(self, x: Tensor, asking: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor] | None:
+    def _index_queries(self, x: Tensor, latent: Tensor, layout: TokenLayout) -> tuple[Tensor, Tensor] | None:
         """Queries of the index [batch, tokens, heads * width], and the weight of each head [batch, tokens, heads]."""
         if self.index is None:
             return None
-        query = group_last(self.index.q_b_proj(asking), self.index.index_num_heads, -1)
-        return self._turned(query, layout.positions).flatten(-2), self.index.weights_proj(x)
+        query = group_last(self.index.q_b_proj(latent), self.index.index_num_heads, -1)
+        return self._rotated(query, layout.positions).flatten(-2), self.index.weights_proj(x)
 
     def _attend(
         self,
         query: Tensor,
         near: SeenRows,
         far: SeenRows | None,
-        asked: tuple[Tensor, Tensor] | None,
+        index_queries: tuple[Tensor, Tensor] | None,
         layout: TokenLayout,
     ) -> Tensor:
-        """[batch, tokens, heads, head_dim], band by band where places tell what is seen, else at once."""
+        """[batch, tokens, heads, head_dim], band by band where places decide what is seen, else at once."""
         ratio = None if self.compressor is None else self.compressor.compression.ratio
         whole = Band(0, layout.num_tokens, 0, near.rows.shape[1], 0 if far is None else far.rows.shape[1])
-        is_told = near.seen is not None
-        walked = (whole,) if is_told else tuple(bands(layout.num_tokens, layout.start, self.spec.window, ratio))
+        rows_differ = near.seen is not None
+        walked = (whole,) if rows_differ else tuple(bands(layout.num_tokens, layout.start, self.spec.window, ratio))
         results = []
         for band in walked:
             rows, seen = [near.rows[:, band.low : band.high]], [window_seen(near, band, layout, self.spec.window)]
             if far is not None and band.entries:
                 entries, seen_entries = far.rows[:, : band.entries], entries_seen(far, band, layout, ratio or 1)
-                if asked is not None and self.index is not None:
+                if index_queries is not None and self.index is not None:
                     entries, keys = split_last(entries, (self.spec.head_dim, self.index.key_width))
-                    query_part, weights = (part[:, band.first : band.last] for part in asked)
+                    query_part, weights = (part[:, band.first : band.last] for part in index_queries)
                     seen_entries = seen_entries if seen_entries.dim() == 2 else seen_entries[:, None]
                     seen_entries = chosen_keys(self.index, query_part, weights, keys, seen_entries)
                 rows.append(entries)

@@ -23,7 +23,7 @@ class Band:
         return (self.last - self.first) * (self.high - self.low + self.entries)
 
     @property
-    def asked(self) -> int:
+    def scored(self) -> int:
         """(query, entry) pairs that an index scores."""
         return (self.last - self.first) * self.entries
 

@@ -87,7 +87,7 @@ def _operations(
         Matmul("k_proj", work.num_tokens, k),  # x @ W_k.T
         *(Matmul("v_proj", work.num_tokens, weight) for weight in v),  # x @ W_v.T
         Elementwise("rotate_normalise", rotated),  # rope, qk norm, temperature
-        *(Elementwise("normalise_values", values) for _ in (spec.value_norm,) if _),  # v / rms(v)
+        *((Elementwise("normalise_values", values),) if spec.value_norm else ()),  # v / rms(v)
         AttentionPairs("attend", pairs, spec.num_heads, *dims, fused),  # softmax(q k.T) v
         *(Matmul("gate_proj", work.num_tokens, weight) for weight in gate),  # x @ W_gate.T
         *(Elementwise("gate", work.num_tokens * o.shape[1], reads=2) for _ in gate),  # sigmoid(gate) * attended

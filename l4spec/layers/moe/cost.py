@@ -49,7 +49,8 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
     shared_gate = _shared_gate(hidden) if spec.shared_gate else ()
     run_operations = gated_operations if spec.gated else plain_operations
     own_norm = (_norm("input_norm.weight", hidden),) if spec.input_norm else ()
-    norms = ("normalise",) * bool(spec.input_norm) + ("normalise_for_router",) * bool(spec.router.norm)
+    optional = (("normalise", spec.input_norm), ("normalise_for_router", spec.router.norm))
+    norms = tuple(name for name, norm in optional if norm)
 
     def operations(work: Work) -> tuple[Operation, ...]:
         rows = _routed_rows(spec, work)

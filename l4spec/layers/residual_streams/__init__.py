@@ -9,4 +9,5 @@ KIND = LayerKind(
     declare=declare,
     module="l4spec.layers.residual_streams.module:ResidualStreams",
     slot="wiring",
+    is_peak_predicted=False,
 )

@@ -9,4 +9,5 @@ KIND = LayerKind(
     declare=declare,
     module="l4spec.layers.sparse_mla.module:SparseMLA",
     slot="attention",
+    is_peak_predicted=False,
 )

@@ -130,7 +130,7 @@ class RlSimulation:
         if allowed <= 0:
             return touched
         rooms = ((-self.replicas[index].room, index) for index in self._with_room(last))
-        free = sorted(one for one in rooms if one[0])
+        free = sorted(one for one in rooms if one[0] < 0)
         while allowed > 0 and free:
             room, index = heappop(free)
             replica = self.replicas[index]

@@ -8,7 +8,7 @@ from planners.catalog import quantization
 from planners.counts.weights import scheme_of
 from planners.device.activations import activation_rates
 from planners.device.stages import stages
-from planners.device.training_state import TrainSetting, training_state
+from planners.device.training_state import TrainSetting, stage_state
 from planners.plan import plan
 from tests.planners.models import graph
 
@@ -56,8 +56,8 @@ def test_stages_keep_fewer_micro_batches_the_further_behind_they_stand() -> None
     model, train = graph("scout"), TrainSetting(checkpointing="none")
     layout, context, sequences = Layout(pp=4), 128, 64
     result = stages(model, scheme_of(quantization("bf16")), 1, 1, 4)
-    kept = {s.index: training_state(model, train, layout, s, context, sequences).activations for s in result}
-    one = {s.index: training_state(model, train, layout, s, context, 1).activations for s in result}
+    kept = {s.index: stage_state(model, train, layout, s).with_batch(context, sequences).activations for s in result}
+    one = {s.index: stage_state(model, train, layout, s).with_batch(context, 1).activations for s in result}
     assert {index: kept[index] / one[index] for index in (0, 1)} == {0: 4.0, 1: 3.0}
     assert kept[3] == one[3]
 

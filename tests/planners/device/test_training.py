@@ -12,7 +12,7 @@ from planners.catalog import quantization
 from planners.counts.weights import scheme_of
 from planners.device.activations import kept_per_token
 from planners.device.stages import stages
-from planners.device.training_state import TrainSetting, training_state
+from planners.device.training_state import TrainSetting, stage_state
 from planners.plan import plan
 from planners.plan_types import DeviceMemory
 from tests.planners.models import graph
@@ -147,7 +147,7 @@ def test_what_is_frozen_has_no_gradient_to_gather() -> None:
 
     def gathered(zero_stage: int, *trainable: str) -> int:
         train = TrainSetting(zero_stage=zero_stage, trainable=trainable)
-        return training_state(model, train, layout, stage, 1024, 1).gathered
+        return stage_state(model, train, layout, stage).gathered
 
     assert gathered(2, "text.layers") == 2 * block
     assert gathered(3, "text.layers") == 2 * (head + block) + 2 * block

@@ -19,7 +19,7 @@ from planners.counts.flops import count_flops
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
-from planners.device.training_state import TrainSetting, training_state
+from planners.device.training_state import TrainSetting, stage_state
 from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe
 from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
 
@@ -97,7 +97,7 @@ def test_what_is_frozen_has_neither_gradients_nor_optimizer_state(tmp_path: Path
     graph = graph_of(recipe(tmp_path))
     (one,) = stages(graph, scheme_of(quantization("bf16")), 1, 1, 1)
     whole, tower = (
-        training_state(graph, TrainSetting(trainable=trainable), Layout(), one, 64, 1)
+        stage_state(graph, TrainSetting(trainable=trainable), Layout(), one).with_batch(64, 1)
         for trainable in ((), ("vision",))
     )
     assert whole.weights == tower.weights

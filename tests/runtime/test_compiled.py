@@ -52,7 +52,7 @@ def steps_of(model: Model, ids: Tensor, past: int, read: Callable[..., Tensor], 
 def assert_as_the_model(model: Model, ids: Tensor, past: int, step: CompiledStep, mask: Tensor | None = None) -> None:
     """In fp64, so that the order of sums cannot hide a mistake; rounding is that of the largest logit."""
     expected, actual = steps_of(model, ids, past, model, mask), steps_of(model, ids, past, step, mask)
-    assert torch.allclose(actual, expected, rtol=1e-12, atol=1e-12 * max(1.0, float(expected.abs().max())))
+    assert float((actual - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -78,7 +78,22 @@ def test_steps_of_any_model_are_the_models(graph: LayerGraph, past: int, batch: 
     assume(not any(entry.bound.is_state for node in graph.nodes for entry in node.declaration.cache))  # refused
     model = randomised(graph)
     ids = torch.randint(0, graph.model.text.embedding.vocab_size, (batch, past + 4))
-    assert_as_the_model(model, ids, past, CompiledStep(model, TRACED))
+    expected, actual = (steps_of(model, ids, past, read) for read in (model, CompiledStep(model, TRACED)))
+    assert float((actual - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max())) + drift(
+        model, expected, lambda other: steps_of(other, ids, past, other)
+    )
+
+
+def drift(model: Model, expected: Tensor, read: Callable[[Model], Tensor]) -> float:
+    """How far logits move when every weight moves by some hundred roundings of fp64: large where scores of 1e6 decide.
+
+    No order of sums can do better than the model's own condition, and a mistake is not a matter of roundings.
+    """
+    moved, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in moved.parameters():
+            weight.mul_(1 + 1e-14 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    return float((read(moved) - expected).abs().max())
 
 
 def test_it_is_compiled_once_for_every_place_and_every_cache() -> None:

@@ -260,8 +260,17 @@ class Attention:
         if self.sinks is None:
             return scores.softmax(dim=-1)
         sinks = self.sinks().to(scores.dtype).view(scores.shape[1], -1).repeat_interleave(num_queries, dim=1)
-        sums = torch.logaddexp(scores.logsumexp(dim=-1), sinks)
-        return (scores - sums[..., None]).exp_()
+        return softmax_beside(scores, sinks)
+
+
+def softmax_beside(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Softmax over keys of scores [..., keys], whose memory is reused, with a sink's logit [...] beside each row.
+
+    Not exp(scores - their log-sum-exp): of 1e4, that is rounded to 1e-3 in fp32, and every weight would be off by it.
+    """
+    largest = torch.maximum(scores.detach().amax(dim=-1), sinks.detach())
+    shares = scores.sub_(largest[..., None]).exp_()
+    return shares / (shares.sum(dim=-1) + (sinks - largest).exp())[..., None]
 
 
 def _as_wide_as_the_widest(*tensors: Tensor) -> tuple[Tensor, ...]:

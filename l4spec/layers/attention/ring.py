@@ -118,10 +118,10 @@ class Merged:
 
     def add(self, result: Tensor, sums: Tensor) -> None:
         """Take in another block."""
-        both = torch.logaddexp(self.sums, sums)
-        self.result.mul_((self.sums - both).exp()[..., None])
-        self.result.addcmul_(result, (sums - both).exp()[..., None])
-        self.sums = both
+        more = sums - self.sums  # shares are not exp(sums - their sum), whose rounding grows with the scores
+        self.result.mul_((-more).sigmoid()[..., None])
+        self.result.addcmul_(result, more.sigmoid()[..., None])
+        self.sums = torch.logaddexp(self.sums, sums)
 
 
 def attend_with_sums(
@@ -173,5 +173,5 @@ def _plain_block(
         by_head = scores.view(batch, kv_heads, -1, num_queries, num_keys)
         scores = by_head.masked_fill(later, float("-inf")).view_as(scores)
     sums = scores.logsumexp(dim=-1)
-    weights = (scores - sums[..., None]).exp().to(query.dtype)
+    weights = scores.softmax(dim=-1).to(query.dtype)
     return (weights @ value).view(batch, heads, num_queries, -1), sums.view(batch, heads, num_queries)

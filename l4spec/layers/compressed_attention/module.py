@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.layers.attention.chosen import chosen_keys
+from l4spec.layers.attention.compute import softmax_beside
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.base import Width
 from l4spec.layers.common.cache import CacheOfLaws, LayerCache, split_last
@@ -185,6 +186,5 @@ class CompressedAttention(LayerModule):
         allowed = torch.cat([each.expand(batch, num_queries, -1) for each in seen], dim=-1)
         scores = scores.masked_fill(~allowed[:, None], float("-inf"))
         sinks = wide(self.sinks)[:, None].expand(batch, heads, num_queries)
-        sums = torch.logaddexp(scores.logsumexp(dim=-1), sinks)
-        weights = (scores - sums[..., None]).exp().to(query.dtype).view(batch, heads * num_queries, -1)
+        weights = softmax_beside(scores, sinks).to(query.dtype).view(batch, heads * num_queries, -1)
         return (weights @ keys).view(batch, heads, num_queries, dim).transpose(1, 2)

@@ -93,6 +93,13 @@ class Budget:
         outside = self.uncovered_bytes + sum(size for name, size in spent.items() if name not in self.covers)
         return min(usable, int(self.fraction * usable) + outside)
 
+    @property
+    def most_weights(self) -> int:
+        """Bytes of weights above which nothing has room, whatever else is on the device."""
+        if self.fraction is None or self.after_load or "weights" not in self.covers:
+            return self.usable_bytes
+        return min(self.usable_bytes, int(self.fraction * self.usable_bytes) + self.uncovered_bytes)
+
     def __str__(self) -> str:
         if self.fraction is None:
             return self.source
@@ -103,7 +110,8 @@ class Budget:
 _EVERYTHING = frozenset({"weights", "activations", "kv_cache"})
 
 
-def _budget(setting: Setting, tp: int) -> Budget | None:
+def budget_of(setting: Setting, tp: int) -> Budget | None:
+    """What a device of a tensor-parallel group may hold; None without hardware."""
     if setting.hardware is None:
         return None
     usable, share = setting.hardware.usable, setting.engine.memory
@@ -238,7 +246,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
         rates=rates,
         profiled=None if train else _profiled(setting, layout, rates),
         reserved=sum(term.bytes for term in terms),
-        budget=_budget(setting, tp),
+        budget=budget_of(setting, tp),
         spill=_spill(setting, setting.host, stage_list[0], state_bytes)
         if setting.host is not None and layout.num_devices == 1
         else None,

@@ -10,9 +10,9 @@ from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
-from planners.counts.weights import weigh
+from planners.counts.weights import expert_bytes, weigh
 from planners.deployment import Deployment
-from planners.device.memory import Placement, Setting, place
+from planners.device.memory import Placement, Setting, budget_of, place
 from planners.plan_types import Suggestion
 from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, ruled_out
 
@@ -126,18 +126,30 @@ def _placed(setting: Setting, layout: Layout) -> Placement | None:
 @kept_with(lambda setting: setting.graph, maxsize=1024)
 def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Layout, ...]:
     """Every layout with these degrees that the model's axes allow and that could hold the weights, by shards."""
-    assert setting.hardware is not None, "only clusters can be too small"
-    usable = setting.hardware.usable.num_bytes
-    weights = weigh(setting.graph, setting.scheme).bytes - (setting.host.num_bytes if setting.host else 0)
     axes = tuple(zip(("tp", "ep", "pp", "dp", "cp"), degrees, strict=True))
     promising = (
         layout
         for layout in layouts_to_try(setting.graph, num_gpus, degrees[-1] or 1)
-        if weights <= usable * _most_shards(setting, layout)
+        if _least_weights(setting, layout) <= _most_weights(setting, layout.tp)
         and all(degree in (None, getattr(layout, axis)) for axis, degree in axes)
     )
     legal = [layout for layout in promising if ruled_out(setting, layout) is None]
     return tuple(sorted(legal, key=lambda layout: (-_most_shards(setting, layout), layout.pp)))
+
+
+def _least_weights(setting: Setting, layout: Layout) -> float:
+    """Bytes of weights that some device of the layout has at least: the mean over the devices that may share them."""
+    weights = weigh(setting.graph, setting.scheme).bytes
+    if setting.train is not None or setting.host is not None:
+        return (weights - (setting.host.num_bytes if setting.host else 0)) / _most_shards(setting, layout)
+    experts = expert_bytes(setting.graph, setting.scheme)
+    return (weights - experts + experts / layout.ep) / (layout.tp * layout.pp)
+
+
+def _most_weights(setting: Setting, tp: int) -> int:
+    budget = budget_of(setting, tp)
+    assert budget is not None, "only clusters can be too small"
+    return budget.most_weights
 
 
 def _most_shards(setting: Setting, layout: Layout) -> int:

@@ -118,21 +118,26 @@ class UnitCosts:
 
     def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
         """What these layers use in a step."""
-        return ResourceSeconds(*self.amounts(step, ep, routing))
+        amounts = self.amounts(step, rows_of(self.kind, step), ep, routing)
+        return ResourceSeconds(*amounts, self.collectives, self.blocks, self.moe_blocks)
 
-    def amounts(self, step: Step, ep: int, routing: Routing) -> tuple[float, ...]:
-        """The values of `use` in the order of its fields: quick to add up where a simulation asks step after step."""
-        rows, (pairs, cached) = rows_of(self.kind, step), attended(self.kind, step)
-        read = self.weight_read + covered_experts(self.kind, step, ep, routing) * self.expert
+    def amounts(self, step: Step, rows: float, ep: int, routing: Routing) -> tuple[float, float, float, float, float]:
+        """The values of `use` that depend on the step, in the order of its fields; `rows` are `rows_of` this kind.
+
+        A simulation adds them up step after step, so what a kind has not is not asked for.
+        """
+        kind = self.kind
+        read, matmul = self.weight_read, rows * self.matmul_row
+        if kind.num_experts:
+            read += covered_experts(kind, step, ep, routing) * self.expert
+            matmul *= self._hottest(ep, routing)
+        pairs, cached = attended(kind, step) if kind.bound is not None else (0.0, 0.0)
         return (
             read + rows * self.moved_row,
             cached * self.cached_token,
-            rows * self.matmul_row * self._hottest(ep, routing),
+            matmul,
             pairs * self.pair,
             rows * self.links_row,
-            self.collectives,
-            self.blocks,
-            self.moe_blocks,
         )
 
     def __add__(self, other: "UnitCosts") -> "UnitCosts":
@@ -210,9 +215,28 @@ class StepModel:
         """What all layers and the sends between stages use in a step. `unknown` must be None."""
         if self.laws is not None:
             return sum(self.uses(step), self._sends(step))
-        amounts = (rates.amounts(step, self.layout.ep, self.routing) for rates in self._joined)
-        used = ResourceSeconds(*map(sum, zip(*amounts, strict=True)))
+        read = cached = matmul = attention = links = 0.0
+        tokens, logit_rows = step.tokens, step.rows_of_logits
+        for rates in self._joined:
+            rows = logit_rows if rates.kind.per_logit_row else tokens
+            of_kind = rates.amounts(step, rows, self.layout.ep, self.routing)
+            read += of_kind[0]
+            cached += of_kind[1]
+            matmul += of_kind[2]
+            attention += of_kind[3]
+            links += of_kind[4]
+        used = ResourceSeconds(read, cached, matmul, attention, links, *self._constants)
         return used + self._sends(step) if self.layout.pp > 1 else used
+
+    @cached_property
+    def _constants(self) -> tuple[float, float, float]:
+        """Collectives, blocks and routed blocks, which every step has."""
+        joined = self._joined
+        return (
+            sum(rates.collectives for rates in joined),
+            sum(rates.blocks for rates in joined),
+            sum(rates.moe_blocks for rates in joined),
+        )
 
     @cached_property
     def _joined(self) -> tuple[UnitCosts, ...]:

@@ -5,8 +5,13 @@ import pickle
 import pytest
 
 from planners.deferred import Deferred
+from planners.deployment import Deployment
+from planners.device.memory import place
 from planners.plan import plan
 from planners.plan_types import Plan, Suggestion
+from planners.request import PlanRequest
+from planners.search import suggestions
+from planners.search.layouts import layouts_to_try, ruled_out
 from tests.planners.models import graph
 
 
@@ -91,3 +96,24 @@ def test_a_plan_is_the_same_after_a_document_and_a_pickle() -> None:
     assert Plan.model_validate_json(planned.model_dump_json()) == planned
     assert pickle.loads(pickle.dumps(planned)) == planned
     assert hash(planned.suggestions) == hash(Plan.model_validate(planned.model_dump()).suggestions)
+
+
+@pytest.mark.parametrize("engine", ["full", "vllm@0.19", "sglang-hybrid"])
+@pytest.mark.parametrize("quantization", ["bf16", "fp8"])
+@pytest.mark.parametrize("name", ["scout", "maverick", "compare/deepseek-v3", "compare/gpt-oss-20b"])
+def test_no_layout_is_passed_over_that_would_fit(name: str, quantization: str, engine: str) -> None:
+    """The bound on weights by which layouts are not placed is one: with a context of one token nothing else counts."""
+    fitting = 0
+    for gpus in ("6xH100", "8xL40S", "16xA100-80GB"):
+        request = PlanRequest(gpus=gpus, quantization=quantization, engine=engine, context=1)
+        setting = Deployment.resolve(graph(name), request).setting
+        for layout in layouts_to_try(setting.graph, int(gpus.split("x")[0]), 1):
+            if ruled_out(setting, layout) is not None:
+                continue
+            placement = place(setting, layout)
+            least = suggestions._least_weights(setting, layout)
+            assert least <= max(stage.weights.total_bytes for stage, _ in placement.stages)
+            if placement.fits(1, 1):
+                fitting += 1
+                assert least <= suggestions._most_weights(setting, layout.tp)
+    assert fitting > 0 or name == "compare/deepseek-v3"

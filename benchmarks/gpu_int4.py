@@ -1,12 +1,12 @@
-"""Does Scout fit one 80 GB GPU in Int4? Built with random weights under a cap, run, and held against its plan.
+"""Does Scout fit one 80 GB GPU in Int4? Built with random weights under a cap, run, and compared with its plan.
 
     python -m benchmarks.gpu_int4 [--cap-gib 79.2] [--decode 64] [--json RESULTS.json] [--rehearse]
 
 Without a CUDA device it says so and ends with exit code 3: **not measured yet**. `--rehearse` runs the same code on the
 CPU with a miniature, where the numbers mean nothing. The model is packed layer by layer as w4a16, reads 8,192 tokens in
-pieces of 2,048, and decodes; peak memory and times stand beside the plan's. Then the longest context is sought at which
-a cache, the last piece of a prompt and a decode step still fit: the cache is taken as full of what it was allocated
-with, since only memory is asked about.
+pieces of 2,048, and decodes; peak memory and times are printed with the planned ones. Then the longest context is
+sought at which a cache, the last piece of a prompt and a decode step still fit: the cache is taken as full of what it
+was allocated with, since only memory is asked about.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Random models and workloads that predictions of time are held against: all attentions, masks and feed-forwards.
+"""Random models and workloads with which predictions of time are compared: all attentions, masks and feed-forwards.
 
 A seed gives the same models everywhere. What would take too long or too much memory is drawn again.
 """

@@ -11,7 +11,7 @@ from math import ceil, floor, log10
 from pathlib import Path
 
 BANDS = ((0.25, "#eee"), (0.10, "#dcdcdc"))
-"""Errors within which nine tenths and half of the points are wanted, the wider band first."""
+"""Errors within which nine tenths and half of the points should be, the wider band first."""
 COLOURS = {"prefill": "#1f6fb4", "decode": "#d1571b"}
 SIDE, MARGIN = 480, 60
 

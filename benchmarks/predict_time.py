@@ -7,7 +7,7 @@ Each model is predicted by the profile of `l4spec calibrate`, then run: a prefil
 of which the median counts, and decode steps likewise. Before and after, a product and a read of
 weights are timed; where either takes much longer or shorter than the profile says, the machine is not as it was
 calibrated (others compute beside us, or no longer do), and the model is measured again later. What never had such a
-moment is named, and left out. `--lock FILE` is held while measuring.
+moment is named, and left out. `--lock FILE` is kept locked while measuring.
 """
 
 import argparse

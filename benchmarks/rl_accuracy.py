@@ -1,4 +1,4 @@
-"""Hold the simulator of RL infrastructure against published step times; prints the table of docs/training.md.
+"""Compare the simulator of RL infrastructure with published step times; prints the table of docs/training.md.
 
     python -m benchmarks.rl_accuracy STEP_TIMES
 

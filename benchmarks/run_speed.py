@@ -244,7 +244,7 @@ def _options() -> tuple[Options, argparse.Namespace]:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for one thread of a busy machine"
     )
     parser.add_argument("--processes", type=int, default=1, help="run so often, and tell the median")
-    parser.add_argument("--json", type=Path, help="add results to this file, in the place of older ones of the same")
+    parser.add_argument("--json", type=Path, help="add results to this file, instead of older ones of the same")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes: the numbers mean nothing")
     given = parser.parse_args()
     options = Options(

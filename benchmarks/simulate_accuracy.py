@@ -1,4 +1,4 @@
-"""Hold the simulator against real runs and time it; writes docs/simulate.md's tables.
+"""Compare the simulator with real runs and time it; writes docs/simulate.md's tables.
 
     python benchmarks/simulate_accuracy.py DATA > docs/simulate.md
 

@@ -6,9 +6,10 @@
     python benchmarks/simulate_peer.py mooncake_conversation_trace.jsonl peer/bin/python [--runs 3]
 
 Both programs get the same trace (Mooncake's format, hashes of 512 tokens), 16 servers, blocks, pool, most sequences and
-tokens of a step; their settings are printed. Reuse is the share of prompt tokens that a server's cache held when the
-request was first admitted. Seconds are of the processor, medians of runs in turn; the clock's seconds stand beside
-them, since the peer may use several cores. Times of steps are each program's own: they move what is still in a cache.
+tokens of a step; their settings are printed. Reuse is the share of prompt tokens that a server's cache had when the
+request was first admitted. Seconds are of the processor, medians of runs in turn; the clock's seconds
+are printed too, since the peer may use several cores. Times of steps are each program's own: they move what is still
+in a cache.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def conditions() -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """How many processes wanted to compute in the last minute; None where the system does not say."""
+    """How many processes were ready to compute in the last minute; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
@@ -60,7 +60,7 @@ def _processor() -> str:
 
 
 def add_to(path: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Join a report with the one in the file, newer results in the place of older ones of the same, and write it."""
+    """Join a report with the one in the file, newer results instead of older ones of the same, and write it."""
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"results": []}
     results = {_key(result): result for result in (*kept["results"], *report["results"])}
     joined = report | {"results": [results[key] for key in sorted(results)]}

@@ -76,7 +76,7 @@ def read_bandwidth(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field stands on the command line.
+    """How a field is on the command line.
 
     `parse` reads its text and raises ValueError with what it expected; `flags` replace the one made of the field's
     name; `mode` says that it plays a part in serving or in training alone; `default` is shown where the field's own
@@ -150,7 +150,7 @@ class Options(BaseModel):
 
 @lru_cache(maxsize=1024)
 def option_of(cls: type[Options], name: str) -> Option:
-    """How a field stands on the command line."""
+    """How a field is on the command line."""
     return next(part for part in cls.model_fields[name].metadata if isinstance(part, Option))
 
 

@@ -1,4 +1,4 @@
-"""A part of a plan that is worked out when it is first read: what costs more than most readers ask for."""
+"""A part of a plan that is computed when it is first read: what costs more than most readers ask for."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,7 +11,7 @@ Item_co = TypeVar("Item_co", covariant=True)
 
 
 class Deferred(Sequence[Item_co], Generic[Item_co]):
-    """A sequence that is worked out when it is first read; in documents a list, read when it is written."""
+    """A sequence that is computed when it is first read; in documents a list, read when it is written."""
 
     def __init__(self, work_out: Callable[[], tuple[Item_co, ...]]) -> None:
         self._work_out = work_out

@@ -58,7 +58,7 @@ def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) ->
 
 
 def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
-    """The request with a number in the place of `max`: the longest context that fits in any layout asked for.
+    """The request with a number instead of `max`: the longest context that fits in any layout asked for.
 
     Without GPUs it is the model's own limit, and where not one token fits, the default.
     """

@@ -132,7 +132,7 @@ class DeviceMemory(Frozen):
 
 
 class HostMemoryUse(Frozen):
-    """What lies in the host's memory: of the first `num_layers` of the model's layers the routed experts, or all.
+    """What is in the host's memory: of the first `num_layers` of the model's layers the routed experts, or all.
 
     `kv_cache_bytes` are the caches of whole layers. Rates are in bytes per second, `link_bandwidth` in one direction.
     """
@@ -188,7 +188,7 @@ class Communication(Frozen):
 
     An all-gather is of fp32 logits: of a prompt only the last token's.
 
-    `payload_bytes_per_token` is what it hands in. The tiers say how much goes to devices of its host and to other
+    `payload_bytes_per_token` is what it passes. The tiers say how much goes to devices of its host and to other
     hosts, on average over all devices; null without GPUs. Along cp what is sent grows with the context:
     `bytes_per_sequence` is what the busiest device sends of one sequence in all, and `bytes_per_token` divides that by
     the tokens that a device runs of it, rounded up.

@@ -24,7 +24,7 @@ LONGEST = 1 << 40
 LEAST_MEMORY = 3
 """The ZeRO stage that shares the most."""
 MAX: Literal["max"] = "max"
-"""In the place of a context: as many tokens as fit."""
+"""Instead of a context: as many tokens as fit."""
 MOST_TRAIN_TOKENS = 10**18
 MOST_IMAGES = 10_000
 BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"

@@ -1,6 +1,6 @@
 """The picture of docs/architecture.md: every package of ours, below all that it imports.
 
-`python -m website.packages > docs/pictures/packages.svg` draws it anew from three things: the table on that page,
+`python -m website.packages > docs/pictures/packages.svg` draws it again from three things: the table on that page,
 the layers of the import contract `stages` in pyproject.toml, and the imports inside `planners`.
 """
 

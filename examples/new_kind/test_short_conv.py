@@ -1,4 +1,4 @@
-"""What the author of a kind tests: the module equals the reference, and everything declared is what is held.
+"""What the author of a kind tests: the module equals the reference, and everything declared is what exists.
 
 With the package installed: python -m pytest test_short_conv.py
 """

@@ -1,6 +1,6 @@
 """The world of the prober, made of `strategies.yaml`: one made-up rule, and the dialogues that each role learns from.
 
-The rule: a word that stands in the first line shall not be said. Knows no torch.
+The rule: a word that is in the first line shall not be said. Knows no torch.
 """
 
 import json
@@ -142,7 +142,7 @@ def target_rows(world: World, draw: random.Random) -> Iterator[Row]:
 
 
 def attacker_rows(world: World, draw: random.Random) -> Iterator[Row]:
-    """It goes on with a strategy until that is refused, then tries another."""
+    """It continues with a strategy until that is refused, then tries another."""
     while True:
         word, turns = draw.choice(world.words), list[Turn]()
         for _ in range(draw.randrange(MOST_TURNS)):
@@ -188,7 +188,7 @@ def _answer_row(
 
 
 def is_said(word: str, answer: str) -> bool:
-    """Whether the word stands in an answer."""
+    """Whether the word is in an answer."""
     return word in answer.replace(",", " ").replace(".", " ").split()
 
 

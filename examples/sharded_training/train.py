@@ -1,4 +1,4 @@
-"""Train a miniature of Llama 4 Maverick on four ranks, kill one of them, and go on from the last checkpoint.
+"""Train a miniature of Llama 4 Maverick on four ranks, kill one of them, and continue from the last checkpoint.
 
 Everything is done by the command line, as on a cluster; this script reads what it prints and holds it to what it
 promises.
@@ -21,7 +21,7 @@ MEANT = 4
 
 
 def command(folder: Path, steps: int, *degrees: str) -> list[str]:
-    """The command line of a run that saves to `folder` and goes on from what is there."""
+    """The command line of a run that saves to `folder` and continues from what is there."""
     run = [sys.executable, "-m", "l4spec", "run", SPEC, "--dtype", DTYPE, *degrees, "--steps", str(steps)]
     return [*run, "--context", "16", "--checkpoint", str(folder), "--save-every", str(SAVE_EVERY), "--resume"]
 
@@ -66,13 +66,13 @@ def demonstrate(folder: Path, steps: int) -> None:
     last = max(before) // SAVE_EVERY * SAVE_EVERY
     goal = max(before) + steps
     code, after = train(folder, goal, "--tp", "2", "--ep", "2")
-    require(code == 0, "the run does not go on")
-    require(min(after) in (last + 1, last + 1 + SAVE_EVERY), f"expected to go on after step {last}")
+    require(code == 0, "the run does not continue")
+    require(min(after) in (last + 1, last + 1 + SAVE_EVERY), f"expected to continue after step {last}")
     again = sorted(before.keys() & after.keys())
     require(all(before[step] == after[step] for step in again), "the same steps have other losses")
     print(f"steps {again} were run twice, with equal losses")
     code, other = train(folder, goal + steps, "--dp", "2")
-    require(code == 0 and min(other) == goal + 1, "another layout does not go on")
+    require(code == 0 and min(other) == goal + 1, "another layout does not continue")
     require(other[max(other)] < before[1], "the loss does not fall")
     print(f"loss {before[1]:.3f} at first, {other[max(other)]:.3f} after step {max(other)}")
 
@@ -80,7 +80,7 @@ def demonstrate(folder: Path, steps: int) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="steps of each run that goes on (default 20)")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each run that continues (default 20)")
     parser.add_argument("--checkpoint", type=Path, help="keep the checkpoints in this folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

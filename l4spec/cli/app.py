@@ -31,7 +31,7 @@ class CommandGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what stands before the command."""
+        """Read what is before the command."""
         given = [*args]  # reading takes them away
         try:
             return super().parse_args(ctx, args)

@@ -48,7 +48,7 @@ COMMANDS = {
 
 
 class OneOfEach(TyperCommand):
-    """A command whose options are given once, but for those that are lists: the last one would win silently."""
+    """A command whose options are given once, except for those that are lists: the last one would win silently."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments. Raises UserError for an option that is given twice."""

@@ -22,7 +22,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 def takes(
     cls: type[Options], refuse: Mapping[str, str] = NOTHING
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of `cls` in the place of its parameter `request`.
+    """Give a command the options of `cls` instead of its parameter `request`.
 
     The command gets one object. Options named in `refuse` are read, left out of the help, and refused with the reason.
     """

@@ -152,7 +152,7 @@ def _draw(answer: "Answer", svg: Path, *, force: bool) -> None:
 
 
 def _launch(target: str, answer: "Answer", graph: "LayerGraph", model: str | None, *, changed: bool) -> str:
-    """The launch of one replica of the best deployment; a balancer in front of several is nobody's launch."""
+    """The launch of one replica of the best deployment; a balancer in front of several is not part of it."""
     from l4spec.deploy import LaunchRequest, emit
     from planners.plan import plan
 

@@ -72,7 +72,7 @@ def _step(command: Command, model: str | None) -> str:
 
 
 def _word(argument: str) -> str:
-    """An argument as bash reads it, with Slurm's nodes in the place of our hosts."""
+    """An argument as bash reads it, with Slurm's nodes instead of our hosts."""
     if _HOSTS_ONLY.fullmatch(argument):
         return '"' + _HOST.sub(_node, argument) + '"'
     return shlex.quote(argument)

@@ -58,7 +58,7 @@ class Explorer:
         return _model(name, self.base if name == self.named else ())
 
     def model(self, name: str) -> Reply:
-        """The controls of a model, or problems. Its file is read anew: it may have been edited."""
+        """The controls of a model, or problems. Its file is read again: it may have been edited."""
         for kept in (_model, _plan_of_parent):
             kept.cache_clear()
         try:

@@ -58,7 +58,7 @@ def changed_fields(question: Question, controls: Mapping[str, Control]) -> tuple
 def request_of(question: Question) -> PlanRequest:
     """The options that were filled in, and the lowest listed price of the hardware where none is given.
 
-    Raises UserError with every problem at the name of its option. Files are refused: what stands in them could be read
+    Raises UserError with every problem at the name of its option. Files are refused: what is in them could be read
     by whoever reaches the page.
     """
     given = {name: _short(text) for name, text in question.options.items() if text.strip()}

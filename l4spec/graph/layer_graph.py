@@ -94,7 +94,7 @@ class LayerGraph:
         self.nodes = nodes
         self.edges = edges
         self.results: dict[Any, Any] = {}
-        """What functions have worked out about this graph (`l4spec.graph.kept`), gone with it and never sent along."""
+        """What functions have computed about this graph (`l4spec.graph.kept`), gone with it and never sent along."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "results": {}}

@@ -37,7 +37,7 @@ _DROPPED_IF_NULL = ("architectures", "quantization_config", "compression_config"
 class ImportedSpec:
     """An imported model: as plain data, as commented YAML that says the same, and checked.
 
-    `notes` say what was left out, ignored or taken for granted; they stand in the YAML too.
+    `notes` say what was left out, ignored or taken for granted; they are in the YAML too.
     """
 
     data: Data

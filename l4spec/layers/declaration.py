@@ -62,7 +62,7 @@ class Parameter:
 
     `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
     along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
-    is held and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
+    is kept and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
     `start` fills an untrained tensor with one value; None: what its role says (norms 1, biases 0, weights random).
     One with `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
     """

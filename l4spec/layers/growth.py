@@ -22,7 +22,7 @@ class Bound:
 
     @property
     def tokens_per_row(self) -> int:
-        """Tokens that a row of the cache stands for where it grows without end: 1 but for compressed ones."""
+        """Tokens that a row of the cache stands for where it grows without end: 1 except for compressed ones."""
         return self.size or 1 if self.kind == "compressed" else 1
 
     @property
@@ -31,7 +31,7 @@ class Bound:
         return self.kind in ("chunk", "window")
 
     def num_kept(self, context: int) -> int:
-        """Rows held in memory for a context of `context` tokens; 1 for a state of a sequence that has begun."""
+        """Rows in memory for a context of `context` tokens; 1 for a state of a sequence that has begun."""
         if self.is_state:
             return min(context, 1)
         if self.kind == "compressed":

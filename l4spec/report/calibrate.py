@@ -143,7 +143,7 @@ def _tables(tables: "dict[str, RawTable]") -> dict[str, Any]:
 
 
 def _resident(table: "RawTable") -> dict[str, Any]:
-    """Shares between the fastest and the slowest reading: more bytes never are better held."""
+    """Shares between the fastest and the slowest reading: more bytes never are better."""
     sizes, seconds = table["axes"][0], table["seconds"]
     pace = [second / size for size, second in zip(sizes, seconds, strict=True)]
     fast, slow, shares, most = min(pace), max(pace), [], 0.0

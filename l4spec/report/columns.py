@@ -33,7 +33,7 @@ class Cells(NamedTuple):
 def wrapped(line: str, width: int | None, hanging: int = 2, *, command: bool = False) -> list[str]:
     """A line in pieces of at most `width` columns; those after the first stand `hanging` columns further right.
 
-    The pieces of a `command` end as a shell goes on reading.
+    The pieces of a `command` end as a shell continues reading.
     """
     if width is None or len(line) <= width:
         return [line]

@@ -53,7 +53,7 @@ class Canvas:
     lines: list[Arrow] = field(default_factory=list)
 
     def text(self, x: int, y: int, text: str, style: str, most: int) -> None:
-        """A line of at most so many characters; what is cut stands in the tooltip."""
+        """A line of at most so many characters; what is cut is in the tooltip."""
         shown = text if len(text) <= most else text[: most - 1] + "…"
         self.labels.append(Label(x, y, shown, style, text if shown != text else ""))
 

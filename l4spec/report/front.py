@@ -34,7 +34,7 @@ def front_svg(points: tuple[FrontPoint, ...], title: str) -> str:
 
 
 def front_figure(points: tuple[FrontPoint, ...]) -> Figure:
-    """The front drawn, its points numbered from the left; their numbers stand in the table."""
+    """The front drawn, its points numbered from the left; their numbers are in the table."""
     ordered = sorted(points, key=lambda p: p.tokens_per_second_per_user)
     ends = _end(p.tokens_per_second_per_user for p in points), _end(p.tokens_per_second_per_gpu for p in points)
     dots = [(_name(p), p.tokens_per_second_per_user, p.tokens_per_second_per_gpu, p.meets_limits) for p in ordered]

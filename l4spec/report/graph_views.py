@@ -65,7 +65,7 @@ class ViewEdge:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Boxes in topological order, and what flows between them, but for what one repeat of a fold hands to the next."""
+    """Boxes in topological order, and what flows between them, except from one repeat of a fold to the next."""
 
     model: str
     level: str
@@ -210,7 +210,7 @@ def _fields(item: ViewNode | ViewEdge | ViewOperation | ViewFold) -> dict[str, A
 
 
 def _title(node: ViewNode, repeats: int = 1) -> str:
-    """What a box is, and how often it stands in its place: once for each repeat of its fold."""
+    """What a box is, and how often it is in its place: once for each repeat of its fold."""
     times = f"{node.count // repeats} × " if node.count > repeats else ""
     return f"{times}{node.label}" if node.kind in ("block", node.label) else f"{times}{node.label} ({node.kind})"
 

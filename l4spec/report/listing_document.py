@@ -10,7 +10,7 @@ from planners.counts.params import count_params
 
 
 class Listed(BaseModel):
-    """Everything of one kind that is shipped; catalogue entries stand there whole, each number with its source."""
+    """Everything of one kind that is shipped; catalogue entries are there whole, each number with its source."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -95,7 +95,7 @@ Block = Lines | Facts | Table | Bars | Code | Figure | Details
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Blocks under a title; an empty title belongs to what stands before."""
+    """Blocks under a title; an empty title belongs to what is before."""
 
     title: str
     blocks: tuple[Block, ...]

@@ -117,7 +117,7 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
 
 
 def host_memory_in_words(use: HostMemoryUse, figures: Marked) -> str:
-    """What lies in the host's memory, how it is read, and the option of llama.cpp that places it so."""
+    """What is in the host's memory, how it is read, and the option of llama.cpp that places it so."""
     if not use.num_layers:
         return f"nothing of {gib(use.capacity_bytes)}: the GPU has room for the whole model"
     of = f"of the first {whole(use.num_layers)} of {whole(use.of_layers)} layers"

@@ -60,14 +60,14 @@ def _environment(folder: Path) -> "Environment":
 
 
 def _clean(value: Any) -> Any:
-    """The value as it may stand in a document; text that is marked as markup stays marked."""
+    """The value as it may be in a document; text that is marked as markup stays marked."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return _TURNING.sub("", _NOT_XML.sub("", value))
 
 
 def markup(text: str) -> object:
-    """What a template has rendered, to stand in another one as it is."""
+    """What a template has rendered, to be in another one as it is."""
     from markupsafe import Markup
 
     return Markup(text)

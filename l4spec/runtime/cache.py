@@ -69,7 +69,7 @@ def _require_room(
 def new_cache(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Cache:
     """Zeroed caches for every one of these layers that belongs to the text model and keeps something.
 
-    Raises ValueError for sizes below 1 and for a text model whose attention is bidirectional, which cannot go on from
+    Raises ValueError for sizes below 1 and for a text model whose attention is bidirectional, which cannot use
     a cache; UserError when memory is short.
     """
     if batch < 1 or max_len < 1:
@@ -84,7 +84,7 @@ def new_cache(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch
 
 
 def require_cacheable(nodes: Sequence[LayerNode]) -> None:
-    """Raise ValueError for a layer of the text model that cannot go on from a cache."""
+    """Raise ValueError for a layer of the text model that cannot continue from a cache."""
     for node in nodes:
         if node.scope == "text" and node.role == "attention" and not node.declaration.cache:
             raise ValueError(f"{node.id} sees later tokens, so nothing can be cached: run the model without a cache")

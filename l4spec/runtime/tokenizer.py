@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the tokenizer file that lies beside a checkpoint. Knows no torch.
+"""Text to token ids and back, with the tokenizer file that is beside a checkpoint. Knows no torch.
 
 A Hugging Face `tokenizer.json` needs the package `tokenizers`, a tiktoken model file (`tokenizer.model`) the package
 `tiktoken`; both come with `pip install 'l4spec[text]'`.
@@ -40,7 +40,7 @@ class Message:
     role: str
     content: str
     images: tuple[int, ...] = ()
-    """Token ids of images, which stand before the content."""
+    """Token ids of images, which are before the content."""
 
 
 class TextTokenizer(ABC):

@@ -1,4 +1,4 @@
-"""Parallel degrees, and where each rank stands in their mesh."""
+"""Parallel degrees, and where each rank is in their mesh."""
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache

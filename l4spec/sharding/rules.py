@@ -24,7 +24,7 @@ MESH_AXIS = {
     "projected": "tp",
     "experts": "ep",
 }
-"""Logical axis to mesh axis; an axis that is not named is held whole by every device."""
+"""Logical axis to mesh axis; an axis that is not named is whole on every device."""
 _MUST_DIVIDE = {
     "heads": "query heads",
     "kv_heads": "KV heads",
@@ -154,7 +154,7 @@ def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
 
 
 Region = tuple[range, ...]
-"""What is held of a tensor: a run of elements along each of its dims."""
+"""A device's part of a tensor: a run of elements along each of its dims."""
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""What people say about a model, with its source, for `l4spec verify` to hold against the plan."""
+"""What people say about a model, with its source, for `l4spec verify` to compare with the plan."""
 
 from typing import Annotated, Literal, Self
 

@@ -57,7 +57,7 @@ def read_document(path_or_name: str | Path) -> Document:
 
 
 def read_text(text: str, label: str) -> Document:
-    """As `read_document`, for a text at hand; `label` stands for the file in messages."""
+    """As `read_document`, for a given text; `label` stands for the file in messages."""
     if len(text) > MAX_BYTES:
         raise SpecError([Problem("expected at most 1 MiB of text", place=Place(label))])
     return _document(_composed(text, label), label)
@@ -92,7 +92,7 @@ def load_mapping(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Docu
 
 
 def load_text(text: str, label: str, overrides: Sequence[str] = ()) -> Document:
-    """As `load_document`, for a text at hand that extends nothing."""
+    """As `load_document`, for a given text that extends nothing."""
     return _document(override(_composed(text, label), overrides), label)
 
 

@@ -129,7 +129,7 @@ def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
 def _words(
     root: type[Header], document: Document, elsewhere: _Elsewhere, details: Mapping[str, Any], path: Path
 ) -> tuple[str, str]:
-    """What was expected and what stands there, and the hint."""
+    """What was expected and what is there, and the hint."""
     context: Mapping[str, Any] = details.get("ctx", {})
     kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":

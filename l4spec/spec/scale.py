@@ -1,4 +1,4 @@
-"""Miniatures: the same structure in smaller sizes, small enough to run on the machine at hand.
+"""Miniatures: the same structure in smaller sizes, small enough to run on this machine.
 
 Kept: the pattern of layers, the ratio of query to key/value heads, every width relative to the residual stream, the
 number of experts, top-k, groups and shared experts, chunks and windows relative to the longest sequence, the fold of

@@ -48,7 +48,7 @@ _SYNTAX_HINTS = {
 
 
 class _Stop(Exception):
-    """Reading cannot go on; the problems found so far are the answer."""
+    """Reading cannot continue; the problems found so far are the answer."""
 
 
 def compose(text: str, at: Callable[[int, int], Place], path: KeyPath = ()) -> Tree:

@@ -93,7 +93,7 @@ def train_steps(
 ) -> Iterator[StepMetrics]:
     """Steps from `start` to `settings.num_steps`, one by one; `batch_of(step)` depends on the step alone.
 
-    So a run that goes on from step n has the losses of one that never stopped. All ranks must go along. Raises
+    So a run that continues from step n has the losses of one that never stopped. All ranks must go along. Raises
     UserError, on all ranks and before weights change, where a loss or a gradient is not finite, naming step and layer.
     """
     with in_training(model, settings.fp8) as watch:

@@ -96,7 +96,7 @@ def compare_run(
     logit_error: float | None = None,
     expected: ExpectedTimes = UNKNOWN,
 ) -> MeasureReport:
-    """Hold a measurement against the plan of the same graph, sample, number format and quantization scheme.
+    """Compare a measurement with the plan of the same graph, sample, number format and quantization scheme.
 
     `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits. Times are
     compared with `expected`.

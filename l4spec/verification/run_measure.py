@@ -1,4 +1,4 @@
-"""`l4spec.measure`: build a spec, or a miniature of it, run it, and hold its plan against the run."""
+"""`l4spec.measure`: build a spec, or a miniature of it, run it, and compare its plan with the run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

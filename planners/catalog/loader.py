@@ -40,7 +40,7 @@ SHELVES: Mapping[Folder, Registry] = {
 def load(folder: Folder, schema: type[E], text: str) -> E:
     """The entry that `text` names: a shipped name or alias, a path to a YAML file, or `NAME` for an own `NAME.yaml`.
 
-    An own file lies in the current folder; one of hardware or of an engine may also lie in the user's. Raises UserError
+    An own file is in the current folder; one of hardware or of an engine may also lie in the user's. Raises UserError
     for an unknown name, with the nearest known one, and for a file that does not fit the schema.
     """
     name, shelf = text.strip(), SHELVES[folder]

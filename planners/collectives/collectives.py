@@ -14,7 +14,7 @@ A forward pass, Megatron's tensor parallelism (arXiv:1909.08053):
 - pp: the stream to the next stage; each rank of tp sends it whole.
 - cp: what layers keep of earlier tokens, from rank to rank (`l4spec.sharding.sequence`): that of the busiest rank.
 
-The **payload** is the buffer that a rank hands in (of an all-gather: takes out). Left out: image tiles, and whole
+The **payload** is the buffer that a rank passes (of an all-gather: takes out). Left out: image tiles, and whole
 numbers that travel beside tokens (chosen ids, how many rows go to each expert).
 """
 
@@ -41,7 +41,7 @@ CUT_ROLES = ("attention", "ffn", "embedding")
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """`calls` calls of one collective over one axis, that together hand in `payload` bytes.
+    """`calls` calls of one collective over one axis, that together pass `payload` bytes.
 
     `group` are the layers that call it, None where it is the stage's or the optimizer's. `ranks` may be a part of the
     axis: neighbours that repeat a KV head.
@@ -97,7 +97,7 @@ def inter_host_bytes(layout: Layout, axis: Axis, operation: str, sent: int, host
 
 
 def collectives(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int = 0) -> tuple[Collective, ...]:
-    """What a device of a pipeline stage hands over in one forward pass, in the order of layers.
+    """What a device of a pipeline stage sends in one forward pass, in the order of layers.
 
     Training is `planners.collectives.training_traffic.training_collectives`, which starts from these.
     """

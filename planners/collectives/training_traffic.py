@@ -7,7 +7,7 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 - tp, forward: an all-reduce of s after attention and after each feed-forward layer of every block, and after the
   embedding on the first stage. Backward: an all-reduce of s in front of the same layers (the gradient of what each
   rank was given whole), and in front of the head on the last stage. With full checkpointing each block's forward runs
-  once more up to the last tensor that the backward pass needs: its all-reduces, but for one after which nothing is
+  once more up to the last tensor that the backward pass needs: its all-reduces, except for one after which nothing is
   kept, as that of the last layer in front of a sum. Selective checkpointing sends nothing again. Cross-entropy over the
   divided vocabulary: three fp32 numbers per token.
   With sequence parallelism (`shares`) a layer in a block gathers s in front of it and scatters s after it, forward, and
@@ -121,7 +121,7 @@ def training_collectives(
     *,
     data_place: tuple[int, int] = (0, 0),
 ) -> tuple[Collective, ...]:
-    """What a device of a stage hands over in one optimizer step: all passes, gradients and weights."""
+    """What a device of a stage sends in one optimizer step: all passes, gradients and weights."""
     recomputes = train.checkpointing == "full"
     split = train.sequence_parallel and layout.tp > 1
     listed = (
@@ -162,7 +162,7 @@ def _num_reductions(graph: LayerGraph, layout: Layout, stage: int) -> dict[str, 
 def shares(
     graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
 ) -> Iterator[Collective]:
-    """With sequence parallelism, in the place of `reductions`: tokens that tp gathers and sums that it scatters."""
+    """With sequence parallelism, instead of `reductions`: tokens that tp gathers and sums that it scatters."""
     if layout.tp == 1:
         return
     stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage)
@@ -349,7 +349,7 @@ def _balance(graph: LayerGraph, layout: Layout, load: StepTokens, stage: Pipelin
 def data_collectives(
     graph: LayerGraph, train: TrainSetting, layout: Layout, load: StepTokens, stage: PipelineStage
 ) -> Iterator[Collective]:
-    """Gradients and weights that data-parallel ranks hand over in one optimizer step, by ZeRO stage."""
+    """Gradients and weights that data-parallel ranks send in one optimizer step, by ZeRO stage."""
     dense, experts = params_on_device(graph, layout, stage)
     ends = ends_on_device(graph, layout, stage)
     trained, trained_experts = params_on_device(graph, layout, stage, train.trainable)

@@ -1,6 +1,6 @@
 """Memory of the most loaded device against its budget: weights, cache, activations, engine overhead, training state.
 
-A `Placement` is a setting on a layout with everything worked out that does not depend on context and batch. Searches
+A `Placement` is a setting on a layout with everything computed that does not depend on context and batch. Searches
 ask it again and again, so asking is cheap.
 """
 
@@ -155,7 +155,7 @@ class Placement:
         return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
 
     def _without_host(self, context: int, sequences: int) -> list[DeviceUse]:
-        """What serving holds where nothing lies in the host's memory."""
+        """What serving holds where nothing is in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
         return [
             DeviceUse(
@@ -322,7 +322,7 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
 
 
 def describe_host(placement: Placement, context: int, batch: int) -> HostMemoryUse | None:
-    """What lies in the host's memory; None where none was given."""
+    """What is in the host's memory; None where none was given."""
     spill = placement.spill
     if spill is None:
         return None

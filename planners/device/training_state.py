@@ -147,7 +147,7 @@ def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
 class _DeviceParams:
     """(dense, routed-expert) parameters of one device: of each block, before the first, after the last, and tied.
 
-    Of what stands before the first block and after the last also the largest layer.
+    Of what is before the first block and after the last also the largest layer.
     """
 
     layers: tuple[tuple[int, int], ...]
@@ -176,7 +176,7 @@ def params_on_device(
 
 
 def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()) -> int:
-    """Of a stage's dense parameters those outside blocks: what stands before the first one, and after the last."""
+    """Of a stage's dense parameters those outside blocks: what is before the first one, and after the last."""
     blocks = params_on_device(graph, layout, replace(stage, first=False, last=False), trainable)
     return params_on_device(graph, layout, stage, trainable)[0] - blocks[0]
 

@@ -14,7 +14,7 @@ from planners.evidence.terms import Term
 OPEN = 0.8
 """A factor whose standard error stays above this share of its prior's spread is not determined by the rows."""
 _ORIGIN = 10.0
-"""Where the expected value of a factor lies on its axis: scipy's steps are shares of the coordinate, so 0 is far."""
+"""Where the expected value of a factor is on its axis: scipy's steps are shares of the coordinate, so 0 is far."""
 _STEP = 1e-4
 """Step of difference quotients in log units."""
 _REACH = 6.0

@@ -22,7 +22,7 @@ Load = Mapping[str, Sequence[int]]
 def activation_bytes(
     graph: LayerGraph, text: Work, *, num_tiles: int = 0, item_bytes: int = 2, expert_load: Load | None = None
 ) -> int:
-    """The most bytes held at once while `text` (prompts from their start) and `num_tiles` tiles before it are read.
+    """The most bytes allocated while `text` (prompts from their start) and `num_tiles` tiles before it are read.
 
     `item_bytes` is the size of an activation's number. `expert_load` gives by node id how many tokens chose each
     expert; without it an expert may get all tokens, which is the most that is possible.
@@ -71,7 +71,7 @@ class _Run:
         self.readers.update(node.id for node in self.graph.nodes if node.role == "projector")  # the caller keeps it
 
     def stack(self, scope: str, index_bytes: int) -> None:
-        """Run the nodes of a scope; what its layers share is held until its end, its result longer."""
+        """Run the nodes of a scope; what its layers share is kept until its end, its result longer."""
         self.ledger.take(index_bytes)
         nodes = [node for node in self.graph.nodes if node.scope == scope]
         for _, run in groupby(nodes, key=lambda node: node.id if node.layer is None else str(node.layer)):

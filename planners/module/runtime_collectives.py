@@ -99,7 +99,7 @@ _Call = tuple[str, str, int, int]
 def forward_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, forward: Pass, *, chooses: bool = False
 ) -> dict[Key, Handed]:
-    """What a rank hands over in a forward pass that gives the last token's logits; with `chooses` the choice too."""
+    """What a rank sends in a forward pass that gives the last token's logits; with `chooses` the choice too."""
     own = _rank(graph, layout, rank)
     run = ForwardPass(forward.work.num_tokens, forward.work.num_logit_rows, forward.item_bytes, logit_bytes=LOGIT_BYTES)
     listed = collectives(graph, layout, run, own.place.pp)
@@ -115,7 +115,7 @@ def forward_on_rank(
 def training_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, stage: PipelineStage, step: Pass, micro_batches: int
 ) -> dict[Key, Handed]:
-    """What a rank of `stage` hands over in a training step of our runtime, whose text sees no image."""
+    """What a rank of `stage` sends in a training step of our runtime, whose text sees no image."""
     own, load = _rank(graph, layout, rank), StepTokens(step.work.num_tokens, micro_batches)
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=step.item_bytes)
     first = stage_traffic(graph, train, layout, load, stage, None).rows

@@ -12,9 +12,9 @@ from planners.catalog.cpu_profile import Residency, SizeGrid
 def seconds_at(grid: SizeGrid, sizes: Sequence[float], cold: float = 0.0) -> float:
     """Seconds at these sizes, one per axis; `cold` is the share of what is read that comes from memory.
 
-    Linear between neighbours in the logarithms of sizes and seconds. Above the grid the last two points go on, at most
-    in proportion to the size (an axis of `squares`: to its square); below it the first point stands: there a piece is
-    its overhead.
+    Linear between neighbours in the logarithms of sizes and seconds. Above the grid the last two points continue, at
+    most in proportion to the size (an axis of `squares`: to its square); below it the first point stands: there a piece
+    is its overhead.
     """
     hot = exp(_at(grid, sizes, _logs(grid.seconds)))
     if not grid.cold or not cold:

@@ -9,7 +9,7 @@ from planners.latency_types import Frozen
 
 
 class Fp8Share(Frozen):
-    """`flops` are those of `model_flops` that run in fp8. Weights are kept in bf16 and cast anew for each product.
+    """`flops` are those of `model_flops` that run in fp8. Weights are kept in bf16 and cast again for each product.
 
     `weight_bytes` are the copies in fp8 of all such weights, with their scales; `largest_bytes` that of one weight,
     which is there beside them (a stack of experts is cast as one, over all its devices).

@@ -124,4 +124,4 @@ class SearchAnswer(Frozen):
     errors: tuple[LatencyError, ...] = ()
     """How wrong estimates of rows like the first one were."""
     cautions: tuple[str, ...] = ()
-    """In what the first one lies outside the measured rows."""
+    """In what the first one is outside the measured rows."""

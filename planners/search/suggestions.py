@@ -59,7 +59,7 @@ def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
 
 
 def _as_asked(deployment: Deployment) -> _Change:
-    """The deployment with the context written out, where a default would be guessed anew for every change."""
+    """The deployment with the context written out, where a default would be guessed again for every change."""
     if deployment.request.prompt_tokens is None and deployment.request.max_context is None:
         return _Change("", deployment.changed(context=deployment.context))
     return _Change("", deployment)

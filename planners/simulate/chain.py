@@ -73,7 +73,7 @@ class StageChain:
         self._passed(journey, now)
 
     def _passed(self, journey: Journey, now: int) -> None:
-        """A stage is done: refuse, or go on."""
+        """A stage is done: refuse, or continue."""
         stage = self.stages[journey.stage]
         refused = self._random[journey.stage].random() < stage.refusal_rate
         if refused:

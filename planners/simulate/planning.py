@@ -71,7 +71,7 @@ def own_bytes(graph: LayerGraph, model: ModelDeployment) -> int:
 def _neighbours(
     loaded: LoadedScenario, graphs: Mapping[str, LayerGraph], key: str, draft: LayerGraph | None
 ) -> Neighbours:
-    """What lies on a model's GPUs besides: other models, and stages without a model; they share the cache equally."""
+    """What is on a model's GPUs besides: other models, and stages without a model; they share the cache equally."""
     scenario = loaded.scenario
     others = co_located(loaded, key)
     for other in others:

@@ -158,7 +158,7 @@ class Rank:
         return len(self.due[self.clock % self.block]) * self.pool.groups
 
     def preempt(self, request: Request, now: int) -> None:
-        """Take a running request's blocks away; it waits again, first in line, and computes its tokens anew."""
+        """Take a running request's blocks away; it waits again, first in line, and computes its tokens again."""
         was_decoding = request.joined >= 0
         request.computed, request.generated = self.computed(request), self.generated(request)
         self._share(request, request.computed // self.block)
@@ -254,7 +254,7 @@ class Rank:
         self.join(request)
 
     def join(self, request: Request) -> None:
-        """Let a request decode whose tokens are computed but for the last one."""
+        """Let a request decode whose tokens are computed except for the last one."""
         request.joined = self.clock
         self.num_decoding += 1
         self.context += request.computed

@@ -34,7 +34,7 @@ class _Frozen(BaseModel):
 class ServerPlan(_Frozen):
     """One model's servers. Bytes are of the fullest device of one replica.
 
-    `own_bytes` are the model's weights, activations and engine overhead, `beside_bytes` what else lies there (models
+    `own_bytes` are the model's weights, activations and engine overhead, `beside_bytes` what else is there (models
     and stages on the same GPUs, drafts), `cache_bytes` what is left for its cache. `sequences` of the mean request fit
     at a time in all replicas. `num_gpus` counts all replicas; a model on another's GPUs is counted there.
     """

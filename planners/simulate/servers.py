@@ -93,7 +93,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What else lies on a model's GPUs: a draft, and `bytes_per_device` of others; `share` of the cache is its own."""
+    """What else is on a model's GPUs: a draft, and `bytes_per_device` of others; `share` of the cache is its own."""
 
     draft: LayerGraph | None = None
     bytes_per_device: int = 0

@@ -104,7 +104,7 @@ def read_factors(text: str | Sequence[float | str]) -> tuple[Fraction, ...]:
 
 
 def _values(text: str) -> Iterator[str]:
-    """Pieces between commas that stand in no bracket, brace or quote."""
+    """Pieces between commas that are in no bracket, brace or quote."""
     depth, quote, piece = 0, "", ""
     for letter in text:
         if quote:

@@ -100,7 +100,7 @@ class TrainingEfficiency(Entry):
 
 
 def extrapolations(factors: ServingEfficiency, hardware: str, *, routed: bool, tokens: float = 0) -> tuple[str, ...]:
-    """In what a deployment lies outside the rows that `factors` were fitted on: their errors are not its error.
+    """In what a deployment is outside the rows that `factors` were fitted on: their errors are not its error.
 
     `tokens` of a sequence; 0 where there are many of many lengths.
     """

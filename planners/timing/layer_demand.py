@@ -1,6 +1,6 @@
 """What one device must do in a step, by layer kind: FLOPs, bytes and messages, from the declared operations.
 
-A profile has no hardware in it: weights and rates per token, worked out once per graph, scheme and layout. A step then
+A profile has no hardware in it: weights and rates per token, computed once per graph, scheme and layout. A step then
 costs a few multiplications per kind.
 """
 
@@ -75,7 +75,7 @@ class KindProfile:
 class Step:
     """What a device sees in one forward pass: decoding sequences, and tokens of prompts.
 
-    `decode` sequences each bring one token that is the last of `context` tokens. `prompt_tokens` new tokens stand in
+    `decode` sequences each bring one token that is the last of `context` tokens. `prompt_tokens` new tokens are in
     prompts of `prompt_length` tokens, of which the first `prompt_cached` are in the cache. `logit_rows` counts logits;
     None takes one per decoding sequence and prompt.
     """

@@ -51,7 +51,7 @@ class ShortConv(LayerModule):
     def _before(self, cache: LayerCache, layout: TokenLayout) -> Tensor:
         """What the cache holds of the `num_before` tokens before each row's first new one, zero where there was none.
 
-        [batch, num_before, hidden], oldest first. The token at position p lies in slot p % num_slots.
+        [batch, num_before, hidden], oldest first. The token at position p is in slot p % num_slots.
         """
         positions = layout.positions[..., :1] + torch.arange(-self.num_before, 0, device=layout.positions.device)
         positions = positions.expand(layout.num_rows, -1)[..., None]

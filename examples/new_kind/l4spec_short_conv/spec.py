@@ -8,7 +8,7 @@ from l4spec.layers.base import LayerSpec
 
 
 class ShortConvSpec(LayerSpec):
-    """Gated short convolution W_out (c * conv(b * x)) in the place of attention (LFM2, arXiv:2511.23404)."""
+    """Gated short convolution W_out (c * conv(b * x)) instead of attention (LFM2, arXiv:2511.23404)."""
 
     kind: Literal["short_conv"]
     kernel_size: Annotated[int, Field(ge=2, le=1024)] = 3

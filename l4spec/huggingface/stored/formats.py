@@ -37,7 +37,7 @@ class StoredFormat:
     plain: PlainDType | None = None
     """Format of all that is not packed, where it is not the model's own."""
     text_only: bool = False
-    """Whether it is about the language model alone, as what stands in `text_config` is."""
+    """Whether it is about the language model alone, as what is in `text_config` is."""
 
 
 class UnreadFormat(Exception):

@@ -302,7 +302,7 @@ def _unfold(x: Tensor, num_chunks: int) -> Tensor:
 def _band_maker(
     offset: int, num_queries: int, num_keys: int, window: int | None, device: torch.device
 ) -> Callable[[], Tensor]:
-    """Query i stands at key offset + i and sees the keys up to there, the last `window` of them."""
+    """Query i is at key offset + i and sees the keys up to there, the last `window` of them."""
 
     def make() -> Tensor:
         place = torch.arange(num_queries, device=device)[:, None] + offset

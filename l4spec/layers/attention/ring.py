@@ -1,7 +1,7 @@
 """Attention of a rank that has a run of a sequence's tokens: what it sees of earlier ones comes from other ranks.
 
 Ring attention (arXiv:2310.01889) along a line: what a layer keeps per token goes from each rank to the next one, block
-by block, while the block at hand is attended to; as every mask here looks back, nothing travels from the last rank to
+by block, while the current block is attended to; as every mask here looks back, nothing travels from the last rank to
 the first. Partial results are merged by their log-sum-exp in fp32.
 """
 
@@ -27,7 +27,7 @@ _WIDEST_ON_CUDA = 256
 class RingAttention(Attention):
     """Attention along `cp`, where the layout of a forward pass says that its sequences are divided; without gradients.
 
-    A cache takes this rank's tokens: the token at place p of its run lies in slot p % num_slots.
+    A cache takes this rank's tokens: the token at place p of its run is in slot p % num_slots.
     """
 
     cp: Axis = field(default_factory=Axis)
@@ -90,7 +90,7 @@ def _passing(own: Tensor, mask: Mask, runs: tuple[range, ...], cp: Axis) -> Iter
     num_wanted = seen_before(mask, runs[cp.index].start)
     num_to_send = seen_before(mask, runs[cp.index + 1].start) if cp.index + 1 < cp.size else 0
     rows, source = own, cp.index
-    del own  # a block is freed when the next one is at hand
+    del own  # a block is freed when the next one has arrived
     while True:
         source -= 1
         num_sent = min(rows.shape[1], num_to_send)
@@ -130,7 +130,7 @@ def attend_with_sums(
     """softmax(query key^T * scale) value, and the log of each softmax's sum [batch, heads, queries] in fp32.
 
     By a fused kernel where there is one that tells the sums; grouped keys and values are not repeated. `causal`
-    queries stand at the places of the keys.
+    queries are at the places of the keys.
     """
     width = max(query.shape[-1], value.shape[-1])
     value_width = value.shape[-1]

@@ -76,7 +76,7 @@ def yarn_scale(factor: float, mscale: float = 1.0) -> float:
 
 
 def attention_factor(rope: Rope) -> float:
-    """Factor on the rotated queries and keys: 1 but for YaRN."""
+    """Factor on the rotated queries and keys: 1 except for YaRN."""
     scaling = rope.scaling
     if not isinstance(scaling, YarnScaling):
         return 1.0

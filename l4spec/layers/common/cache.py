@@ -1,6 +1,6 @@
 """The cache of one layer: one preallocated tensor that holds no more tokens than the layer's law allows.
 
-The token at position p lies in slot p % num_slots. A full cache has a slot for every token of the longest sequence, a
+The token at position p is in slot p % num_slots. A full cache has a slot for every token of the longest sequence, a
 chunk-bounded one the slots of a single chunk (aligned chunks: a new chunk starts again at slot 0), a window-bounded
 one is a ring.
 """

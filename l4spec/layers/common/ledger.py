@@ -25,7 +25,7 @@ MOST_FEW_ROWS = 3
 class Ledger:
     """Bytes allocated now and at the peak; `item` is the size of an activation's number.
 
-    `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, held until its end.
+    `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, kept until its end.
     """
 
     item: int

@@ -112,7 +112,7 @@ def empty(*shape: int) -> nn.Parameter:
 
 
 class Products(Protocol):
-    """How products with a weight are computed in training, in the place of plain ones (`l4spec.training.fp8`)."""
+    """How products with a weight are computed in training, instead of plain ones (`l4spec.training.fp8`)."""
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., in] by a weight [out, in] to [..., out]."""

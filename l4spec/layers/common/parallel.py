@@ -41,7 +41,7 @@ class Ranks:
 
 
 Cuts = Mapping[str, tuple[range, ...]]
-"""Logical axis to what each rank of its mesh axis holds of it, in order of ranks; an axis held whole has one run."""
+"""Logical axis to what each rank of its mesh axis holds of it, in order of ranks; an axis kept whole has one run."""
 
 _Move = Callable[[Tensor, Axis], Tensor]
 

@@ -27,7 +27,7 @@ class VocabEmbedding(Embedding):
         return rows if context.split is not None else leave(rows, self.ranks.tp)
 
     def _rows_of(self, input_ids: Tensor, is_here: Tensor, context: Context) -> Tensor:
-        """Rows of the tokens that are held here, zeros elsewhere."""
+        """Rows of the tokens that this rank has, zeros elsewhere."""
         if not self.own_ids:
             return self.weight.new_zeros(*input_ids.shape, self.weight.shape[1]) + self.weight.sum()
         local = (input_ids - self.own_ids.start).clamp(0, len(self.own_ids) - 1)

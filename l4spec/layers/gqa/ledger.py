@@ -13,7 +13,7 @@ from l4spec.layers.gqa.spec import GQASpec, L2Norm, RMSQKNorm
 
 
 def _allocate(spec: GQASpec, width: Width, work: Work, ledger: Ledger) -> None:
-    """Projections, each turned and normed in fp32; attention; the output projection with all of them still at hand."""
+    """Projections, turned and normed in fp32; attention; the output projection with all of them still in memory."""
     tokens, walked = work.num_tokens, walk(spec.mask, work.num_queries, work.num_cached)
     heads = Heads(
         work.num_sequences,

@@ -8,7 +8,7 @@ from l4spec.layers.learned_position.spec import LearnedPositionSpec
 
 
 class LearnedPosition(LayerModule):
-    """Adds the vector of each token's position; a vision tower's patches (and class token) stand in order."""
+    """Adds the vector of each token's position; a vision tower's patches (and class token) are in order."""
 
     def __init__(self, spec: LearnedPositionSpec, width: Width) -> None:
         super().__init__()

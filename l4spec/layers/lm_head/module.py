@@ -17,7 +17,7 @@ from l4spec.layers.lm_head.spec import LMHeadSpec
 
 
 class LMHead(LayerModule):
-    """Logits x W^T (+ b) in fp32; tied, the weight is the embedding's and is not held here."""
+    """Logits x W^T (+ b) in fp32; tied, the weight is the embedding's and is not stored here."""
 
     products: Products | None = None
     """How it multiplies while it is trained; None: plainly."""

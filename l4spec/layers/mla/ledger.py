@@ -16,7 +16,7 @@ from l4spec.layers.mla.spec import MLASpec
 def _allocate(spec: MLASpec, width: Width, work: Work, ledger: Ledger) -> None:
     """Query and latent, turned and normed; expanded keys and values inside attention; the output projection.
 
-    Of prompts from their start: after a past, less is held where the expansion is absorbed.
+    Of prompts from their start: after a past, less is allocated where the expansion is absorbed.
     """
     tokens, item, walked = work.num_tokens, ledger.item, walk(spec.mask, work.num_queries, work.num_cached)
     qk_dim = spec.qk_nope_head_dim + spec.qk_rope_head_dim

@@ -123,7 +123,7 @@ def _routing(spec: MoESpec) -> RoutedExperts:
 
 
 def _router(spec: MoESpec, hidden: Dim, vocab_size: int) -> tuple[Parameter, ...]:
-    # the router is held whole by every rank, so its axis is not the one that expert parallelism cuts
+    # the router is whole on every rank, so its axis is not the one that expert parallelism cuts
     choices = Dim("router", spec.num_experts)
     weight = linear("router", choices, hidden, "router", role="router")
     bias = Parameter("router.bias", (choices,), "router", "bias")

@@ -53,7 +53,7 @@ class ExpertParallelMoE(MoE):
 
 
 def _exchanged_counts(counts: Tensor, ep: Axis) -> Tensor:
-    """How many rows each rank sends to each expert held here [ranks, experts], from what this one sends to others."""
+    """How many rows each rank sends to each expert of this one [ranks, experts], from what this one sends to others."""
     ones = [1] * ep.size
     return exchange(counts, ep, ones, ones)
 

@@ -79,5 +79,5 @@ class RecurrentLayer(LayerModule):
         return rows.together(self.scan(rows.apart(x), rows.layout, context.cache_of(self.node_id)))
 
     def scan(self, x: Tensor, layout: TokenLayout, cache: LayerCache | None) -> Tensor:
-        """Rows that each hold one sequence, [rows, tokens, hidden] to the same; the cache goes on after the last."""
+        """Rows that each hold one sequence, [rows, tokens, hidden] to the same; the cache continues after the last."""
         raise NotImplementedError(type(self).__name__)

@@ -1,4 +1,4 @@
-"""The room of residual streams: hyper-connections in the place of residual addition."""
+"""The room of residual streams: hyper-connections instead of residual addition."""
 
 from l4spec.layers.base import LayerKind
 from l4spec.layers.residual_streams.cost import declare

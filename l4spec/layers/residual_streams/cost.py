@@ -67,7 +67,7 @@ def _shapes(spec: ResidualStreamsSpec, hidden: int) -> tuple[tuple[Shape, ...], 
 
 
 def _parameters(spec: ResidualStreamsSpec, hidden: int) -> tuple[Parameter, ...]:
-    """Nothing but for the steps that compute weights."""
+    """Nothing except for the steps that compute weights."""
     scales = {"weigh": 3, "join": 1}.get(spec.step)
     if scales is None:
         return ()

@@ -85,7 +85,7 @@ def _tokens(work: Work) -> tuple[int, int]:
 
 
 def _expanded(walked: Walk) -> int:
-    """Tokens whose keys and values are made of latents: those of each band of queries anew."""
+    """Tokens whose keys and values are made of latents: those of each band of queries again."""
     return sum(block.keys for block in walked.blocks)
 
 

@@ -129,7 +129,7 @@ def _reference(kind: str, graph: LayerGraph, room: Room) -> Reference:
 
 
 def _hollow(graph: LayerGraph, room: Room, results: dict[str, Tensor], ids: Tensor) -> Callable[[], object]:
-    """A pass of another such model whose layers hand on what they gave before."""
+    """A pass of another such model whose layers pass on what they gave before."""
     model = build(graph, "cpu", room.dtype).requires_grad_(requires_grad=False)
     for module in model.modules():
         if isinstance(module, LayerModule):

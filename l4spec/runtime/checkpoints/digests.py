@@ -39,7 +39,7 @@ class Digest:
 
 
 def digest_of(path: Path) -> Digest:
-    """The digest of a file as it lies there. Raises OSError."""
+    """The digest of a file as it is there. Raises OSError."""
     hasher, buffer, num_bytes = new_digest(), memoryview(bytearray(_BLOCK)), 0
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):

@@ -8,7 +8,7 @@ from torch import Tensor
 from l4spec.runtime.checkpoints.digests import Unchanged
 
 MOST_MAPPED_BYTES = 256 << 20
-"""Read since the files were last mapped anew; a single tensor may be larger."""
+"""Read since the files were last mapped again; a single tensor may be larger."""
 ReadByName = Callable[[str], Tensor]
 """Gives a tensor of a file, mapped."""
 

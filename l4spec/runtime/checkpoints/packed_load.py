@@ -1,4 +1,4 @@
-"""Loading what `save_checkpoint` wrote of a quantized model: payloads and scales as they lie, nothing rounded anew."""
+"""Loading what `save_checkpoint` wrote of a quantized model: payloads and scales as they lie, nothing rounded again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -131,7 +131,7 @@ def _scheme_text(table: Quantization) -> str:
 
 
 def spec_text(spec: ModelSpec) -> str:
-    """The text of a spec.yaml that stands beside weights."""
+    """The text of a spec.yaml that is beside weights."""
     from l4spec.huggingface.yaml_out import to_yaml
 
     data = spec.model_dump(

@@ -102,7 +102,7 @@ def materialize(rank: RankModel, seed: int | None) -> None:
 
 @torch.no_grad()
 def take_regions(rank: RankModel, whole: dict[str, Tensor]) -> None:
-    """Copy the rank's regions of tensors that are at hand whole."""
+    """Copy the rank's regions of tensors that are available whole."""
     for name, tensor in rank.state_dict(keep_vars=True).items():
         region = tuple(slice(run.start, run.stop) for run in local_region(tensor, rank.shards[name].region))
         local_of(tensor).copy_(whole[name][region])

@@ -53,7 +53,7 @@ def vocab_parallel_cross_entropy(
 ) -> Tensor:
     """The mean of -log p(label) over labels that are not -100, the same on every tensor-parallel rank.
 
-    `logits` [..., len(held)] are this rank's columns of the vocabulary, `labels` [...] are ids of all of it
+    `logits` [..., len(own_ids)] are this rank's columns of the vocabulary, `labels` [...] are ids of all of it
     (Megatron-LM, arXiv:1909.08053, section 3: only sums and maxima over the vocabulary travel, never logits). `count`
     replaces the number of labels that the sum is divided by.
     """

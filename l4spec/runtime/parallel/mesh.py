@@ -82,7 +82,7 @@ def _group_of(device_mesh: DeviceMesh | None) -> dist.ProcessGroup | None:
 
 
 def _subgroup(mesh: Mesh, repeats: int) -> dist.ProcessGroup:
-    """Of each tensor-parallel group, the ranks that hold different shards when each is held by `repeats` neighbours."""
+    """Of each tensor-parallel group, the ranks that hold different shards when each is on `repeats` neighbours."""
     tp = mesh.layout.tp
     firsts = range(0, mesh.layout.num_devices, tp)
     groups = [[first + k for k in range(offset, tp, repeats)] for first in firsts for offset in range(repeats)]

@@ -168,7 +168,7 @@ class RankModel(Model):
 
     @property
     def stream_width(self) -> int:
-        """Width of what stages hand on."""
+        """Width of what stages pass on."""
         return self.graph.stream_width
 
     def loss(

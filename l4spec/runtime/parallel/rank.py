@@ -34,7 +34,7 @@ class Shard:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of what is held."""
+        """Shape of this rank's part."""
         return tuple(map(len, self.region))
 
 

@@ -1,6 +1,6 @@
 """Made-up text that we ship as code: languages, stories, sums, retrieval, dialogues, captions. Knows no torch.
 
-A document is a pure function of source, seed and number, so that a run can go on anywhere, and held-out documents are
+A document is a pure function of source, seed and number, so a run can continue anywhere, and held-out documents are
 those of other numbers.
 """
 

@@ -113,7 +113,7 @@ def draw_groups(
 ) -> list[GroupAnswers]:
     """Answers to the prompts of these groups, together. `refresh` takes the newest weights and counts their updates.
 
-    Between segments weights are refreshed where the phase lets answers go on under new ones (`partial`).
+    Between segments weights are refreshed where the phase lets answers continue under new ones (`partial`).
     """
     phase, codec = groups.phase, groups.mixture.codec
     begun = refresh()

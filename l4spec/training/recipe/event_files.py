@@ -33,7 +33,7 @@ def _numbers(path: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 class EventFiles:
-    """Event files of one run. A run that goes on hides the steps after `first_step` that an earlier one wrote."""
+    """Event files of one run. A run that continues hides the steps after `first_step` that an earlier one wrote."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         writer = import_module("torch.utils.tensorboard").SummaryWriter

@@ -65,7 +65,7 @@ class RecipeJob(Task):
         return 1 if self.model_spec.text.hidden_size <= NARROW else None
 
     def continued(self) -> dict[str, Any]:
-        """What must be the same to go on from a checkpoint, by the names of options."""
+        """What must be the same to continue from a checkpoint, by the names of options."""
         return {
             "RECIPE": f"{self.loaded.recipe.name} ({self.model_digest})",
             "phases": [phase.model_dump_json() for phase in self.phases],

@@ -70,7 +70,7 @@ class StepProgress:
 class MetricsFile:
     """Writes rows on rank 0, with `events` for TensorBoard too.
 
-    A run that goes on drops the rows of steps that it makes again.
+    A run that continues drops the rows of steps that it makes again.
     """
 
     def __init__(self, folder: Path | None, first_step: int, *, events: bool = False) -> None:

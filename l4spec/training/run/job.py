@@ -49,7 +49,7 @@ class Job(Task):
         return _COPIES_TO_TRAIN if self.steps else 1
 
     def continued(self) -> dict[str, Any]:
-        """What must be the same to go on from a checkpoint, by the names of options."""
+        """What must be the same to continue from a checkpoint, by the names of options."""
         return {
             "SPEC": f"{self.graph.name} ({self.model_digest})",
             "--dtype": self.number_format,

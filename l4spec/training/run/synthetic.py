@@ -1,4 +1,4 @@
-"""Endless synthetic text: which tokens stand in a step depends on seed and step alone, not on layout or rank."""
+"""Endless synthetic text: which tokens are in a step depends on seed and step alone, not on layout or rank."""
 
 import torch
 from torch import Tensor

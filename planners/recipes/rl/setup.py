@@ -10,7 +10,7 @@ from planners.recipes.rl.lengths import AnswerLengths
 class DecodeTimes:
     """Seconds of a decode step of one replica by the number of sequences: linear between the sizes that are known.
 
-    Beyond the last size it goes on with the last slope; below the first it is the first.
+    Beyond the last size it continues with the last slope; below the first it is the first.
     """
 
     sizes: tuple[int, ...]
@@ -37,7 +37,7 @@ class RlSetup:
     `answers` are those of a step. Answers may be begun until (updates done + 1 + `staleness`) x `answers` of them have
     been. The learner takes answers in `chunks` equal parts as they come, whole batches by default, and new weights are
     pushed after each batch, for which generation stands still for `push_seconds`. With `is_partial`, answers that are
-    being generated go on with the new weights; else a replica begins no new ones and ends its own before it takes
+    being generated continue with the new weights; else a replica begins no new ones and ends its own before it takes
     weights. `in_order`: answers are taken as they were begun, so that none is staler than `staleness`; else as they
     end. `is_colocated`: the same GPUs generate and train, so that nothing is generated while the learner works.
     """

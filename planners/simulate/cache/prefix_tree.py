@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 Path = tuple[tuple[int, int], ...]
-"""Runs of block ids, stop excluded, from the beginning of a sequence; no run goes on where the last one stopped."""
+"""Runs of block ids, stop excluded, from the beginning of a sequence; no run continues where the last one stopped."""
 
 
 class Node:
@@ -171,7 +171,7 @@ class PrefixTree:
     def _grown(self, node: Node, start: int, stop: int) -> Node:
         self.num_blocks += stop - start
         if node.refs == 1 and node.stop == start and not node.children and node.parent is not None:
-            node.stop = stop  # one sequence alone goes on: no new node
+            node.stop = stop  # one sequence alone continues: no new node
             return node
         child = Node(start, stop, node)
         child.refs = 1

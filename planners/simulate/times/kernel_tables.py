@@ -51,7 +51,7 @@ class Grid:
         self.axes = [sorted({key[dim] for key in rows}) for dim in range(dims)]
 
     def at(self, point: Sequence[float]) -> float:
-        """The interpolated time; corners that nobody measured are left out and the others weighed anew."""
+        """The interpolated time; corners that nobody measured are left out and the others weighed again."""
         corners: list[tuple[tuple[float, ...], float]] = [((), 1.0)]
         for axis, x in zip(self.axes, point, strict=True):
             corners = [

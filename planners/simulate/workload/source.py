@@ -40,7 +40,7 @@ class Contents:
         request.tail = own + rest
 
     def continued(self, request: Request, base: int) -> None:
-        """Let a prompt be the beginning of the text whose ids start at `base`, and its answer go on there."""
+        """Let a prompt be the beginning of the text whose ids start at `base`, and its answer continue there."""
         blocks = request.prompt // self.block
         request.path = ((base, base + blocks),) if blocks else ()
         request.path_blocks = blocks
@@ -69,7 +69,7 @@ class Source(ABC):
 
     @abstractmethod
     def finished(self, request: Request, now: int) -> None:
-        """A request has ended; clients and sessions go on."""
+        """A request has ended; clients and sessions continue."""
 
     def _arrive(self, request: Request) -> None:
         self.requests.append(request)
@@ -199,7 +199,7 @@ class Drawn(Source):
         self._arrive(request)
 
     def _continue_path(self, request: Request, last: Request) -> None:
-        """All that was said, then new text: the ids go on after the last turn's."""
+        """All that was said, then new text: the ids continue after the last turn's."""
         blocks = request.prompt // self.contents.block
         grown = last.tail + blocks - last.path_blocks
         if last.path and last.path[-1][1] == last.tail:

@@ -1,4 +1,4 @@
-"""The reader of torch's sharded files that trusts nothing that stands in a folder."""
+"""The reader of torch's sharded files that trusts nothing that is in a folder."""
 
 from pathlib import Path
 from typing import Any

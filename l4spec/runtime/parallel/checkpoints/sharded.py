@@ -46,7 +46,7 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a checkpoint says of the run that wrote it: steps done, and what must be the same to go on."""
+    """What a checkpoint says of the run that wrote it: steps done, and what must be the same to continue."""
 
     step: int = 0
     settings: Mapping[str, Any] | None = None

@@ -65,7 +65,7 @@ def _printer(rank: int) -> Callable[[str], None]:
         try:
             sys.stdout.write(f"{line}\n")
             sys.stdout.flush()
-        except BrokenPipeError:  # `l4spec run ... | head`: the run goes on, and what it saves is whole
+        except BrokenPipeError:  # `l4spec run ... | head`: the run continues, and what it saves is whole
             is_read = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -84,7 +84,7 @@ class Task(ABC):
             raise UserError(problems)
 
     def fresh(self) -> Self:
-        """The same without what was worked out, to be sent to another process."""
+        """The same without what was computed, to be sent to another process."""
         return replace(self)
 
     @cached_property

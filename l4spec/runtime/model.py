@@ -47,7 +47,7 @@ class LayerStep:
 class Segment:
     """Nodes that run together, a block of the stack or a single layer: what activation checkpointing keeps apart.
 
-    Values named in `inputs` come from outside, those in `last_use_of` are not needed afterwards, `output` is the result.
+    Values named in `inputs` come from outside, those in `last_use_of` are not needed later, `output` is the result.
     """
 
     steps: tuple[LayerStep, ...]

@@ -24,6 +24,9 @@ Quantity = Literal[
     "train_flops_per_second_per_gpu",
 ]
 
+MAX_CLAIMS = 128
+"""Claims of a document, each of which is planned: all within two seconds. Published models have some thirty."""
+
 
 class Claim(Spec):
     """One published statement; `value` in base units (parameters, bytes, FLOPs, tokens), true or false for `fits`."""

@@ -15,7 +15,7 @@ from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.layers.residual_streams.spec import Streams
 from l4spec.spec.about import About
-from l4spec.spec.claims import Claim
+from l4spec.spec.claims import MAX_CLAIMS, Claim
 from l4spec.spec.header import Header, located
 from l4spec.spec.layer_choice import KindOf
 from l4spec.spec.origin import HuggingFaceSpec
@@ -270,7 +270,7 @@ class ModelSpec(Header):
     rules for a mix that has no name. Null: unquantized, in `text.dtype`."""
     about: About | None = None
     """What is published beside the mathematics: licence, languages, dates, evaluations; changes no number of a plan."""
-    claims: Annotated[tuple[Claim, ...], AsTuple] = ()
+    claims: Annotated[tuple[Claim, ...], AsTuple, Field(max_length=MAX_CLAIMS)] = ()
     """What people say about the model, for `l4spec verify`."""
     huggingface: HuggingFaceSpec | None = None
     """What `l4spec export` needs besides the mathematics; written by `l4spec import`."""

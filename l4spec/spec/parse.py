@@ -42,6 +42,12 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+_LENGTHS = {
+    "too_short": ("at least", "min_length", "entry", "entries"),
+    "too_long": ("at most", "max_length", "entry", "entries"),
+    "string_too_short": ("at least", "min_length", "character", "characters"),
+    "string_too_long": ("at most", "max_length", "character", "characters"),
+}
 _WIDEST_HINT = "the most that a published layer has side by side are the 1,048,576 experts of arXiv:2407.04153"
 
 
@@ -147,17 +153,25 @@ def _words(
         options = str(context["expected"])
         words = [word.strip(" '") for word in options.replace(" or ", ", ").split(",")]
         return f"expected {options}, found {shown(value)}", nearest(str(value), words)
+    if (expected := _expected(kind, context)) is not None:
+        why = _WIDEST_HINT if context.get("le") == WIDEST else ""
+        return f"expected {expected}, found {shown(value)}", why
+    return str(details["msg"]).removeprefix("Value error, "), str(context.get("hint", ""))
+
+
+def _expected(kind: str, context: Mapping[str, Any]) -> str | None:
+    """What a value of the wrong type, size, length or form should have been."""
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {shown(value)}", ""
+        return _EXPECTED[kind]
     if kind in _BOUNDS:
         at, limit = _BOUNDS[kind]
         bound = context[limit]
-        why = _WIDEST_HINT if (limit, bound) == ("le", WIDEST) else ""
-        return f"expected {at} {format(bound, ',' if isinstance(bound, int) else 'g')}, found {shown(value)}", why
-    message = str(details["msg"]).removeprefix("Value error, ")
-    if kind.startswith(("string", "too")):
-        message = f"{message[:1].lower()}{message[1:]}, found {shown(value)}"
-    return message, str(context.get("hint", ""))
+        return f"{at} {format(bound, ',' if isinstance(bound, int) else 'g')}"
+    if kind in _LENGTHS:
+        at, limit, one, several = _LENGTHS[kind]
+        length = context[limit]
+        return f"{at} {length:,} {one if length == 1 else several}"
+    return f"text of the form {context['pattern']}" if kind == "string_pattern_mismatch" else None
 
 
 def shown(value: Any) -> str:

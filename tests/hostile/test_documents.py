@@ -113,11 +113,13 @@ def claims(random: Random) -> str:
     """Claims, right and wrong ones."""
     forms = (
         "quantity: total_params, value: 9056, source: x", "quantity: fits, value: true, on: 1xH100, source: x",
-        "quantity: fits, value: 1, source: x", "quantity: nothing, value: x", "value: .inf",
+        "quantity: fits, value: true, on: 96xH100, context: {0}, source: x", "quantity: fits, value: 1, source: x",
+        "quantity: max_context, value: {0}, on: {0}xH100, source: x", "quantity: nothing, value: x", "value: .inf",
     )  # fmt: skip
     form = random.choice(forms)
     return model(
-        "claims:\n" + "".join(f"  - {{{form}}}\n" for _ in range(size(random, 300 if "fits" in form else 15_000)))
+        "claims:\n"
+        + "".join(f"  - {{{form.format(i + 1)}}}\n" for i in range(random.choice([128, size(random, 15_000)])))
     )
 
 

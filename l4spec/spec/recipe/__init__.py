@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from l4spec.errors import nearest
 from l4spec.layers.base import AsTuple, PositiveFloat, Spec
+from l4spec.spec.claims import MAX_CLAIMS
 from l4spec.spec.header import Header, located
 from l4spec.spec.quantities import Share
 from l4spec.spec.recipe.claim import RecipeClaim
@@ -68,7 +69,7 @@ class Recipe(Header):
     """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
     watts_per_gpu: PositiveFloat | None = None
     """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is planned."""
-    claims: Annotated[tuple[RecipeClaim, ...], AsTuple] = ()
+    claims: Annotated[tuple[RecipeClaim, ...], AsTuple, Field(max_length=MAX_CLAIMS)] = ()
     """What has been published about the training, for `verify`."""
     parametrization: Parametrization = Parametrization()
     """How initial scales and rates follow the size of the model."""

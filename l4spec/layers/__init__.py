@@ -27,6 +27,7 @@ OWN_NAMES = (
     "gated_delta_net",
     "geglu",
     "gqa",
+    "kda",
     "layernorm",
     "learned_position",
     "linear",

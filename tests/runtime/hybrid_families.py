@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.runtime.newer_families import DEFAULT_ROPE
 from tests.runtime.oracles import Oracle, _common, _random
-from tests.runtime.tiny import ROPE, Json, gqa, moe, text_of
+from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, moe, text_of
 
 AMPLIFIED = 8.0
 """Over four seeds each side is 0.8 to 4.2 of the plain bound away from our model in fp64, so that the two may differ by
@@ -203,4 +203,67 @@ def _split_nemotron_h(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
     return {name: tensor}
 
 
-HYBRID_FAMILIES: dict[str, Any] = {"qwen3_next": qwen3_next, "qwen3_5": qwen3_5, "nemotron_h": nemotron_h}
+OF_CHANNELS = 3.0
+"""The same for a decay per channel: over four seeds and up to 45 tokens each side is at most 1.5 of the plain bound
+away from our model in fp64."""
+KDA: Json = {"kind": "kda", "num_heads": 3, "head_dim": 10, "conv_kernel_size": 4}
+
+
+def kimi_linear(seed: int = 0) -> Oracle:
+    """KimiLinearForCausalLM: three layers of Kimi Delta Attention, then latent attention that turns nothing."""
+    config = transformers.KimiLinearConfig(
+        **(_common(4) | {"num_key_value_heads": 4}),
+        linear_attn_config={
+            "num_heads": 3,
+            "head_dim": 10,
+            "short_conv_kernel_size": 4,
+            "kda_layers": [1, 2, 3],
+            "full_attn_layers": [4],
+        },
+        q_lora_rank=None,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=12,
+        intermediate_size=64,
+        moe_intermediate_size=40,
+        num_experts=6,
+        num_experts_per_token=2,
+        num_shared_experts=1,
+        num_expert_group=2,
+        topk_group=1,
+        routed_scaling_factor=2.446,
+        rms_norm_eps=1e-5,
+    )
+    router = {"score": "sigmoid", "scales": "output", "renormalize": True, "scaling_factor": 2.446}
+    router |= {"num_groups": 2, "num_limited_groups": 1, "group_score": "top2_sum", "correction_bias": True}
+    parts = {
+        "kda": KDA | {"norm_eps": 1e-5},
+        "mla": MLA | {"q_lora_rank": None, "position": {"kind": "none"}},
+        "dense": SWIGLU,
+        "moe": moe(router=router, num_shared_experts=1),
+    }
+    layers: list[Json] = [
+        {"attention": "kda", "ffn": "dense"},
+        {"attention": "kda", "ffn": "moe", "repeat": 2},
+        {"attention": "mla", "ffn": "moe"},
+    ]
+    reference = _random(transformers.KimiLinearForCausalLM(config), seed)
+    return Oracle(reference, text_of(parts, layers), 4, split=_split_kimi_linear, amplification=OF_CHANNELS)
+
+
+def _split_kimi_linear(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
+    """The convolution of queries, keys and values, and the rate of each head."""
+    if name.endswith("conv1d.weight"):
+        parts = tensor[:, 0].chunk(3)
+        return {name.replace("conv1d.weight", f"{n}_conv"): part for n, part in zip("qkv", parts, strict=True)}
+    own = name.replace(".forget_gate.", ".")
+    return {own: tensor.flatten()} if own.endswith("A_log") else {own: tensor} if own != name else None
+
+
+HYBRID_FAMILIES: dict[str, Any] = {
+    "qwen3_next": qwen3_next,
+    "qwen3_5": qwen3_5,
+    "nemotron_h": nemotron_h,
+    "kimi_linear": kimi_linear,
+}

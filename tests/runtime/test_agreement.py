@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l4spec.runtime.model import Model
-from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
+from tests.runtime.hybrid_families import DELTA_NET, KDA, MAMBA2
 from tests.runtime.sparse_families import INDEX
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, randomised, text_of, token_ids
 
@@ -38,6 +38,7 @@ MODELS: dict[str, Json] = {
     "sparse mla": one_kind(MLA | INDEX | {"kind": "sparse_mla"}),
     "delta net": one_kind(DELTA_NET),
     "mamba-2": one_kind(MAMBA2),
+    "kda": one_kind(KDA),
     "delta net and a window": text_of(
         {"d": DELTA_NET, "w": gqa(mask={"kind": "sliding_window", "size": 5}, sinks=True, position=ROPE), "f": SWIGLU},
         [{"attention": "d", "ffn": "f"}, {"attention": "w", "ffn": "f"}],

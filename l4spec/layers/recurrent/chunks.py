@@ -4,12 +4,14 @@ from l4spec.layers.declaration import HeadProducts, Work
 
 CHUNK = 64
 """Tokens of a chunk: products inside it grow with its square, the number of steps falls with it."""
+CHANNEL_CHUNK = 16
+"""Tokens of a chunk where each channel has a decay of its own: keys are decayed for each of its tokens."""
 
 
-def chunks_of(num_tokens: int) -> list[int]:
+def chunks_of(num_tokens: int, chunk: int = CHUNK) -> list[int]:
     """Sizes of the chunks of so many new tokens; the last one may be shorter."""
-    whole, rest = divmod(num_tokens, CHUNK)
-    return [CHUNK] * whole + ([rest] if rest else [])
+    whole, rest = divmod(num_tokens, chunk)
+    return [chunk] * whole + ([rest] if rest else [])
 
 
 def recurrence(name: str, work: Work, num_heads: int, products_per_token: int) -> HeadProducts:
@@ -17,13 +19,15 @@ def recurrence(name: str, work: Work, num_heads: int, products_per_token: int) -
     return HeadProducts(name, num_heads, work.num_tokens * products_per_token)
 
 
-def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int) -> HeadProducts:
-    """What `l4spec.layers.recurrent.delta_rule` runs: one step for one token, else chunk by chunk."""
+def delta_rule_products(
+    work: Work, num_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK
+) -> HeadProducts:
+    """What `delta_rule` and `channel_delta_rule` run: one step for one token, else chunk by chunk."""
     state = key_dim * value_dim
     if work.num_queries == 1:
         return HeadProducts("delta_rule", num_heads, work.num_sequences * 3 * state)
     forward = backward = 0
-    sizes = chunks_of(work.num_queries)
+    sizes = chunks_of(work.num_queries, chunk)
     for index, size in enumerate(sizes):
         scores, solved = 2 * size * size * key_dim, size * (size - 1) // 2 * value_dim  # k k^T and q k^T; T^-1 v
         attended, read, written = size * size * value_dim, 2 * size * state, size * state

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from l4spec.layers.common.eager import Piece
 from l4spec.layers.common.ledger import FLAG, WIDE, Ledger
 from l4spec.layers.declaration import Work
-from l4spec.layers.recurrent.chunks import chunks_of
+from l4spec.layers.recurrent.chunks import CHANNEL_CHUNK, chunks_of
 
 
 def allocate_convolution(ledger: Ledger, work: Work, channels: int, kernel: int) -> None:
@@ -48,6 +48,36 @@ def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int
             read += values
         if len(sizes) > 1:
             ledger.touch(read)  # the joined chunks
+
+
+def allocate_channel_delta_rule(ledger: Ledger, work: Work, num_heads: int, head_dim: int) -> None:
+    """The same with a decay per channel: of each chunk every key as each later token finds it, then as above."""
+    units = work.num_sequences * num_heads * WIDE
+    state, sizes = units * head_dim * head_dim, chunks_of(work.num_queries, CHANNEL_CHUNK)
+    if work.num_queries == 1:
+        ledger.touch(3 * state + units * head_dim)
+        ledger.take(units * head_dim)
+        return
+    read = 0
+    for index, size in enumerate(sizes):
+        square, tokens, earlier = units * size * size, units * size * head_dim, state if index else 0
+        with ledger.holding(2 * tokens + earlier):  # sums of decays, keys times beta
+            with ledger.holding(2 * tokens + size * size * FLAG):  # keys times beta and queries as one
+                ledger.touch(2 * square * head_dim)
+                ledger.touch(square * head_dim + 2 * square)
+            with ledger.holding(2 * square + tokens):  # system and scores; what is left of the state
+                ledger.touch(3 * tokens)
+                with ledger.holding(2 * tokens):  # its right side and its solution
+                    ledger.touch(square)
+                    ledger.touch(3 * tokens)
+                    with ledger.holding(2 * tokens):  # what is read; what is left at the end
+                        ledger.touch(max(tokens + 2 * state, 3 * state))
+        ledger.take(tokens)
+        read += tokens
+    ledger.take(state)
+    if len(sizes) > 1:
+        ledger.touch(read)  # the joined chunks
+    ledger.free(state)
 
 
 def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int, *, by_token: bool) -> None:

@@ -1,0 +1,66 @@
+"""The gated delta rule with a decay per channel of a key (Kimi Delta Attention, arXiv:2510.26692).
+
+S_t = diag(exp(g_t)) S_{t-1} + k_t (beta_t (v_t - (diag(exp(g_t)) S_{t-1})^T k_t))^T, and a token reads S_t^T q_t. Chunks
+of tokens go at once, as with one decay a head. What is left at token i of a key of token j is different in each
+channel, so that it is no factor of their product: keys are decayed for each later token of their chunk, by powers
+that are never above 1, however fast a channel forgets.
+"""
+
+import torch
+from torch import Tensor
+
+from l4spec.layers.recurrent.chunks import CHANNEL_CHUNK, chunks_of
+
+
+def channel_delta_rule(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What each token reads [rows, heads, tokens, value_dim], and the state after the last [rows, heads, key, value].
+
+    `query`, `key` and `decay` (g <= 0, the log of what is kept) are [rows, heads, tokens, key_dim], queries and keys
+    scaled and normed; `beta` [rows, heads, tokens]; all in fp32 or wider. A token with g = 0 and beta = 0 leaves the
+    state alone.
+    """
+    if query.shape[2] == 1:
+        return _one_step(query, key, value, decay, beta, state)
+    read, first = [], 0
+    for size in chunks_of(query.shape[2], CHANNEL_CHUNK):
+        here = slice(first, first + size)
+        parts = (query[:, :, here], key[:, :, here], value[:, :, here], decay[:, :, here], beta[:, :, here])
+        result, state = _chunk(*parts, state)
+        read.append(result)
+        first += size
+    return (read[0] if len(read) == 1 else torch.cat(read, dim=2)), state
+
+
+def _one_step(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    state = state * decay.exp().transpose(2, 3)
+    correction = (value - key @ state) * beta[..., None]
+    state = state + key.transpose(2, 3) @ correction
+    return query @ state, state
+
+
+def _chunk(
+    query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Tokens of one chunk."""
+    passed = decay.cumsum(-2)
+    weighted = key * beta[..., None]
+    system, scores = _products(torch.stack((weighted, query), dim=-2), key, passed).unbind(-2)
+    kept = passed.exp()
+    target = value * beta[..., None] - (weighted * kept) @ state
+    correction = torch.linalg.solve_triangular(system, target, upper=False, unitriangular=True)
+    result = (query * kept) @ state + scores @ correction
+    left = (passed[..., -1:, :] - passed).exp()
+    return result, state * kept[..., -1, :, None] + (key * left).transpose(2, 3) @ correction
+
+
+def _products(rows: Tensor, key: Tensor, passed: Tensor) -> Tensor:
+    """Of each token's `rows` [.., tokens, 2, key_dim] with what is left of every key: [.., tokens, 2, tokens]."""
+    size = passed.shape[-2]
+    later = torch.ones(size, size, dtype=torch.bool, device=passed.device).triu(1)
+    left = passed[..., :, None, :] - passed[..., None, :, :]
+    left = left.masked_fill_(later[..., None], float("-inf")).exp_().mul(key[..., None, :, :])
+    return rows @ left.transpose(-1, -2)

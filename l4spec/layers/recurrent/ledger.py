@@ -71,7 +71,7 @@ def allocate_channel_delta_rule(ledger: Ledger, work: Work, num_heads: int, head
                     ledger.touch(square)
                     ledger.touch(3 * tokens)
                     with ledger.holding(2 * tokens):  # what is read; what is left at the end
-                        ledger.touch(max(tokens + 2 * state, 3 * state))
+                        ledger.touch(max(2 * tokens + 2 * state, 3 * state))
         ledger.take(tokens)
         read += tokens
     ledger.take(state)

@@ -36,6 +36,8 @@ class Naming:
     heads: Mapping[str, str] = field(default_factory=dict)
     """Of joined tensors those whose rows go head by head: the first head's rows of each part, then the second's. Their
     name to the tensor of ours whose heads count."""
+    unit_dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of joined tensors those that are stored with dimensions of 1 around the first one: how many before and after."""
     kinds: tuple[str, ...] = ()
     """Kinds of attention whose tensors have names of their own: `.attention.` is `.KIND.` in the tables then."""
     next_token_layers: int = 0
@@ -51,6 +53,10 @@ class Naming:
         """The tensor of ours whose heads count where rows go head by head; nothing where parts follow whole."""
         pattern, index = _pattern(stored)
         return self.heads.get(pattern, "").replace("#", index)
+
+    def unit_dims_of(self, stored: str) -> tuple[int, int]:
+        """How many dimensions of 1 a stored tensor has before and after its first one; none usually."""
+        return self.unit_dims.get(_pattern(stored)[0], (0, 0))
 
     def joining(self, full: str) -> str | None:
         """The stored tensor that holds this one of ours among others; None where it is stored alone."""

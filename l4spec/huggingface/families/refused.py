@@ -34,8 +34,10 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "gemma3n": "per-layer embeddings and alternating updates",
         "minimax_m3": "sparse attention to blocks that an index head chooses",
         "minimax_m3_vl": "sparse attention to blocks that an index head chooses",
-        "kimi_k3": "linear attention of kind KDA (a decay per channel)",
-        "kimi_linear": "linear attention of kind KDA (a decay per channel)",
+        "kimi_k3": (
+            "the activation situ, attention residuals (attn_res_block_size), latent experts with a norm, and gates that "
+            "Kimi Linear has not (use_full_rank_gate, gate_lower_bound, mla_use_output_gate)"
+        ),
         "mistral4": "its attention scale by position",
         "ministral3": "a query scale that grows with the position counted from 0",
         "mistral3": "a query scale that grows with the position counted from 0, beside a vision tower",

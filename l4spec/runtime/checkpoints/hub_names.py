@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 from l4spec.graph.layer_graph import LayerGraph
@@ -40,7 +41,7 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
             return None
         groups.append(StoredGroup(tuple((whole(name, full, parameter),) for name in names)))
     groups += [
-        StoredGroup(((_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)),),))
+        StoredGroup(((_widened(_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)), naming),),))
         for stored, parts in joined.items()
     ]
     for prefix, stacks in experts.items():
@@ -73,6 +74,15 @@ def _joined_rows(stored: str, parts: Mapping[str, Parameter], num_heads: int) ->
     if stored.endswith("conv1d.weight"):
         return StoredTensor(stored, (start, 1, *rest), tuple(pieces), view=(start, *rest))
     return StoredTensor(stored, (start, *rest), tuple(pieces))
+
+
+def _widened(tensor: StoredTensor, naming: Naming) -> StoredTensor:
+    """With dimensions of 1 around the first, where its family stores them."""
+    before, after = naming.unit_dims_of(tensor.name)
+    if not before and not after:
+        return tensor
+    rows, *rest = tensor.shape
+    return replace(tensor, shape=(*[1] * before, rows, *[1] * after, *rest), view=tensor.shape)
 
 
 def _is_stacked_bias(parameter: Parameter, full: str) -> bool:

@@ -151,6 +151,12 @@ def gated_delta_nets(draw: Draw, step: int = 1) -> Data:
 
 
 @st.composite
+def kdas(draw: Draw, step: int = 1) -> Data:
+    part: Data = {"kind": "kda", "num_heads": draw(st.integers(1, 4)), "head_dim": draw(sizes(9, step))}
+    return part | draw(some_of({"conv_kernel_size": st.integers(2, 5), "norm_eps": EPS}))
+
+
+@st.composite
 def mamba2s(draw: Draw, step: int = 1) -> Data:
     num_groups = draw(st.integers(1, 3))
     part: Data = {
@@ -247,7 +253,8 @@ def blocks(draw: Draw, attention: list[str], ffn: list[str]) -> Data:
 def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional: bool = True, step: int = 1) -> Data:
     """Parts and the pattern in which they are laid; a vision tower attends to every patch."""
     parts: Data = {}
-    recurrent = {} if vision else {"gated_delta_net": gated_delta_nets, "mamba2": mamba2s}  # which see no later patches
+    recurrent = {"gated_delta_net": gated_delta_nets, "kda": kdas, "mamba2": mamba2s}
+    recurrent = {} if vision else recurrent  # which see no later patches
     kinds = draw(st.lists(st.sampled_from(["gqa", "dense", "moe", "mla", *recurrent]), min_size=1, max_size=4))
     for name, kind in zip(PART_NAMES, kinds, strict=False):
         attentions = {"gqa": gqas, "mla": mlas}

@@ -65,7 +65,7 @@ def test_every_command_file_is_listed() -> None:
 def test_only_the_kinds_of_a_model_are_imported() -> None:
     loaded = {name.split(".")[2] for name in modules_of("plan", "tiny/scout", "--gpus", "8xH100") if ".layers." in name}
     assert {"gqa", "moe", "rmsnorm"} <= loaded
-    assert not loaded & {"gated_delta_net", "mamba2", "mla", "recurrent"}
+    assert not loaded & {"gated_delta_net", "kda", "mamba2", "mla", "recurrent"}
 
 
 def test_a_plan_of_a_model_reads_no_schema_of_recipes() -> None:

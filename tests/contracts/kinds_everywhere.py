@@ -31,6 +31,7 @@ text:
     window: {kind: gqa, num_heads: 6, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 12},
              position: {kind: none}, logit_softcap: 30.0}
     delta: {kind: gated_delta_net, num_key_heads: 2, num_value_heads: 4, key_head_dim: 6, value_head_dim: 10}
+    kda: {kind: kda, num_heads: 3, head_dim: 6}
     mamba: {kind: mamba2, num_heads: 6, num_groups: 2, head_dim: 4, state_size: 10}
     sparse: {kind: sparse_mla, num_heads: 2, q_lora_rank: 8, kv_lora_rank: 8, qk_nope_head_dim: 4, qk_rope_head_dim: 4,
              v_head_dim: 4, norm_eps: 1.0e-6, mask: {kind: causal}, position: {kind: rope, theta: 10000},
@@ -44,6 +45,7 @@ text:
     - {attention: window, ffn: mlp, form: sandwich}
     - {attention: mamba, form: output_norm}
     - {attention: delta, ffn: moe}
+    - {attention: kda}
     - {attention: sparse}
 """
 STREAMS = """

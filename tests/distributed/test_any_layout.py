@@ -32,6 +32,7 @@ def even(model: Data, factor: int) -> Data:
     for part in model["text"]["parts"].values():
         grown = {"gqa": ["num_heads"], "mla": ["num_heads"], "moe": ["num_experts", "intermediate_size"]}
         grown["mamba2"] = ["num_heads", "num_groups"]
+        grown["kda"] = ["num_heads"]
         grown["gated_delta_net"] = ["num_key_heads", "num_value_heads"]
         for name in grown.get(part["kind"], ["intermediate_size"]):
             part[name] *= factor

@@ -19,6 +19,7 @@ factors = st.sampled_from([1.5, 2.0, 8.0, 16.0])
 thetas = st.sampled_from([10000.0, 500000.0, 1e6, 12345.5])
 flags = st.booleans()
 windows = st.none() | st.integers(1, 4096)
+ROUTED = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "norm_topk_prob")
 
 
 def ropes(theta: float) -> st.SearchStrategy[Config]:
@@ -108,6 +109,7 @@ def families(draw: Draw, model_type: str) -> Config:
         "deepseek_v32": _indexed(n),
         "glm_moe_dsa": _indexed(n),
         "deepseek_v4": _compressed(n),
+        "kimi_linear": _kimi_linear(n),
     }
     return _fitted(model_type, base, draw(extra[model_type]))
 
@@ -119,6 +121,9 @@ def _fitted(model_type: str, base: Config, own: Config) -> Config:
         own |= {"num_key_value_heads": base["num_attention_heads"], "head_dim": own["qk_rope_head_dim"]}
     if model_type == "deepseek_v4":
         _fit_compressed(base, own)
+    if model_type == "kimi_linear":  # which turns and ties nothing
+        del base["rope_parameters"], base["head_dim"], own["head_dim"]
+        base["tie_word_embeddings"] = False
     if model_type == "mimo_v2_flash":  # whose windows have twice as many
         base["num_attention_heads"] = 2 * base["num_attention_heads"]
     if model_type == "nemotron_h":  # which turns nothing
@@ -273,8 +278,9 @@ def _deepseek_v2(draw: Draw, n: int) -> Config:
 @st.composite
 def _glm4_moe(draw: Draw, n: int) -> Config:
     drawn = draw(_deepseek(n))
-    own = ("n_group", "topk_group", "n_routed_experts", "num_experts_per_tok", "n_shared_experts", "norm_topk_prob")
-    shared = {name: drawn[name] for name in (*own, "routed_scaling_factor", "first_k_dense_replace", "attention_bias")}
+    shared = {
+        name: drawn[name] for name in (*ROUTED, "routed_scaling_factor", "first_k_dense_replace", "attention_bias")
+    }
     return {**shared, "moe_intermediate_size": draw(sizes), "use_qk_norm": draw(flags)}
 
 
@@ -309,6 +315,23 @@ def _deepseek(draw: Draw, n: int) -> Config:
         "head_dim": None,
         "num_key_value_heads": None,
     }
+
+
+@st.composite
+def _kimi_linear(draw: Draw, n: int) -> Config:
+    drawn = draw(_deepseek(n))
+    both = {name: value for name, value in drawn.items() if name not in ("first_k_dense_replace", "rope_interleave")}
+    full = draw(st.lists(st.integers(1, n), unique=True, max_size=n))
+    kinds = draw(st.lists(st.sampled_from(["dense", "sparse"]), min_size=n, max_size=n))
+    linear = draw(some(num_heads=st.integers(1, 8), head_dim=sizes, short_conv_kernel_size=st.integers(2, 8)))
+    linear |= {
+        "kda_layers": [layer for layer in range(1, n + 1) if layer not in full],
+        "full_attn_layers": sorted(full),
+    }
+    both["num_experts"] = both.pop("n_routed_experts")
+    in_order = kinds == sorted(kinds)
+    places = {"first_k_dense_replace": kinds.count("dense")} if in_order else {"mlp_layer_types": kinds}
+    return {**both, **places, "linear_attn_config": linear}
 
 
 @st.composite

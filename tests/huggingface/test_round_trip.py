@@ -22,6 +22,7 @@ READ_AND_NOT_KEPT = (
     ("sliding_window_pattern", 6),
     ("global_head_dim", 512),
     ("num_global_key_value_heads", None),
+    ("first_k_dense_replace", 1),
 )
 """Fields of older configs that transformers turns into others."""
 TEXT_FAMILIES = [

@@ -47,6 +47,7 @@ text:
     window: {kind: gqa, num_heads: 6, num_kv_heads: 2, head_dim: 4, mask: {kind: sliding_window, size: 12},
              position: {kind: none}, logit_softcap: 30.0}
     delta: {kind: gated_delta_net, num_key_heads: 2, num_value_heads: 4, key_head_dim: 6, value_head_dim: 10}
+    kda: {kind: kda, num_heads: 3, head_dim: 6}
     mamba: {kind: mamba2, num_heads: 6, num_groups: 2, head_dim: 4, state_size: 10}
     geglu: {kind: geglu, intermediate_size: 40}
     mlp: {kind: mlp, intermediate_size: 56}
@@ -57,6 +58,7 @@ text:
     - {attention: window, ffn: mlp, form: sandwich}
     - {attention: mamba, form: output_norm}
     - {attention: delta, ffn: moe}
+    - {attention: kda}
 """
 BATCH, LENGTH, TILES = 2, 38, 2
 PIECES = [20, 17, 1]

@@ -20,7 +20,7 @@ CHECKED = (
     *("qwen3-235b-a22b", "gpt-oss-120b", "gpt-oss-20b", "minimax-m2.5", "glm-4.5", "glm-4.5-air", "olmo-2-7b"),
     *("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-next-80b-a3b", "qwen3.5-27b", "qwen3.5-35b-a3b"),
     *("gemma-3-27b", "nemotron-3-nano-30b-a3b", "nemotron-3-super-120b-a12b", "nemotron-h-56b"),
-    *("deepseek-v3.2", "glm-5.1", "mimo-v2-flash", "gemma-4-26b-a4b"),
+    *("deepseek-v3.2", "glm-5.1", "mimo-v2-flash", "gemma-4-26b-a4b", "kimi-linear-48b-a3b"),
 )
 DEEPSEEK_V2: dict[str, dict[str, Any]] = {
     "deepseek-v2-lite": {

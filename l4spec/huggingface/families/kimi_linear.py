@@ -6,7 +6,7 @@ from typing import Any
 from l4spec.huggingface.experts import ExpertFields
 from l4spec.huggingface.family import Family, first
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import DECODER, FFN, Naming
+from l4spec.huggingface.naming import DECODER, FFN, Naming, Renames
 from l4spec.huggingface.text import CAUSAL, FULL, Block, Data, num_layers, read_layer_types, read_text, write_text
 from l4spec.layers.kda.spec import KDASpec
 from l4spec.layers.mla.spec import MLASpec
@@ -56,10 +56,14 @@ def read(fields: Fields) -> dict[str, Any]:
     types, sparse = _types(fields, linear, count), _sparse(fields, count)
     kda = _kda(fields, linear)
     parts: Data = {"kda": kda} if LINEAR in types else {}
+    if not parts:
+        fields.carry("linear_attn_config", *_FLAT.values())
     if FULL in types:
         parts["attention"] = _mla(fields)
     else:
-        fields.carry("num_attention_heads", "num_key_value_heads", "q_lora_rank", "attention_bias", *_MLA)
+        fields.carry(
+            "num_attention_heads", "num_key_value_heads", "qk_head_dim", "q_lora_rank", "attention_bias", *_MLA
+        )
     if all(sparse):
         fields.carry("intermediate_size")
     else:
@@ -180,13 +184,14 @@ def _of_mixture(name: str) -> tuple[str, ...]:
     return tuple(f"{prefix}{name}" for prefix in _MIXTURE)
 
 
-NAMES = {
+NAMES: Renames = {
     **DECODER,
     "text.layers.#.attention.q_a_norm.": f"{_SELF}q_a_layernorm.",
     "text.layers.#.attention.kv_a_norm.": f"{_SELF}kv_a_layernorm.",
     "text.layers.#.attention.kv_a_proj.": f"{_SELF}kv_a_proj_with_mqa.",
     _OURS: _SELF,
     **{f"{_OURS}{name}": (f"{_SELF}{name}", f"{_GATE}{name}") for name in ("f_a_proj.", "f_b_proj.", "dt_bias")},
+    FFN: _MIXTURE[::-1],  # transformers turns its renaming of mixtures around for dense layers, too
     f"{FFN}router.": _of_mixture("gate."),
     f"{FFN}router.correction_bias": _of_mixture("gate.e_score_correction_bias"),
     f"{FFN}experts": _of_mixture("experts"),

@@ -35,8 +35,8 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "minimax_m3": "sparse attention to blocks that an index head chooses",
         "minimax_m3_vl": "sparse attention to blocks that an index head chooses",
         "kimi_k3": (
-            "the activation situ, attention residuals (attn_res_block_size), latent experts with a norm, and gates that "
-            "Kimi Linear has not (use_full_rank_gate, gate_lower_bound, mla_use_output_gate)"
+            "the activation situ, attention residuals (attn_res_block_size), latent experts with a norm, and gates "
+            "that Kimi Linear has not (use_full_rank_gate, gate_lower_bound, mla_use_output_gate)"
         ),
         "mistral4": "its attention scale by position",
         "ministral3": "a query scale that grows with the position counted from 0",

@@ -31,7 +31,7 @@ RATE, STEP = log(8.5), log(expm1(0.01))
 
 
 def declare(spec: KDASpec, width: Width) -> Declaration:
-    """Projections q, k, v, b; gates f and g of rank head_dim; three convolutions; per head a state [head_dim, head_dim].
+    """Projections q, k, v, b; gates f and g of rank head_dim; convolutions; per head a state [head_dim, head_dim].
 
     The recurrence needs 6 * head_dim^2 FLOPs per token and head, as with one decay a head: the state is read for the
     key, corrected, and read for the query. Decays, convolutions, norms and gates count no FLOPs by convention.
@@ -116,7 +116,7 @@ def _live(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
 
 
 def _saved(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, the narrow halves of both gates, and a state after each chunk of tokens."""
+    """Beside what is alive the gated values, the narrow halves of both gates, and a state after each chunk."""
     rank, num_chunks = Dim("rank", spec.head_dim), work.num_sequences * ceil_div(work.num_queries, FUSED_CHUNK)
     return (
         *_live(spec, work, hidden),

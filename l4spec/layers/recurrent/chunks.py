@@ -19,9 +19,7 @@ def recurrence(name: str, work: Work, num_heads: int, products_per_token: int) -
     return HeadProducts(name, num_heads, work.num_tokens * products_per_token)
 
 
-def delta_rule_products(
-    work: Work, num_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK
-) -> HeadProducts:
+def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK) -> HeadProducts:
     """What `delta_rule` and `channel_delta_rule` run: one step for one token, else chunk by chunk."""
     state = key_dim * value_dim
     if work.num_queries == 1:

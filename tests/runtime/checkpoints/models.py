@@ -42,10 +42,17 @@ FAMILIES = {
     "nemotron_h": "compare/nemotron-3-super-120b-a12b",
     "gemma4_text": "compare/gemma-4-26b-a4b",
     "deepseek_v4": "compare/deepseek-v4-flash",
+    "kimi_linear": "compare/kimi-linear-48b-a3b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
-AMBIGUOUS: dict[str, dict[str, JsonValue]] = {"phi3": {"pad_token_id": 0}, "qwen3_next": {}, "glm_moe_dsa": {}}
-"""Families whose models another family, which an export tries before, can say as well, with fields that they need."""
+AMBIGUOUS: dict[str, dict[str, JsonValue]] = {
+    "phi3": {"pad_token_id": 0},
+    "qwen3_next": {},
+    "glm_moe_dsa": {},
+    "kimi_linear": {"pad_token_id": 0},
+}
+"""Families whose models another family, which an export tries before, can say as well, with fields that they need; or
+whose usual padding is no token of a small vocabulary."""
 CHANGED = {
     "deepseek_v2": ["text.parts.attention.num_heads=8"],  # which its config wants to divide the width
     "mimo_v2_flash": [  # whose windows have twice as many KV heads, which rounding would make as many
@@ -56,9 +63,12 @@ CHANGED = {
         *("text.parts.full.num_heads=4", "text.parts.full.num_kv_heads=2"),
         *("text.parts.sliding.num_heads=4", "text.parts.sliding.num_kv_heads=2", "text.parts.moe.num_experts=12"),
     ],
+    "kimi_linear": ["text.parts.moe.num_experts=12", "text.parts.moe.num_experts_per_token=4"],
     "nemotron_h": ["text.parts.moe.num_experts=12", "text.parts.moe.num_experts_per_token=4"],  # 512 take minutes
 }
 """What is overridden in the spec of a family before it is scaled down."""
+ALSO_CALLED = {"kimi_linear": (".block_sparse_moe.", ".mlp.")}
+"""Steps of stored names that transformers writes in layers where published checkpoints have the second one."""
 OTHER_FAMILIES = {
     "kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM",
     "nemotron-nas": "no class in transformers, but code beside its weights",

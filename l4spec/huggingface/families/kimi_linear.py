@@ -94,15 +94,17 @@ def _kda(fields: Fields, linear: Fields) -> Data:
 
 
 def _types(fields: Fields, linear: Fields, count: int) -> list[str]:
-    """What each layer is: `layer_types`, or the two lists, or every fifth one full as transformers has it."""
+    """What each layer is: `layer_types`, or both lists; without them the fifth is full, and every fourth after it."""
     usual = [FULL if index and index % 4 == 0 else LINEAR for index in range(count)]
     listed = {name: linear.integers(name) if linear.has(name) else None for name in _LISTS}
-    places = {name: found for name, found in listed.items() if found is not None}
+    places = {name: numbers for name, numbers in listed.items() if numbers is not None}
     if len(places) == len(_LISTS):
-        named = {place: _LISTS[name] for name, found in places.items() for place in found}
-        if sorted(place for found in places.values() for place in found) != list(range(1, count + 1)):
+        named = {place: _LISTS[name] for name, numbers in places.items() for place in numbers}
+        if sorted(place for numbers in places.values() for place in numbers) != list(range(1, count + 1)):
             linear.problem("kda_layers", f"expected each layer from 1 to {count} once, here or in full_attn_layers")
         usual = [named.get(index + 1, LINEAR) for index in range(count)]
+    elif places:
+        linear.problem(next(iter(places)), f"needs {' and '.join(_LISTS.keys() - places)} beside it")
     types = read_layer_types(fields, usual, (LINEAR, FULL))
     if places and types != usual:
         fields.consequence("layer_types", "says something else than linear_attn_config")

@@ -17,7 +17,7 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import resolve
 from tests.runtime.compressed_families import COMPRESSED_FAMILIES
 from tests.runtime.families import FAMILIES
-from tests.runtime.hybrid_families import DELTA_NET, MAMBA2
+from tests.runtime.hybrid_families import DELTA_NET, KDA, MAMBA2
 from tests.runtime.sparse_families import INDEX
 from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, text_of, vision
 
@@ -31,6 +31,7 @@ ATTENTIONS: dict[str, Json] = {
     "window": gqa(mask={"kind": "sliding_window", "size": 5}),
     "chunks": gqa(mask={"kind": "chunked", "size": 8}),
     "delta net": DELTA_NET,
+    "kda": KDA,
     "mamba": MAMBA2,
 }
 FFNS: dict[str, Json] = {

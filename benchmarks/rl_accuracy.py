@@ -20,7 +20,7 @@ from l4spec.cli.request import compiled
 from l4spec.layers.declaration import Work
 from planners.catalog.cluster import parse_cluster
 from planners.counts.flops import model_flops
-from planners.recipes.rl.events import RlSimulation
+from planners.recipes.rl.events import simulate_rl
 from planners.recipes.rl.fit import RlFactors, SynchronousStep, fit_factors
 from planners.recipes.rl.lengths import AnswerLengths
 from planners.recipes.rl.planned import planned_decode
@@ -143,7 +143,7 @@ def judge(runs: Iterable[PublishedRun]) -> tuple[dict[tuple[str, str, str], RlFa
         factors[key] = fit_factors(synchronous)
         for run in rows:
             if not run.is_synchronous:
-                times = RlSimulation(factors[key].applied(run.setup(mean))).run(measured=8)
+                times = simulate_rl(factors[key].applied(run.setup(mean)))
                 judged.append(Judged(run, times.step_seconds))
     return factors, judged
 

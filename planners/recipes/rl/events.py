@@ -8,8 +8,10 @@ from planners.recipes.rl.replica_clock import Begun, ReplicaClock
 from planners.recipes.rl.setup import RlSetup, RlTimes
 
 LEARNER = -1
-WARM_UP, MEASURED = 4, 12
-"""Steps that are left out, and steps that are measured."""
+SETTLED = (24, 24)
+"""Updates that are left out, and updates that times are means over, where a queue of answers fills: slowly."""
+IN_TURNS = (2, 8)
+"""The same where none fills."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class RlSimulation:
         self.is_training = False
         self.lengths = self._lengths()
 
-    def run(self, warm_up: int = WARM_UP, measured: int = MEASURED) -> RlTimes:
+    def run(self, warm_up: int, measured: int) -> RlTimes:
         """Means over `measured` steps after `warm_up` ones."""
         self._schedule(self._begin_answers(LEARNER))
         events, replicas = self.events, self.replicas
@@ -217,5 +219,5 @@ class RlSimulation:
 
 
 def simulate_rl(setup: RlSetup) -> RlTimes:
-    """Step time, utilization and staleness of a setup."""
-    return RlSimulation(setup).run()
+    """Step time, utilization and staleness of a setup, once they no longer change."""
+    return RlSimulation(setup).run(*(SETTLED if setup.has_queue else IN_TURNS))

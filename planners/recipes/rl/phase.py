@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import gcd
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -11,14 +12,15 @@ from l4spec.spec.recipe.rollouts import RolloutSpec
 from planners.catalog.cluster import parse_cluster
 from planners.counts.params import count_params
 from planners.device.training_state import WEIGHT_BYTES
-from planners.recipes.rl.events import RlSimulation
+from planners.recipes.rl.events import simulate_rl
 from planners.recipes.rl.lengths import AnswerLengths
 from planners.recipes.rl.planned import PlannedDecode, planned_decode
 from planners.recipes.rl.rl_plan import RlCondition, RlPhasePlan
 from planners.recipes.rl.setup import RlSetup, RlTimes
 
 EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
-WARM_UP, MEASURED = 3, 4
+SAMPLED_ANSWERS, MOST_PARTS = 128, 8
+"""A sample has at least so many answers a step, and is at least so great a part of its setup."""
 LOG_PROBS = 4 / 3
 """The learner's FLOPs with a forward pass for the policy's own log probabilities, over those of its update."""
 
@@ -27,7 +29,7 @@ LOG_PROBS = 4 / 3
 class _Infrastructure:
     """What all setups of a phase share.
 
-    `train_seconds` are those of a step on all GPUs; times are means over `measured` steps.
+    `train_seconds` are those of a step on all GPUs. `is_sampled`: times are those of a sample of each setup.
     """
 
     rollouts: RolloutSpec
@@ -38,7 +40,7 @@ class _Infrastructure:
     decode: PlannedDecode
     train_seconds: float
     push_seconds: float
-    measured: int = MEASURED
+    is_sampled: bool = False
 
     def setup(self, share: float | None) -> RlSetup:
         """Asynchronous with this share of the GPUs for generation; None is synchronous on all of them."""
@@ -78,10 +80,11 @@ class _Infrastructure:
         while first <= last:
             middle = (first + last) // 2
             setup = self.setup(possible[middle])
-            times = self.run(setup)
+            times = _run(sample_of(setup))
             tried.append((setup, times))
             first, last = (middle + 1, last) if times.generating > times.training else (first, middle - 1)
-        return min(tried, key=lambda one: one[1].step_seconds)
+        setup, _ = min(tried, key=lambda one: one[1].step_seconds)
+        return setup, self.run(setup)
 
     def speed_up(self) -> float:
         """Synchronous over asynchronous seconds of a step."""
@@ -89,13 +92,24 @@ class _Infrastructure:
 
     def run(self, setup: RlSetup) -> RlTimes:
         """The times of a setup."""
-        return _run(setup, self.measured)
+        return _run(sample_of(setup) if self.is_sampled and not setup.in_order else setup)
 
 
-@lru_cache(maxsize=256)
-def _run(setup: RlSetup, measured: int) -> RlTimes:
-    """The times of a setup; conditions share setups, of which each runs once."""
-    return RlSimulation(setup).run(WARM_UP, measured)
+def sample_of(setup: RlSetup) -> RlSetup:
+    """A setup with fewer replicas and as many times fewer answers a step: less to simulate for steps as long.
+
+    They differ where answers are taken in order, by some percent: the longest one in flight depends on how many there
+    are. Where a whole batch is waited for, the setup itself.
+    """
+    if not setup.has_queue:
+        return setup
+    shared = gcd(setup.replicas, setup.answers)
+    parts = [n for n in range(1, MOST_PARTS + 1) if shared % n == 0 and setup.answers // n >= SAMPLED_ANSWERS]
+    part = max(parts, default=1)
+    return replace(setup, replicas=setup.replicas // part, answers=setup.answers // part)
+
+
+_run = lru_cache(maxsize=256)(simulate_rl)  # conditions share setups, of which each runs once
 
 
 def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) -> RlPhasePlan:
@@ -163,6 +177,7 @@ def _replica(
 
 def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
     """What the speed-up is compared with: the same phase with one thing otherwise."""
+    whole = replace(whole, is_sampled=True)
     lengths, rollouts = whole.lengths, whole.rollouts
     even = AnswerLengths(lengths.mean, lengths.longest, 0.0)
     return {
@@ -170,7 +185,7 @@ def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
         "updates take no time": replace(whole, train_seconds=0.0),
         "updates take ten times as long": replace(whole, train_seconds=10 * whole.train_seconds),
         "four times as many answers a step": replace(
-            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds, measured=MEASURED // 2
+            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds
         ),
         "answers taken as they were begun": replace(whole, rollouts=rollouts.model_copy(update={"in_order": True})),
         "staleness 0": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 0.0})),

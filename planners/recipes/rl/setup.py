@@ -56,6 +56,11 @@ class RlSetup:
     is_colocated: bool = False
     seed: int = 0
 
+    @property
+    def has_queue(self) -> bool:
+        """Whether answers wait for the learner, more of them with every update until as many are as may be."""
+        return self.staleness >= 1
+
 
 @dataclass(frozen=True, slots=True)
 class RlTimes:

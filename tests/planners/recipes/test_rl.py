@@ -16,6 +16,7 @@ from planners.recipes.cost import RecipeOptions, plan_recipe
 from planners.recipes.rl.events import RlSimulation, simulate_rl
 from planners.recipes.rl.fit import SynchronousStep, fit_factors
 from planners.recipes.rl.lengths import AnswerLengths
+from planners.recipes.rl.phase import sample_of
 from planners.recipes.rl.setup import DecodeTimes, RlSetup
 
 DECODE = DecodeTimes((1, 8, 64), (0.01, 0.015, 0.04))
@@ -109,6 +110,33 @@ def test_more_staleness_is_never_slower_and_long_answers_need_it() -> None:
     seconds = [simulate_rl(replace(VARIED, staleness=one)).step_seconds for one in (0.0, 0.25, 0.5, 1.0, 2.0)]
     assert all(later <= earlier * 1.01 for earlier, later in pairwise(seconds))
     assert seconds[0] > 1.2 * seconds[-1]
+
+
+LONG_TAIL = AnswerLengths(300.0, 3000, 1.2)
+QUEUE = replace(
+    VARIED, answers=1024, replicas=16, slots=128, lengths=LONG_TAIL, train_seconds=8.0, staleness=4.0, push_seconds=0.5
+)
+
+
+@pytest.mark.parametrize("train_seconds", [4.0, 8.0, 12.0])
+def test_times_are_those_of_a_queue_that_has_filled(train_seconds: float) -> None:
+    setup = replace(QUEUE, train_seconds=train_seconds)
+    early, late = RlSimulation(setup).run(3, 4), RlSimulation(setup).run(64, 96)
+    settled = simulate_rl(setup)
+    # 24 batches of 1,024 answers, whose lengths are spread evenly: steps vary by a percent
+    assert settled.step_seconds == pytest.approx(late.step_seconds, rel=0.02)
+    assert settled.mean_staleness == pytest.approx(late.mean_staleness, rel=0.05)
+    assert early.mean_staleness < 0.9 * late.mean_staleness
+
+
+@pytest.mark.parametrize("staleness", [1.0, 4.0, 8.0])
+def test_a_sample_of_a_setup_takes_as_long(staleness: float) -> None:
+    setup = replace(QUEUE, staleness=staleness)
+    sample = sample_of(setup)
+    assert (sample.replicas, sample.answers) == (2, 128)
+    assert simulate_rl(sample).step_seconds == pytest.approx(simulate_rl(setup).step_seconds, rel=0.02)
+    in_turns = replace(setup, staleness=0.0)
+    assert sample_of(in_turns) == in_turns
 
 
 def test_draining_before_weights_are_taken_costs_time() -> None:

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from l4spec.errors import MAX_PROBLEMS, Place, Problem, SpecError, nearest
 from l4spec.layers import KINDS
@@ -17,6 +18,7 @@ from l4spec.spec.header import Header
 from l4spec.spec.model import SLOTS_OF_BLOCKS, ModelSpec
 from l4spec.spec.schema_walk import schema_at
 from l4spec.spec.tree import dotted
+from l4spec.spec.yaml_tree import MAX_NODES
 
 Path = tuple[str | int, ...]
 Root = TypeVar("Root", bound=Header)
@@ -48,6 +50,11 @@ _LENGTHS = {
     "string_too_short": ("at least", "min_length", "character", "characters"),
     "string_too_long": ("at most", "max_length", "character", "characters"),
 }
+_OF_ONE_VALUE = frozenset(
+    ("extra_forbidden", "missing", "union_tag_not_found", "union_tag_invalid", "literal_error", *_EXPECTED, *_BOUNDS)
+)
+"""Errors that do not depend on how long lists are."""
+_MOST_ERRORS, _CUT_LENGTH = 10_000, 1_000
 _WIDEST_HINT = "the most that a published layer has side by side are the 1,048,576 experts of arXiv:2407.04153"
 
 
@@ -76,7 +83,7 @@ def _schema_problems(
     root: type[Header], document: Document, error: ValidationError, also: Finder | None
 ) -> list[Problem]:
     """The first of what is wrong in reading order, a few more than are reported: each takes time to put into words."""
-    details = [(_path_of(document, each), each) for each in error.errors(include_url=False)]
+    details = [(_path_of(document, each), each) for each in _details(root, document, error)]
     details.sort(key=lambda pair: _reading_order(place_of(document, pair[0])))
     first = details[: 2 * MAX_PROBLEMS]  # some may say the same
     elsewhere = _Elsewhere(document.data)
@@ -85,6 +92,29 @@ def _schema_problems(
         seen = {problem.path for problem in problems}
         problems += islice((problem for problem in also(document) if problem.path not in seen), MAX_PROBLEMS + 2)
     return sorted(problems, key=lambda problem: _reading_order(problem.place))
+
+
+def _details(root: type[Header], document: Document, error: ValidationError) -> list[ErrorDetails]:
+    """pydantic's errors; where there are very many, which take a kilobyte each, those of a shorter document.
+
+    Its lists are cut, to the first length at which something is wrong. What depends on a whole list is left out then.
+    """
+    most = _CUT_LENGTH if error.error_count() > _MOST_ERRORS else MAX_NODES
+    while most < MAX_NODES:
+        try:
+            root.model_validate(_cut(document.data, most))
+        except ValidationError as shorter:
+            if details := [each for each in shorter.errors(include_url=False) if each["type"] in _OF_ONE_VALUE]:
+                return details
+        most *= 2
+    return error.errors(include_url=False)
+
+
+def _cut(data: Any, most: int) -> Any:
+    """The same with at most so many entries in each list."""
+    if isinstance(data, dict):
+        return {key: _cut(value, most) for key, value in data.items()}
+    return [_cut(value, most) for value in data[:most]] if isinstance(data, list) else data
 
 
 def _reading_order(place: Place | None) -> tuple[str, int, int]:

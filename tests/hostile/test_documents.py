@@ -3,6 +3,7 @@
 from pathlib import Path
 from random import Random
 
+import pytest
 from hypothesis import given
 
 from l4spec.spec.files import MAX_BYTES
@@ -90,7 +91,23 @@ def deep(random: Random) -> str:
     opening, closing = random.choice([("[", "]"), ("{a: ", "}"), ("- ", "")])
     depth = size(random, 100_000)
     shape = random.choice([opening * depth + closing * depth, f"[{'[],' * depth}]", f"[{'1,' * depth}]"])
-    return model(f"claims: {shape}\n")
+    return in_place_of_a_list(random.choice(LISTS), shape)
+
+
+LISTS = ("claims", "sources", "estimated", "about", "layers", "blocks")
+
+
+def in_place_of_a_list(field: str, value: str) -> str:
+    """The document with this value where a list of some length is expected."""
+    match field:
+        case "about":
+            return model(f"about: {{evaluations: {value}}}\n")
+        case "layers":
+            return model(layers=f"    {value}\n")
+        case "blocks":
+            return model(layers=f"    - {{repeat: 3, blocks: {value}}}\n")
+        case _:
+            return model(f"{field}: {value}\n")
 
 
 def aliases(random: Random) -> str:
@@ -148,6 +165,18 @@ def test_many_unknown_fields_are_each_looked_for_elsewhere_in_time(server: Serve
     path.write_text(HEAD + "".join(f"u{i}: {{kind: mlp}}\n" for i in range(20_000)), encoding="utf-8")
     run = server.run("validate", str(path))
     assert run.code == 2
+    assert server.answers_within(SECONDS, run), run
+
+
+@pytest.mark.parametrize("field", LISTS)
+def test_lists_of_nothing_but_errors_stay_small(server: Server, folder: Path, field: str) -> None:
+    """Drawn at length: each error took a kilobyte, and all of them were listed for the first fifty."""
+    path = folder / "spec.yaml"
+    path.write_text(in_place_of_a_list(field, f"[{'[],' * 95_000}]"), encoding="utf-8")
+    run = server.run("validate", str(path))
+    assert run.code == 2
+    assert run.err.count("expected ") > 20, run.err  # what the server keeps of fifty
+    assert run.peak_bytes < PEAK_BYTES, run
     assert server.answers_within(SECONDS, run), run
 
 

@@ -104,6 +104,14 @@ def test_an_estimate_of_no_field_is_refused_with_the_nearest_one() -> None:
     assert "text.hidden_size" in problem.hint
 
 
+def test_very_many_problems_are_the_first_ones_of_the_document() -> None:
+    """Those after thousands of right entries, too."""
+    problems = problems_of(SMALL + f"sources: [{'x, ' * 3_000}{'[], ' * 12_000}]\n")
+    assert [problem.path for problem in problems[:2]] == ["sources[3000]", "sources[3001]"]
+    assert {problem.message for problem in problems[:-1]} == {"expected text, found a list of 0"}
+    assert problems[-1].message == "stopped after 50 problems"
+
+
 def test_too_many_layers_are_refused() -> None:
     (problem,) = problems_of(SMALL.replace("repeat: 2}", "repeat: 20000}"))
     assert problem.path == "text.layers"

@@ -21,6 +21,7 @@ from tests.distributed.test_divided_specs import tamed
 from tests.distributed.test_truth import ONE_KV_HEAD
 from tests.distributed.whole import explained, graph_from
 from tests.distributed.world import run_world
+from tests.runtime.hybrid_families import KDA
 from tests.runtime.tiny import SWIGLU, gqa, moe, text_of, vision
 from tests.strategies import Data, Draw, models
 
@@ -176,7 +177,15 @@ BALANCED = yaml.safe_dump(
         "text": text_of({"a": gqa(), "m": moe(balance={"auxiliary_loss": 0.1})}, [{"attention": "a", "ffn": "m"}] * 2),
     }
 )
+GATES = yaml.safe_dump(
+    {
+        "l4spec": 1,
+        "name": "gates",
+        "text": text_of({"a": KDA | {"num_heads": 4}, "f": SWIGLU}, [{"attention": "a", "ffn": "f", "repeat": 2}]),
+    }
+)
 CERTAIN = {
+    "halves of gates that every rank of tp has whole": Case(GATES, Layout(tp=2, dp=2), 4, 21, 3),
     "a layer's own loss, a mean over micro-batches": Case(BALANCED, Layout(pp=2, dp=2), 12, 9, 2, (), 3),
     "biases of experts, which ep divides with their matrices": Case(BIASED_EXPERTS, Layout(tp=2, ep=2, dp=2), 4, 9, 2),
     "a shard without rows, which FSDP cannot reduce": Case(FEW_WORDS, Layout(tp=4, dp=2), 2, 9, 2),

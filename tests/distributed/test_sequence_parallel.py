@@ -13,6 +13,7 @@ from l4spec.runtime.parallel.step import train_step
 from l4spec.runtime.parallel.training import local_of
 from l4spec.sharding.layout import Layout
 from tests.distributed.world import run_world
+from tests.runtime.hybrid_families import KDA
 from tests.runtime.tiny import (
     MLA,
     ROPE,
@@ -40,6 +41,7 @@ MODELS: dict[str, tuple[Json, Json]] = {
         {"a": gqa(num_heads=4, num_kv_heads=1, mask={"kind": "causal"}), "f": SWIGLU},
         {"attention": "a", "ffn": "f", "form": "sandwich", "repeat": 2},
     ),
+    "recurrent": ({"a": KDA | {"num_heads": 2}, "f": SWIGLU}, {"attention": "a", "ffn": "f", "repeat": 2}),
     "latent": ({"a": MLA, "f": SWIGLU}, {"attention": "a", "ffn": "f", "form": "parallel", "repeat": 2}),
 }
 
@@ -85,6 +87,7 @@ def trained(_: int, name: str, layout: Layout, checkpointing: Checkpointing) -> 
         ("sandwich", Layout(tp=4)),
         ("sandwich", Layout(tp=2, dp=2)),
         ("latent", Layout(tp=2, pp=2)),
+        ("recurrent", Layout(tp=2)),
         ("images", Layout(tp=2)),
     ],
 )

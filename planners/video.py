@@ -124,6 +124,11 @@ def video_info(clip: Clip, graph: LayerGraph) -> VideoInfo | None:
     )
 
 
+def _frames_per_patch(graph: LayerGraph) -> int:
+    vision = graph.model.vision
+    return 1 if vision is None else vision.patch_embedding.temporal_patch_size
+
+
 def video_problems(clip: Clip, graph: LayerGraph, prompt_tokens: int) -> Iterator[Problem]:
     """What the options of a clip rule out together, and a prompt that is too short for its stills."""
     yield from sampling_problems(clip.video, clip.fps, clip.frames)
@@ -133,6 +138,9 @@ def video_problems(clip: Clip, graph: LayerGraph, prompt_tokens: int) -> Iterato
         )
     if clip.video is not None and graph.model.vision is None:
         yield Problem("the model has no vision, so it takes no clip", path="video")
+    elif clip.video is not None and (frames := _frames_per_patch(graph)) > 1:
+        message = f"the model's patches cover {frames} frames of a clip, and plans count stills alone"
+        yield Problem(message, path="video", hint="leave --video out, and --tiles counts images")
     info = video_info(clip, graph)
     if info is not None and info.tokens >= prompt_tokens:
         message = f"{info.stills} stills take {info.tokens:,} tokens, and a prompt here has {prompt_tokens:,}"

@@ -67,9 +67,24 @@ def head_with_position(draw: Draw, step: int, vision: bool) -> tuple[int, Data]:
     if kind == "none":
         return draw(sizes(9, step)), {"kind": "none"}
     if kind == "rope_2d":
-        return 4 * draw(sizes(3, step)), {"kind": "rope_2d", "theta": 10000.0}
+        more = {"layout": st.sampled_from(["interleaved", "half"]), "first": st.sampled_from(["column", "row"])}
+        return 4 * draw(sizes(3, step)), {"kind": "rope_2d", "theta": 10000.0} | draw(some_of(more))
     head_dim = 2 * draw(sizes(6, step))
-    return head_dim, draw(ropes(rotated=head_dim))
+    rope = draw(ropes(rotated=head_dim))
+    if not vision and draw(st.booleans()):
+        rope["sections"] = draw(sections(rope.get("rotary_dim", head_dim) // 2))
+    return head_dim, rope
+
+
+@st.composite
+def sections(draw: Draw, pairs: int) -> Data:
+    """Pairs that turn by an image token's time, row and column, one section after the other or in turns."""
+    if draw(st.booleans()):
+        row, column = (draw(st.integers(0, len(range(axis, pairs, 3)))) for axis in (1, 2))
+        return {"time": pairs - row - column, "row": row, "column": column, "interleaved": True}
+    row = draw(st.integers(0, pairs))
+    column = draw(st.integers(0, pairs - row))
+    return {"time": pairs - row - column, "row": row, "column": column}
 
 
 @st.composite
@@ -275,7 +290,27 @@ def stacks(draw: Draw, *, hidden_size: int, vision: bool = False, bidirectional:
 
 
 @st.composite
-def visions(draw: Draw, text_width: int, step: int = 1) -> Data:
+def patch_mergers(draw: Draw, fold: int, step: int) -> Data:
+    options = {
+        "norm": st.sampled_from(["layernorm", "rmsnorm"]),
+        "norms": st.sampled_from(["patches", "folded"]),
+        "activation": st.sampled_from(["gelu", "gelu_tanh"]),
+        "bias": st.booleans(),
+    }
+    sizes_of = {"spatial_merge_size": fold, "output_size": draw(sizes(step=step))}
+    return {"kind": "patch_merger", "eps": 1e-6} | sizes_of | draw(some_of(options))
+
+
+def num_blocks(stack: Data) -> int:
+    """Blocks of a drawn stack, all repeats laid out."""
+    return sum(
+        item.get("repeat", 1) * sum(block.get("repeat", 1) for block in item.get("blocks", [{}]))
+        for item in stack["layers"]
+    )
+
+
+@st.composite
+def visions(draw: Draw, text_width: int, step: int = 1, text_blocks: int = 0) -> Data:
     fold, patch = draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 4))
     tower = draw(stacks(hidden_size=draw(sizes(step=step)), vision=True, step=step))
     tower |= draw(
@@ -289,14 +324,24 @@ def visions(draw: Draw, text_width: int, step: int = 1) -> Data:
             }
         )
     )
-    adapter = {
+    if tower.get("learned_positions") and tower.get("class_token", "none") == "none" and draw(st.booleans()):
+        tower["position_grid"] = draw(st.integers(1, 6))
+    adapter: Data = {
         "kind": "pixel_shuffle_mlp",
         "pixel_shuffle_ratio": 1 / fold,
         "intermediate_size": draw(sizes(step=step)),
         "output_size": draw(sizes(step=step)),
         "bias": draw(st.booleans()),
     }
-    return {
+    more: Data = draw(some_of({"temporal_patch_size": st.integers(1, 3)}))
+    if draw(st.booleans()):
+        adapter = draw(patch_mergers(fold, step))
+    most = min(text_blocks, num_blocks(tower))
+    if most and draw(st.booleans()):
+        blocks = draw(st.sets(st.integers(0, num_blocks(tower) - 1), min_size=1, max_size=most))
+        same = {"output_size": adapter["output_size"]}
+        more["deepstack"] = {"blocks": sorted(blocks), "adapter": draw(patch_mergers(fold, step)) | same}
+    return more | {
         "image_size": patch * fold * draw(st.integers(1, 4)),
         "patch_size": patch,
         "num_channels": draw(st.integers(1, 3)),
@@ -329,7 +374,7 @@ def models(draw: Draw, *, vision: bool | None = None, bidirectional: bool = True
     )
     data: Data = {"l4spec": 1, "name": draw(st.sampled_from(SEEDS)), "text": text}
     seeing = draw(st.booleans()) if vision is None else vision
-    return data | ({"vision": draw(visions(width, step))} if seeing else {})
+    return data | ({"vision": draw(visions(width, step, num_blocks(text)))} if seeing else {})
 
 
 def model_specs(**limits: Any) -> st.SearchStrategy[ModelSpec]:

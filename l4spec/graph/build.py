@@ -7,6 +7,7 @@ from l4spec.graph.layer_graph import LayerEdge, LayerGraph, LayerNode, Scope, St
 from l4spec.layers import declaration_of
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import LayerSpec, Width
+from l4spec.layers.concat.spec import ConcatSpec
 from l4spec.layers.declaration import Shape
 from l4spec.layers.merge.spec import MergeSpec
 from l4spec.layers.residual_streams.spec import ResidualStreamsSpec, Step, Streams
@@ -85,11 +86,15 @@ def _text(builder: _Builder, text: ResolvedText, image: LayerNode | None) -> Non
     width = text.stack.width
     stream = builder.add("embedding", text.embedding, width)
     if image is not None:
-        stream = builder.add("merge", MergeSpec(kind="merge"), width, stream, image)
+        stream = builder.add("merge", _merge(image, width), width, stream, image)
     if text.position is not None:
         stream = builder.add("position", text.position, width, stream)
     if text.streams is None:
-        stream = _blocks(builder, text.stack, stream)
+        for block in text.stack.blocks:
+            stream = _block(builder, text.stack, block, stream)
+            if image is not None and block.index + 1 < _merge(image, width).num_vectors:
+                merge, path = _merge(image, width, block.index + 1), f"layers.{block.index}.deepstack"
+                stream = builder.add(path, merge, width, stream, image, layer=block.index)
     else:
         stream = builder.add("streams", _step("copy", text.streams), width, stream)
         for block in text.stack.blocks:
@@ -108,24 +113,36 @@ def _vision(builder: _Builder, vision: ResolvedVision, text: ResolvedText) -> La
         stream = builder.add("position", vision.position, width, stream)
     if vision.pre_layernorm:
         stream = builder.add("pre_norm", vision.stack.norm, width, stream)
-    stream = _blocks(builder, vision.stack, stream)
+    narrow = Width(vision.adapter.output_size, text.stack.width.max_seq_len)
+    added: list[LayerNode] = []
+    for block in vision.stack.blocks:
+        stream = _block(builder, vision.stack, block, stream)
+        if vision.deepstack is not None and block.index in vision.deepstack.blocks:
+            builder.stream, path = "image", f"deepstack.layers.{len(added)}"
+            folded = builder.add(f"{path}.adapter", vision.deepstack.adapter, width, stream, role="deepstack_adapter")
+            added.append(builder.add(f"{path}.projector", vision.projector, narrow, folded, role="deepstack_projector"))
+            builder.stream = "patch"
     if vision.post_layernorm:
         stream = builder.add("post_norm", vision.stack.norm, width, stream)
     builder.stream = "image"
     stream = builder.add("adapter", vision.adapter, width, stream)
-    return builder.add(
-        "projector", vision.projector, Width(vision.adapter.output_size, text.stack.width.max_seq_len), stream
-    )
+    stream = builder.add("projector", vision.projector, narrow, stream)
+    if not added:
+        return stream
+    return builder.add("join", ConcatSpec(kind="concat", num_inputs=1 + len(added)), text.stack.width, stream, *added)
 
 
-def _blocks(builder: _Builder, stack: ResolvedStack, stream: LayerNode) -> LayerNode:
-    for block in stack.blocks:
-        stream = (
-            _parallel(builder, stack, block, stream)
-            if block.form == "parallel"
-            else _serial(builder, stack, block, stream)
-        )
-    return stream
+def _merge(image: LayerNode, width: Width, index: int = 0) -> MergeSpec:
+    """What takes the vectors of image tokens into the text: the first its embedding, the others its first blocks."""
+    vectors = image.declaration.output[-1]
+    assert isinstance(vectors, int)
+    return MergeSpec(kind="merge", num_vectors=max(1, vectors // width.hidden_size), index=index)
+
+
+def _block(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, stream: LayerNode) -> LayerNode:
+    if block.form == "parallel":
+        return _parallel(builder, stack, block, stream)
+    return _serial(builder, stack, block, stream)
 
 
 def _serial(

@@ -1,6 +1,6 @@
-"""Configs that hold a language model beside towers which no layer kind says yet: the language model is read alone."""
+"""Configs that hold a language model beside towers: it is read alone where no layer kind says what a tower does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,27 @@ from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
 
 Data = dict[str, Any]
-_TEXT = "text_config"
+_TEXT, _VISION = "text_config", "vision_config"
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision tower that is read: how its section of a config becomes that of a spec, and back."""
+
+    read: Callable[[Fields, int], Data]
+    """From `vision_config` and the width of the text to the section `vision`."""
+    write: Callable[[ResolvedModel, RopeStyle], Data]
+    """The fields of `vision_config`."""
+    read_sections: Callable[[Fields, Data], None]
+    """Gives the rotations of the section `text` what they turn by at images, from `text_config`."""
+    write_sections: Callable[[ResolvedModel, Data], Data]
+    """The fields of `text_config` with that."""
+    names: Mapping[str, str]
+    """Its tensors, as in `Naming.renames`."""
+    joined: Mapping[str, tuple[str, ...]]
+    """Its joined tensors, as in `Naming.joined`."""
+    convolutions: tuple[str, ...] = ()
+    """Its matrices that are stored as convolutions, as in `Naming.convolutions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +42,8 @@ class LanguageModel:
     texts: Mapping[str, Family]
     """By `model_type`, the first where the config names none."""
     towers: Sequence[str] = ("vision_config",)
-    """Sections that are left out."""
+    """Sections that are left out, except a `tower` that is read."""
+    tower: Tower | None = None
 
     def read(self, fields: Fields) -> Data:
         """The section `text` of a spec, with a note of what is left out."""
@@ -42,13 +63,30 @@ class LanguageModel:
         text.read.update(family.aliases)
         text.expect("model_type", *self.texts) if text.has("model_type") else text.read.add("model_type")
         self._share(fields, text)
+        if self.tower is not None and fields.has("tie_word_embeddings"):  # the class with a head reads it there
+            text.data = {**text.data, "tie_word_embeddings": fields.data["tie_word_embeddings"]}
         section = family.read(text)
         text.fix(family.fixed)
+        vision = fields.mapping(_VISION) if self.tower is not None else None
+        if self.tower is not None and vision is not None:
+            return self._with_tower(self.tower, fields, text, family, section, vision)
         left = [name for name in self.towers if fields.has(name)]
         fields.note(
             f"the language model alone: {', '.join(left) or 'other modalities'} are left out, with their weights"
         )
         fields.carry(*self.towers)
+        fields.carried[_TEXT] = {"model_type": named, **finish_common(text, family.ignorable)}
+        return section
+
+    @staticmethod
+    def _with_tower(tower: Tower, fields: Fields, text: Fields, family: Family, section: Data, vision: Fields) -> Data:
+        """The sections `text` and `vision`."""
+        section["vision"] = tower.read(vision, section["text"]["hidden_size"])
+        tower.read_sections(text, section)
+        size = section["vision"]["image_size"]
+        fields.note(f"images have any sides, and plans count those of {size} x {size} pixels (vision.image_size)")
+        fields.carried[_VISION] = finish_common(vision, ())
+        named = text.data.get("model_type", family.model_type)
         fields.carried[_TEXT] = {"model_type": named, **finish_common(text, family.ignorable)}
         return section
 
@@ -61,11 +99,17 @@ class LanguageModel:
                 text.data = {**text.data, name: fields.data[name]}
 
     def write(self, model: ResolvedModel, style: RopeStyle) -> Data:
-        """The language model's fields under `text_config`."""
+        """The language model's fields under `text_config`, and those of a tower that is read under `vision_config`."""
         problem: Exception | None = None
         for model_type, family in self.texts.items():
             try:
-                return {_TEXT: {"model_type": model_type, **family.write(model, style)}}
+                text = family.write(model, style)
+                if self.tower is None or model.vision is None:
+                    return {_TEXT: {"model_type": model_type, **text}}
+                text = self.tower.write_sections(model, text)
+                tied = {"tie_word_embeddings": model.text.head.tied}
+                vision = self.tower.write(model, style)
+                return {_TEXT: {"model_type": model_type, **text}, _VISION: vision, **tied}
             except ValueError as error:
                 problem = error
         assert problem is not None
@@ -81,9 +125,10 @@ def language_model(
     prefix: str = "language_model.",
     towers: Sequence[str] = ("vision_config",),
     ignorable: Sequence[str] = (),
+    tower: Tower | None = None,
 ) -> Family:
-    """A multimodal family of which the language model is read; `prefix` is before its tensors' names."""
-    text, inner = next(iter(texts.values())), LanguageModel(texts, towers)
+    """A multimodal family of which the language model is read, and a `tower`; `prefix` is before its tensors' names."""
+    text, inner = next(iter(texts.values())), LanguageModel(texts, towers, tower)
     naming = text.naming
     renames: Mapping[str, Any] = inside(prefix, naming.renames)
     left = (r"^(model\.)?(visual|vision_tower|vision_model|multi_modal_projector|mm_projector|audio_tower)\.",)
@@ -95,11 +140,15 @@ def language_model(
         inner.write,
         replace(
             naming,
-            renames=renames,
-            joined={below(prefix, stored): ours for stored, ours in naming.joined.items()},
+            renames={**renames, **(tower.names if tower else {})},
+            joined={
+                **{below(prefix, stored): ours for stored, ours in naming.joined.items()},
+                **(tower.joined if tower else {}),
+            },
+            convolutions=tower.convolutions if tower else (),
             heads={below(prefix, stored): ours for stored, ours in naming.heads.items()},
-            optional=(*naming.optional, *left),
+            of_towers=left,
         ),
         ignorable=(*ignorable, "language_model_only"),
-        language_model_only=True,
+        language_model_only=tower is None,
     )

@@ -27,6 +27,8 @@ class Naming:
     each: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     fused_in_out: bool = False
     fused_first: bool = False
+    fused_both: bool = False
+    """Whether such stacks are found the other way round too (Qwen3-VL's: transformers 5 turns the published ones)."""
     in_turns: bool = False
     """Whether a stack's gates and ups lie in turns, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
     stacked: bool = False
@@ -38,6 +40,11 @@ class Naming:
     name to the tensor of ours whose heads count."""
     unit_dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Of joined tensors those that are stored with dimensions of 1 around the first one: how many before and after."""
+    convolutions: tuple[str, ...] = ()
+    """Our names of matrices that are stored as convolutions over a tower's patches, [out, channels, frames, rows,
+    columns]."""
+    of_towers: tuple[str, ...] = ()
+    """Stored tensors of towers, which a model without one does not read."""
     kinds: tuple[str, ...] = ()
     """Kinds of attention whose tensors have names of their own: `.attention.` is `.KIND.` in the tables then."""
     next_token_layers: int = 0

@@ -41,10 +41,14 @@ def _facts(model: ResolvedModel) -> Iterator[tuple[str, Any]]:
     yield from _stack("text", text.stack)
     yield "vision", vision is not None
     if vision is not None:
-        yield from _flat("vision", vision.patch_embedding.model_dump())
+        free = {"image_size"} if vision.takes_any_grid else None  # which plans count, and no config names
+        yield from _flat("vision", vision.patch_embedding.model_dump(exclude=free))
         yield from _flat("vision.adapter", vision.adapter.model_dump())
         yield from _flat("vision.projector", vision.projector.model_dump())
         yield "vision.tower.learned_positions", vision.position is not None
+        if vision.takes_any_grid and vision.position is not None:
+            yield "vision.tower.position_grid", math.isqrt(vision.position.num_positions)
+        yield from _flat("vision.deepstack", vision.deepstack and vision.deepstack.model_dump())
         yield "vision.tower.pre_layernorm", vision.pre_layernorm
         yield "vision.tower.post_layernorm", vision.post_layernorm
         yield from _stack("vision.tower", vision.stack)

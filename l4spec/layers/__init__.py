@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 OWN_NAMES = (
     "add",
     "compressed_attention",
+    "concat",
     "embedding",
     "gated_delta_net",
     "geglu",
@@ -38,6 +39,7 @@ OWN_NAMES = (
     "mlp",
     "moe",
     "patch_embedding",
+    "patch_merger",
     "pixel_shuffle_mlp",
     "residual_streams",
     "rmsnorm",

@@ -241,11 +241,12 @@ class RotaryTable:
     """A rotation of queries and keys: `width` elements of each head turn by the `law` (theta, scaling, pairing).
 
     Equal rotations share a table of cosines and sines, with a row for each position of a sequence, or of a patch grid.
+    Over `sections` an image token has three numbers; text alone is turned by positions.
     """
 
     law: Hashable
     width: int
-    over: Literal["positions", "grid"] = "positions"
+    over: Literal["positions", "grid", "sections"] = "positions"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class Cache:
     """Caches by node id for `batch` sequences of at most `max_len` tokens.
 
     `length` counts the columns read so far. `lengths` [batch] counts each row's own tokens once rows differ (padding
-    is never kept); None while all rows have `length`.
+    is never kept); None while all rows have `length`. `image_tokens` [batch] counts those of images, where layers turn
+    by their places, images of `image_grid` rows and columns; None before the first.
     """
 
     layers: dict[str, LayerCache]
@@ -26,6 +27,8 @@ class Cache:
     max_len: int
     length: int = 0
     lengths: Tensor | None = None
+    image_tokens: Tensor | None = None
+    image_grid: tuple[int, int] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -35,6 +38,7 @@ class Cache:
     def reset(self) -> None:
         """Forget every token; the memory stays."""
         self.length, self.lengths = 0, None
+        self.image_tokens = self.image_grid = None
 
     def advance(self, num_tokens: int, num_new: Tensor | None) -> None:
         """Note that `num_tokens` columns were read, of which `num_new` [batch] were real (None: all)."""
@@ -43,6 +47,12 @@ class Cache:
         elif num_new is not None:
             self.lengths = num_new + self.length
         self.length += num_tokens
+
+    def count_images(self, mask: Tensor, valid: Tensor | None, grid: tuple[int, int]) -> None:
+        """Note which of the columns just read are image tokens [batch, tokens], and which are real (None: all)."""
+        self.image_grid = grid
+        number = (mask if valid is None else mask & valid).sum(dim=1)
+        self.image_tokens = number if self.image_tokens is None else self.image_tokens + number
 
 
 def cache_bytes(nodes: Sequence[LayerNode], batch: int, max_len: int, dtype: torch.dtype) -> int:

@@ -53,6 +53,8 @@ class CompiledStep:
         """
         if input_ids.dim() != 2 or input_ids.shape[1] != 1:
             raise ValueError(f"a step reads one token of each sequence, found {list(input_ids.shape)}")
+        if cache.image_tokens is not None:
+            raise UserError("a compiled step turns by positions, and after an image text continues at another place")
         layout = align(input_ids, None, None, cache).layout
         if (learned := self.model.graph.model.text.position) is not None:
             require_places(layout.start + 1, learned.num_positions)  # the traced step does not know its place

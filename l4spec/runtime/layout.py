@@ -1,6 +1,6 @@
 """From what a caller gives (padding on either side, packed sequences, a cache) to aligned rows, and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,8 @@ class TokenBatch:
     input_ids: Tensor
     layout: TokenLayout
     order: Tensor | None = None
+    image_grid: tuple[int, int] | None = None
+    """Rows and columns of an image's tokens, where images have other sides than a tile."""
 
 
 def align(
@@ -101,14 +103,37 @@ def restore(result: Tensor, batch: TokenBatch) -> Tensor:
     return result.gather(1, where[..., None].expand_as(result))
 
 
+def with_images(layout: TokenLayout, mask: Tensor | None, grid: tuple[int, int], before: Tensor | None) -> TokenLayout:
+    """The layout with `places` [rows, tokens, 3]: time, row and column of each token (M-RoPE, arXiv:2409.12191).
+
+    `mask` [rows, tokens] says which tokens are an image's, of `grid` rows and columns; `before` [rows] how many the
+    cache has. An image starts at the next number, counts rows and columns from there, and the text continues after the
+    larger of its sides. Raises ValueError for a sequence that is divided among ranks.
+    """
+    if layout.runs:
+        raise ValueError("images have places of their own, which ranks that divide a sequence do not know: use cp=1")
+    positions = layout.positions.expand(layout.num_rows, layout.num_tokens)
+    own = torch.zeros_like(positions) if mask is None else mask.long()
+    earlier = own.cumsum(1) - own + (0 if before is None else before[:, None])
+    if layout.sequence_ids is not None:  # packed: each sequence counts its own
+        earlier = earlier - torch.where(positions == 0, earlier, 0).cummax(1).values
+    rows, columns = grid
+    inside = earlier % (rows * columns) * own
+    start = positions - earlier + earlier // (rows * columns) * max(grid)
+    places = torch.stack((start, start + inside // columns, start + inside % columns), dim=-1)
+    return replace(layout, places=places)
+
+
 def image_layout(
-    num_tiles: int, grid: int, class_token: Literal["first", "last", "none"], device: torch.device
+    num_tiles: int, grid: tuple[int, int], class_token: Literal["first", "last", "none"], device: torch.device
 ) -> TokenLayout:
     """The patches of a tile, row by row, at places (x + 1, y + 1) [patches (+ 1), 2]; a class token at (0, 0)."""
-    side = torch.arange(grid, device=device) + 1
-    patches = torch.stack((side.repeat(grid), side.repeat_interleave(grid)), dim=-1)
+    rows, columns = grid
+    side = torch.arange(columns, device=device) + 1
+    down = side if rows == columns else torch.arange(rows, device=device) + 1
+    patches = torch.stack((side.repeat(rows), down.repeat_interleave(columns)), dim=-1)
     origin = patches.new_zeros(1, 2)
     if class_token != "none":
         patches = torch.cat((patches, origin) if class_token == "last" else (origin, patches))
     num_tokens = patches.shape[0]
-    return TokenLayout(num_tiles, num_tokens, 0, torch.arange(num_tokens, device=device), places=patches)
+    return TokenLayout(num_tiles, num_tokens, 0, torch.arange(num_tokens, device=device), places=patches, grid=grid)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Literal
@@ -18,7 +18,7 @@ from l4spec.layers.common.modules import Context, LayerModule, fast_for
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime import generate as generation
 from l4spec.runtime.cache import Cache, new_cache
-from l4spec.runtime.layout import TokenBatch, align, image_layout, last_tokens, restore
+from l4spec.runtime.layout import TokenBatch, align, image_layout, last_tokens, restore, with_images
 from l4spec.runtime.sampling import Sampling, choose
 
 PATCH_TOKEN_ID = 200092
@@ -105,7 +105,14 @@ class Model(nn.Module):
         self._vision = tuple(segment for segment in segments if not is_text[segment.output])
         self._text = tuple(segment for segment in segments if is_text[segment.output])
         self.has_head = self.nodes[-1].role == "head"
-        self._grid, self._class_token = _patches_of(graph)
+        self._patches = _patches_of(graph)
+        self._class_token: Literal["first", "last", "none"] = self._patches.class_token if self._patches else "none"
+        self._turns_by_places = any(
+            rotation.over == "sections"
+            for node in self.nodes
+            if node.scope == "text" and node.declaration.mixing is not None
+            for rotation in node.declaration.mixing.rotations
+        )
 
     @property
     def device(self) -> torch.device:
@@ -163,13 +170,20 @@ class Model(nn.Module):
         fast = fast_for(batch.input_ids.numel(), next(self.parameters()))
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None), fast:
             images = image_features if pixel_values is None else self.encode_images(pixel_values)
+            if pixel_values is not None:
+                batch = replace(batch, image_grid=self._token_grid(pixel_values))
             return self._forward(batch, images, cache, logits)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden]."""
-        if not self._vision:
+        """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden].
+
+        With vectors for blocks of the text too (DeepStack) it is [tiles, tokens, (1 + blocks) hidden].
+        A tower whose positions are interpolated takes images of any sides that patches and their folds divide.
+        """
+        if not self._vision or self._patches is None:
             raise ValueError(f"{self.graph.name} has no vision tower")
-        layout = image_layout(pixel_values.shape[0], self._grid, self._class_token, pixel_values.device)
+        grid = self._patches.grid_of(pixel_values)
+        layout = image_layout(pixel_values.shape[0], grid, self._class_token, pixel_values.device)
         context = Context(layout, class_token=self._class_token, record=None if self.training else self.record)
         context.recomputes_core = self._recomputes("selective")
         return self._run(self._vision, context, {INPUT: pixel_values.to(self.dtype)})
@@ -184,10 +198,26 @@ class Model(nn.Module):
     def _context(self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None) -> Context:
         image_mask = None if image_features is None else self._image_mask(batch.input_ids, image_features)
         caches = cache.layers if cache else None
-        context = Context(batch.layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
+        layout, before = batch.layout, None if cache is None else cache.image_tokens
+        if self._turns_by_places and (image_mask is not None or before is not None):
+            layout = with_images(layout, image_mask, self._grid_after(batch, cache), before)
+        context = Context(layout, caches, image_mask, record=self.record, loss_scale=self.loss_scale)
         context.token_ids = batch.input_ids
         context.recomputes_core = self._recomputes("selective")
         return context
+
+    def _grid_after(self, batch: TokenBatch, cache: Cache | None) -> tuple[int, int]:
+        """Rows and columns of an image's tokens; ValueError where the cache has images of others."""
+        read = None if cache is None else cache.image_grid
+        if read is not None and batch.image_grid is not None and batch.image_grid != read:
+            raise ValueError(f"the cache has images of {read} tokens, found {batch.image_grid}: give them equal sides")
+        return batch.image_grid or read or self._token_grid()
+
+    def _token_grid(self, pixel_values: Tensor | None = None) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image, by default of a tile."""
+        assert self._patches is not None, "images are for a model with a tower"
+        rows, columns = self._patches.grid if pixel_values is None else self._patches.grid_of(pixel_values)
+        return rows // self._patches.fold, columns // self._patches.fold
 
     def _recomputes(self, kind: Checkpointing) -> bool:
         return self.checkpointing == kind and self.training
@@ -199,6 +229,8 @@ class Model(nn.Module):
         hidden = self._through_layers(context, image_features, entering)
         if cache is not None:
             cache.advance(batch.layout.num_tokens, batch.layout.num_new)
+            if self._turns_by_places and context.image_mask is not None:
+                cache.count_images(context.image_mask, batch.layout.valid(), self._grid_after(batch, cache))
         return hidden
 
     def _through_layers(self, context: Context, image_features: Tensor | None, entering: Tensor) -> Tensor:
@@ -318,7 +350,32 @@ def _image_token(graph: LayerGraph) -> int | None:
     return PATCH_TOKEN_ID if graph.model.text.head.vocab_size > PATCH_TOKEN_ID else None
 
 
-def _patches_of(graph: LayerGraph) -> tuple[int, Literal["first", "last", "none"]]:
-    """Patches along one side of a tile, and where the class token is."""
+@dataclass(frozen=True, slots=True)
+class _Patches:
+    """How a tower cuts images: `grid` patches of a tile, `fold` of which become a token along each side."""
+
+    grid: tuple[int, int]
+    fold: int
+    size: int
+    any_sides: bool
+    class_token: Literal["first", "last", "none"]
+
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches; ValueError for sides that the tower does not take."""
+        height, width = pixel_values.shape[-2:]
+        side, step = self.grid[0] * self.size, self.size * self.fold
+        if not self.any_sides and (height, width) != (side, side):
+            raise ValueError(f"expected tiles of {side} x {side}, found {height} x {width}")
+        if not height or not width or height % step or width % step:
+            raise ValueError(f"expected images whose sides are multiples of {step}, found {height} x {width}")
+        return height // self.size, width // self.size
+
+
+def _patches_of(graph: LayerGraph) -> _Patches | None:
+    """How the model's tower cuts images; None without one."""
     vision = graph.model.vision
-    return (0, "none") if vision is None else (vision.patch_embedding.grid, vision.patch_embedding.class_token)
+    if vision is None:
+        return None
+    patches = vision.patch_embedding
+    grid = (patches.grid, patches.grid)
+    return _Patches(grid, vision.adapter.fold, patches.patch_size, vision.takes_any_grid, patches.class_token)

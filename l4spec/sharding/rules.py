@@ -104,7 +104,12 @@ def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = 
             return f"{MESH_AXIS[axis]}={degree} does not divide {units} ({_MUST_DIVIDE[axis]})"
     if layout.ep > 1 and not any(axis == "experts" for axis, _ in _text_axes(graph)):
         return f"ep={layout.ep} needs experts, and the model has none"
-    return _uncut_reason(graph, layout) or undivided_reason(graph, layout) or _unseen_reason(graph, layout)
+    return (
+        _uncut_reason(graph, layout)
+        or undivided_reason(graph, layout)
+        or _unseen_reason(graph, layout)
+        or _far_from_tower(graph, layout)
+    )
 
 
 def _uncut_reason(graph: LayerGraph, layout: Layout) -> str | None:
@@ -128,6 +133,17 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
                     "(capacity_factor)"
                 )
     return None
+
+
+def _far_from_tower(graph: LayerGraph, layout: Layout) -> str | None:
+    """Why a block of the text cannot take what the tower gives it, or None: both are on the first stage."""
+    vision = graph.model.vision
+    if vision is None or vision.deepstack is None or layout.pp == 1:
+        return None
+    num_taking = len(vision.deepstack.blocks)
+    if _stage_by_layer(graph.num_layers, layout.pp)[num_taking - 1] == 0:
+        return None
+    return f"pp={layout.pp} parts the vision tower from block {num_taking - 1} of the text, which takes image vectors"
 
 
 @kept_with(maxsize=64)

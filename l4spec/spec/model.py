@@ -10,8 +10,9 @@ from pydantic_core import PydanticCustomError
 from l4spec.errors import nearest
 from l4spec.layers import KINDS
 from l4spec.layers.attention.positions import Rope2d
-from l4spec.layers.base import LARGEST, AsTuple, Count, LayerSize, LayerSpec, PositiveFloat, Size, Slot, Spec
+from l4spec.layers.base import LARGEST, WIDEST, AsTuple, Count, LayerSize, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
+from l4spec.layers.patch_merger.spec import PatchMergerSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.layers.residual_streams.spec import Streams
 from l4spec.spec.about import About
@@ -196,12 +197,28 @@ class TowerSpec(StackSpec):
     """Where a learned class token joins the patches; it is dropped after the tower."""
     learned_positions: bool = False
     """Whether a learned vector per patch (and class token) is added."""
+    position_grid: Size | None = None
+    """Side of a square grid of learned positions that is interpolated to an image's patches (Qwen3-VL); null: one
+    vector per patch of a tile."""
     patch_bias: bool = False
     """Bias of the patch projection."""
     pre_layernorm: bool = False
     """A norm before the first block."""
     post_layernorm: bool = True
     """A norm after the last block."""
+
+    @model_validator(mode="after")
+    def _positions_are_there(self) -> Self:
+        if self.position_grid is not None and not self.learned_positions:
+            raise located(
+                ("position_grid",), "there are no learned positions to interpolate", "learned_positions: true"
+            )
+        if self.position_grid is not None and self.class_token != "none":
+            raise located(("position_grid",), "a class token has no place in a grid", "class_token: none")
+        if self.position_grid is not None and self.position_grid**2 > WIDEST:
+            message = f"{self.position_grid:,} x {self.position_grid:,} learned positions are too many"
+            raise located(("position_grid",), message, "4,096 at most")
+        return self
 
     @model_validator(mode="after")
     def _routes_patches(self) -> Self:
@@ -215,6 +232,25 @@ class TowerSpec(StackSpec):
         return self
 
 
+class DeepstackSpec(Spec):
+    """Outputs of single blocks of the tower that the text gets as well (DeepStack, arXiv:2406.04334).
+
+    The first of them is added to the image's tokens after the text's first block, the second after its second, and so
+    on. Each goes through an adapter and a projector of its own, sized as the projector of the vision part.
+    """
+
+    blocks: Annotated[tuple[Count, ...], AsTuple, Field(min_length=1, max_length=MAX_PARTS)]
+    """Blocks of the tower, counted from 0, in ascending order."""
+    adapter: PatchMergerSpec
+    """What folds the patches of each."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if list(self.blocks) != sorted(set(self.blocks)):
+            raise located(("blocks",), f"expected ascending blocks, found {list(self.blocks)}", "each one once")
+        return self
+
+
 class VisionSpec(Spec):
     """Early-fusion vision: a tower over image tiles, an adapter, and a projector into the text stream."""
 
@@ -224,16 +260,20 @@ class VisionSpec(Spec):
     """Height and width of a patch in pixels."""
     num_channels: Size = 3
     """Colour channels."""
+    temporal_patch_size: Size = 1
+    """Frames that a patch covers; a still image is taken that many times (Qwen3-VL: 2)."""
     max_tiles: Size = 1
     """Most tiles that an image is cut into."""
     global_tile: bool = False
     """Whether an image of several tiles is also seen whole, as one more tile."""
     tower: TowerSpec
     """The vision transformer."""
-    adapter: PixelShuffleMLPSpec
+    adapter: Annotated[PixelShuffleMLPSpec | PatchMergerSpec, Field(discriminator="kind")]
     """What folds and narrows patches."""
     projector: LinearSpec
     """Linear layer into the text stream."""
+    deepstack: DeepstackSpec | None = None
+    """Blocks of the tower whose outputs are added to the text's first blocks; null: the tower's last output alone."""
 
     @property
     def grid(self) -> int:
@@ -251,11 +291,25 @@ class VisionSpec(Spec):
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
         if self.grid % self.adapter.fold:
             raise ValueError(
-                f"the grid of {self.grid} patches does not fold by {self.adapter.fold} (pixel_shuffle_ratio)"
+                f"the grid of {self.grid} patches does not fold by {self.adapter.fold} ({_FOLDS[self.adapter.kind]})"
             )
+        if self.deepstack is not None:
+            last, fold = self.deepstack.blocks[-1], self.deepstack.adapter.fold
+            if last >= self.tower.num_layers:
+                message = f"the tower has blocks 0 to {self.tower.num_layers - 1}, found {last}"
+                raise located(("deepstack", "blocks"), message)
+            if fold != self.adapter.fold:
+                message = f"must fold as the adapter does ({self.adapter.fold}), found {fold}"
+                raise located(("deepstack", "adapter", "spatial_merge_size"), message)
+            if self.deepstack.adapter.output_size != self.adapter.output_size:
+                message = f"must be as wide as the adapter's ({self.adapter.output_size}), for like projectors"
+                raise located(("deepstack", "adapter", "output_size"), message)
         if self.grid**2 >= LARGEST:  # the class token is one more
             raise located(("image_size",), f"{self.grid:,} x {self.grid:,} patches a tile are too many", "cut tiles")
         return self
+
+
+_FOLDS = {"pixel_shuffle_mlp": "pixel_shuffle_ratio", "patch_merger": "spatial_merge_size"}
 
 
 class ModelSpec(Header):
@@ -282,6 +336,13 @@ class ModelSpec(Header):
             message = f"must equal text.hidden_size ({self.text.hidden_size}), found {width}"
             hint = f"set vision.projector.output_size={self.text.hidden_size} too, or vision=null"
             raise located(("vision", "projector", "output_size"), message, hint)
+        deepstack = self.vision.deepstack if self.vision else None
+        if deepstack is not None and len(deepstack.blocks) > self.text.num_layers:
+            message = f"{len(deepstack.blocks)} outputs for the {self.text.num_layers} blocks of the text are too many"
+            raise located(("vision", "deepstack", "blocks"), message, "fewer, or vision.deepstack=null")
+        if deepstack is not None and self.text.streams is not None:
+            message = "image vectors are added to one residual stream, and there are streams of several"
+            raise located(("vision", "deepstack"), message, "vision.deepstack=null")
         return self
 
 

@@ -9,9 +9,21 @@ from l4spec.layers.learned_position.spec import LearnedPositionSpec
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.lm_head.spec import LMHeadSpec
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
+from l4spec.layers.patch_merger.spec import PatchMergerSpec
 from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.layers.residual_streams.spec import Streams
-from l4spec.spec.model import SLOTS_OF_BLOCKS, BlockSpec, Form, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
+from l4spec.spec.model import (
+    SLOTS_OF_BLOCKS,
+    BlockSpec,
+    DeepstackSpec,
+    Form,
+    GroupSpec,
+    ModelSpec,
+    StackSpec,
+    TextSpec,
+    TowerSpec,
+    VisionSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +91,22 @@ class ResolvedVision:
     stack: ResolvedStack
     pre_layernorm: bool
     post_layernorm: bool
-    adapter: PixelShuffleMLPSpec
+    adapter: PixelShuffleMLPSpec | PatchMergerSpec
     projector: LinearSpec
     num_tokens_per_tile: int
     max_tiles: int
     global_tile: bool
+    deepstack: DeepstackSpec | None = None
+
+    @property
+    def num_vectors(self) -> int:
+        """Vectors that an image token brings to the text: for its embedding, and for each block that it enters."""
+        return 1 + (0 if self.deepstack is None else len(self.deepstack.blocks))
+
+    @property
+    def takes_any_grid(self) -> bool:
+        """Whether images of other sides than a tile's go through the tower: its learned positions are interpolated."""
+        return self.position is not None and self.position.interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +152,12 @@ def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
         patch_size=vision.patch_size,
         num_channels=vision.num_channels,
         class_token=tower.class_token,
+        temporal_patch_size=vision.temporal_patch_size,
         bias=tower.patch_bias,
     )
     return ResolvedVision(
         patch_embedding=patches,
-        position=_learned_position(tower.learned_positions, patches.num_tokens),
+        position=_tower_position(tower, patches.num_tokens),
         stack=_resolve_stack(tower, Width(tower.hidden_size, patches.num_tokens)),
         pre_layernorm=tower.pre_layernorm,
         post_layernorm=tower.post_layernorm,
@@ -142,7 +166,14 @@ def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
         num_tokens_per_tile=vision.num_tokens_per_tile,
         max_tiles=vision.max_tiles,
         global_tile=vision.global_tile,
+        deepstack=vision.deepstack,
     )
+
+
+def _tower_position(tower: TowerSpec, num_patches: int) -> LearnedPositionSpec | None:
+    if tower.position_grid is None:
+        return _learned_position(tower.learned_positions, num_patches)
+    return LearnedPositionSpec(kind="learned_position", num_positions=tower.position_grid**2, interpolated=True)
 
 
 def _learned_position(enabled: bool, num_positions: int) -> LearnedPositionSpec | None:

@@ -14,11 +14,20 @@ from typing import Any, Literal, TypeVar
 
 from l4spec.errors import UserError
 from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
-from l4spec.layers.attention.positions import Llama3Scaling, Position, Rope, YarnScaling
+from l4spec.layers.attention.positions import ImageSections, Llama3Scaling, Position, Rope, YarnScaling
 from l4spec.layers.base import LayerSpec, Shrink, Spec
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.mla.spec import LatentSpec
-from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, StackSpec, TextSpec, VisionSpec
+from l4spec.spec.model import (
+    MAX_LAYERS,
+    BlockSpec,
+    GroupSpec,
+    ModelSpec,
+    StackSpec,
+    TextSpec,
+    TowerSpec,
+    VisionSpec,
+)
 
 S = TypeVar("S", bound=Spec)
 Scale = Fraction | Literal["tiny"]
@@ -59,9 +68,10 @@ def scale_spec(spec: ModelSpec, scale: Scale = Fraction(1), *, num_layers: int |
         vision = _scaled_vision(vision, sizes, text.hidden_size) if vision else None
     if scale == "tiny":
         text = _changed(text, vocab_size=min(TINY_VOCAB_SIZE, spec.text.vocab_size), layers=_laid_once(text.layers))
-        vision = _changed(vision, tower=_with_layers(vision.tower, _laid_once(vision.tower.layers))) if vision else None
+        vision = _with_tower(vision, _with_layers(vision.tower, _laid_once(vision.tower.layers))) if vision else None
     if num_layers is not None:
         text = _with_layers(text, tuple(_first_blocks(text.layers, num_layers)))
+    vision = _with_tower(vision, vision.tower, text.num_layers) if vision and vision.deepstack else vision
     return _derived(spec, text, vision, scale, num_layers)
 
 
@@ -152,7 +162,15 @@ class _Shrunk:
             length = self.factors.length_of(scaling.original_max_seq_len)
             scaling = _changed(scaling, original_max_seq_len=length)
         rotary = position.rotary_dim and max(2, 2 * round(position.rotary_dim * head_ratio / 2))
-        return _changed(position, scaling=scaling, rotary_dim=rotary)
+        sections = position.sections and _shrunk_sections(position.sections, head_ratio, rotary)
+        return _changed(position, scaling=scaling, rotary_dim=rotary, sections=sections)
+
+
+def _shrunk_sections(sections: ImageSections, ratio: Fraction, rotary: int | None) -> ImageSections:
+    """Fewer pairs by row and column, all others by time."""
+    pairs = rotary // 2 if rotary else round(sections.num_pairs * ratio)
+    row, column = (size * pairs // sections.num_pairs for size in (sections.row, sections.column))
+    return _changed(sections, time=pairs - row - column, row=row, column=column)
 
 
 def _scaled_softmax(scale: float, times: float) -> float:
@@ -182,18 +200,39 @@ def _scaled_text(text: TextSpec, factors: _Factors) -> TextSpec:
 def _scaled_vision(vision: VisionSpec, factors: _Factors, text_width: int) -> VisionSpec:
     fold, tower = vision.adapter.fold, vision.tower
     grid = min(vision.grid, fold * max(2, round(vision.grid * factors.width / fold)))
-    adapter = _changed(
-        vision.adapter,
-        intermediate_size=_width(vision.adapter.intermediate_size, factors.width),
-        output_size=_width(vision.adapter.output_size, factors.width),
+    stack: dict[str, Any] = _scaled_stack(tower, factors, _hidden_size(tower, factors.width))
+    if tower.position_grid is not None:
+        stack["position_grid"] = min(tower.position_grid, max(2, round(tower.position_grid * factors.width)))
+    folded = (tower.hidden_size * fold**2, int(stack["hidden_size"]) * fold**2)
+    deepstack = vision.deepstack and _changed(
+        vision.deepstack, adapter=_scaled_adapter(vision.deepstack.adapter, factors, folded)
     )
     return _changed(
         vision,
         image_size=grid * vision.patch_size,
-        tower=_changed(tower, **_scaled_stack(tower, factors, _hidden_size(tower, factors.width))),
-        adapter=adapter,
+        tower=_changed(tower, **stack),
+        adapter=_scaled_adapter(vision.adapter, factors, folded),
         projector=_changed(vision.projector, output_size=text_width),
+        deepstack=deepstack,
     )
+
+
+def _scaled_adapter(adapter: S, factors: _Factors, folded: tuple[int, int]) -> S:
+    """An adapter of smaller sizes; one that is as wide as its `folded` patches before stays so after."""
+    sizes = {name: getattr(adapter, name) for name in ("intermediate_size", "output_size") if hasattr(adapter, name)}
+    before, after = folded
+    keeps = "intermediate_size" not in sizes
+    scaled = {n: after if keeps and size == before else _width(size, factors.width) for n, size in sizes.items()}
+    return _changed(adapter, **scaled)
+
+
+def _with_tower(vision: VisionSpec, tower: TowerSpec, most: int = MAX_LAYERS) -> VisionSpec:
+    """Another tower; outputs of single blocks from its first ones where those are no more, and `most` at most."""
+    if vision.deepstack is None:
+        return _changed(vision, tower=tower)
+    blocks = vision.deepstack.blocks[: min(most, tower.num_layers)]
+    blocks = blocks if blocks[-1] < tower.num_layers else tuple(range(len(blocks)))
+    return _changed(vision, tower=tower, deepstack=_changed(vision.deepstack, blocks=blocks))
 
 
 def _scaled_stack(stack: StackSpec, factors: _Factors, hidden: int) -> dict[str, Any]:

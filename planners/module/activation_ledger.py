@@ -35,8 +35,19 @@ def activation_bytes(
     if num_tiles:
         run.stack("vision", _ledger_of_places(graph, ledger))
     places = text.num_tokens * FLAG if num_tiles else 0
+    if num_tiles and _turns_by_places(graph):
+        ledger.has_places = True
+        index = text.num_tokens * INDEX
+        ledger.touch(places + 9 * index)  # tokens of images, those before, where in its image, three numbers and sums
+        places += 3 * index
     run.stack("text", places)
     return ledger.peak
+
+
+def _turns_by_places(graph: LayerGraph) -> bool:
+    """Whether a layer of the text turns by time, row and column of image tokens."""
+    mixing = (group.declaration.mixing for group in graph.groups if group.first.scope == "text")
+    return any(rotation.over == "sections" for each in mixing if each is not None for rotation in each.rotations)
 
 
 def _ledger_of_places(graph: LayerGraph, ledger: Ledger) -> int:
@@ -68,7 +79,8 @@ class _Run:
     def __post_init__(self) -> None:
         self.inputs = {node.id: self.graph.inputs_of(node.id) for node in self.graph.nodes}
         self.readers = Counter(name for names in self.inputs.values() for name in names)
-        self.readers.update(node.id for node in self.graph.nodes if node.role == "projector")  # the caller keeps it
+        seeing = [node.id for node in self.graph.nodes if node.scope == "vision"]
+        self.readers.update(seeing[-1:])  # the caller keeps it
 
     def stack(self, scope: str, index_bytes: int) -> None:
         """Run the nodes of a scope; what its layers share is kept until its end, its result longer."""

@@ -67,11 +67,47 @@ text:
   layers:
     - {attention: sparse, ffn: hashed}
 """
+SEEING = """
+l4spec: 1
+name: seeing
+text:
+  hidden_size: 24
+  vocab_size: 96
+  max_seq_len: 64
+  dtype: fp32
+  norm: {kind: rmsnorm, eps: 1.0e-5}
+  parts:
+    attention: {kind: gqa, num_heads: 4, num_kv_heads: 2, head_dim: 8, mask: {kind: causal},
+                position: {kind: rope, theta: 10000, sections: {time: 2, row: 1, column: 1, interleaved: true}}}
+    ffn: {kind: swiglu, intermediate_size: 40}
+  layers:
+    - {attention: attention, ffn: ffn, repeat: 2}
+vision:
+  image_size: 16
+  patch_size: 4
+  temporal_patch_size: 2
+  tower:
+    hidden_size: 16
+    norm: {kind: layernorm, eps: 1.0e-6}
+    learned_positions: true
+    position_grid: 3
+    parts:
+      attention: {kind: gqa, num_heads: 2, num_kv_heads: 2, head_dim: 8, mask: {kind: none},
+                  position: {kind: rope_2d, theta: 10000, layout: half, first: row}}
+      mlp: {kind: mlp, intermediate_size: 32}
+    layers: [{attention: attention, ffn: mlp, repeat: 2}]
+  adapter: {kind: patch_merger, spatial_merge_size: 2, output_size: 40, eps: 1.0e-6}
+  projector: {kind: linear, output_size: 24, bias: true}
+  deepstack:
+    blocks: [0]
+    adapter: {kind: patch_merger, spatial_merge_size: 2, output_size: 40, eps: 1.0e-6, norms: folded}
+"""
 GRAPHS: tuple[Callable[[], LayerGraph], ...] = (
     lambda: l4spec.compile(l4spec.load("tiny/scout")),
     lambda: l4spec.compile(l4spec.load("tiny/deepseek")),
     lambda: l4spec.compile(parse_spec(read_text(OTHERS, "others.yaml"))),
     lambda: l4spec.compile(parse_spec(read_text(STREAMS, "streams.yaml"))),
+    lambda: l4spec.compile(parse_spec(read_text(SEEING, "seeing.yaml"))),
 )
 
 

@@ -28,7 +28,7 @@ READ_AND_NOT_KEPT = (
 TEXT_FAMILIES = [
     model_type
     for model_type, family in FAMILIES.items()
-    if model_type in transformers.CONFIG_MAPPING and model_type != "llama4" and not family.language_model_only
+    if model_type in transformers.CONFIG_MAPPING and model_type != "llama4" and not family.naming.of_towers
 ]
 configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda model_spec: (kind, model_spec)))
 

@@ -1,7 +1,7 @@
 """One file per model family: what its config says, how a spec says it, and what its checkpoints call the tensors.
 
 A file with a `FAMILY` is found by its being here. An export tries the families of `_FIRST` in order, then the others by
-name, those with towers that are left out at the end.
+name, those with towers at the end.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,6 +34,6 @@ def _families() -> Iterator[Family]:
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {family.model_type: family for family in sorted(_families(), key=lambda family: family.language_model_only)}
+    {family.model_type: family for family in sorted(_families(), key=lambda family: bool(family.naming.of_towers))}
 )
 """Every family by its model_type, in the order in which an export tries them."""

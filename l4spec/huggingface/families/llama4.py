@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from l4spec.errors import Problem, SpecError
 from l4spec.huggingface.families import llama4_text
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
@@ -12,6 +13,7 @@ from l4spec.huggingface.text import DTYPES, Data
 from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.mlp.spec import MLPSpec
+from l4spec.layers.pixel_shuffle_mlp.spec import PixelShuffleMLPSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel, ResolvedVision
 
@@ -136,6 +138,9 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
 
 
 def _write_vision(vision: ResolvedVision, style: RopeStyle) -> Data:
+    if not isinstance(vision.adapter, PixelShuffleMLPSpec):
+        message = f"expected pixel_shuffle_mlp, found {vision.adapter.kind}"
+        raise SpecError([Problem(message, path="vision.adapter.kind")])
     specs = [part.spec for item in vision.stack.blocks for part in (item.attention, item.ffn) if part]
     attention = next((spec for spec in specs if isinstance(spec, GQASpec)), None)
     mlp = next((spec for spec in specs if isinstance(spec, MLPSpec)), None)

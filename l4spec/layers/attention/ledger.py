@@ -109,7 +109,7 @@ def rotated_pieces(position: Position, rows: int, dim: int) -> Iterator[Piece]:
     if isinstance(position, NoPosition):
         return
     turned = (position.rotary_dim or dim) if isinstance(position, Rope) else dim
-    is_halves = isinstance(position, Rope) and position.layout == "half"
+    is_halves = position.layout == "half"
     yield Piece("rotate_halves" if is_halves else "rotate_pairs", (rows * turned,))
     if turned != dim:
         yield Piece("write", (rows * dim,))

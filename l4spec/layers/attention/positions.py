@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from l4spec.layers.base import PositiveFloat, Size, Spec
+from l4spec.layers.base import Count, PositiveFloat, Size, Spec
 from l4spec.layers.declaration import RotaryTable
 
 
@@ -72,6 +72,42 @@ class ProportionalScaling(Spec):
 RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | ProportionalScaling, Field(discriminator="kind")]
 
 
+class ImageSections(Spec):
+    """How many pairs of a head turn by an image token's time, row and column (M-RoPE, arXiv:2409.12191).
+
+    The three numbers of a text token are equal, so that text alone is turned by plain positions.
+    """
+
+    time: Count
+    """Pairs that turn by time; a still image has one."""
+    row: Count
+    """Pairs that turn by the row in the image."""
+    column: Count
+    """Pairs that turn by the column in the image."""
+    interleaved: bool = False
+    """Time, row and column in turns from the first pair on (Qwen3-VL), not one section after the other (Qwen2.5-VL)."""
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs of the rotated part of a head."""
+        return self.time + self.row + self.column
+
+    def axes(self) -> tuple[int, ...]:
+        """For each pair what it turns by: 0 time, 1 row, 2 column."""
+        if not self.interleaved:
+            return (0,) * self.time + (1,) * self.row + (2,) * self.column
+        ends = (0, 3 * self.row, 3 * self.column)
+        return tuple(pair % 3 if pair < ends[pair % 3] else 0 for pair in range(self.num_pairs))
+
+    @model_validator(mode="after")
+    def _in_turns(self) -> Self:
+        if any(self.axes().count(axis) != number for axis, number in enumerate((self.time, self.row, self.column))):
+            raise ValueError(
+                f"{self.row} pairs of row and {self.column} of column do not fit in turns into {self.num_pairs}"
+            )
+        return self
+
+
 class Rope(Spec):
     """Rotary position embedding on queries and keys (arXiv:2104.09864)."""
 
@@ -84,6 +120,8 @@ class Rope(Spec):
     """Which elements form a pair: (2i, 2i+1) as in Llama 4, or (i, i + rotary_dim/2) as in Hugging Face's Llama."""
     scaling: RopeScaling | None = None
     """How frequencies change for contexts longer than in pre-training."""
+    sections: ImageSections | None = None
+    """Pairs that turn by an image token's time, row and column; null: all turn by the position."""
 
     @model_validator(mode="after")
     def _even(self) -> Self:
@@ -91,13 +129,27 @@ class Rope(Spec):
             raise ValueError(f"rotary_dim must be even, found {self.rotary_dim}")
         return self
 
+    def sections_problem(self, head_dim: int) -> str | None:
+        """Why the sections do not divide the rotated part of a head of `head_dim` elements, or None."""
+        pairs = (self.rotary_dim or head_dim) // 2
+        if self.sections is None or self.sections.num_pairs == pairs:
+            return None
+        return f"position.sections have {self.sections.num_pairs} pairs, and {pairs} of a head turn"
+
 
 class Rope2d(Spec):
-    """Rotary embedding over the patch grid: half of each head's frequencies turn with x + 1, half with y + 1."""
+    """Rotary embedding over the patch grid: half of each head's frequencies turn with x + 1, half with y + 1.
+
+    Queries and keys see differences of places alone: from which number they count matters to a class token only.
+    """
 
     kind: Literal["rope_2d"]
     theta: PositiveFloat
     """Base of the frequencies of each half."""
+    layout: Literal["interleaved", "half"] = "interleaved"
+    """Which elements form a pair: (2i, 2i+1) as in Llama 4, or (i, i + head_dim/2) as in Qwen's towers."""
+    first: Literal["column", "row"] = "column"
+    """Which half of the frequencies comes first: those of the column x (Llama 4), or those of the row y (Qwen)."""
 
 
 class NoPosition(Spec):
@@ -112,5 +164,6 @@ Position = Annotated[Rope | Rope2d | NoPosition, Field(discriminator="kind")]
 def rotations_of(position: Position, head_dim: int) -> tuple[RotaryTable, ...]:
     """What a layer declares of its rotation, of heads of `head_dim` elements; nothing without one."""
     if isinstance(position, Rope):
-        return (RotaryTable(position, position.rotary_dim or head_dim),)
+        over: Literal["positions", "sections"] = "positions" if position.sections is None else "sections"
+        return (RotaryTable(position, position.rotary_dim or head_dim, over),)
     return (RotaryTable(position, head_dim, "grid"),) if isinstance(position, Rope2d) else ()

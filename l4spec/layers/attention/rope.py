@@ -104,7 +104,7 @@ class Rotation:
     def of(cls, rope: Rope | Rope2d, dim: int, *beside: int) -> "Rotation":
         """The rotation that a spec asks for; `dim` is the rotated width of a head, `beside` what shares its tensors."""
         if isinstance(rope, Rope2d):
-            frequencies, interleaved = _plain_frequencies(rope.theta, dim // 2), True
+            frequencies, interleaved = _plain_frequencies(rope.theta, dim // 2), rope.layout == "interleaved"
         else:
             frequencies, interleaved = inverse_frequencies(rope, dim), rope.layout == "interleaved"
         key = f"rotation {dim} {rope.model_dump_json()}"
@@ -147,11 +147,14 @@ class Rotation:
         return (angles.cos() * factor, angles.sin() * factor) if factor != 1.0 else (angles.cos(), angles.sin())
 
     def _angles(self, context: Context) -> Tensor:
-        positions = context.layout.positions
+        positions, places = context.layout.positions, context.layout.places
         frequencies = self._frequencies_on(positions.device)
         if isinstance(self.rope, Rope2d):
-            assert context.layout.places is not None, "2-D rope is for the patches of an image"
-            return (context.layout.places.float()[..., None] * frequencies).flatten(-2)
+            assert places is not None, "2-D rope is for the patches of an image"
+            ordered = places.flip(-1) if self.rope.first == "row" else places
+            return (ordered.float()[..., None] * frequencies).flatten(-2)
+        if self.rope.sections is not None and places is not None:
+            return places.float()[..., list(self.rope.sections.axes())] * frequencies
         return positions.float()[..., None] * frequencies
 
     def _frequencies_on(self, device: torch.device) -> Tensor:

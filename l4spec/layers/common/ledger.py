@@ -26,6 +26,7 @@ class Ledger:
     """Bytes allocated now and at the peak; `item` is the size of an activation's number.
 
     `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, kept until its end.
+    `has_places`: the text has images, and rotations over sections have a table for each row.
     """
 
     item: int
@@ -33,6 +34,7 @@ class Ledger:
     peak: int = 0
     shared: set[str] = field(default_factory=set)
     shared_bytes: int = 0
+    has_places: bool = False
 
     @property
     def is_wide(self) -> bool:

@@ -25,9 +25,8 @@ class TokenLayout:
     earlier tokens in the cache (an upper bound when rows differ). `positions` is [tokens] when all rows are alike, else
     [rows, tokens]. When rows differ, `lengths` [rows] holds the tokens each had before (None: none, or all `start`)
     and `num_new` [rows] how many of its columns are real. `sequence_ids` [rows, tokens] separates packed sequences.
-    `places` [tokens, 2] is where an image's patches lie: x + 1 and y + 1, both 0 for a class token. Of a sequence
-    that is divided among ranks, `runs` are the tokens of each; this rank's begin at `start`, and no cache holds earlier
-    ones.
+    `places` [tokens, 2] of an image's `grid` of patches are x + 1, y + 1 (0 for a class token), of text with images
+    [rows, tokens, 3] time, row, column. A divided sequence has the `runs` of each rank; this one's begins at `start`.
     """
 
     num_rows: int
@@ -39,10 +38,11 @@ class TokenLayout:
     sequence_ids: Tensor | None = None
     places: Tensor | None = None
     runs: tuple[range, ...] = ()
+    grid: tuple[int, int] = (0, 0)
 
     @property
     def is_uniform(self) -> bool:
-        """Whether plain slices do: every row has the same past, and no packed sequences share a row."""
+        """Whether plain slices do: rows have the same past, and no packed sequences share one."""
         return self.lengths is None and self.sequence_ids is None
 
     def valid(self) -> Tensor | None:
@@ -60,8 +60,8 @@ class Context:
     [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotations, masks).
     Mixtures tell `record` their node's id, how many choices each expert got [experts] and, in training, how many were
     dropped, unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step.
-    With `recomputes_core` attention keeps its inputs and result alone. `split`: each tp rank has some of the tokens.
-    `token_ids` [rows, tokens] are what the layout places, for layers that look something up by them.
+    With `recomputes_core` attention keeps its inputs and result alone. `split`: each tp rank has some of the tokens,
+    `token_ids` [rows, tokens] are what the layout places.
     """
 
     layout: TokenLayout

@@ -73,6 +73,8 @@ class CompressedAttentionSpec(LayerSpec):
             raise ValueError(f"rope_head_dim ({self.rope_head_dim}) must be even and at most head_dim")
         if self.position.rotary_dim not in (None, self.rope_head_dim):
             raise ValueError("compressed_attention rotates rope_head_dim elements: leave position.rotary_dim out")
+        if self.position.sections is not None:
+            raise ValueError("compressed_attention turns by positions alone: leave position.sections out")
         index = self.compression.index if self.compression else None
         if index is not None and index.head_dim < self.rope_head_dim:
             raise ValueError(f"index.head_dim ({index.head_dim}) must be at least rope_head_dim ({self.rope_head_dim})")

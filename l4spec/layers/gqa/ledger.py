@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from l4spec.layers.attention.ledger import Heads, allocate_attention, attended_pieces, rotated_pieces
-from l4spec.layers.attention.positions import NoPosition, Rope, Rope2d
+from l4spec.layers.attention.positions import NoPosition, Rope
 from l4spec.layers.attention.walk import BLOCK, Walk, walk
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, Piece
@@ -89,10 +89,11 @@ def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int, *, ke
     if not isinstance(spec.position, NoPosition):
         partial = spec.position.rotary_dim if isinstance(spec.position, Rope) else None
         dim = partial or spec.head_dim
-        in_pairs = isinstance(spec.position, Rope2d) or spec.position.layout == "interleaved"
-        as_complex = in_pairs and spec.head_dim % 2 == 0
+        as_complex = spec.position.layout == "interleaved" and spec.head_dim % 2 == 0
         name = f"rotation {dim} {spec.position}"
-        rotation_table(ledger, name, work.num_queries, dim, as_complex=as_complex)
+        by_row = ledger.has_places and isinstance(spec.position, Rope) and spec.position.sections is not None
+        places = work.num_tokens if by_row else work.num_queries
+        rotation_table(ledger, name, places, dim, as_complex=as_complex)
         rotate(ledger, elements, rows * dim, as_complex=as_complex)
         ledger.take(size)
         kept, left = _replaced(ledger, size, kept, left)

@@ -108,6 +108,8 @@ class GQASpec(LayerSpec):
             rotary_dim = self.position.rotary_dim or self.head_dim
             if rotary_dim > self.head_dim or rotary_dim % 2:
                 raise ValueError(f"the rotated part ({rotary_dim}) must be even and at most head_dim ({self.head_dim})")
+            if (problem := self.position.sections_problem(self.head_dim)) is not None:
+                raise ValueError(problem)
         if isinstance(self.position, Rope2d) and self.head_dim % 4:
             raise ValueError(f"2-D rope needs head_dim divisible by 4, found {self.head_dim}")
         return self

@@ -1,7 +1,7 @@
 """What learned absolute positions cost: a table and an addition."""
 
 from l4spec.layers.base import Width
-from l4spec.layers.declaration import Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
+from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of
 from l4spec.layers.learned_position.spec import LearnedPositionSpec
 
 
@@ -13,5 +13,10 @@ def declare(spec: LearnedPositionSpec, width: Width) -> Declaration:
     def operations(work: Work) -> tuple[Operation, ...]:
         return (Elementwise("add", work.num_tokens * width.hidden_size, reads=2),)  # x + weight[position]
 
+    def live(work: Work) -> tuple[Buffer, ...]:
+        if not spec.interpolated:
+            return ()
+        return (Buffer("laid_over", work.num_queries, dims[1:]), Buffer("output", work.num_tokens, dims[1:]))
+
     stream = tokens_of(width.hidden_size)
-    return Declaration((table,), operations, inputs=(stream,), output=stream)
+    return Declaration((table,), operations, inputs=(stream,), output=stream, live=live)

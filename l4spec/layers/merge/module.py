@@ -3,19 +3,28 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.modules import Context, LayerModule
+from l4spec.layers.common.modules import Context, LayerModule, group_last
 from l4spec.layers.merge.spec import MergeSpec
 
 
 class Merge(LayerModule):
-    """Puts image vectors, in order, where the text has image placeholders; without an image the text passes."""
+    """Puts image vectors, in order, where the text has image placeholders; without an image the text passes.
+
+    Vectors for a block, those with an index above 0, are added to what the text has there.
+    """
 
     def __init__(self, spec: MergeSpec, width: Width) -> None:
         super().__init__()
+        self.index, self.num_vectors = spec.index, spec.num_vectors
 
     def forward(self, text: Tensor, image: Tensor | None = None, *, context: Context) -> Tensor:
-        """Text [batch, tokens, hidden] and image [tiles, image_tokens, hidden] to [batch, tokens, hidden]."""
+        """Text [batch, tokens, hidden] and image [tiles, image_tokens, vectors * hidden] to [batch, tokens, hidden]."""
         if image is None:
             return text
         assert context.image_mask is not None, "an image needs the places of its tokens"
-        return text.masked_scatter(context.image_mask[..., None], image.to(text.dtype))
+        places = context.image_mask[..., None]
+        if self.num_vectors > 1:
+            image = group_last(image, self.num_vectors, -1)[..., self.index, :]
+        if not self.index:
+            return text.masked_scatter(places, image.to(text.dtype))
+        return text + text.new_zeros(text.shape).masked_scatter_(places, image.to(text.dtype))

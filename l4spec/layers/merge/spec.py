@@ -2,10 +2,14 @@
 
 from typing import Literal
 
-from l4spec.layers.base import LayerSpec
+from l4spec.layers.base import Count, LayerSpec, Size
 
 
 class MergeSpec(LayerSpec):
     """Early fusion: the vectors at image placeholder tokens are replaced by the projected patches, in order."""
 
     kind: Literal["merge"]
+    num_vectors: Size = 1
+    """Vectors side by side that an image token brings: one for the embeddings, then one for each block it enters."""
+    index: Count = 0
+    """Which of them; those after the first are added to what the text has there (DeepStack, arXiv:2406.04334)."""

@@ -41,6 +41,8 @@ class LatentSpec(LayerSpec):
             raise ValueError("mla takes position rope or none, not rope_2d")
         if isinstance(self.position, Rope) and self.position.rotary_dim not in (None, self.qk_rope_head_dim):
             raise ValueError("mla rotates qk_rope_head_dim elements: leave position.rotary_dim out")
+        if isinstance(self.position, Rope) and self.position.sections is not None:
+            raise ValueError("mla turns by positions alone: leave position.sections out")
         return self
 
     def narrowed(self, tp: int) -> Self:

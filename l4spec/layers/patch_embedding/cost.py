@@ -1,17 +1,19 @@
 """What a patch embedding costs."""
 
+from math import prod
+
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Declaration, Dim, Matmul, Operation, Parameter, Work, linear, tokens_of
 from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 
 
 def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:
-    """A projection [hidden, channels * patch^2] over grid^2 patches a tile, and a class token [hidden].
+    """A projection [hidden, channels * frames * patch^2] over grid^2 patches a tile, and a class token [hidden].
 
     Here a sequence is a tile: `work.num_sequences` tiles are embedded.
     """
     hidden = Dim("hidden", width.hidden_size)
-    pixels = Dim("pixels", spec.num_channels * spec.patch_size**2)
+    pixels = Dim("pixels", prod(spec.kernel))
     weight = linear("proj", hidden, pixels, "vision", bias=spec.bias)
     class_token = (Parameter("class_token", (hidden,), "vision", "other"),) if spec.class_token != "none" else ()
 

@@ -17,10 +17,17 @@ class PatchEmbeddingSpec(LayerSpec):
     """Height and width of a patch in pixels."""
     num_channels: Size = 3
     """Colour channels."""
+    temporal_patch_size: Size = 1
+    """Frames that a patch covers; a still image is taken that many times (Qwen3-VL: 2)."""
     class_token: Literal["first", "last", "none"] = "none"
     """Where a learned class token joins the patches (Llama 4: last)."""
     bias: bool = False
     """Bias of the projection."""
+
+    @property
+    def kernel(self) -> tuple[int, int, int, int]:
+        """Channels, frames, rows and columns of a patch, in the order in which the projection reads them."""
+        return (self.num_channels, self.temporal_patch_size, self.patch_size, self.patch_size)
 
     @property
     def grid(self) -> int:

@@ -39,7 +39,8 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
         names = naming.of(tagged)
         if not names:
             return None
-        groups.append(StoredGroup(tuple((whole(name, full, parameter),) for name in names)))
+        stored_as = partial(_convolution, graph) if full in naming.convolutions else whole
+        groups.append(StoredGroup(tuple((stored_as(name, full, parameter),) for name in names)))
     groups += [
         StoredGroup(((_widened(_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)), naming),),))
         for stored, parts in joined.items()
@@ -85,6 +86,13 @@ def _widened(tensor: StoredTensor, naming: Naming) -> StoredTensor:
     return replace(tensor, shape=(*[1] * before, rows, *[1] * after, *rest), view=tensor.shape)
 
 
+def _convolution(graph: LayerGraph, name: str, tensor: str, parameter: Parameter) -> StoredTensor:
+    """A projection of patches as the convolution that it is stored as."""
+    assert graph.model.vision is not None, "patches are those of a tower"
+    shape = (parameter.shape[0], *graph.model.vision.patch_embedding.kernel)
+    return StoredTensor(name, shape, (TensorPiece(tensor),), view=parameter.shape)
+
+
 def _is_stacked_bias(parameter: Parameter, full: str) -> bool:
     return parameter.role == "bias" and ".experts." in full and len(parameter.dims) == 2
 
@@ -102,7 +110,8 @@ def _expert_group(prefix: str, stacks: Mapping[str, Parameter], naming: Naming) 
     each = [_each_expert(prefix, stored, stacks, naming.each) for stored in prefixes]
     if naming.stacked:
         each = [_stacked_experts(prefix, prefixes[0], stacks)]
-    fused = [_fused_experts(prefix, stored, stacks, naming.fused_in_out) for stored in prefixes]
+    ways = (naming.fused_in_out, not naming.fused_in_out) if naming.fused_both else (naming.fused_in_out,)
+    fused = [_fused_experts(prefix, stored, stacks, in_out) for stored in prefixes for in_out in ways]
     return StoredGroup((*fused, *each) if naming.fused_first else (*each, *fused))
 
 
@@ -177,7 +186,7 @@ def _experts_in_turns(prefix: str, stored: str, stacks: Mapping[str, Parameter])
 
 
 def _ignored_patterns(graph: LayerGraph, naming: Naming) -> tuple[re.Pattern[str], ...]:
-    patterns = list(naming.optional)
+    patterns = [*naming.optional, *(naming.of_towers if graph.model.vision is None else ())]
     if graph.model.text.head.tied:
         patterns.append(rf"^(language_model\.)?{re.escape('lm_head.weight')}$")
     patterns += [rf"^model\.layers\.{graph.num_layers + extra}\." for extra in range(naming.next_token_layers)]

@@ -3,13 +3,15 @@
 Loading and saving read the same description, so that neither can know a name or an orientation that the other lacks.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Parameter
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of stored tensors by name."""
 Region = tuple[tuple[int, int, int], ...]
 """A box in a tensor: (dim, start, stop) for each dim that is cut; empty for the whole tensor."""
 
@@ -56,9 +58,15 @@ class StoredGroup:
 
     alternatives: tuple[tuple[StoredTensor, ...], ...]
 
-    def matching(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
-        """The way of which most stored names exist; the first among equals."""
-        return max(self.alternatives, key=lambda way: sum(stored.name in names for stored in way) / len(way))
+    def matching(self, names: frozenset[str], shapes: Shapes | None = None) -> tuple[StoredTensor, ...]:
+        """The way of which most stored names exist, and of those most shapes; the first among equals."""
+        known = shapes or {}
+
+        def fits(way: tuple[StoredTensor, ...]) -> tuple[float, float]:
+            named = sum(stored.name in names for stored in way)
+            return named / len(way), sum(known.get(stored.name) == stored.shape for stored in way) / len(way)
+
+        return max(self.alternatives, key=fits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +81,9 @@ class CheckpointLayout:
         """What a checkpoint in this layout is saved as."""
         return tuple(stored for group in self.groups for stored in group.alternatives[0])
 
-    def matching(self, names: frozenset[str]) -> tuple[StoredTensor, ...]:
-        """What a checkpoint with these names should hold."""
-        return tuple(stored for group in self.groups for stored in group.matching(names))
+    def matching(self, names: frozenset[str], shapes: Shapes | None = None) -> tuple[StoredTensor, ...]:
+        """What a checkpoint with these names, of these shapes where they are known, should hold."""
+        return tuple(stored for group in self.groups for stored in group.matching(names, shapes))
 
     def num_matches(self, names: frozenset[str]) -> int:
         """How many of these names this layout knows."""

@@ -26,7 +26,8 @@ def hub_layout_of(graph: LayerGraph, names: frozenset[str], preferred: str | Non
 
 def require_match(layout: CheckpointLayout, headers: Mapping[Key, TensorHeader]) -> tuple[StoredTensor, ...]:
     """The stored tensors to read. Raises UserError naming every missing, extra, misshapen and unreadable one."""
-    tensors = layout.matching(frozenset(name for _, name in headers))
+    shapes = {name: header.shape for (_, name), header in headers.items()}
+    tensors = layout.matching(frozenset(shapes), shapes)
     problems = list(_differences(tensors, headers))
     known = {(stored.rank, stored.name) for stored in tensors}
     for (rank, name), header in headers.items():

@@ -49,6 +49,9 @@ class ImagePrompt:
 
 def image_prompt(images: list[Tensor], vision: VisionSpec, tokenizer: TextTokenizer) -> ImagePrompt:
     """Images [3, height, width] in uint8 as a model of this spec takes them. Raises UserError without the marks."""
+    if vision.tower.position_grid is not None:
+        message = "the model takes images of any sides, which l4spec does not cut yet"
+        raise UserError(message, hint="in Python, give model.generate pixel_values of equal sides")
     if vision.num_channels != 3:
         raise UserError(f"the model takes images of {vision.num_channels} channels, and files have 3")
     cut = [cut_image(image, vision.image_size, vision.max_tiles, global_tile=vision.global_tile) for image in images]

@@ -93,7 +93,8 @@ class RankModel(Model):
         No tiles give no vectors, yet pass through the tower: data-parallel ranks gather its weights together.
         """
         if not self.line.is_first and self.num_tokens_per_tile:
-            shape = (pixel_values.shape[0], self.num_tokens_per_tile, self.graph.hidden_size)
+            rows, columns = self._token_grid(pixel_values)
+            shape = (pixel_values.shape[0], rows * columns, self._vector_width)
             return torch.zeros((), dtype=self.dtype, device=self.device).expand(shape)
         if len(pixel_values):
             return super().encode_images(pixel_values)
@@ -165,6 +166,12 @@ class RankModel(Model):
         owner, _, leaf = name.rpartition(".")
         tensor: Tensor = getattr(self.get_submodule(owner), leaf)
         return tensor
+
+    @property
+    def _vector_width(self) -> int:
+        """Numbers that an image token brings: for its embedding, and for each block that it enters."""
+        vision = self.graph.model.vision
+        return self.graph.hidden_size * (1 if vision is None else vision.num_vectors)
 
     @property
     def stream_width(self) -> int:

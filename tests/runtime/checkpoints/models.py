@@ -43,6 +43,8 @@ FAMILIES = {
     "gemma4_text": "compare/gemma-4-26b-a4b",
     "deepseek_v4": "compare/deepseek-v4-flash",
     "kimi_linear": "compare/kimi-linear-48b-a3b",
+    "qwen3_vl": "compare/qwen3-vl-4b",
+    "qwen3_vl_moe": "compare/qwen3-vl-235b-a22b",
 }
 """A shipped spec of each Hugging Face family that is read whole and that transformers has."""
 AMBIGUOUS: dict[str, dict[str, JsonValue]] = {
@@ -69,6 +71,8 @@ CHANGED = {
 """What is overridden in the spec of a family before it is scaled down."""
 ALSO_CALLED = {"kimi_linear": (".block_sparse_moe.", ".mlp.")}
 """Steps of stored names that transformers writes in layers where published checkpoints have the second one."""
+TURNED = ("qwen3_vl_moe",)
+"""Families whose published stacks of experts transformers turns, and saves turned."""
 OTHER_FAMILIES = {
     "kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM",
     "nemotron-nas": "no class in transformers, but code beside its weights",

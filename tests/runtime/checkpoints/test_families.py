@@ -13,6 +13,7 @@ from tests.runtime.checkpoints.models import (
     ALSO_CALLED,
     FAMILIES,
     OTHER_FAMILIES,
+    TURNED,
     assert_same_tensors,
     blank_model,
     save_small,
@@ -88,6 +89,8 @@ def test_what_transformers_saves_loads_here_and_comes_back_as_it_was(family: str
         {name.replace(step, published): tensor for name, tensor in stored_tensors(tmp_path / side).items()}
         for side in ("ours", "theirs")
     )
+    if family in TURNED:
+        theirs = {name: tensor.mT if ".experts." in name else tensor for name, tensor in theirs.items()}
     assert_same_tensors(ours, theirs)
 
 

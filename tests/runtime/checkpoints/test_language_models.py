@@ -41,8 +41,6 @@ VISION: Config = {
     "deepstack_visual_indexes": [0],
 }
 CONFIGS: dict[str, Config] = {
-    "qwen3_vl": {"text_config": TEXT, "vision_config": VISION},
-    "qwen3_vl_moe": {"text_config": {**TEXT, **EXPERTS}, "vision_config": VISION},
     "qwen3_5": {"text_config": {**TEXT, **DELTA}, "vision_config": VISION},
     "qwen3_5_moe": {
         "text_config": {**TEXT, **DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},

@@ -1,4 +1,4 @@
-"""The vision tower of Qwen3-VL and the sections by which its text turns, read from a config and written into one.
+"""The vision tower of Qwen3-VL and Qwen3.5, and the sections by which their text turns, in configs.
 
 Images of any sides are cut into patches of two equal frames. Learned positions are a square grid that is interpolated;
 a spec counts images of the size whose patches are that grid, since a config names no size.
@@ -103,7 +103,7 @@ def _grid(fields: Fields) -> int:
 
 def _deepstack(fields: Fields, may_have: bool) -> list[int]:
     if not may_have:
-        fields.read.add("deepstack_visual_indexes")
+        fields.carry("deepstack_visual_indexes")
         if fields.data.get("deepstack_visual_indexes"):
             fields.problem("deepstack_visual_indexes", "expected none, for the family's text has no place for them")
         return []

@@ -71,7 +71,7 @@ def test_sections_are_laid_over_a_head_as_transformers_lays_them(sections: list[
     assert list(spec.position.sections.axes()) == theirs.int().tolist()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
 def test_a_config_of_transformers_comes_back_with_its_tower(model_type: str) -> None:
     kind: Any = transformers.CONFIG_MAPPING[model_type]
     config = kind(vision_config={"out_hidden_size": 4096, "depth": 26})
@@ -82,6 +82,32 @@ def test_a_config_of_transformers_comes_back_with_its_tower(model_type: str) -> 
     again = kind(**exported)
     assert again.vision_config.to_dict() == config.vision_config.to_dict()
     assert not differences(resolve(imported.spec), resolve(import_config(exported).spec))
+
+
+QWEN3_5_27B: Config = {
+    "model_type": "qwen3_5",
+    "text_config": {
+        "hidden_size": 5120,
+        "intermediate_size": 17408,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 24,
+        "num_key_value_heads": 4,
+        "linear_num_value_heads": 48,
+        "vocab_size": 248320,
+    },
+    "vision_config": {"model_type": "qwen3_5", "out_hidden_size": 5120, "deepstack_visual_indexes": []},
+    "tie_word_embeddings": False,
+}
+"""Qwen/Qwen3.5-27B: 27,356,728,560 parameters, as transformers builds it on the meta device."""
+
+
+def test_a_tower_without_vectors_for_blocks_has_the_parameters_of_the_release() -> None:
+    graph = l4spec.compile(import_config(QWEN3_5_27B).spec)
+    assert sum(p.numel for _, p in graph.parameters()) == 27_356_728_560
+    assert import_config(QWEN3_5_27B).spec.vision.deepstack is None  # type: ignore[union-attr]
+    vision = {**QWEN3_5_27B["vision_config"], "deepstack_visual_indexes": [8]}
+    with pytest.raises(SpecError, match="the family's text has no place for them"):
+        import_config({**QWEN3_5_27B, "vision_config": vision})
 
 
 def test_a_config_without_a_tower_is_its_language_model_with_a_note() -> None:

@@ -99,7 +99,7 @@ def test_a_family_that_is_known_and_not_read_is_refused_with_what_is_missing(mod
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_an_empty_config_of_each_family_names_what_is_missing(model_type: str) -> None:
     problems = refused({"model_type": model_type})
-    inside = model_type in ("llama4", "qwen3_vl", "qwen3_vl_moe") or FAMILIES[model_type].language_model_only
+    inside = model_type == "llama4" or bool(FAMILIES[model_type].naming.of_towers)
     missing = "text_config" if inside else "hidden_size"
     assert problems[missing] == "missing field"
 

@@ -1,7 +1,8 @@
-"""Qwen3-VL with images equals transformers: tower, vectors for blocks, places of tokens, checkpoints both ways.
+"""Qwen3-VL and Qwen3.5 with images equal transformers: tower, vectors for blocks, places, checkpoints both ways.
 
 The bound is that of `tests.runtime.oracles` for sums of 128 products (four patches of 32 folded into one) through seven
-layers, 2 sqrt(2) sqrt(K D) u = 1.25e-5, held to the 1e-5 that logits of every kind are held to.
+layers, 2 sqrt(2) sqrt(K D) u = 1.25e-5, held to the 1e-5 that logits of every kind are held to;
+of Qwen3.5, whose delta nets pass errors on from token to token, to as many times that as of their text alone.
 """
 
 from dataclasses import dataclass
@@ -21,11 +22,28 @@ from l4spec.huggingface import FAMILIES, import_config
 from l4spec.runtime.compiled import CompiledStep
 from l4spec.runtime.images import image_prompt
 from l4spec.runtime.model import Model
+from tests.runtime.hybrid_families import AMPLIFIED
 from tests.runtime.test_oracle_text import relative
 
 BOUND, GRADIENT_BOUND = 1e-5, 1e-4
 IMAGE, PATCH, FOLD = 127, 4, 2
 GRIDS = {"as learned": (24, 24), "wide": (16, 40), "a column": (40, 8)}
+DELTA_NETS: dict[str, Any] = {
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [3, 3, 2],
+        "mrope_interleaved": True,
+    },
+}
+"""Of Qwen3.5, whose tower gives one vector for each image token."""
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -52,15 +70,19 @@ def config_of(model_type: str) -> Any:
         "max_position_embeddings": 512,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **sections},
     }
-    if model_type == "qwen3_vl_moe":
+    if model_type.endswith("_moe"):
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    if model_type.startswith("qwen3_5"):
+        text |= DELTA_NETS
+    if model_type == "qwen3_5_moe":
+        text |= {"shared_expert_intermediate_size": 32}
     vision = {
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_heads": 2,
         "out_hidden_size": 64,
-        "deepstack_visual_indexes": [0, 2],
+        "deepstack_visual_indexes": [] if model_type.startswith("qwen3_5") else [0, 2],
         "patch_size": PATCH,
         "num_position_embeddings": 36,
     }
@@ -71,19 +93,53 @@ def config_of(model_type: str) -> Any:
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_vl_moe"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    config = config_of(request.param)
+    return pair_of(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_5_moe"])
+def hybrid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair_of(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def pair_of(model_type: str, folder: Path) -> Pair:
+    config = config_of(model_type)
     config._attn_implementation = "eager"
-    reference = getattr(transformers, FAMILIES[request.param].architecture)(config).eval()
+    reference = getattr(transformers, FAMILIES[model_type].architecture)(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():
             center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(center + 0.2 * torch.randn(parameter.shape, generator=generator))
-    folder = tmp_path_factory.mktemp(request.param)
     reference.save_pretrained(folder)
     ours = l4spec.build(import_config(config.to_dict()).spec, dtype="fp32", seed=None)
     l4spec.load_checkpoint(ours, folder)
     return Pair(reference, ours, folder)
+
+
+@pytest.mark.parametrize("sides", GRIDS.values(), ids=GRIDS)
+@torch.no_grad()
+def test_images_of_qwen3_5_equal_the_reference(hybrid: Pair, sides: tuple[int, int]) -> None:
+    number = sides[0] * sides[1] // (PATCH * FOLD) ** 2
+    ids, images = prompt(number, (0, 3), (0, number + 9)), pixels(2, sides)
+    given = as_processed(images)
+    theirs = hybrid.reference.model.visual(given["pixel_values"], given["image_grid_thw"], return_dict=True)
+    assert relative(hybrid.ours.encode_images(images).flatten(0, 1), theirs.pooler_output) < BOUND
+    expected = expected_logits(hybrid, ids, images)
+    assert relative(hybrid.ours(ids, pixel_values=images), expected) < AMPLIFIED * BOUND
+    cache = hybrid.ours.new_cache(1, ids.shape[1])
+    parts = [hybrid.ours(ids[:, :-4], pixel_values=images, cache=cache)]
+    parts += [hybrid.ours(token, cache=cache) for token in torch.split(ids[:, -4:], 1, dim=1)]
+    assert relative(torch.cat(parts, dim=1), expected) < AMPLIFIED * BOUND
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_qwen3_5_comes_back_with_its_tower(hybrid: Pair, tmp_path: Path) -> None:
+    l4spec.save_checkpoint(hybrid.ours, tmp_path)
+    kind = type(hybrid.reference)
+    again, loading = kind.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    assert not any(loading.values()), loading
+    theirs = hybrid.reference.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in again.state_dict().items())
 
 
 def pixels(number: int, sides: tuple[int, int] = (24, 24)) -> Tensor:

@@ -73,6 +73,8 @@ ALSO_CALLED = {"kimi_linear": (".block_sparse_moe.", ".mlp.")}
 """Steps of stored names that transformers writes in layers where published checkpoints have the second one."""
 TURNED = ("qwen3_vl_moe",)
 """Families whose published stacks of experts transformers turns, and saves turned."""
+SEEING = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
+"""Families with a tower around the text of another, whose spec is shipped (tests/runtime/test_oracle_qwen_vl.py)."""
 OTHER_FAMILIES = {
     "kimi_k2": "no class of its own in transformers: it is DeepseekV3ForCausalLM",
     "nemotron-nas": "no class in transformers, but code beside its weights",

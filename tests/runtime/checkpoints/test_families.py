@@ -13,6 +13,7 @@ from tests.runtime.checkpoints.models import (
     ALSO_CALLED,
     FAMILIES,
     OTHER_FAMILIES,
+    SEEING,
     TURNED,
     assert_same_tensors,
     blank_model,
@@ -62,7 +63,7 @@ def assert_same_logits(left: Any, right: Any) -> None:
 
 def test_every_family_that_is_imported_is_tested_here() -> None:
     language_models = {name for name, family in KNOWN_FAMILIES.items() if family.language_model_only}
-    assert KNOWN_FAMILIES.keys() == FAMILIES.keys() | OTHER_FAMILIES.keys() | language_models
+    assert KNOWN_FAMILIES.keys() == FAMILIES.keys() | OTHER_FAMILIES.keys() | SEEING.keys() | language_models
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,28 +25,7 @@ TEXT: Config = {
     "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
 }
-EXPERTS: Config = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-DELTA: Config = {
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-}
-VISION: Config = {
-    "depth": 2,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "out_hidden_size": 64,
-    "deepstack_visual_indexes": [0],
-}
-CONFIGS: dict[str, Config] = {
-    "qwen3_5": {"text_config": {**TEXT, **DELTA}, "vision_config": VISION},
-    "qwen3_5_moe": {
-        "text_config": {**TEXT, **DELTA, **EXPERTS, "shared_expert_intermediate_size": 32},
-        "vision_config": VISION,
-    },
-}
+CONFIGS: dict[str, Config] = {}
 STEP: Config = {name: value for name, value in TEXT.items() if name != "rope_parameters"}
 CONFIGS["step3p7"] = {
     "text_config": {

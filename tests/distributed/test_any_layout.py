@@ -22,7 +22,7 @@ from tests.distributed.test_truth import ONE_KV_HEAD
 from tests.distributed.whole import explained, graph_from
 from tests.distributed.world import run_world
 from tests.runtime.hybrid_families import KDA
-from tests.runtime.tiny import SWIGLU, gqa, moe, text_of, vision
+from tests.runtime.tiny import SWIGLU, any_sides, gqa, moe, text_of, vision
 from tests.strategies import Data, Draw, models
 
 FP64 = 8
@@ -163,6 +163,18 @@ SEEING = yaml.safe_dump(
         "vision": vision(),
     }
 )
+IN_TURNS = {"time": 4, "row": 2, "column": 2, "interleaved": True}
+DEEP = yaml.safe_dump(
+    {
+        "l4spec": 1,
+        "name": "deep",
+        "text": text_of(
+            {"a": gqa(position={"kind": "rope", "theta": 10000.0, "sections": IN_TURNS}), "f": SWIGLU},
+            [{"attention": "a", "ffn": "f", "repeat": 2}],
+        ),
+        "vision": any_sides(),
+    }
+)
 BIASED_EXPERTS = yaml.safe_dump(
     {
         "l4spec": 1,
@@ -190,6 +202,8 @@ CERTAIN = {
     "biases of experts, which ep divides with their matrices": Case(BIASED_EXPERTS, Layout(tp=2, ep=2, dp=2), 4, 9, 2),
     "a shard without rows, which FSDP cannot reduce": Case(FEW_WORDS, Layout(tp=4, dp=2), 2, 9, 2),
     "a third of the labels, and images on one rank alone": Case(SEEING, Layout(dp=3), 3, 14, 2, (1, 0, 0)),
+    "vectors for a block, and images on one rank alone": Case(DEEP, Layout(tp=2, dp=2), 4, 14, 2, (1, 0, 0, 0)),
+    "a stage after the block that takes image vectors": Case(DEEP, Layout(pp=2), 4, 14, 2, (1, 0, 1, 0), 2),
     "stages of cut layers": Case(ONE_KV_HEAD, Layout(tp=4, pp=2), 4, 12, 2, (), 2),
     "stages whose weights data-parallel ranks share": Case(ONE_KV_HEAD, Layout(ep=2, dp=2, pp=2), 8, 12, 2, (), 2),
 }

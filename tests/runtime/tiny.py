@@ -123,6 +123,15 @@ def vision(class_token: str = "last") -> Json:
     }
 
 
+def any_sides() -> Json:
+    """The same tower for images of any sides, whose first block gives the text's first one vectors too."""
+    seeing = vision("none")
+    seeing["tower"]["position_grid"] = 3
+    merger = {"kind": "patch_merger", "spatial_merge_size": 2, "output_size": 40, "eps": 1e-6}
+    deepstack = {"blocks": [0], "adapter": {**merger, "norms": "folded"}}
+    return {**seeing, "temporal_patch_size": 2, "adapter": merger, "deepstack": deepstack}
+
+
 def randomised(graph: LayerGraph, seed: int = 0, dtype: str = "fp64") -> Model:
     """A model with every tensor random, norms and biases too, and large enough that every layer matters."""
     model = build(graph, dtype=dtype)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from l4spec.layers.base import Width
-from l4spec.layers.common.modules import Context, LayerModule, group_last
+from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.layers.merge.spec import MergeSpec
 
 
@@ -15,7 +15,7 @@ class Merge(LayerModule):
 
     def __init__(self, spec: MergeSpec, width: Width) -> None:
         super().__init__()
-        self.index, self.num_vectors = spec.index, spec.num_vectors
+        self.index = spec.index
 
     def forward(self, text: Tensor, image: Tensor | None = None, *, context: Context) -> Tensor:
         """Text [batch, tokens, hidden] and image [tiles, image_tokens, vectors * hidden] to [batch, tokens, hidden]."""
@@ -23,8 +23,8 @@ class Merge(LayerModule):
             return text
         assert context.image_mask is not None, "an image needs the places of its tokens"
         places = context.image_mask[..., None]
-        if self.num_vectors > 1:
-            image = group_last(image, self.num_vectors, -1)[..., self.index, :]
+        width = text.shape[-1]
+        image = image[..., self.index * width : (self.index + 1) * width]
         if not self.index:
             return text.masked_scatter(places, image.to(text.dtype))
         return text + text.new_zeros(text.shape).masked_scatter_(places, image.to(text.dtype))

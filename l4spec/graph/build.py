@@ -1,14 +1,16 @@
 """Stage 4: from a resolved model to its layer graph, with shapes checked across every edge."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from l4spec.errors import Problem, SpecError
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerEdge, LayerGraph, LayerNode, Scope, Stream, TensorType
 from l4spec.layers import declaration_of
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.concat.spec import ConcatSpec
 from l4spec.layers.declaration import Shape
+from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.merge.spec import MergeSpec
 from l4spec.layers.residual_streams.spec import ResidualStreamsSpec, Step, Streams
 from l4spec.spec.resolve import NamedPart, ResolvedBlock, ResolvedModel, ResolvedStack, ResolvedText, ResolvedVision
@@ -28,6 +30,33 @@ def build_graph(model: ResolvedModel) -> LayerGraph:
     builder = _Builder(model.text.dtype)
     image = _vision(builder, model.vision, model.text) if model.vision else None
     _text(builder, model.text, image)
+    return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
+
+
+@kept_with(maxsize=1)
+def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
+    """The layers of one multi-token-prediction module of the model, as a graph of its own; None if none is declared.
+
+    logits = head(norm(block(projection [embedding_norm(embedding(ids)), hidden_norm(hidden)]))), where `hidden_norm` is
+    given what the model gives its head (or what leaves the block of the module before), and `embedding` the ids one
+    token further. The two halves have the order of the checkpoints' `eh_proj`. Embedding and head are the model's.
+    """
+    text = graph.model.text
+    if text.mtp is None:
+        return None
+    stack = replace(text.stack, blocks=(text.mtp.block,))
+    own = replace(text, stack=stack, position=None, final_norm=True, mtp=None)
+    width, wide = stack.width, replace(stack.width, hidden_size=2 * stack.width.hidden_size)
+    builder = _Builder(text.dtype)
+    embedded = builder.add("embedding", text.embedding, width)
+    embedded = builder.add("embedding_norm", stack.norm, width, embedded)
+    hidden = builder.add("hidden_norm", stack.norm, width)
+    stream = builder.add("joined", ConcatSpec(kind="concat", num_inputs=2), width, embedded, hidden)
+    stream = builder.add("projection", LinearSpec(kind="linear", output_size=width.hidden_size), wide, stream)
+    stream = _block(builder, stack, text.mtp.block, stream)
+    stream = builder.add("norm", stack.norm, width, stream)
+    builder.add("head", text.head, width, stream)
+    model = replace(graph.model, name=f"{graph.name} MTP", text=own, vision=None)
     return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
 
 

@@ -109,13 +109,19 @@ class StackSpec(Spec):
     def _parts_exist(self) -> Self:
         fitting = {slot: self._parts_for(slot) for slot in set(SLOTS_OF_BLOCKS.values())}
         for path, block in self.written_blocks():
-            for field, slot in SLOTS_OF_BLOCKS.items():
-                name = getattr(block, field)
-                if name is not None and name not in fitting[slot]:
-                    raise self._wrong_part(name, slot, fitting[slot], (*path, field))
+            self._check_block(path, block, fitting)
         if self.num_layers > MAX_LAYERS:
             raise located(("layers",), f"{self.num_layers:,} blocks are more than {MAX_LAYERS:,}")
         return self
+
+    def _check_block(
+        self, path: tuple[str | int, ...], block: BlockSpec, fitting: Mapping[Slot, frozenset[str]] | None = None
+    ) -> None:
+        for field, slot in SLOTS_OF_BLOCKS.items():
+            names = self._parts_for(slot) if fitting is None else fitting[slot]
+            name = getattr(block, field)
+            if name is not None and name not in names:
+                raise self._wrong_part(name, slot, names, (*path, field))
 
     def _parts_for(self, slot: Slot) -> frozenset[str]:
         return frozenset(name for name, spec in self.parts.items() if KINDS[spec.kind].slot == slot)
@@ -147,6 +153,29 @@ def _num_blocks(item: GroupSpec | BlockSpec) -> int:
     return item.repeat * sum(block.repeat for block in item.blocks) if isinstance(item, GroupSpec) else item.repeat
 
 
+class MTPSpec(Spec):
+    """Modules that predict one token further each (multi-token prediction, DeepSeek-V3, arXiv:2412.19437, 2.2).
+
+    A module gives logits of head(norm(block(projection[norm(embedding of the next token); norm(hidden)]))), with the
+    hidden state that the model gives its head, or that leaves the block of the module before. It is counted apart.
+    """
+
+    num_modules: Annotated[int, Field(ge=1, le=64)] = 1
+    """Modules, each with weights of its own, which predict the second, third … token."""
+    block: BlockSpec
+    """The decoder layer of a module, of parts of the model."""
+    embedding: Literal["shared", "copy"] = "shared"
+    """copy: the checkpoint stores the model's embedding table again in every module (DeepSeek-V3)."""
+    head: Literal["shared", "copy"] = "shared"
+    """copy: the checkpoint stores the model's head again in every module (DeepSeek-V3)."""
+
+    @model_validator(mode="after")
+    def _one_block(self) -> Self:
+        if self.block.repeat != 1:
+            raise located(("block", "repeat"), f"a module has one block, found {self.block.repeat}", "leave it out")
+        return self
+
+
 class TextSpec(StackSpec):
     """The language model."""
 
@@ -170,6 +199,18 @@ class TextSpec(StackSpec):
     """Logits become cap * tanh(logit / cap) (Gemma 2)."""
     streams: Streams | None = None
     """Several residual streams with learned weights instead of sums (DeepSeek-V4); null: one, x + f(x)."""
+    mtp: MTPSpec | None = None
+    """Modules that predict further tokens, beside the model: drafts of serving; null: none are declared."""
+
+    @model_validator(mode="after")
+    def _modules_suit_the_model(self) -> Self:
+        if self.mtp is None:
+            return self
+        if self.streams is not None or self.learned_positions or self.tie_embeddings:
+            message = "is defined for one residual stream, no learned positions and a head of its own"
+            raise located(("mtp",), message, "leave mtp out")
+        self._check_block(("mtp", "block"), self.mtp.block)
+        return self
 
     @model_validator(mode="after")
     def _streams_suit_blocks(self) -> Self:

@@ -70,6 +70,16 @@ class ResolvedStack:
 
 
 @dataclass(frozen=True, slots=True)
+class ResolvedMTP:
+    """Modules of multi-token prediction: how many, the block of each, and what the checkpoint stores again."""
+
+    num_modules: int
+    block: ResolvedBlock
+    copies_embedding: bool
+    copies_head: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ResolvedText:
     """The language model from token ids to logits."""
 
@@ -80,6 +90,7 @@ class ResolvedText:
     head: LMHeadSpec
     dtype: str
     streams: Streams | None = None
+    mtp: ResolvedMTP | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,15 @@ def _resolve_text(text: TextSpec) -> ResolvedText:
         ),
         dtype=text.dtype,
         streams=text.streams,
+        mtp=_resolve_mtp(text),
     )
+
+
+def _resolve_mtp(text: TextSpec) -> ResolvedMTP | None:
+    if text.mtp is None:
+        return None
+    block = _resolve_block(text, text.mtp.block, 0)
+    return ResolvedMTP(text.mtp.num_modules, block, text.mtp.embedding == "copy", text.mtp.head == "copy")
 
 
 def _resolve_vision(vision: VisionSpec) -> ResolvedVision:
@@ -181,18 +200,19 @@ def _learned_position(enabled: bool, num_positions: int) -> LearnedPositionSpec 
 
 
 def _resolve_stack(stack: StackSpec, width: Width) -> ResolvedStack:
-    blocks = tuple(
-        ResolvedBlock(
-            index,
-            block.form,
-            _part(stack, block.attention),
-            _part(stack, block.ffn),
-            _part(stack, block.second_ffn),
-            block.output_scale,
-        )
-        for index, block in enumerate(_laid_out(stack))
-    )
+    blocks = tuple(_resolve_block(stack, block, index) for index, block in enumerate(_laid_out(stack)))
     return ResolvedStack(width, stack.norm, blocks)
+
+
+def _resolve_block(stack: StackSpec, block: BlockSpec, index: int) -> ResolvedBlock:
+    return ResolvedBlock(
+        index,
+        block.form,
+        _part(stack, block.attention),
+        _part(stack, block.ffn),
+        _part(stack, block.second_ffn),
+        block.output_scale,
+    )
 
 
 def _part(stack: StackSpec, name: str | None) -> NamedPart | None:

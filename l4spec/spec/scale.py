@@ -296,6 +296,9 @@ def _with_layers(stack: S, layers: tuple[GroupSpec | BlockSpec, ...]) -> S:
     """Other blocks, and of the parts those that they use."""
     assert isinstance(stack, StackSpec)
     used = {name for item in layers for block in _opened(item) for name in block.part_names()}
+    mtp = getattr(stack, "mtp", None)
+    if mtp is not None:
+        used |= set(mtp.block.part_names())
     parts = {name: spec for name, spec in stack.parts.items() if name in used}
     return _changed(stack, layers=layers, parts=parts)
 

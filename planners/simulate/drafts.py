@@ -3,8 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.quantization.tensors import stored_size
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_shape
 from planners.counts.kv_cache import growth_per_token, model_rows
 from planners.counts.weights import weigh
 from planners.device.memory import Setting
@@ -16,7 +19,7 @@ from planners.timing.step import StepModel, step_model
 
 
 def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBatch], float]:
-    """Seconds in which a further layer of the model proposes `drafted` tokens, one after the other.
+    """Seconds in which a further layer of a model that declares no module proposes `drafted` tokens, one by one.
 
     Each takes a block's share of a decode step, and the head. The layer's own projection of embedding and hidden state
     is left out.
@@ -28,6 +31,11 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
         return drafted * (head + (model.seconds(step, server=False) - head) / layers)
 
     return seconds
+
+
+def module_model(target: StepModel, module: LayerGraph) -> StepModel:
+    """The step model of a declared module in the target's layout, without its pipeline: it runs on the last stage."""
+    return replace(target, graph=module, layout=Layout(tp=target.layout.tp, ep=target.layout.ep), totals={})
 
 
 def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepModel:
@@ -45,12 +53,28 @@ def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepM
 
 
 def draft_seconds(draft: StepModel, drafted: int) -> Callable[[StepBatch], float]:
-    """Seconds in which a smaller model proposes `drafted` tokens, one after the other."""
+    """Seconds in which a smaller model, or a declared module, proposes `drafted` tokens, one after the other."""
 
     def seconds(batch: StepBatch) -> float:
         return drafted * draft.seconds(Step(decode=batch.decode, context=batch.context / batch.decode), server=False)
 
     return seconds
+
+
+def module_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:
+    """Bytes of the declared module's weights, cut as the model's, and of its cache per token on one device.
+
+    An embedding or head that the checkpoint stores again is loaded again; a shared one adds nothing.
+    """
+    module, declared = mtp_graph(graph), graph.model.text.mtp
+    assert module is not None and declared is not None, "asked for with a module only"
+    shared = {"embedding": not declared.copies_embedding, "head": not declared.copies_head}
+    weights = sum(
+        stored_size(module, node, parameter, shard_shape(node, parameter, layout), setting.scheme).total_bytes
+        for node, parameter in module.parameters()
+        if not shared.get(node.role, False)
+    )
+    return weights, growth_per_token(model_rows(module, Layout(tp=layout.tp), setting.kv_dtype_bytes))
 
 
 def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from l4spec.errors import Problem, UserError
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
@@ -24,7 +25,7 @@ from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.disaggregation import CacheLink
-from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, mtp_seconds
+from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, module_bytes, module_model, mtp_seconds
 from planners.simulate.engines.policy import Settings
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
@@ -205,6 +206,9 @@ def _besides(graph: LayerGraph, model: ModelDeployment, placement: Placement, ne
     if neighbours.draft is not None:
         weights, per_token = draft_bytes(neighbours.draft, placement.setting, placement.layout)
         taken += weights
+    elif model.speculation is not None and mtp_graph(graph) is not None:
+        weights, per_token = module_bytes(graph, placement.setting, placement.layout)
+        taken += weights
     elif model.speculation is not None:
         stage, rows = placement.stages[0]
         taken += stage.weights.total_bytes // max(graph.num_layers, 1)
@@ -222,8 +226,10 @@ def _with_extras(
         return times
     draft = None
     if model.speculation is not None:
-        drafted = len(model.speculation.acceptance)
-        if neighbours.draft is None:
+        drafted, module = len(model.speculation.acceptance), mtp_graph(graph)
+        if neighbours.draft is None and module is not None:
+            draft = draft_seconds(module_model(times.model, module), drafted)
+        elif neighbours.draft is None:
             draft = mtp_seconds(times.model, graph.num_layers, drafted)
         else:
             draft = draft_seconds(draft_model(times.model, neighbours.draft, placement.setting), drafted)

@@ -20,7 +20,7 @@ _MLA_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_di
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """The base model; its multi-token prediction modules (`num_nextn_predict_layers`) stand outside of it."""
+    """The model, and beside it the multi-token-prediction modules that `num_nextn_predict_layers` counts."""
     fields.expect("hidden_act", "silu")
     count = num_layers(fields)
     num_dense = min(fields.count("first_k_dense_replace"), count)
@@ -34,7 +34,11 @@ def read(fields: Fields) -> dict[str, Any]:
     if num_dense == count:
         fields.consequence("first_k_dense_replace", f"leaves no MoE layer among {count}")
     blocks = [block("attention", "dense")] * num_dense + [block("attention", "moe")] * (count - num_dense)
-    return {"text": read_text(fields, parts, blocks)}
+    text = read_text(fields, parts, blocks)
+    drafts = fields.count("num_nextn_predict_layers") if fields.has("num_nextn_predict_layers") else 0
+    if drafts:
+        text["mtp"] = {"num_modules": drafts, "block": dict(blocks[-1]), "embedding": "copy", "head": "copy"}
+    return {"text": text}
 
 
 def _mla(fields: Fields) -> Data:
@@ -88,6 +92,7 @@ def write_latent(model: ResolvedModel, style: RopeStyle, mla: LatentSpec) -> dic
     rope = mla.position if isinstance(mla.position, Rope) else None
     return {
         **write_text(model.text, style),
+        **({"num_nextn_predict_layers": model.text.mtp.num_modules} if model.text.mtp else {}),
         "num_attention_heads": mla.num_heads,
         "num_key_value_heads": mla.num_heads,
         "q_lora_rank": mla.q_lora_rank,

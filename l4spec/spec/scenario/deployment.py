@@ -38,7 +38,8 @@ class DraftSpec(Spec):
     """Speculative decoding: a draft proposes tokens that the model checks in one step."""
 
     kind: Literal["mtp", "draft"]
-    """mtp: one more layer of the model proposes. draft: a smaller model on the same GPUs does."""
+    """mtp: the model's `text.mtp` proposes, or where none is declared one more layer of the model.
+    draft: a smaller model on the same GPUs does."""
     spec: str | None = None
     """The draft model, by shipped name or path."""
     acceptance: Annotated[tuple[Share, ...], AsTuple, Field(min_length=1, max_length=64)]

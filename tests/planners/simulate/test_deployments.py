@@ -2,9 +2,14 @@
 
 import pytest
 
+from l4spec import compile as compile_spec
+from l4spec import load
 from l4spec.errors import UserError
+from l4spec.graph.build import mtp_graph
 from l4spec.library import shipped_of
+from planners.counts.mtp import mtp_weight_bytes
 from planners.simulate.asked import scenario_of
+from planners.simulate.drafts import module_model
 from planners.simulate.request import SimulateRequest
 from planners.simulate.run import Simulation
 from planners.simulate.times.interface import StepBatch
@@ -67,6 +72,25 @@ def test_drafts_that_are_never_accepted_cost_what_their_formula_says() -> None:
     checked = times.model.seconds(Step(prompt_tokens=3, prompt_length=1003, prompt_cached=1000, logit_rows=3))
     assert times.draft is not None
     assert times.seconds([StepBatch(1, 1001, (), 0, 3)]) == checked + times.draft(StepBatch(1, 1001, (), 0, 3))
+
+
+def test_a_declared_module_drafts_at_its_own_cost() -> None:
+    """The module's step: its block, projection and head, by the planner's step model; its weights and cache count."""
+    serving = "models: {deepseek-v3: {gpus: 8xH200, quantization: fp8-block, DRAFT}}\n" + ONE
+    plain = simulation(serving.replace(", DRAFT", "")).servers["deepseek-v3"]
+    server = simulation(serving.replace("DRAFT", "speculation: {kind: mtp, acceptance: [0.8]}")).servers["deepseek-v3"]
+    times, graph = server.times, compile_spec(load("deepseek-v3"))
+    module = mtp_graph(graph)
+    assert isinstance(times, PlannedTimes)
+    assert times.draft is not None
+    assert module is not None
+    alone = module_model(times.model, module)
+    step = Step(decode=2, context=500.0)
+    assert times.draft(StepBatch(2, 1000, (), 0, 1)) == alone.seconds(step, server=False)
+    head = alone.head_seconds(step)
+    assert head < alone.seconds(step, server=False) < times.model.seconds(step, server=False) / 10
+    weights = mtp_weight_bytes(graph, alone.scheme)
+    assert weights / 8 <= server.memory.beside - plain.memory.beside < weights / 8 * 1.02
 
 
 def test_accepted_drafts_bring_tokens_and_all_of_them_come_out() -> None:

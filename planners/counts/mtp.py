@@ -1,0 +1,70 @@
+"""What the modules of multi-token prediction have and cost, apart from the model that they belong to."""
+
+from dataclasses import dataclass
+
+from l4spec.graph.build import mtp_graph
+from l4spec.graph.kept import kept_with
+from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.declaration import Work
+from l4spec.quantization.tensors import Scheme
+from planners.counts.flops import model_flops
+from planners.counts.weights import weigh
+
+_SHARED = ("embedding", "head")
+
+
+@dataclass(frozen=True, slots=True)
+class MTPCounts:
+    """Counts over all declared modules; FLOPs are those of one token in every module, without attention pairs.
+
+    `own` parameters are norms, projections and blocks, `copies` what the checkpoint stores of embedding and head again.
+    `active` are those of `own` that a token uses.
+    """
+
+    num_modules: int
+    own: int
+    copies: int
+    active: int
+    forward_flops_per_token: int
+
+    @property
+    def stored(self) -> int:
+        """Parameters that a checkpoint has beside the model's."""
+        return self.own + self.copies
+
+
+@kept_with(maxsize=1)
+def count_mtp(graph: LayerGraph) -> MTPCounts | None:
+    """Parameters and FLOPs of the modules of a graph; None without any. Buffers (routing biases) are not counted.
+
+    FLOPs include the head once a module: each gives logits of its own.
+    """
+    declared, module = graph.model.text.mtp, mtp_graph(graph)
+    if declared is None or module is None:
+        return None
+    own = [group for group in module.groups if group.first.role not in _SHARED]
+    size = {node.role: node.declaration.num_parameters for node in module.nodes if node.role in _SHARED}
+    copies = declared.copies_embedding * size["embedding"] + declared.copies_head * size["head"]
+    count = declared.num_modules
+    return MTPCounts(
+        num_modules=count,
+        own=count * sum(group.count * group.declaration.num_parameters for group in own),
+        copies=count * copies,
+        active=count * sum(group.count * group.declaration.num_active_parameters for group in own),
+        forward_flops_per_token=count * model_flops(module, Work(1, 1, phase="decode")),
+    )
+
+
+def mtp_weight_bytes(graph: LayerGraph, scheme: Scheme) -> int:
+    """Bytes of the weights that drafting with the first module adds, over all devices; 0 without a module.
+
+    An embedding or head that the checkpoint stores again counts again, as vLLM loads it (`deepseek_mtp.py` makes an
+    embedding and a `shared_head` of its own); a shared one counts nothing. One module drafts, used again for each
+    further token, as engines do.
+    """
+    declared, module = graph.model.text.mtp, mtp_graph(graph)
+    if declared is None or module is None:
+        return 0
+    weights = weigh(module, scheme)
+    shared = {"embedding": not declared.copies_embedding, "head": not declared.copies_head}
+    return weights.bytes - sum(weights.by_part.get(part, 0) for part, is_shared in shared.items() if is_shared)

@@ -37,9 +37,9 @@ class MTPModule(nn.Module):
 
     def layer(self, node_id: str) -> LayerModule:
         """The module of a node of `graph`."""
-        found = self._shared.get(node_id) or self.layers[_key(node_id)]
-        assert isinstance(found, LayerModule)
-        return found
+        module = self._shared.get(node_id) or self.layers[_key(node_id)]
+        assert isinstance(module, LayerModule)
+        return module
 
     def forward(self, hidden: Tensor, next_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [batch, tokens, vocab] in fp32, and the hidden states [batch, tokens, hidden] for a further module.

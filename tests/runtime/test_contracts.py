@@ -19,7 +19,7 @@ from tests.runtime.compressed_families import COMPRESSED_FAMILIES
 from tests.runtime.families import FAMILIES
 from tests.runtime.hybrid_families import DELTA_NET, KDA, MAMBA2
 from tests.runtime.sparse_families import INDEX
-from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, gqa, graph_of, llama4_text, moe, text_of, vision
+from tests.runtime.tiny import MLA, ROPE, SWIGLU, Json, any_sides, gqa, graph_of, llama4_text, moe, text_of, vision
 
 ATTENTIONS: dict[str, Json] = {
     "plain": gqa(),
@@ -61,6 +61,7 @@ GRAPHS: dict[str, Callable[[], LayerGraph]] = {
     "layernorm": lambda: block("plain", "mlp", norm={"kind": "layernorm", "eps": 1e-5, "bias": False}),
     "vision": lambda: graph_of(llama4_text(), vision()),
     "vision, class token first": lambda: graph_of(llama4_text(), vision("first")),
+    "vision, images of any sides": lambda: graph_of(llama4_text(), any_sides()),
 }
 
 

@@ -11,6 +11,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Decod
 import l4spec
 from l4spec.errors import UserError
 from l4spec.graph.build import mtp_graph
+from l4spec.huggingface import export_config, import_config
 from l4spec.quantization.scheme import scheme_named
 from l4spec.quantization.tensors import scheme_of
 from l4spec.runtime.build import build
@@ -173,3 +174,15 @@ def test_a_miniature_keeps_its_module() -> None:
     logits, _ = build_mtp(model)[0](hidden_states(model, ids[:, :-1]), ids[:, 1:])
     assert logits.shape == (1, 5, tiny.text.vocab_size)
     assert torch.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "kimi-k2"])
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_imported_config_declares_its_modules_and_gives_them_back(name: str, count: int) -> None:
+    config = export_config(l4spec.load(name)) | {"num_nextn_predict_layers": count}
+    spec = import_config(config).spec
+    graph = l4spec.compile(spec)
+    counts = count_mtp(graph)
+    assert (0 if counts is None else counts.num_modules) == count
+    assert count_params(graph) == count_params(l4spec.compile(l4spec.load(name)))
+    assert export_config(spec)["num_nextn_predict_layers"] == count

@@ -13,7 +13,8 @@ from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.document import read_text
 from l4spec.spec.parse import parse_spec
 from l4spec.spec.resolve import resolve
-from tests.huggingface.drawn_configs import Config, families
+from tests.huggingface.drawn_configs import families
+from tests.huggingface.drawn_fields import Config
 
 READ_AND_NOT_KEPT = (
     ("head_dim", None),

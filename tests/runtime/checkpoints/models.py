@@ -43,6 +43,7 @@ FAMILIES = {
     "gemma4_text": "compare/gemma-4-26b-a4b",
     "deepseek_v4": "compare/deepseek-v4-flash",
     "kimi_linear": "compare/kimi-linear-48b-a3b",
+    "smollm3": "compare/smollm3-3b",
     "qwen3_vl": "compare/qwen3-vl-4b",
     "qwen3_vl_moe": "compare/qwen3-vl-235b-a22b",
 }
@@ -52,6 +53,7 @@ AMBIGUOUS: dict[str, dict[str, JsonValue]] = {
     "qwen3_next": {},
     "glm_moe_dsa": {},
     "kimi_linear": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": 0},
 }
 """Families whose models another family, which an export tries before, can say as well, with fields that they need; or
 whose usual padding is no token of a small vocabulary."""

@@ -131,7 +131,10 @@ class RlSimulation:
         allowed = int((self.version + 1 + setup.staleness) * setup.answers) - self.begun
         if allowed <= 0:
             return touched
-        rooms = ((-self.replicas[index].room, index) for index in self._with_room(last))
+        possible = self._with_room(last)
+        if len(possible) == 1:
+            return self._fill(last, allowed)
+        rooms = ((-self.replicas[index].room, index) for index in possible)
         free = sorted(one for one in rooms if one[0] < 0)
         while allowed > 0 and free:
             room, index = heappop(free)
@@ -144,6 +147,18 @@ class RlSimulation:
             if room + 1 < 0:
                 heappush(free, (room + 1, index))
         return touched
+
+    def _fill(self, index: int, allowed: int) -> set[int]:
+        """Begin answers on the only replica that may have room: the usual case, an answer for one that ended."""
+        replica = self.replicas[index]
+        count = min(allowed, replica.room)
+        if count <= 0:
+            return set()
+        replica.advance(self.now)
+        for number in range(self.begun, self.begun + count):
+            replica.begin(next(self.lengths), number, self.version)
+        self.begun += count
+        return {index}
 
     def _take(self) -> None:
         """Let the learner begin, if it is idle and has what it waits for."""

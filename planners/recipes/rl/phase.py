@@ -19,7 +19,7 @@ from planners.recipes.rl.rl_plan import RlCondition, RlPhasePlan
 from planners.recipes.rl.setup import RlSetup, RlTimes
 
 EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
-SAMPLED_ANSWERS, MOST_PARTS = 128, 8
+SAMPLED_ANSWERS, MOST_PARTS = 128, 32
 """A sample has at least so many answers a step, and is at least so great a part of its setup."""
 LOG_PROBS = 4 / 3
 """The learner's FLOPs with a forward pass for the policy's own log probabilities, over those of its update."""

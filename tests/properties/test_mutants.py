@@ -31,6 +31,7 @@ from planners.counts.params import count_params
 from planners.module import activation_ledger
 from planners.module.activation_ledger import activation_bytes
 from planners.module.executed import executed_rows
+from tests.contracts.kinds_everywhere import SEEING
 from tests.properties.runs import decoded, measured, planned_flops, some
 
 OTHER_KINDS = """
@@ -79,7 +80,7 @@ def cases() -> tuple[Case, ...]:
     """Models that together have every kind, each with a size above 1 wherever a formula has a factor."""
     names = ("tiny/scout", "tiny/deepseek")
     graphs = [l4spec.compile(l4spec.load(name)) for name in names]
-    graphs.append(l4spec.compile(parse_spec(read_text(OTHER_KINDS, "other.yaml"))))
+    graphs += [l4spec.compile(parse_spec(read_text(text, "other.yaml"))) for text in (OTHER_KINDS, SEEING)]
     return tuple(_case(graph) for graph in graphs)
 
 
@@ -189,7 +190,7 @@ def caught(case: Case, declaration: Declaration, mutant: Declaration) -> set[str
 
 
 def test_the_unchanged_plans_meet_their_runs() -> None:
-    assert [broken_laws(case, case.graph) for case in cases()] == [set(), set(), set()]
+    assert [broken_laws(case, case.graph) for case in cases()] == [set()] * 4
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_a_ledger_that_misses_half_or_doubles_what_the_hungriest_layer_allocates
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = activation_ledger.allocate
-    for case in cases():
+    for case in cases()[:3]:  # of the last one several layers reach the peak, and none alone decides it
         before = set()
         for name, declaration in declarations(case):
 

@@ -36,7 +36,7 @@ def read(fields: Fields) -> dict[str, Any]:
     blocks = [block("attention", "dense")] * num_dense + [block("attention", "moe")] * (count - num_dense)
     text = read_text(fields, parts, blocks)
     drafts = fields.count("num_nextn_predict_layers") if fields.has("num_nextn_predict_layers") else 0
-    if drafts:
+    if drafts and not text.get("tie_embeddings"):  # tied, they are only carried: no published model has both
         text["mtp"] = {"num_modules": drafts, "block": dict(blocks[-1]), "embedding": "copy", "head": "copy"}
     return {"text": text}
 

@@ -79,9 +79,8 @@ def test_steps_of_any_model_are_the_models(graph: LayerGraph, past: int, batch: 
     model = randomised(graph)
     ids = torch.randint(0, graph.model.text.embedding.vocab_size, (batch, past + 4))
     expected, actual = (steps_of(model, ids, past, read) for read in (model, CompiledStep(model, TRACED)))
-    assert float((actual - expected).abs().max()) <= 1e-12 * max(1.0, float(expected.abs().max())) + drift(
-        model, expected, lambda other: steps_of(other, ids, past, other)
-    )
+    off, allowed = float((actual - expected).abs().max()), 1e-12 * max(1.0, float(expected.abs().max()))
+    assert off <= allowed or off <= allowed + drift(model, expected, lambda other: steps_of(other, ids, past, other))
 
 
 def drift(model: Model, expected: Tensor, read: Callable[[Model], Tensor]) -> float:

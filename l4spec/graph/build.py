@@ -33,6 +33,10 @@ def build_graph(model: ResolvedModel) -> LayerGraph:
     return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
 
 
+MTP_SHARED = ("embedding", "head")
+"""Roles of the layers that a multi-token-prediction module has in common with its model."""
+
+
 @kept_with(maxsize=1)
 def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     """The layers of one multi-token-prediction module of the model, as a graph of its own; None if none is declared.

@@ -126,6 +126,21 @@ def read_layer_types(fields: Fields, usual: Sequence[str], known: Sequence[str])
     return layer_types
 
 
+def read_rotary_layers(fields: Fields, given: list[int] | None, count: int) -> list[bool]:
+    """Whether each layer has rotary positions: 1 in `given`, the field `no_rope_layers` (sic).
+
+    None: all layers have them except each `no_rope_layer_interval`-th.
+    """
+    interval = fields.size("no_rope_layer_interval")
+    fields.carry("no_rope_layer_interval")
+    if given is None:
+        given = [int((i + 1) % interval != 0) for i in range(count)]
+    if len(given) < count or set(given) - {0, 1}:
+        fields.problem("no_rope_layers", f"expected at least {count} entries of 0 or 1, one per layer")
+        given = [1] * count
+    return [bool(turned) for turned in given[:count]]
+
+
 def write_text(text: ResolvedText, style: RopeStyle) -> Data:
     """The fields that every language model's config has."""
     eps = {"rms_norm_eps": text.stack.norm.eps} if isinstance(text.stack.norm, RMSNormSpec) else {}

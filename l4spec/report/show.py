@@ -13,6 +13,7 @@ from l4spec.report.quantities import Figures, whole
 from l4spec.spec.estimates import EstimatedFields, estimates_of
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.resolve import ResolvedBlock, ResolvedStack
+from planners.counts.mtp import MTPCounts, count_mtp
 from planners.counts.params import count_params
 
 _STRIP_WIDTH = 64
@@ -32,6 +33,8 @@ def show_page(graph: LayerGraph) -> Page:
         Section("Parts", (_parts(graph, "text", figures),)),
         Section("Settings", (Lines(tuple(_all_settings(graph, "text"))),)),
     ]
+    if (modules := count_mtp(graph)) is not None:
+        sections.append(Section("Multi-token prediction", (Facts(_mtp(modules, figures)),)))
     if graph.model.vision is not None:
         sections.append(Section("Vision", (Facts(_vision(graph)),)))
         sections.append(Section("Parts of the vision model", (_parts(graph, "vision", figures),)))
@@ -160,6 +163,16 @@ def _plain(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _mtp(modules: MTPCounts, figures: Figures) -> tuple[tuple[str, str], ...]:
+    """What the modules have beside the model, whose own numbers do not contain it."""
+    copies = f", and {figures.count(modules.copies)} in copies of embedding and head" if modules.copies else ""
+    return (
+        ("modules", whole(modules.num_modules)),
+        ("parameters", f"{figures.count(modules.own)} beside the model's{copies}"),
+        ("active", f"{figures.count(modules.active)} a drafted token"),
+    )
 
 
 def _vision(graph: LayerGraph) -> tuple[tuple[str, str], ...]:

@@ -4,15 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from l4spec.errors import UserError
-from l4spec.graph.build import mtp_graph
+from l4spec.graph.build import MTP_SHARED, mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.runtime.build import module_of
 from l4spec.runtime.initialize import initialize_layer
 from l4spec.runtime.layout import align
 from l4spec.runtime.model import Model
-
-_SHARED = ("embedding", "head")
 
 
 class MTPModule(nn.Module):
@@ -28,7 +26,7 @@ class MTPModule(nn.Module):
         self.layers = nn.ModuleDict()
         self._shared: dict[str, LayerModule] = {}
         for node in graph.nodes:
-            if node.role in _SHARED:
+            if node.role in MTP_SHARED:
                 shared = model.get_submodule(node.id)
                 assert isinstance(shared, LayerModule)
                 self._shared[node.id] = shared
@@ -98,6 +96,6 @@ def _built(graph: LayerGraph, model: Model, seed: int | None) -> MTPModule:
         module.to_empty(device=model.device)
         if seed is not None:
             for node in graph.nodes:
-                if node.role not in _SHARED:
+                if node.role not in MTP_SHARED:
                     initialize_layer(module.layer(node.id), node, seed)
     return module.eval()

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from l4spec.graph.build import mtp_graph
+from l4spec.graph.build import MTP_SHARED, mtp_graph
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
-from l4spec.quantization.tensors import Scheme
+from l4spec.quantization.tensors import Scheme, stored_size
+from l4spec.sharding.layout import Layout
+from l4spec.sharding.rules import shard_shape
 from planners.counts.flops import model_flops
-from planners.counts.weights import weigh
-
-_SHARED = ("embedding", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +41,8 @@ def count_mtp(graph: LayerGraph) -> MTPCounts | None:
     declared, module = graph.model.text.mtp, mtp_graph(graph)
     if declared is None or module is None:
         return None
-    own = [group for group in module.groups if group.first.role not in _SHARED]
-    size = {node.role: node.declaration.num_parameters for node in module.nodes if node.role in _SHARED}
+    own = [group for group in module.groups if group.first.role not in MTP_SHARED]
+    size = {node.role: node.declaration.num_parameters for node in module.nodes if node.role in MTP_SHARED}
     copies = declared.copies_embedding * size["embedding"] + declared.copies_head * size["head"]
     count = declared.num_modules
     return MTPCounts(
@@ -55,8 +54,8 @@ def count_mtp(graph: LayerGraph) -> MTPCounts | None:
     )
 
 
-def mtp_weight_bytes(graph: LayerGraph, scheme: Scheme) -> int:
-    """Bytes of the weights that drafting with the first module adds, over all devices; 0 without a module.
+def mtp_weight_bytes(graph: LayerGraph, scheme: Scheme, layout: Layout) -> int:
+    """Bytes of the weights that drafting with the first module adds on a device of the layout; 0 without a module.
 
     An embedding or head that the checkpoint stores again counts again, as vLLM loads it (`deepseek_mtp.py` makes an
     embedding and a `shared_head` of its own); a shared one counts nothing. One module drafts, used again for each
@@ -65,6 +64,9 @@ def mtp_weight_bytes(graph: LayerGraph, scheme: Scheme) -> int:
     declared, module = graph.model.text.mtp, mtp_graph(graph)
     if declared is None or module is None:
         return 0
-    weights = weigh(module, scheme)
-    shared = {"embedding": not declared.copies_embedding, "head": not declared.copies_head}
-    return weights.bytes - sum(weights.by_part.get(part, 0) for part, is_shared in shared.items() if is_shared)
+    is_loaded = {"embedding": declared.copies_embedding, "head": declared.copies_head}
+    return sum(
+        stored_size(module, node, parameter, shard_shape(node, parameter, layout), scheme).total_bytes
+        for node, parameter in module.parameters()
+        if is_loaded.get(node.role, True)
+    )

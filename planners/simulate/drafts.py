@@ -5,10 +5,9 @@ from dataclasses import replace
 
 from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.quantization.tensors import stored_size
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import shard_shape
 from planners.counts.kv_cache import growth_per_token, model_rows
+from planners.counts.mtp import mtp_weight_bytes
 from planners.counts.weights import weigh
 from planners.device.memory import Setting
 from planners.search.layouts import why_not
@@ -62,18 +61,10 @@ def draft_seconds(draft: StepModel, drafted: int) -> Callable[[StepBatch], float
 
 
 def module_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:
-    """Bytes of the declared module's weights, cut as the model's, and of its cache per token on one device.
-
-    An embedding or head that the checkpoint stores again is loaded again; a shared one adds nothing.
-    """
-    module, declared = mtp_graph(graph), graph.model.text.mtp
-    assert module is not None and declared is not None, "asked for with a module only"
-    shared = {"embedding": not declared.copies_embedding, "head": not declared.copies_head}
-    weights = sum(
-        stored_size(module, node, parameter, shard_shape(node, parameter, layout), setting.scheme).total_bytes
-        for node, parameter in module.parameters()
-        if not shared.get(node.role, False)
-    )
+    """Bytes of the declared module's weights, cut as the model's, and of its cache per token on one device."""
+    module = mtp_graph(graph)
+    assert module is not None, "asked for with a module only"
+    weights = mtp_weight_bytes(graph, setting.scheme, layout)
     return weights, growth_per_token(model_rows(module, Layout(tp=layout.tp), setting.kv_dtype_bytes))
 
 

@@ -16,6 +16,7 @@ from l4spec.quantization.scheme import scheme_named
 from l4spec.quantization.tensors import scheme_of
 from l4spec.runtime.build import build
 from l4spec.runtime.mtp import MTPModule, build_mtp, hidden_states
+from l4spec.sharding.layout import Layout
 from l4spec.spec.scale import scale_spec
 from planners.counts.mtp import count_mtp, mtp_weight_bytes
 from planners.counts.params import count_params
@@ -140,7 +141,7 @@ def test_copies_are_weighed_and_shared_tables_are_not() -> None:
     shared = graph_of(deepseek_v3().text | {"mtp": MTP})
     copied = graph_of(deepseek_v3().text | {"mtp": MTP | {"embedding": "copy", "head": "copy"}})
     scheme = scheme_of(scheme_named("bf16"))
-    assert mtp_weight_bytes(copied, scheme) - mtp_weight_bytes(shared, scheme) == 2 * 2 * 97 * 48
+    assert mtp_weight_bytes(copied, scheme, Layout()) - mtp_weight_bytes(shared, scheme, Layout()) == 2 * 2 * 97 * 48
     counts = count_mtp(copied)
     assert counts is not None
     assert counts.copies == 2 * 2 * 97 * 48

@@ -17,6 +17,7 @@ from l4spec.huggingface.text import (
     num_layers,
     read_gqa,
     read_layer_types,
+    read_rotary_layers,
     read_text,
     write_gqa,
     write_text,
@@ -58,16 +59,11 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _attention_kinds(fields: Fields, count: int) -> list[_Kind]:
-    interval = fields.size("no_rope_layer_interval")
-    fields.carry("no_rope_layer_interval")
-    rotary = fields.integers("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(count)]
-    if len(rotary) < count or set(rotary) - {0, 1}:
-        fields.problem("no_rope_layers", f"expected at least {count} entries of 0 or 1, one per layer")
-        rotary = [1] * count
-    usual = [CHUNKED if turned else FULL for turned in rotary[:count]]
+    rotary = read_rotary_layers(fields, fields.integers("no_rope_layers") or None, count)
+    usual = [CHUNKED if turned else FULL for turned in rotary]
     types = read_layer_types(fields, usual, (CHUNKED, FULL))
     chunks = fields.size_or_none("attention_chunk_size") is not None
-    return [(bool(turned), chunks and kind == CHUNKED) for turned, kind in zip(rotary, types, strict=False)]
+    return [(turned, chunks and kind == CHUNKED) for turned, kind in zip(rotary, types, strict=True)]
 
 
 def _sparse_layers(fields: Fields, count: int) -> list[bool]:

@@ -18,6 +18,7 @@ from l4spec.huggingface.text import (
     num_layers,
     read_gqa,
     read_layer_types,
+    read_rotary_layers,
     read_text,
     window,
     write_gqa,
@@ -65,19 +66,14 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _attention_kinds(fields: Fields, count: int) -> list[_Kind]:
-    rotary = fields.integers("no_rope_layers")
-    fields.carry("no_rope_layer_interval")
-    if rotary is None:
-        interval = fields.size("no_rope_layer_interval")
-        rotary = [int((i + 1) % interval != 0) for i in range(count)]
+    given = fields.integers("no_rope_layers")
+    if given is None:
         fields.carry("no_rope_layers")
-    if len(rotary) < count or set(rotary) - {0, 1}:
-        fields.problem("no_rope_layers", f"expected at least {count} entries of 0 or 1, one per layer")
-        rotary = [1] * count
+    rotary = read_rotary_layers(fields, given, count)
     windowed = fields.flag("use_sliding_window") and fields.has("sliding_window")
-    usual = [SLIDING if windowed and not turned else FULL for turned in rotary[:count]]
+    usual = [SLIDING if windowed and not turned else FULL for turned in rotary]
     types = read_layer_types(fields, usual, (FULL, SLIDING))
-    return [(bool(turned), kind) for turned, kind in zip(rotary, types, strict=False)]
+    return list(zip(rotary, types, strict=True))
 
 
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:

@@ -9,7 +9,8 @@ are never above 1, however fast a channel forgets.
 import torch
 from torch import Tensor
 
-from l4spec.layers.recurrent.chunks import CHANNEL_CHUNK, chunks_of
+from l4spec.layers.recurrent.chunks import CHANNEL_CHUNK
+from l4spec.layers.recurrent.delta_rule import by_chunks
 
 
 def channel_delta_rule(
@@ -23,14 +24,7 @@ def channel_delta_rule(
     """
     if query.shape[2] == 1:
         return _one_step(query, key, value, decay, beta, state)
-    read, first = [], 0
-    for size in chunks_of(query.shape[2], CHANNEL_CHUNK):
-        here = slice(first, first + size)
-        parts = (query[:, :, here], key[:, :, here], value[:, :, here], decay[:, :, here], beta[:, :, here])
-        result, state = _chunk(*parts, state)
-        read.append(result)
-        first += size
-    return (read[0] if len(read) == 1 else torch.cat(read, dim=2)), state
+    return by_chunks(_chunk, CHANNEL_CHUNK, (query, key, value, decay, beta), state)
 
 
 def _one_step(

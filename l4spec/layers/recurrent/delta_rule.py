@@ -4,11 +4,13 @@ S_t = exp(g_t) S_{t-1} + k_t (beta_t (v_t - exp(g_t) S_{t-1}^T k_t))^T, and a to
 at once (arXiv:2406.06484): inside a chunk the corrections solve a triangular system, and the state passes between them.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from l4spec.layers.recurrent.chunks import chunks_of
+from l4spec.layers.recurrent.chunks import CHUNK, chunks_of
 
 
 def delta_rule(
@@ -21,13 +23,18 @@ def delta_rule(
     """
     if query.shape[2] == 1:
         return _one_step(query, key, value, decay, beta, state)
-    read, first = [], 0
-    for size in chunks_of(query.shape[2]):
-        here = slice(first, first + size)
-        parts = (query[:, :, here], key[:, :, here], value[:, :, here], decay[:, :, here], beta[:, :, here])
-        result, state = _chunk(*parts, state)
+    return by_chunks(_chunk, CHUNK, (query, key, value, decay, beta), state)
+
+
+def by_chunks(
+    chunk: Callable[..., tuple[Tensor, Tensor]], size: int, of_tokens: tuple[Tensor, ...], state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `chunk(*parts, state)` reads of each `size` of the tokens [rows, heads, tokens, ..], and the last state."""
+    read = []
+    lengths = chunks_of(of_tokens[0].shape[2], size)
+    for parts in zip(*(torch.split(x, lengths, dim=2) for x in of_tokens), strict=True):
+        result, state = chunk(*parts, state)
         read.append(result)
-        first += size
     return (read[0] if len(read) == 1 else torch.cat(read, dim=2)), state
 
 

@@ -7,6 +7,7 @@ from l4spec import load
 from l4spec.errors import UserError
 from l4spec.graph.build import mtp_graph
 from l4spec.library import shipped_of
+from l4spec.sharding.layout import Layout
 from planners.counts.mtp import mtp_weight_bytes
 from planners.simulate.asked import scenario_of
 from planners.simulate.drafts import module_model
@@ -89,7 +90,7 @@ def test_a_declared_module_drafts_at_its_own_cost() -> None:
     assert times.draft(StepBatch(2, 1000, (), 0, 1)) == alone.seconds(step, server=False)
     head = alone.head_seconds(step)
     assert head < alone.seconds(step, server=False) < times.model.seconds(step, server=False) / 10
-    weights = mtp_weight_bytes(graph, alone.scheme)
+    weights = mtp_weight_bytes(graph, alone.scheme, Layout())
     assert weights / 8 <= server.memory.beside - plain.memory.beside < weights / 8 * 1.02
 
 

@@ -11,6 +11,8 @@ import l4spec
 from l4spec.errors import SpecError
 from l4spec.huggingface import FAMILIES, export_config, import_config
 from l4spec.huggingface.semantic_diff import differences
+from l4spec.layers.attention.positions import Rope
+from l4spec.layers.gqa.spec import GQASpec
 from l4spec.spec.resolve import resolve
 
 Config = dict[str, Any]
@@ -68,7 +70,10 @@ def test_sections_are_laid_over_a_head_as_transformers_lays_them(sections: list[
     position = import_config(config).data["text"]["parts"]["attention"]["position"]
     spec = import_config(config).spec.text.parts["attention"]
     assert position["sections"]["interleaved"] is True
-    assert list(spec.position.sections.axes()) == theirs.int().tolist()  # type: ignore[attr-defined]
+    assert isinstance(spec, GQASpec)
+    assert isinstance(spec.position, Rope)
+    assert spec.position.sections is not None
+    assert list(spec.position.sections.axes()) == theirs.int().tolist()
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"])
@@ -104,7 +109,8 @@ QWEN3_5_27B: Config = {
 def test_a_tower_without_vectors_for_blocks_has_the_parameters_of_the_release() -> None:
     graph = l4spec.compile(import_config(QWEN3_5_27B).spec)
     assert sum(p.numel for _, p in graph.parameters()) == 27_356_728_560
-    assert import_config(QWEN3_5_27B).spec.vision.deepstack is None  # type: ignore[union-attr]
+    assert graph.model.vision is not None
+    assert graph.model.vision.deepstack is None
     vision = {**QWEN3_5_27B["vision_config"], "deepstack_visual_indexes": [8]}
     with pytest.raises(SpecError, match="the family's text has no place for them"):
         import_config({**QWEN3_5_27B, "vision_config": vision})

@@ -14,6 +14,8 @@ from l4spec.graph.build import mtp_graph
 from l4spec.huggingface import export_config, import_config
 from l4spec.quantization.scheme import scheme_named
 from l4spec.quantization.tensors import scheme_of
+from l4spec.report.page import to_text
+from l4spec.report.show import show_page
 from l4spec.runtime.build import build
 from l4spec.runtime.mtp import MTPModule, build_mtp, hidden_states
 from l4spec.sharding.layout import Layout
@@ -187,3 +189,9 @@ def test_an_imported_config_declares_its_modules_and_gives_them_back(name: str, 
     assert (0 if counts is None else counts.num_modules) == count
     assert count_params(graph) == count_params(l4spec.compile(l4spec.load(name)))
     assert export_config(spec)["num_nextn_predict_layers"] == count
+
+
+def test_show_has_what_modules_add() -> None:
+    text = to_text(show_page(l4spec.compile(l4spec.load("deepseek-v3"))))
+    assert "11.61B beside the model's, and 1.85B in copies of embedding and head" in text
+    assert "Multi-token prediction" not in to_text(show_page(l4spec.compile(l4spec.load("scout"))))

@@ -1,17 +1,17 @@
 """The simulation: answers begin, end and are taken; updates end and are pushed; event by event, no time steps."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from planners.recipes.rl.replica_clock import Begun, ReplicaClock
 from planners.recipes.rl.setup import RlSetup, RlTimes
 
-LEARNER = -1
 SETTLED = (24, 24)
 """Updates that are left out, and updates that times are means over, where a queue of answers fills: slowly."""
-IN_TURNS = (2, 8)
-"""The same where none fills."""
+IN_TURNS = (1, 4)
+"""The same where none fills: the first update differs, others by how their answers are dealt to replicas."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,10 @@ class _Tally:
 
 @dataclass
 class RlSimulation:
-    """One setup as it runs."""
+    """One setup as it runs.
+
+    `ends` are the times at which the next answer of each replica ends, `learner_ends` that of the chunk in training.
+    """
 
     setup: RlSetup
     now: float = 0.0
@@ -41,6 +44,7 @@ class RlSimulation:
     num_ended: int = 0
     taken: int = 0
     chunks_done: int = 0
+    learner_ends: float = math.inf
     ready: list[Begun] = field(default_factory=list)
     ended: set[int] = field(default_factory=set)
     all_ended_below: int = 0
@@ -50,27 +54,28 @@ class RlSimulation:
         one = self.setup
         step_seconds = [one.decode.at(sequences) for sequences in range(one.slots + 1)]
         self.replicas = [ReplicaClock(step_seconds) for _ in range(one.replicas)]
-        self.events: list[tuple[float, int, int]] = []
+        self.ends = [math.inf] * one.replicas
         self.is_training = False
         self.lengths = self._lengths()
+        self._set_limits()
 
     def run(self, warm_up: int, measured: int) -> RlTimes:
         """Means over `measured` steps after `warm_up` ones."""
-        self._schedule(self._begin_answers(LEARNER))
-        events, replicas = self.events, self.replicas
-        while self.version < warm_up + measured:
-            at, who, epoch = heappop(events)
-            if who != LEARNER and replicas[who].epoch != epoch:
-                continue
-            self._move_to(at)
-            if who == LEARNER:
-                changed = self._learner_done()
+        self._begin_anywhere()
+        ends, last = self.ends, warm_up + measured
+        while self.version < last:
+            at = min(ends)
+            if self.learner_ends <= at:
+                self._move_to(self.learner_ends)
+                self._learner_done()
                 if self.version == warm_up and self.chunks_done == 0:
                     self._start_tally()
+                self._begin_anywhere()
             else:
-                changed = self._answer_done(who)
-            self._schedule(changed | self._begin_answers(who))
-            self._take()
+                self._move_to(at)
+                self._answer_done(ends.index(at))
+            if not self.is_training and len(self.ready) >= self.awaited:
+                self._take()
         return self._times()
 
     def _lengths(self) -> Iterator[int]:
@@ -79,26 +84,24 @@ class RlSimulation:
             yield from self.setup.lengths.draw(self.setup.answers, self.setup.seed * 1_000_003 + number)
             number += 1
 
-    @property
-    def _in_flight(self) -> int:
-        return self.begun - self.taken
+    def _set_limits(self) -> None:
+        """How many answers may have been begun at this version, and how many the learner waits for: its next chunk."""
+        answers, chunks, done = self.setup.answers, self.setup.chunks, self.chunks_done
+        self.most_begun = int((self.version + 1 + self.setup.staleness) * answers)
+        self.awaited = answers * (done + 1) // chunks - answers * done // chunks
 
     def _move_to(self, at: float) -> None:
-        self.tally.in_flight_area += self._in_flight * (at - self.now)
+        self.tally.in_flight_area += (self.begun - self.taken) * (at - self.now)
         if self.is_training:
             self.tally.training_seconds += at - self.now
         self.now = at
 
-    def _schedule(self, changed: set[int]) -> None:
-        """When the next answer ends on each of these replicas."""
-        for index in changed:
-            replica = self.replicas[index]
-            replica.epoch += 1
-            end = replica.next_end()
-            if end is not None:
-                heappush(self.events, (end, index, replica.epoch))
+    def _num_allowed(self) -> int:
+        """Answers that may be begun now, on any replica."""
+        return 0 if self.is_training and self.setup.is_colocated else self.most_begun - self.begun
 
-    def _answer_done(self, index: int) -> set[int]:
+    def _answer_done(self, index: int) -> None:
+        """The answer that ends first on a replica has ended: others begin, in its place where all others are full."""
         replica = self.replicas[index]
         replica.advance(self.now)
         answer = replica.finish()
@@ -111,65 +114,47 @@ class RlSimulation:
         if replica.is_draining and not replica.ends:
             replica.is_draining = False
             replica.stop(self.now + self.setup.push_seconds)
-        return {index}
+        room = replica.room
+        if self.begun - self.num_ended + room < len(self.replicas) * self.setup.slots:
+            self._begin_anywhere()
+        else:
+            for _ in range(min(room, self._num_allowed())):
+                self._begin_on(replica)
+        self.ends[index] = replica.next_end()
 
-    def _with_room(self, last: int) -> Sequence[int]:
-        """Replicas that may have room: where all others are full, `last`, whose answer ended."""
-        generating = self.begun - self.num_ended
-        if last != LEARNER and generating + self.replicas[last].room >= len(self.replicas) * self.setup.slots:
-            return (last,)
-        return range(len(self.replicas))
+    def _begin_on(self, replica: ReplicaClock) -> None:
+        replica.begin(next(self.lengths), self.begun, self.version)
+        self.begun += 1
 
-    def _begin_answers(self, last: int) -> set[int]:
-        """As many as may be, each on the replica with the most room, after the end of one on `last`.
-
-        Returns the replicas that got some.
-        """
-        setup, touched = self.setup, set[int]()
-        if setup.is_colocated and self.is_training:
-            return touched
-        allowed = int((self.version + 1 + setup.staleness) * setup.answers) - self.begun
+    def _begin_anywhere(self) -> None:
+        """Begin as many answers as may be, each on the replica with the most room."""
+        allowed = self._num_allowed()
         if allowed <= 0:
-            return touched
-        possible = self._with_room(last)
-        if len(possible) == 1:
-            return self._fill(last, allowed)
-        rooms = ((-self.replicas[index].room, index) for index in possible)
-        free = sorted(one for one in rooms if one[0] < 0)
+            return
+        free = [(-replica.room, index) for index, replica in enumerate(self.replicas) if replica.room]
+        heapify(free)
+        touched = set()
         while allowed > 0 and free:
             room, index = heappop(free)
-            replica = self.replicas[index]
             if index not in touched:
-                replica.advance(self.now)
+                self.replicas[index].advance(self.now)
                 touched.add(index)
-            replica.begin(next(self.lengths), self.begun, self.version)
-            self.begun, allowed = self.begun + 1, allowed - 1
+            self._begin_on(self.replicas[index])
+            allowed -= 1
             if room + 1 < 0:
                 heappush(free, (room + 1, index))
-        return touched
-
-    def _fill(self, index: int, allowed: int) -> set[int]:
-        """Begin answers on the only replica that may have room: the usual case, an answer for one that ended."""
-        replica = self.replicas[index]
-        count = min(allowed, replica.room)
-        if count <= 0:
-            return set()
-        replica.advance(self.now)
-        for number in range(self.begun, self.begun + count):
-            replica.begin(next(self.lengths), number, self.version)
-        self.begun += count
-        return {index}
+        for index in touched:
+            self.ends[index] = self.replicas[index].next_end()
 
     def _take(self) -> None:
-        """Let the learner begin, if it is idle and has what it waits for."""
-        if self.is_training:
+        """Let the idle learner begin, if what has ended is what it waits for."""
+        setup, size = self.setup, self.awaited
+        if not self._has_next(size):
             return
-        setup, size = self.setup, self._chunk_size()
-        if len(self.ready) < size or not self._has_next(size):
-            return
-        taken = [heappop(self.ready) for _ in range(size)] if self.setup.in_order else self.ready[:size]
-        if not self.setup.in_order:
-            del self.ready[:size]
+        if setup.in_order:
+            taken = [heappop(self.ready) for _ in range(size)]
+        else:
+            taken, self.ready = self.ready[:size], self.ready[size:]
         for _, at, version in taken:
             late = self.version - version
             self.tally.staleness += late
@@ -178,7 +163,7 @@ class RlSimulation:
         self.tally.answers_taken += size
         self.taken += size
         self.is_training = True
-        heappush(self.events, (self.now + setup.train_seconds * size / setup.answers, LEARNER, 0))
+        self.learner_ends = self.now + setup.train_seconds * size / setup.answers
 
     def _has_next(self, size: int) -> bool:
         """Whether the next answers in the order of beginning have ended, if that is how they are taken."""
@@ -187,27 +172,26 @@ class RlSimulation:
             self.all_ended_below += 1
         return not self.setup.in_order or self.all_ended_below >= self.taken + size
 
-    def _chunk_size(self) -> int:
-        """Equal parts whose sizes add up to the answers of a step."""
-        answers, chunks, done = self.setup.answers, self.setup.chunks, self.chunks_done
-        return answers * (done + 1) // chunks - answers * done // chunks
-
-    def _learner_done(self) -> set[int]:
-        self.is_training, changed = False, set[int]()
+    def _learner_done(self) -> None:
+        """A chunk is trained; after the last one of a step its weights are pushed."""
+        self.is_training, self.learner_ends = False, math.inf
         self.chunks_done += 1
-        if self.chunks_done < self.setup.chunks:
-            return changed
-        self.chunks_done, self.version = 0, self.version + 1
-        self.tally.updates += 1
-        self.tally.in_flight_at_updates += self._in_flight
+        if self.chunks_done == self.setup.chunks:
+            self.chunks_done, self.version = 0, self.version + 1
+            self.tally.updates += 1
+            self.tally.in_flight_at_updates += self.begun - self.taken
+            self._push()
+        self._set_limits()
+
+    def _push(self) -> None:
+        """Replicas stand still while they take new weights: at once, or when they have ended what they began."""
         for index, replica in enumerate(self.replicas):
             replica.advance(self.now)
             if self.setup.is_partial or not replica.ends:
                 replica.stop(self.now + self.setup.push_seconds)
-                changed.add(index)
+                self.ends[index] = replica.next_end()
             else:
                 replica.is_draining = True
-        return changed
 
     def _start_tally(self) -> None:
         self.tally = _Tally(since=self.now, busy_before=self._busy())

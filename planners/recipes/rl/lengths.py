@@ -50,15 +50,28 @@ class AnswerLengths:
 
     def draw(self, count: int, seed: int) -> list[int]:
         """`count` lengths, one from each of as many equally likely intervals, shuffled."""
-        lengths = list(_spread_evenly(self, count))
-        random.Random(seed).shuffle(lengths)
-        return lengths
+        return list(_drawn(self, count, seed))
+
+    def tokens(self, count: int) -> int:
+        """The sum of `count` drawn lengths, whatever the seed."""
+        return sum(_spread_evenly(self, count))
+
+    def longest_of(self, count: int) -> int:
+        """The longest of `count` drawn lengths, whatever the seed."""
+        return max(_spread_evenly(self, count))
 
     @cached_property
     def mean_tokens_before(self) -> float:
         """Tokens of its own answer that a token has before it, in the mean over tokens: E L^2 / 2 E L."""
         lengths = _spread_evenly(self, _GRID)
         return sum(length**2 for length in lengths) / (2 * sum(lengths))
+
+
+@lru_cache(maxsize=128)  # setups of a phase draw the same lengths
+def _drawn(lengths: AnswerLengths, count: int, seed: int) -> tuple[int, ...]:
+    shuffled = list(_spread_evenly(lengths, count))
+    random.Random(seed).shuffle(shuffled)
+    return tuple(shuffled)
 
 
 @lru_cache(maxsize=64)

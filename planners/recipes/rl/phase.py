@@ -1,9 +1,9 @@
 """An RL phase, planned: how its GPUs are divided, how long its steps take, and when asynchrony pays."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import gcd
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -19,18 +19,15 @@ from planners.recipes.rl.rl_plan import RlCondition, RlPhasePlan
 from planners.recipes.rl.setup import RlSetup, RlTimes
 
 EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
-SAMPLED_ANSWERS, MOST_PARTS = 128, 32
-"""A sample has at least so many answers a step, and is at least so great a part of its setup."""
+SAMPLED_ANSWERS, ANSWERS_IN_ORDER, MOST_PARTS = 128, 512, 32
+"""A sample has at least so many answers a step, more where they are taken in order, and is so great a part at least."""
 LOG_PROBS = 4 / 3
 """The learner's FLOPs with a forward pass for the policy's own log probabilities, over those of its update."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Infrastructure:
-    """What all setups of a phase share.
-
-    `train_seconds` are those of a step on all GPUs. `is_sampled`: times are those of a sample of each setup.
-    """
+class Infrastructure:
+    """What all setups of a phase share. `train_seconds` are those of a step on all GPUs."""
 
     rollouts: RolloutSpec
     answers: int
@@ -40,7 +37,6 @@ class _Infrastructure:
     decode: PlannedDecode
     train_seconds: float
     push_seconds: float
-    is_sampled: bool = False
 
     def setup(self, share: float | None) -> RlSetup:
         """Asynchronous with this share of the GPUs for generation; None is synchronous on all of them."""
@@ -66,45 +62,43 @@ class _Infrastructure:
     def fastest(self) -> tuple[RlSetup, RlTimes]:
         """The asynchronous setup of the share that the phase names, or of the fastest eighth.
 
-        Halving: more GPUs generate where replicas are busier than the learner, fewer where it is busier.
+        Shares are tried by their bounds, until no other can be faster.
         """
         shares = EIGHTHS if self.rollouts.generation_share is None else (self.rollouts.generation_share,)
-        possible = [share for share in shares if self.num_gpus * share >= self.per_replica]
+        possible = [self.setup(share) for share in shares if self.num_gpus * share >= self.per_replica]
         if not possible:
             raise UserError(
                 f"{self.num_gpus} GPUs, of which a replica takes {self.per_replica}, cannot be divided",
                 hint="more GPUs, or rollouts.mode: synchronous",
             )
-        tried = []
-        first, last = 0, len(possible) - 1
-        while first <= last:
-            middle = (first + last) // 2
-            setup = self.setup(possible[middle])
-            times = _run(sample_of(setup))
-            tried.append((setup, times))
-            first, last = (middle + 1, last) if times.generating > times.training else (first, middle - 1)
-        setup, _ = min(tried, key=lambda one: one[1].step_seconds)
-        return setup, self.run(setup)
+        samples = [(sample_of(setup), setup) for setup in possible]
+        least, best = math.inf, possible[0]
+        for sample, setup in sorted(samples, key=lambda pair: pair[0].least_step_seconds):
+            if sample.least_step_seconds >= least:
+                break
+            seconds = _run(sample).step_seconds
+            least, best = min((least, best), (seconds, setup), key=lambda one: one[0])
+        return best, self.run(best)
 
     def speed_up(self) -> float:
         """Synchronous over asynchronous seconds of a step."""
         return self.run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
 
     def run(self, setup: RlSetup) -> RlTimes:
-        """The times of a setup."""
-        return _run(sample_of(setup) if self.is_sampled and not setup.in_order else setup)
+        """The times of a setup, by a sample whose answers may be taken in order."""
+        return _run(sample_of(setup, ANSWERS_IN_ORDER))
 
 
-def sample_of(setup: RlSetup) -> RlSetup:
-    """A setup with fewer replicas and as many times fewer answers a step: less to simulate for steps as long.
+def sample_of(setup: RlSetup, least: int = SAMPLED_ANSWERS) -> RlSetup:
+    """A setup with fewer replicas and as many times fewer answers a step, `least` or more: steps take as long.
 
     They differ where answers are taken in order, by some percent: the longest one in flight depends on how many there
     are. Where a whole batch is waited for, the setup itself.
     """
     if not setup.has_queue:
         return setup
-    shared = gcd(setup.replicas, setup.answers)
-    parts = [n for n in range(1, MOST_PARTS + 1) if shared % n == 0 and setup.answers // n >= SAMPLED_ANSWERS]
+    shared = math.gcd(setup.replicas, setup.answers)
+    parts = [n for n in range(1, MOST_PARTS + 1) if shared % n == 0 and setup.answers // n >= least]
     part = max(parts, default=1)
     return replace(setup, replicas=setup.replicas // part, answers=setup.answers // part)
 
@@ -147,7 +141,7 @@ def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) 
 
 def _infrastructure(
     phase: RlPhase, rollouts: RolloutSpec, graph: LayerGraph, gpus: str, train_seconds: float
-) -> _Infrastructure:
+) -> Infrastructure:
     cluster = parse_cluster(gpus)
     mean = rollouts.mean_answer or max(1, phase.max_answer // 2)
     lengths = AnswerLengths(float(mean), phase.max_answer, rollouts.spread)
@@ -156,7 +150,7 @@ def _infrastructure(
     link = cluster.hardware.links.inter_host
     weights = count_params(graph).total * WEIGHT_BYTES
     push = 0.0 if link is None else weights / per_replica / link.value
-    return _Infrastructure(rollouts, phase.batch, lengths, cluster.num_gpus, per_replica, decode, train_seconds, push)
+    return Infrastructure(rollouts, phase.batch, lengths, cluster.num_gpus, per_replica, decode, train_seconds, push)
 
 
 def _replica(
@@ -175,9 +169,8 @@ def _replica(
             return size, times
 
 
-def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
+def _others(whole: Infrastructure) -> Mapping[str, Infrastructure]:
     """What the speed-up is compared with: the same phase with one thing otherwise."""
-    whole = replace(whole, is_sampled=True)
     lengths, rollouts = whole.lengths, whole.rollouts
     even = AnswerLengths(lengths.mean, lengths.longest, 0.0)
     return {
@@ -193,7 +186,7 @@ def _others(whole: _Infrastructure) -> Mapping[str, _Infrastructure]:
     }
 
 
-def _notes(whole: _Infrastructure) -> tuple[str, ...]:
+def _notes(whole: Infrastructure) -> tuple[str, ...]:
     notes = [
         "the learner takes the planned step over its share of the GPUs, and a third more for log probabilities",
         "lengths are assumed log-normal; prompts are taken as read, and caches as large enough for all slots",

@@ -1,5 +1,6 @@
 """One replica that generates: sequences that share decode steps, each ended by its own length."""
 
+import math
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
@@ -18,7 +19,7 @@ class ReplicaClock:
         self.ends: list[tuple[float, Begun]] = []
         self.progress, self.time, self.stopped_until = 0.0, 0.0, 0.0
         self.busy_seconds = 0.0
-        self.is_draining, self.epoch = False, 0
+        self.is_draining = False
 
     @property
     def room(self) -> int:
@@ -42,10 +43,10 @@ class ReplicaClock:
         self.progress = max(self.progress, self.ends[0][0])
         return heappop(self.ends)[1]
 
-    def next_end(self) -> float | None:
-        """When the next answer ends, if nothing changes."""
+    def next_end(self) -> float:
+        """When the next answer ends, if nothing changes; infinity without one."""
         if not self.ends:
-            return None
+            return math.inf
         left = max(0.0, self.ends[0][0] - self.progress)
         return max(self.time, self.stopped_until) + left * self.step_seconds[len(self.ends)]
 

@@ -61,6 +61,19 @@ class RlSetup:
         """Whether answers wait for the learner, more of them with every update until as many are as may be."""
         return self.staleness >= 1
 
+    @property
+    def least_step_seconds(self) -> float:
+        """A bound on a step's seconds: its update, and its tokens on replicas that are always at their fastest.
+
+        Where no answer is begun before the update before it ends, one after the other, and no shorter than the longest
+        answer alone; else the longer of both.
+        """
+        fastest = max(sequences / self.decode.at(sequences) for sequences in range(1, self.slots + 1))
+        generating = self.lengths.tokens(self.answers) / (fastest * self.replicas)
+        if self.is_colocated or (self.staleness == 0 and self.chunks == 1):
+            return self.train_seconds + max(generating, self.lengths.longest_of(self.answers) * self.decode.at(1))
+        return max(self.train_seconds, generating)
+
 
 @dataclass(frozen=True, slots=True)
 class RlTimes:

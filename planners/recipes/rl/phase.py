@@ -85,8 +85,8 @@ class Infrastructure:
         return self.run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
 
     def run(self, setup: RlSetup) -> RlTimes:
-        """The times of a setup, by a sample whose answers may be taken in order."""
-        return _run(sample_of(setup, ANSWERS_IN_ORDER))
+        """The times of a setup, by a sample; a larger one where answers are taken in order."""
+        return _run(sample_of(setup, ANSWERS_IN_ORDER if setup.in_order else SAMPLED_ANSWERS))
 
 
 def sample_of(setup: RlSetup, least: int = SAMPLED_ANSWERS) -> RlSetup:

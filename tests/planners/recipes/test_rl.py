@@ -149,11 +149,10 @@ def test_the_share_that_is_chosen_is_as_fast_as_the_fastest_of_all(staleness: fl
     rollouts = RolloutSpec(staleness=staleness)
     decode = PlannedDecode(DECODE, slots=64, is_bound=False)
     whole = Infrastructure(rollouts, 256, LONG_TAIL, 16, 1, decode, train_seconds, 0.0)
-    setup, times = whole.fastest()
+    setup, _ = whole.fastest()
     every = [simulate_rl(whole.setup(share)).step_seconds for share in EIGHTHS]
-    assert simulate_rl(setup) == times
     # shares are compared by samples, whose steps differ by less than 2 % from those of their setups
-    assert times.step_seconds <= 1.02 * min(every)
+    assert simulate_rl(setup).step_seconds <= 1.02 * min(every)
 
 
 LONG_TAIL = AnswerLengths(300.0, 3000, 1.2)

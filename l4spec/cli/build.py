@@ -118,7 +118,7 @@ def build_command(
         require_exportable(l4spec.compile(model_spec), table)
     built, model = _built(model_spec, table, place, chosen, seed, show_progress, parent)
     if out is not None:
-        _write(model, out, show_progress)
+        _write(model, out, show_progress, None if parent is not None or table is not None else seed)
     from l4spec.report.built import built_page
 
     write(built, lambda: built_page(built), format, None, force=False)
@@ -151,11 +151,17 @@ def _formats(
     return table, number_format_of(graph, dtype, table)
 
 
-def _write(model: "Model", out: Path, show_progress: bool | None) -> None:
+def _write(model: "Model", out: Path, show_progress: bool | None, module_seed: int | None) -> None:
+    """Write the model; with a seed, what it declares of multi-token prediction too, random as the model is."""
     from l4spec.runtime.checkpoints import save_checkpoint
+    from l4spec.runtime.mtp import build_mtp
 
+    is_declared = model.graph.model.text.mtp is not None
+    modules = build_mtp(model, seed=module_seed) if is_declared and module_seed is not None else ()
     with cleared_up(), progress("writing", show_progress) as report:
-        saved = save_checkpoint(model, out, report=report)
+        saved = save_checkpoint(model, out, modules=modules, report=report)
+    if is_declared and not modules:
+        complain("modules of multi-token prediction are not written: text.mtp is left out of the checkpoint")
     complain(_written(saved))
 
 
@@ -220,11 +226,13 @@ def _filled(
     import l4spec
     from l4spec.runtime.build import build_quantized
     from l4spec.runtime.initialize import initialize
-    from l4spec.runtime.memory_check import free_bytes, require_memory, weight_bytes
+    from l4spec.runtime.memory_check import ITEM_BYTES, free_bytes, require_memory, weight_bytes
     from l4spec.runtime.smoke_run import trial_bytes
+    from planners.counts.mtp import count_mtp
 
     graph = l4spec.compile(spec)
-    require_memory(spec, graph, device, dtype, trial_bytes(graph), table)
+    beside = trial_bytes(graph) + (ITEM_BYTES[dtype] * modules.own if (modules := count_mtp(graph)) else 0)
+    require_memory(spec, graph, device, dtype, beside, table)
     if device != "meta" and (size := weight_bytes(graph, dtype, table)) >= _LARGE_BYTES:
         free = free_bytes(device)
         room = "" if free is None else f" of {gib(free)} that are free"

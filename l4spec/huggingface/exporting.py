@@ -17,6 +17,7 @@ from l4spec.spec.tree import shortened
 
 Data = dict[str, Any]
 _MOST_SHOWN = 8
+_MODULE_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 _STORED = ("quantization_config", "compression_config", "quantization")
 
 
@@ -65,12 +66,22 @@ def _try(model: ResolvedModel, spec: ModelSpec, family: Family) -> Data | _Failu
     if spec.stored_as is None:
         carried = {name: value for name, value in carried.items() if name not in _STORED}
     failure = None
-    for config in (_laid_over(written, carried), _laid_over(carried, written)):
+    plain = _laid_over(_without_modules(carried), written)  # where modules that were imported are left out
+    for config in (_laid_over(written, carried), _laid_over(carried, written), plain):
         failure = _check(model, config, family)
         if failure is None:
             return deepcopy(config)
     assert failure is not None
     return failure
+
+
+def _without_modules(carried: Mapping[str, Any]) -> Data:
+    """Without the fields that count modules of multi-token prediction, in sections too."""
+    return {
+        name: _without_modules(value) if isinstance(value, Mapping) else value
+        for name, value in carried.items()
+        if name not in _MODULE_COUNTS
+    }
 
 
 def _check(model: ResolvedModel, config: Data, family: Family) -> _Failure | None:

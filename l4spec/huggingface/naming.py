@@ -7,11 +7,31 @@ Linear weights are [out, in] there as here.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 LAYER = re.compile(r"\.layers\.(\d+)\.")
-FFN = "text.layers.#.ffn."
+TEXT_LAYER, MODULE = "text.layers.#.", "mtp.layers.#."
+"""Prefixes of our names: of a block's tensors, and of those of a module of multi-token prediction."""
+FFN = f"{TEXT_LAYER}ffn."
 Renames = Mapping[str, str | tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleNaming:
+    """How a family calls the tensors of modules of multi-token prediction, beside those of a block of the model.
+
+    `renames` maps our names inside a module to theirs below `prefix`; `block` is where the block lies there. `#` is the
+    module's index, which follows the model's layers with `after_layers` (DeepSeek-V3), else counts from 0.
+    """
+
+    renames: Mapping[str, str]
+    prefix: str
+    block: str
+    after_layers: bool
+
+    def first_index(self, num_layers: int) -> int:
+        """The index of the first module of a model with so many layers."""
+        return num_layers if self.after_layers else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +69,8 @@ class Naming:
     """Kinds of attention whose tensors have names of their own: `.attention.` is `.KIND.` in the tables then."""
     next_token_layers: int = 0
     """Layers after the last one that published checkpoints hold, for multi-token prediction (DeepSeek-V3: 1)."""
+    modules: ModuleNaming | None = None
+    """Names of modules of multi-token prediction; None where checkpoints of the family are not known to have them."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     """Stored tensors that older versions wrote and nobody reads."""
 
@@ -71,6 +93,30 @@ class Naming:
         result = (stored for stored, ours in self.joined.items() if pattern in ours)
         return next((stored.replace("#", index) for stored in result), None)
 
+    def of_modules(self) -> "Naming | None":
+        """The naming of modules, whose tensors are `mtp.layers.{index}.…` of ours; None where none is known."""
+        if self.modules is None:
+            return None
+        prefix, block = self.modules.prefix, self.modules.prefix + self.modules.block
+
+        def moved(theirs: str) -> str:
+            return block + theirs.partition("layers.#.")[2]
+
+        own = {f"{MODULE}{ours}": prefix + theirs for ours, theirs in self.modules.renames.items()}
+        layers = {
+            _in_module(ours): moved(theirs) if isinstance(theirs, str) else tuple(map(moved, theirs))
+            for ours, theirs in self.renames.items()
+            if ours.startswith(TEXT_LAYER)
+        }
+        return replace(
+            self,
+            renames={**layers, **own},
+            joined={moved(stored): tuple(map(_in_module, ours)) for stored, ours in self.joined.items()},
+            heads={moved(stored): _in_module(ours) for stored, ours in self.heads.items()},
+            unit_dims={moved(stored): dims for stored, dims in self.unit_dims.items()},
+            convolutions=(),
+        )
+
     def of(self, full: str) -> tuple[str, ...]:
         """The stored names of a tensor of ours, the one that is written first; none when there is no prefix of it."""
         pattern, index = _pattern(full)
@@ -79,6 +125,10 @@ class Naming:
             return ()
         theirs, rest = self.renames[prefix], pattern.removeprefix(prefix)
         return tuple((name + rest).replace("#", index) for name in ((theirs,) if isinstance(theirs, str) else theirs))
+
+
+def _in_module(ours: str) -> str:
+    return MODULE + ours.removeprefix(TEXT_LAYER)
 
 
 def _pattern(full: str) -> tuple[str, str]:
@@ -106,6 +156,21 @@ SANDWICH: Mapping[str, str] = {
 """Gemma's names of four norms a block."""
 GATED: Mapping[str, str] = {**DECODER, f"{FFN}router.": "model.layers.#.mlp.gate."}
 """Names of a mixture of experts whose router is called gate."""
+
+AFTER_LAYERS = ModuleNaming(
+    {
+        "embedding.": "embed_tokens.",
+        "embedding_norm.": "enorm.",
+        "hidden_norm.": "hnorm.",
+        "projection.proj.": "eh_proj.",
+        "norm.": "shared_head.norm.",
+        "head.": "shared_head.head.",
+    },
+    prefix="model.layers.#.",
+    block="",
+    after_layers=True,
+)
+"""DeepSeek-V3's names (README_WEIGHTS.md beside its weights): a module is one more layer, with tensors of its own."""
 
 
 def inside(prefix: str, renames: Renames) -> dict[str, str | tuple[str, ...]]:

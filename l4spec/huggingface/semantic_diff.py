@@ -8,7 +8,7 @@ from l4spec.layers.attention.positions import Rope
 from l4spec.layers.base import LayerSpec
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.moe.spec import MoESpec
-from l4spec.spec.resolve import ResolvedModel, ResolvedStack
+from l4spec.spec.resolve import ResolvedModel, ResolvedMTP, ResolvedStack
 
 _REL_TOLERANCE = 1e-12
 """Room for the last digits of a square root."""
@@ -39,6 +39,7 @@ def _facts(model: ResolvedModel) -> Iterator[tuple[str, Any]]:
     yield "text.learned_positions", text.position is not None
     yield "text.max_seq_len", text.stack.width.max_seq_len
     yield from _stack("text", text.stack)
+    yield from _modules(text.mtp)
     yield "vision", vision is not None
     if vision is not None:
         free = {"image_size"} if vision.takes_any_grid else None  # which plans count, and no config names
@@ -52,6 +53,18 @@ def _facts(model: ResolvedModel) -> Iterator[tuple[str, Any]]:
         yield "vision.tower.pre_layernorm", vision.pre_layernorm
         yield "vision.tower.post_layernorm", vision.post_layernorm
         yield from _stack("vision.tower", vision.stack)
+
+
+def _modules(mtp: ResolvedMTP | None) -> Iterator[tuple[str, Any]]:
+    """Of multi-token prediction."""
+    yield "text.mtp", mtp is not None
+    if mtp is not None:
+        yield "text.mtp.num_modules", mtp.num_modules
+        yield "text.mtp.embedding", "copy" if mtp.copies_embedding else "shared"
+        yield "text.mtp.head", "copy" if mtp.copies_head else "shared"
+        yield "text.mtp.block.form", mtp.block.form
+        for slot, part in mtp.block.parts:
+            yield from _flat(f"text.mtp.block.{slot}", _normal(part.spec))
 
 
 def _stack(path: str, stack: ResolvedStack) -> Iterator[tuple[str, Any]]:

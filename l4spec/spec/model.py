@@ -386,5 +386,11 @@ class ModelSpec(Header):
             raise located(("vision", "deepstack"), message, "vision.deepstack=null")
         return self
 
+    def without_modules(self) -> "ModelSpec":
+        """The same model, which declares no modules of multi-token prediction."""
+        if self.text.mtp is None:
+            return self
+        return self.model_copy(update={"text": self.text.model_copy(update={"mtp": None})})
+
 
 __all__ = ["BlockSpec", "Count", "GroupSpec", "ModelSpec", "StackSpec", "TextSpec", "TowerSpec", "VisionSpec"]

@@ -147,6 +147,20 @@ def test_a_checkpoint_is_written_and_opens(run: Run, tmp_path: Path) -> None:
     assert l4spec.open_model(tmp_path / "new").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("options", "is_written"), [((), True), (("-q", "w8a16"), False)])
+def test_declared_modules_are_written_with_their_model(
+    options: tuple[str, ...], is_written: bool, run: Run, tmp_path: Path
+) -> None:
+    set_mtp = "text.mtp={block: {attention: attention, ffn: moe}, embedding: copy, head: copy}"
+    result = run("build", "tiny/deepseek", "--set", set_mtp, "--out", str(tmp_path / "new"), *options)
+    assert result.exit_code == 0, result.stderr
+    assert ("text.mtp is left out of the checkpoint" in result.stderr) is not is_written
+    spec = checkpoints.spec_of(tmp_path / "new")
+    assert (spec.text.mtp is not None) is is_written
+    if is_written:
+        assert len(checkpoints.open_mtp(checkpoints.open_model(tmp_path / "new"), tmp_path / "new")) == 1
+
+
 def test_what_does_not_fit_is_refused_before_it_is_allocated(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_check, "free_bytes", lambda device: 24 << 30)
     result = run("build", "scout", "--device", "cpu")

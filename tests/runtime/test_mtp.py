@@ -9,7 +9,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3DecoderLayer, DeepseekV3RMSNorm
 
 import l4spec
-from l4spec.errors import UserError
+from l4spec.errors import SpecError, UserError
 from l4spec.graph.build import mtp_graph
 from l4spec.huggingface import export_config, import_config
 from l4spec.quantization.scheme import scheme_named
@@ -49,7 +49,7 @@ def test_deepseek_v3_is_671b_and_its_module_apart() -> None:
     assert counts.forward_flops_per_token == 2 * matmuls + pair
 
 
-class _Reference(nn.Module):
+class ModuleReference(nn.Module):
     """M_k of arXiv:2412.19437, section 2.2, of transformers' layers, in the order of the checkpoints' `eh_proj`."""
 
     def __init__(self, oracle: Oracle, seed: int) -> None:
@@ -89,7 +89,7 @@ def test_modules_equal_the_published_formula_in_transformers_layers() -> None:
     hidden = hidden_states(ours, ids[:, :-2]).detach()
     expected_hidden = oracle.reference.model(ids[:, :-2]).last_hidden_state.detach()
     for depth, module in enumerate(build_mtp(ours, seed=None), start=1):
-        reference = _Reference(oracle, seed=depth).eval()
+        reference = ModuleReference(oracle, seed=depth).eval()
         _copy(reference, module)
         next_ids = ids[:, depth : ids.shape[1] - 2 + depth]
         logits, hidden = module(hidden, next_ids)
@@ -108,7 +108,7 @@ def test_modules_equal_the_published_formula_in_transformers_layers() -> None:
 
 
 @torch.no_grad()
-def _copy(reference: _Reference, module: MTPModule) -> None:
+def _copy(reference: ModuleReference, module: MTPModule) -> None:
     """Every tensor of the reference to its place; every place is filled once."""
     names = {"enorm": "embedding_norm", "hnorm": "hidden_norm", "eh_proj": "projection.proj", "norm": "norm"}
     layer = [(f"model.layers.0.{name}", tensor) for name, tensor in reference.layer.state_dict().items()]
@@ -189,6 +189,20 @@ def test_an_imported_config_declares_its_modules_and_gives_them_back(name: str, 
     assert (0 if counts is None else counts.num_modules) == count
     assert count_params(graph) == count_params(l4spec.compile(l4spec.load(name)))
     assert export_config(spec)["num_nextn_predict_layers"] == count
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "kimi-k2"])
+def test_a_config_declares_modules_where_the_spec_does(name: str) -> None:
+    spec = import_config(export_config(l4spec.load(name)) | {"num_nextn_predict_layers": 1}).spec
+    assert import_config(export_config(spec.without_modules())).spec.text.mtp is None
+
+
+def test_a_family_without_words_for_modules_refuses_them() -> None:
+    mtp = {"block": {"attention": "attention", "ffn": "moe"}}
+    spec = l4spec.load({"l4spec": 1, "extends": "compare/olmoe-1b-7b", "name": "mine", "text": {"mtp": mtp}})
+    with pytest.raises(SpecError, match=r"text\.mtp: expected False, found True"):
+        export_config(spec)
+    assert export_config(spec.without_modules())["model_type"] == "olmoe"
 
 
 def test_show_has_what_modules_add() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import FFN, GATED, Naming
+from l4spec.huggingface.naming import AFTER_LAYERS, FFN, GATED, Naming
 from l4spec.huggingface.rope import read_rope, write_rope
 from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
 from l4spec.layers.attention.positions import Rope
@@ -134,7 +134,7 @@ FAMILY = Family(
     "models/deepseek_v3/modeling_deepseek_v3.py",
     read,
     write,
-    Naming(NAMES, next_token_layers=1),
+    Naming(NAMES, next_token_layers=1, modules=AFTER_LAYERS),
     defaults={
         "hidden_act": "silu",
         "max_position_embeddings": 4096,

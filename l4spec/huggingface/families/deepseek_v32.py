@@ -5,7 +5,7 @@ from typing import Any, Literal
 from l4spec.huggingface.families import deepseek_v3
 from l4spec.huggingface.family import Family, needed
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import Naming
+from l4spec.huggingface.naming import AFTER_LAYERS, Naming
 from l4spec.layers.sparse_mla.spec import SparseMLASpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
@@ -64,7 +64,7 @@ FAMILY = Family(
     "models/deepseek_v32/modeling_deepseek_v32.py",
     read,
     write,
-    Naming(NAMES, next_token_layers=1),
+    Naming(NAMES, next_token_layers=1, modules=AFTER_LAYERS),
     defaults=DEFAULTS,
     aliases=deepseek_v3.FAMILY.aliases,
     fixed=FIXED,

@@ -5,7 +5,7 @@ from typing import Any
 from l4spec.huggingface.families import deepseek_v32
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import Naming
+from l4spec.huggingface.naming import AFTER_LAYERS, Naming
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -19,7 +19,7 @@ FAMILY = Family(
     "models/glm_moe_dsa/modeling_glm_moe_dsa.py",
     read,
     deepseek_v32.write,
-    Naming(deepseek_v32.NAMES, next_token_layers=1),
+    Naming(deepseek_v32.NAMES, next_token_layers=1, modules=AFTER_LAYERS),
     defaults={
         **deepseek_v32.DEFAULTS,
         "max_position_embeddings": 202752,

@@ -1,7 +1,7 @@
 """How checkpoints of Hugging Face store a model: each family's names, laid over the tensors that a graph declares."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -23,23 +23,39 @@ NATIVE = "l4spec"
 
 def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
     """How `family` stores a model of this graph; None when it has no name for one of its tensors."""
-    naming, groups = FAMILIES[family].naming, []
+    naming = FAMILIES[family].naming
+    named = [
+        (full, graph.by_id[full.removesuffix(f".{parameter.name}")].kind, parameter)
+        for full, parameter in stored_parameters(graph)
+    ]
+    groups = hub_groups(named, naming, partial(_convolution, graph))
+    ignored = partial(_is_ignored, _ignored_patterns(graph, naming))
+    return None if groups is None else CheckpointLayout(family, groups, ignored)
+
+
+def hub_groups(
+    named: Iterable[tuple[str, str, Parameter]],
+    naming: Naming,
+    as_convolution: Callable[[str, str, Parameter], StoredTensor] = whole,
+) -> tuple[StoredGroup, ...] | None:
+    """How tensors (our name, kind of layer, declaration) are stored; None when there is no name for one of them."""
+    named, groups = tuple(named), []
     experts: dict[str, dict[str, Parameter]] = {}
     joined: dict[str, dict[str, Parameter]] = {}
-    units = {full: parameter.dims[0].units for full, parameter in stored_parameters(graph)}
-    for full, parameter in stored_parameters(graph):
+    units = {full: parameter.dims[0].units for full, _, parameter in named}
+    for full, layer_kind, parameter in named:
         if _is_stack(parameter) or _is_stacked_bias(parameter, full):
             prefix, kind = full.rsplit(".", 1)
             experts.setdefault(prefix, {})[kind] = parameter
             continue
-        tagged = naming.tagged(full, graph.by_id[full.removesuffix(f".{parameter.name}")].kind)
+        tagged = naming.tagged(full, layer_kind)
         if (stored := naming.joining(tagged)) is not None:
             joined.setdefault(stored, {})[full] = parameter
             continue
         names = naming.of(tagged)
         if not names:
             return None
-        stored_as = partial(_convolution, graph) if full in naming.convolutions else whole
+        stored_as = as_convolution if full in naming.convolutions else whole
         groups.append(StoredGroup(tuple((stored_as(name, full, parameter),) for name in names)))
     groups += [
         StoredGroup(((_widened(_joined_rows(stored, parts, units.get(naming.heads_of(stored), 1)), naming),),))
@@ -50,13 +66,14 @@ def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
         if group is None:
             return None
         groups.append(group)
-    return CheckpointLayout(family, tuple(groups), partial(_is_ignored, _ignored_patterns(graph, naming)))
+    return tuple(groups)
 
 
 def native_layout(graph: LayerGraph) -> CheckpointLayout:
     """Our own names and shapes: for models that no family can say."""
     groups = (StoredGroup(((whole(full, full, parameter),),)) for full, parameter in stored_parameters(graph))
-    return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, ()))
+    of_modules = (re.compile(r"^mtp\.layers\."),) if graph.model.text.mtp else ()
+    return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, of_modules))
 
 
 def _joined_rows(stored: str, parts: Mapping[str, Parameter], num_heads: int) -> StoredTensor:
@@ -189,7 +206,9 @@ def _ignored_patterns(graph: LayerGraph, naming: Naming) -> tuple[re.Pattern[str
     patterns = [*naming.optional, *(naming.of_towers if graph.model.vision is None else ())]
     if graph.model.text.head.tied:
         patterns.append(rf"^(language_model\.)?{re.escape('lm_head.weight')}$")
-    patterns += [rf"^model\.layers\.{graph.num_layers + extra}\." for extra in range(naming.next_token_layers)]
+    declared = graph.model.text.mtp
+    after = max(naming.next_token_layers, declared.num_modules if declared and naming.modules else 0)
+    patterns += [rf"^model\.layers\.{graph.num_layers + extra}\." for extra in range(after)]
     return tuple(re.compile(pattern) for pattern in patterns)
 
 

@@ -58,7 +58,7 @@ def load_checkpoint(
         else:
             tensors, read = open_stored(model.graph, folder, files)
             check()
-            _copy(tensors, read, targets, report)
+            copy_stored(tensors, read, targets, report)
     before.require()
     if model.graph.model.vision is not None and (named := image_token_of(_config(Path(directory)))) is not None:
         model.image_token_id = named
@@ -69,16 +69,16 @@ def _load_packed(
 ) -> None:
     """Fill a quantized model from a checkpoint of the same scheme."""
     headers = read_headers(directory)
-    layout = hub_layout_of(model.graph, frozenset(), _model_type(directory))
+    layout = hub_layout_of(model.graph, frozenset(), model_type_of(directory))
     packed_targets = matched(model, layout, headers)
-    opened = _all_mapped(headers, files)
+    opened = mapped_files(headers, files)
     check()
     targets = module_tensors(model)
     fill(
         model,
         packed_targets,
         lambda name: opened.tensor(headers[name].file, name),
-        lambda stored, source: _copy([stored], lambda _: source, targets, None),
+        lambda stored, source: copy_stored([stored], lambda _: source, targets, None),
     )
     if report:
         report(1, 1)
@@ -110,13 +110,13 @@ def checked_folder(directory: Path | str) -> Path:
 
 def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
     headers = read_headers(directory)
-    layout = hub_layout_of(graph, frozenset(headers), _model_type(directory))
+    layout = hub_layout_of(graph, frozenset(headers), model_type_of(directory))
     tensors = require_match(layout, {(0, name): header for name, header in headers.items()})
-    opened = _all_mapped(headers, files)
+    opened = mapped_files(headers, files)
     return tensors, lambda stored: opened.tensor(headers[stored.name].file, stored.name)
 
 
-def _all_mapped(headers: Mapping[str, TensorHeader], files: ExitStack) -> MappedFiles:
+def mapped_files(headers: Mapping[str, TensorHeader], files: ExitStack) -> MappedFiles:
     """Every file of these tensors, each opened once now, so that one that cannot be is known before the first copy."""
     opened = MappedFiles(_mapped)
     files.callback(opened.close)
@@ -140,7 +140,8 @@ def _config(directory: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _model_type(directory: Path) -> str | None:
+def model_type_of(directory: Path) -> str | None:
+    """What config.json says as `model_type`; None where it says nothing."""
     model_type = _config(directory).get("model_type")
     return model_type if isinstance(model_type, str) else None
 
@@ -234,7 +235,10 @@ def _nothing() -> None:
     """What is done where files are not compared with their digests."""
 
 
-def _copy(tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None) -> None:
+def copy_stored(
+    tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None
+) -> None:
+    """Copy what is stored into the tensors that hold it, cast to their number format."""
     tensors = tuple(tensors)
     total, done = sum(stored.numel for stored in tensors), 0
     with torch.no_grad():

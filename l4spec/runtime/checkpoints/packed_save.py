@@ -47,7 +47,7 @@ def require_exportable(graph: LayerGraph, table: Quantization) -> None:
         raise UserError([Problem(f"{lead}: {reason}", path=name) for reason, name in problems.items()])
     if laws:
         try:
-            export_config(graph.model.spec)
+            export_config(graph.model.spec.without_modules())
         except SpecError as error:
             raise UserError([Problem("a quantized checkpoint needs a Hugging Face config"), *error.problems]) from None
 

@@ -1,7 +1,7 @@
 """Saving: the names and shapes of a checkpoint, and each tensor put together as it is written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from l4spec.quantization.scheme import Quantization
 from l4spec.runtime.checkpoints.digests import CONFIG
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
 from l4spec.runtime.checkpoints.layout import CheckpointLayout, StoredTensor
+from l4spec.runtime.checkpoints.modules import module_layout, tensors_of_modules
 from l4spec.runtime.checkpoints.packed_load import QUANTIZATION
 from l4spec.runtime.checkpoints.packed_save import (
     SHAPE_BYTES,
@@ -34,6 +35,7 @@ from l4spec.spec.model import ModelSpec
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
+    from l4spec.runtime.mtp import MTPModule
 
 SPEC = "spec.yaml"
 DEFAULT_SHARD_BYTES = 5_000_000_000
@@ -57,14 +59,20 @@ class SavedCheckpoint:
 
 
 def save_checkpoint(
-    model: "Model", directory: Path | str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES, report: Report | None = None
+    model: "Model",
+    directory: Path | str,
+    *,
+    modules: "Sequence[MTPModule]" = (),
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    report: Report | None = None,
 ) -> SavedCheckpoint:
     """Write the weights and the configuration of `model` to `directory`, which must be new or empty.
 
     A model that a Hugging Face family can say is saved under that family's names with a config.json, and loads in
     transformers; any other under our own names with a spec.yaml. A quantized model is saved in the format of
-    compressed-tensors, which vLLM reads. Several files and an index where the weights exceed `max_shard_bytes`. All is
-    written beside the directory and renamed at the end. Raises UserError.
+    compressed-tensors, which vLLM reads. `modules` of multi-token prediction (`build_mtp`, `open_mtp`) are written
+    beside the model; without them the configuration declares none. Several files and an index where the weights exceed
+    `max_shard_bytes`. All is written beside the directory and renamed at the end. Raises UserError.
     """
     target = require_new_folder(directory)
     tensors = module_tensors(model)
@@ -72,7 +80,10 @@ def save_checkpoint(
         raise UserError("the model is on the meta device and has no weights to save", hint="build it on cpu or cuda")
     if model.quantization is not None:
         require_exportable(model.graph, model.quantization)
-    layout, config = _layout_and_config(model.graph, tensors["text.embedding.weight"].dtype)
+    if modules and model.quantization is not None:
+        raise UserError("modules of multi-token prediction are saved beside plain weights only")
+    dtype = tensors["text.embedding.weight"].dtype
+    layout, config = _layout_and_config(model.graph, dtype, with_modules=bool(modules))
     packed = packed_weights(model)
     if packed and model.quantization is not None and isinstance(config, dict):
         config["quantization_config"] = quantization_config(model.graph, model.quantization, layout)
@@ -83,6 +94,9 @@ def save_checkpoint(
     for stored in stored_tensors(layout, set(packed)):
         weight = packed.get(stored.pieces[0].tensor)
         entries.extend([_entry(stored, tensors)] if weight is None else packed_entries(stored, weight))
+    if modules:
+        own, copies = tensors_of_modules(model, modules, layout.name)
+        entries += [_entry(stored, own | copies) for stored in module_layout(model.graph, layout.name).saved()]
     num_files = write_folder(target, entries, text, max_shard_bytes, report)
     shapes = sum(SHAPE_BYTES for entry in entries if entry.name.endswith(".weight_shape"))
     num_bytes = sum(entry.num_bytes for entry in entries)
@@ -111,9 +125,15 @@ def _text_of(config: dict[str, Any] | str) -> tuple[str, str]:
     return (SPEC, config) if isinstance(config, str) else (CONFIG, json.dumps(config, indent=2) + "\n")
 
 
-def _layout_and_config(graph: LayerGraph, dtype: torch.dtype) -> tuple[CheckpointLayout, dict[str, Any] | str]:
-    """The layout, and what says what the model is: a Hugging Face config, or the text of a spec."""
+def _layout_and_config(
+    graph: LayerGraph, dtype: torch.dtype, *, with_modules: bool = False
+) -> tuple[CheckpointLayout, dict[str, Any] | str]:
+    """The layout, and what says what the model is: a Hugging Face config, or the text of a spec.
+
+    Modules of multi-token prediction are declared only where their weights are there.
+    """
     spec = spec_as_built(graph, dtype)
+    spec = spec if with_modules else spec.without_modules()
     try:
         config = export_config(spec)
     except SpecError:

@@ -20,8 +20,8 @@ Renames = Mapping[str, str | tuple[str, ...]]
 class ModuleNaming:
     """How a family calls the tensors of modules of multi-token prediction, beside those of a block of the model.
 
-    `renames` maps our names inside a module to theirs below `prefix`; `block` is where the block lies there. `#` is the
-    module's index, which follows the model's layers with `after_layers` (DeepSeek-V3), else counts from 0.
+    `renames` maps our names inside a module to theirs below `prefix`; `block` is the prefix of its block below that.
+    `#` is the module's index, which follows the model's layers with `after_layers` (DeepSeek-V3), else counts from 0.
     """
 
     renames: Mapping[str, str]

@@ -50,6 +50,7 @@ class Deployment:
             train=request.training,
             max_num_seqs=request.max_num_seqs,
             host=_host(request, cluster, graph),
+            with_module=request.draft_acceptance is not None,
         )
         context = request.tokens(graph)
         return cls(graph, request, cluster, setting, context, _sequences(request, cluster, context))
@@ -77,6 +78,7 @@ class Deployment:
             train=request.training,
             max_num_seqs=request.max_num_seqs,
             host=_host(request, cluster, self.graph),
+            with_module=request.draft_acceptance is not None,
         )
         context = request.tokens(self.graph)
         return Deployment(self.graph, request, cluster, setting, context, _sequences(request, cluster, context))

@@ -13,18 +13,22 @@ from planners.catalog.cluster import Cluster
 from planners.collectives.communication import communication
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import plan_cache
+from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
 from planners.counts.weights import weigh
 from planners.deferred import Deferred
 from planners.deployment import Deployment
-from planners.device.memory import describe_device, describe_host, place
+from planners.device.memory import Placement, place
+from planners.device.memory_terms import describe_device, describe_host
 from planners.device.stages import stages
+from planners.draft_options import acceptance_of
 from planners.latency_types import Latency
 from planners.plan_types import (
     ChosenBy,
     ClusterInfo,
     DeploymentInfo,
     DeviceMemory,
+    DraftPlan,
     Estimates,
     IllegalLayout,
     LayoutRow,
@@ -36,6 +40,7 @@ from planners.search.layouts import layouts_for, row_of, why_not
 from planners.search.objective import choose, timed, untimed
 from planners.search.suggestions import suggest
 from planners.search.training_choice import as_in_row, left_open
+from planners.timing.drafts import is_of_module, mean_accepted
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
 from planners.video import video_info
@@ -80,7 +85,8 @@ def plan_deployment(deployment: Deployment) -> Plan:
     chosen, chosen_by = choose(deployment, rows)
     deployment = as_in_row(deployment, chosen)
     setting = deployment.setting
-    placement = place(setting, chosen.layout)
+    placement, modules = place(setting, chosen.layout), count_mtp(graph)
+    latency = _latency(deployment, chosen.layout, chosen.max_batch) if cluster else None
     memory, host = describe_device(placement, context, batch), describe_host(placement, context, batch)
     made = Plan(
         model=graph.name,
@@ -105,7 +111,9 @@ def plan_deployment(deployment: Deployment) -> Plan:
         max_context=chosen.max_context if cluster else None,
         max_batch=chosen.max_batch if cluster else None,
         suggestions=Deferred(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
-        latency=_latency(deployment, chosen.layout, chosen.max_batch) if cluster else None,
+        latency=latency,
+        module_params=modules.stored if modules else None,
+        drafts=_drafts(deployment, placement, latency),
     )
     made.made_from(graph)
     return made
@@ -121,6 +129,24 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
 
     routing = read_routing(deployment.request.routing, deployment.graph)
     return eager_latency(deployment, cluster.hardware, layout, routing)
+
+
+def _drafts(deployment: Deployment, placement: Placement, latency: Latency | None) -> DraftPlan | None:
+    """What drafting adds to a device of the last stage and to the estimated step."""
+    acceptance = acceptance_of(deployment.request.draft_acceptance)
+    if not acceptance:
+        return None
+    use = max(placement.uses(deployment.context, deployment.batch), key=lambda use: use.module_weights)
+    step = latency.decode if latency else None
+    drafting = [kind.estimate_seconds for kind in step.by_kind if is_of_module(kind)] if step else []
+    return DraftPlan(
+        acceptance=acceptance,
+        tokens_per_step=1 + mean_accepted(acceptance),
+        weights_bytes=use.module_weights,
+        kv_cache_bytes=use.module_cache,
+        step_seconds=step.estimate_seconds if step else None,
+        draft_seconds=None if not drafting or None in drafting else sum(filter(None, drafting)),
+    )
 
 
 def _traffic(deployment: Deployment, layout: Layout) -> TrainTraffic | None:

@@ -235,6 +235,21 @@ class TrainTraffic(Frozen):
     rows: tuple[CollectiveTraffic, ...]
 
 
+class DraftPlan(Frozen):
+    """Decoding with the module of `text.mtp` as draft: what it adds to a device of the last stage, and to a step.
+
+    `acceptance` are the given shares by position; a step brings `tokens_per_step` tokens, 1 + sum of their products.
+    `draft_seconds` of the estimated `step_seconds` propose; null where no time is estimated.
+    """
+
+    acceptance: tuple[float, ...]
+    tokens_per_step: float
+    weights_bytes: int
+    kv_cache_bytes: int
+    step_seconds: float | None = None
+    draft_seconds: float | None = None
+
+
 class Suggestion(Frozen):
     """A change that would make the plan fit, each found by planning it; `command` is what to type."""
 
@@ -329,3 +344,7 @@ class Plan(ShownPlan, Frozen):
     max_batch: int | None
     suggestions: Deferred[Suggestion]
     latency: Latency | None = None
+    module_params: int | None = None
+    """Parameters of the modules that the spec declares beside the model, copies included; in no other number here."""
+    drafts: DraftPlan | None = None
+    """With `--draft-acceptance`: what a declared module takes, and what its drafts bring."""

@@ -12,6 +12,7 @@ from l4spec.sharding.layout import Layout
 from l4spec.tiling import seen_tiles
 from l4spec.units import parse_rate
 from planners.device.training_state import TrainSetting
+from planners.draft_options import DraftAcceptance
 from planners.plan_types import Objective
 from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info
 
@@ -308,6 +309,7 @@ class PlanRequest(Options):
             default="experts where there are any",
         ),
     ] = None
+    draft_acceptance: DraftAcceptance = None
     factors: Annotated[
         str | None,
         Option(

@@ -7,6 +7,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.quantization.published import UNQUANTIZED
+from planners.draft_options import draft_problems
 from planners.request import BEYOND, MAX, PlanRequest, has_experts, max_seq_len
 from planners.video import video_problems
 
@@ -22,6 +23,9 @@ def check(request: PlanRequest, graph: LayerGraph) -> None:
         *_prefill_only(request),
         *_fp8(request, graph),
         *_host(request, graph),
+        *draft_problems(
+            request.draft_acceptance, graph, beside_host=request.host_memory is not None, cp=request.cp or 1
+        ),
     ]
     if problems:
         raise UserError(problems)

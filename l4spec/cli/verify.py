@@ -27,7 +27,10 @@ REFUSED = {
     **dict.fromkeys(
         ("concurrency", "rate", "num_tiles", "images", "video", "fps", "frames", "frame_size"), "no claim is about it"
     ),
-    **dict.fromkeys(("usd_per_gpu_hour", "train_tokens", "routing", "factors", *HOST_OPTIONS), "no claim is about it"),
+    **dict.fromkeys(
+        ("usd_per_gpu_hour", "train_tokens", "routing", "factors", "draft_acceptance", *HOST_OPTIONS),
+        "no claim is about it",
+    ),
 }
 """Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""
 

@@ -29,6 +29,8 @@ def emit(engine: str, request: LaunchRequest) -> str:
             "it keeps all weights on GPUs, and the plan puts some into host memory",
             "llama.cpp takes the option that `plan` prints",
         )
+    if request.plan.drafts is not None:
+        refuse(engine, "launches with drafts are not written", "plan it without --draft-acceptance, and add its option")
     if engine == "sbatch":
         return to_sbatch(request)
     if engine == "k8s":

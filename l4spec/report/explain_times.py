@@ -28,6 +28,8 @@ def _serving(plan: Plan, latency: Latency) -> Rows:
     ttft, tpot = latency.ttft_seconds, latency.time_per_output_token_seconds
     if ttft is None or tpot is None:
         return
+    if plan.drafts is not None:
+        yield "tokens of a step", _accepted(plan.drafts.acceptance), f"{plan.drafts.tokens_per_step:,.4g}"
     yield from _parts("TTFT", latency.ttft_parts, ttft)
     yield from _parts("TPOT", latency.time_per_output_token_parts, tpot)
     user, gpu = latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
@@ -85,6 +87,12 @@ def step_sum(step: StepLatency, time: float) -> str:
     besides = f"{seconds(estimate - busy)} of exchanges that nothing hides and of the pipeline's bubble"
     longer = "; links of data parallelism take longer" if time > estimate * (1 + 1e-9) else ""
     return f"{kinds} + {besides}{longer}" if estimate > busy * (1 + 1e-9) else f"{kinds}{longer}"
+
+
+def _accepted(acceptance: tuple[float, ...]) -> str:
+    """`1 + 0.85 + 0.85 × 0.7`: a draft counts where it and all before it are accepted."""
+    shares = [f"{share:g}" for share in acceptance]
+    return " + ".join(["1", *(" × ".join(shares[: place + 1]) for place in range(len(shares)))])
 
 
 def _bounds(step: StepLatency) -> str:

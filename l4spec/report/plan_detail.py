@@ -13,7 +13,7 @@ def detail_page(plan: Plan) -> Page:
     figures = marks_of(plan)
     sizes, work = figures.sizes, figures.work
     sections = [
-        Section("Parameters by part", (_parts(plan, sizes),)),
+        Section("Parameters by part", (_parts(plan, sizes), *_modules(plan, sizes))),
         Section("Parameters by layer", (_layers(plan, sizes),)),
         Section(
             "FLOPs (model_flops: a multiply-add is 2; attended pairs and chosen experts only)", (_flops(plan, figures),)
@@ -55,6 +55,16 @@ def _parts(plan: Plan, figures: Figures) -> Table:
     if params.active_with_vision != params.active:
         rows.append(("sum of a text token", "", figures.count(params.active), "", ""))
     return Table(("part", "parameters", "active", "share", f"weights in {weights.scheme}"), tuple(rows))
+
+
+def _modules(plan: Plan, figures: Figures) -> tuple[Lines, ...]:
+    """What the spec declares beside the model, which is in no number of the plan but those of drafts."""
+    if plan.module_params is None:
+        return ()
+    size = f"{figures.count(plan.module_params)} parameters in modules of multi-token prediction (text.mtp)"
+    if plan.drafts is not None:
+        return (Lines((f"beside these {size}, of which one module drafts",)),)
+    return (Lines((f"not counted: {size}; --draft-acceptance plans drafting with them",)),)
 
 
 def _layers(plan: Plan, figures: Figures) -> Table:

@@ -7,7 +7,16 @@ from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Ta
 from l4spec.report.prices import price_facts
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
-from planners.plan_types import BY_TIME, DeploymentInfo, Estimates, HostMemoryUse, LayoutRow, MemoryTerm, Plan
+from planners.plan_types import (
+    BY_TIME,
+    DeploymentInfo,
+    DraftPlan,
+    Estimates,
+    HostMemoryUse,
+    LayoutRow,
+    MemoryTerm,
+    Plan,
+)
 from planners.request import PlanRequest
 from planners.search.layouts import MAX_BATCH
 from planners.video import VideoInfo
@@ -107,6 +116,8 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
     if asked.num_tiles:
         rows.append(("images", f"{whole(asked.num_tiles)} tiles"))
     rows.append(("layout", layout_in_words(plan)))
+    if plan.drafts is not None:
+        rows.append(("drafts", drafts_in_words(plan.drafts, figures)))
     if plan.host_memory is not None:
         rows.append(("host memory", host_memory_in_words(plan.host_memory, figures)))
     for name, line in (("as fast", _as_fast(plan)), ("or", _alternative(plan, figures))):
@@ -114,6 +125,19 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
             rows.append((name, line))
     rows.append(("compute", _compute(plan, figures)))
     return tuple(rows)
+
+
+def drafts_in_words(drafts: DraftPlan, figures: Marked) -> str:
+    """How many tokens a step brings, what the module takes on a device, and its part of the step."""
+    shares = ", ".join(f"{100 * share:g} %" for share in drafts.acceptance)
+    tokens = (
+        f"{len(drafts.acceptance)} by the spec's module, accepted {shares}: {drafts.tokens_per_step:.4g} tokens a step"
+    )
+    size = f"{figures.work.gib(drafts.weights_bytes)} of weights, {figures.work.gib(drafts.kv_cache_bytes)} of cache"
+    if drafts.step_seconds is None or drafts.draft_seconds is None:
+        return f"{tokens}; {size}"
+    step, drafting = figures.work.seconds(drafts.step_seconds), figures.work.seconds(drafts.draft_seconds)
+    return f"{tokens}; {size}; a step of {step}, of which {drafting} drafting"
 
 
 def host_memory_in_words(use: HostMemoryUse, figures: Marked) -> str:

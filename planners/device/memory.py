@@ -7,21 +7,23 @@ ask it again and again, so asking is cheap.
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import longest_run
 from l4spec.units import ceil_div
 from planners.catalog import Engine, Hardware
-from planners.counts.kv_cache import CacheRow, cache_bytes, rows_of, state_bytes_of
+from planners.counts.kv_cache import CacheRow, cache_bytes, model_rows, rows_of, state_bytes_of
+from planners.counts.mtp import mtp_weight_bytes
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
 from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
-from planners.device.training_state import OPTIMIZER_BYTES, StageState, TrainingState, TrainSetting, stage_state
-from planners.plan_types import DeviceMemory, HostMemoryUse, MemoryTerm
+from planners.device.training_state import StageState, TrainingState, TrainSetting, stage_state
+from planners.plan_types import MemoryTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Setting:
     """Rows that an engine samples at most; None for its default."""
     host: HostMemory | None = None
     """Memory of the host that takes what a single device has no room for."""
+    with_module: bool = False
+    """Whether the declared module of multi-token prediction drafts: its weights and its cache are there, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """Bytes on one device of one pipeline stage."""
+    """Bytes on one device of one pipeline stage; `module_weights` and `module_cache` are those of a drafting module."""
 
     weights: int
     cache: int
@@ -58,6 +62,8 @@ class DeviceUse:
     gradients: int = 0
     optimizer: int = 0
     gathered: int = 0
+    module_weights: int = 0
+    module_cache: int = 0
 
     @property
     def total(self) -> int:
@@ -137,6 +143,8 @@ class Placement:
     spill: Spill | None = None
     states: tuple[StageState, ...] = ()
     """What the device of each stage keeps in training."""
+    module: tuple[int, tuple[CacheRow, ...]] | None = None
+    """Bytes of the weights of a drafting module on a device of the last stage, and its cache."""
 
     def sequences(self, batch: int) -> int:
         """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
@@ -157,15 +165,26 @@ class Placement:
     def _without_host(self, context: int, sequences: int) -> list[DeviceUse]:
         """What serving holds where nothing is in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
-        return [
-            DeviceUse(
-                weights=stage.weights.total_bytes,
-                cache=cache_bytes(rows, self.setting.engine, context, sequences),
+        uses = []
+        for stage, rows in self.stages:
+            module, cached = self._module(context, sequences) if stage.last else (0, 0)
+            use = DeviceUse(
+                weights=stage.weights.total_bytes + module,
+                cache=cache_bytes(rows, self.setting.engine, context, sequences) + cached,
                 activations=activations if profiled is None else max(activations, profiled.of(stage)),
                 reserved=self.reserved,
+                module_weights=module,
+                module_cache=cached,
             )
-            for stage, rows in self.stages
-        ]
+            uses.append(use)
+        return uses
+
+    def _module(self, context: int, sequences: int) -> tuple[int, int]:
+        """Bytes of a drafting module's weights and cache."""
+        if self.module is None:
+            return 0, 0
+        weights, rows = self.module
+        return weights, cache_bytes(rows, self.setting.engine, context, sequences)
 
     def layers_on_host(self, context: int, batch: int) -> int:
         """How many layers' experts, or layers, lie in the host's memory: the least with which the device has room.
@@ -235,7 +254,7 @@ def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
     graph, tp = setting.graph, layout.tp
     stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
-    terms, state_bytes, train = _terms_besides(setting, tp), state_bytes_of(setting.engine), setting.train
+    terms, state_bytes, train = terms_besides(setting, tp), state_bytes_of(setting.engine), setting.train
     rates = activation_rates(graph, tp, layout.ep, divided=layout.cp > 1)
     return Placement(
         setting=setting,
@@ -251,7 +270,18 @@ def place(setting: Setting, layout: Layout) -> Placement:
         if setting.host is not None and layout.num_devices == 1
         else None,
         states=tuple(stage_state(graph, train, layout, stage) for stage in stage_list) if train else (),
+        module=module_on(graph, setting.scheme, layout, setting.kv_dtype_bytes) if setting.with_module else None,
     )
+
+
+def module_on(
+    graph: LayerGraph, scheme: Scheme, layout: Layout, dtype_bytes: int
+) -> tuple[int, tuple[CacheRow, ...]] | None:
+    """Bytes of the declared module's weights on one device, cut as the model's, and its cache; None without one."""
+    module = mtp_graph(graph)
+    if module is None:
+        return None
+    return mtp_weight_bytes(graph, scheme, layout), model_rows(module, Layout(tp=layout.tp), dtype_bytes)
 
 
 def _spill(setting: Setting, host: HostMemory, stage: PipelineStage, state_bytes: int) -> Spill:
@@ -287,7 +317,8 @@ def _rows_of(
     return tuple(counts.values())
 
 
-def _terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
+def terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
+    """The engine's terms besides weights, cache and activations."""
     return reserved_terms(setting.graph, setting.engine, setting.hardware, tp)
 
 
@@ -297,104 +328,3 @@ def _profiled(setting: Setting, layout: Layout, rates: ActivationRates) -> Profi
         return None
     rows = setting.max_num_seqs or default_rows(setting.engine.name, setting.hardware)
     return profiled_activations(setting.graph, layout, run, rates, chunk=setting.prefill_chunk, rows=rows)
-
-
-def describe_device(placement: Placement, context: int, batch: int) -> DeviceMemory:
-    """The tightest device's memory, term by term."""
-    use, setting = placement.tightest(context, batch), placement.setting
-    limit = None if placement.budget is None else placement.budget.limit(use)
-    terms = (*_named_terms(placement, use), *_terms_besides(setting, placement.layout.tp))
-    return DeviceMemory(
-        weights_bytes=use.weights,
-        kv_cache_bytes=use.cache,
-        activation_bytes=use.activations,
-        reserved_bytes=use.reserved,
-        gradient_bytes=use.gradients,
-        optimizer_bytes=use.optimizer,
-        gathered_bytes=use.gathered,
-        total_bytes=use.total,
-        capacity_bytes=limit,
-        capacity_source="" if placement.budget is None else str(placement.budget),
-        headroom_bytes=None if limit is None else limit - use.total,
-        terms=tuple(term for term in terms if term.bytes),
-        unknown=_unknown(setting, placement.layout.tp),
-    )
-
-
-def describe_host(placement: Placement, context: int, batch: int) -> HostMemoryUse | None:
-    """What is in the host's memory; None where none was given."""
-    spill = placement.spill
-    if spill is None:
-        return None
-    return spill.use(placement.layers_on_host(context, batch), context, placement.sequences(batch))
-
-
-def _unknown(setting: Setting, tp: int) -> tuple[str, ...]:
-    """Terms that nobody measured: of the engine, or what driver and context take on this hardware."""
-    hardware, engine = setting.hardware, setting.engine
-    of_engine = () if setting.train else engine.unmeasured_for(tp)
-    if engine.memory is not None or hardware is None or hardware.memory.free_before_load is not None:
-        return of_engine
-    return (*of_engine, "driver_and_context")
-
-
-def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    setting, scheme = placement.setting, placement.setting.scheme
-    return (
-        MemoryTerm(
-            name="weights",
-            bytes=use.weights,
-            origin="exact",
-            source=scheme.table.source,
-            arithmetic=f"{scheme.name}, {placement.layout}",
-        ),
-        MemoryTerm(
-            name="kv cache",
-            bytes=use.cache,
-            origin="exact",
-            source=setting.engine.source,
-            arithmetic=setting.engine.name,
-        ),
-        *(() if setting.train is None else _training_terms(setting.train, use)),
-        _activation_term(placement, use),
-    )
-
-
-def _training_terms(train: TrainSetting, use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    """What training keeps besides weights: bytes a parameter times the parameters whose state is on the device."""
-    zero, source = f"ZeRO stage {train.zero_stage}", "planners/device/training_state.py"
-    gradient, state = train.gradient_bytes, OPTIMIZER_BYTES[train.optimizer]
-    texts = {
-        "gradients": (use.gradients, f"{gradient} B × {use.gradients // gradient:,} parameters of the device, {zero}"),
-        "optimizer": (use.optimizer, f"{state} B of {train.optimizer} × {use.optimizer // state:,} parameters, {zero}"),
-        "gathered": (use.gathered, f"whole tensors of the blocks at work, {zero}"),
-    }
-    return tuple(
-        MemoryTerm(name=name, bytes=size, origin="exact", source=source, arithmetic=text)
-        for name, (size, text) in texts.items()
-    )
-
-
-def _activation_term(placement: Placement, use: DeviceUse) -> MemoryTerm:
-    """By formula, unless the engine's own logs show more."""
-    term = MemoryTerm(
-        name="activations",
-        bytes=use.activations,
-        origin="exact",
-        source="planners/device/activations.py",
-        arithmetic=f"widest: {placement.rates.widest}",
-    )
-    run, profiled = placement.setting.engine.profiling_run, placement.profiled
-    if run is None or profiled is None or use.activations not in (profiled.first, profiled.last):
-        return term
-    return term.model_copy(
-        update={
-            "origin": "calibrated",
-            "spread": (
-                round(use.activations * (1 - run.largest_error)),
-                round(use.activations * (1 + run.largest_error)),
-            ),
-            "source": "; ".join(dict.fromkeys((run.bytes_per_logit.source, run.constant.source))),
-            "arithmetic": profiled.arithmetic,
-        }
-    )

@@ -25,6 +25,8 @@ def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, ro
         return Latency(reason="calibration measures inference, not training")
     if layout.num_devices > 1:
         return Latency(reason=f"{hardware.name} was calibrated as one device")
+    if deployment.request.draft_acceptance is not None:
+        return Latency(reason="our module drafts nothing while it generates")
     if deployment.request.rate is not None:
         return Latency(reason="our module serves no queue, so requests at a rate are not timed")
     if dtype not in times.pieces:

@@ -12,6 +12,7 @@ from planners.plan_types import BY_TIME, ChosenBy, LayoutRow, Objective
 from planners.search.caution import caution, errors_of
 from planners.search.layouts import by_memory
 from planners.search.training_choice import is_comfortable, needs_sharing, training_row
+from planners.timing.drafts import decode_seconds
 from planners.timing.latency_report import Service, model_of, service
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
@@ -138,4 +139,4 @@ def _alone(model: StepModel, deployment: Deployment) -> tuple[float, float]:
     sequences = ceil_div(deployment.batch, layout.dp * layout.ep)
     decode = Step(decode=ceil_div(sequences, layout.pp), context=deployment.context)
     prefill = Step(prompt_tokens=prompt, prompt_length=prompt)
-    return model.seconds(prefill), model.seconds(decode)
+    return model.seconds(prefill), decode_seconds(model, decode)

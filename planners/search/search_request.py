@@ -22,6 +22,7 @@ CHOSEN_HERE = {
     "cp": NOT_TIMED_UNDER_CP,
     "objective": "a search ranks by price",
     "host_memory": "a search ranks by estimated time, and nobody measured weights in host memory",
+    "draft_acceptance": "a search ranks engines by estimated time, and no measured row drafts",
 }
 """Options of a plan that a search of serving decides by itself, with what to give instead."""
 _CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})

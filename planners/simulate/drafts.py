@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from planners.counts.kv_cache import growth_per_token, model_rows
-from planners.counts.mtp import mtp_weight_bytes
 from planners.counts.weights import weigh
-from planners.device.memory import Setting
+from planners.device.memory import Setting, module_on
 from planners.search.layouts import why_not
 from planners.simulate.times.interface import StepBatch
 from planners.timing.efficiency import serving_efficiency
@@ -30,11 +28,6 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
         return drafted * (head + (model.seconds(step, server=False) - head) / layers)
 
     return seconds
-
-
-def module_model(target: StepModel, module: LayerGraph) -> StepModel:
-    """The step model of a declared module in the target's layout, without its pipeline: it runs on the last stage."""
-    return replace(target, graph=module, layout=Layout(tp=target.layout.tp, ep=target.layout.ep), totals={})
 
 
 def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepModel:
@@ -62,10 +55,10 @@ def draft_seconds(draft: StepModel, drafted: int) -> Callable[[StepBatch], float
 
 def module_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:
     """Bytes of the declared module's weights, cut as the model's, and of its cache per token on one device."""
-    module = mtp_graph(graph)
+    module = module_on(graph, setting.scheme, layout, setting.kv_dtype_bytes)
     assert module is not None, "asked for with a module only"
-    weights = mtp_weight_bytes(graph, setting.scheme, layout)
-    return weights, growth_per_token(model_rows(module, Layout(tp=layout.tp), setting.kv_dtype_bytes))
+    weights, rows = module
+    return weights, growth_per_token(rows)
 
 
 def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:

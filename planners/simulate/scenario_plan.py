@@ -18,10 +18,10 @@ from planners.catalog.prices import lowest_offer
 from planners.simulate.chain import answers
 from planners.simulate.planning import PREFILL, planned_servers
 from planners.simulate.servers import Server
-from planners.simulate.speculative import mean_accepted
 from planners.simulate.times.interface import Chunk, StepBatch
 from planners.simulate.workload.draws import mean_length
 from planners.simulate.workload.traces import read_trace
+from planners.timing.drafts import mean_accepted
 
 MOST_TIMED_STEPS = 256
 """Decode steps that are timed of an answer; between two of them time is taken to grow evenly with the context."""

@@ -25,7 +25,7 @@ from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.disaggregation import CacheLink
-from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, module_bytes, module_model, mtp_seconds
+from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, module_bytes, mtp_seconds
 from planners.simulate.engines.policy import Settings
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
@@ -36,6 +36,7 @@ from planners.simulate.times.interface import ConstantStepTimes, StepTimes
 from planners.simulate.times.kernel_tables import read_kernels
 from planners.simulate.times.kernels import KernelStepTimes, RoutedLayers
 from planners.simulate.times.planned import PlannedTimes
+from planners.timing.drafts import module_model
 from planners.timing.efficiency import serving_efficiency
 from planners.timing.machine import Machine
 from planners.timing.routing import read_routing

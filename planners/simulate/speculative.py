@@ -6,8 +6,6 @@ numbers, so they are counted one by one here.
 """
 
 from collections.abc import Iterator
-from itertools import accumulate
-from operator import mul
 from random import Random
 
 from l4spec.units import ceil_div
@@ -15,12 +13,6 @@ from planners.simulate.cache.pool import BlockPool
 from planners.simulate.rank import Rank, Scheduler
 from planners.simulate.requests import Request
 from planners.simulate.times.interface import StepBatch
-
-
-def mean_accepted(acceptance: tuple[float, ...]) -> float:
-    """Drafted tokens that a step accepts on average: the sum over positions of the products of their shares."""
-    total: float = sum(accumulate(acceptance, mul))
-    return total
 
 
 class SpeculativeRank(Rank):

@@ -3,7 +3,7 @@
 `concurrency` clients each send a request, wait for its last token and send the next. Prompts are prefilled in chunks
 mixed into decode steps (vLLM, SGLang, TensorRT-LLM), so every prompt slows everybody's tokens by what it adds:
 
-    TPOT = decode(n) + (n - 1) / output * prefill
+    TPOT = decode(n) / tokens of a step + (n - 1) / output * prefill
     TTFT = request + decode(n) + prefill + waiting for other prompts
 
 with n the sequences that decode at once: the concurrency, or fewer where the cache holds no more; the others queue, and
@@ -12,6 +12,7 @@ Little's law gives their wait.
 
 from dataclasses import dataclass
 
+from planners.timing.drafts import decode_seconds, tokens_per_step
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -59,10 +60,10 @@ def serve(model: StepModel, load: Load) -> Served:
     """
     running = max(1.0, min(load.concurrency, load.capacity))
     decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
-    step = model.seconds(decode, server=load.server)
+    step = decode_seconds(model, decode, server=load.server)
     prefill = added_by_prompt(model, load.prompt, running)
     others = (running - 1) / load.output * prefill
-    tpot = step + others
+    tpot = step / tokens_per_step(model) + others
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
     first = 0.0 if model.efficiency is None else model.efficiency.request

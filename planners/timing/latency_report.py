@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+from l4spec.graph.build import mtp_graph
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.device.host_memory import HostMemory
 from planners.device.memory import place
+from planners.draft_options import acceptance_of
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
+from planners.timing.drafts import decode_time, drafting, tokens_per_step
 from planners.timing.efficiency import extrapolations, serving_efficiency
 from planners.timing.host_bound import COPIED_FROM, SharedStep
 from planners.timing.layer_demand import Step
@@ -24,7 +27,7 @@ def model_of(deployment: Deployment, layout: Layout) -> StepModel:
     """The step model of a layout of a deployment: factors and experts' load are those that its request names."""
     setting, cluster, request = deployment.setting, deployment.cluster, deployment.request
     assert cluster is not None, "time is of GPUs"
-    return step_model(
+    plain = step_model(
         setting.graph,
         setting.scheme,
         layout,
@@ -33,6 +36,8 @@ def model_of(deployment: Deployment, layout: Layout) -> StepModel:
         efficiency=serving_efficiency(setting.engine.name, request.factors),
         routing=read_routing(request.routing, deployment.graph),
     )
+    acceptance, module = acceptance_of(request.draft_acceptance), mtp_graph(setting.graph)
+    return drafting(plain, module, acceptance) if acceptance and module is not None else plain
 
 
 def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
@@ -81,9 +86,9 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     ranks = layout.dp * layout.ep
     sequences = ceil_div(deployment.batch, ranks)
     micro = ceil_div(sequences, layout.pp)
-    decode = model.time(Step(decode=micro, context=deployment.context))
+    decode = decode_time(model, Step(decode=micro, context=deployment.context))
     prefill = model.time(Step(prompt_tokens=prompt, prompt_length=prompt))
-    efficiency = model.efficiency
+    efficiency, brought = model.efficiency, tokens_per_step(model)
     section = Latency(
         reason=None if efficiency else f"no published measurements of '{deployment.setting.engine.name}': bounds only",
         prompt_tokens=prompt,
@@ -92,7 +97,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         prefill=prefill,
         decode=decode,
         ttft_bound_seconds=prefill.bound_seconds,
-        time_per_output_token_bound_seconds=decode.bound_seconds,
+        time_per_output_token_bound_seconds=decode.bound_seconds / brought,
         notes=(*_beyond(model, deployment.context), *_notes(model, layout)),
     )
     if efficiency is None:
@@ -101,7 +106,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     given = service(model, deployment, max_batch, alone)
     ttft, tpot, per_gpu, step = given.ttft, given.tpot, given.tokens_per_second_per_gpu, given.decode
     price = deployment.request.usd_per_gpu_hour
-    first, following = _parts(given, efficiency.request, alone, output_tokens)
+    first, following = _parts(given, efficiency.request, alone, output_tokens, brought)
     estimates = {
         "ttft_parts": first,
         "time_per_output_token_parts": following,
@@ -109,7 +114,8 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         "extrapolated": bool(_beyond(model, deployment.context)),
         "ttft_seconds": ttft,
         "time_per_output_token_seconds": tpot,
-        "time_per_output_token_bound_seconds": (decode if step is None else model.time(step)).bound_seconds,
+        "time_per_output_token_bound_seconds": (decode if step is None else decode_time(model, step)).bound_seconds
+        / brought,
         "tokens_per_second_per_user": _user_rate(ttft, tpot, output_tokens),
         "tokens_per_second_per_gpu": per_gpu,
         "usd_per_gpu_hour": price,
@@ -146,7 +152,7 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     layout, output_tokens = model.layout, deployment.output_tokens
     ranks = layout.dp * layout.ep
     if output_tokens is None:
-        prefill, tpot = alone
+        prefill, tpot = alone[0], alone[1] / tokens_per_step(model)
         ttft = prefill + (model.efficiency.request if model.efficiency else 0.0)
         return Service(ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices)
     from planners.timing.closed_loop import Load, open_loop, serve
@@ -176,20 +182,27 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
 
 
 def _parts(
-    given: Service, request: float, alone: tuple[float, float], output_tokens: int | None
+    given: Service, request: float, alone: tuple[float, float], output_tokens: int | None, brought: float
 ) -> tuple[tuple[TimePart, ...], tuple[TimePart, ...]]:
-    """What a first token and a following one wait for; parts add up to the times of `planners.timing.closed_loop`."""
+    """What a first token and a following one wait for; parts add up to the times of `planners.timing.closed_loop`.
+
+    A step brings `brought` tokens, which share its time.
+    """
+    share = "" if brought == 1 else f", over {brought:,.4g} tokens that it brings"
     of_request = TimePart(what="each request, whatever its prompt", seconds=request)
     if output_tokens is None:
         prefill = TimePart(what="the prefill of one prompt", seconds=alone[0])
-        return (prefill, of_request), (TimePart(what="a decode step of the whole batch", seconds=alone[1]),)
+        step = TimePart(what=f"a decode step of the whole batch{share}", seconds=alone[1] / brought)
+        return (prefill, of_request), (step,)
     added = (given.running - 1) / output_tokens * given.prefill_seconds
-    step = TimePart(what=f"a decode step of {given.running:,.4g} sequences, half answered", seconds=given.tpot - added)
+    sequences = f"a decode step of {given.running:,.4g} sequences, half answered"
+    step = TimePart(what=sequences, seconds=(given.tpot - added) * brought)
+    of_token = TimePart(what=f"{sequences}{share}", seconds=given.tpot - added)
     others = f"prompts of the others, ({given.running:,.4g} - 1) / {output_tokens:,} of one a token"
     prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
     waiting = given.ttft - request - step.seconds - prompt.seconds
     queueing = TimePart(what="waiting behind other prompts, or for room in the cache", seconds=max(0.0, waiting))
-    return (step, prompt, queueing, of_request), (step, TimePart(what=others, seconds=added))
+    return (step, prompt, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
@@ -212,6 +225,8 @@ def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
         notes.append(f"a batch is cut into {layout.pp} micro-batches")
     if model.graph.model.vision is not None:
         notes.append("image tiles are not timed")
+    if model.drafts is not None:
+        notes.append("no measured row drafts by a module: an extrapolation, at the acceptance that was given")
     if wanted_routing := model.routing.layers:
         notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)

@@ -169,6 +169,8 @@ class StepModel:
     kv_dtype_bytes: int
     efficiency: ServingEfficiency | None
     routing: Routing = UNIFORM
+    drafts: "Drafts | None" = None
+    """Who proposes tokens that decode steps check (`planners.timing.drafts`)."""
     laws: GroupedMatmulLaws | None = None
     """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
     totals: dict[Step, ResourceSeconds] = field(default_factory=dict)
@@ -340,6 +342,14 @@ class StepModel:
         sends, factors = self._sends(step), self.efficiency
         estimate = None if factors is None else sends.estimate(factors, self._wide(step))
         return KindLatency.of("stage to stage", self.layout.pp - 1, 0.0, 0.0, sends.links, estimate)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drafts:
+    """The module that drafts, and for each drafted token the probability that it is accepted if all before were."""
+
+    module: StepModel
+    acceptance: tuple[float, ...]
 
 
 @kept_with(maxsize=1024)

@@ -62,6 +62,7 @@ EXAMPLES: dict[str, str] = {
     "host_memory": "64GB",
     "host_bandwidth": "200GB/s",
     "on_host": "layers",
+    "draft_acceptance": "0.8,0.6",
 }
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
 COMPANIONS |= {"video": "--frames 2", "fps": "--video 3s", "frames": "--video 3s", "frame_size": "--video 3s --fps 1"}
@@ -97,7 +98,7 @@ def test_every_command_that_plans_has_every_planning_option(command: str) -> Non
     assert {flag for name in PlanRequest.model_fields for flag in option_of(PlanRequest, name).names(name)} <= flags
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"routing", "factors"}))
+@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"routing", "factors", "draft_acceptance"}))
 @pytest.mark.parametrize("command", ["plan", "compare"])
 def test_an_option_reaches_the_plan_by_every_command(run: Run, command: str, name: str) -> None:
     gpus = [] if name == "gpus" else ["--gpus", "1xH100" if name in HOST_OPTIONS else "8xH100"]

@@ -151,3 +151,16 @@ def test_no_option_of_a_spec_s_plan_is_left_aside_silently(run: Run, document: s
         result = run("plan", document, *options)
         assert result.exit_code == 2
         assert "is for specs" in result.stderr
+
+
+def test_drafts_are_on_the_page_with_their_arithmetic_and_in_no_launch(run: Run) -> None:
+    asked = ("plan", "deepseek-v3", "--gpus", "8xH200", "--engine", "vllm-hybrid", "--draft-acceptance", "0.85,0.7")
+    page = " ".join(run(*asked, "--explain").stdout.split())
+    assert "2 by the spec's module, accepted 85 %, 70 %: 2.445 tokens a step" in page
+    assert "1 + 0.85 + 0.85 × 0.7" in page
+    assert "draft weights" in page
+    launched = run(*asked, "--emit", "vllm")
+    assert launched.exit_code == 2
+    assert "launches with drafts are not written" in launched.stderr
+    detail = " ".join(run("plan", "deepseek-v3", "-v").stdout.split())
+    assert "not counted: 13.46B parameters in modules of multi-token prediction" in detail

@@ -10,11 +10,11 @@ from l4spec.library import shipped_of
 from l4spec.sharding.layout import Layout
 from planners.counts.mtp import mtp_weight_bytes
 from planners.simulate.asked import scenario_of
-from planners.simulate.drafts import module_model
 from planners.simulate.request import SimulateRequest
 from planners.simulate.run import Simulation
 from planners.simulate.times.interface import StepBatch
 from planners.simulate.times.planned import PlannedTimes
+from planners.timing.drafts import module_model
 from planners.timing.layer_demand import Step
 from tests.planners.simulate.scenarios import STEPS, serve, simulation
 

@@ -136,7 +136,7 @@ class PlanRequest(Options):
     engine: Annotated[
         str,
         Option(
-            "Cache policy and overheads: `l4spec ls engines`; vllm@0.11 is of a version.",
+            "Engine, for its cache policy and memory overheads: `l4spec ls engines`. As vllm@0.11 for one version.",
             metavar="ENGINE",
             mode="serve",
         ),
@@ -189,7 +189,7 @@ class PlanRequest(Options):
     max_num_seqs: Annotated[
         int | None,
         Option(
-            "Sequences that the engine takes at a time; its profiling run samples as many rows.",
+            "Most sequences in one step of the engine; its memory profiling samples as many rows.",
             parse=read_count,
             mode="serve",
             default="the engine's own",
@@ -198,12 +198,12 @@ class PlanRequest(Options):
     ] = None
     optimizer: Annotated[
         Literal["adamw", "adamw-bf16", "sgd"],
-        Option("With --mode train: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
+        Option("For training: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
     ] = "adamw"
     zero_stage: Annotated[
         int | None,
         Option(
-            "With --mode train: what data-parallel ranks shard.",
+            "For training: what data-parallel ranks shard.",
             metavar="0-3",
             parse=read_count,
             mode="train",
@@ -214,7 +214,7 @@ class PlanRequest(Options):
     checkpointing: Annotated[
         Checkpointing | None,
         Option(
-            "With --mode train: activation checkpointing, none, selective (attention's core) or full.",
+            "For training: activation checkpointing, none, selective (attention's core) or full.",
             metavar="KIND",
             mode="train",
             default="the fastest; full without --gpus",
@@ -222,19 +222,17 @@ class PlanRequest(Options):
     ] = None
     sequence_parallel: Annotated[
         Literal["on", "off"],
-        Option(
-            "With --mode train: norms and residual streams divided among tp ranks, on or off.", "KIND", mode="train"
-        ),
+        Option("For training: norms and residual streams divided among tp ranks, on or off.", "KIND", mode="train"),
     ] = "off"
     gradient_bytes: Annotated[
         int,
-        Option("With --mode train: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
+        Option("For training: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
         Field(ge=2, le=4, multiple_of=2),
     ] = 4
     micro_batch: Annotated[
         int | None,
         Option(
-            "With --mode train: sequences of one forward pass on a device.",
+            "For training: sequences of one forward pass on a device.",
             parse=read_count,
             mode="train",
             default="the fastest of 1 to 8; 1 without --gpus",
@@ -243,16 +241,18 @@ class PlanRequest(Options):
     ] = None
     precision: Annotated[
         Literal["bf16", "fp8"],
-        Option("With --mode train: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
+        Option("For training: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
     ] = "bf16"
     fp8_matmuls: Annotated[
         str,
-        Option("With --precision fp8: a scheme whose rules say which matmuls it is.", metavar="SCHEME", mode="train"),
+        Option(
+            "With --precision fp8: the scheme whose rules select the matmuls in fp8.", metavar="SCHEME", mode="train"
+        ),
     ] = "fp8"
     train_tokens: Annotated[
         int | None,
         Option(
-            "With --mode train: tokens of the whole run, as 15T.",
+            "For training: tokens of the whole run, as 15T.",
             metavar="TOKENS",
             flags=("--tokens",),
             parse=read_tokens,
@@ -273,7 +273,7 @@ class PlanRequest(Options):
     routing: Annotated[
         str | None,
         Option(
-            "How tokens choose experts: power_law:1.2, log_normal:1.0, maverick, or a file of `measure`.",
+            "Expert load: power_law:1.2, log_normal:1.0, maverick, or a JSON file written by `l4spec measure`.",
             metavar="LOAD",
             mode="serve",
             default="uniformly",
@@ -283,7 +283,7 @@ class PlanRequest(Options):
     host_memory: Annotated[
         str | None,
         Option(
-            "Memory of the host, as 128GB, for what one GPU has no room for.",
+            "Host memory, as 128GB, for weights that do not fit on a single GPU.",
             metavar="BYTES",
             parse=read_memory,
             mode="serve",
@@ -293,7 +293,7 @@ class PlanRequest(Options):
     host_bandwidth: Annotated[
         str | None,
         Option(
-            "With --host-memory: what it reads in a second, as 460GB/s.",
+            "With --host-memory: its read bandwidth, as 460GB/s.",
             metavar="RATE",
             parse=read_bandwidth,
             mode="serve",
@@ -303,7 +303,7 @@ class PlanRequest(Options):
     on_host: Annotated[
         Literal["experts", "layers"] | None,
         Option(
-            "With --host-memory: what goes there, routed experts or whole layers.",
+            "With --host-memory: which weights it holds, experts (routed ones) or layers (whole ones).",
             metavar="PART",
             mode="serve",
             default="experts where there are any",
@@ -313,7 +313,7 @@ class PlanRequest(Options):
     factors: Annotated[
         str | None,
         Option(
-            "Time steps by the factors of a file that `l4spec simulate --fit` wrote.",
+            "Estimate times with the factors of a file written by `l4spec simulate --fit`.",
             metavar="FILE",
             mode="serve",
             default="the engine's published ones",

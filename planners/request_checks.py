@@ -63,8 +63,9 @@ def _tokens(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
     if request.context is not None:
         for name in ("prompt_tokens", "max_context"):
             if getattr(request, name) is not None:
-                message = "counts prompt and output together and is the engine's limit at once"
-                yield Problem(message, path="context", hint=f"leave it out, or {flag_of(type(request), name)}")
+                other = flag_of(type(request), name)
+                message = f"already sets the prompt's length and the engine's limit, so it excludes {other}"
+                yield Problem(message, path="context", hint=f"give --context or {other}")
     if request.context == MAX:
         yield Problem("max is for one plan; give a number of tokens here", path="context")
     given = next((name for name in ("context", "prompt_tokens") if getattr(request, name) is not None), "context")

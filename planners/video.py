@@ -25,7 +25,7 @@ from planners.latency_types import Frozen
 Video = Annotated[
     Annotated[float, Field(gt=0, le=LONGEST_CLIP)] | None,
     Option(
-        "A clip in one step, as 60s; its stills are images of the prompt. With --fps or --frames.",
+        "Length of a video in the prompt, as 60s, shown as still frames. With --fps or --frames.",
         metavar="DURATION",
         parse=read_clip,
         mode="serve",
@@ -35,11 +35,11 @@ Video = Annotated[
 Fps = Annotated[
     Annotated[float, Field(gt=0, le=MOST_FPS)] | None,
     Option(
-        f"Stills a second of the clip; at most {MOST_STILLS} in all, spread over it.",
+        f"Still frames per second of the video, at most {MOST_STILLS} in all.",
         metavar="RATE",
         parse=read_number,
         mode="serve",
-        expects=f"stills a second, a number above 0 and at most {MOST_FPS:,}",
+        expects=f"frames per second, a number above 0 and at most {MOST_FPS:,}",
     ),
 ]
 Frames = Annotated[
@@ -48,13 +48,13 @@ Frames = Annotated[
         "Number of still frames, evenly spaced over the video.",
         parse=read_count,
         mode="serve",
-        expects=f"1 to {MOST_STILLS} stills, as many as Llama 4 was trained with",
+        expects=f"1 to {MOST_STILLS} frames, as many as Llama 4 was trained with",
     ),
 ]
 FrameSize = Annotated[
     Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}x[1-9][0-9]{0,4}$")] | None,
     Option(
-        "Width and height of a still in pixels, which say into how many tiles it is cut.",
+        "Width and height of a frame in pixels; they determine its number of tiles.",
         metavar="WxH",
         mode="serve",
         default="as many tiles as the model allows",

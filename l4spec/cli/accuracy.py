@@ -27,7 +27,10 @@ SplitOption = Annotated[
 ]
 DetailOption = Annotated[bool, typer.Option("--verbose", "-v", help="Add every row, published and predicted.")]
 ExpertKernelsOption = Annotated[
-    bool, typer.Option("--expert-kernels", help="Time routed experts by measured kernels, if there are any.")
+    bool,
+    typer.Option(
+        "--expert-kernels", help="Time routed experts from tables of measured kernels, where the catalogue has one."
+    ),
 ]
 DocumentOption = Annotated[bool, typer.Option("--document", help="Write docs/accuracy.md: Markdown with every row.")]
 

@@ -94,7 +94,7 @@ def _misused(error: Any) -> UserError:
     message = str(error.format_message()).rstrip(".")
     for theirs, ours in _OURS:
         message = re.sub(theirs, ours, message, flags=re.DOTALL)
-    return UserError(f"{message[:1].lower()}{message[1:]}", hint=f"{command} --help tells more")
+    return UserError(f"{message[:1].lower()}{message[1:]}", hint=f"see {command} --help")
 
 
 def refuse(error: UserError) -> NoReturn:
@@ -111,9 +111,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
-    help="One YAML spec of a Llama-4-style model: what it costs, and whether it fits.",
-    epilog="Exit codes: 0 done, 1 a claim fails, 2 wrong input, 3 a valid spec that does not fit the hardware, "
-    "4 a rank failed.",
+    help="Plan, build, run, train and simulate a Llama-4-style model described in one YAML file.",
+    epilog="Exit codes: 0 success, 1 a claim or a measured row disagrees with the plan, 2 invalid input, "
+    "3 a valid spec that does not fit the hardware, 4 a rank failed.",
 )
 
 
@@ -135,4 +135,4 @@ def top(
         False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
     ),
 ) -> None:
-    """One YAML spec of a Llama-4-style model: what it costs, and whether it fits."""
+    """Plan, build, run, train and simulate a Llama-4-style model described in one YAML file."""

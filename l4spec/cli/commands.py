@@ -31,7 +31,7 @@ COMMANDS = {
     "import": "Convert a Hugging Face config.json to a commented spec; unsupported fields are refused by name.",
     "ls": "List the shipped specs, scenarios or recipes; or the known hardware, schemes, engines and layer kinds.",
     "measure": "Run a spec and compare its plan with the measurement, row by row.",
-    "plan": "What a model costs and whether it fits the hardware.",
+    "plan": "Compute what a model costs and whether it fits the hardware.",
     "report": "Write one HTML file: verdict, architecture, memory, cache growth, roofline, times, layouts and claims.",
     "run": "Run a layout on torch.distributed: each rank builds its part of the model, to train or to generate.",
     "schema": "Write the JSON Schema of a kind of document, for editors that complete and check YAML.",

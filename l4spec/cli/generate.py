@@ -70,7 +70,7 @@ VideoOption = Annotated[
 ]
 FpsOption = Annotated[
     float | None,
-    typer.Option("--fps", metavar="RATE", help=f"Stills a second; at most {MOST_STILLS} in all, spread over the clip."),
+    typer.Option("--fps", metavar="RATE", help=f"Still frames per second of the video, at most {MOST_STILLS} in all."),
 ]
 FramesOption = Annotated[
     int | None,

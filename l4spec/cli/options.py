@@ -83,6 +83,15 @@ SetOption: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+RecipeSetOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change a field of the recipe, such as phases[0].tokens=1M; repeatable.",
+        show_default=False,
+    ),
+]
 OutOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE", parser=file_to_write, help="Write to a file instead of the terminal."),
@@ -113,4 +122,4 @@ VerboseOption: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help=
 ExplainOption: TypeAlias = Annotated[
     bool, typer.Option("--explain", help="Add the formula of each number and the source of every constant.")
 ]
-MarkdownOption: TypeAlias = Annotated[bool, typer.Option("--markdown", help="Write Markdown.")]
+MarkdownOption: TypeAlias = Annotated[bool, typer.Option("--markdown", help="The same as --format markdown.")]

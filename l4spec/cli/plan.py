@@ -62,7 +62,7 @@ def plan_command(
     out: o.OutOption = None,
     force: o.ForceOption = False,
 ) -> None:
-    """What a model costs and whether it fits the hardware.
+    """Compute what a model costs and whether it fits the hardware.
 
     Without SPEC: Scout, Maverick and Behemoth in one table, with fit, longest context and fewest GPUs for each
     precision. Exit code 3 if a spec does not fit. With --emit, an engine's launch instead, planned with its own cache

@@ -14,7 +14,6 @@ from l4spec.cli.output import check_drawing, complain, page_in, show, write_file
 from l4spec.cli.run import (
     CheckpointingOption,
     Recomputed,
-    SaveEveryOption,
     SequenceParallelOption,
     Switch,
     TimeoutOption,
@@ -43,6 +42,10 @@ RepeatsOption = Annotated[
 ]
 FirstSeedOption = Annotated[
     int | None, typer.Option("--seed", metavar="N", min=0, help="The first seed.  [default: the recipe's]")
+]
+SaveEveryOption = Annotated[
+    int | None,
+    typer.Option("--save-every", metavar="N", min=1, help="With --out: save a checkpoint every N steps, too."),
 ]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", metavar="DIR", help="Write metrics.jsonl and checkpoints to a new folder.")
@@ -82,7 +85,7 @@ RecomputeOption = Annotated[bool, typer.Option("--recompute", help="The same as 
 @app.command("train")
 def train_command(
     recipe: RecipeArgument,
-    overrides: o.SetOption = None,
+    overrides: o.RecipeSetOption = None,
     variant: VariantOption = None,
     scale: ScaleOption = None,
     layers: LayersOption = None,

@@ -10,7 +10,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.output import check_drawing, complain, show_page, write_file
-from l4spec.cli.train import RecipeArgument, RepeatsOption, ThreadsOption
+from l4spec.cli.train import RecipeArgument
 from l4spec.errors import Problem, UserError
 from l4spec.report.csv_text import to_csv
 from l4spec.report.templating import figure_svg
@@ -19,40 +19,54 @@ if TYPE_CHECKING:
     from l4spec.report.page import Section
     from l4spec.training.transfer import GrowthAxis, Sweep, TransferJob, TransferPoint
 
-_TIMES = "Growths to train at, as 1,2,4."
 
-
-def _option(flag: str) -> object:
-    return typer.Option(flag, metavar="LIST", help=_TIMES)
+def _factors(flag: str, quantity: str) -> object:
+    return typer.Option(flag, metavar="LIST", help=f"Factors on {quantity} to train at, as 1,2,4.")
 
 
 @app.command("transfer")
 def transfer_command(
     recipe: RecipeArgument,
-    overrides: o.SetOption = None,
-    width_times: Annotated[str | None, _option("--width-times")] = None,
-    depth_times: Annotated[str | None, _option("--depth-times")] = None,
-    batch_times: Annotated[str | None, _option("--batch-times")] = None,
-    tokens_times: Annotated[str | None, _option("--tokens-times")] = None,
+    overrides: o.RecipeSetOption = None,
+    width_times: Annotated[str | None, _factors("--width-times", "the model's width")] = None,
+    depth_times: Annotated[str | None, _factors("--depth-times", "the number of layers")] = None,
+    batch_times: Annotated[str | None, _factors("--batch-times", "the batch size")] = None,
+    tokens_times: Annotated[str | None, _factors("--tokens-times", "the tokens trained on")] = None,
     rates: Annotated[
-        str, typer.Option("--rates", metavar="LIST", help="Factors on the recipe's learning rate.")
+        str, typer.Option("--rates", metavar="LIST", help="Factors on the recipe's learning rate to train with.")
     ] = "0.125,0.25,0.5,1,2,4,8",
     features: Annotated[
-        int | None, typer.Option("--features", metavar="STEPS", min=1, help="Coordinate check after so many steps.")
+        int | None,
+        typer.Option(
+            "--features",
+            metavar="STEPS",
+            min=1,
+            help="Instead: a coordinate check, the sizes of all layers' outputs after STEPS steps.",
+        ),
     ] = None,
-    repeats: RepeatsOption = 1,
-    threads: ThreadsOption = 1,
+    repeats: Annotated[
+        int,
+        typer.Option(
+            "--repeats", metavar="N", min=1, max=100, help="Number of seeds, one run each, from the recipe's seed on."
+        ),
+    ] = 1,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads that compute.")] = 1,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write every run as CSV.")] = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", parser=o.file_to_write, help="Draw losses, or sizes of features."),
+        typer.Option(
+            "--svg",
+            metavar="FILE",
+            parser=o.file_to_write,
+            help="Plot the losses, or the outputs' sizes of --features.",
+        ),
     ] = None,
     force: o.ForceOption = False,
 ) -> None:
     """Train a recipe's first phase at several sizes and learning rates, and show where the best rate is.
 
-    With the parametrization `completedp` (or `mup` over width) it stays the same; with `standard` it changes. With
-    --features, the mean size of every layer's outputs as the model grows. Several seeds give standard errors.
+    With the parametrization `completedp` (or `mup` over width) the best rate stays the same as the model grows; with
+    `standard` it changes. Several seeds (--repeats) give standard errors.
     """
     from l4spec.sharding.layout import Layout
     from l4spec.training.transfer import Sweep, TransferJob

@@ -25,13 +25,11 @@ def vocabulary_command(
     spec: o.SpecArgument,
     size: Annotated[
         list[int] | None,
-        typer.Option("--size", metavar="N", min=1, max=1 << 30, help="A number of tokens; repeatable."),
+        typer.Option("--size", metavar="N", min=1, max=1 << 30, help="A vocabulary of N tokens; repeatable."),
     ] = None,
     tokenizer: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--tokenizer", metavar="FILE", help="A tokenizer.json or tokenizer.model (extra text); repeatable."
-        ),
+        typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json or tokenizer.model; repeatable."),
     ] = None,
     text: Annotated[
         list[Path] | None,

@@ -60,7 +60,7 @@ def scale_spec(spec: ModelSpec, scale: Scale = Fraction(1), *, num_layers: int |
     original fits. Raises UserError when the model has fewer blocks than asked for.
     """
     if num_layers is not None and not 1 <= num_layers <= spec.text.num_layers:
-        raise UserError(f"expected 1 to {spec.text.num_layers} layers, found {num_layers}")
+        raise UserError(f"--layers: expected 1 to {spec.text.num_layers} layers, found {num_layers}")
     text, vision = spec.text, spec.vision
     sizes = _Factors.tiny(text) if scale == "tiny" else _Factors(scale, scale)
     if sizes != _Factors(Fraction(1), Fraction(1)):

@@ -95,7 +95,7 @@ class SearchRequest(PlanRequest):
     deadline: Annotated[
         _Duration,
         Option(
-            "With --mode train: when the run has to be done, as 30d.",
+            "With --mode train: when the run must be finished, as 30d.",
             metavar="TIME",
             parse=read_duration,
             mode="train",

@@ -34,15 +34,17 @@ def _made_for(spec: str, model: ModelSpec, request: SimulateRequest, overrides: 
     _refuse_contradictions(request)
     missing = []
     if request.gpus is None:
-        missing.append(Problem("a load needs GPUs", path="--gpus", hint="as --gpus 8xH100"))
+        missing.append(Problem("is needed: a simulation runs on GPUs", path="--gpus", hint="as --gpus 8xH100"))
     if request.rate is None and request.clients is None and not _traced(request):
         hint = "--rate 4/s, --clients 20 or --trace FILE; or name a scenario: `l4spec ls scenarios`"
-        missing.append(Problem("nothing arrives", path="--rate", hint=hint))
+        missing.append(Problem("no requests arrive", path="--rate", hint=hint))
     if not _traced(request):
         for name in ("prompt_tokens", "output_tokens"):
             if getattr(request, name) is None:
                 flag = f"--{name.replace('_', '-')}"
-                missing.append(Problem("requests have no length", path=flag, hint=f"as {flag} 300"))
+                missing.append(
+                    Problem("is needed: the length of requests is unknown", path=flag, hint=f"as {flag} 300")
+                )
     if missing:
         raise SpecError(missing)
     data: dict[str, Data] = {

@@ -45,15 +45,18 @@ class SimulateRequest(Options):
     ep: Annotated[_Degree, Option("Fix the expert-parallel degree.", parse=read_count)] = None
     pp: Annotated[_Degree, Option("Fix the number of pipeline stages.", parse=read_count)] = None
     dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
-    replicas: Annotated[_Degree, Option("Servers that share one router.", parse=read_count, default="1")] = None
+    replicas: Annotated[_Degree, Option("Replicas behind one router.", parse=read_count, default="1")] = None
     router: Annotated[
         Literal["round_robin", "least_loaded", "prefix_aware"] | None,
-        Option("How requests are given to replicas: round_robin, least_loaded or prefix_aware.", metavar="ROUTER"),
+        Option(
+            "How the router assigns requests to replicas: round_robin, least_loaded or prefix_aware.", metavar="ROUTER"
+        ),
     ] = None
     routing: Annotated[
         str | None,
         Option(
-            "How tokens choose experts: uniform, power_law:1.2, log_normal:1.0, maverick or a file.", metavar="LOAD"
+            "Expert load: uniform, power_law:1.2, log_normal:1.0, maverick, or a JSON file of `l4spec measure`.",
+            metavar="LOAD",
         ),
     ] = None
     memory_fraction: Annotated[
@@ -71,7 +74,8 @@ class SimulateRequest(Options):
         _Degree, Option("A closed loop of N clients instead of arrivals at a rate.", parse=read_count)
     ] = None
     think: Annotated[
-        str | None, Option("Mean time between a client's answer and its next request.", metavar="TIME", default="0 s")
+        str | None,
+        Option("With --clients: mean time from an answer to the client's next request.", metavar="TIME", default="0 s"),
     ] = None
     trace: Annotated[
         str | None, Option("Requests of a trace instead: Azure, Mooncake, vLLM, BLIS, agentic.", metavar="FILE")
@@ -79,7 +83,10 @@ class SimulateRequest(Options):
     prompt_tokens: Annotated[_Tokens, Option("Tokens of each prompt.", metavar="TOKENS", parse=read_tokens)] = None
     output_tokens: Annotated[_Tokens, Option("Tokens of each answer.", metavar="TOKENS", parse=read_tokens)] = None
     prefix_tokens: Annotated[
-        _Tokens, Option("Tokens that all prompts begin with, on top.", metavar="TOKENS", parse=read_tokens)
+        _Tokens,
+        Option(
+            "Length of a prefix that all prompts share, added to --prompt-tokens.", metavar="TOKENS", parse=read_tokens
+        ),
     ] = None
     requests: Annotated[
         int | None,
@@ -100,9 +107,13 @@ class SimulateRequest(Options):
         Field(gt=0, le=1e6),
     ] = None
 
-    repeats: Annotated[int, Option("Seeds to run, for intervals.", parse=read_count), Field(ge=1, le=MOST_REPEATS)] = 1
+    repeats: Annotated[
+        int,
+        Option("Number of seeds to run; more than one gives 95 % intervals.", parse=read_count),
+        Field(ge=1, le=MOST_REPEATS),
+    ] = 1
     capacity: Annotated[bool, Option("Find the highest rate within the service levels.")] = False
-    jobs: Annotated[int, Option("Simulations side by side, by joblib.", parse=read_count), Field(ge=1, le=1024)] = 1
+    jobs: Annotated[int, Option("Simulations to run in parallel.", parse=read_count), Field(ge=1, le=1024)] = 1
     fit: Annotated[
         str | None,
         Option("Fit the engine's factors to a run of your own, and write them to a file.", metavar="FILE"),

@@ -51,7 +51,7 @@ class SweepRequest(PlanRequest):
     precision: Annotated[
         Literal["bf16", "fp8"], Option("Matmuls of the training run in bf16 or fp8.", metavar="FORMAT")
     ] = "bf16"
-    jobs: Annotated[int, Option("Variants side by side, by joblib.", parse=read_count), Field(ge=1, le=1024)] = 1
+    jobs: Annotated[int, Option("Variants to plan in parallel.", parse=read_count), Field(ge=1, le=1024)] = 1
 
     def served(self) -> PlanRequest:
         """The plan of serving."""

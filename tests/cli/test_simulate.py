@@ -36,8 +36,8 @@ def test_the_same_seed_gives_the_same_bytes(run: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (("--rate", "4"), "--gpus: a load needs GPUs"),
-        (("--gpus", "8xH100"), "--rate: nothing arrives"),
+        (("--rate", "4"), "--gpus: is needed"),
+        (("--gpus", "8xH100"), "--rate: no requests arrive"),
         ((*LOAD, "--clients", "3"), "--rate and --clients each say when requests come"),
         ((*LOAD, "--think", "3 s"), "--think: needs --clients"),
         ((*LOAD, "--trace", "x"), "--rate and --trace each say when requests come"),

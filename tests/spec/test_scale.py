@@ -84,7 +84,9 @@ def test_fewer_layers_are_the_first_ones_of_the_original(name: str, data: st.Dat
     count = data.draw(st.integers(1, spec.text.num_layers))
     fewer = scale_spec(spec, num_layers=count)
     assert kinds(fewer) == kinds(spec)[:count]
-    used = {part.name for b in l4spec.compile(fewer).model.text.stack.blocks for _, part in b.parts}
+    text = l4spec.compile(fewer).model.text
+    blocks = [*text.stack.blocks, *([text.mtp.block] if text.mtp else [])]
+    used = {part.name for block in blocks for _, part in block.parts}
     assert set(fewer.text.parts) == used
 
 

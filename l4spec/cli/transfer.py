@@ -24,6 +24,25 @@ def _factors(flag: str, quantity: str) -> object:
     return typer.Option(flag, metavar="LIST", help=f"Factors on {quantity} to train at, as 1,2,4.")
 
 
+RatesOption = Annotated[
+    str, typer.Option("--rates", metavar="LIST", help="Factors on the recipe's learning rate to train with.")
+]
+FeaturesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--features",
+        metavar="STEPS",
+        min=1,
+        help="Instead: a coordinate check, the sizes of all layers' outputs after STEPS steps.",
+    ),
+]
+SeedsOption = Annotated[
+    int,
+    typer.Option("--repeats", metavar="N", min=1, max=100, help="Number of seeds, from the recipe's seed on."),
+]
+CpuThreadsOption = Annotated[int, typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads that compute.")]
+
+
 @app.command("transfer")
 def transfer_command(
     recipe: RecipeArgument,
@@ -32,25 +51,10 @@ def transfer_command(
     depth_times: Annotated[str | None, _factors("--depth-times", "the number of layers")] = None,
     batch_times: Annotated[str | None, _factors("--batch-times", "the batch size")] = None,
     tokens_times: Annotated[str | None, _factors("--tokens-times", "the tokens trained on")] = None,
-    rates: Annotated[
-        str, typer.Option("--rates", metavar="LIST", help="Factors on the recipe's learning rate to train with.")
-    ] = "0.125,0.25,0.5,1,2,4,8",
-    features: Annotated[
-        int | None,
-        typer.Option(
-            "--features",
-            metavar="STEPS",
-            min=1,
-            help="Instead: a coordinate check, the sizes of all layers' outputs after STEPS steps.",
-        ),
-    ] = None,
-    repeats: Annotated[
-        int,
-        typer.Option(
-            "--repeats", metavar="N", min=1, max=100, help="Number of seeds, one run each, from the recipe's seed on."
-        ),
-    ] = 1,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, max=1024, help="Threads that compute.")] = 1,
+    rates: RatesOption = "0.125,0.25,0.5,1,2,4,8",
+    features: FeaturesOption = None,
+    repeats: SeedsOption = 1,
+    threads: CpuThreadsOption = 1,
     csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write every run as CSV.")] = None,
     svg: Annotated[
         Path | None,

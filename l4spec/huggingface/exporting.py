@@ -9,6 +9,7 @@ from l4spec.errors import Problem, SpecError
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.importing import import_config
+from l4spec.huggingface.modules import MODULE_COUNTS
 from l4spec.huggingface.semantic_diff import differences
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.origin import RopeStyle
@@ -17,7 +18,6 @@ from l4spec.spec.tree import shortened
 
 Data = dict[str, Any]
 _MOST_SHOWN = 8
-_MODULE_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
 _STORED = ("quantization_config", "compression_config", "quantization")
 
 
@@ -80,7 +80,7 @@ def _without_modules(carried: Mapping[str, Any]) -> Data:
     return {
         name: _without_modules(value) if isinstance(value, Mapping) else value
         for name, value in carried.items()
-        if name not in _MODULE_COUNTS
+        if name not in MODULE_COUNTS
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.family import first
 from l4spec.huggingface.fields import Fields
-from l4spec.huggingface.naming import DECODER
+from l4spec.huggingface.modules import with_modules, written_modules
+from l4spec.huggingface.naming import DECODER, ModuleNaming
 from l4spec.huggingface.text import FULL, Block, Data, num_layers, read_layer_types, write_blocks
 from l4spec.layers.gated_delta_net.spec import GatedDeltaNetSpec
 from l4spec.spec.origin import RopeStyle
@@ -63,7 +64,21 @@ FIXED: dict[str, Sequence[Any]] = {
     "output_gate_type": ("swish",),
     "mamba_ssm_dtype": ("float32",),
 }
-IGNORABLE = ("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mtp")
+MODULES = "mtp_num_hidden_layers"
+IGNORABLE = (MODULES, "mtp_use_dedicated_embeddings", "mtp")
+QWEN_MODULE = ModuleNaming(
+    {
+        "embedding_norm.": "pre_fc_norm_embedding.",
+        "hidden_norm.": "pre_fc_norm_hidden.",
+        "projection.proj.": "fc.",
+        "norm.": "norm.",
+    },
+    prefix="mtp.",
+    block="layers.#.",
+    after_layers=False,
+)
+"""Names of the one module, which has a block of full attention and the model's embedding and head (vLLM,
+`qwen3_next_mtp.py` and `qwen3_5_mtp.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +107,11 @@ class HybridDecoder:
         blocks: list[Block] = [
             (("attention", names[kind]), ("ffn", ffn)) for kind, ffn in zip(types, feed_forward, strict=False)
         ]
-        return {**spec, "text": {**text, "parts": parts, "layers": write_blocks(blocks)}}
+        spec = {**spec, "text": {**text, "parts": parts, "layers": write_blocks(blocks)}}
+        if FULL not in types:
+            return spec
+        block: Data = {"attention": "attention", "ffn": feed_forward[-1]}
+        return with_modules(fields, spec, MODULES, block, copies=False, most=1)
 
     def write(self, model: ResolvedModel, style: RopeStyle) -> Data:
         """As the decoder, with the sizes of delta nets."""
@@ -100,7 +119,8 @@ class HybridDecoder:
         delta = first(blocks, GatedDeltaNetSpec)
         sizes = {} if delta is None else {theirs: getattr(delta, ours) for ours, theirs in _FIELDS.items()}
         types = [LINEAR if _is_delta(item) else FULL for item in blocks]
-        return {**self.decoder.write(model, style), **sizes, "layer_types": types}
+        modules = written_modules(model, MODULES)
+        return {**self.decoder.write(model, style), **sizes, "layer_types": types, **modules}
 
 
 def laid_out_blocks(layers: Sequence[Data]) -> list[Data]:

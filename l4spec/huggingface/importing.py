@@ -17,6 +17,7 @@ from l4spec.huggingface.families.refused import REFUSED
 from l4spec.huggingface.family import Family
 from l4spec.huggingface.fields import Fields
 from l4spec.huggingface.heads import refused_head
+from l4spec.huggingface.modules import modules_left_out
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import rope_style
 from l4spec.huggingface.stored.formats import UnreadFormat, read_format
@@ -100,6 +101,8 @@ def import_config(
         origin = data.pop("huggingface")
         data |= {"stored_as": stored, "huggingface": origin}
         spec = parse_spec(Document(data, {(): Place(file)}, file))
+    if spec.text.mtp is None and (left_out := modules_left_out(config)) is not None:
+        fields.note(left_out)
     return ImportedSpec(data, _yaml(data, family, spec, notes, file), spec, tuple(notes))
 
 

@@ -19,6 +19,7 @@ from l4spec.report.show import show_page
 from l4spec.runtime.build import build
 from l4spec.runtime.mtp import MTPModule, build_mtp, hidden_states
 from l4spec.sharding.layout import Layout
+from l4spec.spec.origin import HuggingFaceSpec
 from l4spec.spec.scale import scale_spec
 from planners.counts.mtp import count_mtp, mtp_weight_bytes
 from planners.counts.params import count_params
@@ -179,7 +180,7 @@ def test_a_miniature_keeps_its_module() -> None:
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", ["deepseek-v3.2", "kimi-k2"])
+@pytest.mark.parametrize("name", ["deepseek-v3.2", "kimi-k2", "glm-4.5"])
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_imported_config_declares_its_modules_and_gives_them_back(name: str, count: int) -> None:
     config = export_config(l4spec.load(name)) | {"num_nextn_predict_layers": count}
@@ -197,9 +198,31 @@ def test_a_config_declares_modules_where_the_spec_does(name: str) -> None:
     assert import_config(export_config(spec.without_modules())).spec.text.mtp is None
 
 
+@pytest.mark.parametrize("name", ["qwen3.5-27b", "qwen3.5-35b-a3b", "qwen3-next-80b-a3b"])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_qwens_one_module_is_declared_with_the_models_tables(name: str, count: int) -> None:
+    """Of more, all would share norms and projection, which ours do not: a note says that they are left out."""
+    config = export_config(l4spec.load(name)) | {"mtp_num_hidden_layers": count}
+    imported = import_config(config)
+    counts = count_mtp(l4spec.compile(imported.spec))
+    assert (counts is not None) is (count == 1)
+    assert counts is None or counts.copies == 0
+    assert any("modules of multi-token prediction" in note for note in imported.notes) is (count == 2)
+    assert export_config(imported.spec)["mtp_num_hidden_layers"] == count
+
+
+def test_modules_that_are_not_read_are_named_in_a_note() -> None:
+    config = export_config(l4spec.load("minimax-m2.5")) | {"use_mtp": True, "num_mtp_modules": 3}
+    expected = "left out: modules of multi-token prediction, with their weights (num_mtp_modules 3)"
+    assert expected in import_config(config).notes
+    plain = import_config(config | {"num_mtp_modules": 0})
+    assert not any("multi-token" in note for note in plain.notes)
+
+
 def test_a_family_without_words_for_modules_refuses_them() -> None:
     mtp = {"block": {"attention": "attention", "ffn": "moe"}}
     spec = l4spec.load({"l4spec": 1, "extends": "compare/olmoe-1b-7b", "name": "mine", "text": {"mtp": mtp}})
+    spec = spec.model_copy(update={"huggingface": HuggingFaceSpec(model_type="olmoe")})
     with pytest.raises(SpecError, match=r"text\.mtp: expected False, found True"):
         export_config(spec)
     assert export_config(spec.without_modules())["model_type"] == "olmoe"

@@ -4,6 +4,7 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.modules import with_modules, written_modules
 from l4spec.huggingface.naming import AFTER_LAYERS, FFN, GATED, Naming
 from l4spec.huggingface.rope import read_rope, write_rope
 from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
@@ -14,6 +15,7 @@ from l4spec.layers.swiglu.spec import SwiGLUSpec
 from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
 
+MODULES = "num_nextn_predict_layers"
 _LATENT_NORM_EPS = 1e-6
 """Fixed in the reference, whatever rms_norm_eps says."""
 _MLA_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -24,7 +26,7 @@ def read(fields: Fields) -> dict[str, Any]:
     fields.expect("hidden_act", "silu")
     count = num_layers(fields)
     num_dense = min(fields.count("first_k_dense_replace"), count)
-    fields.carry("first_k_dense_replace", "num_nextn_predict_layers", "num_mtp_layers")
+    fields.carry("first_k_dense_replace", "num_mtp_layers")
     parts: Data = {"attention": _mla(fields)}
     if num_dense:
         parts["dense"] = {"kind": "swiglu", "intermediate_size": fields.size("intermediate_size")}
@@ -34,11 +36,8 @@ def read(fields: Fields) -> dict[str, Any]:
     if num_dense == count:
         fields.consequence("first_k_dense_replace", f"leaves no MoE layer among {count}")
     blocks = [block("attention", "dense")] * num_dense + [block("attention", "moe")] * (count - num_dense)
-    text = read_text(fields, parts, blocks)
-    drafts = fields.count("num_nextn_predict_layers") if fields.has("num_nextn_predict_layers") else 0
-    if drafts and not text.get("tie_embeddings"):  # tied, they are only carried: no published model has both
-        text["mtp"] = {"num_modules": drafts, "block": dict(blocks[-1]), "embedding": "copy", "head": "copy"}
-    return {"text": text}
+    spec = {"text": read_text(fields, parts, blocks)}
+    return with_modules(fields, spec, MODULES, dict(blocks[-1]), copies=True)
 
 
 def _mla(fields: Fields) -> Data:
@@ -92,7 +91,7 @@ def write_latent(model: ResolvedModel, style: RopeStyle, mla: LatentSpec) -> dic
     rope = mla.position if isinstance(mla.position, Rope) else None
     return {
         **write_text(model.text, style),
-        **({"num_nextn_predict_layers": model.text.mtp.num_modules} if model.text.mtp else {}),
+        **written_modules(model, MODULES),
         "num_attention_heads": mla.num_heads,
         "num_key_value_heads": mla.num_heads,
         "q_lora_rank": mla.q_lora_rank,

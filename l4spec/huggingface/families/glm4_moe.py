@@ -3,8 +3,14 @@
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.experts import ExpertFields
 from l4spec.huggingface.family import Family
-from l4spec.huggingface.naming import FFN, GATED, Naming
+from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.modules import with_modules, written_modules
+from l4spec.huggingface.naming import AFTER_LAYERS, FFN, GATED, Naming
+from l4spec.huggingface.text import Data
+from l4spec.spec.origin import RopeStyle
+from l4spec.spec.resolve import ResolvedModel
 
+MODULES = "num_nextn_predict_layers"
 DEFAULTS = {
     "num_key_value_heads": 8,
     "head_dim": None,
@@ -45,17 +51,27 @@ DECODER_OF = Decoder(
         places="after_dense",
     ),
 )
+
+
+def read(fields: Fields) -> Data:
+    """The model, and beside it the modules that `num_nextn_predict_layers` counts: each a last block once more."""
+    fields.carry("num_mtp_layers")
+    spec = DECODER_OF.read(fields)
+    return with_modules(fields, spec, MODULES, spec["text"]["layers"][-1], copies=True)
+
+
+def write(model: ResolvedModel, style: RopeStyle) -> Data:
+    """The fields that Glm4MoeForCausalLM reads, and the number of modules."""
+    return {**DECODER_OF.write(model, style), **written_modules(model, MODULES)}
+
+
 FAMILY = Family(
     "glm4_moe",
     "Glm4MoeForCausalLM",
     "models/glm4_moe/modeling_glm4_moe.py",
-    DECODER_OF.read,
-    DECODER_OF.write,
-    Naming(NAMES, next_token_layers=1),
+    read,
+    write,
+    Naming(NAMES, next_token_layers=1, modules=AFTER_LAYERS),
     defaults=DEFAULTS,
-    ignorable=(
-        "num_nextn_predict_layers",
-        "num_mtp_layers",
-    ),
-    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": MODULES},
 )

@@ -5,7 +5,17 @@ from dataclasses import replace
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.families.qwen3_next import EXPERTS, GATED
 from l4spec.huggingface.family import Family
-from l4spec.huggingface.hybrid import APART, DEFAULTS, FIXED, HEADS, IGNORABLE, JOINED, NAMES, HybridDecoder
+from l4spec.huggingface.hybrid import (
+    APART,
+    DEFAULTS,
+    FIXED,
+    HEADS,
+    IGNORABLE,
+    JOINED,
+    NAMES,
+    QWEN_MODULE,
+    HybridDecoder,
+)
 from l4spec.huggingface.naming import FFN, Naming
 
 HYBRID = HybridDecoder(
@@ -32,6 +42,7 @@ FAMILY = Family(
         heads=HEADS,
         kinds=("gated_delta_net",),
         optional=(r"^mtp\.",),
+        modules=QWEN_MODULE,
     ),
     defaults={
         **DEFAULTS,

@@ -2,7 +2,17 @@
 
 from l4spec.huggingface.decoder import Decoder
 from l4spec.huggingface.family import Family
-from l4spec.huggingface.hybrid import APART, DEFAULTS, FIXED, HEADS, IGNORABLE, JOINED, NAMES, HybridDecoder
+from l4spec.huggingface.hybrid import (
+    APART,
+    DEFAULTS,
+    FIXED,
+    HEADS,
+    IGNORABLE,
+    JOINED,
+    NAMES,
+    QWEN_MODULE,
+    HybridDecoder,
+)
 from l4spec.huggingface.naming import Naming
 
 HYBRID = HybridDecoder(
@@ -21,7 +31,14 @@ FAMILY = Family(
     "models/qwen3_5/modeling_qwen3_5.py",
     HYBRID.read,
     HYBRID.write,
-    Naming(NAMES, joined={**JOINED, **APART}, heads=HEADS, kinds=("gated_delta_net",), optional=(r"^mtp\.",)),
+    Naming(
+        NAMES,
+        joined={**JOINED, **APART},
+        heads=HEADS,
+        kinds=("gated_delta_net",),
+        optional=(r"^mtp\.",),
+        modules=QWEN_MODULE,
+    ),
     defaults={**DEFAULTS, "num_key_value_heads": 4},
     fixed={**FIXED, "mlp_only_layers": ([],)},
     ignorable=IGNORABLE,

@@ -11,6 +11,7 @@ from l4spec.huggingface.hybrid import (
     JOINED,
     KEY_HEADS,
     NAMES,
+    QWEN_MODULE,
     TOGETHER,
     HybridDecoder,
 )
@@ -47,6 +48,7 @@ FAMILY = Family(
         heads={**HEADS, **KEY_HEADS},
         kinds=("gated_delta_net",),
         optional=(r"^mtp\.",),
+        modules=QWEN_MODULE,
     ),
     defaults={
         **DEFAULTS,

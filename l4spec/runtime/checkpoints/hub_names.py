@@ -207,7 +207,9 @@ def _ignored_patterns(graph: LayerGraph, naming: Naming) -> tuple[re.Pattern[str
     if graph.model.text.head.tied:
         patterns.append(rf"^(language_model\.)?{re.escape('lm_head.weight')}$")
     declared = graph.model.text.mtp
-    after = max(naming.next_token_layers, declared.num_modules if declared and naming.modules else 0)
+    after = naming.next_token_layers
+    if declared is not None and naming.modules is not None and naming.modules.after_layers:
+        after = max(after, declared.num_modules)
     patterns += [rf"^model\.layers\.{graph.num_layers + extra}\." for extra in range(after)]
     return tuple(re.compile(pattern) for pattern in patterns)
 

@@ -26,16 +26,27 @@ from tests.runtime.test_mtp import MTP, ModuleReference
 from tests.runtime.tiny import graph_of
 
 COPIED = MTP | {"embedding": "copy", "head": "copy"}
-FAMILIES = {"deepseek_v3": "deepseek-v3", "deepseek_v32": "deepseek-v3.2", "glm_moe_dsa": "glm-5.1"}
-"""A shipped spec of each family whose checkpoints have modules by known names."""
+AFTER_LAYERS = {
+    "deepseek_v3": "deepseek-v3",
+    "deepseek_v32": "deepseek-v3.2",
+    "glm_moe_dsa": "glm-5.1",
+    "glm4_moe": "glm-4.5",
+}
+"""A shipped spec of each family whose modules are layers after the last one."""
+APART = {"qwen3_5_text": "qwen3.5-27b", "qwen3_5_moe_text": "qwen3.5-35b-a3b", "qwen3_next": "qwen3-next-80b-a3b"}
+"""The same of those whose one module is `mtp.`."""
+FAMILIES = AFTER_LAYERS | APART
 GROUPS = {"deepseek_v3": ["text.parts.moe.router.num_groups=4", "text.parts.moe.router.num_limited_groups=2"]}
 MODULE = {"num_modules": 2, "block": {"attention": "attention", "ffn": "moe"}, "embedding": "copy", "head": "copy"}
 
 
 def _model(family: str = "deepseek_v3") -> Model:
-    spec = l4spec.load(FAMILIES[family], ["text.parts.moe.num_experts=16", *GROUPS.get(family, [])])
-    text = spec.model_dump(mode="json", exclude_none=True)
-    text["text"]["mtp"] = MODULE
+    few = [] if family == "qwen3_5_text" else ["text.parts.moe.num_experts=16"]
+    text = l4spec.load(FAMILIES[family], [*few, *GROUPS.get(family, [])]).model_dump(mode="json", exclude_none=True)
+    ffn = "ffn" if family == "qwen3_5_text" else "moe"
+    text["text"]["mtp"] = MODULE if family in AFTER_LAYERS else {"block": {"attention": "attention", "ffn": ffn}}
+    if family == "qwen3_next":  # which another family, tried before, can say as well
+        text["huggingface"] = {"model_type": family, "fields": {}}
     return randomize(build(l4spec.compile(scale_spec(l4spec.load(text), "tiny")), dtype="fp32"))
 
 
@@ -56,7 +67,7 @@ def _assert_equal(left: tuple[MTPModule, ...], right: tuple[MTPModule, ...]) -> 
         assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", AFTER_LAYERS)
 def test_modules_come_back_to_the_bit_under_published_names(family: str, tmp_path: Path) -> None:
     model = _model(family)
     modules = _modules(model)
@@ -71,6 +82,28 @@ def test_modules_come_back_to_the_bit_under_published_names(family: str, tmp_pat
     again = l4spec.open_model(tmp_path / "saved")
     assert again.graph.model.text.mtp is not None
     _assert_equal(open_mtp(again, tmp_path / "saved"), modules)
+
+
+@pytest.mark.parametrize("family", APART)
+def test_a_module_apart_has_the_names_of_a_layer_of_full_attention(family: str, tmp_path: Path) -> None:
+    """Those of a layer are transformers' (test_families.py), the others those that vLLM's `qwen3_next_mtp.py` reads."""
+    model = _model(family)
+    modules = _modules(model)
+    saved = l4spec.save_checkpoint(model, tmp_path / "saved", modules=modules)
+    assert saved.layout == family
+    names = read_headers(tmp_path / "saved").keys()
+    last = f"model.layers.{model.graph.num_layers - 1}."
+    block = {name.removeprefix("mtp.layers.0.") for name in names if name.startswith("mtp.layers.0.")}
+    assert block == {name.removeprefix(last) for name in names if name.startswith(last)}
+    others = {name for name in names if name.startswith("mtp.") and not name.startswith("mtp.layers.")}
+    assert others == {f"mtp.{name}.weight" for name in ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    again = l4spec.open_model(tmp_path / "saved")
+    read = open_mtp(again, tmp_path / "saved")
+    _assert_equal(read, modules)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        logits = read[0](hidden_states(again, ids[:, :-1]), ids[:, 1:])[0]
+        assert logits.equal(modules[0](hidden_states(model, ids[:, :-1]), ids[:, 1:])[0])
 
 
 def test_a_module_of_transformers_layers_is_read_and_gives_its_logits(tmp_path: Path) -> None:

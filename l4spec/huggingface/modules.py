@@ -14,8 +14,8 @@ MODULE_COUNTS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_l
 def with_modules(fields: Fields, spec: Data, count_field: str, block: Data, *, copies: bool, most: int = 64) -> Data:
     """The spec, with as many modules of `block` as the field counts; without any where they are not known to be so.
 
-    `copies`: checkpoints store embedding and head again. Above `most` modules of the family share layers that ours have
-    of their own. No published model has both modules and a tied head, but for Qwen's small ones: these are left out.
+    `copies`: checkpoints store embedding and head again. Above `most` the family's modules share layers, of which ours
+    have their own. Modules of a model with a tied head (Qwen's small ones) are left out.
     """
     count = fields.count(count_field) if fields.has(count_field) else 0
     fields.carry(count_field)

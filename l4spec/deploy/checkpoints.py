@@ -11,6 +11,7 @@ import yaml
 from l4spec.deploy.launch import LaunchRequest, refuse
 from l4spec.errors import Problem, UserError
 from l4spec.quantization.published import UNQUANTIZED, published_name
+from planners.catalog.engine_formats import WeightFormats
 
 _PLAIN = ("bf16", "fp16", "fp32")
 _LONGEST_ID = 1000
@@ -106,33 +107,26 @@ def _require_checkpoint(name: str, path: str) -> None:
         raise UserError([Problem(f"{name[:80]!r} names no checkpoint", path=path)])
 
 
-@dataclass(frozen=True, slots=True)
-class WeightFormats:
-    """What an engine reads of our schemes: plain ones by its dtype, what it packs on loading, what comes packed."""
+def weight_flags(
+    formats: WeightFormats, engine: str, request: LaunchRequest, notes: list[str]
+) -> tuple[str, str | None]:
+    """The engine's dtype and quantization method for a plan's weights; adds to `notes` what the checkpoint must be.
 
-    plain: dict[str, str]
-    online: dict[str, str]
-    packed: dict[str, str | None]
-    """None where the checkpoint's own config decides which method reads it."""
-
-    def asked_of(self, engine: str, request: LaunchRequest, notes: list[str]) -> tuple[str, str | None]:
-        """The engine's dtype and quantization for a plan; says in `notes` what the checkpoint has to be.
-
-        A checkpoint that is packed as published says so in its own config, which a flag could only contradict.
-        """
-        asked, scheme = request.plan.deployment, request.plan.deployment.quantization
-        if scheme not in _PLAIN and (asked.as_published or known_checkpoint(request, scheme)):
-            notes.append(f"the published checkpoint is stored as planned ({scheme}), and its config says how")
-            return "float16" if scheme == "awq" else "bfloat16", None
-        if scheme in ("bf16", *self.plain):
-            return self.plain.get(scheme, "bfloat16"), None
-        if scheme in self.online:
-            once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
-            notes.append(f"{once}; without --quantization it loads one that is already packed")
-            return "bfloat16", self.online[scheme]
-        if scheme in self.packed:
-            method = self.packed[scheme]
-            notes.append(f"the checkpoint has to be packed as {scheme} already ({method or 'its config says how'})")
-            return "float16" if scheme == "awq" else "bfloat16", method
-        known = ", ".join(("bf16", *self.plain, *self.online, *self.packed))
-        return refuse(engine, f"it reads no weights packed as {scheme}", f"it reads {known}")
+    A checkpoint that is packed as published names its method in its own config, which a flag could only contradict.
+    Raises UserError for a scheme that the engine does not read.
+    """
+    asked, scheme = request.plan.deployment, request.plan.deployment.quantization
+    if scheme not in _PLAIN and (asked.as_published or known_checkpoint(request, scheme)):
+        notes.append(f"the published checkpoint is stored as planned ({scheme}), and its config says how")
+        return "float16" if scheme == "awq" else "bfloat16", None
+    if scheme in ("bf16", *formats.plain):
+        return formats.plain.get(scheme, "bfloat16"), None
+    if scheme in formats.online:
+        once = f"{engine} packs {scheme} while it loads a bf16 checkpoint"
+        notes.append(f"{once}; without --quantization it loads one that is already packed")
+        return "bfloat16", formats.online[scheme]
+    if scheme in formats.packed:
+        method = formats.packed[scheme]
+        notes.append(f"the checkpoint has to be packed as {scheme} already ({method or 'its config says how'})")
+        return "float16" if scheme == "awq" else "bfloat16", method
+    return refuse(engine, f"it reads no weights packed as {scheme}", f"it reads {', '.join(formats.schemes)}")

@@ -9,8 +9,9 @@ from typing import Any
 
 from l4spec.deploy.checkpoints import checkpoint
 from l4spec.deploy.launch import FlagTable, LaunchedServer, LaunchRequest, heading, refuse, servers
-from l4spec.deploy.vllm import FORMATS, IMAGE, MASTER_PORT, PORT, arguments, cache_env
+from l4spec.deploy.vllm import IMAGE, MASTER_PORT, PORT, arguments, cache_env
 from l4spec.deploy.vllm import TABLE as VLLM
+from planners.catalog.engine_formats import VLLM_FORMATS
 
 TABLE = FlagTable(
     engine="Kubernetes",
@@ -29,7 +30,7 @@ _NAME_LENGTH = 50
 def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     """The objects, and what is to say about them. Raises UserError for what they cannot express."""
     server_list = servers(request, "Kubernetes", request.plan.layout.dp, PORT)
-    model, notes = checkpoint(request, FORMATS.online)
+    model, notes = checkpoint(request, VLLM_FORMATS.online)
     words, more = arguments(request, model)
     argv = tuple(map(_literal, words))
     name = _name(request.graph.name)

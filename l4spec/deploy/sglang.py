@@ -7,7 +7,7 @@ tp x ep ranks with attention repeated over ep, and experts cut by ep and inside 
 
 import json
 
-from l4spec.deploy.checkpoints import WeightFormats, checkpoint
+from l4spec.deploy.checkpoints import checkpoint, weight_flags
 from l4spec.deploy.launch import (
     HEAD,
     Command,
@@ -18,7 +18,7 @@ from l4spec.deploy.launch import (
     refuse,
     servers,
 )
-from l4spec.quantization.scheme import SCHEMES
+from planners.catalog.engine_formats import SGLANG_FORMATS
 
 PORT = 30000
 INIT_PORT = 20000
@@ -50,23 +50,6 @@ TABLE = FlagTable(
     },
 )
 KV_DTYPES = {"bf16": "bfloat16", "fp8": "fp8_e4m3"}
-FORMATS = WeightFormats(
-    plain={"fp16": "float16", "fp32": "float32"},
-    online={"fp8": "fp8"},
-    packed={
-        "fp8-block": "fp8",
-        "w4a16": "compressed-tensors",
-        "w4a16-ffn": "compressed-tensors",
-        "int8": "compressed-tensors",
-        "nvfp4": "modelopt_fp4",
-        "awq": "awq",
-        "mxfp4-experts": "mxfp4",
-        "fp8-mixed": None,
-        "gptq": "gptq",
-        **dict.fromkeys((name for name in SCHEMES.names if name.startswith("gguf-")), "gguf"),
-    },
-)
-"""Methods by SGLang's names (QUANTIZATION_CHOICES in its model fields)."""
 
 
 def emit_sglang(request: LaunchRequest) -> Emission:
@@ -74,7 +57,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
     layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    model, notes = checkpoint(request, FORMATS.online)
+    model, notes = checkpoint(request, SGLANG_FORMATS.online)
     copies = 1 if request.cluster.num_hosts == 1 else layout.dp
     flags, more = _flags(request, model, own_copies=copies == 1)
     server_list = servers(request, TABLE.engine, copies, PORT)
@@ -89,7 +72,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
 def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
     layout, asked = request.plan.layout, request.plan.deployment
     notes = [*_layout_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, request, notes)
+    dtype, quantization = weight_flags(SGLANG_FORMATS, TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     images = _images(request, notes)

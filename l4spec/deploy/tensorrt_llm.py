@@ -17,6 +17,7 @@ from l4spec.deploy.launch import (
     refuse,
     servers,
 )
+from planners.catalog.engine_formats import TENSORRT_LLM_FORMATS
 
 PORT = 8000
 TABLE = FlagTable(
@@ -40,15 +41,6 @@ TABLE = FlagTable(
     },
 )
 KV_DTYPES = {"bf16": "auto", "fp8": "fp8"}
-_READS = {
-    "bf16": "",
-    "fp16": "",
-    "fp8": "an FP8 checkpoint, whose scales are one a tensor where the plan counts one a row",
-    "fp8-block": "a checkpoint in fp8 blocks of 128 x 128",
-    "nvfp4": "an NVFP4 checkpoint",
-    "awq": "an AWQ checkpoint (W4A16)",
-}
-"""Schemes that a checkpoint may have been packed in; TensorRT-LLM reads the scheme from it and takes no flag."""
 
 
 def emit_tensorrt_llm(request: LaunchRequest) -> Emission:
@@ -77,8 +69,12 @@ def _flags(request: LaunchRequest) -> dict[str, object]:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
     if asked.quantization == "fp16" and asked.kv_dtype == "bf16":
         refuse(TABLE.engine, "a cache is kept in the model's format or in fp8, not bf16 beside fp16", "--kv-dtype fp8")
-    if asked.quantization not in _READS and not asked.as_published:
-        refuse(TABLE.engine, f"it reads no weights packed as {asked.quantization}", f"it reads {', '.join(_READS)}")
+    if asked.quantization not in TENSORRT_LLM_FORMATS and not asked.as_published:
+        refuse(
+            TABLE.engine,
+            f"it reads no weights packed as {asked.quantization}",
+            f"it reads {', '.join(TENSORRT_LLM_FORMATS)}",
+        )
     return {
         "--tp_size": layout.tp * layout.ep,
         "--pp_size": layout.pp if layout.pp > 1 else None,
@@ -107,7 +103,7 @@ def _notes(request: LaunchRequest) -> tuple[str, ...]:
     asked, notes = request.plan.deployment, []
     if asked.as_published and asked.quantization not in ("bf16", "fp16"):
         notes.append(f"the published checkpoint is stored as planned ({asked.quantization}), and its config says how")
-    elif needed := _READS[asked.quantization]:
+    elif needed := TENSORRT_LLM_FORMATS[asked.quantization]:
         notes.append(f"--model has to name {needed}: no flag packs weights")
     if asked.kv_dtype == "bf16":
         notes.append("a cache of the model's own format is --kv_cache_dtype auto")

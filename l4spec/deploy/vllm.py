@@ -7,7 +7,7 @@ its own. So the mesh's ep is vLLM's data parallelism with --enable-expert-parall
 
 import json
 
-from l4spec.deploy.checkpoints import WeightFormats, checkpoint
+from l4spec.deploy.checkpoints import checkpoint, weight_flags
 from l4spec.deploy.launch import (
     HEAD,
     Command,
@@ -20,6 +20,7 @@ from l4spec.deploy.launch import (
     servers,
 )
 from l4spec.units import ceil_div
+from planners.catalog.engine_formats import VLLM_FORMATS
 
 PORT = 8000
 MASTER_PORT = 29501
@@ -52,29 +53,13 @@ TABLE = FlagTable(
 )
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}
 """vllm/config/cache.py, CacheDType: what the plan calls a format, and vLLM."""
-FORMATS = WeightFormats(
-    plain={"fp16": "float16", "fp32": "float32"},
-    online={"fp8": "fp8_per_channel", "fp8-block": "fp8_per_block"},
-    packed={
-        "w4a16": "compressed-tensors",
-        "w4a16-ffn": "compressed-tensors",
-        "int8": "compressed-tensors",
-        "nvfp4": "compressed-tensors",
-        "awq": "awq",
-        "gptq": "gptq",
-        "bnb-nf4": "bitsandbytes",
-        "mxfp4-experts": "mxfp4",
-        "fp8-mixed": None,
-    },
-)
-"""What vLLM packs itself while it loads is in vllm/config/quantization.py; what comes packed has its method's name."""
 _HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
 """Without it vLLM turns its hybrid cache manager off for chunked attention (vllm/config/vllm.py)."""
 
 
 def emit_vllm(request: LaunchRequest) -> Emission:
     """The commands of every host. Raises UserError for what vLLM cannot express."""
-    model, notes = checkpoint(request, FORMATS.online)
+    model, notes = checkpoint(request, VLLM_FORMATS.online)
     server_list = servers(request, TABLE.engine, request.plan.layout.dp, PORT)
     argv, more = arguments(request, model)
     commands = tuple(command for server in server_list for command in commands_of(server, argv, cache_env(request)))
@@ -88,7 +73,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
     notes = [*_expert_notes(request)]
-    dtype, quantization = FORMATS.asked_of(TABLE.engine, request, notes)
+    dtype, quantization = weight_flags(VLLM_FORMATS, TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {known}")

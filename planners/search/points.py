@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from l4spec.quantization.published import published_name
 from l4spec.sharding.layout import Layout, candidate_layouts
 from l4spec.units import ceil_div, gib
+from planners.catalog.engine_formats import unreadable
 from planners.deployment import Deployment
 from planners.device.memory import Placement, place
 from planners.search.layouts import largest, max_batch, why_not
-from planners.search.readable import not_read
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit
 from planners.timing.latency_report import Service, model_of, service
@@ -217,7 +217,7 @@ def _refused(kind: Kind) -> str | None:
         if kind.engine.startswith(engine) and hardware.description.startswith(vendors):
             return f"{kind.engine} does not run on {hardware.description}"
     deployment = kind.deployment
-    return not_read(kind.engine, deployment.setting.scheme.name, published_name(deployment.graph.model.spec))
+    return unreadable(kind.engine, deployment.setting.scheme.name, published_name(deployment.graph.model.spec))
 
 
 def _too_large(placement: Placement, deployment: Deployment) -> tuple[str, float]:

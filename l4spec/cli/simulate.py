@@ -59,7 +59,7 @@ def simulate_command(
     Every request is scheduled step by step by the engine's own rules, and every step is timed. Ctrl-C and --time-limit
     end a run and report what is done.
     """
-    from planners.simulate.asked import scenario_of
+    from planners.simulate.requested_scenario import scenario_of
 
     if request.fit is not None:
         fitted, text = _fit(scenario, request, overrides or (), bar)
@@ -124,8 +124,8 @@ def _capacity(loaded: "LoadedScenario", jobs: int, style: o.Format, out: Path | 
 def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar: bool | None) -> tuple[str, str]:
     """What the fit reached, in a sentence or two, and the file of factors."""
     from l4spec.report.fit_page import factors_file, fit_summary
-    from planners.simulate.asked import scenario_of
     from planners.simulate.fit import fit
+    from planners.simulate.requested_scenario import scenario_of
     from planners.simulate.run import Simulation
     from planners.simulate.workload.traces import read_trace
 

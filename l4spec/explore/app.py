@@ -13,10 +13,10 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from l4spec.explore.downloads import TARGETS
 from l4spec.explore.explorer import Explorer, Reply
 from l4spec.explore.guard import guarded, policy
 from l4spec.explore.question import Question
-from l4spec.explore.take_away import TARGETS
 from l4spec.report.templating import render
 from planners.catalog import shipped_names
 from planners.counts.kv_cache import KV_DTYPE_BYTES

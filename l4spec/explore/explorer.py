@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l4spec.errors import Problem, UserError, nearest
-from l4spec.explore import answer, take_away
+from l4spec.explore import answer, downloads
 from l4spec.explore.controls import Control, controls_of
 from l4spec.explore.question import Question, at_controls, changed_fields, price_note, request_of
 from l4spec.graph.layer_graph import LayerGraph
@@ -81,14 +81,14 @@ class Explorer:
 
         def launched(parent: ExploredModel, variant: ExploredModel, request: PlanRequest) -> Reply:
             changed = bool(variant.overrides)
-            return {"text": take_away.launch(question.target, variant.graph, request, changed=changed)}
+            return {"text": downloads.launch(question.target, variant.graph, request, changed=changed)}
 
         return self._answered(question, launched)
 
     def report(self, question: Question) -> Reply:
         """The HTML report of the variant, or problems."""
         return self._answered(
-            question, lambda parent, variant, request: {"text": take_away.report(variant.graph, request)}
+            question, lambda parent, variant, request: {"text": downloads.report(variant.graph, request)}
         )
 
     def _answered(
@@ -127,7 +127,7 @@ def _read(
 def _planned(parent: ExploredModel, variant: ExploredModel, request: PlanRequest) -> Reply:
     made = plan(variant.graph, request)
     before = made if variant is parent else _plan_of_parent(parent.name, parent.overrides, request)
-    typed = take_away.command(variant.name, variant.overrides, request)
+    typed = downloads.command(variant.name, variant.overrides, request)
     return {
         "verdict": answer.headline(made),
         "fits": made.fits,
@@ -136,7 +136,7 @@ def _planned(parent: ExploredModel, variant: ExploredModel, request: PlanRequest
         "notes": [note for note in (price_note(request), *answer.notes(made)) if note],
         "plan": json.loads(made.model_dump_json(exclude=answer.NOT_SENT)),
         "command": typed,
-        "yaml": take_away.as_yaml(variant.name, variant.overrides, variant.data),
+        "yaml": downloads.as_yaml(variant.name, variant.overrides, variant.data),
     }
 
 

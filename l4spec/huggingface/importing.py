@@ -10,7 +10,6 @@ from typing import Any
 
 from l4spec.errors import Place, Problem, SpecError
 from l4spec.graph.build import build_graph
-from l4spec.huggingface.carried import storable
 from l4spec.huggingface.config_file import read_config
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.families.refused import REFUSED
@@ -20,6 +19,7 @@ from l4spec.huggingface.heads import refused_head
 from l4spec.huggingface.modules import modules_left_out
 from l4spec.huggingface.passthrough_fields import finish_common
 from l4spec.huggingface.rope import rope_style
+from l4spec.huggingface.storable import storable
 from l4spec.huggingface.stored.formats import UnreadFormat, read_format
 from l4spec.huggingface.stored.tables import stored_as
 from l4spec.huggingface.yaml_out import to_yaml

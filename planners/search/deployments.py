@@ -12,8 +12,8 @@ from l4spec.quantization.published import AS_PUBLISHED
 from planners.deployment import Deployment
 from planners.latency_types import Latency
 from planners.request import PlanRequest
+from planners.search.candidates import Candidate, ReplicaKind, Tally, candidates_of
 from planners.search.loosening import loosen, sentence
-from planners.search.points import Kind, Point, Tally, points_of
 from planners.search.pools import Pool, pools_of
 from planners.search.search_request import (
     DEFAULT_ENGINES,
@@ -42,9 +42,9 @@ def search_deployments(
     kinds = [kind for pool in pools for kind in _kinds(graph, pool, request)]
     if not kinds:
         raise UserError("the space of deployments is empty", hint="allow more hardware, schemes or engines")
-    tally, points = Tally(), list[Point]()
+    tally, points = Tally(), list[Candidate]()
     for number, kind in enumerate(kinds):
-        points += points_of(kind, request, tally)
+        points += candidates_of(kind, request, tally)
         if tick is not None:
             tick(number + 1, len(kinds))
     meeting = sorted((point for point in points if not point.needs), key=_order)
@@ -66,12 +66,12 @@ def search_deployments(
     )
 
 
-def _latency(graph: LayerGraph, point: Point, request: SearchRequest) -> Latency:
+def _latency(graph: LayerGraph, point: Candidate, request: SearchRequest) -> Latency:
     """The times of a candidate's own plan, with their errors."""
     return engine_latency(Deployment.resolve(graph, plan_of(point, request)), point.layout, 1)
 
 
-def _kinds(graph: LayerGraph, pool: Pool, request: SearchRequest) -> Iterator[Kind]:
+def _kinds(graph: LayerGraph, pool: Pool, request: SearchRequest) -> Iterator[ReplicaKind]:
     written, seen = pool.cluster.written, set[tuple[str, str, str]]()
     for engine in choices(request.engine, DEFAULT_ENGINES):
         for quantization in choices(request.quantization, DEFAULT_SCHEMES):
@@ -86,10 +86,10 @@ def _kinds(graph: LayerGraph, pool: Pool, request: SearchRequest) -> Iterator[Ki
                 for size in pool.sizes:
                     replica = first.changed(num_gpus=size)
                     names = (first.setting.scheme.name, kv_dtype, engine)
-                    yield Kind(pool.cluster.hardware.name, size, pool.most // size, *names, pool.usd, replica)
+                    yield ReplicaKind(pool.cluster.hardware.name, size, pool.most // size, *names, pool.usd, replica)
 
 
-def _order(point: Point) -> tuple[object, ...]:
+def _order(point: Candidate) -> tuple[object, ...]:
     """The cheapest request first, then fewer GPUs, then the faster for a user, then by name: no order is by chance."""
     kind = point.kind
     return (
@@ -100,9 +100,9 @@ def _order(point: Point) -> tuple[object, ...]:
     )
 
 
-def _front(points: list[Point]) -> list[Point]:
+def _front(points: list[Candidate]) -> list[Candidate]:
     """Candidates that no other one beats both in tokens per second of a user and in those of a GPU."""
-    front, best = list[Point](), 0.0
+    front, best = list[Candidate](), 0.0
     for point in sorted(points, key=lambda p: (-p.user_rate, -p.service.tokens_per_second_per_gpu, _order(p))):
         if point.service.tokens_per_second_per_gpu > best and all(name != "rate" for name, _ in point.needs):
             best = point.service.tokens_per_second_per_gpu
@@ -110,7 +110,7 @@ def _front(points: list[Point]) -> list[Point]:
     return front
 
 
-def _front_point(point: Point) -> FrontPoint:
+def _front_point(point: Candidate) -> FrontPoint:
     return FrontPoint(
         tokens_per_second_per_user=point.user_rate,
         tokens_per_second_per_gpu=point.service.tokens_per_second_per_gpu,
@@ -123,7 +123,7 @@ def _front_point(point: Point) -> FrontPoint:
 
 
 def _ranked(
-    meeting: list[Point], front: list[Point], sources: dict[str, str | None], request: SearchRequest
+    meeting: list[Candidate], front: list[Candidate], sources: dict[str, str | None], request: SearchRequest
 ) -> Iterator[RankedDeployment]:
     on_front, best = set(map(id, front)), meeting[0].usd_per_request if meeting else 0.0
     for rank, point in enumerate(meeting, 1):
@@ -164,7 +164,7 @@ def _median_error(engine: str, factors: str | None) -> float:
     return error.median if error is not None else 0.0
 
 
-def plan_of(point: Point, request: SearchRequest) -> PlanRequest:
+def plan_of(point: Candidate, request: SearchRequest) -> PlanRequest:
     """The plan of one replica under its share of the load."""
     layout, kind = point.layout, point.kind
     options: dict[str, object] = {axis: getattr(layout, axis) for axis in ("tp", "ep", "pp")}
@@ -174,9 +174,9 @@ def plan_of(point: Point, request: SearchRequest) -> PlanRequest:
     return request.candidate(**{**kind.deployment.request.echo(), **options})
 
 
-def _losers(kinds: list[Kind], points: list[Point], tally: Tally, request: SearchRequest) -> Iterator[Loser]:
+def _losers(kinds: list[ReplicaKind], points: list[Candidate], tally: Tally, request: SearchRequest) -> Iterator[Loser]:
     """Kinds without a candidate that meets every limit, each with what binds its nearest one."""
-    nearest, meeting = dict[Kind, Point](), set[Kind]()
+    nearest, meeting = dict[ReplicaKind, Candidate](), set[ReplicaKind]()
     for point in points:
         if not point.needs:
             meeting.add(point.kind)

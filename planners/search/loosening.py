@@ -1,18 +1,18 @@
-"""What binds a candidate that breaks limits, and which limit to loosen by how much where every candidate breaks one."""
+"""Which limit a failed search could relax, and by how much: shown when no candidate meets every limit."""
 
 from dataclasses import replace
 from math import inf, prod
 
+from planners.search.candidates import Candidate, ReplicaKind, Tally
 from planners.search.least_gpus import least_gpus
-from planners.search.points import Kind, Point, Tally
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit, Loosening
 
 _LIMITS: dict[Limit, str] = {"ttft": "--ttft", "tpot": "--tpot", "rate": "--rate", "budget": "--budget"}
 
 
-def sentence(point: Point, request: SearchRequest) -> tuple[float, Limit, str]:
-    """By which factor limits are missed altogether, the one that is missed most, and a sentence about it."""
+def sentence(point: Candidate, request: SearchRequest) -> tuple[float, Limit, str]:
+    """(product of the factors by which limits are missed, the limit missed most, a sentence about it)."""
     if not point.needs:
         return 1.0, "memory", ""
     limit, value = max(point.needs, key=lambda need: _factor(need, request))
@@ -20,8 +20,8 @@ def sentence(point: Point, request: SearchRequest) -> tuple[float, Limit, str]:
     return factor, limit, f"{_named(limit)} of {_shown(limit, value)} at best, the limit is {_limit(limit, request)}"
 
 
-def loosen(points: list[Point], tally: Tally, request: SearchRequest) -> tuple[Loosening, ...]:
-    """For each limit the least value that lets a candidate through with the others as they are.
+def loosen(points: list[Candidate], tally: Tally, request: SearchRequest) -> tuple[Loosening, ...]:
+    """For each limit the smallest change with which a candidate meets all of them, the others unchanged.
 
     Where none does it alone, the least change of several limits together; where nothing could be timed, the reason of
     the kinds that come nearest to fitting.
@@ -38,7 +38,7 @@ def loosen(points: list[Point], tally: Tally, request: SearchRequest) -> tuple[L
     return _room(tally, request)
 
 
-def _alone(limit: Limit, points: list[Point], request: SearchRequest) -> Loosening | None:
+def _alone(limit: Limit, points: list[Candidate], request: SearchRequest) -> Loosening | None:
     only = [point for point in points if {name for name, _ in point.needs} == {limit}]
     best = min(only, key=lambda point: _factor(point.needs[0], request), default=None)
     if best is None or _factor(best.needs[0], request) == inf:
@@ -60,7 +60,7 @@ def _room(tally: Tally, request: SearchRequest) -> tuple[Loosening, ...]:
     return ()
 
 
-def _enough(limit: Limit, kind: Kind, missing: float, request: SearchRequest) -> str:
+def _enough(limit: Limit, kind: ReplicaKind, missing: float, request: SearchRequest) -> str:
     """The value that gives room: the longest sequence, or the least GPUs whose replica holds every client."""
     if limit == "max_context" and request.max_context is not None:
         longest = round(request.max_context * (1 - missing))
@@ -108,7 +108,7 @@ def _limit(limit: Limit, request: SearchRequest) -> str:
     return _shown(limit, float(getattr(request, limit)))
 
 
-def _where(point: Point) -> str:
+def _where(point: Candidate) -> str:
     kind = point.kind
     return (
         f"{point.replicas} x {kind.size}x{kind.hardware} {point.layout}, {kind.quantization} weights, {kind.engine}: "

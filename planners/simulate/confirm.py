@@ -8,8 +8,8 @@ from l4spec.options import flag_of
 from l4spec.spec.scenario.references import LoadedScenario
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import RankedDeployment, SearchAnswer, SimulatedService
-from planners.simulate.asked import scenario_of
 from planners.simulate.request import SimulateRequest
+from planners.simulate.requested_scenario import scenario_of
 from planners.simulate.run import Simulation
 
 MOST_CONFIRMED = 10

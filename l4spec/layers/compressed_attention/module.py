@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from l4spec.layers.attention.chosen import chosen_keys
 from l4spec.layers.attention.compute import softmax_beside
+from l4spec.layers.attention.key_selection import selected_keys
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.base import Width
 from l4spec.layers.common.cache import CacheOfLaws, LayerCache, split_last
@@ -171,7 +171,7 @@ class CompressedAttention(LayerModule):
                     entries, keys = split_last(entries, (self.spec.head_dim, self.index.key_width))
                     query_part, weights = (part[:, band.first : band.last] for part in index_queries)
                     seen_entries = seen_entries if seen_entries.dim() == 2 else seen_entries[:, None]
-                    seen_entries = chosen_keys(self.index, query_part, weights, keys, seen_entries)
+                    seen_entries = selected_keys(self.index, query_part, weights, keys, seen_entries)
                 rows.append(entries)
                 seen.append(seen_entries)
             results.append(self._weighed(query[:, band.first : band.last], rows, seen))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from l4spec.layers.attention.chosen import chosen_keys
 from l4spec.layers.attention.compute import Attention
+from l4spec.layers.attention.key_selection import selected_keys
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.attention.walk import BLOCK
@@ -75,7 +75,7 @@ class IndexedAttention(Attention):
         asked = spec.index_num_heads * spec.index_head_dim
         own = query.shape[-1] - asked - spec.index_num_heads
         query, index_query, weights = split_last(query, (own, asked, spec.index_num_heads))
-        chosen = chosen_keys(spec, index_query, weights, index_key, seen)
+        chosen = selected_keys(spec, index_query, weights, index_key, seen)
         by_head = group_last(query, spec.num_heads, -1).transpose(1, 2)
         attended = Attention._attend(self, by_head, key, value, allowed=chosen[:, None])
         return attended.transpose(1, 2).flatten(-2)[:, None]

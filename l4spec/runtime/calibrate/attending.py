@@ -11,7 +11,7 @@ from l4spec.layers.attention.compute import Attention
 from l4spec.layers.attention.masks import CausalMask
 from l4spec.layers.common.cache import LayerCache, Rows
 from l4spec.layers.common.modules import Context, TokenLayout, group_last
-from l4spec.runtime.calibrate.buffers import Room
+from l4spec.runtime.calibrate.buffers import Buffers
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 from l4spec.runtime.calibrate.timing import Case, rotating
 
@@ -26,40 +26,40 @@ def _attention(kv_heads: int, width: int) -> Attention:
     return Attention(CAUSAL, width**-0.5, (kv_heads * width, kv_heads * width), heads_first)
 
 
-def causal(room: Room) -> TableCases:
+def causal(buffers: Buffers) -> TableCases:
     """Prompts from their start, half of the heads' worth of them in sequences of two heads each."""
     cases = []
-    for units, tokens, width in grid(*room.sizes.causal):
-        x = room.take(1, tokens, units, width)
-        rows = tuple(room.beside(1, tokens, units // 2 * width) for _ in range(2))
+    for units, tokens, width in grid(*buffers.sizes.causal):
+        x = buffers.take(1, tokens, units, width)
+        rows = tuple(buffers.beside(1, tokens, units // 2 * width) for _ in range(2))
         context = Context(TokenLayout(1, tokens, 0, torch.arange(tokens)))
         cases.append(Timed(partial(_attention(units // 2, width), x, rows, context, None), (x, *rows)))
-    return replace(TableCases.both(room, room.sizes.causal, cases), squares=(1,))
+    return replace(TableCases.both(buffers, buffers.sizes.causal, cases), squares=(1,))
 
 
-def masked(room: Room) -> TableCases:
+def masked(buffers: Buffers) -> TableCases:
     """Queries that are the last of all keys, by an explicit mask that is made already."""
     cases = []
-    for units, queries, keys, width in grid(*room.sizes.masked):
-        x, place = room.take(1, units, queries, width), torch.arange(queries)[:, None] + keys - queries
+    for units, queries, keys, width in grid(*buffers.sizes.masked):
+        x, place = buffers.take(1, units, queries, width), torch.arange(queries)[:, None] + keys - queries
         allowed = torch.arange(keys) <= place.clamp(min=0)
-        key = room.beside(1, keys, units // 2, width).transpose(1, 2)
+        key = buffers.beside(1, keys, units // 2, width).transpose(1, 2)
         run = partial(_attention(units // 2, width)._attend, x, key, key, allowed=allowed)
-        cases.append(Timed(run, (x, room.beside(1, keys, units // 2, width))))
-    return TableCases.both(room, room.sizes.masked, cases)
+        cases.append(Timed(run, (x, buffers.beside(1, keys, units // 2, width))))
+    return TableCases.both(buffers, buffers.sizes.masked, cases)
 
 
-def cached(room: Room) -> TableCases:
+def cached(buffers: Buffers) -> TableCases:
     """A decode step of sequences of two key heads each: the new token is written, then everything is read."""
     hot, cold = [], []
-    for units, group, tokens, width in grid(*room.sizes.cached):
+    for units, group, tokens, width in grid(*buffers.sizes.cached):
         batch, kv_heads = (units // 2, 2) if units > 1 else (1, 1)
         attention = _attention(kv_heads, width)
-        x = room.beside(batch, 1, kv_heads * group, width)
-        new = tuple(room.beside(batch, 1, kv_heads * width) for _ in range(2))
+        x = buffers.beside(batch, 1, kv_heads * group, width)
+        new = tuple(buffers.beside(batch, 1, kv_heads * width) for _ in range(2))
         context = Context(TokenLayout(batch, 1, tokens - 1, torch.arange(1)))
-        caches = [LayerCache(data) for data in room.pieces(batch, tokens, 2 * kv_heads * width)]
+        caches = [LayerCache(data) for data in buffers.pieces(batch, tokens, 2 * kv_heads * width)]
         steps = [partial(attention, x, new, context, cache) for cache in caches]
         hot.append(Case(steps[0]))
         cold.append(Case(rotating(steps)))
-    return TableCases(room.sizes.cached, hot, cold)
+    return TableCases(buffers.sizes.cached, hot, cold)

@@ -1,4 +1,4 @@
-"""Memory that measurements share, so that each works on its own part of it and none has to allocate its inputs."""
+"""Preallocated memory for all calibration measurements: inputs are views, so no measurement allocates its own."""
 
 import ctypes
 from collections.abc import Callable
@@ -18,8 +18,11 @@ _STREAMED_WIDTH = 1024
 
 
 @dataclass(slots=True)
-class Room:
-    """Two buffers of random numbers in one number format, `first` larger than all caches."""
+class Buffers:
+    """Two buffers of random numbers of one dtype; `first` is larger than the CPU's caches.
+
+    `place` is the element of `first` from which the next weights are streamed.
+    """
 
     sizes: Sizes
     dtype: torch.dtype
@@ -41,15 +44,15 @@ class Room:
         return _part(self.second, shape, 0)
 
     def pieces(self, *shape: int, num_bytes: int | None = None) -> list[Tensor]:
-        """Tensors of this shape side by side, together at least as large as what counts as cold, or as asked."""
+        """Disjoint tensors of this shape in the first buffer, together `num_bytes`, by default those read cold."""
         least_bytes = self.sizes.cold_bytes if num_bytes is None else num_bytes
         count = max(1, min(least_bytes // self.dtype.itemsize, self.first.numel()) // prod(shape))
         return [_part(self.first, shape, number * prod(shape)) for number in range(count)]
 
     def after_weights(self, *inputs: Tensor) -> Callable[[], None]:
-        """What happens before a layer's small work: weights have streamed through the caches, its inputs are there.
+        """A preparation for timing small operations as in a model: weights stream through the caches, `inputs` follow.
 
-        The weights drive out the code of the operators too, which is most of what small work then waits for.
+        Streaming evicts the operators' code, too; reloading it is most of the time of a small operation.
         """
         vector = self.beside(1, _STREAMED_WIDTH)
         touched = [(x.data_ptr(), x.numel() * x.element_size()) for x in inputs]
@@ -63,7 +66,7 @@ class Room:
         return prepare
 
     def _next_weights(self) -> Tensor:
-        """The next part of the first buffer, as many bytes as drive out everything else."""
+        """The next part of the first buffer [n, width], enough bytes to evict everything else from the caches."""
         count = self.sizes.evicting_bytes // self.dtype.itemsize // _STREAMED_WIDTH * _STREAMED_WIDTH
         start = self.place if self.place + count <= self.first.numel() else 0
         self.place = start + count

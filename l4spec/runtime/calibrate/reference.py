@@ -16,7 +16,7 @@ from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.runtime.build import build
-from l4spec.runtime.calibrate.buffers import Room
+from l4spec.runtime.calibrate.buffers import Buffers
 from l4spec.runtime.calibrate.tables import median_of
 from l4spec.runtime.calibrate.timing import Case
 from l4spec.runtime.model import Model
@@ -90,9 +90,9 @@ def seconds_of(pair: Pair) -> tuple[float, float]:
     return median_of(pair[0]), median_of(pair[1])
 
 
-def references(room: Room) -> list[Reference]:
+def references(buffers: Buffers) -> list[Reference]:
     """Every kind."""
-    return [_reference(kind, _graph(kind, part), room) for kind, part in PARTS.items()]
+    return [_reference(kind, _graph(kind, part), buffers) for kind, part in PARTS.items()]
 
 
 def _graph(kind: str, part: dict[str, Any]) -> LayerGraph:
@@ -107,8 +107,8 @@ def _graph(kind: str, part: dict[str, Any]) -> LayerGraph:
     return build_graph(resolve(ModelSpec.model_validate({"l4spec": 1, "name": kind, "text": text})))
 
 
-def _reference(kind: str, graph: LayerGraph, room: Room) -> Reference:
-    model = build(graph, "cpu", room.dtype).requires_grad_(requires_grad=False)
+def _reference(kind: str, graph: LayerGraph, buffers: Buffers) -> Reference:
+    model = build(graph, "cpu", buffers.dtype).requires_grad_(requires_grad=False)
     ids = torch.zeros(1, CONTEXT, dtype=torch.long)
     cache = model.new_cache(1, CONTEXT)
     model(ids[:, :-1], cache=cache, logits="last")
@@ -118,19 +118,19 @@ def _reference(kind: str, graph: LayerGraph, room: Room) -> Reference:
         model(ids[:, -1:], cache=cache, logits="last")
 
     def both(call: Callable[[], object]) -> Pair:
-        return Case(call), Case(call, room.after_weights())
+        return Case(call), Case(call, buffers.after_weights())
 
     calls, results = _calls(model, step)
     nodes = {name: both(call) for name, call in calls.items()}
-    reference = Reference(kind, graph, nodes, both(_hollow(graph, room, results, ids)))
+    reference = Reference(kind, graph, nodes, both(_hollow(graph, buffers, results, ids)))
     if reference.attention is not None:
         reference.turning = both(_turning(calls[reference.attention]))
     return reference
 
 
-def _hollow(graph: LayerGraph, room: Room, results: dict[str, Tensor], ids: Tensor) -> Callable[[], object]:
+def _hollow(graph: LayerGraph, buffers: Buffers, results: dict[str, Tensor], ids: Tensor) -> Callable[[], object]:
     """A pass of another such model whose layers pass on what they gave before."""
-    model = build(graph, "cpu", room.dtype).requires_grad_(requires_grad=False)
+    model = build(graph, "cpu", buffers.dtype).requires_grad_(requires_grad=False)
     for module in model.modules():
         if isinstance(module, LayerModule):
             module.forward = partial(_given, results[module.node_id])

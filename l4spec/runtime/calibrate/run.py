@@ -8,7 +8,7 @@ import torch
 
 from l4spec.runtime.build import DTYPES
 from l4spec.runtime.calibrate.attending import cached, causal, masked
-from l4spec.runtime.calibrate.buffers import Room
+from l4spec.runtime.calibrate.buffers import Buffers
 from l4spec.runtime.calibrate.machine import MachineConditions, conditions
 from l4spec.runtime.calibrate.products import expert_products, products, residency
 from l4spec.runtime.calibrate.reference import Reference, references
@@ -79,9 +79,9 @@ def _teller(tell: Callable[[int, int], None] | None, start: float, seconds: floa
 
 
 def _one(calibration: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, tell: Callable[[], None]) -> int:
-    room = Room(sizes, DTYPES[dtype])
-    tables = _cases(room)
-    narrow = references(room)
+    buffers = Buffers(sizes, DTYPES[dtype])
+    tables = _cases(buffers)
+    narrow = references(buffers)
     cases = [case for table in tables.values() for case in table]
     turns = take_turns([*cases, *(case for each in narrow for case in each.cases())], end, clock=clock, tell=tell)
     calibration.tables[dtype] = {name: table.table() for name, table in tables.items()}
@@ -89,16 +89,16 @@ def _one(calibration: Calibration, dtype: str, sizes: Sizes, end: float, clock: 
     return turns
 
 
-def _cases(room: Room) -> dict[str, TableCases]:
+def _cases(buffers: Buffers) -> dict[str, TableCases]:
     return {
-        "product": products(room),
-        "expert_product": expert_products(room),
-        "causal": causal(room),
-        "masked": masked(room),
-        "cached": cached(room),
-        "route": route(room),
-        "dispatch": dispatch(room),
-        "experts": experts(room),
-        "residency": residency(room),
-        **streams(room),
+        "product": products(buffers),
+        "expert_product": expert_products(buffers),
+        "causal": causal(buffers),
+        "masked": masked(buffers),
+        "cached": cached(buffers),
+        "route": route(buffers),
+        "dispatch": dispatch(buffers),
+        "experts": experts(buffers),
+        "residency": residency(buffers),
+        **streams(buffers),
     }

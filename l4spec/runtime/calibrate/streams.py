@@ -10,7 +10,7 @@ from torch import Tensor
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.attention.rope import Rotation
 from l4spec.layers.common.modules import Context, TokenLayout, activation, rms_norm
-from l4spec.runtime.calibrate.buffers import Room
+from l4spec.runtime.calibrate.buffers import Buffers
 from l4spec.runtime.calibrate.tables import TableCases, Timed
 
 ROW = 64
@@ -19,9 +19,9 @@ _HEADS = 8
 _PAGE = 4096
 
 
-def streams(room: Room) -> dict[str, TableCases]:
+def streams(buffers: Buffers) -> dict[str, TableCases]:
     """A table of each piece by its number of elements."""
-    makers: dict[str, Callable[[Room, int], Timed]] = {
+    makers: dict[str, Callable[[Buffers, int], Timed]] = {
         "add": _add,
         "scale": _scale,
         "write": _copy,
@@ -33,56 +33,58 @@ def streams(room: Room) -> dict[str, TableCases]:
         "rotate_pairs": partial(_rotate, "interleaved"),
         "rotate_halves": partial(_rotate, "half"),
     }
-    return {name: _by_elements(room, make) for name, make in makers.items()} | {"norm": _norm(room)}
+    return {name: _by_elements(buffers, make) for name, make in makers.items()} | {"norm": _norm(buffers)}
 
 
-def _by_elements(room: Room, make: Callable[[Room, int], Timed]) -> TableCases:
-    return TableCases.both(room, room.sizes.stream, [make(room, count) for (count,) in grid(*room.sizes.stream)])
+def _by_elements(buffers: Buffers, make: Callable[[Buffers, int], Timed]) -> TableCases:
+    return TableCases.both(
+        buffers, buffers.sizes.stream, [make(buffers, count) for (count,) in grid(*buffers.sizes.stream)]
+    )
 
 
-def _norm(room: Room) -> TableCases:
+def _norm(buffers: Buffers) -> TableCases:
     cases = []
-    for count, width in grid(*room.sizes.norm):
-        x, weight = room.take(max(1, count // width), width), room.beside(width)
+    for count, width in grid(*buffers.sizes.norm):
+        x, weight = buffers.take(max(1, count // width), width), buffers.beside(width)
         cases.append(Timed(partial(rms_norm, x, weight, 1e-5), (x, weight)))
-    return TableCases.both(room, room.sizes.norm, cases)
+    return TableCases.both(buffers, buffers.sizes.norm, cases)
 
 
-def _add(room: Room, count: int) -> Timed:
-    inputs = room.take(count), room.beside(count)
+def _add(buffers: Buffers, count: int) -> Timed:
+    inputs = buffers.take(count), buffers.beside(count)
     return Timed(partial(torch.add, *inputs), inputs)
 
 
-def _scale(room: Room, count: int) -> Timed:
-    inputs = room.take(count // ROW, ROW), room.beside(count // ROW, 1)
+def _scale(buffers: Buffers, count: int) -> Timed:
+    inputs = buffers.take(count // ROW, ROW), buffers.beside(count // ROW, 1)
     return Timed(partial(torch.mul, *inputs), inputs)
 
 
-def _copy(room: Room, count: int) -> Timed:
+def _copy(buffers: Buffers, count: int) -> Timed:
     """Rows into every other row of a larger tensor, as into a cache."""
-    target = torch.zeros(count // ROW, 2 * ROW, dtype=room.dtype)[:, :ROW]
-    rows = room.take(count // ROW, ROW)
+    target = torch.zeros(count // ROW, 2 * ROW, dtype=buffers.dtype)[:, :ROW]
+    rows = buffers.take(count // ROW, ROW)
     return Timed(partial(target.copy_, rows), (rows,))
 
 
-def _fresh(room: Room, count: int) -> Timed:
+def _fresh(buffers: Buffers, count: int) -> Timed:
     """New memory, touched once a page: what a large result costs before a number of it is computed."""
-    stride = _PAGE // room.dtype.itemsize
+    stride = _PAGE // buffers.dtype.itemsize
 
     def run() -> None:
-        torch.empty(count, dtype=room.dtype)[::stride] = 0
+        torch.empty(count, dtype=buffers.dtype)[::stride] = 0
 
     return Timed(run)
 
 
-def _gather(room: Room, count: int) -> Timed:
-    rows = room.take(count // ROW, ROW)
+def _gather(buffers: Buffers, count: int) -> Timed:
+    rows = buffers.take(count // ROW, ROW)
     index = torch.randperm(count // ROW, generator=torch.Generator().manual_seed(0))
     return Timed(lambda: rows[index], (rows, index))
 
 
-def _gate(name: str, room: Room, count: int) -> Timed:
-    act, gate, up = activation(name), room.take(count), room.beside(count)
+def _gate(name: str, buffers: Buffers, count: int) -> Timed:
+    act, gate, up = activation(name), buffers.take(count), buffers.beside(count)
 
     def run() -> Tensor:
         result: Tensor = act(gate).mul_(up)
@@ -91,11 +93,11 @@ def _gate(name: str, room: Room, count: int) -> Timed:
     return Timed(run, (gate, up))
 
 
-def _rotate(layout: str, room: Room, count: int) -> Timed:
+def _rotate(layout: str, buffers: Buffers, count: int) -> Timed:
     heads = min(_HEADS, max(1, count // ROW))
     tokens = max(1, count // ROW // heads)
     rope = Rope.model_validate({"kind": "rope", "theta": 10000.0, "layout": layout})
     rotation = Rotation.of(rope, ROW, ROW)
     context = Context(TokenLayout(1, tokens, 0, torch.arange(tokens)))
-    x = room.take(1, tokens, heads, ROW)
+    x = buffers.take(1, tokens, heads, ROW)
     return Timed(lambda: rotation(x, context), (x,))

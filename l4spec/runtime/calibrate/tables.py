@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from l4spec.runtime.calibrate.buffers import Room
+from l4spec.runtime.calibrate.buffers import Buffers
 from l4spec.runtime.calibrate.sizes import Grid
 from l4spec.runtime.calibrate.timing import Case
 
@@ -41,10 +41,10 @@ class TableCases:
     squares: tuple[int, ...] = ()
 
     @classmethod
-    def both(cls, room: Room, axes: Grid, calls: Sequence[Timed]) -> "TableCases":
+    def both(cls, buffers: Buffers, axes: Grid, calls: Sequence[Timed]) -> "TableCases":
         """Every call as it is, and after weights have streamed through the caches."""
         hot = [Case(call.run) for call in calls]
-        return cls(axes, hot, [Case(call.run, room.after_weights(*call.inputs)) for call in calls])
+        return cls(axes, hot, [Case(call.run, buffers.after_weights(*call.inputs)) for call in calls])
 
     def __iter__(self) -> Iterator[Case]:
         """Every case once."""

@@ -12,11 +12,11 @@ from l4spec.errors import UserError
 from l4spec.report.page import Code, Figure
 from l4spec.report.simulate_page import capacity_page
 from l4spec.spec.scenario.references import LoadedScenario
-from planners.simulate.asked import scenario_of
 from planners.simulate.capacity import capacity, replicas_by_hour
 from planners.simulate.exports import COLUMNS, requests_csv, timeline
 from planners.simulate.repeats import repeated, side_by_side, student
 from planners.simulate.request import SimulateRequest
+from planners.simulate.requested_scenario import scenario_of
 from planners.simulate.result_types import SimulationResult
 from planners.simulate.run import Simulation, simulate
 

@@ -8,9 +8,9 @@ from l4spec.errors import UserError
 from planners.search.deployments import search_deployments
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import SearchAnswer
-from planners.simulate.asked import scenario_of
 from planners.simulate.confirm import MOST_CONFIRMED, confirmed
 from planners.simulate.request import SimulateRequest
+from planners.simulate.requested_scenario import scenario_of
 from planners.simulate.run import Simulation
 from tests.planners.models import graph
 

@@ -9,8 +9,8 @@ from l4spec.graph.build import mtp_graph
 from l4spec.library import shipped_of
 from l4spec.sharding.layout import Layout
 from planners.counts.mtp import mtp_weight_bytes
-from planners.simulate.asked import scenario_of
 from planners.simulate.request import SimulateRequest
+from planners.simulate.requested_scenario import scenario_of
 from planners.simulate.run import Simulation
 from planners.simulate.times.interface import StepBatch
 from planners.simulate.times.planned import PlannedTimes

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from l4spec.errors import UserError
-from planners.simulate.asked import scenario_of
 from planners.simulate.fit import fit
 from planners.simulate.request import SimulateRequest
+from planners.simulate.requested_scenario import scenario_of
 from planners.simulate.run import Simulation
 from planners.simulate.times.planned import PlannedTimes
 from planners.simulate.workload.traces import TraceEntry

@@ -1,4 +1,4 @@
-"""One candidate of a search after the other: whether it fits, what it serves, and which limits it breaks."""
+"""Candidates of a deployment search: layouts of one replica kind, their service, and the limits that each breaks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,8 +24,11 @@ _NOT_ON: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One replica's hardware, scheme, KV dtype and engine, and how many replicas there may be."""
+class ReplicaKind:
+    """Hardware, weight scheme, KV dtype and engine of one replica, before its layout is chosen.
+
+    `size` counts the GPUs of a replica, `most_replicas` how many the budget of GPUs allows.
+    """
 
     hardware: str
     size: int
@@ -38,10 +41,15 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
-    """A timed candidate. `needs` are the values that its broken limits would have to allow; `slower` than capacity."""
+class Candidate:
+    """A replica kind with a layout, a number of replicas and a load, and the service that it gives.
 
-    kind: Kind
+    `concurrency` (clients) or `rate` (requests per second) is the load of the busiest replica, `user_rate` the output
+    tokens per second of one user, prefill included. `extrapolated`: the factors were fitted on other hardware. `needs`
+    lists each broken limit with the value that it would have to be set to, in the limit's unit.
+    """
+
+    kind: ReplicaKind
     layout: Layout
     replicas: int
     concurrency: int | None
@@ -84,24 +92,24 @@ class Point:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the candidates: how many, and of each kind the reason that rules all of it out untimed."""
+    """Counts of candidates, and for each replica kind that was ruled out before timing the reason why."""
 
     candidates: int = 0
     pruned: int = 0
     timed: int = 0
-    ruled_out: dict[Kind, tuple[Limit, str, float]] = field(default_factory=dict)
-    """By kind the limit, its sentence and by how much it is missed; of several layouts the one that comes nearest."""
+    ruled_out: dict[ReplicaKind, tuple[Limit, str, float]] = field(default_factory=dict)
+    """By kind the broken limit, a sentence and the relative shortfall of the layout that comes nearest."""
 
-    def rule_out(self, kind: Kind, limit: Limit, why: str, missing: float, number: int) -> None:
-        """Leave out `number` candidates of a layout by proof."""
+    def rule_out(self, kind: ReplicaKind, limit: Limit, why: str, missing: float, number: int) -> None:
+        """Count `number` candidates of a layout as ruled out without timing."""
         self.pruned += number
         known = self.ruled_out.get(kind)
         if known is None or missing < known[2]:
             self.ruled_out[kind] = (limit, why, missing)
 
 
-def points_of(kind: Kind, request: SearchRequest, tally: Tally) -> Iterator[Point]:
-    """Every candidate of a kind that could serve, timed. What cannot is counted in `tally` with its reason."""
+def candidates_of(kind: ReplicaKind, request: SearchRequest, tally: Tally) -> Iterator[Candidate]:
+    """Every candidate of a kind that can serve, timed; the others are counted in `tally` with the reason."""
     number = len(_shares(request, kind.most_replicas))
     layouts = [layout for layout in candidate_layouts(kind.size) if layout.dp == 1 and request.allows(layout)]
     tally.candidates += number * max(len(layouts), 1)
@@ -115,7 +123,7 @@ def points_of(kind: Kind, request: SearchRequest, tally: Tally) -> Iterator[Poin
         yield from _of_layout(kind, layout, request, tally)
 
 
-def _of_layout(kind: Kind, layout: Layout, request: SearchRequest, tally: Tally) -> Iterator[Point]:
+def _of_layout(kind: ReplicaKind, layout: Layout, request: SearchRequest, tally: Tally) -> Iterator[Candidate]:
     deployment, shares = kind.deployment, _shares(request, kind.most_replicas)
     reason = why_not(deployment.setting, layout, deployment.context)
     if reason is not None:
@@ -139,7 +147,9 @@ def _of_layout(kind: Kind, layout: Layout, request: SearchRequest, tally: Tally)
     yield from _timed(kind, placement, model, request, tally)
 
 
-def _timed(kind: Kind, placement: Placement, model: StepModel, request: SearchRequest, tally: Tally) -> Iterator[Point]:
+def _timed(
+    kind: ReplicaKind, placement: Placement, model: StepModel, request: SearchRequest, tally: Tally
+) -> Iterator[Candidate]:
     """The replicas and loads of a layout that has room.
 
     Two numbers of replicas with the same largest share of clients are served alike, and the smaller costs less and has
@@ -161,16 +171,16 @@ def _timed(kind: Kind, placement: Placement, model: StepModel, request: SearchRe
         tally.timed += 1
         asked = deployment.request if rate is None else deployment.request.model_copy(update={"rate": rate})
         given = service(model, replace(deployment, batch=clients, request=asked), most, (0.0, 0.0))
-        yield _point(kind, model, (replicas, clients, rate), given, request)
+        yield _candidate(kind, model, (replicas, clients, rate), given, request)
 
 
-def _point(
-    kind: Kind, model: StepModel, load: tuple[int, int, float | None], given: Service, request: SearchRequest
-) -> Point:
+def _candidate(
+    kind: ReplicaKind, model: StepModel, load: tuple[int, int, float | None], given: Service, request: SearchRequest
+) -> Candidate:
     replicas, clients, rate = load
     output = kind.deployment.output_tokens or 1
     assert model.efficiency is not None, "asked before"
-    point = Point(
+    point = Candidate(
         kind=kind,
         layout=model.layout,
         replicas=replicas,
@@ -184,7 +194,7 @@ def _point(
     return replace(point, needs=tuple(_broken(point, request, model.layout.num_devices)))
 
 
-def _broken(point: Point, request: SearchRequest, devices: int) -> Iterator[tuple[Limit, float]]:
+def _broken(point: Candidate, request: SearchRequest, devices: int) -> Iterator[tuple[Limit, float]]:
     """Limits that a candidate breaks, each with the value that would allow it."""
     given = point.service
     if request.ttft is not None and given.ttft > request.ttft:
@@ -210,7 +220,7 @@ def _shares(request: SearchRequest, most_replicas: int) -> list[tuple[int, int, 
     return [(1, 1 << power, None) for power in range(13)]
 
 
-def _refused(kind: Kind) -> str | None:
+def _refused(kind: ReplicaKind) -> str | None:
     hardware = kind.deployment.setting.hardware
     assert hardware is not None, "a search is over hardware"
     for engine, vendors in _NOT_ON.items():

@@ -1,4 +1,4 @@
-"""What is taken away from the page: the variant as YAML, the command that plans it, its launch, its report."""
+"""Downloads of the page: the variant as YAML, the command that plans it, its launch, its report."""
 
 from collections.abc import Sequence
 from pathlib import PurePosixPath

@@ -1,4 +1,4 @@
-"""The scenario that is asked for: a document with options laid over it, or a spec that options make a load for."""
+"""From `l4spec simulate` options to a scenario: a scenario file with options applied, or a spec with a load."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -17,7 +17,7 @@ MODEL_KEY = "model"
 
 
 def scenario_of(path_or_name: str, request: SimulateRequest, overrides: Sequence[str] = ()) -> LoadedScenario:
-    """The scenario called so with the request's options over it, or the one that the options make for a spec.
+    """The named scenario with the request's options applied to it, or, for a spec, a scenario made of the options.
 
     `overrides` change the document that is named. Raises SpecError with all problems, those of options by their names.
     """
@@ -30,7 +30,7 @@ def scenario_of(path_or_name: str, request: SimulateRequest, overrides: Sequence
 
 
 def _made_for(spec: str, model: ModelSpec, request: SimulateRequest, overrides: Sequence[str]) -> Document:
-    """A document of a scenario with one model and what the options say."""
+    """A scenario document of one model, its deployment and workload taken from the options."""
     _refuse_contradictions(request)
     missing = []
     if request.gpus is None:

@@ -1,4 +1,4 @@
-"""Which keys an index of small keys chooses for each query (DeepSeek-V3.2, arXiv:2512.02556)."""
+"""Top-k key selection by an index of small keys, for sparse attention (DeepSeek-V3.2, arXiv:2512.02556)."""
 
 from typing import Protocol
 
@@ -25,7 +25,7 @@ class IndexSizes(Protocol):
 
 
 @torch.no_grad()
-def chosen_keys(spec: IndexSizes, query: Tensor, weights: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
+def selected_keys(spec: IndexSizes, query: Tensor, weights: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
     """Which keys each query attends to, bool [batch, queries, keys]: of those it sees, the best `index_topk`.
 
     `query` is [batch, queries, heads * width], `weights` [batch, queries, heads], `key` [batch, keys, width].

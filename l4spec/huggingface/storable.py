@@ -1,4 +1,4 @@
-"""What an import may carry along in a spec: values that YAML can hold and `l4spec validate` reads back."""
+"""Limits on Hugging Face fields kept in a spec: only values that YAML holds and `l4spec validate` reads back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ def storable(carried: Mapping[str, Any]) -> tuple[Data, list[str]]:
     Left out are fields with control characters, integers of 64 bits and more, numbers that are not finite, keys of more
     than 200 characters, and more nesting, values or text than a spec may hold. Tuples become lists, keys text.
     """
-    return _storable(carried, _Room(MOST_BYTES_OF_ALL))
+    return _storable(carried, _Budget(MOST_BYTES_OF_ALL))
 
 
-def _storable(carried: Mapping[str, Any], room: "_Room") -> tuple[Data, list[str]]:
+def _storable(carried: Mapping[str, Any], room: "_Budget") -> tuple[Data, list[str]]:
     kept: Data = {}
     left: list[str] = []
     for key, value in carried.items():
@@ -51,8 +51,8 @@ class _TooMuch(Exception):
 
 
 @dataclass(slots=True)
-class _Room:
-    """What is left of the bytes for all fields."""
+class _Budget:
+    """Bytes that are left for all fields together."""
 
     num_bytes: int
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -16,6 +16,14 @@ class Spec(BaseModel):
     """Base of everything an author writes: strict types, frozen, unknown keys refused, no NaN or infinity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+
+S = TypeVar("S", bound=Spec)
+
+
+def changed(spec: S, **fields: Any) -> S:
+    """A copy of `spec` with other `fields`, validated again. Raises pydantic's ValidationError for a wrong value."""
+    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})
 
 
 class LayerSpec(Spec):

@@ -1,12 +1,11 @@
 """Larger models of the same pattern: more and as wide heads, wider feed-forward layers, the pattern laid more often."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 from l4spec.errors import UserError
-from l4spec.layers.base import LayerSpec, Spec
+from l4spec.layers.base import LayerSpec, changed
 from l4spec.spec.model import BlockSpec, GroupSpec, ModelSpec, TextSpec
 
-S = TypeVar("S", bound=Spec)
 WIDTHS = ("intermediate_size", "shared_intermediate_size", "q_lora_rank", "kv_lora_rank", "num_heads", "num_kv_heads")
 """Fields of parts that grow with the stream; the width of a head stays, and so do numbers of experts."""
 
@@ -41,8 +40,3 @@ def _wider(part: LayerSpec, width: int) -> LayerSpec:
 
 def _deeper(item: GroupSpec | BlockSpec, depth: int) -> GroupSpec | BlockSpec:
     return changed(item, repeat=item.repeat * depth)
-
-
-def changed(spec: S, **fields: Any) -> S:
-    """A copy with other fields, checked again as if it had been written so."""
-    return type(spec).model_validate({**{name: getattr(spec, name) for name in type(spec).model_fields}, **fields})

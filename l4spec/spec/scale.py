@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from l4spec.errors import UserError
 from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
 from l4spec.layers.attention.positions import ImageSections, Llama3Scaling, Position, Rope, YarnScaling
-from l4spec.layers.base import LayerSpec, Shrink, Spec
+from l4spec.layers.base import LayerSpec, S, Shrink, changed
 from l4spec.layers.gqa.spec import GQASpec
 from l4spec.layers.mla.spec import LatentSpec
 from l4spec.spec.model import (
@@ -29,7 +29,6 @@ from l4spec.spec.model import (
     VisionSpec,
 )
 
-S = TypeVar("S", bound=Spec)
 Scale = Fraction | Literal["tiny"]
 TINY_HIDDEN_SIZE = 64
 TINY_VOCAB_SIZE = 512
@@ -67,7 +66,7 @@ def scale_spec(spec: ModelSpec, scale: Scale = Fraction(1), *, num_layers: int |
         text = _scaled_text(text, sizes)
         vision = _scaled_vision(vision, sizes, text.hidden_size) if vision else None
     if scale == "tiny":
-        text = _changed(text, vocab_size=min(TINY_VOCAB_SIZE, spec.text.vocab_size), layers=_laid_once(text.layers))
+        text = changed(text, vocab_size=min(TINY_VOCAB_SIZE, spec.text.vocab_size), layers=_laid_once(text.layers))
         vision = _with_tower(vision, _with_layers(vision.tower, _laid_once(vision.tower.layers))) if vision else None
     if num_layers is not None:
         text = _with_layers(text, tuple(_first_blocks(text.layers, num_layers)))
@@ -108,13 +107,13 @@ class _Shrunk:
         if isinstance(spec, LatentSpec):
             return self._latent(spec)
         widths = {name: _width(size, self.ratio) for name in _FFN_WIDTHS if (size := getattr(spec, name, None))}
-        return _changed(spec, **widths) if widths else self._by_itself(spec)
+        return changed(spec, **widths) if widths else self._by_itself(spec)
 
     def _by_itself(self, spec: LayerSpec) -> LayerSpec:
         """The miniature that a kind makes of itself, with its rotation's scaling for shorter sequences."""
         small = spec.miniature(self._shrink())
         position = getattr(small, "position", None)
-        return small if position is None else _changed(small, position=self._position(position, Fraction(1)))
+        return small if position is None else changed(small, position=self._position(position, Fraction(1)))
 
     def _shrink(self) -> Shrink:
         return Shrink(
@@ -132,11 +131,11 @@ class _Shrunk:
             fields["scale"] = _scaled_softmax(spec.scale, head_dim / spec.head_dim)
         if spec.temperature is not None:
             floor_scale = max(float(_SHORTEST), spec.temperature.floor_scale * float(self.factors.length))
-            fields["temperature"] = _changed(
+            fields["temperature"] = changed(
                 spec.temperature, floor_scale=min(spec.temperature.floor_scale, floor_scale)
             )
         position = self._position(spec.position, Fraction(head_dim, spec.head_dim))
-        return _changed(spec, **fields, mask=self._mask(spec.mask), position=position)
+        return changed(spec, **fields, mask=self._mask(spec.mask), position=position)
 
     def _latent(self, spec: LatentSpec) -> LatentSpec:
         heads = _fewer(spec.num_heads, self.factors.width)
@@ -147,12 +146,12 @@ class _Shrunk:
         names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
         dims = {name: _width(getattr(spec, name), per_head) for name in names}
         position = self._position(spec.position, Fraction(1))
-        shrunk = _changed(spec, num_heads=heads, **ranks, **dims, mask=self._mask(spec.mask), position=position)
+        shrunk = changed(spec, num_heads=heads, **ranks, **dims, mask=self._mask(spec.mask), position=position)
         return shrunk.miniature(self._shrink())
 
     def _mask(self, mask: Mask) -> Mask:
         size = _local_size(mask)
-        return _changed(mask, size=self.factors.length_of(size)) if size else mask
+        return changed(mask, size=self.factors.length_of(size)) if size else mask
 
     def _position(self, position: Position, head_ratio: Fraction) -> Position:
         if not isinstance(position, Rope):
@@ -160,17 +159,17 @@ class _Shrunk:
         scaling = position.scaling
         if isinstance(scaling, Llama3Scaling | YarnScaling):
             length = self.factors.length_of(scaling.original_max_seq_len)
-            scaling = _changed(scaling, original_max_seq_len=length)
+            scaling = changed(scaling, original_max_seq_len=length)
         rotary = position.rotary_dim and max(2, 2 * round(position.rotary_dim * head_ratio / 2))
         sections = position.sections and _shrunk_sections(position.sections, head_ratio, rotary)
-        return _changed(position, scaling=scaling, rotary_dim=rotary, sections=sections)
+        return changed(position, scaling=scaling, rotary_dim=rotary, sections=sections)
 
 
 def _shrunk_sections(sections: ImageSections, ratio: Fraction, rotary: int | None) -> ImageSections:
     """Fewer pairs by row and column, all others by time."""
     pairs = rotary // 2 if rotary else round(sections.num_pairs * ratio)
     row, column = (size * pairs // sections.num_pairs for size in (sections.row, sections.column))
-    return _changed(sections, time=pairs - row - column, row=row, column=column)
+    return changed(sections, time=pairs - row - column, row=row, column=column)
 
 
 def _scaled_softmax(scale: float, times: float) -> float:
@@ -188,7 +187,7 @@ def _scaled_softmax(scale: float, times: float) -> float:
 def _scaled_text(text: TextSpec, factors: _Factors) -> TextSpec:
     hidden = _hidden_size(text, factors.width)
     scale = text.embedding_scale and text.embedding_scale * math.sqrt(hidden / text.hidden_size)
-    return _changed(
+    return changed(
         text,
         **_scaled_stack(text, factors, hidden),
         vocab_size=min(text.vocab_size, max(_SMALLEST_VOCAB, _width(text.vocab_size, factors.width))),
@@ -204,15 +203,15 @@ def _scaled_vision(vision: VisionSpec, factors: _Factors, text_width: int) -> Vi
     if tower.position_grid is not None:
         stack["position_grid"] = min(tower.position_grid, max(2, round(tower.position_grid * factors.width)))
     folded = (tower.hidden_size * fold**2, int(stack["hidden_size"]) * fold**2)
-    deepstack = vision.deepstack and _changed(
+    deepstack = vision.deepstack and changed(
         vision.deepstack, adapter=_scaled_adapter(vision.deepstack.adapter, factors, folded)
     )
-    return _changed(
+    return changed(
         vision,
         image_size=grid * vision.patch_size,
-        tower=_changed(tower, **stack),
+        tower=changed(tower, **stack),
         adapter=_scaled_adapter(vision.adapter, factors, folded),
-        projector=_changed(vision.projector, output_size=text_width),
+        projector=changed(vision.projector, output_size=text_width),
         deepstack=deepstack,
     )
 
@@ -223,16 +222,16 @@ def _scaled_adapter(adapter: S, factors: _Factors, folded: tuple[int, int]) -> S
     before, after = folded
     keeps = "intermediate_size" not in sizes
     scaled = {n: after if keeps and size == before else _width(size, factors.width) for n, size in sizes.items()}
-    return _changed(adapter, **scaled)
+    return changed(adapter, **scaled)
 
 
 def _with_tower(vision: VisionSpec, tower: TowerSpec, most: int = MAX_LAYERS) -> VisionSpec:
     """Another tower; outputs of single blocks from its first ones where those are no more, and `most` at most."""
     if vision.deepstack is None:
-        return _changed(vision, tower=tower)
+        return changed(vision, tower=tower)
     blocks = vision.deepstack.blocks[: min(most, tower.num_layers)]
     blocks = blocks if blocks[-1] < tower.num_layers else tuple(range(len(blocks)))
-    return _changed(vision, tower=tower, deepstack=_changed(vision.deepstack, blocks=blocks))
+    return changed(vision, tower=tower, deepstack=changed(vision.deepstack, blocks=blocks))
 
 
 def _scaled_stack(stack: StackSpec, factors: _Factors, hidden: int) -> dict[str, Any]:
@@ -271,7 +270,7 @@ def _local_size(mask: Mask | None) -> int | None:
 
 def _laid_once(layers: Iterable[GroupSpec | BlockSpec]) -> tuple[GroupSpec | BlockSpec, ...]:
     """Each pattern once, and of blocks in a row at most two."""
-    return tuple(_changed(item, repeat=1 if isinstance(item, GroupSpec) else min(item.repeat, 2)) for item in layers)
+    return tuple(changed(item, repeat=1 if isinstance(item, GroupSpec) else min(item.repeat, 2)) for item in layers)
 
 
 def _first_blocks(layers: Iterable[GroupSpec | BlockSpec], count: int) -> Iterator[BlockSpec]:
@@ -280,7 +279,7 @@ def _first_blocks(layers: Iterable[GroupSpec | BlockSpec], count: int) -> Iterat
         for block in _opened(item):
             taken = min(block.repeat, count)
             if taken:
-                yield _changed(block, repeat=taken)
+                yield changed(block, repeat=taken)
             count -= taken
 
 
@@ -300,7 +299,7 @@ def _with_layers(stack: S, layers: tuple[GroupSpec | BlockSpec, ...]) -> S:
     if mtp is not None:
         used |= set(mtp.block.part_names())
     parts = {name: spec for name, spec in stack.parts.items() if name in used}
-    return _changed(stack, layers=layers, parts=parts)
+    return changed(stack, layers=layers, parts=parts)
 
 
 def _derived(
@@ -309,12 +308,6 @@ def _derived(
     suffix = ("" if scale == 1 else f" {scale}") + ("" if num_layers is None else f" {num_layers}L")
     dropped: dict[str, Any] = {"extends": None, "sources": (), "estimated": (), "claims": (), "description": None}
     dropped["about"] = None
-    origin = spec.huggingface and _changed(spec.huggingface, fields={})
+    origin = spec.huggingface and changed(spec.huggingface, fields={})
     name = spec.name[: 120 - len(suffix)] + suffix
-    return _changed(spec, name=name, text=text, vision=vision, huggingface=origin, stored_as=None, **dropped)
-
-
-def _changed(spec: S, **fields: Any) -> S:
-    """A copy with other fields, checked again as if it had been written so."""
-    data = {name: getattr(spec, name) for name in type(spec).model_fields}
-    return type(spec).model_validate({**data, **fields})
+    return changed(spec, name=name, text=text, vision=vision, huggingface=origin, stored_as=None, **dropped)

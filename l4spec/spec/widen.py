@@ -8,8 +8,8 @@ from fractions import Fraction
 from math import gcd, sqrt
 
 from l4spec.errors import Problem, UserError
-from l4spec.layers.base import LayerSpec
-from l4spec.spec.grow import changed, relative
+from l4spec.layers.base import LayerSpec, changed
+from l4spec.spec.grow import relative
 from l4spec.spec.model import ModelSpec, TextSpec
 
 LEAST, MOST = Fraction(1, 10), Fraction(100)

@@ -4,10 +4,11 @@ from typing import Any
 
 from l4spec.huggingface.family import Family, first, needed
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.latent import LATENT_NAMES, latent_fields, read_latent
 from l4spec.huggingface.modules import with_modules, written_modules
 from l4spec.huggingface.naming import AFTER_LAYERS, FFN, GATED, Naming
 from l4spec.huggingface.rope import read_rope, write_rope
-from l4spec.huggingface.text import CAUSAL, Data, block, num_layers, read_text, write_text
+from l4spec.huggingface.text import Data, block, num_layers, read_text, write_text
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.mla.spec import LatentSpec, MLASpec
 from l4spec.layers.moe.spec import MoESpec
@@ -16,9 +17,6 @@ from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
 
 MODULES = "num_nextn_predict_layers"
-_LATENT_NORM_EPS = 1e-6
-"""Fixed in the reference, whatever rms_norm_eps says."""
-_MLA_SIZES = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
 def read(fields: Fields) -> dict[str, Any]:
@@ -41,21 +39,8 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _mla(fields: Fields) -> Data:
-    heads, rope_dim = fields.size("num_attention_heads"), fields.size("qk_rope_head_dim")
-    nope_dim = fields.size("qk_nope_head_dim")
-    for name, only in (("num_key_value_heads", heads), ("head_dim", rope_dim), ("qk_head_dim", nope_dim + rope_dim)):
-        fields.expect_derived(name, only)
-    bias = {"bias": True} if fields.flag("attention_bias") else {}
-    return {
-        "kind": "mla",
-        "num_heads": heads,
-        "q_lora_rank": fields.size_or_none("q_lora_rank"),
-        **{name: fields.size(name) for name in _MLA_SIZES},
-        "norm_eps": _LATENT_NORM_EPS,
-        **bias,
-        "mask": CAUSAL,
-        "position": read_rope(fields, "interleaved" if fields.flag("rope_interleave") else "half"),
-    }
+    fields.expect_derived("head_dim", fields.size("qk_rope_head_dim"))
+    return read_latent(fields, read_rope(fields, "interleaved" if fields.flag("rope_interleave") else "half"))
 
 
 def _moe(fields: Fields) -> Data:
@@ -92,11 +77,7 @@ def write_latent(model: ResolvedModel, style: RopeStyle, mla: LatentSpec) -> dic
     return {
         **write_text(model.text, style),
         **written_modules(model, MODULES),
-        "num_attention_heads": mla.num_heads,
-        "num_key_value_heads": mla.num_heads,
-        "q_lora_rank": mla.q_lora_rank,
-        **mla.model_dump(include=set(_MLA_SIZES)),
-        "attention_bias": mla.bias,
+        **latent_fields(mla),
         **(write_rope(rope, style) if rope else {}),
         "rope_interleave": rope is not None and rope.layout == "interleaved",
         "hidden_act": "silu",
@@ -121,9 +102,7 @@ def _write_moe(moe: MoESpec) -> Data:
 
 NAMES = {
     **GATED,
-    "text.layers.#.attention.q_a_norm.": "model.layers.#.self_attn.q_a_layernorm.",
-    "text.layers.#.attention.kv_a_norm.": "model.layers.#.self_attn.kv_a_layernorm.",
-    "text.layers.#.attention.kv_a_proj.": "model.layers.#.self_attn.kv_a_proj_with_mqa.",
+    **LATENT_NAMES,
     f"{FFN}router.correction_bias": "model.layers.#.mlp.gate.e_score_correction_bias",
     f"{FFN}shared_expert.": "model.layers.#.mlp.shared_experts.",
 }

@@ -6,8 +6,9 @@ from typing import Any
 from l4spec.huggingface.experts import ExpertFields
 from l4spec.huggingface.family import Family, first
 from l4spec.huggingface.fields import Fields
+from l4spec.huggingface.latent import LATENT_NAMES, LATENT_SIZES, latent_fields, read_latent
 from l4spec.huggingface.naming import DECODER, FFN, Naming, Renames
-from l4spec.huggingface.text import CAUSAL, FULL, Block, Data, num_layers, read_layer_types, read_text, write_text
+from l4spec.huggingface.text import FULL, Block, Data, num_layers, read_layer_types, read_text, write_text
 from l4spec.layers.kda.spec import KDASpec
 from l4spec.layers.mla.spec import MLASpec
 from l4spec.layers.moe.spec import MoESpec
@@ -25,9 +26,6 @@ _FLAT = {
     "short_conv_kernel_size": "linear_conv_kernel_dim",
 }
 """The fields of `linear_attn_config` as transformers writes them beside it."""
-_MLA = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-_LATENT_NORM_EPS = 1e-6
-"""Fixed in the reference, whatever rms_norm_eps says."""
 _EXPERTS = ExpertFields(
     num="num_local_experts",
     shared="n_shared_experts",
@@ -59,10 +57,10 @@ def read(fields: Fields) -> dict[str, Any]:
     if not parts:
         fields.carry("linear_attn_config", *_FLAT.values())
     if FULL in types:
-        parts["attention"] = _mla(fields)
+        parts["attention"] = read_latent(fields, {"kind": "none"})
     else:
         fields.carry(
-            "num_attention_heads", "num_key_value_heads", "qk_head_dim", "q_lora_rank", "attention_bias", *_MLA
+            "num_attention_heads", "num_key_value_heads", "qk_head_dim", "q_lora_rank", "attention_bias", *LATENT_SIZES
         )
     if all(sparse):
         fields.carry("intermediate_size")
@@ -123,32 +121,13 @@ def _sparse(fields: Fields, count: int) -> list[bool]:
     return [index >= num_dense for index in range(count)]
 
 
-def _mla(fields: Fields) -> Data:
-    heads, rope_dim = fields.size("num_attention_heads"), fields.size("qk_rope_head_dim")
-    fields.expect_derived("num_key_value_heads", heads)
-    fields.expect_derived("qk_head_dim", fields.size("qk_nope_head_dim") + rope_dim)
-    return {
-        "kind": "mla",
-        "num_heads": heads,
-        "q_lora_rank": fields.size_or_none("q_lora_rank"),
-        **{name: fields.size(name) for name in _MLA},
-        "norm_eps": _LATENT_NORM_EPS,
-        **({"bias": True} if fields.flag("attention_bias") else {}),
-        "mask": CAUSAL,
-        "position": {"kind": "none"},
-    }
-
-
 def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
     """The fields that KimiLinearForCausalLM reads, named as the published config names them."""
     blocks = model.text.stack.blocks
     mla, dense, moe = first(blocks, MLASpec), first(blocks, SwiGLUSpec), first(blocks, MoESpec)
-    heads = {} if mla is None else {"num_attention_heads": mla.num_heads, "num_key_value_heads": mla.num_heads}
-    latent = {} if mla is None else mla.model_dump(include={"q_lora_rank", *_MLA}) | {"attention_bias": mla.bias}
     written = {
         **write_text(model.text, style),
-        **heads,
-        **latent,
+        **({} if mla is None else latent_fields(mla)),
         "hidden_act": "silu",
         **({"intermediate_size": dense.intermediate_size} if dense else {}),
         **({} if moe is None else _EXPERTS.write(moe, blocks)),
@@ -188,9 +167,7 @@ def _of_mixture(name: str) -> tuple[str, ...]:
 
 NAMES: Renames = {
     **DECODER,
-    "text.layers.#.attention.q_a_norm.": f"{_SELF}q_a_layernorm.",
-    "text.layers.#.attention.kv_a_norm.": f"{_SELF}kv_a_layernorm.",
-    "text.layers.#.attention.kv_a_proj.": f"{_SELF}kv_a_proj_with_mqa.",
+    **LATENT_NAMES,
     _OURS: _SELF,
     **{f"{_OURS}{name}": (f"{_SELF}{name}", f"{_GATE}{name}") for name in ("f_a_proj.", "f_b_proj.", "dt_bias")},
     FFN: _MIXTURE[::-1],  # transformers turns its renaming of mixtures around for dense layers, too

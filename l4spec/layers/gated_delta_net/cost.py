@@ -2,9 +2,7 @@
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
-    Bound,
     Buffer,
-    CacheEntry,
     Declaration,
     Dim,
     Elementwise,
@@ -17,11 +15,8 @@ from l4spec.layers.declaration import (
     tokens_of,
 )
 from l4spec.layers.gated_delta_net.spec import GatedDeltaNetSpec
-from l4spec.layers.recurrent.chunks import CHUNK, delta_rule_products, recurrence
-from l4spec.units import ceil_div
-
-STATE_BYTES = 4
-"""Of a number of the recurrent state, which sums up over the whole sequence: fp32."""
+from l4spec.layers.recurrent.chunks import delta_rule_products, recurrence
+from l4spec.layers.recurrent.declared import cached_states, per_token, states_of_chunks
 
 
 def declare(spec: GatedDeltaNetSpec, width: Width) -> Declaration:
@@ -58,7 +53,7 @@ def declare(spec: GatedDeltaNetSpec, width: Width) -> Declaration:
         operations,
         inputs=(stream,),
         output=stream,
-        cache=_states(spec),
+        cache=cached_states(spec.conv_kernel_size, _convolved(spec), _state(spec)),
         live=lambda work: _live(spec, work, hidden),
         saved=lambda work: _saved(spec, work, hidden),
         executed=executed,
@@ -67,7 +62,7 @@ def declare(spec: GatedDeltaNetSpec, width: Width) -> Declaration:
 
 def _parameters(spec: GatedDeltaNetSpec, hidden: Dim) -> tuple[Parameter, ...]:
     keys = Dim("heads", spec.num_key_heads * spec.key_head_dim, spec.num_key_heads)
-    values = Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
+    values = _values(spec)
     heads, kernel = Dim("heads", spec.num_value_heads), Dim("kernel", spec.conv_kernel_size)
     widths = {"q": keys, "k": keys, "v": values, "z": values, "b": heads, "a": heads}
     projections = tuple(linear(f"{name}_proj", dim, hidden, "attention")[0] for name, dim in widths.items())
@@ -82,30 +77,25 @@ def _parameters(spec: GatedDeltaNetSpec, hidden: Dim) -> tuple[Parameter, ...]:
     )
 
 
-def _states(spec: GatedDeltaNetSpec) -> tuple[CacheEntry, ...]:
-    """The last tokens before the convolution, in the model's format, and what each value head keeps, in fp32."""
-    channels = Dim("heads", spec.conv_width, spec.num_key_heads)
-    state = (Dim("heads", spec.num_value_heads), Dim("key", spec.key_head_dim), Dim("value", spec.value_head_dim))
-    return (
-        CacheEntry("convolution", (Dim("kernel", spec.conv_kernel_size - 1), channels), Bound("state"), least_bytes=2),
-        CacheEntry("state", state, Bound("state"), least_bytes=STATE_BYTES),
-    )
+def _values(spec: GatedDeltaNetSpec) -> Dim:
+    return Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
+
+
+def _convolved(spec: GatedDeltaNetSpec) -> Dim:
+    return Dim("heads", spec.conv_width, spec.num_key_heads)
+
+
+def _state(spec: GatedDeltaNetSpec) -> tuple[Dim, ...]:
+    return Dim("heads", spec.num_value_heads), Dim("key", spec.key_head_dim), Dim("value", spec.value_head_dim)
 
 
 def _live(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    channels = Dim("heads", spec.conv_width, spec.num_key_heads)
-    values = Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
-    widths = {"normed_input": hidden, "projected": channels, "convolved": channels, "z": values, "read": values}
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+    mixed, values = _convolved(spec), _values(spec)
+    widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "z": values, "read": values}
+    return per_token(work, widths)
 
 
 def _saved(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
-    values = Dim("heads", spec.num_value_heads * spec.value_head_dim, spec.num_value_heads)
-    num_chunks = work.num_sequences * ceil_div(work.num_queries, CHUNK)
-    state = (Dim("heads", spec.num_value_heads), Dim("key", spec.key_head_dim), Dim("value", spec.value_head_dim))
-    return (
-        *_live(spec, work, hidden),
-        Buffer("gated", work.num_tokens, (values,)),
-        Buffer("chunk_states", num_chunks, state, bytes_per_element=STATE_BYTES),
-    )
+    """The live buffers, the gated values, and the state after each chunk."""
+    gated = per_token(work, {"gated": _values(spec)})
+    return (*_live(spec, work, hidden), *gated, states_of_chunks(work, _state(spec)))

@@ -4,9 +4,7 @@ from math import expm1, log
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
-    Bound,
     Buffer,
-    CacheEntry,
     Declaration,
     Dim,
     Elementwise,
@@ -20,10 +18,8 @@ from l4spec.layers.declaration import (
 )
 from l4spec.layers.kda.spec import KDASpec
 from l4spec.layers.recurrent.chunks import CHANNEL_CHUNK, delta_rule_products, recurrence
-from l4spec.units import ceil_div
+from l4spec.layers.recurrent.declared import STATE_BYTES, cached_states, per_token, states_of_chunks
 
-STATE_BYTES = 4
-"""Of a number of the recurrent state, and of a decay, whose logs are summed up: fp32."""
 FUSED_CHUNK = 64
 """Tokens after which fused kernels keep a state for the backward pass (flash-linear-attention, `chunk_kda`)."""
 RATE, STEP = log(8.5), log(expm1(0.01))
@@ -63,7 +59,7 @@ def declare(spec: KDASpec, width: Width) -> Declaration:
         operations,
         inputs=(stream,),
         output=stream,
-        cache=_states(spec),
+        cache=cached_states(spec.conv_kernel_size, _convolved(spec), _state(spec)),
         live=lambda work: _live(spec, work, hidden),
         saved=lambda work: _saved(spec, work, hidden),
         executed=executed,
@@ -99,29 +95,19 @@ def _state(spec: KDASpec) -> tuple[Dim, ...]:
     return Dim("heads", spec.num_heads), Dim("key", spec.head_dim), Dim("value", spec.head_dim)
 
 
-def _states(spec: KDASpec) -> tuple[CacheEntry, ...]:
-    """The last tokens before the convolutions, in the model's format, and what each head keeps, in fp32."""
-    channels = Dim("heads", 3 * spec.heads_width, spec.num_heads)
-    return (
-        CacheEntry("convolution", (Dim("kernel", spec.conv_kernel_size - 1), channels), Bound("state"), least_bytes=2),
-        CacheEntry("state", _state(spec), Bound("state"), least_bytes=STATE_BYTES),
-    )
+def _convolved(spec: KDASpec) -> Dim:
+    return Dim("heads", 3 * spec.heads_width, spec.num_heads)
 
 
 def _live(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    mixed, channels = Dim("heads", 3 * spec.heads_width, spec.num_heads), _channels(spec)
+    mixed, channels = _convolved(spec), _channels(spec)
     widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "gate": channels, "read": channels}
-    decay = Buffer("decay", work.num_tokens, (channels,), bytes_per_element=STATE_BYTES)
-    return (*(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items()), decay)
+    decay = Buffer("decay", work.num_tokens, (channels,), bytes_per_element=STATE_BYTES)  # its logs are summed
+    return (*per_token(work, widths), decay)
 
 
 def _saved(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, the narrow halves of both gates, and a state after each chunk."""
-    rank, num_chunks = Dim("rank", spec.head_dim), work.num_sequences * ceil_div(work.num_queries, FUSED_CHUNK)
-    return (
-        *_live(spec, work, hidden),
-        Buffer("gated", work.num_tokens, (_channels(spec),)),
-        Buffer("narrow_forget", work.num_tokens, (rank,)),
-        Buffer("narrow_gate", work.num_tokens, (rank,)),
-        Buffer("chunk_states", num_chunks, _state(spec), bytes_per_element=STATE_BYTES),
-    )
+    """The live buffers, the gated values, the low-rank halves of both gates, and the state after each chunk."""
+    rank = Dim("rank", spec.head_dim)
+    kept = per_token(work, {"gated": _channels(spec), "narrow_forget": rank, "narrow_gate": rank})
+    return (*_live(spec, work, hidden), *kept, states_of_chunks(work, _state(spec), FUSED_CHUNK))

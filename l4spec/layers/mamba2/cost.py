@@ -2,9 +2,7 @@
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
-    Bound,
     Buffer,
-    CacheEntry,
     Declaration,
     Dim,
     Elementwise,
@@ -17,11 +15,8 @@ from l4spec.layers.declaration import (
     tokens_of,
 )
 from l4spec.layers.mamba2.spec import Mamba2Spec
-from l4spec.layers.recurrent.chunks import CHUNK, recurrence, scan_products
-from l4spec.units import ceil_div
-
-STATE_BYTES = 4
-"""Of a number of the recurrent state, which sums up over the whole sequence: fp32."""
+from l4spec.layers.recurrent.chunks import recurrence, scan_products
+from l4spec.layers.recurrent.declared import cached_states, per_token, states_of_chunks
 
 
 def declare(spec: Mamba2Spec, width: Width) -> Declaration:
@@ -50,7 +45,7 @@ def declare(spec: Mamba2Spec, width: Width) -> Declaration:
         lambda work: run(work, recurrence("scan", work, spec.num_heads, 2 * spec.state_size * spec.head_dim)),
         inputs=(stream,),
         output=stream,
-        cache=_states(spec),
+        cache=cached_states(spec.conv_kernel_size, _convolved(spec), _state(spec)),
         live=lambda work: _live(spec, work, hidden),
         saved=lambda work: _saved(spec, work, hidden),
         executed=lambda work: run(work, scan_products(work, spec.num_heads, spec.state_size, spec.head_dim)),
@@ -58,7 +53,7 @@ def declare(spec: Mamba2Spec, width: Width) -> Declaration:
 
 
 def _parameters(spec: Mamba2Spec, hidden: Dim) -> tuple[Parameter, ...]:
-    inner, heads = Dim("heads", spec.inner_size, spec.num_heads), Dim("heads", spec.num_heads)
+    inner, heads = _inner(spec), Dim("heads", spec.num_heads)
     shared = Dim("heads", spec.num_groups * spec.state_size, spec.num_groups)
     kernel, convolved = Dim("kernel", spec.conv_kernel_size), {"x": inner, "b": shared, "c": shared}
     projected = {"z": inner, **convolved, "dt": heads}
@@ -77,30 +72,25 @@ def _parameters(spec: Mamba2Spec, hidden: Dim) -> tuple[Parameter, ...]:
     )
 
 
-def _states(spec: Mamba2Spec) -> tuple[CacheEntry, ...]:
-    """The last tokens before the convolution, in the model's format, and what each head keeps, in fp32."""
-    channels = Dim("heads", spec.conv_width, spec.num_groups)
-    state = (Dim("heads", spec.num_heads), Dim("state", spec.state_size), Dim("head_dim", spec.head_dim))
-    return (
-        CacheEntry("convolution", (Dim("kernel", spec.conv_kernel_size - 1), channels), Bound("state"), least_bytes=2),
-        CacheEntry("state", state, Bound("state"), least_bytes=STATE_BYTES),
-    )
+def _inner(spec: Mamba2Spec) -> Dim:
+    return Dim("heads", spec.inner_size, spec.num_heads)
+
+
+def _convolved(spec: Mamba2Spec) -> Dim:
+    return Dim("heads", spec.conv_width, spec.num_groups)
+
+
+def _state(spec: Mamba2Spec) -> tuple[Dim, ...]:
+    return Dim("heads", spec.num_heads), Dim("state", spec.state_size), Dim("head_dim", spec.head_dim)
 
 
 def _live(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    channels = Dim("heads", spec.conv_width, spec.num_groups)
-    inner = Dim("heads", spec.inner_size, spec.num_heads)
-    widths = {"normed_input": hidden, "projected": channels, "convolved": channels, "z": inner, "read": inner}
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+    mixed, inner = _convolved(spec), _inner(spec)
+    widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "z": inner, "read": inner}
+    return per_token(work, widths)
 
 
 def _saved(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
-    """Beside what is alive the gated values, and a state after each chunk of tokens, as fused kernels keep them."""
-    inner = Dim("heads", spec.inner_size, spec.num_heads)
-    num_chunks = work.num_sequences * ceil_div(work.num_queries, CHUNK)
-    state = (Dim("heads", spec.num_heads), Dim("state", spec.state_size), Dim("head_dim", spec.head_dim))
-    return (
-        *_live(spec, work, hidden),
-        Buffer("gated", work.num_tokens, (inner,)),
-        Buffer("chunk_states", num_chunks, state, bytes_per_element=STATE_BYTES),
-    )
+    """The live buffers, the gated values, and the state after each chunk."""
+    gated = per_token(work, {"gated": _inner(spec)})
+    return (*_live(spec, work, hidden), *gated, states_of_chunks(work, _state(spec)))

@@ -1,4 +1,4 @@
-"""Which stills of a clip a model is shown: by a rate or by a number, at most as many as Llama 4 was trained with."""
+"""Sampling of still frames from a video: by rate or by number, at most as many as Llama 4 was trained with."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How an image is cut into tiles and how many tokens they take, as Llama 4 does (huggingface/transformers `llama4`)."""
+"""Image tiling as in Llama 4: grid of tiles and number of tokens (huggingface/transformers `llama4`)."""
 
 from dataclasses import dataclass
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""A part of a plan that is computed when it is first read: what costs more than most readers ask for."""
+"""Lazily computed parts of a plan, for what costs more than most readers need."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What is asked of the planner: one model of options for the command line, Python, suggestions and the JSON echo."""
+"""Options of a plan: one model for the command line, Python, suggestions and the JSON echo."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""What the model or another option of a request rules out: every problem at once."""
+"""Checks of a request against the model and between options: every problem at once."""
 
 from collections.abc import Iterator
 

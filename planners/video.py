@@ -1,4 +1,4 @@
-"""A clip in a request: its stills, their tiles and tokens."""
+"""Video options of a request: still frames, their tiles and tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

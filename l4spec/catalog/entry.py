@@ -1,4 +1,4 @@
-"""What every catalogue entry is made of: a name, other spellings of it, and numbers that say where they come from."""
+"""Base of catalogue entries: a name, aliases, and numbers with their sources."""
 
 from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar

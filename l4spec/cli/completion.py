@@ -1,4 +1,4 @@
-"""What a shell offers after Tab: names of specs, hardware, schemes and engines, looked up when they are asked for."""
+"""Shell completion: names of specs, hardware, schemes and engines, looked up on demand."""
 
 import os
 from collections.abc import Callable, Iterator

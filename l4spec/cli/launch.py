@@ -1,4 +1,4 @@
-"""What `l4spec plan --emit` asks for: a plan by the engine's own policy, and its launch."""
+"""`l4spec plan --emit`: a plan by the engine's own policy, and its launch."""
 
 from typing import TYPE_CHECKING
 

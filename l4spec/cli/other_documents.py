@@ -1,4 +1,4 @@
-"""What `plan` and `verify` do where they are given a recipe or a scenario instead of a spec."""
+"""`plan` and `verify` of a recipe or a scenario instead of a spec."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Where text goes: to the terminal in characters that it can show, or to a file, whole or not at all."""
+"""Output of commands: to the terminal in characters that it can show, or atomically to a file."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What several commands do with a spec and with what was given on the command line."""
+"""Helpers of commands that plan specs: the options that were given, and compiled graphs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Where each phase of a training is, shown in place on a terminal; elsewhere there are lines alone."""
+"""Progress of a training's phases, updated in place on a terminal, else printed line by line."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Which checkpoint a launch loads, and which flags say how its weights are stored."""
+"""Checkpoint of a launch, and the flags that describe how its weights are stored."""
 
 import re
 from collections.abc import Container

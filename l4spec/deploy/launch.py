@@ -1,4 +1,4 @@
-"""What every engine's launch needs of a plan, and how commands are written down: quoted, one flag a line, per node."""
+"""Common parts of every engine's launch: what it needs of a plan, and commands as text, quoted, one flag per line."""
 
 import shlex
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The answer to one question: the plan of a variant beside that of the model that it changes, row by row."""
+"""Responses to the page: the plan of a variant beside that of the model that it changes, row by row."""
 
 from collections.abc import Callable
 from typing import Any

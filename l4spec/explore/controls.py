@@ -1,4 +1,4 @@
-"""What of a model can be moved on the page: fields of its spec, read from the document and not from layer kinds."""
+"""Controls of the page: the fields of a spec that can be changed, read from the document itself."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What keeps other pages and other machines out: the Host of a request, its origin, and the headers of an answer."""
+"""Access control of the local page: checks of Host and Origin, and headers of answers."""
 
 from collections.abc import Mapping
 

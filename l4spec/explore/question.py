@@ -1,4 +1,4 @@
-"""What the page asks: a model, changed fields and options, all as text; and what of it is wrong, at its field."""
+"""Requests of the page: a model, changed fields and options, as text; problems are reported at their field."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

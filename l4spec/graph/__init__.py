@@ -1,1 +1,1 @@
-"""Stage 4: the layer graph."""
+"""The layer graph: a DAG of layers with their declarations, from a resolved model."""

@@ -1,4 +1,4 @@
-"""Stage 4: from a resolved model to its layer graph, with shapes checked across every edge."""
+"""From a resolved model to its layer graph, with shapes checked across every edge."""
 
 from dataclasses import dataclass, field, replace
 

@@ -1,4 +1,4 @@
-"""Which tensors a phase of a recipe trains: those that its selectors name, the rest are frozen."""
+"""Trainable tensors of a recipe's phase: those that its selectors name; the rest is frozen."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What a model family is: how its config becomes a spec, and back."""
+"""Type of a model family: how its config becomes a spec, and back."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a config says that its checkpoint has in place of a language-model head."""
+"""Heads other than a language-model head (classification, reward), which an import refuses or notes."""
 
 import re
 from collections.abc import Mapping

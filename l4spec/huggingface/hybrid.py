@@ -1,4 +1,4 @@
-"""What Qwen's hybrids share: three delta nets, then gated attention; norms are 1 + weight."""
+"""Shared code of Qwen's hybrid families: three delta nets, then gated attention; norms are 1 + weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a model computes, as a flat table of facts: equal tables, equal mathematics, whatever its parts are called."""
+"""A model's mathematics as a flat table of facts: equal tables mean equal mathematics, whatever parts are named."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the language models of all families have in common, both ways."""
+"""Config fields that the language models of all families share, for import and export."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What every layer kind is made of: a strict schema, a declaration function and the place of its torch module."""
+"""Base types of layer kinds: a strict schema, a declaration function and the path of the torch module."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ class Width:
 
 @dataclass(frozen=True, slots=True)
 class LayerKind:
-    """One room of the house: schema, declaration, and `module:Class` of the torch module, imported only when built."""
+    """A layer kind: schema, declaration, and `module:Class` of the torch module, imported only when built."""
 
     spec: type[LayerSpec]
     declare: Callable[[Any, Width], Declaration]

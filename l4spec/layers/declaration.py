@@ -1,4 +1,4 @@
-"""What a layer kind declares about itself: parameters, operations, cache and buffers, in elements, without torch.
+"""Types of a layer kind's declaration: parameters, operations, cache and buffers, in elements. Imports no torch.
 
 Planner and runtime both read it, so that a number in a plan and a tensor in a run cannot come from two sources.
 Everything is logical: no parallel degree, no hardware, and no byte except where a kind fixes one.

@@ -1,4 +1,4 @@
-"""Which matmuls of a training run in fp8: a scheme's rule table, with its groups as the training scales them."""
+"""Matmuls of a training that run in fp8: a scheme's rule table, with groups as the training scales them."""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""How many bytes a tensor takes under a packing law: exact integers, scales, zero points and rounding included."""
+"""Bytes of a tensor under a packing law: exact integers, scales, zero points and rounding included."""
 
 from dataclasses import dataclass
 from math import prod

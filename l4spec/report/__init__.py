@@ -1,1 +1,1 @@
-"""Stages 7 and 8: claims compared with the plan, and everything that is shown to people."""
+"""Reports: any result as a page of sections, written as text, Markdown, JSON, HTML or SVG."""

@@ -1,4 +1,4 @@
-"""What is published about a model beside its mathematics, for `show`, `compare` and reports."""
+"""Published facts beside the mathematics, for `show`, `compare` and reports."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""From what was measured to a hardware profile: a catalogue entry of this machine, as YAML."""
+"""Report of `l4spec calibrate`: the measured machine as a hardware profile in YAML, and its summary."""
 
 from statistics import median
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What a fit reached, and its factors as a file that plan and simulate take."""
+"""Report of `simulate --fit`: errors of the fit, and its factors as a file that plan and simulate take."""
 
 from planners.simulate.fit import Errors, Fit
 

@@ -1,4 +1,4 @@
-"""How the cache grows up to ten million tokens: by kind of layer, and by the policy of each engine."""
+"""Charts of cache growth up to ten million tokens: by kind of layer, and by engine policy."""
 
 from collections.abc import Iterator, Sequence
 

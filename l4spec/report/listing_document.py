@@ -1,4 +1,4 @@
-"""What `l4spec ls` and `l4spec show` say, as JSON documents."""
+"""JSON documents of `l4spec ls` and `l4spec show`."""
 
 from typing import Any, Literal
 

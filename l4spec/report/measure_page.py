@@ -1,4 +1,4 @@
-"""How a measurement is shown: the verdict first, then a table for each section."""
+"""Report of `l4spec measure`: the verdict first, then a table for each section."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

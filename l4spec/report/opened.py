@@ -1,4 +1,4 @@
-"""A number that opens to what it rests on, as every number of a report does."""
+"""A number with its formula, source and error, shown when a reader opens it."""
 
 from l4spec.report.page import Block, Details, Facts
 

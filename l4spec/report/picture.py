@@ -1,4 +1,4 @@
-"""What a picture of a model shows: columns of layers, repeated ones folded, each kind opened into its operations."""
+"""Content of a model's picture: columns of layers, repeats folded, each kind expanded into its operations."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass

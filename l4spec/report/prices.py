@@ -1,4 +1,4 @@
-"""What a plan costs: at the price that was given, or at the lowest public list price of its GPUs."""
+"""Prices of a plan: at the given price, or at the lowest public list price of its GPUs."""
 
 from l4spec.report.quantities import count, usd
 from planners.catalog.prices import lowest_offer

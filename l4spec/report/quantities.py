@@ -1,4 +1,4 @@
-"""How numbers are shown, decided here alone: GiB for memory, decimal K/M/B/T for parameters, GFLOP for FLOPs."""
+"""Formats of numbers, defined only here: GiB for memory, decimal K/M/B/T for parameters, GFLOP for FLOPs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What became of the requests of a simulation, drawn: how many were served within a time, and a stretch of them."""
+"""Charts of simulated requests: latency distributions, and a timeline of a few requests."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""What runs of a recipe came to: a row for each phase, or for each variant, with means over seeds."""
+"""Results of training runs: a row per phase or variant, with means over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Whether a learning rate transfers, drawn and as tables: loss over rates at each growth, and sizes of features."""
+"""Report of `l4spec transfer`: loss over learning rates at each size, and feature sizes, as charts and tables."""
 
 from collections.abc import Mapping, Sequence
 from math import floor

@@ -1,1 +1,1 @@
-"""Stage 5a: a runnable PyTorch module that executes a layer graph, its checkpoints, and generation."""
+"""A runnable PyTorch module that executes a layer graph, its checkpoints, and generation."""

@@ -1,4 +1,4 @@
-"""Stage 5a: from a layer graph to the torch module that executes it."""
+"""From a layer graph to the torch module that executes it."""
 
 import importlib
 from typing import Any

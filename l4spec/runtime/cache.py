@@ -1,4 +1,4 @@
-"""What a model remembers of the tokens it has read: one preallocated cache per layer, and how far they are filled."""
+"""KV caches and recurrent states of a model: one preallocated cache per layer, and the number of tokens in it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

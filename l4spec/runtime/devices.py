@@ -1,4 +1,4 @@
-"""Which devices there are."""
+"""Torch devices of this machine."""
 
 import torch
 

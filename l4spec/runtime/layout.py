@@ -1,4 +1,4 @@
-"""From what a caller gives (padding on either side, packed sequences, a cache) to aligned rows, and back."""
+"""From a caller's batch (left or right padding, packed sequences, a cache) to aligned rows, and back."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What a built module holds, counted on its own tensors: the module tree, and parameters by part."""
+"""Inventory of a built module: its tree, and its parameters counted by part."""
 
 from collections import defaultdict
 from collections.abc import Iterator

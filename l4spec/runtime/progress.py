@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a function of (done, all), in whatever it counts."""
+"""Type of progress callbacks: a function of (done, total) in any unit."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, with the tokenizer file that is beside a checkpoint. Knows no torch.
+"""Text to token ids and back, with the tokenizer file that is beside a checkpoint. Imports no torch.
 
 A Hugging Face `tokenizer.json` needs the package `tokenizers`, a tiktoken model file (`tokenizer.model`) the package
 `tiktoken`; both come with `pip install 'l4spec[text]'`.

@@ -1,4 +1,4 @@
-"""How much a `tokenizer.json` may make of a text: a file of a kilobyte can say to double every letter forty times."""
+"""Limits on a `tokenizer.json`: how much longer it may make a text (a kilobyte can double every letter forty times)."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,1 +1,1 @@
-"""How a model is divided among devices: one rule table that the planner divides by and the runtime cuts by."""
+"""Sharding: one rule table by which the planner divides tensors and the runtime cuts them."""

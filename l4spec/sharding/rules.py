@@ -1,4 +1,4 @@
-"""Which axes a layout cuts, and what each rank holds of a tensor.
+"""Sharding rules: which axes a layout cuts, and which region of a tensor each rank holds.
 
 Devices form a mesh pp x dp x ep x cp x tp. A tensor is cut along its logical axes by one rule table; attention and
 other non-expert weights are repeated over ep, dp and cp, and sequences are divided among the dp * ep ranks, their

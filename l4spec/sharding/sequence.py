@@ -1,4 +1,4 @@
-"""How the tokens of a sequence are divided among context-parallel ranks, and what travels between them in a prefill.
+"""Context parallelism: how a sequence's tokens are divided among ranks, and what they send in a prefill.
 
 Each rank runs one run of neighbouring tokens, cut only between chunks of the chunked layers, so that these layers need
 nothing from other ranks. Elsewhere what a layer keeps per token travels to the next rank, and on to those after it:

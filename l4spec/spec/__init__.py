@@ -1,1 +1,1 @@
-"""Stages 1 to 3: from YAML to a resolved model."""
+"""From YAML to a resolved model: read (`document`), validate (`parse`, `model`), fill in defaults (`resolve`)."""

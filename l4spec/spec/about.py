@@ -1,4 +1,4 @@
-"""What is published about a model beside its mathematics: licence, languages, dates, modalities, evaluations."""
+"""Published facts beside the mathematics: licence, languages, dates, modalities, evaluations."""
 
 from typing import Annotated, Literal, Self
 
@@ -15,12 +15,12 @@ AllWords = Annotated[tuple[Words, ...], AsTuple]
 
 
 class ImageCount(Spec):
-    """How many images of one sequence the publisher speaks of, and when."""
+    """How many images the publisher allows in one sequence, and under which conditions."""
 
     count: Size
     """Images, or stills of a clip."""
     conditions: Words
-    """When so many: in pre-training, after post-training, tested."""
+    """Conditions of the number: in pre-training, after post-training, tested."""
     source: Words | None = None
     """Where it is published; null for the `source` of all."""
 
@@ -41,7 +41,7 @@ class PublishedScore(Spec):
     context: Size | None = None
     """Tokens of input that the score is about, where it is about a length."""
     contradicts_context: bool = False
-    """Whether the score speaks against the advertised context: far from it, the model no longer does the task."""
+    """Whether the score contradicts the advertised context: the model fails the task at much shorter lengths."""
     source: Words | None = None
     """Where it is published; null for the `source` of all."""
 
@@ -56,7 +56,7 @@ class About(Spec):
     """What is published about a model; what is unknown is left out."""
 
     source: Words
-    """Where what names no source of its own is published."""
+    """Source of every entry that names none of its own."""
     released: Day | None = None
     """Day of the release; null for a model that was never released."""
     announced: Day | None = None
@@ -64,23 +64,23 @@ class About(Spec):
     license: Words | None = None
     """Name of the licence."""
     license_url: Words | None = None
-    """Where its text is."""
+    """URL of the licence's text."""
     languages: AllWords = ()
     """Languages that the publisher supports."""
     pretraining_languages: Size | None = None
     """Number of languages in the training data."""
     inputs: AllWords = ()
-    """What goes in: text, image."""
+    """Input modalities: text, image."""
     outputs: AllWords = ()
-    """What comes out: text, code."""
+    """Output modalities: text, code."""
     knowledge_cutoff: Day | None = None
-    """Until when the training data goes."""
+    """Date of the newest training data."""
     training_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     """Tokens of the pre-training."""
     advertised_context: Size | None = None
     """Longest input that the publisher advertises, in tokens."""
     images: Annotated[tuple[ImageCount, ...], AsTuple] = ()
-    """How many images of one sequence the publisher speaks of."""
+    """Images per sequence, as published."""
     evaluations: Annotated[tuple[PublishedScore, ...], AsTuple] = ()
     """Published scores, the publisher's and others'."""
 

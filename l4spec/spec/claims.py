@@ -1,4 +1,4 @@
-"""What people say about a model, with its source, for `l4spec verify` to compare with the plan."""
+"""Published claims about a model, with their sources, which `l4spec verify` compares with the plan."""
 
 from typing import Annotated, Literal, Self
 
@@ -36,7 +36,7 @@ class Claim(Spec):
     value: bool | int | Annotated[float, Field(ge=0)]
     """The claimed value."""
     source: Annotated[str, Field(min_length=1)]
-    """Who says so."""
+    """Source of the claim."""
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Relative difference up to which the claim holds; published figures are rounded."""
     on: str | None = None
@@ -56,7 +56,7 @@ class Claim(Spec):
     precision: str | None = None
     """Number format of matmuls that a claim of training is about; bf16 when left out."""
     note: str | None = None
-    """What else to know."""
+    """Further remarks."""
 
     @model_validator(mode="after")
     def _can_be_checked(self) -> Self:

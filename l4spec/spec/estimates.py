@@ -1,4 +1,4 @@
-"""Which numbers rest on fields that nobody has published, decided by what a field can enter."""
+"""Effect of estimated fields: which numbers of a plan depend on values that nobody has published."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What every document begins with, whatever its kind: version, name, parent, sources, and what nobody has published."""
+"""Header of every kind of document: version, name, parent, sources, estimated fields."""
 
 from typing import Annotated, Literal
 

@@ -46,7 +46,7 @@ class BlockSpec(Spec):
     repeat: Size = 1
     """How many such blocks follow each other."""
     output_scale: bool = False
-    """Multiply what leaves the block by a stored number, which is not trained (Gemma 4's layer_scalar)."""
+    """Multiply the output of the block by a stored number that is not trained (Gemma 4's layer_scalar)."""
 
     def part_names(self) -> Iterator[str]:
         """The parts that it names."""
@@ -71,7 +71,7 @@ class GroupSpec(Spec):
     blocks: Annotated[tuple[BlockSpec, ...], AsTuple, Field(min_length=1)]
     """The pattern."""
     repeat: Size = 1
-    """How many times the pattern is laid."""
+    """How often the pattern is repeated."""
 
 
 def _group_or_block(value: Any) -> str:
@@ -182,7 +182,7 @@ class TextSpec(StackSpec):
     vocab_size: LayerSize
     """Entries of the vocabulary, special tokens included."""
     max_seq_len: Size
-    """Longest sequence that the model was made for, in tokens. Never silently used as the planned context."""
+    """Longest sequence that the model supports, in tokens; not the default context of a plan."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the published weights."""
     tie_embeddings: bool = False
@@ -364,11 +364,11 @@ class ModelSpec(Header):
     """How the published weights are stored, which plans assume by default: a quantization scheme by name, or a table of
     rules for a mix that has no name. Null: unquantized, in `text.dtype`."""
     about: About | None = None
-    """What is published beside the mathematics: licence, languages, dates, evaluations; changes no number of a plan."""
+    """Other published facts: licence, languages, dates, evaluations; they change no number of a plan."""
     claims: Annotated[tuple[Claim, ...], AsTuple, Field(max_length=MAX_CLAIMS)] = ()
-    """What people say about the model, for `l4spec verify`."""
+    """Published claims about the model, for `l4spec verify`."""
     huggingface: HuggingFaceSpec | None = None
-    """What `l4spec export` needs besides the mathematics; written by `l4spec import`."""
+    """Fields of a Hugging Face config that `l4spec export` writes back; written by `l4spec import`."""
 
     @model_validator(mode="after")
     def _projector_meets_text(self) -> Self:

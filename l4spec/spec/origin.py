@@ -1,4 +1,4 @@
-"""Where a spec came from, as far as the way back needs it: what a Hugging Face config says besides the mathematics."""
+"""Origin of an imported spec: the fields of its Hugging Face config that export writes back."""
 
 from typing import Annotated, Literal, TypeAlias
 

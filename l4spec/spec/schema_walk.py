@@ -1,4 +1,4 @@
-"""Which schema is at a path of a document: to name the fields that an author could have meant."""
+"""Finds the schema at a path of a document, to suggest the field that an author may have meant."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin

@@ -1,4 +1,4 @@
-"""How weights are stored: packing laws, and rules that say which tensors a law is for."""
+"""Storage of weights: packing laws, and rules that select the tensors of each law."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar

@@ -1,4 +1,4 @@
-"""What an unquoted YAML scalar means, or why it is refused.
+"""Meaning of an unquoted YAML scalar, or the reason why it is refused.
 
 Only spellings that YAML 1.1 (PyYAML) and YAML 1.2 (most editors) read alike are accepted. The others – `on`, `5e5`,
 `1:30`, `010`, `1_000`, dates – mean different things to different readers, so they are refused with the spelling to

@@ -1,4 +1,4 @@
-"""Folders of steps: `step-00000040` in a folder of a run; half-written ones are never seen, leftovers are removed."""
+"""Checkpoint folders by step (`step-00000040`): published atomically, unfinished ones are removed."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a number that is not finite comes from: the first layer that gives one, or the first gradient that is one."""
+"""Locates a non-finite number: the first layer that outputs one, or the first gradient that is one."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""How evenly experts are used, counted over all ranks and microbatches of a step; biases; a detector of collapse."""
+"""Expert balance in training: load over all ranks and microbatches, router biases, detection of collapse."""
 
 import math
 from collections import defaultdict, deque

@@ -1,4 +1,4 @@
-"""How the folders of a run's checkpoints are named. Knows no torch."""
+"""Names of the step folders of checkpoints. Imports no torch."""
 
 STEP = "step-"
 """How the name of a checkpoint's folder begins, before the number of steps."""

@@ -1,4 +1,4 @@
-"""Whether a learning rate transfers: a recipe's first phase trained at several sizes and rates, and its features."""
+"""Learning-rate transfer: a recipe's first phase trained at several sizes and rates, and coordinate checks."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

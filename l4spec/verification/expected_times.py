@@ -1,4 +1,4 @@
-"""What a run should take by this machine's profile, where it was calibrated, and how wrong that usually is."""
+"""Predicted times of a run on this calibrated machine, with their usual error."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What has been published about a training, against the plan of its recipe."""
+"""Published claims about a training run, compared with the plan of its recipe."""
 
 from collections.abc import Callable, Mapping
 

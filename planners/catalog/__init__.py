@@ -1,4 +1,4 @@
-"""What a plan is made on: machines, quantization schemes and engines, one YAML file each, every number with its source.
+"""Catalogue of hardware, engines and prices: one YAML file each, every number with its source.
 
     hardware("h100").usable.num_bytes
     quantization("w4a16").law_for(Target("q_proj.weight", "attention", "linear"))

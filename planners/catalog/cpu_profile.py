@@ -1,4 +1,4 @@
-"""What calibration measured of our own module on a machine: seconds of its pieces by size, one set a number format.
+"""CPU profiles: measured seconds of our module's pieces by size, one set per number format.
 
 Every number is a median that `l4spec calibrate` measured on the machine itself; nothing here is from a datasheet.
 """

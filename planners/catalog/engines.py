@@ -1,4 +1,4 @@
-"""What an inference engine does with memory: how it pages the cache, which share it takes, what it keeps besides."""
+"""Memory policy of inference engines: cache paging, memory share, and overheads."""
 
 from typing import Annotated, Literal, TypeAlias
 

@@ -1,4 +1,4 @@
-"""What a plan knows of a machine: memory, dense arithmetic peaks, links, and how many devices share a host."""
+"""Hardware entries: memory, dense peaks, links, and devices per host."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args

@@ -1,4 +1,4 @@
-"""What a GPU costs per hour by public price lists: dated offers, each with its source."""
+"""Public GPU prices per hour: dated offers, each with its source."""
 
 from datetime import date
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""How an engine's scheduler is set when nobody sets it: the defaults of a named version, each with its source."""
+"""Scheduler defaults of engines by version, each with its source."""
 
 from typing import Annotated, Literal
 

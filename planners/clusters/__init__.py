@@ -1,1 +1,1 @@
-"""Which cluster trains a model by a deadline, and what it costs."""
+"""Clusters that train a model by a deadline, with their prices."""

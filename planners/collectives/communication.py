@@ -1,4 +1,4 @@
-"""What one device sends per token of a forward pass, as a plan prints it: rows of the list of collectives.
+"""Communication of one device per token of a forward pass, as a plan prints it: rows of the list of collectives.
 
 Two figures of every collective: the **payload**, bytes of the buffer that a rank passes (of an all-gather: takes
 out), and the **ring** traffic, bytes that it sends when the collective runs as a ring. Of the stages of a pipeline each

@@ -1,1 +1,1 @@
-"""What the model is, counted: parameters, FLOPs, KV cache and state, stored weights."""
+"""Counts of a model: parameters, FLOPs, KV cache and state, stored weights."""

@@ -1,4 +1,4 @@
-"""Stage 5b: `CostSheet`, what each group of equal layers costs in elements and FLOPs, before any hardware."""
+"""`CostSheet`: what each group of equal layers costs in elements and FLOPs, before any hardware."""
 
 from dataclasses import dataclass
 

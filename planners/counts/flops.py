@@ -1,4 +1,4 @@
-"""How many floating-point operations a model's mathematics needs."""
+"""FLOPs of a model's mathematics (model FLOPs)."""
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup

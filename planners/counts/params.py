@@ -1,4 +1,4 @@
-"""How many parameters a model has, and how many of them a token uses."""
+"""Parameter counts: in total, and active per token."""
 
 from collections import defaultdict
 

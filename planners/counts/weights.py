@@ -1,4 +1,4 @@
-"""How many bytes a model's weights take under a quantization scheme."""
+"""Bytes of a model's weights under a quantization scheme."""
 
 from collections import defaultdict
 

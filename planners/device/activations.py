@@ -1,4 +1,4 @@
-"""How much memory activations take on one device: while serving, and while training.
+"""Activation memory of one device: while serving, and while training.
 
 Serving: peak of one prefill chunk = max(2 x residual stream + live buffers of the largest layer, logits).
 Attention keeps no score matrix (flash attention). Routed tokens are assumed spread evenly

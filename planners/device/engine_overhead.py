@@ -1,4 +1,4 @@
-"""What an engine keeps on every device besides weights, cache and activations: tables, buffers, graphs, the driver.
+"""Engine overhead per device besides weights, cache and activations: tables, buffers, graphs, the driver.
 
 A RoPE table follows from a formula. Collectives' buffers, CUDA graphs and the driver's part follow from none: they are
 read from published logs, and every such term carries the spread of its readings and their source.

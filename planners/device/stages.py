@@ -1,4 +1,4 @@
-"""What the fullest device of a layout holds: bytes of every pipeline stage, by the rules of `l4spec.sharding`."""
+"""Bytes on the fullest device of a layout: every pipeline stage, by the rules of `l4spec.sharding`."""
 
 from collections import Counter
 from collections.abc import Iterable

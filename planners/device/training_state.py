@@ -1,4 +1,4 @@
-"""What training keeps on one device besides activations: weights, gradients and optimizer states, and how they shard.
+"""Training state of one device: weights, gradients and optimizer states, and how they shard.
 
 Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments
 (12 B a parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients

@@ -1,4 +1,4 @@
-"""How wrong predictions of our module's time were where it was tried: on models that nothing was calibrated on."""
+"""Error of predicted times of our module, on models that were not used in the calibration."""
 
 from planners.latency_types import LatencyError
 

@@ -1,4 +1,4 @@
-"""How many floating-point operations our module runs: what a FLOP counter sees, to the digit.
+"""FLOPs that our module executes: exactly what a FLOP counter counts.
 
 More than `model_flops` where dense blocks of attention compute pairs that the mask forbids, where a cached latent is
 expanded again, and in training, where the backward pass is counted operation by operation instead of as twice the

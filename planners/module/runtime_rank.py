@@ -1,4 +1,4 @@
-"""What one rank of a layout holds and computes: its own regions of tensors, its stage's caches, its share of FLOPs.
+"""One rank of a layout in our runtime: its regions of tensors, its caches, its share of FLOPs.
 
 A layout's plan (`planners.device.memory`) speaks of the fullest device; these functions of any one, where
 vocabularies are divided unevenly or stages differ, by the same rule table.

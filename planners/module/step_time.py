@@ -1,4 +1,4 @@
-"""How long a step of our own module takes on a machine that was calibrated: its pieces, one after the other.
+"""Seconds of a step of our own module on a calibrated machine: the sum of its pieces.
 
 A layer is the matrix products that it declares, the element-wise work and attention between them, each looked up in the
 measured tables at its sizes, and a constant for its kind. A pass adds a constant, and one for each rotation table.

@@ -1,1 +1,1 @@
-"""What does a training cost? Phase by phase of a recipe, each planned as `plan --mode train` with its settings."""
+"""Cost of a training recipe: each phase planned as `plan --mode train` with its own settings."""

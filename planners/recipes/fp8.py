@@ -1,4 +1,4 @@
-"""What of a phase is in fp8: FLOPs of its matmuls, and bytes of its weights' copies, by the table that a run reads."""
+"""FLOPs of a phase that run in fp8, and bytes of the fp8 copies of its weights, by the table that a run reads."""
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Matmul, Work

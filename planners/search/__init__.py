@@ -1,1 +1,1 @@
-"""Which layout, and what would fit: legal layouts, suggestions, fewest GPUs."""
+"""Search over deployments: legal layouts, suggestions, fewest GPUs, the cheapest for a service level."""

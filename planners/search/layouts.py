@@ -1,4 +1,4 @@
-"""Which layout, how long a context, how many sequences: answers by asking `Placement.room` again and again."""
+"""Legal layouts, the longest context and the largest batch that fit, by repeated `Placement.room` queries."""
 
 from collections.abc import Callable, Iterable
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Which of the layouts that fit is planned: by estimated time, by cost, or by memory.
+"""Choice among layouts that fit: by estimated time, cost or memory.
 
 Estimates are noisy, and the smallest of many is too small: layouts whose time is within the estimate's median error of
 the best one are taken as equally fast. Of these the one with the most free memory is planned, in training the simplest

@@ -1,4 +1,4 @@
-"""What a search is asked for: a service level or a deadline, and what it may choose from."""
+"""Options of a search: a service level or a deadline, and the hardware, formats and engines to choose from."""
 
 from collections.abc import Iterator
 from typing import Annotated

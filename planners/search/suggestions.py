@@ -1,4 +1,4 @@
-"""What to change when a plan does not fit: the nearest changes, each found by planning it."""
+"""Suggestions for a plan that does not fit: the nearest changes, each verified by planning it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What speculative decoding costs: the draft's own steps, its weights and its cache."""
+"""Costs of speculative decoding: the draft's own steps, weights and cache."""
 
 from collections.abc import Callable
 from dataclasses import replace

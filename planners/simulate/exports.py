@@ -1,4 +1,4 @@
-"""What a simulation leaves besides its figures: a row for every request, and a timeline that Perfetto opens."""
+"""Exports of a simulation: one CSV row per request, and a timeline for Perfetto."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The servers of a scenario, planned together: drafts, models on the same GPUs, and prefill servers of their own."""
+"""Servers of a scenario, planned together: drafts, models that share GPUs, and prefill servers."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a simulation writes down while it runs: gaps between tokens, and the state of every server over time."""
+"""Recorder of a simulation: gaps between tokens, and the state of every server over time."""
 
 from array import array
 

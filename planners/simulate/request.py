@@ -1,4 +1,4 @@
-"""What is asked of the simulator: options of the command line and of Python, laid over a scenario or making one."""
+"""Options of a simulation, for the command line and Python: applied to a scenario, or making one."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal

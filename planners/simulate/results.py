@@ -1,4 +1,4 @@
-"""From what happened to figures: percentiles, rates, curves, cost."""
+"""Aggregation of simulated events: percentiles, rates, curves, cost."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Which replica a request goes to."""
+"""Routers: the assignment of requests to replicas."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""What every variant of a sweep is planned for: the options of serving, and a training run beside them."""
+"""Options of a sweep: those of serving, and a training run beside them."""
 
 from typing import Annotated, Any, Literal
 

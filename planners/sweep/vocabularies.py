@@ -1,4 +1,4 @@
-"""What a vocabulary costs and saves: parameters and FLOPs a token, and by a tokenizer's counts a byte of text."""
+"""Cost of a vocabulary: parameters and FLOPs per token, and, with a tokenizer's counts, per byte of text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""How a checkpoint stores its weights, from what its config says to `stored_as` of a spec."""
+"""Stored weight formats: from a config's quantization fields to `stored_as` of a spec."""

@@ -1,4 +1,4 @@
-"""The room of residual addition."""
+"""The kind `add`: residual addition."""
 
 from l4spec.layers.add.cost import declare
 from l4spec.layers.add.spec import AddSpec

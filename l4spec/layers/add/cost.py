@@ -1,4 +1,4 @@
-"""What a residual addition costs: traffic, and where it is scaled one stored number."""
+"""Cost of a residual addition: traffic, and where it is scaled one stored number."""
 
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import Width

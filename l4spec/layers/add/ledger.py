@@ -1,4 +1,4 @@
-"""What the module of a residual addition allocates and runs."""
+"""Allocations and timed pieces of the module of a residual addition."""
 
 from collections.abc import Iterator
 

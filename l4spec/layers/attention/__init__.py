@@ -1,1 +1,1 @@
-"""What attention kinds share: masks, positions, walk, ledger, caches, kernels, ring."""
+"""Shared code of attention kinds: masks, positions, compute, ledger, rope, ring attention."""

@@ -1,4 +1,4 @@
-"""What `l4spec.layers.attention.compute` allocates and runs while it attends: masks, scores, results; timed pieces."""
+"""Allocations and timed pieces of `l4spec.layers.attention.compute`: masks, scores, results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

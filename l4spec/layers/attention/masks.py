@@ -1,4 +1,4 @@
-"""Which keys a query may attend to, how many pairs that is, and how much cache it needs.
+"""Attention masks: which keys a query may attend to, the number of pairs, and the cache that it needs.
 
 Positions count from 0. A query at position q sees the key at position k if and only if
 

@@ -1,4 +1,4 @@
-"""How attention knows positions: rotary embeddings with their scaling laws, 2-D rotary for images, or nothing."""
+"""Position encodings: rotary embeddings with their scaling laws, 2-D rotary for images, or none."""
 
 from typing import Annotated, Literal, Self
 

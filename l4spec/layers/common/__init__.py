@@ -1,1 +1,1 @@
-"""What layer kinds share: gated products, allocation ledger, modules, parallel pieces."""
+"""Shared code of layer kinds: gated products, allocation ledger, modules, parallel pieces."""

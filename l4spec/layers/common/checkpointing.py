@@ -1,4 +1,4 @@
-"""What training keeps of a forward pass for the backward pass; the rest is computed again. Knows no torch."""
+"""Activation checkpointing: what is kept of a forward pass, what is computed again. Imports no torch."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""How a kind's torch module runs eagerly on a CPU, in numbers: what it allocates, and which timed pieces it is made of.
+"""Types that describe how a kind's module runs eagerly on a CPU: its allocations and its timed pieces.
 
 Each kind keeps its own in `ledger.py`, beside the module that it mirrors, and names it in `LayerKind.eager`. It is
 torch-free: `l4spec plan --gpus 1xthis` predicts times from pieces without building anything. A kind without one is

@@ -1,4 +1,4 @@
-"""Products of a layer that training does not reach."""
+"""Matmuls without gradients in otherwise trained layers."""
 
 from l4spec.layers.declaration import Matmul
 

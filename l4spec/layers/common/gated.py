@@ -1,4 +1,4 @@
-"""What feed-forward layers cost, with a gate whatever its activation (SwiGLU, GeGLU, experts) and without one."""
+"""Costs of feed-forward layers with a gate (SwiGLU, GeGLU, experts) and without one."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

@@ -1,4 +1,4 @@
-"""What every torch module of a layer shares: its base class and what a forward pass tells all layers."""
+"""Base class of layers' torch modules, the context of a forward pass, and modules that several kinds use."""
 
 import math
 import threading

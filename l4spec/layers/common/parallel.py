@@ -1,4 +1,4 @@
-"""What layers cut among ranks share: the axes of the mesh as a layer sees them, and collectives that differentiate.
+"""Parallelism inside layers: the mesh axes that a layer sees, and differentiable collectives.
 
 Tensor parallelism as Megatron's pair of operators (arXiv:1909.08053, section 3): `enter` is the identity whose gradient
 is summed over ranks, `leave` sums over ranks and lets the gradient pass.

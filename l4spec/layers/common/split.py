@@ -1,4 +1,4 @@
-"""How a pass runs where tensor-parallel ranks hold a share of its tokens each."""
+"""Interface for running a layer whose tokens are divided among tensor-parallel ranks (sequence parallelism)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

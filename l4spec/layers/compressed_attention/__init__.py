@@ -1,4 +1,4 @@
-"""The room of attention to a window and to compressed keys."""
+"""The kind `compressed_attention`: attention to a window and to compressed keys (DeepSeek-V4)."""
 
 from l4spec.layers.base import LayerKind
 from l4spec.layers.compressed_attention.cost import declare

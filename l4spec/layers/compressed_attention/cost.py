@@ -1,4 +1,4 @@
-"""What attention to a window and to compressed entries costs, and what it keeps.
+"""Cost of attention to a window and to compressed entries, and what it keeps.
 
 A token keeps its shared key within the window. Of what lies further back there is an entry for each `ratio` tokens,
 with a small key where an index chooses. Keys and gates of tokens that later entries are made of are kept until those

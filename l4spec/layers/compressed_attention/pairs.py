@@ -1,4 +1,4 @@
-"""How many keys and entries queries attend to, and which dense blocks our module computes for it."""
+"""Numbers of attended (query, key) pairs, and the dense blocks that our module computes for them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

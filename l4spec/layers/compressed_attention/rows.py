@@ -1,4 +1,4 @@
-"""What queries may attend to, of a cache and of a pass: rows of the window, entries, and which each query sees."""
+"""Keys that queries may attend to: window rows and compressed entries of cache and pass, with their masks."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What a concatenation costs: traffic only."""
+"""Cost of a concatenation: traffic only."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.concat.spec import ConcatSpec

@@ -1,4 +1,4 @@
-"""What a token embedding costs: its table, and a gather without FLOPs."""
+"""Cost of a token embedding: its table, and a gather without FLOPs."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of

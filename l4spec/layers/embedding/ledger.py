@@ -1,4 +1,4 @@
-"""What the module of the token embedding allocates and runs."""
+"""Allocations and timed pieces of the module of the token embedding."""
 
 from collections.abc import Iterator
 

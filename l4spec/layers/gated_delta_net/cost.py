@@ -1,4 +1,4 @@
-"""What a gated delta net costs: projections, and a state of fixed size instead of a cache that grows."""
+"""Cost of a gated delta net: projections, and a state of fixed size instead of a cache that grows."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

@@ -1,4 +1,4 @@
-"""What the module of the gated delta net allocates, and which timed pieces it runs."""
+"""Allocations and timed pieces of the module of the gated delta net."""
 
 from collections.abc import Iterator
 

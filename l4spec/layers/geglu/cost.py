@@ -1,4 +1,4 @@
-"""What a GeGLU layer costs."""
+"""Cost of a GeGLU layer."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import declare_gated

@@ -1,4 +1,4 @@
-"""What the module of GeGLU, whose code is SwiGLU's, allocates and runs."""
+"""Allocations and timed pieces of the module of GeGLU, whose code is SwiGLU's."""
 
 from collections.abc import Iterator
 

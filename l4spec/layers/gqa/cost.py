@@ -1,4 +1,4 @@
-"""What grouped-query attention costs."""
+"""Cost of grouped-query attention."""
 
 from collections.abc import Mapping
 

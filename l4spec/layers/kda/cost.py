@@ -1,4 +1,4 @@
-"""What Kimi Delta Attention costs: projections, gates of low rank, and a state of fixed size instead of a cache."""
+"""Cost of Kimi Delta Attention: projections, gates of low rank, and a state of fixed size instead of a cache."""
 
 from math import expm1, log
 

@@ -1,4 +1,4 @@
-"""What the module of Kimi Delta Attention allocates, and which timed pieces it runs."""
+"""Allocations and timed pieces of the module of Kimi Delta Attention."""
 
 from collections.abc import Iterator
 

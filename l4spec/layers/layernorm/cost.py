@@ -1,4 +1,4 @@
-"""What a LayerNorm costs: a weight and a bias per channel, one read and one write per element."""
+"""Cost of a LayerNorm: a weight and a bias per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of

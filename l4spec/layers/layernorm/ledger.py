@@ -1,4 +1,4 @@
-"""What the module of a LayerNorm allocates and runs; its time is an RMSNorm's."""
+"""Allocations and timed pieces of the module of a LayerNorm; its time is an RMSNorm's."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, norm_pieces

@@ -1,4 +1,4 @@
-"""What a single linear layer costs."""
+"""Cost of a single linear layer."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Declaration, Dim, Matmul, Operation, Work, linear, tokens_of

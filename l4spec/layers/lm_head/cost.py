@@ -1,4 +1,4 @@
-"""What the language-model head costs."""
+"""Cost of the language-model head."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Parameter, Work, tokens_of

@@ -1,4 +1,4 @@
-"""What the module of the language-model head allocates; it runs its product alone."""
+"""Allocations of the module of the language-model head; it runs its product alone."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, no_pieces

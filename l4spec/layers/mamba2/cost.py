@@ -1,4 +1,4 @@
-"""What Mamba-2 costs: projections, and a state of fixed size instead of a cache that grows."""
+"""Cost of Mamba-2: projections, and a state of fixed size instead of a cache that grows."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

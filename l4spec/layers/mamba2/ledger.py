@@ -1,4 +1,4 @@
-"""What the module of Mamba-2 allocates, and which timed pieces it runs."""
+"""Allocations and timed pieces of the module of Mamba-2."""
 
 from collections.abc import Iterator
 

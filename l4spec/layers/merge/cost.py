@@ -1,4 +1,4 @@
-"""What early fusion costs: traffic only."""
+"""Cost of early fusion: traffic only."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Work, tokens_of

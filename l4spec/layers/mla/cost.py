@@ -1,4 +1,4 @@
-"""What multi-head latent attention costs.
+"""Cost of multi-head latent attention.
 
 Keys and values of a head can be expanded from the latent, or the expansion can be absorbed into query and output, whose
 attention then runs over the latent itself (DeepSeek-V2, arXiv:2405.04434, section 2.1.2). `operations` counts a pair by

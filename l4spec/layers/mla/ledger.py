@@ -1,4 +1,4 @@
-"""What the module of multi-head latent attention allocates, and which timed pieces it runs."""
+"""Allocations and timed pieces of the module of multi-head latent attention."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a plain two-layer feed-forward network costs."""
+"""Cost of a plain two-layer feed-forward network."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import plain_live, plain_operations, plain_parameters

@@ -1,4 +1,4 @@
-"""What the module of a plain two-layer feed-forward network allocates and runs."""
+"""Allocations and timed pieces of the module of a plain two-layer feed-forward network."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a patch embedding costs."""
+"""Cost of a patch embedding."""
 
 from math import prod
 

@@ -1,4 +1,4 @@
-"""What the module of a patch embedding allocates; its time is predicted from its declaration."""
+"""Allocations of the module of a patch embedding; its time is predicted from its declaration."""
 
 from math import prod
 

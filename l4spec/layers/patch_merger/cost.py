@@ -1,4 +1,4 @@
-"""What a patch merger costs."""
+"""Cost of a patch merger."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

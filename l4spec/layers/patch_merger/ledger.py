@@ -1,4 +1,4 @@
-"""What the module of a patch merger allocates; its time is predicted from its declaration."""
+"""Allocations of the module of a patch merger; its time is predicted from its declaration."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer

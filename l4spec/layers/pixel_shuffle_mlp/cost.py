@@ -1,4 +1,4 @@
-"""What the adapter after a vision tower costs."""
+"""Cost of the adapter after a vision tower."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Matmul, Operation, Work, linear, tokens_of

@@ -1,4 +1,4 @@
-"""What the module of the adapter after a vision tower allocates; its time is predicted from its declaration."""
+"""Allocations of the module of the adapter after a vision tower; its time is predicted from its declaration."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer

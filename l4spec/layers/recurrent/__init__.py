@@ -1,1 +1,1 @@
-"""What recurrent kinds share: sequences as rows, short convolutions, scans in chunks, and what all of it costs."""
+"""Shared code of recurrent kinds: sequences as rows, short convolutions, chunked scans, declarations."""

@@ -1,4 +1,4 @@
-"""How a scan walks a sequence: chunks of tokens that see each other at once, a state from chunk to chunk."""
+"""Chunking of a scan: chunks whose tokens are computed in parallel, with a state passed from chunk to chunk."""
 
 from l4spec.layers.declaration import HeadProducts, Work
 

@@ -1,4 +1,4 @@
-"""What the short convolution and the delta rule allocate as they run without gradients, and their timed pieces."""
+"""Allocations and timed pieces of the short convolution and of the recurrences, without gradients."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What an RMSNorm costs: one weight per channel, one read and one write per element."""
+"""Cost of an RMSNorm: one weight per channel, one read and one write per element."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of

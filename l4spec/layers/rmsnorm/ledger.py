@@ -1,4 +1,4 @@
-"""What the module of an RMSNorm allocates and runs."""
+"""Allocations and timed pieces of the module of an RMSNorm."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer, norm_pieces

@@ -1,4 +1,4 @@
-"""What a SwiGLU layer costs."""
+"""Cost of a SwiGLU layer."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.gated import declare_gated

@@ -1,4 +1,4 @@
-"""What the module of SwiGLU allocates and runs."""
+"""Allocations and timed pieces of the module of SwiGLU."""
 
 from collections.abc import Iterator
 

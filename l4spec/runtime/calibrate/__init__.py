@@ -1,1 +1,1 @@
-"""Measuring this machine: what the pieces of our modules take, one by one and by size. Knows nothing of plans."""
+"""Calibration of this machine: times of the operations that our modules run, by size. Imports no planner."""

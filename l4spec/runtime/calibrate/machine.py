@@ -1,4 +1,4 @@
-"""What was measured on: processor, memory, threads and versions."""
+"""Conditions of a calibration: processor, memory, threads and versions."""
 
 import os
 import platform

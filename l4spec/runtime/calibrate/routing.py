@@ -1,4 +1,4 @@
-"""What a mixture of experts does besides multiplying: choosing, sorting, and going from expert to expert."""
+"""Calibration cases of a mixture of experts besides its matmuls: routing, sorting, and the loop over experts."""
 
 from functools import partial
 from itertools import product as grid

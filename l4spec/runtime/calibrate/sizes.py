@@ -1,4 +1,4 @@
-"""At which sizes the pieces are measured: powers, since times are interpolated between logarithms."""
+"""Grids of sizes to measure: powers, since times are interpolated between logarithms."""
 
 from dataclasses import dataclass
 

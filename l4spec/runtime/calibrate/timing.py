@@ -1,4 +1,4 @@
-"""Timing many small things fairly: all of them in turn, several times over, and the median of each."""
+"""Interleaved timing: every case in turn, several rounds, and the median of each case."""
 
 import gc
 import time

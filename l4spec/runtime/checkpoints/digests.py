@@ -1,4 +1,4 @@
-"""Digests of the files of a checkpoint: written when it is saved, compared before it is used. Knows no torch.
+"""Digests of the files of a checkpoint: written when it is saved, compared before it is used. Imports no torch.
 
 They find damage (a disk, a copy that broke off), not malice: who can change a file can change its digest. XXH3 with 128
 bits reads 10 GB/s on a core that reaches 1.1 GB/s with SHA-256 and 0.9 GB/s with BLAKE2b, and so costs a load little.

@@ -1,4 +1,4 @@
-"""What a checkpoint directory holds, read from headers alone: names, shapes, number formats and files. Knows no torch.
+"""Headers of a checkpoint's safetensors files: names, shapes, number formats and files. Imports no torch.
 
 Format: https://github.com/huggingface/safetensors#format – 8 bytes little-endian header length, a JSON header that
 gives `dtype`, `shape` and `data_offsets` by name, then the data.

@@ -1,4 +1,4 @@
-"""How checkpoints of Hugging Face store a model: each family's names, laid over the tensors that a graph declares."""
+"""Layout of Hugging Face checkpoints: each family's tensor names applied to the tensors that a graph declares."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How a checkpoint stores a model: which stored tensor holds which part of which tensor of ours. Knows no torch.
+"""Layout of a checkpoint: which part of which stored tensor is which part of a model's tensor. Imports no torch.
 
 Loading and saving read the same description, so that neither can know a name or an orientation that the other lacks.
 """

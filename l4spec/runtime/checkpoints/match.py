@@ -1,4 +1,4 @@
-"""Which layout a checkpoint is in, and everything in which it differs from what the model needs. Knows no torch."""
+"""Finds the layout of a checkpoint, and reports every difference from what the model needs. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

@@ -1,1 +1,1 @@
-"""Measuring what a model does: FLOPs, memory, expert load and time of real runs. Knows nothing of the plan."""
+"""Measurement of real runs: FLOPs, memory, expert load and time. Imports no planner."""

@@ -1,4 +1,4 @@
-"""Which experts the tokens of a run choose."""
+"""Measured expert load: which experts the tokens of a run choose."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What the ranks of `l4spec measure --tp …` are asked for: checked before any process starts. Knows no torch."""
+"""The job of `l4spec measure --tp …`, checked before any process starts. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

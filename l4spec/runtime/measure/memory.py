@@ -1,4 +1,4 @@
-"""How much memory a run takes beyond what was there before it: at its peak, and what is left at its end."""
+"""Measured memory of a run beyond what was allocated before it: peak, and remainder at the end."""
 
 import weakref
 from collections.abc import Iterable, Iterator

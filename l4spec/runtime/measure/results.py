@@ -1,4 +1,4 @@
-"""What one rank has measured, as it tells the launcher. Knows no torch."""
+"""Measurements of one rank, as sent to the launcher. Imports no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""What a rank hands to collectives while it runs, seen where torch dispatches them."""
+"""Measured traffic: what a rank passes to collectives, counted where torch dispatches them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What one rank of a layout builds: its pipeline stage, with every tensor cut to what the rule table gives it."""
+"""One rank's part of a model: its pipeline stage, with every tensor cut by the rule table."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

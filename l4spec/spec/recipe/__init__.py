@@ -30,9 +30,9 @@ class Teacher(Spec):
     phases: Annotated[tuple[PretrainPhase, ...], AsTuple] = ()
     """Phases by which it is trained first when the recipe is run; without any it has random weights."""
     students: Annotated[int, Field(ge=1, le=1000)] = 1
-    """Students that its forward passes are shared by: each of them is charged its part."""
+    """Number of students that share its forward passes; each is charged an equal part."""
     in_training: Share = 0.0
-    """Share of its forward passes that its own training makes anyway, so that they cost nothing beside it."""
+    """Share of its forward passes that its own training computes anyway; they are not charged."""
 
 
 class Variant(Spec):
@@ -64,7 +64,7 @@ class Recipe(Header):
     teachers: Annotated[Mapping[Key, Teacher], Field(max_length=8)] = Field(default_factory=dict)
     """Models that `distill` phases name."""
     lengths: LengthTest | None = None
-    """At which lengths it is asked for what stands somewhere in a text."""
+    """Retrieval test by length of the text (needle in a haystack), after each phase."""
     gpus: str | None = None
     """GPUs that the recipe is planned on, as `32768xH100`; the command's --gpus comes first."""
     watts_per_gpu: PositiveFloat | None = None

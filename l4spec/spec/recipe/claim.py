@@ -1,4 +1,4 @@
-"""What has been published about a training, to be judged by the plan of a recipe."""
+"""Published claims about a training run, which `l4spec verify RECIPE` compares with the plan."""
 
 from typing import Annotated, Literal
 
@@ -19,6 +19,6 @@ class RecipeClaim(Spec):
     phase: str | None = None
     """Phase that it is about; without one, all of them."""
     within: Annotated[float, Field(gt=0, le=10)] = 0.1
-    """Relative difference that still agrees."""
+    """Relative difference up to which the claim holds."""
     source: str
     """Where it was published."""

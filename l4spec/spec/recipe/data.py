@@ -1,4 +1,4 @@
-"""What a recipe trains on: sources with weights, and how text becomes tokens."""
+"""Training data of a recipe: weighted sources, and the tokenizer."""
 
 from typing import Annotated, Literal, Self
 
@@ -27,7 +27,7 @@ class BpeTokens(Spec):
 
 
 class FileTokens(Spec):
-    """A tokenizer that is there: `tokenizer.json` or `tokenizer.model`."""
+    """An existing tokenizer file: `tokenizer.json` or `tokenizer.model`."""
 
     kind: Literal["file"]
     path: str
@@ -38,7 +38,7 @@ Tokenizer = Annotated[ByteTokens | BpeTokens | FileTokens, Field(discriminator="
 
 
 class SyntheticSource(Spec):
-    """Endless text that is made up, the same for the same seed; nothing is downloaded."""
+    """Endless synthetic text, the same for the same seed; nothing is downloaded."""
 
     kind: Literal["synthetic"]
     task: Literal["language", "stories", "arithmetic", "retrieval", "questions", "needles", "pictures"] = "language"
@@ -104,7 +104,7 @@ class DialogueSource(Spec):
 
 
 class DescribedSource(Spec):
-    """Data that somebody else has: planned, and replaced by made-up text where a miniature is run."""
+    """Data that is only described: counted in the plan, replaced by synthetic text when a miniature is run."""
 
     kind: Literal["described"]
     description: str
@@ -131,7 +131,7 @@ class DataSpec(Spec):
     sources: Annotated[dict[Key, Source], Field(min_length=1, max_length=256)]
     """Sources by a name of your own."""
     held_out: Share = 0.05
-    """Share of a file's documents that is never trained on; made-up text draws other documents."""
+    """Share of a file's documents that is held out for evaluation; synthetic text draws other documents for it."""
     evaluate_sequences: Size = 16
     """Held-out sequences after each phase, for bits per byte."""
 

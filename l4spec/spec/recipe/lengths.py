@@ -1,4 +1,4 @@
-"""At which lengths a recipe asks for what stands somewhere in a text."""
+"""Retrieval tests by length of the text (needle in a haystack)."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from l4spec.spec.recipe.data import Key
 
 
 class LengthTest(Spec):
-    """After each phase, held-out documents of every length: which share of what they ask for is answered right."""
+    """After each phase, the share of right answers on held-out `needles` documents of each length."""
 
     source: Key
     """A synthetic source of `needles` in `data.sources`; its own length does not count here."""

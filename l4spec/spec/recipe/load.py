@@ -1,4 +1,4 @@
-"""From a recipe's document to what runs: the model's spec, scaled where asked, and phases to match. Knows no torch."""
+"""Loading a recipe: its document, the model's spec (scaled where asked), and matching phases. Imports no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

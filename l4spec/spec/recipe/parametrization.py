@@ -1,4 +1,4 @@
-"""How initial scales and learning rates follow the size of a model, so that they transfer from a small one."""
+"""Parametrization: how initial scales and learning rates follow a model's size, so that they transfer."""
 
 from typing import Annotated, Literal, Self
 

@@ -32,7 +32,7 @@ class OptimizerSpec(Spec):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.0
     """Decoupled decay of matrices; norms and biases have none."""
     clip: PositiveFloat | None = 1.0
-    """Largest norm of all gradients together; null: they are not clipped."""
+    """Global norm to which gradients are clipped; null: no clipping."""
 
 
 class ScheduleSpec(Spec):
@@ -66,7 +66,7 @@ class LayoutSpec(Spec):
 
 
 class PhaseBase(Spec):
-    """What every phase says."""
+    """Fields that every phase has."""
 
     name: Key
     """Name of the phase."""
@@ -95,7 +95,7 @@ class PhaseBase(Spec):
     gpus: str | None = None
     """GPUs of this phase in the plan, where they are not the recipe's."""
     utilization: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Share of the peak that is taken as given in the plan, in place of its estimate."""
+    """MFU that the plan uses instead of its own estimate of the step time."""
 
     @property
     def num_steps(self) -> int:
@@ -116,13 +116,13 @@ class PretrainPhase(PhaseBase):
 
 
 class DistillPhase(PhaseBase):
-    """Next-token prediction against a teacher's distribution and the data at once (codistillation)."""
+    """Next-token prediction with both a teacher's distribution and the data as targets (codistillation)."""
 
     kind: Literal["distill"]
     teacher: Key
     """Name among the recipe's `teachers`."""
     divergence: Literal["forward_kl", "reverse_kl"] = "forward_kl"
-    """KL(teacher || student), or the other way round."""
+    """`forward_kl`: KL(teacher || student); `reverse_kl`: KL(student || teacher)."""
     soft_weight: Share = 0.5
     """Weight of the soft targets; the hard ones have the rest."""
     weighting: Literal["fixed", "linear", "dynamic"] = "fixed"
@@ -172,7 +172,7 @@ class RlPhase(PhaseBase):
     iterations: Size = 1
     """Optimizer steps on each batch of answers."""
     rollouts: RolloutSpec | None = None
-    """How answers are generated beside the learner; null: in turns in one process, and their time is not planned."""
+    """How answers are generated; null: in turns with the learner in one process, and not part of the planned time."""
 
     @model_validator(mode="after")
     def _groups_fill_a_batch(self) -> Self:
@@ -186,7 +186,7 @@ class DpoPhase(PhaseBase):
 
     kind: Literal["dpo"]
     beta: PositiveFloat = 0.1
-    """How far the policy may leave the model that entered the phase."""
+    """Strength of the KL constraint to the model that entered the phase."""
 
     @model_validator(mode="after")
     def _rows_pair_up(self) -> Self:

@@ -1,4 +1,4 @@
-"""Made-up pictures as words: what is drawn, where, and its caption. Knows no torch; `l4spec.training` draws them."""
+"""Made-up pictures as words: what is drawn, where, and its caption. Imports no torch; `l4spec.training` draws them."""
 
 import random
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which matmuls of a phase run in fp8, and how their operands are scaled: one declaration for the plan and the run."""
+"""Precision of a phase: which matmuls run in fp8, and how operands are scaled; shared by plan and run."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,4 +1,4 @@
-"""How an RL phase's answers are generated and learned from: in turns on the same GPUs, or apart and at once."""
+"""Rollouts of an RL phase: how answers are generated, in turns with training or asynchronously."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ class RolloutSpec(Spec):
     staleness: Annotated[float, Field(ge=0, le=64)] = 1.0
     """Batches that may be begun beyond the one that is learned from; 0: nothing is learned from old weights."""
     partial: bool = True
-    """Answers in progress continue under new weights; else they end under their own before weights are taken."""
+    """Whether unfinished answers continue with new weights (partial rollouts); else weights wait for them to finish."""
     in_order: bool = False
     """Answers are learned from in the order in which they were begun, so that none is staler than `staleness` and long
     ones are as likely as short ones; else as they end."""
@@ -27,7 +27,7 @@ class RolloutSpec(Spec):
     gpus_per_replica: Annotated[int, Field(ge=1, le=4096)] | None = None
     """GPUs of a replica that generates; null: the smallest power of two that holds model and answers."""
     slots: Annotated[int, Field(ge=1, le=65536)] = 256
-    """Most answers that a replica generates at a time."""
+    """Most answers that a replica generates concurrently."""
     quantization: str = "bf16"
     """Weights of replicas in the plan: a scheme of `l4spec ls quantization`."""
     prompt: Tokens = 512

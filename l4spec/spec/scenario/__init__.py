@@ -15,7 +15,7 @@ ModelKey = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[A-Za-z0
 
 
 class ServiceLevels(Spec):
-    """What counts as good service. A request is good when it meets every level that is given."""
+    """Service-level objectives. A request is good when it meets every level that is set."""
 
     ttft: Duration | None = None
     """Longest time to the first token."""
@@ -35,7 +35,7 @@ class Stage(Spec):
     model: ModelKey | None = None
     """Key of the model that runs it; without one, `seconds` and `bytes` are given."""
     reads: Literal["prompt", "answer", "both"] = "prompt"
-    """What the stage is shown."""
+    """Input of the stage."""
     template_tokens: Tokens | None = None
     """Tokens of the stage's own instructions around what it reads."""
     output_tokens: Tokens | None = None

@@ -1,4 +1,4 @@
-"""Where a model runs and how: GPUs, precision, layout, engine, replicas and the router before them."""
+"""Deployment of one model: GPUs, precision, layout, engine, replicas and their router."""
 
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -87,7 +87,7 @@ class KernelTimes(Spec):
 
 
 class FixedTimes(Spec):
-    """Every step takes the same time, whatever it holds: for queueing theory, and for stages that nobody measured."""
+    """Every step takes the same time: for comparison with queueing theory, and for stages without measurements."""
 
     kind: Literal["fixed"]
     step: Duration
@@ -129,7 +129,7 @@ class ModelDeployment(Spec):
     memory_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of device memory; by default the engine's."""
     kv_blocks: Size | None = None
-    """Blocks of the cache of one rank, where a log tells them; by default what the plan leaves free."""
+    """Number of KV cache blocks of one rank, as an engine's log gives it; by default those the plan leaves room for."""
     times: StepTimes = SpecTimes(kind="spec")
     """Where the time of a step comes from."""
     routing: str = "uniform"

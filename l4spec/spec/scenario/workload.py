@@ -1,4 +1,4 @@
-"""What arrives: when requests come, how long they are, what prefixes they share, and when a run ends."""
+"""The workload of a scenario: arrivals, lengths, shared prefixes, sessions, images, and when a run ends."""
 
 from typing import Annotated, Any, Literal, Self, TypeAlias
 

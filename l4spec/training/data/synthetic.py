@@ -1,4 +1,4 @@
-"""Made-up text that we ship as code: languages, stories, sums, retrieval, dialogues, captions. Knows no torch.
+"""Made-up text that we ship as code: languages, stories, sums, retrieval, dialogues, captions. Imports no torch.
 
 A document is a pure function of source, seed and number, so a run can continue anywhere, and held-out documents are
 those of other numbers.

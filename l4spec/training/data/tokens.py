@@ -1,4 +1,4 @@
-"""How a recipe's text becomes token ids: bytes, byte pairs learned from its own text, or a tokenizer that is there."""
+"""Tokenizers of a recipe: bytes, byte pairs trained on its own text, or an existing tokenizer file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

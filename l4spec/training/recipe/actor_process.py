@@ -1,4 +1,4 @@
-"""An actor: a process that generates answers with the learner's weights as they come, until its pipe is closed."""
+"""An RL actor: a process that generates answers with the learner's weights as they come, until its pipe is closed."""
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence

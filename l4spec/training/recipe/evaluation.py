@@ -1,4 +1,4 @@
-"""What a model is worth between phases: held-out loss, bits per byte, experts in use, answers that are right."""
+"""Evaluation between phases: held-out loss, bits per byte, experts in use, share of right answers."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What `l4spec train` is asked for, and whether it can be done: checked before any process starts. Knows no torch."""
+"""The job of `l4spec train`, checked before any process starts. Imports no torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a model finds what stands somewhere in a text, by the length of the text."""
+"""Retrieval evaluation by length of the text (needle in a haystack)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What each kind of phase makes of a step: its batch and its objective, as functions of the step alone."""
+"""Batch and objective of each kind of phase, as functions of the step alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

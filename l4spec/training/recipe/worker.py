@@ -1,4 +1,4 @@
-"""What every rank of `l4spec train` does: phase after phase by the one loop, saved, evaluated, logged."""
+"""Worker of `l4spec train`: every rank runs all phases, saves, evaluates and logs."""
 
 import json
 import math

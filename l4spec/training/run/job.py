@@ -1,4 +1,4 @@
-"""What `l4spec run` is asked for, and whether it can be done: checked before any process starts. Knows no torch."""
+"""The job of `l4spec run`, checked before any process starts. Imports no torch."""
 
 import os
 import tempfile

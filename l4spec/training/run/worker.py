@@ -1,4 +1,4 @@
-"""What every rank of a run does: build its part, load, train, save, log something."""
+"""Worker of `l4spec run`: every rank builds its part, loads, trains, saves and logs."""
 
 import os
 import time

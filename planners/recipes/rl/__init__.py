@@ -1,1 +1,1 @@
-"""How long does a step of online RL take, and what does asynchrony gain? Answers and updates, event by event."""
+"""Step time of online RL, synchronous and asynchronous, by discrete-event simulation."""

@@ -1,4 +1,4 @@
-"""The simulation: answers begin, end and are taken; updates end and are pushed; event by event, no time steps."""
+"""Discrete-event simulation of online RL: answers begin and end, updates end and weights are pushed."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a simulation of online RL is given: answers, replicas that generate them, a learner, and how they take turns."""
+"""Inputs of an RL simulation: answer lengths, generating replicas, the learner, and how they alternate."""
 
 from bisect import bisect_left
 from dataclasses import dataclass

@@ -1,1 +1,1 @@
-"""Blocks of the KV cache: who holds them, which are shared, and which go first when room is needed."""
+"""KV cache blocks: pool, shared prefixes, and eviction."""

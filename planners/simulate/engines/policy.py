@@ -1,4 +1,4 @@
-"""What every engine's policy answers: which work goes into the next step, and where a preempted request waits."""
+"""Interface of engine schedulers: choosing the work of the next step, and requeueing preempted requests."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass

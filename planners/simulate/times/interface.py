@@ -1,4 +1,4 @@
-"""What a step holds, and the question that every source of step times answers."""
+"""Interface of step times: the contents of a step, and the seconds that it takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

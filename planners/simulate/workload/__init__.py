@@ -1,1 +1,1 @@
-"""What arrives: drawn from distributions, or read from traces, always as a stream."""
+"""Workloads as streams of requests: drawn from distributions, or read from traces."""

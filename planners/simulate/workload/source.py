@@ -1,4 +1,4 @@
-"""Where requests come from: a stream of arrivals, clients that wait for their answers, or sessions of several turns."""
+"""Request sources: open arrivals, closed-loop clients, and sessions of several turns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

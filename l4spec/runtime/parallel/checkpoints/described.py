@@ -1,4 +1,4 @@
-"""What torch's `.metadata` of a sharded checkpoint says, checked to the last integer before torch sees it."""
+"""Validation of a sharded checkpoint's `.metadata`, down to every integer, before torch reads it."""
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""What this rank holds of every tensor of a training run: a region of the whole, and the memory where it lies."""
+"""Shards of this rank: its region of every tensor of a training run, and the memory that holds it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

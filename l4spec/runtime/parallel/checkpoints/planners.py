@@ -1,4 +1,4 @@
-"""Which regions of which tensors are written and read, as torch.distributed.checkpoint asks for it."""
+"""Save and load planners for torch.distributed.checkpoint: the regions of tensors to write and read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

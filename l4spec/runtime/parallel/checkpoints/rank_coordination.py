@@ -1,4 +1,4 @@
-"""What ranks do as one: decide on one of them, and give a folder its name when all of them have written."""
+"""Decisions of rank 0 broadcast to all ranks, and the atomic publication of a checkpoint folder."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""How ranks learn that one of them has failed: a key in their store, and heartbeats beside it.
+"""Failure detection among ranks: a key in their store, and heartbeats beside it.
 
 Whoever fails first writes what happened under one key; a thread of every other rank sees it within a second and ends
 its process, whatever collective that is waiting in. A rank that is killed cannot write: its heartbeat stops, which the

@@ -1,4 +1,4 @@
-"""Whether this machine has room for all ranks of a run: asked before any of them starts. Knows no torch on a CPU."""
+"""Memory check before ranks start: whether this machine has room for all of them. Imports no torch on a CPU."""
 
 from math import prod
 

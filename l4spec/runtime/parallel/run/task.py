@@ -1,4 +1,4 @@
-"""What ranks are started for: a spec, a layout, and what each of them does. Knows no torch."""
+"""The task of a group of ranks: a spec, a layout, and what each rank runs. Imports no torch."""
 
 import hashlib
 import importlib

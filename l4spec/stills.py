@@ -67,7 +67,7 @@ def sampling_problems(video: object, fps: float | None, frames: int | None) -> I
             if {"fps": fps, "frames": frames}[name] is not None:
                 yield Problem("samples a clip, and there is none", path=name, hint="give --video too")
     elif fps is None and frames is None:
-        yield Problem("says nothing about its stills", path="video", hint="add --fps 1 or --frames 16")
+        yield Problem("needs the number of frames to sample", path="video", hint="add --fps 1 or --frames 16")
     elif fps is not None and frames is not None:
         yield Problem("says what --frames says: leave one out", path="fps")
 

@@ -48,7 +48,7 @@ def seen_tiles(num_tiles: int, *, global_tile: bool) -> int:
 def image_tokens(num_tiles: int, tokens_per_tile: int, *, global_tile: bool) -> int:
     """Tokens of an image cut into `num_tiles`: its patches, a separator after each tile of several, and three marks.
 
-    The marks are image start, image end and `<|image|>`; with Llama 4's 144 tokens a tile: 147 for one tile, 437 for
+    The marks are image start, image end and `<|image|>`; with Llama 4's 144 tokens per tile: 147 for one tile, 437 for
     two, 2,467 for 16.
     """
     separators = num_tiles if num_tiles > 1 else 0

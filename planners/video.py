@@ -134,17 +134,17 @@ def video_problems(clip: Clip, graph: LayerGraph, prompt_tokens: int) -> Iterato
     yield from sampling_problems(clip.video, clip.fps, clip.frames)
     if clip.frame_size is not None and clip.video is None:
         yield Problem(
-            "is the size of a clip's stills, and there is no clip", path="frame_size", hint="give --video too"
+            "is the size of a video's frames, and there is no video", path="frame_size", hint="give --video too"
         )
     if clip.video is not None and graph.model.vision is None:
         yield Problem("the model has no vision, so it takes no clip", path="video")
     elif clip.video is not None and (frames := _frames_per_patch(graph)) > 1:
-        message = f"the model's patches cover {frames} frames of a clip, and plans count stills alone"
+        message = f"the model's patches cover {frames} frames of a video, and plans count still images only"
         yield Problem(message, path="video", hint="leave --video out, and --tiles counts images")
     info = video_info(clip, graph)
     if info is not None and info.tokens >= prompt_tokens:
-        message = f"{info.stills} stills take {info.tokens:,} tokens, and a prompt here has {prompt_tokens:,}"
-        yield Problem(message, path="video", hint="a longer --context, fewer stills, or --frame-size of smaller ones")
+        message = f"{info.stills} frames take {info.tokens:,} tokens, and a prompt here has {prompt_tokens:,}"
+        yield Problem(message, path="video", hint="a longer --context, fewer frames, or a smaller --frame-size")
 
 
 __all__ = ["Clip", "Fps", "FrameSize", "Frames", "Video", "VideoInfo", "video_info", "video_problems"]

@@ -108,7 +108,7 @@ def _notes(request: LaunchRequest) -> tuple[str, ...]:
     if asked.kv_dtype == "bf16":
         notes.append("a cache of the model's own format is --kv_cache_dtype auto")
     if request.graph.model.vision is not None:
-        notes.append("it has no limit of images a request")
+        notes.append("it has no limit of images per request")
     if asked.engine != "tensorrt-llm":
         notes.append(f"planned by the cache policy of {asked.engine}; it keeps its own: --engine tensorrt-llm")
     return tuple(notes)

@@ -200,7 +200,7 @@ def _notes(spec: ModelSpec) -> dict[str, str]:
         **_part_notes("text.parts", model.text.stack),
     }
     if model.vision is not None:
-        notes["vision"] = f"{model.vision.num_tokens_per_tile} tokens a tile"
+        notes["vision"] = f"{model.vision.num_tokens_per_tile} tokens per tile"
         notes["vision.max_tiles"] = "of the released processors; a config does not say it"
         notes.update(_part_notes("vision.tower.parts", model.vision.stack))
     return notes

@@ -36,7 +36,7 @@ def _specs() -> Page:
         rows.append((entry.name, figures.count(entry.total), figures.count(entry.active), entry.description))
     sections = [Section("", (Table(("spec", "total", "active", "what it is"), tuple(rows), "lrrl"),))]
     if estimated:
-        note = f"{ESTIMATE_MARK} rests on fields that nobody has published; `l4spec show` lists them"
+        note = f"{ESTIMATE_MARK} depends on fields that have not been published; `l4spec show` lists them"
         sections.append(Section("", (Lines((note,)),)))
     return tuple(sections)
 
@@ -79,7 +79,7 @@ def _hardware() -> Page:
     headers = ("hardware", "memory", "known by", "bandwidth", "dense bf16", "a host", "other names")
     notes = (
         "memory known by a program: what torch, vLLM or Metal could see; by the driver: all of it, of which the driver "
-        "keeps a part; by a rule: nobody printed it",
+        "keeps a part; by a rule, without a published figure",
     )
     return (Section("", (Table(headers, tuple(rows), "lrlrrrl", 40),)), Section("", (Lines(notes),)))
 
@@ -108,7 +108,7 @@ def _engines() -> Page:
 
 
 def described_kinds() -> list[tuple[str, str, str]]:
-    """Every layer kind: its name, what it stands for, and its first sentence; by slot, then by name."""
+    """(name, slot, first sentence of its docstring) of every layer kind, sorted by slot and name."""
     from l4spec.layers import KINDS
 
     rows = [(name, kind.slot, (kind.spec.__doc__ or "").strip().splitlines()[0]) for name, kind in KINDS.items()]
@@ -116,4 +116,4 @@ def described_kinds() -> list[tuple[str, str, str]]:
 
 
 def _kinds() -> Page:
-    return (Section("", (Table(("kind", "stands for", "what it is"), tuple(described_kinds()), "lll", 80),)),)
+    return (Section("", (Table(("kind", "slot", "what it is"), tuple(described_kinds()), "lll", 80),)),)

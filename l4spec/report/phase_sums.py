@@ -107,7 +107,7 @@ def _flops(rest: PhaseOrigins, graph: LayerGraph, one_step: str) -> Details:
     if phase.trainable or phase.tiles_per_step:
         passes = (
             "the forward pass once, again for gradients of inputs where an earlier layer is trained, and again for "
-            f"gradients of weights that are trained; {whole(phase.tiles_per_step)} image tiles a step in the tower"
+            f"gradients of weights that are trained; {whole(phase.tiles_per_step)} image tiles per step in the tower"
         )
     formula = f"{rest.figures.flops(per_step)} a step × {whole(phase.tokens)} / ({one_step}); a step: {passes}"
     rows = flops_sums(graph, Work(phase.batch, phase.context, phase="train"), text_only=True)

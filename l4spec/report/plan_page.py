@@ -61,7 +61,7 @@ def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[st
     """What the marked numbers rest on, and which estimated fields change none."""
     harmless = tuple(field for field in estimated if field not in estimates.work)
     notes = (
-        ("~ rests on what the spec estimates since nobody has published it", estimates.work),
+        ("~ depends on values that the spec estimates because they are unpublished", estimates.work),
         ("Estimated without effect on any number here", harmless),
     )
     return tuple(f"{what}, {fields_in_words(fields)}" for what, fields in notes if fields)
@@ -160,13 +160,13 @@ def host_memory_in_words(use: HostMemoryUse, figures: Marked) -> str:
 
 
 def _clip(video: VideoInfo) -> str:
-    """A clip's stills, tiles and tokens in words."""
+    """The still frames of a video, their tiles and tokens in words."""
     few = f" of {whole(video.sampled)}" if video.sampled > video.stills else ""
-    rate = "" if video.fps is None else f" at {video.fps:g} a second"
+    rate = "" if video.fps is None else f" at {video.fps:g} per second"
     size = f" of {video.frame_size}" if video.frame_size else ""
     return (
-        f"{video.seconds:g} s, {whole(video.stills)}{few} stills{rate}{size}; {whole(video.tiles_per_still)} tiles and "
-        f"{whole(video.tokens_per_still)} tokens a still, {whole(video.tokens)} tokens of the prompt"
+        f"{video.seconds:g} s, {whole(video.stills)}{few} frames{rate}{size}; {whole(video.tiles_per_still)} tiles and "
+        f"{whole(video.tokens_per_still)} tokens per frame, {whole(video.tokens)} tokens of the prompt"
     )
 
 
@@ -279,7 +279,7 @@ def _memory_blocks(plan: Plan, figures: Marked) -> tuple[Block, ...]:
     if memory.unknown:
         names = ", ".join(name.replace("_", " ") for name in memory.unknown)
         what = "on this hardware" if memory.unknown == ("driver_and_context",) else "for this version and layout"
-        lines.append(f"not in this: {names}, which nobody measured {what}")
+        lines.append(f"not in this: {names}, which has not been measured {what}")
     return (chart, Lines(tuple(lines))) if lines else (chart,)
 
 

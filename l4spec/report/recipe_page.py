@@ -129,7 +129,7 @@ def _rollouts(name: str, rl: "RlPhasePlan") -> Section:
     """How answers are generated beside the learner, and when that pays."""
     asynchronous = quantities.seconds(rl.asynchronous_seconds)
     lines = (
-        f"{rl.answers:,} answers a step, replicas of {rl.gpus_per_replica} GPUs, at most {rl.slots} answers each",
+        f"{rl.answers:,} answers per step, replicas of {rl.gpus_per_replica} GPUs, at most {rl.slots} answers each",
         f"{rl.mode}: {rl.generation_gpus:,} GPUs generate ({rl.generating:.0%} of the time), "
         f"{rl.training_gpus:,} train ({rl.training:.0%})",
         f"staleness {rl.mean_staleness:.2f} updates in the mean, {rl.max_staleness} at most; "

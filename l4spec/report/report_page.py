@@ -94,7 +94,7 @@ def _flops(graph: LayerGraph) -> Table:
 def _sources(graph: LayerGraph, plan: Plan) -> Iterator[str]:
     yield from graph.model.spec.sources or ("the spec names none",)
     if plan.estimated:
-        yield f"estimated, since nobody has published them: {', '.join(plan.estimated)}"
+        yield f"estimated, because unpublished: {', '.join(plan.estimated)}"
 
 
 def architecture(graph: LayerGraph, quantization: str | None) -> Figure:

@@ -86,5 +86,5 @@ def _basis(plan: "ScenarioPlan") -> tuple[str, ...]:
     lines = list(dict.fromkeys(line for server in plan.servers for line in server.basis))
     lines.append("one request alone, nothing cached: `l4spec simulate` adds the load of others")
     if plan.estimated:
-        lines.append(f"{ESTIMATE_MARK} rests on fields that nobody has published: {', '.join(plan.estimated)}")
+        lines.append(f"{ESTIMATE_MARK} depends on fields that have not been published: {', '.join(plan.estimated)}")
     return tuple(lines)

@@ -158,7 +158,7 @@ def _agreed(rows: Sequence[RankedDeployment]) -> tuple[Lines, ...]:
 
 def _load(best: RankedDeployment) -> str:
     if best.rate_per_replica is not None:
-        return f"{best.rate_per_replica:.3g} requests a second"
+        return f"{best.rate_per_replica:.3g} requests per second"
     return f"{whole(best.concurrency_per_replica or 1)} clients"
 
 

@@ -43,7 +43,7 @@ def show_page(graph: LayerGraph) -> Page:
         sections += about_sections(spec.about)
     if spec.estimated:
         sections.append(
-            Section("Estimated, since nobody has published it", (Facts(tuple(_estimated(spec, estimates))),))
+            Section("Estimated, because unpublished", (Facts(tuple(_estimated(spec, estimates))),))
         )
     if spec.sources:
         sections.append(Section("Sources", (Lines(tuple(_wrapped(spec.sources))),)))
@@ -183,7 +183,7 @@ def _vision(graph: LayerGraph) -> tuple[tuple[str, str], ...]:
     whole_image = " and the whole image as one more" if vision.global_tile else ""
     return (
         ("tile", f"{patches.image_size} px, {grid} × {grid} patches of {patches.patch_size} px"),
-        ("tokens a tile", whole(vision.num_tokens_per_tile)),
-        ("tiles an image", f"at most {vision.max_tiles}{whole_image}"),
+        ("tokens per tile", whole(vision.num_tokens_per_tile)),
+        ("tiles per image", f"at most {vision.max_tiles}{whole_image}"),
         ("tower", f"{len(vision.stack.blocks)} layers of {whole(vision.stack.width.hidden_size)}"),
     )

@@ -182,6 +182,6 @@ def _basis(result: SimulationResult) -> tuple[str, ...]:
     lines = list(dict.fromkeys(line for server in result.servers for line in server.basis))
     if result.estimated:
         fields = ", ".join(result.estimated)
-        lines.append(f"{ESTIMATE_MARK} rests on fields that nobody has published: {fields}")
+        lines.append(f"{ESTIMATE_MARK} depends on fields that have not been published: {fields}")
     lines.append(f"seed {result.seed}; the same seed gives the same numbers")
     return tuple(lines)

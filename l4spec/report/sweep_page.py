@@ -81,7 +81,7 @@ def _notes(sweep: SweepTable) -> Iterator[str]:
     batches = sorted({row.train_batch for row in sweep.rows if row.train_batch})
     if sweep.training:
         tokens, gpus = count(sweep.training["train_tokens"]), sweep.training.get("gpus", "one device")
-        batch = f", {whole(batches[0])} sequences a step" if len(batches) == 1 else ""
+        batch = f", {whole(batches[0])} sequences per step" if len(batches) == 1 else ""
         yield f"Training: {tokens} tokens on {gpus}{batch}."
         if any(row.train_fits is False for row in sweep.rows):
             yield "A training run that does not fit has no hours: --train-gpus gives it GPUs of its own."

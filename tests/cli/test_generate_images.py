@@ -124,7 +124,7 @@ def test_an_image_is_written_as_transformers_writes_it(folder: Path) -> None:
     [
         (("--prompt", "x", "--image", "nowhere.png"), "nowhere.png: no such file"),
         (("--prompt", "x", "--video", "nowhere.mp4", "--fps", "1"), "nowhere.mp4: no such file"),
-        (("--prompt", "x", "--video", "c.mp4"), "--video: says nothing about its stills"),
+        (("--prompt", "x", "--video", "c.mp4"), "--video: needs the number of frames to sample"),
         (("--prompt", "x", "--video", "c.mp4", "--fps", "1", "--frames", "2"), "--fps: says what --frames says"),
         (("--prompt", "x", "--fps", "1"), "--fps: samples a clip, and there is none"),
         (("--prompt", "x", "--video", "c.mp4", "--fps", "nan"), "--fps: expected a number above 0"),

@@ -20,7 +20,7 @@ def test_table_json_and_csv_say_the_same(run: Run) -> None:
     assert len(rows) == len(document["rows"]) == 4
     assert [int(row["params"]) for row in rows] == [row["params"] for row in document["rows"]]
     assert "GPU-hours" in table.stdout
-    assert "15.00T tokens on 2048xH100, 2,048 sequences a step" in table.stdout
+    assert "15.00T tokens on 2048xH100, 2,048 sequences per step" in table.stdout
     assert all(f"{row['params'] / 1e9:.2f}B" in table.stdout for row in document["rows"])
 
 

@@ -76,7 +76,7 @@ def test_imported_layers_are_written_as_their_pattern(name: str) -> None:
 
 def test_scout_counts_its_layers_in_comments() -> None:
     yaml = import_config(RELEASES["scout"]).yaml
-    for line in ("    local:  # 36 layers", "    global:  # 12 layers", "vision:  # 144 tokens a tile"):
+    for line in ("    local:  # 36 layers", "    global:  # 12 layers", "vision:  # 144 tokens per tile"):
         assert line in yaml.splitlines()
 
 

@@ -21,7 +21,7 @@ def test_a_minute_at_one_a_second_is_48_stills_of_17_tiles() -> None:
     assert planned.deployment.num_tiles == 48 * 17
     assert planned.deployment.context == DEFAULT_CONTEXT + 48 * 2467
     text = to_text(plan_page(planned))
-    assert "60 s, 48 of 60 stills at 1 a second; 17 tiles and 2,467 tokens a still, 118,416 tokens" in " ".join(
+    assert "60 s, 48 of 60 frames at 1 per second; 17 tiles and 2,467 tokens per frame, 118,416 tokens" in " ".join(
         text.split()
     )
 
@@ -66,10 +66,10 @@ def problems(model: str = "scout", **asked: Any) -> dict[str | None, str]:
 @pytest.mark.parametrize(
     ("asked", "path", "words"),
     [
-        ({"video": 60.0}, "video", "nothing about its stills"),
+        ({"video": 60.0}, "video", "needs the number of frames"),
         ({"video": 60.0, "fps": 1.0, "frames": 3}, "fps", "leave one out"),
         ({"fps": 1.0}, "fps", "there is none"),
-        ({"frame_size": "9x9"}, "frame_size", "there is no clip"),
+        ({"frame_size": "9x9"}, "frame_size", "there is no video"),
         ({"video": 0.0, "fps": 1.0}, "video", "above 0"),
         ({"video": -1.0, "fps": 1.0}, "video", "above 0"),
         ({"video": 1e9, "fps": 1.0}, "video", "at most 24 h"),
@@ -78,7 +78,7 @@ def problems(model: str = "scout", **asked: Any) -> dict[str | None, str]:
         ({"video": 60.0, "frames": 49}, "frames", "1 to 48"),
         ({"video": 60.0, "frames": 0}, "frames", "1 to 48"),
         ({"video": 60.0, "frames": 2, "frame_size": "0x9"}, "frame_size", "as 1280x720"),
-        ({"video": 60.0, "fps": 1.0, "context": 8192}, "video", "48 stills take 118,416 tokens"),
+        ({"video": 60.0, "fps": 1.0, "context": 8192}, "video", "48 frames take 118,416 tokens"),
         ({"video": 60.0, "fps": 1.0, "mode": "train"}, "video", "no part in training"),
     ],
 )

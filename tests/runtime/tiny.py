@@ -93,7 +93,7 @@ def llama4_text(chunk: int = 8, **others: Any) -> Json:
 
 
 def vision(class_token: str = "last") -> Json:
-    """A tower of 4 x 4 patches that fold to 2 x 2 image tokens a tile."""
+    """A tower of 4 x 4 patches that fold to 2 x 2 image tokens per tile."""
     attention = gqa(
         num_heads=2,
         num_kv_heads=2,

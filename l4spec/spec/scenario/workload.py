@@ -85,7 +85,7 @@ class Poisson(Spec):
 
     kind: Literal["poisson"]
     rate: Rate
-    """Mean requests a second."""
+    """Mean requests per second."""
 
 
 class Gamma(Spec):
@@ -93,7 +93,7 @@ class Gamma(Spec):
 
     kind: Literal["gamma"]
     rate: Rate
-    """Mean requests a second."""
+    """Mean requests per second."""
     cv: Annotated[float, Field(gt=0, le=100)]
     """Coefficient of variation of the gaps; 1 is Poisson."""
 
@@ -103,7 +103,7 @@ class Constant(Spec):
 
     kind: Literal["constant"]
     rate: Rate
-    """Requests a second."""
+    """Requests per second."""
 
 
 class Bursts(Spec):
@@ -111,7 +111,7 @@ class Bursts(Spec):
 
     kind: Literal["bursts"]
     rates: Annotated[tuple[Rate, ...], AsTuple, Field(min_length=1, max_length=10_000)]
-    """Requests a second in each period."""
+    """Requests per second in each period."""
     period: Duration = 3600.0
     """Length of a period."""
 

@@ -92,4 +92,4 @@ def test_an_overhead_that_nobody_measured_on_a_device_is_unknown_not_zero() -> N
     model = graph("compare/llama-3.1-8b")
     assert plan(model, gpus="1xL40S").memory_per_device.unknown == ("driver_and_context",)
     assert plan(model, gpus="1xH100").memory_per_device.unknown == ()
-    assert "driver and context, which nobody measured on this hardware" in plan(model, gpus="1xL40S").report()
+    assert "driver and context, which has not been measured on this hardware" in plan(model, gpus="1xL40S").report()

@@ -42,9 +42,7 @@ def show_page(graph: LayerGraph) -> Page:
     if spec.about is not None:
         sections += about_sections(spec.about)
     if spec.estimated:
-        sections.append(
-            Section("Estimated, because unpublished", (Facts(tuple(_estimated(spec, estimates))),))
-        )
+        sections.append(Section("Estimated, because unpublished", (Facts(tuple(_estimated(spec, estimates))),)))
     if spec.sources:
         sections.append(Section("Sources", (Lines(tuple(_wrapped(spec.sources))),)))
     return tuple(sections)

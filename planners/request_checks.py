@@ -86,7 +86,7 @@ def _load(request: PlanRequest) -> Iterator[Problem]:
         if getattr(request, name) is not None and request.output_tokens is None and request.mode == "serve":
             yield Problem("needs --output-tokens: requests end after them", path=name)
     if request.concurrency is not None and request.rate is not None:
-        hint = "clients wait for their answers, requests at a rate for nobody"
+        hint = "a closed loop of clients or an open loop at a rate"
         yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
     if request.concurrency is not None and "batch" in request.model_fields_set:
         yield Problem("says what --batch says: leave one out", path="concurrency")

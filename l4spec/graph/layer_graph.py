@@ -145,7 +145,7 @@ class LayerGraph:
 
     @property
     def stream_width(self) -> int:
-        """Numbers of a token that one block of the language model hands to the next: all residual streams together."""
+        """Elements per token passed from one block of the language model to the next: all residual streams together."""
         streams = self.model.text.streams
         return self.hidden_size * (1 if streams is None else streams.count)
 

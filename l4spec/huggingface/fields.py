@@ -169,12 +169,12 @@ class Fields:
         """Note what is wrong with a field."""
         self.problems.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
 
-    def consequence(self, name: str, message: str, hint: str = "") -> None:
-        """Note a problem that rests on what other fields say: reported only where those are right."""
-        self.consequences.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
+    def consequence(self, name: str, message: str) -> None:
+        """Note a problem that follows from other fields: reported only if those have no problems themselves."""
+        self.consequences.append(Problem(message, path=self._dotted(name), place=Place(self.file)))
 
     def note(self, text: str) -> None:
-        """Say something to the reader of the result."""
+        """Add a line to the notes of the import."""
         self.notes.append(text)
 
     def raise_problems(self) -> None:

@@ -45,9 +45,9 @@ class _Stack:
 
 
 def stored_bytes(
-    law: PlainLaw | ScaledLaw | BlockLaw, shape: tuple[int, ...], input_axis: int | None = None, count: int = 1
+    law: PlainLaw | ScaledLaw | BlockLaw, shape: tuple[int, ...], input_axis: int | None = None
 ) -> StoredSize | Refusal:
-    """Bytes of `count` tensors of `shape` under `law`, or why it cannot store them.
+    """Bytes of a tensor of `shape` under `law`, or why it cannot be stored.
 
     The last two dims are a matrix and dims before them, such as experts, stack matrices: each is packed and scaled on
     its own. `input_axis` is the contracted dim, the last one if None; scales and blocks run along it. A tensor of one
@@ -56,7 +56,7 @@ def stored_bytes(
     size = _size(law, _stack(shape, input_axis))
     if isinstance(size, Refusal):
         return Refusal(f"{size.reason} (shape {'x'.join(map(str, shape))})")
-    return StoredSize(count * size.payload_bytes, count * size.scale_bytes, count * size.zero_point_bytes)
+    return size
 
 
 def _stack(shape: tuple[int, ...], input_axis: int | None) -> _Stack:

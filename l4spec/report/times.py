@@ -45,7 +45,7 @@ def _points(name: str, step: StepLatency, plan: Plan) -> Iterator[tuple[tuple[st
 def times_figure(plan: Plan) -> Iterator[Figure]:
     """TTFT and TPOT, or the training step, with the bound and the range that 90 % of the errors seen leave open."""
     latency = plan.latency
-    assert latency is not None, "asked for with GPUs only"
+    assert latency is not None, "only called for plans with GPUs"
     rows = list(_spans(latency))
     if not rows:
         return

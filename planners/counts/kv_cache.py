@@ -46,12 +46,12 @@ def caching_groups(graph: LayerGraph) -> tuple[LayerGroup, ...]:
     return tuple(group for group in graph.groups if group.declaration.cache)
 
 
-def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int, state_bytes: int = 0) -> int:
-    """Bytes a token that one layer keeps on one device: KV heads divided by tp, repeated beyond; a latent is whole.
+def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
+    """Cache bytes per token of one layer on one device; of a recurrent state, bytes per sequence.
 
-    Of a state, bytes a sequence, with numbers of at least `state_bytes` (`state_bytes_of` an engine).
+    KV heads are divided by tp, and replicated where tp exceeds them; an MLA latent is whole on every rank.
     """
-    return sum(entry_bytes(entry, layout, dtype_bytes, state_bytes) for entry in group.declaration.cache)
+    return sum(entry_bytes(entry, layout, dtype_bytes) for entry in group.declaration.cache)
 
 
 def rows_of(

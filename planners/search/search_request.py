@@ -17,11 +17,11 @@ DEFAULT_KV_DTYPES = ("bf16", "fp8")
 DEFAULT_ENGINES = ("vllm-hybrid", "sglang-hybrid", "tensorrt-llm")
 CHOSEN_HERE = {
     "context": "a search counts --prompt-tokens and --output-tokens apart",
-    "batch": "a search is asked for clients (--concurrency) or requests (--rate), or chooses the load",
+    "batch": "a search takes its load as --concurrency or --rate, or chooses it",
     "dp": "a search chooses the number of replicas",
     "cp": NOT_TIMED_UNDER_CP,
     "objective": "a search ranks by price",
-    "host_memory": "a search ranks by estimated time, and nobody measured weights in host memory",
+    "host_memory": "a search ranks by estimated time, which has not been measured with weights in host memory",
     "draft_acceptance": "a search ranks engines by estimated time, and no measured row drafts",
 }
 """Options of a plan that a search of serving decides by itself, with what to give instead."""
@@ -161,7 +161,7 @@ class SearchRequest(PlanRequest):
 
     def _twice(self) -> Iterator[Problem]:
         if self.concurrency is not None and self.rate is not None:
-            hint = "clients wait for their answers, requests at a rate for nobody"
+            hint = "a closed loop of clients or an open loop at a rate"
             yield Problem("is not for requests that arrive at a rate: leave one out", path="concurrency", hint=hint)
 
 

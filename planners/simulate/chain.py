@@ -8,7 +8,6 @@ through, and only its load counts.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
 from l4spec.spec.scenario import Stage
 from planners.simulate.cluster import EventClock, Listener
@@ -18,17 +17,9 @@ from planners.simulate.workload.draws import stream
 _NS = 1_000_000_000
 
 
-class Entrance(Protocol):
-    """Where requests of a model go in."""
-
-    def submit(self, request: Request) -> None:
-        """A request arrives now."""
-        ...
-
-
 @dataclass(slots=True)
 class Journey:
-    """A user's request on its way, the stage it is at, and whether it is answered."""
+    """A user's request with its current stage; `streaming` while its answer is shown during a check."""
 
     user: Request
     stage: int

@@ -257,7 +257,7 @@ def _misses(loaded: LoadedScenario, ttft: float, e2e: float, output: int) -> Ite
     for name, seconds in times.items():
         limit = getattr(slo, name)
         if limit is not None and seconds > limit:
-            yield f"{name}: {seconds:.3g} s alone, {limit:g} s asked for"
+            yield f"{name}: {seconds:.3g} s for a request alone, the limit is {limit:g} s"
 
 
 def _server(loaded: LoadedScenario, server: Server, request: MeanRequest) -> ServerPlan:

@@ -77,6 +77,6 @@ def cache_bound(mask: Mask) -> Bound | None:
 
 
 def seen_before(mask: Mask, position: int) -> int:
-    """Tokens before `position` that the token there sees; a chunk is taken to begin there."""
+    """Earlier tokens that the token at `position` attends to, if a chunk begins at `position`."""
     reach = cache_bound(mask)
     return position if reach is None else reach.seen_before(position)

@@ -16,7 +16,7 @@ from l4spec.layers.declaration import Work
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One measured piece by the name of its table (`l4spec.runtime.calibrate`), at these sizes, run so many times."""
+    """`times` runs of an operation that calibration measures: the name of its table, and the sizes to look up."""
 
     name: str
     sizes: tuple[float, ...]

@@ -61,19 +61,18 @@ def take_turns(
     cases: Sequence[Case],
     end: float,
     *,
-    least: int = 1,
     clock: Clock = "wall",
     tell: Callable[[], None] = lambda: None,
 ) -> int:
-    """Time every case in turn, `least` times and then until the clock shows `end`; gives the number of turns.
+    """Time every case in turn, at least once, until `end` (`time.perf_counter`); returns the number of whole turns.
 
-    `end` is a time of `time.perf_counter`. `tell` is called now and then.
+    `tell` reports progress: it is called every few cases.
     """
     turns = 0
     with _no_garbage():
-        while turns < least or time.perf_counter() < end:
+        while not turns or time.perf_counter() < end:
             for number, case in enumerate(cases):
-                if turns >= least and time.perf_counter() > end:
+                if turns and time.perf_counter() > end:
                     return turns
                 case.take(CLOCKS[clock])
                 if number % _CASES_BETWEEN == 0:

@@ -1,4 +1,4 @@
-"""The mesh of ranks that a layout asks for, on torch.distributed."""
+"""Device mesh of a layout on torch.distributed."""
 
 from dataclasses import dataclass, field
 

@@ -18,13 +18,11 @@ MOST_RANKS = 1_000_000
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def is_under_torchrun() -> bool:
-    """Whether this process was started as one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def run_rank(task: Task) -> None:
-    """Be the rank that the environment says, as torchrun sets it, and leave the process."""
+    """Run `task` as the rank that the environment variables of torchrun name, then exit the process.
+
+    Raises UserError for missing or malformed variables.
+    """
     numbers = [os.environ.get(name, "") for name in _NEEDED]
     if not (numbers[0].isdecimal() and numbers[1].isdecimal() and numbers[2] and numbers[3].isdecimal()):
         raise UserError(f"expected {', '.join(_NEEDED)} in the environment, as torchrun sets them")

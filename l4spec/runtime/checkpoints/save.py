@@ -154,9 +154,8 @@ def spec_text(spec: ModelSpec) -> str:
     """The text of a spec.yaml that is beside weights."""
     from l4spec.huggingface.yaml_out import to_yaml
 
-    data = spec.model_dump(
-        mode="json", exclude_none=True, exclude={"extends", "about", "claims", "estimated", "huggingface"}
-    )
+    left_out = {"extends", "about", "claims", "estimated", "huggingface"}
+    data = spec.model_dump(mode="json", exclude=left_out)  # nulls included: a field without a default may be one
     return to_yaml(data, head=("The model whose weights lie beside this file, written by l4spec.",))
 
 

@@ -20,6 +20,7 @@ from tests.runtime.checkpoints.models import (
     small_model,
     tensors_of,
 )
+from tests.runtime.tiny import MLA, graph_of, text_of
 
 State = dict[str, torch.Tensor]
 
@@ -173,3 +174,12 @@ def test_saving_to_a_model_type_that_is_known_by_its_origin_keeps_it(tmp_path: P
 def test_small_models_of_different_seeds_differ() -> None:
     one, other = tensors_of(small_model("llama")), tensors_of(small_model("llama", seed=1))
     assert not any(one[name].equal(other[name]) for name in one)
+
+
+def test_a_spec_beside_weights_keeps_the_null_of_a_field_without_a_default(tmp_path: Path) -> None:
+    part = MLA | {"q_lora_rank": None, "num_heads": 3}
+    model = l4spec.build(graph_of(text_of({"a": part}, [{"attention": "a"}], head_bias=True)), dtype="fp32")
+    assert l4spec.save_checkpoint(model, tmp_path / "saved").layout == "l4spec"
+    again = l4spec.open_model(tmp_path / "saved")
+    assert again.graph.model.text == model.graph.model.text
+    assert_same_tensors(tensors_of(again), tensors_of(model))

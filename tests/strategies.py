@@ -356,17 +356,16 @@ def visions(draw: Draw, text_width: int, step: int = 1, text_blocks: int = 0) ->
 @st.composite
 def modules(draw: Draw, text: Data) -> Data:
     """Modules of multi-token prediction for a drawn text: one of its blocks, once."""
-    written = [block for item in text["layers"] for block in item.get("blocks", [item])]
-    block = {name: value for name, value in draw(st.sampled_from(written)).items() if name != "repeat"}
-    tables = st.sampled_from(["shared", "copy"])
-    return {"block": block} | draw(some_of({"num_modules": st.integers(1, 3), "embedding": tables, "head": tables}))
+    block = draw(st.sampled_from([block for item in text["layers"] for block in item.get("blocks", [item])]))
+    tables = dict.fromkeys(("embedding", "head"), st.sampled_from(["shared", "copy"]))
+    return draw(some_of(tables)) | {"num_modules": draw(st.integers(1, 3)), "block": block | {"repeat": 1}}
 
 
 @st.composite
 def models(
-    draw: Draw, *, vision: bool | None = None, bidirectional: bool = True, step: int = 1, mtp: bool | None = None
+    draw: Draw, vision: bool | None = None, bidirectional: bool = True, step: int = 1, mtp: bool = False
 ) -> Data:
-    """A whole spec as plain data. `vision` and `mtp` fix whether there is a tower, and modules beside the model."""
+    """A whole spec as plain data. `vision` fixes whether there is a tower, `mtp` forces modules beside the model."""
     width = draw(sizes(step=step))
     text = draw(stacks(hidden_size=width, bidirectional=bidirectional, step=step))
     text |= {"vocab_size": draw(sizes(200, step)), "max_seq_len": draw(st.integers(1, 300))}
@@ -383,11 +382,9 @@ def models(
             }
         )
     )
-    if mtp:
-        text |= {"tie_embeddings": False, "learned_positions": False}
-    if mtp is not False and not (text.get("tie_embeddings") or text.get("learned_positions")):
-        is_drawn = mtp is True or draw(st.booleans())
-        text |= {"mtp": draw(modules(text))} if is_drawn else {}
+    text |= {"tie_embeddings": False, "learned_positions": False} if mtp else {}
+    if not (text.get("tie_embeddings") or text.get("learned_positions")) and (mtp or draw(st.booleans())):
+        text["mtp"] = draw(modules(text))
     data: Data = {"l4spec": 1, "name": draw(st.sampled_from(SEEDS)), "text": text}
     seeing = draw(st.booleans()) if vision is None else vision
     return data | ({"vision": draw(visions(width, step, num_blocks(text)))} if seeing else {})

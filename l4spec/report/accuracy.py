@@ -5,11 +5,12 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from l4spec.report.accuracy_laws import batch_sections, kernel_sections
+from l4spec.report.accuracy_laws import batch_sections, kernel_sections, repeat_sections
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.coverage import Coverage, coverages
 from planners.evidence.grouped_matmuls import KernelGroup, read_cells, summarise_cells
+from planners.evidence.repeats import repeats
 from planners.evidence.replay import Prediction
 from planners.evidence.static_batches import BatchGroup, read_batches, summarise_batches
 from planners.evidence.summary import Group, quantity_of, summarise
@@ -154,7 +155,11 @@ KNOWN_WRONG = (
     "Attention data parallelism (tp 1, ep 8): neither routing imbalance nor ranks waiting for each other is "
     "modelled; maximum throughput of DeepSeek-R1 is predicted about twice too high.",
     "Maverick on 8 x H100, maximum throughput: throughput is limited by the little memory left for the cache, and "
-    "the engine's workspaces are not among the memory terms; predictions are 17 to 56 % high.",
+    "the engine's workspaces are not among the memory terms; predictions are 17 to 56 % high. On 8 x H200 with tp 8 "
+    "they are 1 to 28 % low.",
+    "Training on GB200 by width: the share of the nvfp4 peak was fitted on 405B alone and makes 70B 16 to 28 % too "
+    "fast; that of fp8 and mxfp8 was fitted on 70B and makes 405B 9 to 14 % too slow. One share for every width of a "
+    "matmul is the wrong form.",
     "H100 at tp 2, vLLM 0.10, when the cache is full (64 clients, or 32 with long prompts): the engine ran about "
     "half of the sequences that its settings allow; time to first token is 3 to 100 times the prediction.",
     "TensorRT-LLM with `batch_wait_timeout_iters` (1,024/1,024 tokens at tp 1 and 4): the engine delays "
@@ -217,6 +222,7 @@ def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
         *accuracy_page(predictions, by_model=True),
         *kernel_sections(summarise_cells(read_cells())),
         *batch_sections(summarise_batches(read_batches())),
+        *repeat_sections(repeats(predictions)),
         Section("How often a printed error is met", (Lines(_PRINTED), _coverage(coverages(predictions)))),
         Section("Where the model is known to be wrong", (Lines(known),)),
         *rows_sections(predictions),

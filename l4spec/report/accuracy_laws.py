@@ -1,10 +1,11 @@
-"""Measured kernels of routed experts and static batches beside their laws, for `l4spec accuracy`."""
+"""Kernels of routed experts and static batches beside their laws, and repeated figures, for `l4spec accuracy`."""
 
 from collections.abc import Iterable
 
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import whole
 from planners.evidence.grouped_matmuls import KernelGroup
+from planners.evidence.repeats import Repeats
 from planners.evidence.static_batches import BatchGroup
 from planners.timing.likeness import ROWS_OF_A_P90
 
@@ -25,6 +26,33 @@ _BATCHES = (
     "throughput disagree (354 of 474 of llama.cpp), models without a spec (71), and 12 rows that are faster than "
     "reading the weights once a token. Repeated rows differ by 1.4 % in the median, 2.0 % in one of ten (23 pairs).",
 )
+
+
+_REPEATS = (
+    "Settings that one source published more than once: the rows differ in what no plan reads (version of the "
+    "software, date), so that one prediction stands for all of them. Between figures: each against the median of its "
+    "setting, which is as near as any planner can come. Predicted: the errors of this planner on the same rows. A "
+    "setting with rows of both splits counts as calibrate. No source published a maximum throughput or a kernel's "
+    "time twice: noise neither explains nor excuses those errors.",
+)
+
+
+def repeat_sections(groups: Iterable[Repeats]) -> Page:
+    """Differences between figures of one setting, beside the planner's errors on them."""
+    rows = tuple(
+        (
+            group.quantity,
+            group.split,
+            whole(group.num_settings),
+            whole(group.between.num_rows),
+            whole(group.between.num_sources),
+            *_errors(group.between.median, group.between.p90, group.between.num_rows),
+            *_errors(group.predicted.median, group.predicted.p90, group.predicted.num_rows),
+        )
+        for group in groups
+    )
+    headers = ("quantity", "split", "settings", "rows", "sources", "between", "p90", "predicted", "p90")
+    return (Section("Repeated figures of one setting", (Lines(_REPEATS), Table(headers, rows, "llrrrrrrr"))),)
 
 
 def kernel_sections(groups: Iterable[KernelGroup]) -> Page:

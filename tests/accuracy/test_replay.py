@@ -9,6 +9,7 @@ import pytest
 from l4spec.errors import UserError
 from l4spec.report.accuracy import accuracy_document
 from l4spec.report.page import to_markdown
+from planners.evidence.repeats import repeats
 from planners.evidence.replay import Prediction, replay
 from planners.evidence.rows import PUBLISHED, published_rows, read_rows
 from planners.evidence.summary import Group, quantity_of, summarise
@@ -106,6 +107,19 @@ def test_the_document_says_what_the_planner_says_today() -> None:
     written = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     today = to_markdown(accuracy_document(predictions()))
     assert written == today, "run: l4spec accuracy --document --out docs/accuracy.md --force"
+
+
+def test_figures_of_one_setting_differ_by_what_versions_of_the_software_differ() -> None:
+    """Llama-3-70B in nvfp4 on 64 GB200, four containers: 4,864, 4,898, 4,557 and 4,458 tokens/s, median 4,710.5."""
+    ids = ("TRN-0121", "TRN-0139", "TRN-0159", "TRN-0179")
+    (one,) = repeats(p for p in predictions() if p.row.id in ids)
+    assert (one.quantity, one.split, one.num_settings, one.between.num_rows) == ("training step", "test", 1, 4)
+    errors = [4710.5 / value - 1 for value in (4864, 4898, 4557, 4458)]
+    assert one.between.median == pytest.approx(statistics.median(abs(error) for error in errors))
+
+
+def test_a_figure_published_once_is_no_repeat() -> None:
+    assert not repeats(p for p in predictions() if p.row.id == "TRN-0121")
 
 
 def test_packaged_rows_carry_source_split_and_unique_ids() -> None:

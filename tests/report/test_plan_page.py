@@ -85,7 +85,7 @@ def test_what_would_make_it_fit_is_listed(compiled: Compile) -> None:
 def test_estimates_are_marked_and_published_models_are_not(compiled: Compile) -> None:
     behemoth, scout = (to_text(plan_page(plan(compiled(name), gpus="8xH100"))) for name in ("behemoth", "scout"))
     assert "~1.95T" in behemoth
-    assert "nobody has published" in behemoth
+    assert "because they are unpublished" in behemoth
     assert "~" not in scout
 
 

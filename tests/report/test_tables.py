@@ -57,7 +57,7 @@ def test_unknown_names_stop_the_table_of_all_models(compiled: Compile) -> None:
 
 def test_the_table_of_all_models_states_what_it_assumes(compiled: Compile) -> None:
     text = to_text(model_table_page(model_table([compiled("behemoth")], PlanRequest(gpus="8xH100"), ("bf16",))))
-    for words in ("8,192 tokens (the default)", "cache policy ideal", "~1.95T", "nobody has published"):
+    for words in ("8,192 tokens (the default)", "cache policy ideal", "~1.95T", "because they are unpublished"):
         assert words in text
 
 

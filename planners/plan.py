@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, Literal
 
 from l4spec.errors import Problem, UserError
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.opening import Model, graph_of
 from l4spec.quantization.published import published_name
@@ -160,6 +161,7 @@ def _traffic(deployment: Deployment, layout: Layout) -> TrainTraffic | None:
     return train_traffic(graph, setting.train, layout, load, cut, cluster.gpus_per_host if cluster else None)
 
 
+@kept_with()
 def _estimates(graph: LayerGraph) -> Estimates:
     if not graph.model.estimated:
         return Estimates()

@@ -347,14 +347,12 @@ class PlanRequest(Options):
 
     def allows(self, layout: Layout) -> bool:
         """Whether a layout has the fixed degrees. Left out, `cp` is 1: it is for prefills, and never chosen."""
-        return layout.cp == (self.cp or 1) and all(
-            fixed in (None, degree)
-            for fixed, degree in (
-                (self.tp, layout.tp),
-                (self.ep, layout.ep),
-                (self.pp, layout.pp),
-                (self.dp, layout.dp),
-            )
+        return (
+            self.tp in (None, layout.tp)
+            and self.ep in (None, layout.ep)
+            and self.pp in (None, layout.pp)
+            and self.dp in (None, layout.dp)
+            and layout.cp == (self.cp or 1)
         )
 
     def fixed_layout(self) -> Layout:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -99,6 +99,7 @@ def looks_like_path(text: str) -> bool:
     return "/" in text or "\\" in text or text.lower().endswith((".yaml", ".yml"))
 
 
+@lru_cache(maxsize=1024)
 def normal(text: str) -> str:
     """`H100_SXM` and `h100 sxm` as `h100-sxm`."""
     return "-".join(text.lower().replace("_", " ").replace("-", " ").split())

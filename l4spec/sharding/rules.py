@@ -86,6 +86,7 @@ def is_after_blocks(node: LayerNode) -> bool:
     return node.scope == "text" and node.layer is None and node.role in ("streams_join", "norm", "head")
 
 
+@kept_with(maxsize=1024)
 def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False) -> str | None:
     """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven.
 

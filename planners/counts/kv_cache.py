@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import ceil, prod
 
 from l4spec.errors import UserError
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import Bound, CacheEntry
 from l4spec.sharding.layout import Layout
@@ -251,6 +252,7 @@ def explain_policy(engine: Engine) -> str:
     return text if engine.block_size_tokens is None else f"{text}; blocks of {engine.block_size_tokens.value} tokens"
 
 
+@kept_with()
 def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
     """The whole model's cache, before sharding. `bytes_per_token_global` counts only what grows with every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)

@@ -150,7 +150,8 @@ class Placement:
         """Sequences that the busiest device serves: the batch is divided among the dp * ep ranks."""
         return ceil_div(batch, self.layout.dp * self.layout.ep)
 
-    def uses(self, context: int, batch: int) -> list[DeviceUse]:
+    @kept_with(lambda placement: placement.setting.graph, maxsize=64)
+    def uses(self, context: int, batch: int) -> tuple[DeviceUse, ...]:
         """What a device of each distinct stage holds for `batch` sequences of `context` tokens.
 
         Of a sequence whose tokens are divided it caches and runs those of the busiest rank.
@@ -158,11 +159,11 @@ class Placement:
         setting, sequences = self.setting, self.sequences(batch)
         context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
-            return [self._training_use(state.with_batch(context, sequences)) for state in self.states]
+            return tuple(self._training_use(state.with_batch(context, sequences)) for state in self.states)
         uses = self._without_host(context, sequences)
-        return uses if self.spill is None else [self._relieved(self.spill, uses[0], context, sequences)]
+        return uses if self.spill is None else (self._relieved(self.spill, uses[0], context, sequences),)
 
-    def _without_host(self, context: int, sequences: int) -> list[DeviceUse]:
+    def _without_host(self, context: int, sequences: int) -> tuple[DeviceUse, ...]:
         """What serving holds where nothing is in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
         uses = []
@@ -177,7 +178,7 @@ class Placement:
                 module_cache=cached,
             )
             uses.append(use)
-        return uses
+        return tuple(uses)
 
     def _module(self, context: int, sequences: int) -> tuple[int, int]:
         """Bytes of a drafting module's weights and cache."""

@@ -68,7 +68,9 @@ def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]
 
 
 def _module_terms(use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    """What a drafting module takes; of no bytes without one."""
+    """What a drafting module takes."""
+    if not use.module_weights and not use.module_cache:
+        return ()
     source = "planners/counts/mtp.py"
     return (
         MemoryTerm(

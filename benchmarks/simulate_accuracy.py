@@ -171,7 +171,7 @@ def fitted(data: Path) -> Iterator[tuple[str, ...]]:
         simulation = make()
         times = simulation.servers["m"].times
         assert isinstance(times, PlannedTimes)
-        simulation.use_times("m", PlannedTimes(replace(times.model, efficiency=other, totals={})))
+        simulation.use_times("m", PlannedTimes(replace(times.model, efficiency=other, kept={})))
         requests = sorted(simulation.run().requests, key=lambda request: request.number)
         yield (run.name, "the other run", "-", f"{errors(requests, entries, range(100, 300))[0]:.1%}", "-", "-")
 
@@ -208,7 +208,7 @@ class Experiment:
         if expert_kernels:
             times = simulation.servers["m"].times
             assert isinstance(times, PlannedTimes)
-            model = replace(times.model, laws=grouped_matmul_laws("vllm"), totals={})
+            model = replace(times.model, laws=grouped_matmul_laws("vllm"), kept={})
             simulation.use_times("m", PlannedTimes(model))
         return simulation.run().result
 
@@ -318,8 +318,8 @@ OF_ROUTED = (
     "\nAll that is published of routed models' ITL under vLLM: four experiments of one source. Goal: at most 10 "
     "% (median), 20 % (90th percentile); no percentile is given of four rows. The goal cannot be judged on them: "
     "experiments 9 and 27 are the same model, lengths, precision and GPUs, and differ by a factor of 1.6, for the "
-    "rate and the offloading of caches, neither of which is published in full; the simulated gap moves by a "
-    "quarter between 4 and 12 requests/s. Experts priced by the law of grouped matmuls, fitted on Llama 4's "
+    "rate and the offloading of caches, neither of which is published in full; the simulated gap moves by an "
+    "eighth between 4 and 12 requests/s. Experts priced by the law of grouped matmuls, fitted on Llama 4's "
     "widths, do not explain the difference either."
 )
 
@@ -341,10 +341,8 @@ def main(folder: str) -> None:
     print("\n## The same from the spec, with fitted factors")
     table(("run", "factors from", "error on the first 100", "on the other 200", "not determined", "CPU"), fitted(data))
     print(
-        "\n`--fit` fits factors to the first 100 requests and is evaluated on the other 200. Goal: at most 8 %. On "
-        "the RTX 4090 every step is predicted too long, even with weights and cache read at the published bandwidth, "
-        "the fastest that the model allows: it adds the times of reading weights and of multiplying, while the "
-        "kernels overlap them (64 rows take 1.14 times the time of one)."
+        "\n`--fit` fits factors to the first 100 requests and is evaluated on the other 200. Goal: at most 8 %. The "
+        "constants of a request and, of a routed one, of its model have one effect in a single run."
     )
     print("\n## H100 experiments that were not used in any fit")
     table(("experiment", "assumed load", "E2E", "TTFT", "ITL"), foreign(data))
@@ -354,7 +352,7 @@ def main(folder: str) -> None:
         "means, 100 shared tokens. Some experiments had other rates, which are not published, so loads are off by an "
         "unknown factor. Mixtral's times to first token, with a 90th percentile of a second at 6 requests/s, are not "
         "caused by a queue: the prefill of its experts was several times slower than the fitted factors predict. For "
-        "Llama-3.1-8B the fitted 34 ms of the front end are too long."
+        "Llama-3.1-8B the fitted 35 ms of the front end are too long."
     )
     print("\n## Gap between tokens of a routed model under vLLM")
     table(

@@ -86,7 +86,10 @@ def start_of(engine: str) -> ServingEfficiency:
 
 def _serving_notes(engine: str, cases: Sequence[ServingCase], rows: Sequence[Row]) -> list[str]:
     routed = any("deepseek" in case.model for case in cases)
-    midway = "no routed model was among the rows: moe_layer lies midway between layer and SGLang's DeepSeek blocks"
+    midway = (
+        "no routed model was among the rows: moe_layer lies midway between layer and SGLang's DeepSeek blocks, "
+        "moe_request is a guess"
+    )
     notes = [] if routed else [midway]
     reasons = {serving.unfit(row) for row in rows if row.calibrates and row.family == "SRV" and _ran(row, engine)}
     return notes + sorted(f"calibration rows left out: {reason}" for reason in reasons if reason)

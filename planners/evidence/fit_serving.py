@@ -59,7 +59,7 @@ class Bench:
             self.models[case] = step_model(case, factors)
         known = self.models[case]
         model = StepModel(
-            known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, factors, totals=known.totals
+            known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, factors, kept=known.kept
         )
         if sample.metric in THROUGHPUT:
             return 1 / tokens_per_gpu(case, most_served(case, model))

@@ -132,7 +132,7 @@ class _Served:
     def run(self, factors: ServingEfficiency) -> Sequence[Request]:
         """The requests with other factors, in the order of the run."""
         simulation = self.simulation()
-        times = PlannedTimes(replace(self.times.model, efficiency=factors, totals={}))
+        times = PlannedTimes(replace(self.times.model, efficiency=factors, kept={}))
         simulation.use_times(self.key, times)
         return sorted(simulation.run().requests, key=lambda request: request.number)
 

@@ -66,7 +66,7 @@ def serve(model: StepModel, load: Load) -> Served:
     tpot = step / tokens_per_step(model) + others
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
-    first = 0.0 if model.efficiency is None else model.efficiency.request
+    first = model.request_seconds
     ttft = first + step + prefill + busy * prefill / 2
     if load.waves is not None:
         ttft += (running - 1) / 2 * prefill / load.waves

@@ -19,13 +19,20 @@ Share = Annotated[float, Field(gt=0, le=1.5)]
 """A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""
 
 
+MATMUL_REACH = {"bf16": 0.803 / 0.709}
+"""Largest measured share of the peak in a number format over that of fp8: H100, rows KER-0011 and KER-0013."""
+
+
 class ServingEfficiency(Entry):
     """What turns the bound of a serving step into an estimate.
 
-    A step takes weights / (bandwidth * memory) + cache / (bandwidth * cache) + FLOPs / (peak * compute) + attention
-    FLOPs / (peak * attention) + bytes sent / (link * links), and constants: per block (`layer`, or `moe_layer` where
-    its feed-forward is routed), per block when more than `wide_from` sequences decode (`wide_layer`), per collective.
-    A server is never faster than `host_step + host_sequence * sequences`; a request waits `request` for its prefill.
+    Layers of one kind take hypot(weights / (bandwidth * memory), FLOPs / (peak * compute)), since matmuls read their
+    weights while they multiply, + activations / (bandwidth * memory) + cache / (bandwidth * cache) + attention FLOPs /
+    (peak * attention) + bytes sent / (link * links), and constants: per block (`layer`, or `moe_layer` where its
+    feed-forward is routed), per block when more than `wide_from` sequences decode (`wide_layer`), per collective.
+    `compute` is of fp8's peak; other formats reach `MATMUL_REACH` times the share. A server is never faster than
+    `host_step + host_sequence * sequences`; a request waits `request` for its prefill, and `moe_request` besides where
+    the model is routed.
     """
 
     engines: Annotated[tuple[str, ...], AsTuple]
@@ -51,6 +58,7 @@ class ServingEfficiency(Entry):
     host_step: Seconds
     host_sequence: Seconds
     request: Seconds
+    moe_request: Seconds = 0.0
     standard_errors: dict[str, float] = Field(default_factory=dict)
     """Of each factor in log units (0.1: 10 %); what the law leaves out is not in it."""
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()

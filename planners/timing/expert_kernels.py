@@ -4,8 +4,10 @@ The law was fitted on kernels of Llama 4's widths; on others it is an extrapolat
 engine's constant per routed block has it. Routing acts by the experts that the busiest rank reaches and by its rows.
 """
 
+from math import hypot
+
 from l4spec.sharding.layout import Layout
-from planners.timing.efficiency import ServingEfficiency
+from planners.timing.efficiency import MATMUL_REACH, ServingEfficiency
 from planners.timing.grouped_matmul import ExpertWork, GroupedMatmul, GroupedMatmulLaws
 from planners.timing.layer_demand import KindProfile, Routing, Step, covered_experts
 from planners.timing.machine import Machine
@@ -59,6 +61,8 @@ def correction(
     """Seconds that one layer's experts take by the law, launch left out, less those by the engine's own shares."""
     peak = machine.peak("fp4" if law.dtype == "nvfp4" else law.dtype.removesuffix("_block"))
     assert peak is not None, "ask `unknown` first"
-    by_shares = work.activated * work.expert_bytes / machine.bandwidth / factors.memory
-    by_shares += work.num_rows * work.row_flops / peak / factors.compute
+    read = work.activated * work.expert_bytes / machine.bandwidth / factors.memory
+    by_shares = hypot(
+        read, work.num_rows * work.row_flops / peak / (factors.compute * MATMUL_REACH.get(law.dtype, 1.0))
+    )
     return law.seconds(work, machine.bandwidth, peak) - law.launch - by_shares

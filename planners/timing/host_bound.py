@@ -16,7 +16,8 @@ from planners.device.activations import ACTIVATION_BYTES
 from planners.device.host_memory import HostMemory, moved_weights
 from planners.latency_types import KindLatency, StepLatency
 from planners.timing.layer_demand import KindProfile, Step, attended, covered_experts, experts_part
-from planners.timing.step import ResourceSeconds, StepModel, gathered, kind_key
+from planners.timing.resources import ResourceSeconds
+from planners.timing.step import StepModel, gathered, kind_key
 
 COPIED_FROM = 32
 """Tokens of a step from which on weights are copied to the device."""
@@ -110,4 +111,4 @@ class SharedStep:
 
 
 def _row(name: str, count: int, use: ResourceSeconds) -> KindLatency:
-    return KindLatency.of(name, count, use.matmul + use.attention, use.weight_read + use.cached, use.links, None)
+    return KindLatency.of(name, count, use.matmul + use.attention, use.memory, use.links, None)

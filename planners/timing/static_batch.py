@@ -16,7 +16,8 @@ from l4spec.layers.base import AsTuple, Spec
 from l4spec.units import Seconds
 from planners.catalog.loader import find_shipped, load
 from planners.timing.layer_demand import Step
-from planners.timing.step import ResourceSeconds, StepModel
+from planners.timing.resources import ResourceSeconds
+from planners.timing.step import StepModel
 
 Share = Annotated[float, Field(gt=0, le=1.5)]
 """A share of a peak. Slightly above 1 is possible where the bound counts traffic that caches absorb."""
@@ -69,7 +70,7 @@ class StaticBatchFactors(Spec):
         return self.request + self._pass(model.used(prompts), self.prefill) + steps * one
 
     def _pass(self, used: ResourceSeconds, matmul: float) -> float:
-        return used.at(self, matmul=matmul, block=self.block)
+        return used.in_turn(self, matmul=matmul, block=self.block)
 
 
 class StaticBatchEfficiency(Entry):

@@ -2,14 +2,14 @@
 
 bound     per kind of layer the longest of compute, memory and links at their published peaks, as if each were
           perfectly overlapped with the others; kinds follow each other.
-estimate  every resource at the share of its peak that an engine was measured to reach, one after the other, plus
-          constants per block, per collective and per step.
+estimate  every resource at the share of its peak that an engine was measured to reach, plus constants per block, per
+          collective and per step. A kind's matmuls read their weights while they multiply: both together take the
+          root of the sum of squares, between the longer of them and their sum. All else is one after the other.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import add, attrgetter
-from typing import Protocol
+from math import hypot
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -17,7 +17,7 @@ from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
 from planners.counts.weights import Scheme
 from planners.latency_types import KindLatency, StepLatency
-from planners.timing.efficiency import ServingEfficiency
+from planners.timing.efficiency import MATMUL_REACH, ServingEfficiency
 from planners.timing.expert_kernels import correction, kernel_of, work_of_experts
 from planners.timing.grouped_matmul import GroupedMatmul, GroupedMatmulLaws
 from planners.timing.layer_demand import (
@@ -25,134 +25,15 @@ from planners.timing.layer_demand import (
     KindProfile,
     Routing,
     Step,
-    attended,
-    covered_experts,
-    experts_part,
     kind_name,
     profile,
-    rows_of,
 )
 from planners.timing.machine import Machine, link_seconds, missing
+from planners.timing.resources import Amounts, ResourceSeconds, UnitCosts
 
 ATTENTION_DTYPE = "bf16"
-MOST_TOTALS = 4096
+MOST_KEPT = 4096
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
-
-
-class Shares(Protocol):
-    """What share of each published peak is reached, and what a collective takes besides, in seconds."""
-
-    @property
-    def memory(self) -> float: ...  # noqa: D102
-    @property
-    def cache(self) -> float: ...  # noqa: D102
-    @property
-    def attention(self) -> float: ...  # noqa: D102
-    @property
-    def links(self) -> float: ...  # noqa: D102
-    @property
-    def collective(self) -> float: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceSeconds:
-    """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
-
-    `blocks` counts blocks (an attention and a feed-forward layer are half a block each), `moe_blocks` those whose
-    feed-forward is routed. `experts` is what measured kernels add to the estimate of routed layers, or take from it.
-    """
-
-    weight_read: float = 0.0
-    cached: float = 0.0
-    matmul: float = 0.0
-    attention: float = 0.0
-    links: float = 0.0
-    collectives: float = 0.0
-    blocks: float = 0.0
-    moe_blocks: float = 0.0
-    experts: float = 0.0
-
-    def __add__(self, other: "ResourceSeconds") -> "ResourceSeconds":
-        return ResourceSeconds(*map(add, _values(self), _values(other)))
-
-    def __mul__(self, part: float) -> "ResourceSeconds":
-        return ResourceSeconds(*(part * value for value in _values(self)))
-
-    def estimate(self, factors: ServingEfficiency, wide: bool) -> float:
-        """Seconds that an engine takes, every resource after the other; `wide` when many sequences decode."""
-        block = factors.layer + (factors.wide_layer if wide else 0.0)
-        of_routing = self.moe_blocks * (factors.moe_layer - factors.layer)
-        return self.at(factors, matmul=factors.compute, block=block) + of_routing + self.experts
-
-    def at(self, shares: "Shares", *, matmul: float, block: float) -> float:
-        """Seconds at shares of the published peaks and constants a collective and block, one after the other."""
-        return (
-            self.weight_read / shares.memory
-            + self.cached / shares.cache
-            + self.matmul / matmul
-            + self.attention / shares.attention
-            + self.links / shares.links
-            + self.collectives * shares.collective
-            + self.blocks * block
-        )
-
-
-_values = attrgetter(*(each.name for each in fields(ResourceSeconds)))
-
-
-@dataclass(frozen=True, slots=True)
-class UnitCosts:
-    """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
-
-    kind: KindProfile
-    weight_read: float
-    expert: float
-    cached_token: float
-    matmul_row: float
-    pair: float
-    moved_row: float
-    links_row: float
-    collectives: int
-    blocks: float
-    moe_blocks: float
-
-    def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
-        """What these layers use in a step."""
-        amounts = self.amounts(step, rows_of(self.kind, step), ep, routing)
-        return ResourceSeconds(*amounts, self.collectives, self.blocks, self.moe_blocks)
-
-    def amounts(self, step: Step, rows: float, ep: int, routing: Routing) -> tuple[float, float, float, float, float]:
-        """The values of `use` that depend on the step, in the order of its fields; `rows` are `rows_of` this kind.
-
-        A simulation adds them up step after step, so what a kind has not is not asked for.
-        """
-        kind = self.kind
-        read, matmul = self.weight_read, rows * self.matmul_row
-        if kind.num_experts:
-            read += covered_experts(kind, step, ep, routing) * self.expert
-            matmul *= self._hottest(ep, routing)
-        pairs, cached = attended(kind, step) if kind.bound is not None else (0.0, 0.0)
-        return (
-            read + rows * self.moved_row,
-            cached * self.cached_token,
-            matmul,
-            pairs * self.pair,
-            rows * self.links_row,
-        )
-
-    def __add__(self, other: "UnitCosts") -> "UnitCosts":
-        """Of both kinds together, which must depend on a step in the same way."""
-        return UnitCosts(self.kind, *map(add, _costs(self), _costs(other)))
-
-    def _hottest(self, ep: int, routing: Routing) -> float:
-        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere."""
-        kind = self.kind
-        if not kind.num_experts or ep == 1:
-            return 1.0
-        return 1.0 + experts_part(kind) * (routing.hottest(kind, ep) - 1.0)
-
-
-_costs = attrgetter(*(each.name for each in fields(UnitCosts) if each.name != "kind"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +54,8 @@ class StepModel:
     """Who proposes tokens that decode steps check (`planners.timing.drafts`)."""
     laws: GroupedMatmulLaws | None = None
     """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
-    totals: dict[Step, ResourceSeconds] = field(default_factory=dict)
-    """What steps use in all, kept because searches and fits ask for the same steps again."""
+    kept: dict[Step, tuple[Amounts, ...]] = field(default_factory=dict)
+    """What steps use, kept because searches and fits ask for the same steps again."""
 
     @cached_property
     def kinds(self) -> tuple[KindProfile, ...]:
@@ -215,20 +96,15 @@ class StepModel:
 
     def used(self, step: Step) -> ResourceSeconds:
         """What all layers and the sends between stages use in a step. `unknown` must be None."""
-        if self.laws is not None:
-            return sum(self.uses(step), self._sends(step))
-        read = cached = matmul = attention = links = 0.0
+        return sum(self.uses(step), self._sends(step))
+
+    def _amounts(self, step: Step) -> tuple[Amounts, ...]:
+        """What a step uses, by kinds of layers that were joined."""
         tokens, logit_rows = step.tokens, step.rows_of_logits
-        for rates in self._joined:
-            rows = logit_rows if rates.kind.per_logit_row else tokens
-            of_kind = rates.amounts(step, rows, self.layout.ep, self.routing)
-            read += of_kind[0]
-            cached += of_kind[1]
-            matmul += of_kind[2]
-            attention += of_kind[3]
-            links += of_kind[4]
-        used = ResourceSeconds(read, cached, matmul, attention, links, *self._constants)
-        return used + self._sends(step) if self.layout.pp > 1 else used
+        return tuple(
+            rates.amounts(step, logit_rows if rates.kind.per_logit_row else tokens, self.layout.ep, self.routing)
+            for rates in self._joined
+        )
 
     @cached_property
     def _constants(self) -> tuple[float, float, float]:
@@ -242,11 +118,11 @@ class StepModel:
 
     @cached_property
     def _joined(self) -> tuple[UnitCosts, ...]:
-        """`rates`, with kinds in one that depend on a step in the same way: neither routed nor with a cache."""
+        """`rates`, with kinds in one that have neither matmuls nor a cache: norms, sums and the embedding."""
         joined: dict[object, UnitCosts] = {}
         for rates in self.rates:
             kind = rates.kind
-            plain = kind.bound is None and not kind.num_experts
+            plain = kind.bound is None and not kind.flops_per_row
             key = kind.per_logit_row if plain else id(kind)
             joined[key] = joined[key] + rates if key in joined else rates
         return tuple(joined.values())
@@ -259,7 +135,7 @@ class StepModel:
                 kind.name,
                 kind.count,
                 use.matmul + use.attention,
-                use.weight_read + use.cached,
+                use.memory,
                 use.links,
                 None if factors is None else use.estimate(factors, wide),
             )
@@ -273,12 +149,39 @@ class StepModel:
     def seconds(self, step: Step, *, server: bool = True) -> float:
         """The estimate of `time`, without its parts. The model must have fitted factors."""
         assert self.efficiency is not None, "ask for `efficiency` first"
-        total = self.totals.get(step)
-        if total is None:
-            if len(self.totals) >= MOST_TOTALS:
-                self.totals.clear()
-            total = self.totals[step] = self.used(step)
-        return max(total.estimate(self.efficiency, self._wide(step)), self._host(step, server))
+        used = self.kept.get(step)
+        if used is None:
+            if len(self.kept) >= MOST_KEPT:
+                self.kept.clear()
+            used = self.kept[step] = self._amounts(step)
+        return max(self._estimate(step, used), self._host(step, server))
+
+    def _estimate(self, step: Step, used: tuple[Amounts, ...]) -> float:
+        """The sum of `ResourceSeconds.estimate` over kinds, without an object for each."""
+        factors = self.efficiency
+        assert factors is not None, "ask for `efficiency` first"
+        if self.laws is not None:
+            return sum(use.estimate(factors, self._wide(step)) for use in (*self.uses(step), self._sends(step)))
+        matmuls = cached = attention = links = moved = 0.0
+        for of_kind in used:
+            matmuls += hypot(of_kind[0] / factors.memory, of_kind[6] / factors.compute)
+            cached += of_kind[1]
+            attention += of_kind[3]
+            links += of_kind[4]
+            moved += of_kind[5]
+        collectives, blocks, moe_blocks = self._constants
+        besides = ResourceSeconds(0.0, cached, 0.0, attention, links, moved, 0.0, collectives, blocks, moe_blocks)
+        if self.layout.pp > 1:
+            besides += self._sends(step)
+        return matmuls + besides.estimate(factors, self._wide(step))
+
+    @cached_property
+    def request_seconds(self) -> float:
+        """What a request takes before a scheduler sees it; 0 without fitted factors."""
+        if self.efficiency is None:
+            return 0.0
+        routed = any(kind.num_experts for kind in self.kinds)
+        return self.efficiency.request + (self.efficiency.moe_request if routed else 0.0)
 
     def head_seconds(self, step: Step) -> float:
         """The head's part of `seconds`."""
@@ -306,6 +209,8 @@ class StepModel:
             expert=count * kind.expert_bytes / bandwidth,
             cached_token=count * kind.cache_bytes / bandwidth,
             matmul_row=count * sum(flops / self._peak(dtype) for dtype, flops in kind.flops_per_row),
+            tensor_row=count
+            * sum(flops / self._peak(dtype) / MATMUL_REACH.get(dtype, 1.0) for dtype, flops in kind.flops_per_row),
             pair=count * kind.pair_flops / self._peak(ATTENTION_DTYPE),
             moved_row=count * kind.moved_bytes_per_token / bandwidth,
             links_row=seconds,

@@ -45,7 +45,7 @@ class PlannedTimes:
     @property
     def request_seconds(self) -> float:
         """What the front end takes before a request reaches the scheduler."""
-        return self.factors.request
+        return self.model.request_seconds
 
     def seconds(self, batches: Sequence[StepBatch]) -> float:
         """The step of the slowest rank: the others wait for it at the experts."""

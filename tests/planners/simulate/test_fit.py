@@ -33,7 +33,7 @@ def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
     assert isinstance(times, PlannedTimes)
     prior = times.factors
     truth = prior.model_copy(update={"memory": 0.6 * prior.memory, "layer": 1.5 * prior.layer})
-    first.use_times(key, PlannedTimes(replace(times.model, efficiency=truth, totals={})))
+    first.use_times(key, PlannedTimes(replace(times.model, efficiency=truth, kept={})))
     served = sorted(first.run().requests, key=lambda request: request.number)
     entries = [TraceEntry(r.arrival, r.prompt, r.output, measured=(r.ttft, r.e2e)) for r in served]
 
@@ -46,7 +46,7 @@ def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
     step = Step(decode=4, context=830)
     model = times.model
     right, wrong, back = (
-        replace(model, efficiency=factors, totals={}).seconds(step) for factors in (truth, prior, fitted.factors)
+        replace(model, efficiency=factors, kept={}).seconds(step) for factors in (truth, prior, fitted.factors)
     )
     assert abs(back / right - 1) < 0.06
     assert abs(wrong / right - 1) > 0.25

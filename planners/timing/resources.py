@@ -1,0 +1,150 @@
+"""What layers of one kind use in a step, by resource, and what that takes at the shares of peaks an engine reaches."""
+
+from dataclasses import dataclass, fields
+from math import hypot
+from operator import add, attrgetter
+from typing import Protocol
+
+from planners.timing.efficiency import ServingEfficiency
+from planners.timing.layer_demand import KindProfile, Routing, Step, attended, covered_experts, experts_part, rows_of
+
+
+class Shares(Protocol):
+    """What share of each published peak is reached, and what a collective takes besides, in seconds."""
+
+    @property
+    def memory(self) -> float: ...  # noqa: D102
+    @property
+    def cache(self) -> float: ...  # noqa: D102
+    @property
+    def attention(self) -> float: ...  # noqa: D102
+    @property
+    def links(self) -> float: ...  # noqa: D102
+    @property
+    def collective(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceSeconds:
+    """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
+
+    `moved` is reading and writing activations between kernels. `tensor_cores` is `matmul` over what its number formats
+    reach, relative to fp8 (`MATMUL_REACH`). `blocks` counts blocks (an attention and a feed-forward layer are half a
+    block each), `moe_blocks` those whose feed-forward is routed. `experts` is what measured kernels add to the estimate
+    of routed layers, or take from it.
+    """
+
+    weight_read: float = 0.0
+    cached: float = 0.0
+    matmul: float = 0.0
+    attention: float = 0.0
+    links: float = 0.0
+    moved: float = 0.0
+    tensor_cores: float = 0.0
+    collectives: float = 0.0
+    blocks: float = 0.0
+    moe_blocks: float = 0.0
+    experts: float = 0.0
+
+    @property
+    def memory(self) -> float:
+        """Seconds of memory traffic: weights, cache and activations between kernels."""
+        return self.weight_read + self.cached + self.moved
+
+    def __add__(self, other: "ResourceSeconds") -> "ResourceSeconds":
+        return ResourceSeconds(*map(add, _values(self), _values(other)))
+
+    def __mul__(self, part: float) -> "ResourceSeconds":
+        return ResourceSeconds(*(part * value for value in _values(self)))
+
+    def estimate(self, factors: ServingEfficiency, wide: bool) -> float:
+        """Seconds that an engine takes for layers of one kind; `wide` when many sequences decode."""
+        block = factors.layer + (factors.wide_layer if wide else 0.0)
+        of_routing = self.moe_blocks * (factors.moe_layer - factors.layer)
+        return (
+            hypot(self.weight_read / factors.memory, self.tensor_cores / factors.compute)
+            + self._besides(factors, block)
+            + of_routing
+            + self.experts
+        )
+
+    def in_turn(self, shares: "Shares", *, matmul: float, block: float) -> float:
+        """Seconds at shares of the published peaks and constants a collective and block, one after the other."""
+        return self.weight_read / shares.memory + self.matmul / matmul + self._besides(shares, block)
+
+    def _besides(self, shares: "Shares", block: float) -> float:
+        """All but matmuls and their weights."""
+        return (
+            self.moved / shares.memory
+            + self.cached / shares.cache
+            + self.attention / shares.attention
+            + self.links / shares.links
+            + self.collectives * shares.collective
+            + self.blocks * block
+        )
+
+
+_values = attrgetter(*(each.name for each in fields(ResourceSeconds)))
+
+
+Amounts = tuple[float, float, float, float, float, float, float]
+"""What depends on a step: weights, cache, matmul, attention, links, moved and tensor cores of `ResourceSeconds`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCosts:
+    """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
+
+    kind: KindProfile
+    weight_read: float
+    expert: float
+    cached_token: float
+    matmul_row: float
+    tensor_row: float
+    pair: float
+    moved_row: float
+    links_row: float
+    collectives: int
+    blocks: float
+    moe_blocks: float
+
+    def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
+        """What these layers use in a step."""
+        return ResourceSeconds(
+            *self.amounts(step, rows_of(self.kind, step), ep, routing), self.collectives, self.blocks, self.moe_blocks
+        )
+
+    def amounts(self, step: Step, rows: float, ep: int, routing: Routing) -> Amounts:
+        """The values of `use` that depend on the step, in the order of its fields; `rows` are `rows_of` this kind.
+
+        A simulation adds them up step after step, so what a kind has not is not asked for.
+        """
+        kind = self.kind
+        read, multiplied = self.weight_read, rows
+        if kind.num_experts:
+            read += covered_experts(kind, step, ep, routing) * self.expert
+            multiplied *= self._hottest(ep, routing)
+        pairs, cached = attended(kind, step) if kind.bound is not None else (0.0, 0.0)
+        return (
+            read,
+            cached * self.cached_token,
+            multiplied * self.matmul_row,
+            pairs * self.pair,
+            rows * self.links_row,
+            rows * self.moved_row,
+            multiplied * self.tensor_row,
+        )
+
+    def __add__(self, other: "UnitCosts") -> "UnitCosts":
+        """Of both kinds together, which must depend on a step in the same way."""
+        return UnitCosts(self.kind, *map(add, _costs(self), _costs(other)))
+
+    def _hottest(self, ep: int, routing: Routing) -> float:
+        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere."""
+        kind = self.kind
+        if not kind.num_experts or ep == 1:
+            return 1.0
+        return 1.0 + experts_part(kind) * (routing.hottest(kind, ep) - 1.0)
+
+
+_costs = attrgetter(*(each.name for each in fields(UnitCosts) if each.name != "kind"))

@@ -324,6 +324,10 @@ def visions(draw: Draw, text_width: int, step: int = 1, text_blocks: int = 0) ->
             }
         )
     )
+    for part in tower["parts"].values():
+        is_plain = part["kind"] == "gqa" and not {"sinks", "logit_softcap", "v_head_dim"} & part.keys()
+        if is_plain and tower.get("class_token", "none") == "none" and draw(st.booleans()):
+            part["mask"] = {"kind": "grid_window", "size": draw(st.integers(1, 6))}
     if tower.get("learned_positions") and tower.get("class_token", "none") == "none" and draw(st.booleans()):
         tower["position_grid"] = draw(st.integers(1, 6))
     adapter: Data = {

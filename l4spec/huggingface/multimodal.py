@@ -33,6 +33,8 @@ class Tower:
     """Its joined tensors, as in `Naming.joined`."""
     convolutions: tuple[str, ...] = ()
     """Its matrices that are stored as convolutions, as in `Naming.convolutions`."""
+    beside_text: bool = False
+    """Whether published configs have the text's fields beside `vision_config`, not in a section of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,16 @@ class LanguageModel:
     """Sections that are left out, except a `tower` that is read."""
     tower: Tower | None = None
 
+    @property
+    def _may_be_flat(self) -> bool:
+        return self.tower is not None and self.tower.beside_text
+
     def read(self, fields: Fields) -> Data:
         """The section `text` of a spec, with a note of what is left out."""
         usual, family = next(iter(self.texts.items()))
         text = fields.mapping(_TEXT)
+        if self._may_be_flat and not fields.has(_TEXT):
+            text = _at_the_top(fields)
         if text is None:
             fields.problem(_TEXT, "missing field")
             fields.read.update(fields.data)
@@ -87,12 +95,15 @@ class LanguageModel:
         fields.note(f"images have any sides, and plans count those of {size} x {size} pixels (vision.image_size)")
         fields.carried[_VISION] = finish_common(vision, ())
         named = text.data.get("model_type", family.model_type)
-        fields.carried[_TEXT] = {"model_type": named, **finish_common(text, family.ignorable)}
+        kept = text.carried if text.read is fields.read else finish_common(text, family.ignorable)
+        fields.carried[_TEXT] = {"model_type": named, **kept}
         return section
 
-    @staticmethod
-    def _share(fields: Fields, text: Fields) -> None:
+    def _share(self, fields: Fields, text: Fields) -> None:
         """What is written at the top alone holds for the language model too."""
+        if self._may_be_flat and text.read is not fields.read:  # saved again by transformers 4: fields twice
+            names = (name for name in fields.data if name in text.data and name not in ("model_type", "architectures"))
+            fields.read.update(name for name in names if fields.data[name] == text.data[name])
         for name in ("dtype", "torch_dtype", "tie_word_embeddings"):
             fields.carry(name)
             if fields.has(name) and not text.has(name):
@@ -114,6 +125,14 @@ class LanguageModel:
                 problem = error
         assert problem is not None
         raise problem
+
+
+def _at_the_top(fields: Fields) -> Fields:
+    """The text's fields where they stand beside those of the towers: what is read there is read of the config."""
+    data = {name: value for name, value in fields.data.items() if name not in ("model_type", _VISION)}
+    text = Fields(data, {}, fields.file, fields.path, fields.problems, fields.consequences, fields.notes, fields.read)
+    text.assumed = fields.assumed
+    return text
 
 
 def language_model(

@@ -19,8 +19,8 @@ from l4spec.spec.resolve import ResolvedModel
 
 Data = dict[str, Any]
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-_EPS = 1e-6
-_THETA = 10000.0
+EPS = 1e-6
+THETA = 10000.0
 _DEFAULTS: Mapping[str, Any] = {
     "depth": 27,
     "hidden_size": 1152,
@@ -33,7 +33,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "temporal_patch_size": 2,
     "out_hidden_size": 3584,
     "num_position_embeddings": 2304,
-    "rope_theta": _THETA,
+    "rope_theta": THETA,
 }
 
 
@@ -52,10 +52,10 @@ def qwen_tower(
     def write(model: ResolvedModel, style: RopeStyle) -> Data:
         return {"model_type": model_types[0], **_write(model, style, with_deepstack=deepstack is not None)}
 
-    def read_sections(text: Fields, section: Data) -> None:
-        _read_sections(text, section, sections)
+    def sections_of(text: Fields, section: Data) -> None:
+        read_sections(text, section, sections, interleaved=True)
 
-    return Tower(read, write, read_sections, _write_sections, NAMES, JOINED, CONVOLUTIONS)
+    return Tower(read, write, sections_of, write_sections, NAMES, joined(_VISUAL), CONVOLUTIONS)
 
 
 def _read(fields: Fields, text_width: int, model_types: tuple[str, ...], deepstack: tuple[int, ...] | None) -> Data:
@@ -63,10 +63,9 @@ def _read(fields: Fields, text_width: int, model_types: tuple[str, ...], deepsta
     fields.expect("model_type", *model_types) if fields.has("model_type") else fields.read.add("model_type")
     fields.carry("initializer_range", "dtype", "torch_dtype")
     hidden, fold, side = fields.size("hidden_size"), fields.size("spatial_merge_size"), _grid(fields)
-    if (out := fields.size("out_hidden_size")) != text_width:
-        fields.consequence("out_hidden_size", f"expected the text's hidden_size ({text_width}), found {out}")
+    meet_text(fields, text_width)
     fields.expect("hidden_act", *_ACTIVATIONS)
-    adapter = {"kind": "patch_merger", "spatial_merge_size": fold, "output_size": hidden * fold**2, "eps": _EPS}
+    adapter = merger(hidden, fold)
     patch = fields.size("patch_size")
     mlp = {"kind": "mlp", "intermediate_size": fields.size("intermediate_size")}
     activation = _ACTIVATIONS.get(str(fields.raw("hidden_act")), "gelu")
@@ -78,12 +77,12 @@ def _read(fields: Fields, text_width: int, model_types: tuple[str, ...], deepsta
         "temporal_patch_size": fields.size("temporal_patch_size"),
         "tower": {
             "hidden_size": hidden,
-            "norm": {"kind": "layernorm", "eps": _EPS},
+            "norm": {"kind": "layernorm", "eps": EPS},
             "learned_positions": True,
             "position_grid": side,
             "patch_bias": True,
             "post_layernorm": False,
-            "parts": {"attention": _read_attention(fields, hidden), "mlp": {**mlp, "activation": activation}},
+            "parts": {"attention": read_attention(fields, hidden), "mlp": {**mlp, "activation": activation}},
             "layers": [{"attention": "attention", "ffn": "mlp", "repeat": fields.size("depth")}],
         },
         "adapter": adapter,
@@ -114,12 +113,24 @@ def _deepstack(fields: Fields, may_have: bool) -> list[int]:
     return blocks
 
 
-def _read_attention(fields: Fields, hidden: int) -> Data:
+def meet_text(fields: Fields, text_width: int) -> None:
+    """Refuse a tower whose vectors are not as wide as the text's."""
+    if (out := fields.size("out_hidden_size")) != text_width:
+        fields.consequence("out_hidden_size", f"expected the text's hidden_size ({text_width}), found {out}")
+
+
+def merger(hidden: int, fold: int) -> Data:
+    """The adapter of Qwen's towers, whose first layer keeps the width of folded patches."""
+    return {"kind": "patch_merger", "spatial_merge_size": fold, "output_size": hidden * fold**2, "eps": EPS}
+
+
+def read_attention(fields: Fields, hidden: int) -> Data:
+    """Attention of a tower over all patches of an image, turned by row and column."""
     heads = fields.size("num_heads")
     parameters = fields.mapping("rope_parameters")
-    theta = _THETA
+    theta = THETA
     if parameters is not None and parameters.data:
-        parameters.defaults = {"rope_theta": _THETA}
+        parameters.defaults = {"rope_theta": THETA}
         parameters.expect("rope_type", "axial", "default") if parameters.has("rope_type") else None
         theta = parameters.number("rope_theta")
         parameters.finish((), {})
@@ -137,23 +148,34 @@ def _read_attention(fields: Fields, hidden: int) -> Data:
     }
 
 
-def _read_sections(text: Fields, section: Data, usual: tuple[int, int, int]) -> None:
-    """Give the rotation of every attention layer its sections, as transformers lays them over the pairs that turn."""
+def read_sections(text: Fields, section: Data, usual: tuple[int, int, int], *, interleaved: bool) -> None:
+    """Give the rotation of every attention layer its sections, as transformers lays them over the pairs that turn.
+
+    `interleaved`: whether the family lays them in turns, each axis up to its number, or one after the other.
+    """
     names = (name for name in ("rope_parameters", "rope_scaling") if _says_sections(text, name))
     source: Data = next((text.data[name] for name in names), {})
+    for name in ("rope_parameters", "rope_scaling"):
+        text.carried.pop(name, None)  # which `write_sections` writes
     given = source.get("mrope_section", list(usual))
     if not isinstance(given, list) or len(given) != 3 or not all(isinstance(n, int) and n >= 0 for n in given):
         text.problem("rope_scaling", f"expected an mrope_section of three numbers, found {given!r:.60}")
         return
-    if source.get("mrope_interleaved", True) is not True:
-        text.problem("rope_scaling", "expected mrope_interleaved true, which the family always does")
+    if source.get("mrope_interleaved", interleaved) is not interleaved:
+        always = str(interleaved).lower()
+        text.problem("rope_scaling", f"expected mrope_interleaved {always}, which the family always does")
     for part in section["text"]["parts"].values():
         position = part.get("position", {})
         if position.get("kind") == "rope":
             pairs = (position.get("rotary_dim") or part["head_dim"]) // 2
-            row, column = (len(range(axis, min(3 * given[axis], pairs), 3)) for axis in (1, 2))
+            row, column = given[1:]
+            if interleaved:
+                row, column = (len(range(axis, min(3 * given[axis], pairs), 3)) for axis in (1, 2))
+            elif sum(given) != pairs:
+                text.problem("rope_scaling", f"expected an mrope_section of {pairs} pairs together, found {given}")
+                return
             numbers = {"time": pairs - row - column, "row": row, "column": column}
-            position["sections"] = {**numbers, "interleaved": True}
+            position["sections"] = {**numbers, "interleaved": interleaved}
 
 
 def _says_sections(text: Fields, name: str) -> bool:
@@ -183,7 +205,7 @@ def _write(model: ResolvedModel, style: RopeStyle, *, with_deepstack: bool) -> D
         "spatial_merge_size": vision.adapter.fold,
         "out_hidden_size": vision.projector.output_size,
         "num_position_embeddings": vision.position.num_positions,
-        **({} if theta == _THETA else {"rope_parameters": {"rope_theta": theta, "rope_type": "axial"}}),
+        **({} if theta == THETA else {"rope_parameters": {"rope_theta": theta, "rope_type": "axial"}}),
         **(
             {"deepstack_visual_indexes": list(vision.deepstack.blocks if vision.deepstack else ())}
             if with_deepstack
@@ -192,7 +214,7 @@ def _write(model: ResolvedModel, style: RopeStyle, *, with_deepstack: bool) -> D
     }
 
 
-def _write_sections(model: ResolvedModel, text: Data) -> Data:
+def write_sections(model: ResolvedModel, text: Data) -> Data:
     """The text's fields with the sections of its rotation beside the other rope parameters."""
     specs = (part.spec for block in model.text.stack.blocks for _, part in block.parts)
     ropes = (spec.position for spec in specs if isinstance(spec, GQASpec) and isinstance(spec.position, Rope))
@@ -202,17 +224,34 @@ def _write_sections(model: ResolvedModel, text: Data) -> Data:
     name = "rope_parameters" if "rope_parameters" in text else "rope_scaling"
     numbers = [sections.time, sections.row, sections.column]
     usual = {} if text.get(name) else {"rope_type": "default"}
-    more = {"mrope_section": numbers, "mrope_interleaved": sections.interleaved}
+    more = {"mrope_section": numbers, **({"mrope_interleaved": True} if sections.interleaved else {})}
     return {**text, name: {**usual, **(text.get(name) or {}), **more}}
 
 
 _VISUAL = "model.visual."
+
+
+def common_names(root: str) -> dict[str, str]:
+    """The names below `root` that Qwen's towers share."""
+    return {
+        "vision.patch_embedding.": f"{root}patch_embed.",
+        "vision.layers.#.attention_norm.": f"{root}blocks.#.norm1.",
+        "vision.layers.#.attention.o_proj.": f"{root}blocks.#.attn.proj.",
+        "vision.layers.#.ffn_norm.": f"{root}blocks.#.norm2.",
+    }
+
+
+def joined(root: str) -> Mapping[str, tuple[str, ...]]:
+    """Their joined tensors."""
+    return {
+        f"{root}blocks.#.attn.qkv.{kind}": tuple(f"vision.layers.#.attention.{name}_proj.{kind}" for name in "qkv")
+        for kind in ("weight", "bias")
+    }
+
+
 NAMES: Mapping[str, str] = {
-    "vision.patch_embedding.": f"{_VISUAL}patch_embed.",
+    **common_names(_VISUAL),
     "vision.position.": f"{_VISUAL}pos_embed.",
-    "vision.layers.#.attention_norm.": f"{_VISUAL}blocks.#.norm1.",
-    "vision.layers.#.attention.o_proj.": f"{_VISUAL}blocks.#.attn.proj.",
-    "vision.layers.#.ffn_norm.": f"{_VISUAL}blocks.#.norm2.",
     "vision.layers.#.ffn.up_proj.": f"{_VISUAL}blocks.#.mlp.linear_fc1.",
     "vision.layers.#.ffn.down_proj.": f"{_VISUAL}blocks.#.mlp.linear_fc2.",
     "vision.adapter.norm.": f"{_VISUAL}merger.norm.",
@@ -222,9 +261,4 @@ NAMES: Mapping[str, str] = {
     "vision.deepstack.layers.#.adapter.fc.": f"{_VISUAL}deepstack_merger_list.#.linear_fc1.",
     "vision.deepstack.layers.#.projector.proj.": f"{_VISUAL}deepstack_merger_list.#.linear_fc2.",
 }
-JOINED: Mapping[str, tuple[str, ...]] = {
-    f"{_VISUAL}blocks.#.attn.qkv.{kind}": tuple(f"vision.layers.#.attention.{name}_proj.{kind}" for name in "qkv")
-    for kind in ("weight", "bias")
-}
 CONVOLUTIONS = ("vision.patch_embedding.proj.weight",)
-__all__ = ["qwen_tower"]

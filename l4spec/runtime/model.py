@@ -178,7 +178,7 @@ class Model(nn.Module):
         """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden].
 
         With vectors for blocks of the text too (DeepStack) it is [tiles, tokens, (1 + blocks) hidden].
-        A tower whose positions are interpolated takes images of any sides that patches and their folds divide.
+        A tower without a vector for each patch of a tile takes images of any sides that patches and their folds divide.
         """
         if not self._vision or self._patches is None:
             raise ValueError(f"{self.graph.name} has no vision tower")

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from l4spec.errors import nearest
 from l4spec.layers import KINDS
+from l4spec.layers.attention.masks import GridWindowMask
 from l4spec.layers.attention.positions import Rope2d
 from l4spec.layers.base import LARGEST, WIDEST, AsTuple, Count, LayerSize, LayerSpec, PositiveFloat, Size, Slot, Spec
 from l4spec.layers.linear.spec import LinearSpec
@@ -226,8 +227,9 @@ class TextSpec(StackSpec):
     def _text_has_no_grid(self) -> Self:
         for name, part in self.parts.items():
             if isinstance(getattr(part, "position", None), Rope2d):
-                message = "rope_2d turns by places in an image, which text tokens do not have"
-                raise located(("parts", name, "position"), message, "use rope")
+                raise located(("parts", name, "position"), "rope_2d turns by places in an image, not of text", "rope")
+            if isinstance(getattr(part, "mask", None), GridWindowMask):
+                raise located(("parts", name, "mask"), "text tokens lie in no grid", "chunked or sliding_window")
         return self
 
 
@@ -264,6 +266,8 @@ class TowerSpec(StackSpec):
     @model_validator(mode="after")
     def _routes_patches(self) -> Self:
         for name, part in self.parts.items():
+            if isinstance(getattr(part, "mask", None), GridWindowMask) and self.class_token != "none":
+                raise located(("parts", name, "mask"), "a class token lies in no grid", "class_token: none")
             if getattr(part, "balance", None) is not None:
                 message = "experts of a tower are not balanced: ranks without images do not run them"
                 raise located(("parts", name, "balance"), message, "leave it out")

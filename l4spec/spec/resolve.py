@@ -116,8 +116,8 @@ class ResolvedVision:
 
     @property
     def takes_any_grid(self) -> bool:
-        """Whether images of other sides than a tile's go through the tower: its learned positions are interpolated."""
-        return self.position is not None and self.position.interpolated
+        """Whether images of other sides than a tile's go through the tower: no vector of it belongs to one patch."""
+        return isinstance(self.adapter, PatchMergerSpec) and (self.position is None or self.position.interpolated)
 
 
 @dataclass(frozen=True, slots=True)

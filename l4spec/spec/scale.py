@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from l4spec.errors import UserError
-from l4spec.layers.attention.masks import ChunkedMask, Mask, SlidingWindowMask
+from l4spec.layers.attention.masks import ChunkedMask, GridWindowMask, Mask, SlidingWindowMask
 from l4spec.layers.attention.positions import ImageSections, Llama3Scaling, Position, Rope, YarnScaling
 from l4spec.layers.base import LayerSpec, S, Shrink, changed
 from l4spec.layers.gqa.spec import GQASpec
@@ -150,6 +150,8 @@ class _Shrunk:
         return shrunk.miniature(self._shrink())
 
     def _mask(self, mask: Mask) -> Mask:
+        if isinstance(mask, GridWindowMask):  # the grid shrinks with the width; windows stay of whole folds of two
+            return _changed(mask, size=min(mask.size, 2 * max(1, round(mask.size * self.factors.width / 2))))
         size = _local_size(mask)
         return changed(mask, size=self.factors.length_of(size)) if size else mask
 

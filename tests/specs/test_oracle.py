@@ -21,7 +21,7 @@ CHECKED = (
     *("olmoe-1b-7b", "qwen1.5-moe-a2.7b", "qwen3-next-80b-a3b", "qwen3.5-27b", "qwen3.5-35b-a3b"),
     *("gemma-3-27b", "nemotron-3-nano-30b-a3b", "nemotron-3-super-120b-a12b", "nemotron-h-56b"),
     *("deepseek-v3.2", "glm-5.1", "mimo-v2-flash", "gemma-4-26b-a4b", "kimi-linear-48b-a3b"),
-    *("qwen3-vl-4b", "qwen3-vl-235b-a22b", "smollm3-3b"),
+    *("qwen2.5-vl-7b", "qwen3-vl-4b", "qwen3-vl-235b-a22b", "smollm3-3b"),
 )
 DEEPSEEK_V2: dict[str, dict[str, Any]] = {
     "deepseek-v2-lite": {

@@ -20,6 +20,8 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "cohere": "a LayerNorm without bias and a factor on the logits",
         "cohere2": "a LayerNorm without bias and a factor on the logits",
         "command_r": "a LayerNorm without bias and a factor on the logits",
+        "qwen2_vl": "a tower with the activation quick_gelu, x sigmoid(1.702 x)",
+        "qwen2_vl_text": "the language model of Qwen2-VL, of which the tower's activation quick_gelu is missing",
         "mllama": "cross-attention to images between the layers",
         "llama4_vision_model": "a vision tower alone, without a language model",
         "ernie4_5": "its own order of rotated pairs",

@@ -5,7 +5,7 @@ cached past sees slices of the cache. Rows with different pasts and packed seque
 once per forward pass for all layers that share it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
+from l4spec.layers.attention.masks import ChunkedMask, GridWindowMask, Mask, NoMask, SlidingWindowMask
 from l4spec.layers.attention.walk import BLOCK
 from l4spec.layers.common.cache import LayerCache, Rows
 from l4spec.layers.common.modules import Context, TokenLayout, soft_cap, wide
@@ -84,11 +84,30 @@ class Attention:
         match self.mask:
             case NoMask():
                 return self._attend(query, *self.expand(new))
+            case GridWindowMask(size=size):
+                return self._windowed(query, new, context.layout.grid, size)
             case ChunkedMask(size=size) if num_tokens > size:
                 return self._folded(query, new, size)
             case SlidingWindowMask(size=size) if num_tokens > size:
                 return self._banded(query, new, context, size)
         return self._attend(query, *self.expand(new), causal=True)
+
+    def _windowed(self, query: Tensor, rows: Rows, grid: tuple[int, int], size: int) -> Tensor:
+        """Windows of a grid of patches, row by row: whole ones become a batch, and so do those of each edge."""
+        height, width = grid
+        key, value = self.expand(rows)
+        if max(grid) <= size:
+            return self._attend(query, key, value)
+        bands = []
+        for top, bottom in _pieces(height, size):
+            parts = []
+            for left, right in _pieces(width, size):
+                area = (top, bottom, left, right)
+                cut = (_cut(x, grid, area, size) for x in (query, key, value))
+                parts.append(_laid(self._attend(*cut), area, size))
+            bands.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=2))
+        whole = bands[0] if len(bands) == 1 else torch.cat(bands, dim=1)
+        return whole.flatten(1, 2).transpose(1, 2)
 
     def _with_cache(self, query: Tensor, new: Rows, context: Context, cache: LayerCache) -> Tensor:
         """Uniform rows after `start` cached tokens."""
@@ -297,6 +316,31 @@ def _fold(x: Tensor, size: int) -> Tensor:
 def _unfold(x: Tensor, num_chunks: int) -> Tensor:
     _, heads, size, dim = x.shape
     return x.transpose(1, 2).reshape(-1, num_chunks * size, heads, dim).transpose(1, 2)
+
+
+def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where whole windows along a side begin and end, and the rest."""
+    whole = length // size * size
+    return (piece for piece in ((0, whole), (whole, length)) if piece[1] > piece[0])
+
+
+def _cut(x: Tensor, grid: tuple[int, int], area: tuple[int, int, int, int], size: int) -> Tensor:
+    """Windows of an area of a grid: [batch, heads, patches, dim] to [batch * windows, heads, patches of one, dim]."""
+    top, bottom, left, right = area
+    inside = x.transpose(1, 2).unflatten(1, grid)[:, top:bottom, left:right]
+    rows, columns = min(size, bottom - top), min(size, right - left)
+    windows = inside.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)
+    return windows.contiguous().view(-1, rows * columns, *x.shape[1::2]).transpose(1, 2)
+
+
+def _laid(x: Tensor, area: tuple[int, int, int, int], size: int) -> Tensor:
+    """The reverse of `_cut`: to [batch, rows, columns, heads, dim] of the area."""
+    top, bottom, left, right = area
+    height, width = bottom - top, right - left
+    rows, columns = min(size, height), min(size, width)
+    windows = x.transpose(1, 2).unflatten(1, (rows, columns))
+    laid = windows.unflatten(0, (-1, height // rows, width // columns)).transpose(2, 3)
+    return laid.reshape(-1, height, width, *laid.shape[-2:])
 
 
 def _band_maker(

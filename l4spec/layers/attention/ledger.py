@@ -33,6 +33,8 @@ class Heads:
 
 def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     """Take the attended values, and say how many bytes their copy takes where heads must be put side by side."""
+    if walk.cut:
+        return _windows(ledger, walk.blocks, heads)
     width = max(heads.dim, heads.value_dim) if heads.is_fused else heads.value_dim
     sizes = [size for block in walk.blocks for size in _block(ledger, block, heads, _lie_apart(walk, heads))]
     attended = sum(sizes)
@@ -42,6 +44,21 @@ def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
     as_given = heads.is_fused and heads.dim == heads.value_dim  # results lie as queries do, padded ones by head
     lies_by_token = len(sizes) == 1 and width == heads.value_dim and (is_one or as_given)
     return 0 if lies_by_token else attended * heads.value_dim // width
+
+
+def _windows(ledger: Ledger, blocks: tuple[Block, ...], heads: Heads) -> int:
+    """Windows of a grid, cut out and laid back: band by band of the grid, each area by area."""
+    across = 1 if len(blocks) == 1 else 2
+    for first in range(0, len(blocks), across):
+        band = 0
+        for place, block in enumerate(blocks[first : first + across]):
+            size = sum(_block(ledger, block, heads, lie_apart=True))
+            ledger.touch(size if place == 0 else 0)  # windows one below the other lie as the area does
+            band += size
+        ledger.touch(band if across > 1 else 0)  # the joined areas
+    tokens = heads.sequences * sum(block.count * block.queries for block in blocks)
+    ledger.touch(tokens * heads.num_heads * heads.dim * ledger.item if across > 1 else 0)  # the joined bands
+    return 0
 
 
 def _lie_apart(walk: Walk, heads: Heads) -> bool:

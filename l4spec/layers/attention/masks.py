@@ -6,8 +6,12 @@ Positions count from 0. A query at position q sees the key at position k if and 
 - chunked: k <= q and q // size == k // size (aligned blocks: Llama 4's local layers, not a sliding window)
 - sliding_window: q - size < k <= q
 - none: always (bidirectional; nothing is cached)
+- grid_window: of an image's patches, where both lie in one square window of the grid (rows and columns from 0), that
+  is q_row // size == k_row // size and q_column // size == k_column // size (bidirectional; nothing is cached)
 """
 
+from collections.abc import Iterator
+from math import isqrt
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -44,13 +48,27 @@ class NoMask(Spec):
     kind: Literal["none"]
 
 
-Mask = Annotated[CausalMask | ChunkedMask | SlidingWindowMask | NoMask, Field(discriminator="kind")]
+class GridWindowMask(Spec):
+    """Patches of an image that lie in the same square window of its grid (Qwen2.5-VL); smaller at the far edges."""
+
+    kind: Literal["grid_window"]
+    size: Size
+    """Patches along one side of a window."""
+
+
+Mask = Annotated[CausalMask | ChunkedMask | SlidingWindowMask | NoMask | GridWindowMask, Field(discriminator="kind")]
 
 
 def attended_pairs(mask: Mask, num_queries: int, num_cached: int = 0) -> int:
-    """Number of (query, key) pairs that `num_queries` new tokens attend to after `num_cached` earlier ones, exactly."""
+    """Number of (query, key) pairs that `num_queries` new tokens attend to after `num_cached` earlier ones, exactly.
+
+    Windows of a grid are those of a square image of so many patches; ValueError where none has so many.
+    """
     if isinstance(mask, NoMask):
         return num_queries * (num_cached + num_queries)
+    if isinstance(mask, GridWindowMask):
+        side = square_side(num_queries)
+        return sum((rows * columns) ** 2 * number for rows, columns, number in grid_windows(side, side, mask.size))
     return _pairs_from_start(mask, num_cached + num_queries) - _pairs_from_start(mask, num_cached)
 
 
@@ -61,6 +79,33 @@ def _pairs_from_start(mask: CausalMask | ChunkedMask | SlidingWindowMask, length
     if isinstance(mask, ChunkedMask):
         return full * _triangle(mask.size) + _triangle(rest)
     return _triangle(length) if full == 0 else _triangle(mask.size) + (length - mask.size) * mask.size
+
+
+def square_side(num_patches: int) -> int:
+    """Patches along one side of a square image; ValueError where `num_patches` is no square number."""
+    side = isqrt(num_patches)
+    if side**2 != num_patches:
+        raise ValueError(f"windows of a grid are counted for square images, and {num_patches:,} patches are none")
+    return side
+
+
+def grid_windows(rows: int, columns: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """The windows of a grid that are alike: rows and columns of one in patches, and how many there are.
+
+    In the order in which they are computed: whole ones, those of the right edge, those of the lower one, the corner.
+    """
+    for height, down in _pieces(rows, size):
+        for width, across in _pieces(columns, size):
+            yield height, width, down * across
+
+
+def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
+    """Whole windows along a side, and the rest: patches of one and how many of them."""
+    full, rest = divmod(length, size)
+    if full:
+        yield size, full
+    if rest:
+        yield rest, 1
 
 
 def _triangle(n: int) -> int:

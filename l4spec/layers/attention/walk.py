@@ -7,7 +7,15 @@ the batch, windows and queries after a past go in bands of BLOCK queries. Here i
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from l4spec.layers.attention.masks import ChunkedMask, Mask, NoMask, SlidingWindowMask
+from l4spec.layers.attention.masks import (
+    ChunkedMask,
+    GridWindowMask,
+    Mask,
+    NoMask,
+    SlidingWindowMask,
+    grid_windows,
+    square_side,
+)
 
 BLOCK = 512
 """Queries that share one explicit mask: bounds the memory of masks at BLOCK * keys."""
@@ -35,13 +43,15 @@ class Block:
 class Walk:
     """What one sequence computes: its blocks, and of how many tokens the keys and values are made.
 
-    `folded` says that whole chunks became a batch, `joined` that what was cached and what is new became one tensor.
+    `folded` says that whole chunks became a batch, `joined` that what was cached and what is new became one tensor,
+    `cut` that each block's queries, keys and values are copies, cut out of a grid.
     """
 
     blocks: tuple[Block, ...]
     num_expanded: int
     folded: bool = False
     joined: bool = False
+    cut: bool = False
 
     def pairs(self, *, capped: bool = False) -> int:
         """(query, key) pairs that are computed.
@@ -58,6 +68,8 @@ def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
     """How `num_queries` new tokens of one sequence attend after `num_cached` earlier ones."""
     if isinstance(mask, NoMask):
         return Walk((Block(1, num_queries, num_cached + num_queries),), num_cached + num_queries)
+    if isinstance(mask, GridWindowMask):
+        return _windows(num_queries, mask.size)
     if isinstance(mask, ChunkedMask):
         return _chunks(num_queries, num_cached % mask.size, mask.size)
     if isinstance(mask, SlidingWindowMask) and num_cached + num_queries > mask.size:
@@ -84,6 +96,16 @@ def _chunks(num_queries: int, slot: int, size: int) -> Walk:
     whole = (Block(num_chunks, size, size, causal=True, whole=True),) if num_chunks else ()
     left = (Block(1, num_left, num_left, causal=True),) if num_left else ()
     return Walk((*first.blocks, *whole, *left), first.num_expanded + num_queries - here, folded=num_chunks > 0)
+
+
+def _windows(num_queries: int, size: int) -> Walk:
+    """Windows of a square image: those that are alike are cut out of it to become a batch."""
+    side = square_side(num_queries)
+    alike = list(grid_windows(side, side, size))
+    if len(alike) == 1 and alike[0][2] == 1:
+        return Walk((Block(1, num_queries, num_queries),), num_queries)
+    blocks = (Block(number, rows * columns, rows * columns, whole=True) for rows, columns, number in alike)
+    return Walk(tuple(blocks), num_queries, cut=True)
 
 
 def _bands(num_queries: int, num_keys: int, window: int | None) -> Iterator[Block]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from l4spec.layers.attention.masks import Mask
+from l4spec.layers.attention.masks import GridWindowMask, Mask
 from l4spec.layers.attention.positions import Position, Rope, Rope2d
 from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat, Spec
 
@@ -110,6 +110,8 @@ class GQASpec(LayerSpec):
                 raise ValueError(f"the rotated part ({rotary_dim}) must be even and at most head_dim ({self.head_dim})")
             if (problem := self.position.sections_problem(self.head_dim)) is not None:
                 raise ValueError(problem)
+        if isinstance(self.mask, GridWindowMask) and not (self.is_fused and self.value_dim == self.head_dim):
+            raise ValueError("a grid_window mask takes no logit_softcap, sinks or v_head_dim")
         if isinstance(self.position, Rope2d) and self.head_dim % 4:
             raise ValueError(f"2-D rope needs head_dim divisible by 4, found {self.head_dim}")
         return self

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from l4spec.layers.attention.masks import Mask
+from l4spec.layers.attention.masks import GridWindowMask, Mask
 from l4spec.layers.attention.positions import Position, Rope, Rope2d
 from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat
 
@@ -39,6 +39,8 @@ class LatentSpec(LayerSpec):
             raise ValueError(f"qk_rope_head_dim must be even, found {self.qk_rope_head_dim}")
         if isinstance(self.position, Rope2d):
             raise ValueError("mla takes position rope or none, not rope_2d")
+        if isinstance(self.mask, GridWindowMask):
+            raise ValueError("mla takes no mask grid_window: use gqa")
         if isinstance(self.position, Rope) and self.position.rotary_dim not in (None, self.qk_rope_head_dim):
             raise ValueError("mla rotates qk_rope_head_dim elements: leave position.rotary_dim out")
         if isinstance(self.position, Rope) and self.position.sections is not None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
+from l4spec.layers.patch_merger.spec import PatchMergerSpec
 from l4spec.runtime.images.tiles import CutImage, cut_image
 from l4spec.runtime.model import Model
 from l4spec.runtime.tokenizer import TextTokenizer
@@ -49,7 +50,8 @@ class ImagePrompt:
 
 def image_prompt(images: list[Tensor], vision: VisionSpec, tokenizer: TextTokenizer) -> ImagePrompt:
     """Images [3, height, width] in uint8 as a model of this spec takes them. Raises UserError without the marks."""
-    if vision.tower.position_grid is not None:
+    has_vector_per_patch = vision.tower.learned_positions and vision.tower.position_grid is None
+    if isinstance(vision.adapter, PatchMergerSpec) and not has_vector_per_patch:
         message = "the model takes images of any sides, which l4spec does not cut yet"
         raise UserError(message, hint="in Python, give model.generate pixel_values of equal sides")
     if vision.num_channels != 3:

@@ -44,6 +44,7 @@ FAMILIES = {
     "deepseek_v4": "compare/deepseek-v4-flash",
     "kimi_linear": "compare/kimi-linear-48b-a3b",
     "smollm3": "compare/smollm3-3b",
+    "qwen2_5_vl": "compare/qwen2.5-vl-7b",
     "qwen3_vl": "compare/qwen3-vl-4b",
     "qwen3_vl_moe": "compare/qwen3-vl-235b-a22b",
 }

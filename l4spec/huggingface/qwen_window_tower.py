@@ -83,7 +83,7 @@ def _read(fields: Fields, text_width: int) -> Data:
     depth = fields.size("depth")
     whole = fields.integers("fullatt_block_indexes") or []
     blocks = [block("full" if index in whole else "window", "ffn") for index in range(depth)]
-    used = {name for one in blocks for _, name in one if isinstance(name, str)}
+    used = {name for one in blocks for _, name in one}
     return {
         "image_size": side * max(1, USUAL_SIZE // side),
         "patch_size": patch,

@@ -151,7 +151,7 @@ class _Shrunk:
 
     def _mask(self, mask: Mask) -> Mask:
         if isinstance(mask, GridWindowMask):  # the grid shrinks with the width; windows stay of whole folds of two
-            return _changed(mask, size=min(mask.size, 2 * max(1, round(mask.size * self.factors.width / 2))))
+            return changed(mask, size=min(mask.size, 2 * max(1, round(mask.size * self.factors.width / 2))))
         size = _local_size(mask)
         return changed(mask, size=self.factors.length_of(size)) if size else mask
 

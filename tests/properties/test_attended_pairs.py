@@ -21,6 +21,8 @@ def sees(mask: Mask, query: int, key: int) -> bool:
             return query - mask.size < key <= query
         case "none":
             return True
+        case "grid_window":
+            raise AssertionError("windows of a grid are of images, which are drawn apart")
 
 
 @given(ANY_MASK, st.integers(0, 60), st.integers(0, 90))

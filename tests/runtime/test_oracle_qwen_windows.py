@@ -56,14 +56,16 @@ def config_of() -> Any:
         "fullatt_block_indexes": [2],
     }
     tokens = {"image_token_id": IMAGE, "video_token_id": 126, "vision_start_token_id": 125, "vision_end_token_id": 124}
-    return transformers.CONFIG_MAPPING["qwen2_5_vl"](text_config=text, vision_config=vision, **tokens)
+    kind: Any = transformers.CONFIG_MAPPING["qwen2_5_vl"]
+    return kind(text_config=text, vision_config=vision, **tokens)
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     config, folder = config_of(), tmp_path_factory.mktemp("qwen2_5_vl")
     config._attn_implementation = "eager"
-    reference = transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+    kind: Any = transformers.Qwen2_5_VLForConditionalGeneration
+    reference = kind(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in reference.named_parameters():

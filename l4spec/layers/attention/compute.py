@@ -327,9 +327,10 @@ def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
 def _cut(x: Tensor, grid: tuple[int, int], area: tuple[int, int, int, int], size: int) -> Tensor:
     """Windows of an area of a grid: [batch, heads, patches, dim] to [batch * windows, heads, patches of one, dim]."""
     top, bottom, left, right = area
-    inside = x.transpose(1, 2).unflatten(1, grid)[:, top:bottom, left:right]
-    rows, columns = min(size, bottom - top), min(size, right - left)
-    windows = inside.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).transpose(2, 3)
+    height, width = bottom - top, right - left
+    inside = x.transpose(1, 2).view(x.shape[0], *grid, *x.shape[1::2])[:, top:bottom, left:right]
+    rows, columns = min(size, height), min(size, width)
+    windows = inside.view(-1, height // rows, rows, width // columns, columns, *x.shape[1::2]).transpose(2, 3)
     return windows.contiguous().view(-1, rows * columns, *x.shape[1::2]).transpose(1, 2)
 
 
@@ -338,9 +339,8 @@ def _laid(x: Tensor, area: tuple[int, int, int, int], size: int) -> Tensor:
     top, bottom, left, right = area
     height, width = bottom - top, right - left
     rows, columns = min(size, height), min(size, width)
-    windows = x.transpose(1, 2).unflatten(1, (rows, columns))
-    laid = windows.unflatten(0, (-1, height // rows, width // columns)).transpose(2, 3)
-    return laid.reshape(-1, height, width, *laid.shape[-2:])
+    parts = (-1, height // rows, width // columns, rows, columns, *x.shape[1::2])
+    return x.transpose(1, 2).view(parts).transpose(2, 3).reshape(-1, height, width, *x.shape[1::2])
 
 
 def _band_maker(

@@ -157,9 +157,9 @@ KNOWN_WRONG = (
     "Maverick on 8 x H100, maximum throughput: throughput is limited by the little memory left for the cache, and "
     "the engine's workspaces are not among the memory terms; predictions are 17 to 56 % high. On 8 x H200 with tp 8 "
     "they are 1 to 28 % low.",
-    "Training on GB200 by width: the share of the nvfp4 peak was fitted on 405B alone and makes 70B 16 to 28 % too "
-    "fast; that of fp8 and mxfp8 was fitted on 70B and makes 405B 9 to 14 % too slow. One share for every width of a "
-    "matmul is the wrong form.",
+    "Training on GB200: the share of the nvfp4 peak was fitted on 405B alone and makes 70B 16 to 28 % too fast; that "
+    "of fp8 and mxfp8 was fitted mostly on 70B and makes 405B 9 to 14 % too slow. Width, tp and pp differ together "
+    "among these rows, so that calibration rows do not determine which form is missing.",
     "H100 at tp 2, vLLM 0.10, when the cache is full (64 clients, or 32 with long prompts): the engine ran about "
     "half of the sequences that its settings allow; time to first token is 3 to 100 times the prediction.",
     "TensorRT-LLM with `batch_wait_timeout_iters` (1,024/1,024 tokens at tp 1 and 4): the engine delays "

@@ -31,7 +31,7 @@ _BATCHES = (
 _REPEATS = (
     "Settings that one source published more than once: the rows differ in what no plan reads (version of the "
     "software, date), so that one prediction stands for all of them. Between figures: each against the median of its "
-    "setting, which is as near as any planner can come. Predicted: the errors of this planner on the same rows. A "
+    "setting; no single prediction meets all of them. Predicted: the errors of this planner on the same rows. A "
     "setting with rows of both splits counts as calibrate. No source published a maximum throughput or a kernel's "
     "time twice: noise neither explains nor excuses those errors.",
 )

@@ -19,6 +19,22 @@ SEEDS = ("model", "llama 4 / test", "A.b-c_9")
 PART_NAMES = ("a", "local", "no-rope", "on_", "B2")
 POSITIVE = st.floats(min_value=1e-6, max_value=1e6, allow_nan=False)
 EPS = st.sampled_from([1e-5, 1e-6, 1e-12])
+TOWER_OPTIONS = {
+    "class_token": st.sampled_from(["first", "last", "none"]),
+    "learned_positions": st.booleans(),
+    "patch_bias": st.booleans(),
+    "pre_layernorm": st.booleans(),
+    "post_layernorm": st.booleans(),
+}
+TEXT_OPTIONS = {
+    "dtype": st.sampled_from(["bf16", "fp16", "fp32"]),
+    "tie_embeddings": st.booleans(),
+    "embedding_scale": POSITIVE,
+    "learned_positions": st.booleans(),
+    "final_norm": st.booleans(),
+    "head_bias": st.booleans(),
+    "logit_softcap": POSITIVE,
+}
 
 
 def sizes(most: int = 24, step: int = 1) -> st.SearchStrategy[int]:
@@ -313,17 +329,7 @@ def num_blocks(stack: Data) -> int:
 def visions(draw: Draw, text_width: int, step: int = 1, text_blocks: int = 0) -> Data:
     fold, patch = draw(st.sampled_from([1, 2, 3])), draw(st.integers(1, 4))
     tower = draw(stacks(hidden_size=draw(sizes(step=step)), vision=True, step=step))
-    tower |= draw(
-        some_of(
-            {
-                "class_token": st.sampled_from(["first", "last", "none"]),
-                "learned_positions": st.booleans(),
-                "patch_bias": st.booleans(),
-                "pre_layernorm": st.booleans(),
-                "post_layernorm": st.booleans(),
-            }
-        )
-    )
+    tower |= draw(some_of(TOWER_OPTIONS))
     for part in tower["parts"].values():
         is_plain = part["kind"] == "gqa" and not {"sinks", "logit_softcap", "v_head_dim"} & part.keys()
         if is_plain and tower.get("class_token", "none") == "none" and draw(st.booleans()):
@@ -373,19 +379,7 @@ def models(
     width = draw(sizes(step=step))
     text = draw(stacks(hidden_size=width, bidirectional=bidirectional, step=step))
     text |= {"vocab_size": draw(sizes(200, step)), "max_seq_len": draw(st.integers(1, 300))}
-    text |= draw(
-        some_of(
-            {
-                "dtype": st.sampled_from(["bf16", "fp16", "fp32"]),
-                "tie_embeddings": st.booleans(),
-                "embedding_scale": POSITIVE,
-                "learned_positions": st.booleans(),
-                "final_norm": st.booleans(),
-                "head_bias": st.booleans(),
-                "logit_softcap": POSITIVE,
-            }
-        )
-    )
+    text |= draw(some_of(TEXT_OPTIONS))
     text |= {"tie_embeddings": False, "learned_positions": False} if mtp else {}
     if not (text.get("tie_embeddings") or text.get("learned_positions")) and (mtp or draw(st.booleans())):
         text["mtp"] = draw(modules(text))

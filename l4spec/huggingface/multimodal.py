@@ -128,7 +128,7 @@ class LanguageModel:
 
 
 def _at_the_top(fields: Fields) -> Fields:
-    """The text's fields where they stand beside those of the towers: what is read there is read of the config."""
+    """The text's fields where they are beside those of the towers: what is read there is read of the config."""
     data = {name: value for name, value in fields.data.items() if name not in ("model_type", _VISION)}
     text = Fields(data, {}, fields.file, fields.path, fields.problems, fields.consequences, fields.notes, fields.read)
     text.assumed = fields.assumed

@@ -106,7 +106,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     given = service(model, deployment, max_batch, alone)
     ttft, tpot, per_gpu, step = given.ttft, given.tpot, given.tokens_per_second_per_gpu, given.decode
     price = deployment.request.usd_per_gpu_hour
-    first, following = _parts(given, efficiency.request, alone, output_tokens, brought)
+    first, following = _parts(given, model.request_seconds, alone, output_tokens, brought)
     estimates = {
         "ttft_parts": first,
         "time_per_output_token_parts": following,
@@ -153,7 +153,7 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     ranks = layout.dp * layout.ep
     if output_tokens is None:
         prefill, tpot = alone[0], alone[1] / tokens_per_step(model)
-        ttft = prefill + (model.efficiency.request if model.efficiency else 0.0)
+        ttft = prefill + model.request_seconds
         return Service(ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices)
     from planners.timing.closed_loop import Load, open_loop, serve
 

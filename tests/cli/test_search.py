@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -44,7 +45,9 @@ def test_the_winner_is_emitted_as_a_launch(run: Run) -> None:
 def test_an_impossible_level_leaves_with_3_and_says_what_to_loosen(run: Run) -> None:
     answer = run(*ASKED, "--ttft", "1ms")
     assert answer.exit_code == 3
-    assert "--ttft 1" in answer.stdout
+    loosened = re.search(r"--ttft (\d+)ms", answer.stdout)
+    assert loosened is not None
+    assert int(loosened[1]) > 1
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import l4spec
 import planners
 from l4spec.errors import UserError
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency
+from planners.timing.efficiency import serving_efficiency
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
 
@@ -120,6 +121,18 @@ def test_scouts_pre_training_costs_what_its_model_card_says_within_a_third() -> 
     result = latency(gpus="16384xH100", tp=None, mode="train", batch=2048, train_tokens=40 * 10**12)
     assert result.gpu_hours is not None
     assert 5.0e6 * 2 / 3 < result.gpu_hours < 5.0e6 * 4 / 3
+
+
+def test_a_first_token_of_a_routed_model_waits_for_both_constants_of_a_request() -> None:
+    factors = serving_efficiency("tensorrt-llm")
+    assert factors is not None
+    plan = latency(engine="tensorrt-llm")
+    assert plan.ttft_seconds is not None
+    assert plan.prefill is not None
+    assert plan.prefill.estimate_seconds is not None
+    waited = plan.ttft_seconds - plan.prefill.estimate_seconds
+    assert waited == pytest.approx(factors.request + factors.moe_request)
+    assert sum(part.seconds for part in plan.ttft_parts) == pytest.approx(plan.ttft_seconds)
 
 
 def test_full_recomputation_makes_training_slower() -> None:

@@ -252,7 +252,7 @@ def explain_policy(engine: Engine) -> str:
     return text if engine.block_size_tokens is None else f"{text}; blocks of {engine.block_size_tokens.value} tokens"
 
 
-@kept_with()
+@kept_with(maxsize=16)
 def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
     """The whole model's cache, before sharding. `bytes_per_token_global` counts only what grows with every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)

@@ -32,7 +32,7 @@ from planners.timing.machine import Machine, link_seconds, missing
 from planners.timing.resources import Amounts, ResourceSeconds, UnitCosts
 
 ATTENTION_DTYPE = "bf16"
-MOST_KEPT = 4096
+MOST_KEPT = 256
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 

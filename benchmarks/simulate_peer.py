@@ -100,7 +100,7 @@ def ours(trace: Path, router: str, block: int) -> Replay:
     """Our answer, from reading the trace to the figures."""
     began, clock = time.process_time(), time.perf_counter()
     workload = f"arrivals: {{kind: trace, path: {trace}}}"
-    result = scenario(f"models: {{m: {{{model_line(router, block)}}}}}\nworkload: {{{workload}}}\n")().run().result
+    result = scenario(f"models: {{m: {{{model_line(router, block)}}}}}\nworkload: {{{workload}}}\n").run().result
     seconds, clock = time.process_time() - began, time.perf_counter() - clock
     return Replay(result.servers[0].prefix_hit_rate, seconds, clock, result.requests)
 

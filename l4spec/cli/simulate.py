@@ -130,12 +130,11 @@ def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar:
     from planners.simulate.workload.traces import read_trace
 
     loaded = scenario_of(scenario, request, overrides)
-    servers = Simulation(loaded).servers
     assert request.fit is not None, "asked for it"
     entries = list(read_trace(Path(request.fit), "auto"))
     with progress("fitting", bar) as report:
         fitted = fit(
-            lambda: Simulation(loaded, servers),
+            Simulation(loaded),
             entries,
             source=Path(request.fit).name,
             num_fitted=request.fit_requests,

@@ -17,7 +17,8 @@ from l4spec.report.templating import figure_svg
 
 if TYPE_CHECKING:
     from l4spec.report.page import Section
-    from l4spec.training.transfer import GrowthAxis, Sweep, TransferJob, TransferPoint
+    from l4spec.training.transfer import TransferPoint
+    from l4spec.training.transfer_job import GrowthAxis, Sweep, TransferJob
 
 
 def _factors(flag: str, quantity: str) -> object:
@@ -73,7 +74,7 @@ def transfer_command(
     `standard` it changes. Several seeds (--repeats) give standard errors.
     """
     from l4spec.sharding.layout import Layout
-    from l4spec.training.transfer import Sweep, TransferJob
+    from l4spec.training.transfer_job import Sweep, TransferJob
 
     job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()

@@ -2,70 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from statistics import fmean, stdev
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from l4spec.errors import UserError
-from l4spec.spec.grow import grow
-from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
-from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
 from l4spec.training.loop import LoopSettings, StepMetrics, train_steps
 from l4spec.training.optimizer import make_optimizer
-from l4spec.training.recipe.job import RecipeJob
 from l4spec.training.recipe.metrics import Recent
 from l4spec.training.recipe.phases import prepare
 from l4spec.training.recipe.worker import RecipeRun
+from l4spec.training.transfer_job import GrowthAxis, Sweep, TransferJob
 
-GrowthAxis = Literal["width", "depth", "batch", "tokens"]
 DIVERGED = 1e9
 """Stands for the loss of a run that is not finite."""
-
-
-@dataclass(frozen=True)
-class TransferJob(RecipeJob):
-    """The first phase of a recipe, `times` as large along `axis`, with its rate times `rate`."""
-
-    axis: GrowthAxis = "width"
-    times: int = 1
-    rate: float = 1.0
-
-    @cached_property
-    def loaded(self) -> LoadedRecipe:
-        """The recipe, whose base are its own sizes."""
-        loaded = load_recipe(self.spec, self.overrides, self.variant)
-        rule, phase = loaded.recipe.parametrization, loaded.recipe.phases[0]
-        if rule.kind != "completedp":
-            return loaded
-        base = rule.base.model_copy(update={"batch": phase.batch, "tokens": phase.tokens})
-        recipe = loaded.recipe.model_copy(update={"parametrization": rule.model_copy(update={"base": base})})
-        return replace(loaded, recipe=recipe)
-
-    @cached_property
-    def model_spec(self) -> ModelSpec:
-        """The recipe's model, grown."""
-        spec = self.loaded.model(None)
-        return grow(
-            spec,
-            width=self.times if self.axis == "width" else 1,
-            depth=self.times if self.axis == "depth" else 1,
-        )
-
-    @cached_property
-    def phases(self) -> tuple[Phase, ...]:
-        """The first phase, grown, with another rate. A larger batch has as many tokens, in fewer steps."""
-        phase = self.loaded.recipe.phases[0]
-        rate = phase.optimizer.learning_rate * self.rate
-        update: dict[str, object] = {"optimizer": phase.optimizer.model_copy(update={"learning_rate": rate})}
-        if self.axis == "batch":
-            update["batch"] = phase.batch * self.times
-        if self.axis == "tokens":
-            update["tokens"] = phase.tokens * self.times
-        return (phase.model_copy(update=update),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +66,6 @@ class FeatureSize:
     seed: int
     node: str
     size: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sweep:
-    """What is to be run: growths along one axis, factors on the recipe's rate, seeds."""
-
-    axis: GrowthAxis
-    times: Sequence[int]
-    rates: Sequence[float]
-    seeds: Sequence[int]
 
 
 def sweep(job: TransferJob, asked: Sweep, tell: Callable[[TransferPoint], None]) -> list[TransferPoint]:

@@ -6,7 +6,8 @@ The run's requests are served again with other factors until the first `num_fitt
            + WEIGHT x sum of (log(factor / prior) / spread)^2
 
 The prior is the engine's published fit, its spreads those of that fit. It keeps what a run does not determine where it
-was; such factors are named. All arrivals and lengths of the run are used, only the first requests' latencies.
+was; such factors are named. Requests of one model have one constant, `request`: its prior is that of dense models, and
+`moe_request` is 0. All arrivals and lengths of the run are used, only the first requests' latencies.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,26 +59,25 @@ class Fit:
 
 
 def fit(
-    simulation: Callable[[], Simulation],
+    simulation: Simulation,
     entries: Sequence[TraceEntry],
     *,
     source: str,
     num_fitted: int = DEFAULT_FITTED,
     progress: Progress | None = None,
 ) -> Fit:
-    """Factors with which `simulation()` serves the first requests of a run as it was measured.
+    """Factors with which `simulation` serves the first requests of a run as it was measured.
 
     Raises UserError where the run has no measured latencies, or the times do not come from a spec.
     """
     measured = [entry.measured for entry in entries]
     if len(entries) < 2 or any(pair is None for pair in measured):
         raise UserError("the run has no measured latencies", hint="a file of requests, or `--save-detailed` of vLLM")
-    first = simulation()
-    (key,) = first.servers
-    times = first.servers[key].times
+    (key,) = simulation.servers
+    times = simulation.servers[key].times
     if not isinstance(times, PlannedTimes):
         raise UserError([Problem("only times from a spec have factors", path="times", hint="leave `times` out")])
-    prior, fields = times.factors, _fields(times)
+    prior, fields = times.factors.model_copy(update={"moe_request": 0.0}), _fields(times)
     served = _Served(simulation, key, times, [pair for pair in measured if pair is not None])
     asked = 0
 
@@ -122,7 +122,7 @@ class _Served:
 
     def __init__(
         self,
-        simulation: Callable[[], Simulation],
+        simulation: Simulation,
         key: str,
         times: PlannedTimes,
         measured: Sequence[tuple[int, int]],
@@ -131,10 +131,9 @@ class _Served:
 
     def run(self, factors: ServingEfficiency) -> Sequence[Request]:
         """The requests with other factors, in the order of the run."""
-        simulation = self.simulation()
         times = PlannedTimes(replace(self.times.model, efficiency=factors, kept={}))
-        simulation.use_times(self.key, times)
-        return sorted(simulation.run().requests, key=lambda request: request.number)
+        outcome = self.simulation.with_times(self.key, times).run()
+        return sorted(outcome.requests, key=lambda request: request.number)
 
     def cost(self, factors: ServingEfficiency, num_fitted: int) -> float:
         """The mean squared logarithmic error of the first requests."""
@@ -156,10 +155,10 @@ class _Served:
 
 
 def _fields(times: PlannedTimes) -> tuple[str, ...]:
-    """The factors that play a part in this deployment."""
+    """The factors that play a part in this deployment. Of one model, `request` stands for `moe_request` as well."""
     layout, routed = times.model.layout, any(kind.num_experts for kind in times.model.kinds)
     acting = {"always", "routed" if routed else "dense", *(["ranks"] if layout.tp * layout.ep > 1 else [])}
-    terms = (term for term in SERVING if term.when in acting)
+    terms = (term for term in SERVING if term.when in acting and term.name != "moe_request")
     return tuple(term.name for term in sorted(terms, key=lambda term: term.when == "ranks"))
 
 
@@ -175,12 +174,15 @@ def _moved(prior: ServingEfficiency, fields: Sequence[str], point: Sequence[floa
 def _undetermined(
     served: _Served, fitted: ServingEfficiency, fields: Sequence[str], num_fitted: int
 ) -> tuple[str, ...]:
-    """Factors whose change by a fifth moves the first requests' end-to-end times by less than a percent."""
-    before = [request.e2e for request in served.run(fitted)[:num_fitted]]
+    """Factors whose change by a fifth moves neither latency of the first requests by a percent on average."""
+    before = served.run(fitted)[:num_fitted]
     silent = []
     for name in fields:
-        after = [request.e2e for request in served.run(_moved(fitted, (name,), (-log(1.2),)))[:num_fitted]]
-        if fmean(abs(log(b / a)) for a, b in zip(before, after, strict=True)) < LEAST_EFFECT:
+        after = served.run(_moved(fitted, (name,), (-log(1.2),)))[:num_fitted]
+        pairs = [pair for pair in zip(before, after, strict=True) if {each.outcome for each in pair} == {"finished"}]
+        ends = (abs(log(b.e2e / a.e2e)) for a, b in pairs)
+        firsts = (abs(log(b.ttft / a.ttft)) for a, b in pairs)
+        if not pairs or max(fmean(ends), fmean(firsts)) < LEAST_EFFECT:
             silent.append(name)
     return tuple(silent)
 

@@ -45,7 +45,7 @@ class SimulateRequest(Options):
     ep: Annotated[_Degree, Option("Fix the expert-parallel degree.", parse=read_count)] = None
     pp: Annotated[_Degree, Option("Fix the number of pipeline stages.", parse=read_count)] = None
     dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
-    replicas: Annotated[_Degree, Option("Replicas behind one router.", parse=read_count, default="1")] = None
+    replicas: Annotated[_Degree, Option("Replicas that one router serves.", parse=read_count, default="1")] = None
     router: Annotated[
         Literal["round_robin", "least_loaded", "prefix_aware"] | None,
         Option(

@@ -93,11 +93,9 @@ class Simulation:
         self.clusters[key] = ReplicaGroup(self.clock, replicas, ROUTERS[router](), listener)
         return self.clusters[key]
 
-    def use_times(self, key: str, times: StepTimes) -> None:
-        """Time a model's steps by something else, before anything runs."""
-        self.servers = {**self.servers, key: replace(self.servers[key], times=times)}
-        for replica in self.clusters[key].replicas:
-            replica.times = times
+    def with_times(self, key: str, times: StepTimes) -> "Simulation":
+        """The same scenario before anything arrived, one model's steps timed by something else."""
+        return Simulation(self.loaded, {**self.servers, key: replace(self.servers[key], times=times)})
 
     def run(self, *, time_limit: float | None = None, progress: Progress | None = None) -> Outcome:
         """Run to the end, or for `time_limit` seconds of real time. Ctrl-C ends it too; what is done counts."""

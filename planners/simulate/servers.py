@@ -19,6 +19,7 @@ from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.memory import DeviceUse, Placement, place
+from planners.device.stages import PipelineStage
 from planners.plan import plan_deployment
 from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
@@ -195,26 +196,35 @@ def _blocks_from(model: ModelDeployment) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Besides:
-    """Bytes on one device that a model's own plan does not count, per token of cache besides, and its share."""
+    """Bytes on one device that a model's own plan does not count: of `others`, of its draft, and per token of a cache.
 
-    taken: int
-    per_token: int
-    share: float
+    A module of multi-token prediction (`is_module`) is on the last pipeline stage alone. The model's cache may take
+    `share` of what is left.
+    """
+
+    others: int
+    draft: int = 0
+    draft_per_token: int = 0
+    share: float = 1.0
+    is_module: bool = False
+
+    def of_draft(self, stage: PipelineStage) -> tuple[int, int]:
+        """Bytes of the draft on a device of a stage, and per token of its cache."""
+        return (self.draft, self.draft_per_token) if stage.last or not self.is_module else (0, 0)
 
 
 def _besides(graph: LayerGraph, model: ModelDeployment, placement: Placement, neighbours: Neighbours) -> _Besides:
-    taken, per_token = neighbours.bytes_per_device, 0
+    others, share = neighbours.bytes_per_device, neighbours.share
     if neighbours.draft is not None:
-        weights, per_token = draft_bytes(neighbours.draft, placement.setting, placement.layout)
-        taken += weights
-    elif model.speculation is not None and mtp_graph(graph) is not None:
-        weights, per_token = module_bytes(graph, placement.setting, placement.layout)
-        taken += weights
-    elif model.speculation is not None:
-        stage, rows = placement.stages[0]
-        taken += stage.weights.total_bytes // max(graph.num_layers, 1)
-        per_token = sum(row.count * row.bytes_per_token for row in rows) // max(graph.num_layers, 1)
-    return _Besides(taken, per_token, neighbours.share)
+        return _Besides(others, *draft_bytes(neighbours.draft, placement.setting, placement.layout), share)
+    if model.speculation is None:
+        return _Besides(others, share=share)
+    if mtp_graph(graph) is not None:
+        return _Besides(others, *module_bytes(graph, placement.setting, placement.layout), share, is_module=True)
+    stage, rows = placement.stages[0]  # a further layer like those of the first stage
+    layers = max(len(stage.layers), 1)
+    per_token = sum(row.count * row.bytes_per_token for row in rows)
+    return _Besides(others, stage.weights.total_bytes // layers, per_token // layers, share, is_module=True)
 
 
 def _with_extras(
@@ -275,13 +285,14 @@ def _cache(
     """The law of a rank's blocks, how many there are, and the memory: those of the stage with the least room."""
     engine, size = placement.setting.engine, settings.block_size_tokens
     least: tuple[int, CacheLaw, ServerMemory] | None = None
-    for (_, rows), use in zip(placement.stages, placement.uses(1, 1), strict=True):
-        memory = _memory_of(placement, use, besides)
+    for (stage, rows), use in zip(placement.stages, placement.uses(1, 1), strict=True):
+        draft, draft_per_token = besides.of_draft(stage)
+        memory = _memory_of(placement, use, besides.others + draft, besides.share)
         if not rows:
             least = least or (1 << 40, CacheLaw(size), memory)
             continue
         law = cache_law(rows, engine, size)
-        size_bytes = _block_bytes(rows, placement, law) + besides.per_token * size // law.groups
+        size_bytes = _block_bytes(rows, placement, law) + draft_per_token * size // law.groups
         blocks = (memory.cache or 0) // size_bytes
         if least is None or blocks < least[0]:
             least = blocks, law, memory
@@ -290,14 +301,14 @@ def _cache(
     return law, blocks if model.kv_blocks is None else model.kv_blocks, memory
 
 
-def _memory_of(placement: Placement, use: DeviceUse, besides: _Besides) -> ServerMemory:
+def _memory_of(placement: Placement, use: DeviceUse, beside: int, share: float) -> ServerMemory:
     """What a device of a stage holds, and what is left for the cache."""
     own = use.total - use.cache
     if placement.budget is None:
-        return ServerMemory(own, besides.taken, None, None)
+        return ServerMemory(own, beside, None, None)
     limit = placement.budget.limit(use)
-    free = int((limit - own - besides.taken) * besides.share)
-    return ServerMemory(own, besides.taken, max(0, free), limit)
+    free = int((limit - own - beside) * share)
+    return ServerMemory(own, beside, max(0, free), limit)
 
 
 def _block_bytes(rows: tuple[CacheRow, ...], placement: Placement, law: CacheLaw) -> int:

@@ -4,13 +4,12 @@ The law was fitted on kernels of Llama 4's widths; on others it is an extrapolat
 engine's constant per routed block has it. Routing acts by the experts that the busiest rank reaches and by its rows.
 """
 
-from math import hypot
-
 from l4spec.sharding.layout import Layout
 from planners.timing.efficiency import MATMUL_REACH, ServingEfficiency
 from planners.timing.grouped_matmul import ExpertWork, GroupedMatmul, GroupedMatmulLaws
 from planners.timing.layer_demand import KindProfile, Routing, Step, covered_experts
 from planners.timing.machine import Machine
+from planners.timing.resources import matmul_seconds
 
 _FORMATS: dict[str, tuple[str, ...]] = {"bf16": ("bf16",), "fp8": ("fp8", "fp8_block"), "fp4": ("nvfp4",)}
 """The kernels' formats for those of matmuls, the first that was measured."""
@@ -61,8 +60,7 @@ def correction(
     """Seconds that one layer's experts take by the law, launch left out, less those by the engine's own shares."""
     peak = machine.peak("fp4" if law.dtype == "nvfp4" else law.dtype.removesuffix("_block"))
     assert peak is not None, "ask `unknown` first"
-    read = work.activated * work.expert_bytes / machine.bandwidth / factors.memory
-    by_shares = hypot(
-        read, work.num_rows * work.row_flops / peak / (factors.compute * MATMUL_REACH.get(law.dtype, 1.0))
-    )
+    weight_read = work.activated * work.expert_bytes / machine.bandwidth
+    tensor_cores = work.num_rows * work.row_flops / peak / MATMUL_REACH.get(law.dtype, 1.0)
+    by_shares = matmul_seconds(weight_read, tensor_cores, factors)
     return law.seconds(work, machine.bandwidth, peak) - law.launch - by_shares

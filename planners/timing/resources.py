@@ -13,15 +13,24 @@ class Shares(Protocol):
     """What share of each published peak is reached, and what a collective takes besides, in seconds."""
 
     @property
-    def memory(self) -> float: ...  # noqa: D102
+    def memory(self) -> float:
+        """Of memory bandwidth, for weights and activations."""
+
     @property
-    def cache(self) -> float: ...  # noqa: D102
+    def cache(self) -> float:
+        """Of memory bandwidth, for caches."""
+
     @property
-    def attention(self) -> float: ...  # noqa: D102
+    def attention(self) -> float:
+        """Of bf16 matmuls, for scores and their sums."""
+
     @property
-    def links(self) -> float: ...  # noqa: D102
+    def links(self) -> float:
+        """Of a link's bandwidth."""
+
     @property
-    def collective(self) -> float: ...  # noqa: D102
+    def collective(self) -> float:
+        """Seconds of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class ResourceSeconds:
         block = factors.layer + (factors.wide_layer if wide else 0.0)
         of_routing = self.moe_blocks * (factors.moe_layer - factors.layer)
         return (
-            hypot(self.weight_read / factors.memory, self.tensor_cores / factors.compute)
+            matmul_seconds(self.weight_read, self.tensor_cores, factors)
             + self._besides(factors, block)
             + of_routing
             + self.experts
@@ -85,6 +94,11 @@ class ResourceSeconds:
 
 
 _values = attrgetter(*(each.name for each in fields(ResourceSeconds)))
+
+
+def matmul_seconds(weight_read: float, tensor_cores: float, factors: ServingEfficiency) -> float:
+    """Seconds of matmuls that read their weights while they multiply: between the longer of both and their sum."""
+    return hypot(weight_read / factors.memory, tensor_cores / factors.compute)
 
 
 Amounts = tuple[float, float, float, float, float, float, float]

@@ -9,7 +9,6 @@ estimate  every resource at the share of its peak that an engine was measured to
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import hypot
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -29,7 +28,7 @@ from planners.timing.layer_demand import (
     profile,
 )
 from planners.timing.machine import Machine, link_seconds, missing
-from planners.timing.resources import Amounts, ResourceSeconds, UnitCosts
+from planners.timing.resources import Amounts, ResourceSeconds, UnitCosts, matmul_seconds
 
 ATTENTION_DTYPE = "bf16"
 MOST_KEPT = 256
@@ -51,7 +50,7 @@ class StepModel:
     efficiency: ServingEfficiency | None
     routing: Routing = UNIFORM
     drafts: "Drafts | None" = None
-    """Who proposes tokens that decode steps check (`planners.timing.drafts`)."""
+    """The module whose drafts decode steps check (`planners.timing.drafts`)."""
     laws: GroupedMatmulLaws | None = None
     """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
     kept: dict[Step, tuple[Amounts, ...]] = field(default_factory=dict)
@@ -100,11 +99,16 @@ class StepModel:
 
     def _amounts(self, step: Step) -> tuple[Amounts, ...]:
         """What a step uses, by kinds of layers that were joined."""
-        tokens, logit_rows = step.tokens, step.rows_of_logits
-        return tuple(
-            rates.amounts(step, logit_rows if rates.kind.per_logit_row else tokens, self.layout.ep, self.routing)
-            for rates in self._joined
-        )
+        amounts = self.kept.get(step)
+        if amounts is None:
+            if len(self.kept) >= MOST_KEPT:
+                self.kept.clear()
+            tokens, logit_rows = step.tokens, step.rows_of_logits
+            amounts = self.kept[step] = tuple(
+                rates.amounts(step, logit_rows if rates.kind.per_logit_row else tokens, self.layout.ep, self.routing)
+                for rates in self._joined
+            )
+        return amounts
 
     @cached_property
     def _constants(self) -> tuple[float, float, float]:
@@ -149,26 +153,21 @@ class StepModel:
     def seconds(self, step: Step, *, server: bool = True) -> float:
         """The estimate of `time`, without its parts. The model must have fitted factors."""
         assert self.efficiency is not None, "ask for `efficiency` first"
-        used = self.kept.get(step)
-        if used is None:
-            if len(self.kept) >= MOST_KEPT:
-                self.kept.clear()
-            used = self.kept[step] = self._amounts(step)
-        return max(self._estimate(step, used), self._host(step, server))
+        return max(self._estimate(step), self._host(step, server))
 
-    def _estimate(self, step: Step, used: tuple[Amounts, ...]) -> float:
+    def _estimate(self, step: Step) -> float:
         """The sum of `ResourceSeconds.estimate` over kinds, without an object for each."""
         factors = self.efficiency
         assert factors is not None, "ask for `efficiency` first"
         if self.laws is not None:
             return sum(use.estimate(factors, self._wide(step)) for use in (*self.uses(step), self._sends(step)))
         matmuls = cached = attention = links = moved = 0.0
-        for of_kind in used:
-            matmuls += hypot(of_kind[0] / factors.memory, of_kind[6] / factors.compute)
-            cached += of_kind[1]
-            attention += of_kind[3]
-            links += of_kind[4]
-            moved += of_kind[5]
+        for weight_read, of_cache, _, of_pairs, of_links, of_moves, tensor_cores in self._amounts(step):
+            matmuls += matmul_seconds(weight_read, tensor_cores, factors)
+            cached += of_cache
+            attention += of_pairs
+            links += of_links
+            moved += of_moves
         collectives, blocks, moe_blocks = self._constants
         besides = ResourceSeconds(0.0, cached, 0.0, attention, links, moved, 0.0, collectives, blocks, moe_blocks)
         if self.layout.pp > 1:

@@ -84,7 +84,7 @@ LAYOUTS = (Layout(tp=2), Layout(ep=2), Layout(dp=2), Layout(tp=2, ep=2), Layout(
 @pytest.mark.parametrize("name", ["tiny/scout", "tiny/maverick"])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_a_training_step_sends_what_the_plan_says(name: str, layout: Layout) -> None:
-    compare(name, layout, "none")
+    assert_ranks_send_as_planned(name, layout, "none")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_training_step_sends_what_the_plan_says(name: str, layout: Layout) -> 
 )
 def test_what_is_computed_again_is_sent_again(checkpointing: Checkpointing, layout: Layout) -> None:
     """Attention's core sends nothing; blocks send what they sent in the forward pass."""
-    compare("tiny/maverick", layout, checkpointing)
+    assert_ranks_send_as_planned("tiny/maverick", layout, checkpointing)
 
 
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
@@ -100,10 +100,12 @@ def test_what_is_computed_again_is_sent_again(checkpointing: Checkpointing, layo
 def test_sequence_parallelism_gathers_and_scatters_what_is_planned(
     checkpointing: Checkpointing, layout: Layout
 ) -> None:
-    compare("tiny/maverick", layout, checkpointing, sequence_parallel=True)
+    assert_ranks_send_as_planned("tiny/maverick", layout, checkpointing, sequence_parallel=True)
 
 
-def compare(name: str, layout: Layout, checkpointing: Checkpointing, *, sequence_parallel: bool = False) -> None:
+def assert_ranks_send_as_planned(
+    name: str, layout: Layout, checkpointing: Checkpointing, *, sequence_parallel: bool = False
+) -> None:
     """Each rank to the byte; tokens to experts together, since a rank sends back as many as came to it."""
     ranks = run_world(layout.num_devices, stepped, name, layout, checkpointing, sequence_parallel)
     expected: Bytes = Counter()

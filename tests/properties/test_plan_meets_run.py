@@ -169,8 +169,7 @@ def assert_peak_as_planned(graph: LayerGraph, length: int, batch: int, dtype: st
         )
         bound = activation_bytes(graph, Work(batch, length, num_logits=1), item_bytes=ITEM_BYTES[dtype])
     assert measurement.activation_bytes is not None
-    # known: experts on latents of width 1 with 4 rows are planned at 752 bytes and take 592
-    assert measurement.activation_bytes <= planned <= max(1.25 * measurement.activation_bytes, 1024)
+    assert measurement.activation_bytes <= planned <= 1.25 * measurement.activation_bytes
     assert planned <= bound  # without the load, every token may choose one expert
 
 

@@ -302,7 +302,7 @@ def test_files_of_images_and_clips_are_refused_for_images_of_any_sides(pair: Pai
     assert vision is not None
     with pytest.raises(UserError, match="images of any sides, which l4spec does not cut yet"):
         image_prompt([torch.zeros(3, 8, 8, dtype=torch.uint8)], vision, None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="patches cover 2 frames of a clip"):
+    with pytest.raises(UserError, match="patches cover 2 frames of a video"):
         planners.plan(pair.ours.graph, gpus="1xH100", context=64, video=1.0, fps=1.0)
 
 

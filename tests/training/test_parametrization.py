@@ -12,7 +12,8 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
 from l4spec.spec.grow import grow
 from l4spec.training.parametrization import RunGrowth, TensorFactors, tensor_factors
-from l4spec.training.transfer import TransferJob, TransferPoint, best_rates, features
+from l4spec.training.transfer import TransferPoint, best_rates, features
+from l4spec.training.transfer_job import TransferJob
 
 MUP: dict[str, Any] = json.loads(Path(__file__).with_name("mup_factors.json").read_text(encoding="utf-8"))
 PLACES = {

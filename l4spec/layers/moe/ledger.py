@@ -18,20 +18,19 @@ def _allocate(spec: MoESpec, width: Width, work: Work, ledger: Ledger) -> None:
         rms_norm(ledger, tokens, hidden_size, weighted=True)
     _allocate_router(spec, hidden_size, tokens, ledger)
     scores = choices * (INDEX + WIDE + (0 if ledger.is_wide else item))
-    with ledger.holding(scores):
-        is_alone = tokens == 1 and spec.capacity_factor is None
-        given = spec.latent_size or hidden_size
-        with ledger.holding(0 if spec.latent_size is None else tokens * given * item):
-            routed = _allocate_alone(spec, given, ledger) if is_alone else _allocate_sorted(spec, given, work, ledger)
-        if spec.latent_size is not None:
-            ledger.take(out)
-            ledger.free(routed)
-            routed = out
-        if spec.num_shared_experts:
-            (gated_ffn if spec.gated else plain_ffn)(ledger, tokens, spec.shared_size, hidden_size)
-            ledger.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
-            ledger.touch(out)
-            ledger.free(out)
+    is_alone = tokens == 1 and spec.capacity_factor is None
+    given = spec.latent_size or hidden_size
+    with ledger.holding(scores), ledger.holding(0 if spec.latent_size is None else tokens * given * item):
+        routed = _allocate_alone(spec, given, ledger) if is_alone else _allocate_sorted(spec, given, work, ledger)
+    if spec.latent_size is not None:
+        ledger.take(out)
+        ledger.free(routed)
+        routed = out
+    if spec.num_shared_experts:
+        (gated_ffn if spec.gated else plain_ffn)(ledger, tokens, spec.shared_size, hidden_size)
+        ledger.touch(out + 2 * tokens * item if spec.shared_gate else out)  # gated, or the sum
+        ledger.touch(out)
+        ledger.free(out)
     ledger.free(routed if spec.input_norm is None else routed + out)
     ledger.take(out)
 

@@ -109,7 +109,7 @@ class ModelDeployment(Spec):
     gpus: str
     """GPUs of one replica, as 8xH100."""
     replicas: Size = 1
-    """Equal servers behind one router."""
+    """Equal servers that one router serves."""
     router: Router = "round_robin"
     """How requests are given to replicas."""
     quantization: str = "bf16"

@@ -8,6 +8,7 @@ from l4spec.errors import UserError
 from l4spec.graph.build import mtp_graph
 from l4spec.library import shipped_of
 from l4spec.sharding.layout import Layout
+from planners import plan
 from planners.counts.mtp import mtp_weight_bytes
 from planners.simulate.request import SimulateRequest
 from planners.simulate.requested_scenario import scenario_of
@@ -92,6 +93,16 @@ def test_a_declared_module_drafts_at_its_own_cost() -> None:
     assert head < alone.seconds(step, server=False) < times.model.seconds(step, server=False) / 10
     weights = mtp_weight_bytes(graph, alone.scheme, Layout())
     assert weights / 8 <= server.memory.beside - plain.memory.beside < weights / 8 * 1.02
+
+
+def test_a_module_is_on_the_last_pipeline_stage_alone_as_in_the_plan() -> None:
+    """Whichever stage has the least room for a cache, its memory is what the plan with drafts counts there."""
+    where = {"gpus": "8xH200", "tp": 1, "pp": 8, "quantization": "fp8-block", "engine": "vllm"}
+    fields = ", ".join(f"{name}: {value}" for name, value in where.items())
+    drafts = "speculation: {kind: mtp, acceptance: [0.8]}"
+    server = simulation(f"models: {{deepseek-v3: {{{fields}, {drafts}}}}}\n{ONE}").servers["deepseek-v3"]
+    planned = plan("deepseek-v3", context=1024, draft_acceptance="0.8", **where).memory_per_device
+    assert server.memory.own + server.memory.beside == planned.total_bytes - planned.kv_cache_bytes
 
 
 def test_accepted_drafts_bring_tokens_and_all_of_them_come_out() -> None:

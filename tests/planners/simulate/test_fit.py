@@ -19,11 +19,11 @@ ASKED = SimulateRequest(gpus="1xH100", rate="6/s", prompt_tokens=800, output_tok
 def test_a_run_without_measured_latencies_is_refused() -> None:
     loaded = scenario_of("llama-3.1-8b", ASKED)
     with pytest.raises(UserError, match="no measured latencies"):
-        fit(lambda: Simulation(loaded), [TraceEntry(0, 1, 1)] * 3, source="a test")
+        fit(Simulation(loaded), [TraceEntry(0, 1, 1)] * 3, source="a test")
 
 
 def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
-    """Weights at 0.6 of the published share and blocks 1.5 times as long.
+    """Weights at 0.6 of the published share, blocks 1.5 and requests 3 times as long.
 
     The prior pulls back: a factor that is four of its spreads away costs 16 x WEIGHT, the square of 9 % of error.
     """
@@ -32,16 +32,19 @@ def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
     times = first.servers[key].times
     assert isinstance(times, PlannedTimes)
     prior = times.factors
-    truth = prior.model_copy(update={"memory": 0.6 * prior.memory, "layer": 1.5 * prior.layer})
-    first.use_times(key, PlannedTimes(replace(times.model, efficiency=truth, kept={})))
-    served = sorted(first.run().requests, key=lambda request: request.number)
+    truth = prior.model_copy(
+        update={"memory": 0.6 * prior.memory, "layer": 1.5 * prior.layer, "request": 3 * prior.request}
+    )
+    run = first.with_times(key, PlannedTimes(replace(times.model, efficiency=truth, kept={}))).run()
+    served = sorted(run.requests, key=lambda request: request.number)
     entries = [TraceEntry(r.arrival, r.prompt, r.output, measured=(r.ttft, r.e2e)) for r in served]
 
-    fitted = fit(lambda: Simulation(loaded), entries, source="a test", num_fitted=16)
+    fitted = fit(first, entries, source="a test", num_fitted=16)
 
     assert fitted.unseen is not None
     assert fitted.seen.e2e < 0.05
     assert fitted.unseen.e2e < 0.05
+    assert abs(fitted.factors.request / truth.request - 1) < 0.1
     # short prompts are read and answered a few at a time: weights and blocks decide, and hide each other in part
     step = Step(decode=4, context=830)
     model = times.model

@@ -169,7 +169,7 @@ def fitted(data: Path) -> Iterator[tuple[str, ...]]:
         entries = list(read_trace(data / "runs" / run.folder / "requests.jsonl", "requests"))
         times = simulation.servers["m"].times
         assert isinstance(times, PlannedTimes)
-        with_other = simulation.with_times("m", PlannedTimes(replace(times.model, efficiency=other, kept={})))
+        with_other = simulation.with_times("m", PlannedTimes(times.model.with_efficiency(other)))
         requests = sorted(with_other.run().requests, key=lambda request: request.number)
         e2e, _, ttft = errors(requests, entries, range(100, 300))
         yield (run.name, "the other run", "-", f"{e2e:.1%}", f"{ttft:.1%}", "-", "-")
@@ -206,7 +206,7 @@ class Experiment:
         if expert_kernels:
             times = simulation.servers["m"].times
             assert isinstance(times, PlannedTimes)
-            model = replace(times.model, laws=grouped_matmul_laws("vllm"), kept={})
+            model = replace(times.model, laws=grouped_matmul_laws("vllm"))
             simulation = simulation.with_times("m", PlannedTimes(model))
         return simulation.run().result
 

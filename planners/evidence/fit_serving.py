@@ -57,10 +57,7 @@ class Bench:
         case = sample.case
         if case not in self.models:
             self.models[case] = step_model(case, factors)
-        known = self.models[case]
-        model = StepModel(
-            known.graph, known.scheme, known.layout, known.machine, known.kv_dtype_bytes, factors, kept=known.kept
-        )
+        model = self.models[case].with_efficiency(factors)
         if sample.metric in THROUGHPUT:
             return 1 / tokens_per_gpu(case, most_served(case, model))
         served = served_by(case, model)

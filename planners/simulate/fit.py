@@ -11,7 +11,7 @@ was; such factors are named. Requests of one model have one constant, `request`:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log
 from statistics import fmean, median
 
@@ -131,7 +131,7 @@ class _Served:
 
     def run(self, factors: ServingEfficiency) -> Sequence[Request]:
         """The requests with other factors, in the order of the run."""
-        times = PlannedTimes(replace(self.times.model, efficiency=factors, kept={}))
+        times = PlannedTimes(self.times.model.with_efficiency(factors))
         outcome = self.simulation.with_times(self.key, times).run()
         return sorted(outcome.requests, key=lambda request: request.number)
 

@@ -24,12 +24,12 @@ def mean_accepted(acceptance: tuple[float, ...]) -> float:
 def module_model(target: StepModel, module: LayerGraph) -> StepModel:
     """The step model of a declared module in the target's layout, without its pipeline: it runs on the last stage."""
     layout = Layout(tp=target.layout.tp, ep=target.layout.ep)
-    return replace(target, graph=module, layout=layout, kept={}, drafts=None)
+    return replace(target, graph=module, layout=layout, drafts=None)
 
 
 def drafting(target: StepModel, module: LayerGraph, acceptance: tuple[float, ...]) -> StepModel:
     """The target, whose decode steps check what the module drafts."""
-    return replace(target, kept={}, drafts=Drafts(module_model(target, module), acceptance))
+    return replace(target, drafts=Drafts(module_model(target, module), acceptance))
 
 
 def checking(decode: float, context: float, drafted: int) -> Step:

@@ -1,9 +1,10 @@
 """What layers of one kind use in a step, by resource, and what that takes at the shares of peaks an engine reaches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import hypot
 from operator import add, attrgetter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from planners.timing.efficiency import ServingEfficiency
 from planners.timing.layer_demand import KindProfile, Routing, Step, attended, covered_experts, experts_part, rows_of
@@ -101,8 +102,8 @@ def matmul_seconds(weight_read: float, tensor_cores: float, factors: ServingEffi
     return hypot(weight_read / factors.memory, tensor_cores / factors.compute)
 
 
-Amounts = tuple[float, float, float, float, float, float, float]
-"""What depends on a step: weights, cache, matmul, attention, links, moved and tensor cores of `ResourceSeconds`."""
+RowAmounts = tuple[float, float, float, float, float]
+"""What depends on a step's rows alone: weights, matmul, links, moved and tensor cores of `ResourceSeconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,30 +125,40 @@ class UnitCosts:
 
     def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
         """What these layers use in a step."""
+        weight_read, matmul, links, moved, tensor_cores = self.of_rows(step, ep, routing)
+        cached, attention = self.of_cache(step)
         return ResourceSeconds(
-            *self.amounts(step, rows_of(self.kind, step), ep, routing), self.collectives, self.blocks, self.moe_blocks
+            weight_read,
+            cached,
+            matmul,
+            attention,
+            links,
+            moved,
+            tensor_cores,
+            self.collectives,
+            self.blocks,
+            self.moe_blocks,
         )
 
-    def amounts(self, step: Step, rows: float, ep: int, routing: Routing) -> Amounts:
-        """The values of `use` that depend on the step, in the order of its fields; `rows` are `rows_of` this kind.
-
-        A simulation adds them up step after step, so what a kind has not is not asked for.
-        """
-        kind = self.kind
+    def of_rows(self, step: Step, ep: int, routing: Routing) -> RowAmounts:
+        """The part of `use` that depends on how many rows a step has, and not on how long their contexts are."""
+        kind, rows = self.kind, rows_of(self.kind, step)
         read, multiplied = self.weight_read, rows
         if kind.num_experts:
             read += covered_experts(kind, step, ep, routing) * self.expert
             multiplied *= self._hottest(ep, routing)
-        pairs, cached = attended(kind, step) if kind.bound is not None else (0.0, 0.0)
         return (
             read,
-            cached * self.cached_token,
             multiplied * self.matmul_row,
-            pairs * self.pair,
             rows * self.links_row,
             rows * self.moved_row,
             multiplied * self.tensor_row,
         )
+
+    def of_cache(self, step: Step) -> tuple[float, float]:
+        """`cached` and `attention` of `use`."""
+        pairs, cached = attended(self.kind, step)
+        return cached * self.cached_token, pairs * self.pair
 
     def __add__(self, other: "UnitCosts") -> "UnitCosts":
         """Of both kinds together, which must depend on a step in the same way."""
@@ -159,6 +170,49 @@ class UnitCosts:
         if not kind.num_experts or ep == 1:
             return 1.0
         return 1.0 + experts_part(kind) * (routing.hottest(kind, ep) - 1.0)
+
+
+class StepAmounts:
+    """What steps use of a machine, whatever share of it an engine reaches; kept, since the same steps come again."""
+
+    def __init__(self, rates: Sequence[UnitCosts], ep: int, routing: Routing) -> None:
+        self.rates, self.ep, self.routing = rates, ep, routing
+        self.with_cache = [rate for rate in rates if rate.kind.bound is not None]
+        self._rows: dict[tuple[float, float], tuple[RowAmounts, ...]] = {}
+        self._cache: dict[Step, tuple[float, float]] = {}
+
+    def of_rows(self, step: Step) -> tuple[RowAmounts, ...]:
+        """`UnitCosts.of_rows` of each kind."""
+        key = step.tokens, step.rows_of_logits
+        amounts = self._rows.get(key)
+        if amounts is None:
+            amounts = tuple(rate.of_rows(step, self.ep, self.routing) for rate in self.rates)
+            _keep(self._rows, key, amounts)
+        return amounts
+
+    def of_cache(self, step: Step) -> tuple[float, float]:
+        """`UnitCosts.of_cache`, summed over kinds."""
+        amounts = self._cache.get(step)
+        if amounts is None:
+            cached = attention = 0.0
+            for rate in self.with_cache:
+                of_reads, of_pairs = rate.of_cache(step)
+                cached += of_reads
+                attention += of_pairs
+            _keep(self._cache, step, amounts := (cached, attention))
+        return amounts
+
+
+MOST_KEPT = 1024
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+def _keep(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Keep a value, and of others at most `MOST_KEPT`."""
+    if len(known) >= MOST_KEPT:
+        known.clear()
+    known[key] = value
 
 
 _costs = attrgetter(*(each.name for each in fields(UnitCosts) if each.name != "kind"))

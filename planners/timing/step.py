@@ -7,7 +7,7 @@ estimate  every resource at the share of its peak that an engine was measured to
           root of the sum of squares, between the longer of them and their sum. All else is one after the other.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from l4spec.graph.kept import kept_with
@@ -28,10 +28,10 @@ from planners.timing.layer_demand import (
     profile,
 )
 from planners.timing.machine import Machine, link_seconds, missing
-from planners.timing.resources import Amounts, ResourceSeconds, UnitCosts, matmul_seconds
+from planners.timing.resources import ResourceSeconds, StepAmounts, UnitCosts, matmul_seconds
 
 ATTENTION_DTYPE = "bf16"
-MOST_KEPT = 256
+_OF_ANY_EFFICIENCY = ("kinds", "rates", "_sent", "_joined", "_constants", "_amounts")
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 
@@ -53,8 +53,6 @@ class StepModel:
     """The module whose drafts decode steps check (`planners.timing.drafts`)."""
     laws: GroupedMatmulLaws | None = None
     """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
-    kept: dict[Step, tuple[Amounts, ...]] = field(default_factory=dict)
-    """What steps use, kept because searches and fits ask for the same steps again."""
 
     @cached_property
     def kinds(self) -> tuple[KindProfile, ...]:
@@ -71,6 +69,13 @@ class StepModel:
         """Why no time can be computed on this machine; None if it can."""
         dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
         return missing(self.machine, self.layout, dtypes)
+
+    def with_efficiency(self, efficiency: ServingEfficiency) -> "StepModel":
+        """The same deployment with other factors; what does not depend on them is not computed again."""
+        other = replace(self, efficiency=efficiency)
+        if self.unknown is None:
+            vars(other).update({name: getattr(self, name) for name in _OF_ANY_EFFICIENCY})
+        return other
 
     def uses(self, step: Step) -> tuple[ResourceSeconds, ...]:
         """What every kind of layer uses in a step."""
@@ -97,18 +102,9 @@ class StepModel:
         """What all layers and the sends between stages use in a step. `unknown` must be None."""
         return sum(self.uses(step), self._sends(step))
 
-    def _amounts(self, step: Step) -> tuple[Amounts, ...]:
-        """What a step uses, by kinds of layers that were joined."""
-        amounts = self.kept.get(step)
-        if amounts is None:
-            if len(self.kept) >= MOST_KEPT:
-                self.kept.clear()
-            tokens, logit_rows = step.tokens, step.rows_of_logits
-            amounts = self.kept[step] = tuple(
-                rates.amounts(step, logit_rows if rates.kind.per_logit_row else tokens, self.layout.ep, self.routing)
-                for rates in self._joined
-            )
-        return amounts
+    @cached_property
+    def _amounts(self) -> StepAmounts:
+        return StepAmounts(self._joined, self.layout.ep, self.routing)
 
     @cached_property
     def _constants(self) -> tuple[float, float, float]:
@@ -161,15 +157,29 @@ class StepModel:
         assert factors is not None, "ask for `efficiency` first"
         if self.laws is not None:
             return sum(use.estimate(factors, self._wide(step)) for use in (*self.uses(step), self._sends(step)))
-        matmuls = cached = attention = links = moved = 0.0
-        for weight_read, of_cache, _, of_pairs, of_links, of_moves, tensor_cores in self._amounts(step):
+        rows = step.tokens, step.rows_of_logits, self._wide(step)
+        of_rows = self._seconds_of_rows.get(rows)
+        if of_rows is None:
+            of_rows = self._seconds_of_rows[rows] = self._estimate_of_rows(step)
+        cached, attention = self._amounts.of_cache(step)
+        return of_rows + cached / factors.cache + attention / factors.attention
+
+    @cached_property
+    def _seconds_of_rows(self) -> dict[tuple[float, float, bool], float]:
+        """What `_estimate_of_rows` gave: runs of a simulation have the same rows for many steps."""
+        return {}
+
+    def _estimate_of_rows(self, step: Step) -> float:
+        """All of the estimate but reads of caches and attention to them."""
+        factors = self.efficiency
+        assert factors is not None, "ask for `efficiency` first"
+        matmuls = links = moved = 0.0
+        for weight_read, _, of_links, of_moves, tensor_cores in self._amounts.of_rows(step):
             matmuls += matmul_seconds(weight_read, tensor_cores, factors)
-            cached += of_cache
-            attention += of_pairs
             links += of_links
             moved += of_moves
         collectives, blocks, moe_blocks = self._constants
-        besides = ResourceSeconds(0.0, cached, 0.0, attention, links, moved, 0.0, collectives, blocks, moe_blocks)
+        besides = ResourceSeconds(0.0, 0.0, 0.0, 0.0, links, moved, 0.0, collectives, blocks, moe_blocks)
         if self.layout.pp > 1:
             besides += self._sends(step)
         return matmuls + besides.estimate(factors, self._wide(step))

@@ -1,7 +1,5 @@
 """A fit needs a run with measured latencies."""
 
-from dataclasses import replace
-
 import pytest
 
 from l4spec.errors import UserError
@@ -35,7 +33,7 @@ def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
     truth = prior.model_copy(
         update={"memory": 0.6 * prior.memory, "layer": 1.5 * prior.layer, "request": 3 * prior.request}
     )
-    run = first.with_times(key, PlannedTimes(replace(times.model, efficiency=truth, kept={}))).run()
+    run = first.with_times(key, PlannedTimes(times.model.with_efficiency(truth))).run()
     served = sorted(run.requests, key=lambda request: request.number)
     entries = [TraceEntry(r.arrival, r.prompt, r.output, measured=(r.ttft, r.e2e)) for r in served]
 
@@ -48,9 +46,7 @@ def test_a_fit_finds_the_factors_that_a_run_was_simulated_with() -> None:
     # short prompts are read and answered a few at a time: weights and blocks decide, and hide each other in part
     step = Step(decode=4, context=830)
     model = times.model
-    right, wrong, back = (
-        replace(model, efficiency=factors, kept={}).seconds(step) for factors in (truth, prior, fitted.factors)
-    )
+    right, wrong, back = (model.with_efficiency(factors).seconds(step) for factors in (truth, prior, fitted.factors))
     assert abs(back / right - 1) < 0.06
     assert abs(wrong / right - 1) > 0.25
     assert "attention" in fitted.undetermined

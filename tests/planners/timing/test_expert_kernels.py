@@ -39,7 +39,7 @@ def model(name: str, layout: Layout, routing: str = "uniform", scheme: str = "bf
 @pytest.mark.parametrize("step", [Step(decode=1, context=64), DECODE, PREFILL])
 def test_kernels_change_routed_layers_alone_and_no_kind_beats_its_bound(scheme: str, step: Step) -> None:
     known = model("scout", Layout(tp=4), scheme=scheme)
-    plain = replace(known, laws=None, kept={})
+    plain = replace(known, laws=None)
     for by_law, by_shares in zip(known.time(step).by_kind, plain.time(step).by_kind, strict=True):
         assert by_law.bound_seconds == by_shares.bound_seconds
         assert by_law.estimate_seconds is not None
@@ -51,7 +51,8 @@ def test_kernels_change_routed_layers_alone_and_no_kind_beats_its_bound(scheme: 
 
 def test_a_dense_model_takes_what_it_took() -> None:
     known = model("llama-3.1-70b", Layout(tp=4))
-    assert known.seconds(DECODE) == replace(known, laws=None, kept={}).seconds(DECODE)
+    by_shares = replace(known, laws=None).seconds(DECODE)
+    assert known.seconds(DECODE) == pytest.approx(by_shares, rel=1e-14)  # a dozen terms, added in another order
 
 
 def test_skew_makes_decoding_faster_and_prefill_on_expert_ranks_slower() -> None:

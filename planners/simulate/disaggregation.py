@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from l4spec.sharding.layout import Layout
+from planners.catalog.cluster import Cluster
+from planners.counts.kv_cache import CacheRow, model_rows
+from planners.device.memory import Placement
 from planners.simulate.cluster import EventClock, Listener, ReplicaGroup
 from planners.simulate.requests import Request
 
@@ -11,16 +15,45 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class CacheLink:
-    """The link between a prefill and a decode replica, and what `tokens` tokens of cache are on one device."""
+    """How a prompt's cache leaves a prefill replica or enters a decode replica.
+
+    `bytes_of(tokens)` go over `bytes_per_second`: the part of the fullest device over its own share of the network,
+    since all devices send at once; or, where a scenario gives the bandwidth between replicas, the whole cache.
+    `other_end` is the link of the replica at the other end, whose devices may be other and fewer.
+    """
 
     bytes_of: Callable[[int], int]
     bytes_per_second: float
+    other_end: "CacheLink | None" = None
 
     def nanoseconds(self, tokens: int) -> int:
-        """How long the cache of a prompt takes; every device sends its part to its like at once."""
-        return (
-            0 if self.bytes_per_second == float("inf") else round(self.bytes_of(tokens) / self.bytes_per_second * _NS)
-        )
+        """How long the cache of a prompt takes, at the slower of both ends."""
+        own = 0 if self.bytes_per_second == float("inf") else self.bytes_of(tokens) / self.bytes_per_second
+        return max(round(own * _NS), self.other_end.nanoseconds(tokens) if self.other_end is not None else 0)
+
+
+def cache_link(link: object, placement: Placement, cluster: Cluster) -> CacheLink:
+    """The link of a replica whose prompts are computed apart, as a scenario gives it between two replicas.
+
+    By default every device has its part of the network between hosts.
+    """
+    setting, tp = placement.setting, placement.layout.tp
+    whole = model_rows(setting.graph, Layout(tp=tp), setting.kv_dtype_bytes)
+
+    def on_device(rows: tuple[CacheRow, ...], tokens: int) -> int:
+        return sum(row.count * row.bytes_per_token * row.bound.num_kept(tokens) for row in rows)
+
+    def of_fullest(tokens: int) -> int:
+        return max(on_device(rows, tokens) for _, rows in placement.stages)
+
+    def of_replica(tokens: int) -> int:
+        return tp * on_device(whole, tokens)
+
+    if link == "infinite":
+        return CacheLink(of_replica, float("inf"))
+    if isinstance(link, float):
+        return CacheLink(of_replica, link)
+    return CacheLink(of_fullest, cluster.hardware.inter_host_bandwidth().value)
 
 
 class PrefillStage:
@@ -35,7 +68,6 @@ class PrefillStage:
         self.listener = listener
         self.prefill: ReplicaGroup | None = None
         self.decode: ReplicaGroup | None = None
-        self.sent_bytes = 0
 
     def submit(self, request: Request) -> None:
         """A request arrives: its prompt is computed first."""
@@ -58,6 +90,5 @@ class PrefillStage:
             self.listener.finished(request, now)
             return
         request.transferred = True
-        self.sent_bytes += self.link.bytes_of(request.prompt)
         assert self.decode is not None, "groups are set before requests arrive"
         self.clock.at(now + self.link.nanoseconds(request.prompt), self.decode.submit, request)

@@ -35,14 +35,21 @@ def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
             servers[key] = _server(loaded, graphs[key], key, model, neighbours)
             if model.disaggregated is not None:
                 apart = model.model_copy(update={"gpus": model.disaggregated.prefill_gpus or model.gpus})
-                servers[key + PREFILL] = replace(
+                prefill = replace(
                     _server(loaded, graphs[key], key, apart, neighbours), key=key + PREFILL, acceptance=()
                 )
+                servers[key + PREFILL], servers[key] = prefill, _linked(servers[key], prefill)
         except UserError as error:
             problems += [_placed(problem, loaded, key) for problem in error.problems]
     if problems:
         raise UserError(problems)
     return servers
+
+
+def _linked(decode: Server, prefill: Server) -> Server:
+    """The decode server, its caches sent at the pace of the slower end."""
+    assert decode.cache_link is not None, "disaggregated servers have a link"
+    return replace(decode, cache_link=replace(decode.cache_link, other_end=prefill.cache_link))
 
 
 def _server(

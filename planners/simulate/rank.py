@@ -53,7 +53,8 @@ class Rank:
         self._finishing: list[tuple[int, int, Request]] = []
         self._orders = 0
         self.cohorts: list[list[int]] = []
-        self.resumed: list[int] = []
+        self.resumed: list[tuple[int, int]] = []
+        self.arrived: dict[int, int] = {}
         self.num_preemptions = 0
         self.looked_up_tokens = 0
         self.hit_tokens = 0
@@ -140,6 +141,7 @@ class Rank:
         if law.local:
             pool.release(holding, goal)
         self.join(request)
+        self.arrived[request.order] = now - request.first_token_at
         return 1
 
     def grow(self, request: Request, tokens: int) -> bool:
@@ -170,7 +172,9 @@ class Rank:
         self._stop(request)
         request.computed, request.joined = 0, -1
         request.preemptions += 1
-        request.paused_at = now
+        waited = self.arrived.pop(request.order, 0)
+        if was_decoding:
+            request.paused_at = now - waited
         self.num_preemptions += 1
         self.policy.requeue(self, request)
 
@@ -246,7 +250,7 @@ class Rank:
             request.first_token_at = now
             first.append(request)
         elif request.paused_at >= 0:
-            self.resumed.append(now - request.paused_at)
+            self.resumed.append((now - request.paused_at, 1))
         if request.generated >= request.output:
             self._finish(request, now)
             done.append(request)
@@ -264,11 +268,14 @@ class Rank:
     def gaps(self, step: int) -> list[tuple[int, int]]:
         """Gaps between tokens in a decode step of `step` nanoseconds that is about to end: (nanoseconds, requests).
 
-        A request that had to wait for others' prompts since its last token waited that much longer.
+        A request that had to wait for others' prompts since its last token waited that much longer, and one whose
+        prompt was computed elsewhere since then.
         """
-        stalled = sum(count for count, _ in self.cohorts)
+        stalled = sum(count for count, _ in self.cohorts) + len(self.arrived)
         gaps = [(step + waited, count) for count, waited in self.cohorts]
+        gaps += [(step + waited, 1) for waited in self.arrived.values()]
         self.cohorts = []
+        self.arrived.clear()
         if self.num_decoding > stalled:
             gaps.append((step, self.num_decoding - stalled))
         return gaps
@@ -277,7 +284,9 @@ class Rank:
         """Note that the decoding requests waited for a step in which they took no part."""
         for cohort in self.cohorts:
             cohort[1] += step
-        newcomers = self.num_decoding - sum(count for count, _ in self.cohorts)
+        for order in self.arrived:
+            self.arrived[order] += step
+        newcomers = self.num_decoding - sum(count for count, _ in self.cohorts) - len(self.arrived)
         if newcomers > 0:
             self.cohorts.append([newcomers, step])
 

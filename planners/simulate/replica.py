@@ -64,6 +64,8 @@ class Replica:
         self.recorder = recorder
         self.run: StepRun | None = None
         self.gpus: SharedGpus | None = None
+        self.is_shown = True
+        """Whether users see its tokens, so that the gaps between them count: not a guard's."""
         self.version = 0
         self.busy_ns = 0
         self.steps = 0
@@ -142,8 +144,8 @@ class Replica:
             got, ended = rank.end_step(run.steps, now)
             first += got
             done += ended
-            for gap in rank.resumed:
-                self.recorder.gap(gap, 0, 1, 1)
+            for gap, tokens in rank.resumed:
+                self._record_gap(gap, 0, 1, tokens)
             rank.resumed.clear()
         self.run = None
         return now, first, done
@@ -154,9 +156,13 @@ class Replica:
     def _record_gaps(self, rank: Rank, run: StepRun) -> None:
         gaps = rank.gaps(run.first)
         for gap, count in gaps:
-            self.recorder.gap(gap, 0, 1, count)
+            self._record_gap(gap, 0, 1, count)
         if run.steps > 1:
-            self.recorder.gap(run.first + run.growth, run.growth, run.steps - 1, rank.num_decoding)
+            self._record_gap(run.first + run.growth, run.growth, run.steps - 1, rank.num_decoding)
+
+    def _record_gap(self, first: int, growth: int, steps: int, requests: int) -> None:
+        if self.is_shown:
+            self.recorder.gap(first, growth, steps, requests)
 
     def _record(self, now: int) -> None:
         running = sum(len(rank.running) for rank in self.ranks)

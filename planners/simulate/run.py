@@ -86,6 +86,8 @@ class Simulation:
             hint = "fewer replicas (or dp), with their share of the load"
             raise UserError([Problem(message, f"models.{key}.replicas", hint=hint)])
         replicas = [self.servers[key].replica(first + index, self.recorder) for index in range(count)]
+        for replica in replicas:
+            replica.is_shown = key == self.scenario.answering
         root = self.scenario.models[key].shares_gpus_with or key if key in self.scenario.models else key
         if any(model.shares_gpus_with == root for model in self.scenario.models.values()):
             for index, replica in enumerate(replicas):

@@ -12,7 +12,6 @@ from l4spec.sharding.layout import Layout
 from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
 from l4spec.spec.scenario.deployment import KernelTimes as KernelTimesSpec
 from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
-from planners.catalog.cluster import Cluster
 from planners.catalog.schedulers import SchedulerDefaults, scheduler_of
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import CacheRow, block_bytes
@@ -25,7 +24,7 @@ from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
-from planners.simulate.disaggregation import CacheLink
+from planners.simulate.disaggregation import CacheLink, cache_link
 from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, module_bytes, mtp_seconds
 from planners.simulate.engines.policy import Settings
 from planners.simulate.rank import Rank
@@ -180,7 +179,7 @@ def _server_of(
         () if model.speculation is None else model.speculation.acceptance,
         0 if vision is None else vision.max_tiles + (vision.global_tile and vision.max_tiles > 1),
         0 if vision is None else vision.num_tokens_per_tile,
-        None if model.disaggregated is None else _cache_link(model.disaggregated.link, placement, cluster),
+        None if model.disaggregated is None else cache_link(model.disaggregated.link, placement, cluster),
     )
 
 
@@ -248,20 +247,6 @@ def _with_extras(
     peak = times.model.machine.peak("bf16")
     seconds = 0.0 if not tile or not peak else tile / (peak * times.factors.compute * placement.layout.tp)
     return PlannedTimes(times.model, draft, seconds)
-
-
-def _cache_link(link: object, placement: Placement, cluster: Cluster) -> CacheLink:
-    """The link over which a prefill replica sends caches; by default a device's part of the network between hosts."""
-    rows = [row for _, stage_rows in placement.stages for row in stage_rows]
-
-    def bytes_of(tokens: int) -> int:
-        return sum(row.count * row.bytes_per_token * row.bound.num_kept(tokens) for row in rows)
-
-    if link == "infinite":
-        return CacheLink(bytes_of, float("inf"))
-    if isinstance(link, float):
-        return CacheLink(bytes_of, link)
-    return CacheLink(bytes_of, cluster.hardware.inter_host_bandwidth().value)
 
 
 def plan_request(model: ModelDeployment) -> PlanRequest:

@@ -24,7 +24,6 @@ class SpeculativeRank(Rank):
         self._random = Random(seed)
         self._decoding: dict[int, Request] = {}
         self._slots: dict[int, int] = {}
-        self._advanced: list[int] = []
 
     def computed(self, request: Request) -> int:
         """Tokens of a running request whose keys and values are in the cache."""
@@ -85,7 +84,8 @@ class SpeculativeRank(Rank):
                 request.computed += tokens
                 request.generated += tokens
                 self.context += tokens
-                self._advanced.append(tokens)
+                self.resumed.append(((now - request.last_token_at) // tokens, tokens))
+                request.last_token_at = now
                 self._release(request)
                 if request.generated >= request.output:
                     self._share(request, request.computed // self.block)
@@ -97,10 +97,23 @@ class SpeculativeRank(Rank):
         return first, done + ended
 
     def gaps(self, step: int) -> list[tuple[int, int]]:
-        """Gaps of the step before: its tokens came together, and share its time evenly."""
-        gaps = [(step // tokens, tokens) for tokens in self._advanced]
-        self._advanced = []
-        return gaps or [(step, self.num_decoding)]
+        """None: `end_step` notes them, since only it knows how many tokens came together and share the time evenly."""
+        self.arrived.clear()
+        return []
+
+    def preempt(self, request: Request, now: int) -> None:
+        """As a plain rank does; the next token's gap counts from the last token."""
+        super().preempt(request, now)
+        if request.paused_at >= 0:
+            request.paused_at = request.last_token_at
+
+    def _first_token(self, request: Request, now: int, first: list[Request], done: list[Request]) -> None:
+        request.last_token_at = now
+        super()._first_token(request, now, first, done)
+
+    def _admit_transferred(self, request: Request, reserve: int, now: int) -> int:
+        request.last_token_at = request.first_token_at
+        return super()._admit_transferred(request, reserve, now)
 
     def _accepted(self) -> int:
         for position, probability in enumerate(self.acceptance):

@@ -61,7 +61,7 @@ class Disaggregated(Spec):
     prefill_gpus: str | None = None
     """GPUs of a prefill replica; by default those of the model."""
     link: Bandwidth | Literal["infinite"] | None = None
-    """Bandwidth between a prefill and a decode replica, as `50 GB/s`; by default a device's between hosts times tp."""
+    """Bandwidth between a prefill and a decode replica, as `50 GB/s`; by default that of all devices between hosts."""
 
 
 class SpecTimes(Spec):

@@ -60,4 +60,8 @@ class Policy(ABC):
         )
         if needed > rank.pool.capacity:
             return f"{total:,} tokens need {needed:,} blocks, the cache has {rank.pool.capacity:,}"
+        return self._never_starts(request)
+
+    def _never_starts(self, request: Request) -> str | None:
+        """Why a prompt would wait for ever: none does where long ones are cut, or go alone."""
         return None

@@ -56,7 +56,10 @@ class SglangPolicy(Policy):
             reserve = rank.pool.law.blocks(longest) + rank.pool.law.blocks(int(expected))
             if not rank.running:
                 reserve = 0  # alone it runs, whatever is expected
-            tokens = rank.admit(request, budget, now, reserve=reserve, whole=not settings.chunked_prefill)
+            whole = not settings.chunked_prefill
+            first = whole and not rank.chunks  # the first whole prompt of a step goes, however long it is
+            most = max(budget, request.prompt + request.generated) if first else budget
+            tokens = rank.admit(request, most, now, reserve=reserve, whole=whole)
             if not tokens:
                 return
             rank.waiting.popleft()

@@ -41,6 +41,16 @@ class VllmPolicy(Policy):
             self._admit(rank, budget, now)
             rank.decodes = rank.num_decoding > 0
 
+    def _never_starts(self, request: Request) -> str | None:
+        """Without chunks a step must take a whole sequence, which a preempted request computes again at once.
+
+        vLLM itself does not start where `max_model_len` is more than that.
+        """
+        most, total = self.settings.max_num_batched_tokens, request.prompt + request.output
+        if self.settings.chunked_prefill or total <= most:
+            return None
+        return f"{total:,} tokens are more than a step takes ({most:,}), and chunked_prefill is off"
+
     def _admit(self, rank: Rank, budget: int, now: int) -> None:
         settings = self.settings
         while rank.waiting and budget > 0 and len(rank.running) < settings.max_num_seqs:

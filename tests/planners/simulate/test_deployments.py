@@ -180,3 +180,71 @@ def test_a_shipped_scenario_runs_at_small_size_and_says_what_its_times_rest_on(n
     result = run.run().result
     assert result.finished + result.refused == count
     assert all(len(server.basis) >= 3 for server in result.servers)
+
+
+PAIR = "gpus: 8xH100, tp: {tp}, pp: {pp}, disaggregated: {{prefill_replicas: 1, {link}}}"
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(8, 1), (2, 4)])
+def test_a_link_between_replicas_carries_the_whole_cache(tp: int, pp: int) -> None:
+    """Of 8 KV heads each tp rank has its own: 2,000 tokens of Scout are 196,608 B each, over 48 equal layers."""
+    run = simulation(f"models: {{scout: {{{PAIR.format(tp=tp, pp=pp, link='link: 400 GB/s')}}}}}\n{ONE}")
+    link = run.servers["scout"].cache_link
+    assert link is not None
+    assert link.nanoseconds(2000) == round(2000 * 196_608 / 400)
+    run = simulation(f"models: {{scout: {{{PAIR.format(tp=tp, pp=pp, link='')}}}}}\n{ONE}")
+    by_default = run.servers["scout"].cache_link
+    assert by_default is not None
+    assert by_default.nanoseconds(2000) == link.nanoseconds(2000)  # 8 devices of 50 GB/s each
+
+
+def test_caches_are_sent_at_the_pace_of_the_slower_end() -> None:
+    """One prefill device has the whole cache, each of eight decode devices an eighth."""
+    apart = "gpus: 8xH100, disaggregated: {prefill_replicas: 1, prefill_gpus: 1xH100}"
+    run = simulation(f"models: {{m: {{spec: llama-3.1-8b, {apart}}}}}\n{ONE}")
+    link = run.servers["m"].cache_link
+    assert link is not None
+    assert link.other_end is not None
+    assert link.nanoseconds(2000) == link.other_end.nanoseconds(2000) == round(2000 * 131_072 / 50)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "disaggregated: {prefill_replicas: 2}",
+        "disaggregated: {prefill_replicas: 2}, speculation: {kind: mtp, acceptance: [0.8, 0.6]}",
+        "disaggregated: {prefill_replicas: 2}, kv_blocks: 700",
+        "engine: sglang-hybrid, speculation: {kind: mtp, acceptance: [0.8, 0.6]}",
+        "speculation: {kind: mtp, acceptance: [0.8, 0.6]}, kv_blocks: 700",
+    ],
+)
+def test_gaps_between_tokens_add_up_to_the_time_between_first_and_last_tokens(model: str) -> None:
+    load = "prompt_tokens: {kind: lognormal, mean: 1k, cv: 1.0, most: 5k}, output_tokens: 100, requests: 60"
+    workload = f"workload: {{arrivals: {{kind: poisson, rate: 10/s}}, {load}}}"
+    outcome = serve(f"models: {{scout: {{gpus: 8xH100, {model}}}}}\n{workload}")
+    assert outcome.result.itl is not None
+    assert outcome.result.finished == 60
+    total = sum(request.last_token_at - request.first_token_at for request in outcome.requests) / 1e9
+    # gaps of runs of decode steps stand by the means of quarters, of tokens that come together by whole nanoseconds
+    assert abs(outcome.result.itl.mean * 99 * 60 - total) < 1e-4 * total
+
+
+def test_tokens_of_a_guard_are_no_gaps_of_the_answer() -> None:
+    chain = "chain: [{name: answer, model: scout}, {name: check, model: guard, output_tokens: 100, check: streaming}]"
+    models = f"scout: {{gpus: 8xH100, {STEPS}}}, guard: {{spec: llama-guard-4-12b, gpus: 1xH100, times: SLOW}}"
+    models = models.replace("SLOW", "{kind: fixed, step: 1 s}")
+    outcome = serve(f"models: {{{models}}}\n{chain}\n{ONE}")
+    assert outcome.result.itl is not None
+    assert outcome.result.itl.max < 1
+
+
+@pytest.mark.parametrize(("engine", "served"), [("sglang-hybrid", 3), ("vllm", 0)])
+def test_a_prompt_longer_than_a_step_without_chunks_does_not_block_the_queue(engine: str, served: int) -> None:
+    """SGLang lets it go alone; vLLM does not start where sequences may be longer, so that it is refused by name."""
+    long = "scheduler: {chunked_prefill: false, max_num_batched_tokens: 512}"
+    text = f"models: {{scout: {{gpus: 8xH100, engine: {engine}, {long}}}}}\n"
+    if served:
+        assert serve(text + ONE).result.finished == served
+        return
+    with pytest.raises(UserError, match=r"1,050 tokens are more than a step takes \(512\), and chunked_prefill is off"):
+        serve(text + ONE)

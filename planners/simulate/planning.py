@@ -9,12 +9,13 @@ from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.spec.parse import place_of
 from l4spec.spec.resolve import resolve
-from l4spec.spec.scenario.deployment import ModelDeployment
+from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
 from l4spec.spec.scenario.references import LoadedScenario
 from planners.deployment import Deployment
 from planners.device.memory import place
 from planners.plan import plan_deployment
 from planners.simulate.servers import Neighbours, Server, plan_request, server_of
+from planners.simulate.settings import merged
 
 PREFILL = "/prefill"
 """What follows a model's key in that of its prefill servers."""
@@ -68,9 +69,9 @@ def co_located(loaded: LoadedScenario, key: str) -> tuple[str, ...]:
     )
 
 
-def own_bytes(graph: LayerGraph, model: ModelDeployment) -> int:
+def own_bytes(graph: LayerGraph, model: ModelDeployment, scheduler: SchedulerSpec) -> int:
     """Bytes on the fullest device that a model needs besides its cache."""
-    deployment = Deployment.resolve(graph, plan_request(model))
+    deployment = Deployment.resolve(graph, plan_request(model, merged(scheduler, model.scheduler)))
     placement = place(deployment.setting, plan_deployment(deployment).layout)
     return max(use.total - use.cache for use in placement.uses(1, 1))
 
@@ -87,7 +88,7 @@ def _neighbours(
                 f"'{other}' runs on the same GPUs, so both must name the same, found {scenario.models[other].gpus}"
             )
             raise UserError([Problem(message, path="gpus")])
-    taken = sum(own_bytes(graphs[other], scenario.models[other]) for other in others)
+    taken = sum(own_bytes(graphs[other], scenario.models[other], scenario.scheduler) for other in others)
     here = {key, *others}
     taken += sum(stage.bytes or 0 for stage in scenario.chain if stage.beside in here)
     return Neighbours(draft, taken, 1 / (1 + len(others)))

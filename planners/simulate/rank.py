@@ -33,6 +33,10 @@ class Scheduler(Protocol):
         """Why a request can never run here, or None."""
         ...
 
+    def claims(self, rank: "Rank") -> int:
+        """Blocks that a rank needs for what it has begun, which others must leave to it."""
+        ...
+
 
 class Rank:
     """Requests that wait, prefill and decode on one set of GPUs, and the blocks they hold."""
@@ -177,6 +181,15 @@ class Rank:
             request.paused_at = now - waited
         self.num_preemptions += 1
         self.policy.requeue(self, request)
+
+    def claims(self) -> int:
+        """Blocks that the next decode step takes, and those that prompts which are begun still need."""
+        law, planned = self.pool.law, {request.order: tokens for request, tokens in self.chunks}
+        missing = (
+            law.blocks(request.goal) - law.blocks(request.computed + planned.get(request.order, 0))
+            for request in self.prefilling
+        )
+        return self.blocks_due() + sum(missing)
 
     # -- what a step does ----------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class Replica:
     def __init__(self, number: int, ranks: list[Rank], times: StepTimes, recorder: Recorder) -> None:
         self.number = number
         self.ranks = ranks
+        self.pools = tuple({id(rank.pool): rank.pool for rank in ranks}.values())
         self.times = times
         self.recorder = recorder
         self.run: StepRun | None = None
@@ -93,8 +94,7 @@ class Replica:
 
     def start(self, now: int) -> int | None:
         """Plan what comes next; returns when it ends, or None where nothing can be done."""
-        for rank in self.ranks:
-            rank.policy.schedule(rank, now)
+        self._schedule(now)
         batches = [rank.batch() for rank in self.ranks]
         if not any(batch.tokens for batch in batches):
             self.run = None
@@ -103,6 +103,7 @@ class Replica:
         steps = 1
         if not any(rank.chunks for rank in self.ranks):
             longest = LONGEST_RUN if self.gpus is None else 1
+            self._divide_room()
             steps = min(rank.steps_until_change(longest) for rank in self.ranks if rank.num_decoding)
         growth = 0
         if steps > 1:
@@ -113,6 +114,21 @@ class Replica:
         if self.gpus is not None:
             self.gpus.busy_until = self.run.end
         return self.run.end
+
+    def _schedule(self, now: int) -> None:
+        """Plan the step of each rank; those that share a pool leave each other what they have begun."""
+        for rank in self.ranks:
+            if len(self.pools) < len(self.ranks):
+                sharers = (other for other in self.ranks if other.pool is rank.pool and other is not rank)
+                rank.pool.claimed = sum(other.policy.claims(other) for other in sharers)
+            rank.policy.schedule(rank, now)
+
+    def _divide_room(self) -> None:
+        """Let each rank count on an equal part of its pool's room for a run of steps."""
+        sharers = len(self.ranks) // len(self.pools)
+        for pool in self.pools:
+            pool.claimed = 0
+            pool.claimed = pool.available - pool.available // sharers
 
     def interrupt(self, now: int) -> int | None:
         """Something arrived: end the run at the next step's end; returns when, or None if nothing changes."""
@@ -131,6 +147,8 @@ class Replica:
         run = self.run
         assert run is not None
         now, duration = run.end, run.duration(run.steps)
+        for pool in self.pools:
+            pool.claimed = 0
         self.busy_ns += duration
         self.steps += run.steps
         first: list[Request] = []
@@ -167,7 +185,7 @@ class Replica:
     def _record(self, now: int) -> None:
         running = sum(len(rank.running) for rank in self.ranks)
         waiting = sum(len(rank.waiting) for rank in self.ranks)
-        used = sum(rank.pool.used for rank in self.ranks)
+        used = sum(pool.used for pool in self.pools)
         self.recorder.state(now, self.number, running, waiting, used)
 
 

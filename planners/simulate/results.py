@@ -128,11 +128,12 @@ def curve(key: str, recorder: Recorder, numbers: range, blocks: int, end: int) -
     )
 
 
-def server_result(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: int) -> ServerResult:
-    """Figures of one model's servers."""
+def server_result(server: Server, cluster: ReplicaGroup, recorder: Recorder, seconds: float) -> ServerResult:
+    """Figures of one model's servers over the `seconds` of a simulation; checks of the last answers may end later."""
     ranks = [rank for replica in cluster.replicas for rank in replica.ranks]
     numbers = {replica.number for replica in cluster.replicas}
     peaks = _peaks(recorder, numbers)
+    busy = sum(replica.busy_ns for replica in cluster.replicas)
     looked_up = sum(rank.looked_up_tokens for rank in ranks)
     layout = server.layout
     return ServerResult(
@@ -145,14 +146,14 @@ def server_result(server: Server, cluster: ReplicaGroup, recorder: Recorder, end
         engine=server.defaults.name,
         engine_version=server.defaults.version,
         blocks_per_rank=server.blocks_per_rank,
-        num_ranks=server.num_ranks,
-        utilization=sum(replica.busy_ns for replica in cluster.replicas) / max(end * len(cluster.replicas), 1),
+        num_ranks=server.num_caches,
+        utilization=min(1.0, busy / NS / (seconds * len(cluster.replicas))),
         prefix_hit_rate=sum(rank.hit_tokens for rank in ranks) / looked_up if looked_up else 0.0,
         preemptions=sum(rank.num_preemptions for rank in ranks),
         steps=sum(replica.steps for replica in cluster.replicas),
         peak_running=peaks[0],
         peak_waiting=peaks[1],
-        peak_cache_use=peaks[2] / (server.blocks_per_rank * server.num_ranks),
+        peak_cache_use=peaks[2] / (server.blocks_per_rank * server.num_caches),
         basis=server.basis,
     )
 
@@ -175,7 +176,8 @@ def summarize(
 ) -> SimulationResult:
     """The figures of a simulation that has ended."""
     done = [request for request in requests if request.outcome == "finished"]
-    end = max((request.last_token_at for request in done), default=span.end)
+    last = max((request.last_token_at for request in done), default=span.end)
+    end = last if span.ended == "finished" else max(last, span.end)
     begin = min((request.arrival for request in requests), default=0)
     seconds = max(end - begin, 1) / NS
     good = sum(is_good(request, scenario.slo) for request in done)
@@ -210,7 +212,7 @@ def summarize(
         num_gpus=gpus,
         usd=usd,
         usd_per_million_output_tokens=usd / output * 1e6 if usd is not None and output else None,
-        servers=tuple(server_result(server, cluster, recorder, max(end, 1)) for server, cluster in servers),
+        servers=tuple(server_result(server, cluster, recorder, seconds) for server, cluster in servers),
         curves=tuple(_curve_of(server, cluster, recorder, end) for server, cluster in servers),
     )
 
@@ -222,7 +224,7 @@ def _on_others(scenario: Scenario, key: str) -> bool:
 
 def _curve_of(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: int) -> TimeSeries:
     first = cluster.replicas[0].number
-    blocks = server.blocks_per_rank * server.num_ranks * len(cluster.replicas)
+    blocks = server.blocks_per_rank * server.num_caches * len(cluster.replicas)
     return curve(server.key, recorder, range(first, first + len(cluster.replicas)), blocks, end)
 
 

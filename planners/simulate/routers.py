@@ -52,10 +52,9 @@ class PrefixAware:
 def _cost(request: Request, replica: Replica) -> float:
     """Blocks."""
     best = 0
-    active = 0
+    active = sum(pool.used // pool.groups for pool in replica.pools)
     for rank in replica.ranks:
         best = max(best, rank.cached_blocks(request))
-        active += rank.pool.used // rank.pool.groups
         active += sum((other.prompt + rank.block - 1) // rank.block for other in rank.waiting)
     block = replica.ranks[0].block
     return ceil_div(request.prompt, block) - best + active

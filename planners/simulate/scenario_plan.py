@@ -286,7 +286,7 @@ def _server(loaded: LoadedScenario, server: Server, request: MeanRequest) -> Ser
         beside_bytes=server.memory.beside,
         cache_bytes=server.memory.cache,
         capacity_bytes=server.memory.capacity,
-        sequences=server.blocks_per_rank // blocks * server.num_ranks * replicas if limited and blocks else None,
+        sequences=server.blocks_per_rank // blocks * server.num_caches * replicas if limited and blocks else None,
         usd_per_hour=None if price is None else price * num_gpus,
         basis=(*server.basis, source),
     )

@@ -84,12 +84,21 @@ class Server:
 
     def replica(self, number: int, recorder: Recorder) -> Replica:
         """A fresh replica."""
-        ranks = [self._rank(f"{self.key}/{number}/{index}") for index in range(self.num_ranks)]
+        caching = self.settings.prefix_caching
+        pools = [BlockPool(self.blocks_per_rank, self.law, caching=caching) for _ in range(self.num_caches)]
+        ranks = [
+            self._rank(f"{self.key}/{number}/{index}", pools[index % self.num_caches])
+            for index in range(self.num_ranks)
+        ]
         return Replica(number, ranks, self.times, recorder)
 
-    def _rank(self, seed: str) -> Rank:
+    @property
+    def num_caches(self) -> int:
+        """Caches of a replica: one for each rank of attention, which the micro-batches of a pipeline share."""
+        return self.num_ranks // self.layout.pp
+
+    def _rank(self, seed: str, pool: BlockPool) -> Rank:
         policy = POLICIES[self.defaults.policy](self.settings)
-        pool = BlockPool(self.blocks_per_rank, self.law, caching=self.settings.prefix_caching)
         return SpeculativeRank(pool, policy, self.acceptance, seed) if self.acceptance else Rank(pool, policy)
 
 
@@ -140,13 +149,13 @@ def _server_of(
     neighbours: Neighbours,
 ) -> Server:
     defaults = scheduler_of(model.engine)
-    deployment = Deployment.resolve(graph, plan_request(model))
+    chosen = merged(scheduler, model.scheduler)
+    deployment = Deployment.resolve(graph, plan_request(model, chosen))
     cluster = deployment.cluster
     assert cluster is not None, "a scenario names its GPUs"
     plan = plan_deployment(deployment)
     layout, placement = plan.layout, place(deployment.setting, plan.layout)
-    device = cluster.hardware.usable.num_bytes
-    settings = settings_of(defaults, merged(scheduler, model.scheduler), device)
+    settings = settings_of(defaults, chosen, cluster.hardware.usable.num_bytes)
     law, blocks, memory = _cache(model, placement, settings, _besides(graph, model, placement, neighbours))
     if blocks < 1:
         raise _no_room(graph, model, plan.memory_per_device)
@@ -155,7 +164,7 @@ def _server_of(
     ranks = layout.ep * layout.pp * layout.dp
     basis = (
         f"{graph.name} on {model.gpus} as {layout}, {defaults.name} {defaults.version} ({defaults.source})",
-        f"{blocks:,} blocks of {law.block_size} tokens on each of {ranks} rank(s), {_blocks_from(model)}",
+        f"{blocks:,} blocks of {law.block_size} tokens on each of {ranks // layout.pp} rank(s), {_blocks_from(model)}",
         *times.basis,
         *_assumptions(layout, model),
     )
@@ -249,9 +258,13 @@ def _with_extras(
     return PlannedTimes(times.model, draft, seconds)
 
 
-def plan_request(model: ModelDeployment) -> PlanRequest:
-    """What the planner is asked for a deployed model: context and batch limit nothing, the simulation does."""
-    return PlanRequest(
+def plan_request(model: ModelDeployment, scheduler: SchedulerSpec) -> PlanRequest:
+    """What the planner is asked for a deployed model: context and batch limit nothing, the simulation does.
+
+    Tokens and sequences of a step, where a scenario chooses them, determine the activations.
+    """
+    steps = {"prefill_chunk": scheduler.max_num_batched_tokens, "max_num_seqs": scheduler.max_num_seqs}
+    asked = PlanRequest(
         gpus=model.gpus,
         quantization=model.quantization,
         kv_dtype=model.kv_dtype,
@@ -262,6 +275,7 @@ def plan_request(model: ModelDeployment) -> PlanRequest:
         pp=model.pp,
         dp=model.dp,
     )
+    return asked.changed(**{name: number for name, number in steps.items() if number is not None})
 
 
 def _cache(
@@ -369,7 +383,7 @@ def _assumptions(layout: Layout, model: ModelDeployment) -> tuple[str, ...]:
     """What a layout's ranks stand for."""
     lines = []
     if layout.pp > 1:
-        lines.append(f"{layout.pp} pipeline stages as {layout.pp} ranks in lockstep, each a micro-batch")
+        lines.append(f"{layout.pp} pipeline stages as {layout.pp} ranks in lockstep: micro-batches with one cache")
     if layout.ep > 1:
         lines.append(f"{layout.ep} expert-parallel ranks step together, the slowest sets the pace")
     if model.speculation is not None:

@@ -32,6 +32,8 @@ class BlockPool:
         self.caching = caching
         self.tree = PrefixTree()
         self.own = 0
+        self.claimed = 0
+        """Blocks that other schedulers of the pool need for what they have begun: micro-batches of a pipeline."""
         self.groups = law.groups
         self.local = law.groups - law.full_groups
         self.evicted = 0
@@ -45,8 +47,8 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that can be taken: free ones, and cached ones that nobody uses."""
-        return self.capacity - self.used
+        """Blocks that can be taken: free ones, and cached ones that nobody uses, but those that others claim."""
+        return self.capacity - self.used - self.claimed
 
     @property
     def occupied(self) -> int:

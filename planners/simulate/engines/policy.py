@@ -49,6 +49,10 @@ class Policy(ABC):
         """Let a preempted request wait: before all others."""
         rank.waiting.appendleft(request)
 
+    def claims(self, rank: Rank) -> int:
+        """Blocks that a rank needs for what it has begun, which others of the same pool must leave to it."""
+        return rank.claims()
+
     def refuses(self, rank: Rank, request: Request) -> str | None:
         """Why a request can never run here, or None."""
         longest = self.settings.max_model_len

@@ -90,7 +90,8 @@ class SglangPolicy(Policy):
         decoding.sort(key=lambda r: (rank.generated(r), -r.prompt), reverse=True)
         per_step = max(1, rank.pool.groups)
         retracted = False
-        while len(decoding) > 1 and (
+        alone = rank.pool.claimed == 0  # then the last one goes on, since its blocks suffice
+        while len(decoding) > alone and (
             not retracted
             or rank.pool.available * rank.block < len(decoding) * self.settings.retract_steps * per_step
             or rank.blocks_due() > rank.pool.available

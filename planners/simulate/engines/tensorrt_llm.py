@@ -47,6 +47,12 @@ class TensorRtLlmPolicy(Policy):
             budget -= tokens
             promised += self._promised(rank, request) if guaranteed else 0
 
+    def claims(self, rank: Rank) -> int:
+        """Those of the longest answers too, where they are guaranteed."""
+        if self.settings.overbooking == "max_utilization":
+            return rank.claims()
+        return max(rank.claims(), sum(self._promised(rank, request) for request in rank.running.values()))
+
     def _whole(self, rank: Rank, request: Request) -> bool:
         """Whether a prompt must go in one step. One longer than the budget of a step is cut anyway."""
         return not self.settings.chunked_prefill and request.prompt <= self.settings.max_num_batched_tokens

@@ -12,6 +12,7 @@ from planners.plan_types import BY_TIME, ChosenBy, LayoutRow, Objective
 from planners.search.caution import caution, errors_of
 from planners.search.layouts import by_memory
 from planners.search.training_choice import is_comfortable, needs_sharing, training_row
+from planners.timing.chunks import further_seconds
 from planners.timing.drafts import decode_seconds
 from planners.timing.latency_report import Service, model_of, service
 from planners.timing.layer_demand import Step
@@ -139,4 +140,5 @@ def _alone(model: StepModel, deployment: Deployment) -> tuple[float, float]:
     sequences = ceil_div(deployment.batch, layout.dp * layout.ep)
     decode = Step(decode=ceil_div(sequences, layout.pp), context=deployment.context)
     prefill = Step(prompt_tokens=prompt, prompt_length=prompt)
-    return model.seconds(prefill), decode_seconds(model, decode)
+    further = further_seconds(prompt, deployment.setting.prefill_chunk, model.seconds)
+    return model.seconds(prefill) + further, decode_seconds(model, decode)

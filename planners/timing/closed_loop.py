@@ -10,8 +10,10 @@ with n the sequences that decode at once: the concurrency, or fewer where the ca
 Little's law gives their wait.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from planners.request import DEFAULT_PREFILL_CHUNK
+from planners.timing.chunks import further_seconds, further_steps
 from planners.timing.drafts import decode_seconds, tokens_per_step
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
@@ -22,7 +24,8 @@ class Load:
     """A closed loop on one replica: mean prompt and output length in tokens, clients, and sequences that fit at once.
 
     `waves` is how many requests each client sends: all start together, so the first prompts wait for each other. None
-    is a loop that has run for ever. `server` is False for an offline benchmark without a front end.
+    is a loop that has run for ever. `server` is False for an offline benchmark without a front end. `chunk` is how many
+    tokens of a prompt a step takes where that is fewer than by default.
     """
 
     prompt: float
@@ -31,11 +34,12 @@ class Load:
     capacity: float = float("inf")
     waves: float | None = None
     server: bool = True
+    chunk: int = DEFAULT_PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Seconds and tokens per second of one replica."""
+    """Seconds and tokens per second of one replica; `between` are decode steps of others between a prompt's chunks."""
 
     ttft: float
     tpot: float
@@ -43,6 +47,7 @@ class Served:
     running: float
     decode: Step
     prefill_seconds: float
+    between: float = 0.0
 
     def tokens_per_second(self, output: float) -> float:
         """Output tokens per second of all clients together."""
@@ -61,18 +66,21 @@ def serve(model: StepModel, load: Load) -> Served:
     running = max(1.0, min(load.concurrency, load.capacity))
     decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
     step = decode_seconds(model, decode, server=load.server)
-    prefill = added_by_prompt(model, load.prompt, running)
+    prefill, between = added_by_prompt(model, load.prompt, running), 0.0
+    if count := further_steps(round(load.prompt), load.chunk):
+        between = count * _others(model, running - 1, decode.context, server=load.server)
+        prefill += added_by_chunks(model, round(load.prompt), load.chunk, running - 1)
     others = (running - 1) / load.output * prefill
     tpot = step / tokens_per_step(model) + others
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
     first = model.request_seconds
-    ttft = first + step + prefill + busy * prefill / 2
+    ttft = first + step + prefill + between + busy * prefill / 2
     if load.waves is not None:
         ttft += (running - 1) / 2 * prefill / load.waves
     if load.concurrency > running:
         ttft = max(ttft, load.concurrency / rate - load.output * tpot)
-    return Served(ttft, tpot, rate, running, decode, prefill)
+    return Served(ttft, tpot, rate, running, decode, prefill, between)
 
 
 def added_by_prompt(model: StepModel, prompt: float, decoding: float) -> float:
@@ -82,13 +90,25 @@ def added_by_prompt(model: StepModel, prompt: float, decoding: float) -> float:
     return max(0.0, model.seconds(with_prompt, server=False) - model.seconds(without, server=False))
 
 
+def added_by_chunks(model: StepModel, prompt: int, chunk: int, others: float) -> float:
+    """Seconds that small chunks of a prompt add to the steps that decode `others` sequences anyway."""
+    of_steps = further_seconds(prompt, chunk, lambda step: model.seconds(step, server=False), others)
+    without = further_steps(prompt, chunk) * _others(model, others, 1.0, server=False)
+    return max(0.0, of_steps - without)
+
+
+def _others(model: StepModel, decoding: float, context: float, *, server: bool) -> float:
+    """Seconds of a step that decodes the others; none where there are none."""
+    return decode_seconds(model, Step(decode=decoding, context=context), server=server) if decoding > 0 else 0.0
+
+
 def most_throughput(model: StepModel, load: Load) -> Served:
     """The best closed loop with any number of clients that the cache holds: what an offline benchmark finds."""
     best = serve(model, load)
     tried = load.capacity
     while tried > 8:
         tried /= 2
-        served = serve(model, Load(load.prompt, load.output, tried, tried, server=load.server))
+        served = serve(model, replace(load, concurrency=tried, capacity=tried, waves=None))
         if served.requests_per_second > best.requests_per_second:
             best = served
     return best
@@ -101,7 +121,7 @@ def open_loop(model: StepModel, load: Load, rate: float) -> Served:
     """
     running, served = 1.0, serve(model, load)
     for _ in range(40):
-        served = serve(model, Load(load.prompt, load.output, running, load.capacity, None, load.server))
+        served = serve(model, replace(load, concurrency=running, waves=None))
         concurrency = rate * (served.ttft + load.output * served.tpot)
         following = min(max(1.0, concurrency), load.capacity)
         if abs(following - running) < 1e-3 * running:

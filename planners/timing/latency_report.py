@@ -10,6 +10,7 @@ from planners.device.host_memory import HostMemory
 from planners.device.memory import place
 from planners.draft_options import acceptance_of
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
+from planners.timing.chunks import in_chunks
 from planners.timing.drafts import decode_time, drafting, tokens_per_step
 from planners.timing.efficiency import extrapolations, serving_efficiency
 from planners.timing.host_bound import COPIED_FROM, SharedStep
@@ -87,7 +88,9 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     sequences = ceil_div(deployment.batch, ranks)
     micro = ceil_div(sequences, layout.pp)
     decode = decode_time(model, Step(decode=micro, context=deployment.context))
-    prefill = model.time(Step(prompt_tokens=prompt, prompt_length=prompt))
+    prefill = in_chunks(
+        model, model.time(Step(prompt_tokens=prompt, prompt_length=prompt)), prompt, deployment.setting.prefill_chunk
+    )
     efficiency, brought = model.efficiency, tokens_per_step(model)
     section = Latency(
         reason=None if efficiency else f"no published measurements of '{deployment.setting.engine.name}': bounds only",
@@ -98,7 +101,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         decode=decode,
         ttft_bound_seconds=prefill.bound_seconds,
         time_per_output_token_bound_seconds=decode.bound_seconds / brought,
-        notes=(*_beyond(model, deployment.context), *_notes(model, layout)),
+        notes=(*_beyond(model, deployment.context), *_notes(model, layout), *_over_limit(deployment, micro)),
     )
     if efficiency is None:
         return section
@@ -142,12 +145,13 @@ class Service:
     prefill_share: float | None = None
     running: float = 1.0
     prefill_seconds: float = 0.0
+    between: float = 0.0
 
 
 def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]) -> Service:
     """The service of a batch, or of the deployment's requests; `alone` are seconds of its prefill and decode step.
 
-    In a loop only as many sequences decode at once as fit, `max_batch`.
+    In a loop only as many sequences decode at once as fit, `max_batch`, and as a step of the engine takes.
     """
     layout, output_tokens = model.layout, deployment.output_tokens
     ranks = layout.dp * layout.ep
@@ -160,7 +164,9 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
     sequences = ceil_div(deployment.batch, ranks)
     micro = ceil_div(sequences, layout.pp)
-    load = Load(deployment.prompt_tokens, output_tokens, micro, max(1.0, max_batch / servers))
+    capacity = max(1.0, min(max_batch / servers, deployment.request.max_num_seqs or max_batch))
+    chunk = deployment.setting.prefill_chunk
+    load = Load(deployment.prompt_tokens, output_tokens, micro, capacity, chunk=chunk)
     rate = deployment.request.rate
     if rate is not None:
         served = open_loop(model, load, rate / servers)
@@ -178,6 +184,7 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         served.prefill_seconds / (served.prefill_seconds + max(decoding, 0.0) / served.running),
         served.running,
         served.prefill_seconds,
+        served.between,
     )
 
 
@@ -200,9 +207,10 @@ def _parts(
     of_token = TimePart(what=f"{sequences}{share}", seconds=given.tpot - added)
     others = f"prompts of the others, ({given.running:,.4g} - 1) / {output_tokens:,} of one a token"
     prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
-    waiting = given.ttft - request - step.seconds - prompt.seconds
-    queueing = TimePart(what="waiting behind other prompts, or for room in the cache", seconds=max(0.0, waiting))
-    return (step, prompt, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
+    between = (TimePart(what="decode steps between its chunks", seconds=given.between),) if given.between else ()
+    waiting = given.ttft - request - step.seconds - prompt.seconds - given.between
+    queueing = TimePart(what="waiting behind other prompts, or for room", seconds=max(0.0, waiting))
+    return (step, prompt, *between, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
@@ -230,6 +238,14 @@ def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
     if wanted_routing := model.routing.layers:
         notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)
+
+
+def _over_limit(deployment: Deployment, sequences: int) -> tuple[str, ...]:
+    """That an engine does not run a batch which is planned as one step."""
+    most = deployment.request.max_num_seqs
+    if most is None or sequences <= most or deployment.output_tokens is not None:
+        return ()
+    return (f"a step of the engine has at most {most:,} sequences, the decode step here has {sequences:,}",)
 
 
 def _price(usd_per_gpu_hour: float | None, tokens_per_second_per_gpu: float) -> float | None:

@@ -22,7 +22,8 @@ class LayerNode:
     """One layer instance. Equal layers share one `declaration`.
 
     `id` is the prefix of its tensors' names (`text.layers.0.attention`), `role` its place in the block (`attention`,
-    `ffn_norm`, `head` …), `label` the name its author gave the part, `layer` the block's index from 0.
+    `ffn_norm`, `head` …), `label` the name its author gave the part, `layer` the block's index from 0. `module` is the
+    module of multi-token prediction that it belongs to, from 0, in graphs that have them (`with_modules`).
     """
 
     id: str
@@ -34,6 +35,7 @@ class LayerNode:
     spec: LayerSpec
     width: Width
     declaration: Declaration
+    module: int | None = None
 
     @property
     def kind(self) -> str:

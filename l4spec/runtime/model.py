@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class Model(nn.Module):
     """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
 
     `nodes` are the layers that run here, by default all of the graph; `has_head` says whether the last is the head.
+    `module_nodes` are layers of modules of multi-token prediction, which run beside them (`l4spec.runtime.mtp`).
     `image_token_id` is the token whose places image vectors take, `quantization` the scheme that the weights are packed
     by (`l4spec.quantize`). `checkpointing` says what training keeps for the backward pass, and what it computes again
     there (`l4spec.layers.common.checkpointing`). `record` and `loss_scale` are handed to every layer in training
@@ -88,7 +89,9 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         self.graph = graph
-        self.nodes = graph.nodes if nodes is None else nodes
+        given = graph.nodes if nodes is None else nodes
+        self.nodes = tuple(node for node in given if node.module is None)
+        self.module_nodes = tuple(node for node in given if node.module is not None)
         self.image_token_id = _image_token(graph)
         self.checkpointing: Checkpointing = "none"
         self.quantization: Quantization | None = None
@@ -258,8 +261,7 @@ class Model(nn.Module):
             for name in segment.last_use_of:
                 del values[name]
             if recompute and len(segment.steps) > 1:
-                again = partial(_first_and_again, context)
-                result = checkpoint(segment, context, *inputs, use_reentrant=False, context_fn=again)
+                result = recomputed(segment, context, *inputs)
             else:
                 result = segment(context, *inputs)
             values[segment.output] = result
@@ -280,6 +282,12 @@ class Model(nn.Module):
 def _run_whole(module: LayerModule, inputs: Sequence[Tensor | None], context: Context) -> Tensor:
     result: Tensor = module(*inputs, context=context)
     return result
+
+
+def recomputed(run: Callable[..., Any], context: Context, *inputs: Tensor | None) -> Any:
+    """`run(context, *inputs)`, of which training keeps the inputs alone and computes the rest again."""
+    again = partial(_first_and_again, context)
+    return checkpoint(run, context, *inputs, use_reentrant=False, context_fn=again)
 
 
 def _first_and_again(context: Context) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

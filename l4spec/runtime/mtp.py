@@ -1,5 +1,7 @@
 """The torch module of multi-token prediction: what drafts one token further from the hidden states of a model."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -51,13 +53,27 @@ class MTPModule(nn.Module):
         batch = align(next_ids, None, None, None)
         context = Context(batch.layout)
         context.token_ids = batch.input_ids
-        entering = {"embedding": batch.input_ids, "hidden_norm": hidden}
-        values: dict[str, Tensor] = {}
-        for node in self.graph.nodes:
-            given = [values[name] for name in self.graph.inputs_of(node.id)] or [entering[node.role]]
-            values[node.id] = self.layer(node.id)(*given, context=context)
-        (last,) = self.graph.inputs_of("text.norm")
-        return values[self.graph.nodes[-1].id], values[last]
+        embedded = self.layer("text.embedding")(batch.input_ids, context=context)
+        normed, stream = module_states(self.graph, self.layer, embedded, hidden, context)
+        logits: Tensor = self.layer("text.head")(normed, context=context)
+        return logits, stream
+
+
+def module_states(
+    graph: LayerGraph, layer: Callable[[str], LayerModule], embedded: Tensor, hidden: Tensor, context: Context
+) -> tuple[Tensor, Tensor]:
+    """What a module gives its head, and what leaves its block, both [batch, tokens, hidden].
+
+    `graph` is the module's, `layer` gives the module of a node of it, `embedded` and `hidden` [batch, tokens, hidden]
+    are the embedding of the next tokens and the hidden state that the module reads.
+    """
+    values = {"text.embedding": embedded}
+    for node in graph.nodes:
+        if node.role not in MTP_SHARED:
+            given = [values[name] for name in graph.inputs_of(node.id)] or [hidden]
+            values[node.id] = layer(node.id)(*given, context=context)
+    (last,) = graph.inputs_of("text.norm")
+    return values["text.norm"], values[last]
 
 
 def _key(node_id: str) -> str:

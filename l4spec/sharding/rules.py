@@ -181,6 +181,8 @@ def _stage_by_layer(num_layers: int, pp: int) -> tuple[int, ...]:
 
 def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
     """The pipeline stage that a node runs on; vision and embedding on the first, what stands after on the last."""
+    if node.module is not None:
+        return pp - 1
     if node.scope == "text" and node.layer is not None:
         return _stage_by_layer(graph.num_layers, pp)[node.layer]
     return pp - 1 if is_after_blocks(node) else 0

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from l4spec.errors import UserError
 from l4spec.runtime.parallel.loss import Objective
 from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.mtp import MTPLoss
 from l4spec.runtime.parallel.step import train_step
 from l4spec.spec.recipe.phase import ScheduleSpec
 from l4spec.spec.recipe.precision import Fp8Spec
@@ -82,6 +84,20 @@ class LoopSettings:
     fp8: Fp8Spec | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StepGoal:
+    """What steps lower: `objective` (None: cross entropy), and the loss of modules of multi-token prediction."""
+
+    objective: Objective | None = None
+    mtp: MTPLoss | None = None
+
+    def by_depth(self) -> dict[str, float]:
+        """The last step's loss of each module, by its name in metrics."""
+        depths = None if self.mtp is None else self.mtp.depths
+        losses = [] if depths is None else depths.tolist()
+        return {f"mtp_loss_{depth}": loss for depth, loss in enumerate(losses, start=1)}
+
+
 def train_steps(
     model: RankModel,
     optimizer: torch.optim.Optimizer,
@@ -90,16 +106,17 @@ def train_steps(
     *,
     start: int = 0,
     objective: Objective | None = None,
+    mtp: MTPLoss | None = None,
 ) -> Iterator[StepMetrics]:
     """Steps from `start` to `settings.num_steps`, one by one; `batch_of(step)` depends on the step alone.
 
-    So a run that continues from step n has the losses of one that never stopped. All ranks must go along. Raises
-    UserError, on all ranks and before weights change, where a loss or a gradient is not finite, naming step and layer.
+    So a run that continues from step n has the losses of one that never stopped. All ranks must go along. With `mtp`
+    the modules' losses train too, and are `mtp_loss_{depth}` of the metrics. Raises UserError, on all ranks and before
+    weights change, where a loss or a gradient is not finite, naming step and layer.
     """
+    goal = StepGoal(objective, mtp)
     with in_training(model, settings.fp8) as watch:
-        yield from _steps(
-            model, optimizer, batch_of, settings, range(start, settings.num_steps), objective, watch=watch
-        )
+        yield from _steps(model, optimizer, batch_of, settings, range(start, settings.num_steps), goal, watch=watch)
 
 
 def _steps(
@@ -108,7 +125,7 @@ def _steps(
     batch_of: Callable[[int], TrainBatch],
     settings: LoopSettings,
     steps: range,
-    objective: Objective | None,
+    goal: StepGoal,
     *,
     watch: Fp8Watch | None,
 ) -> Iterator[StepMetrics]:
@@ -120,7 +137,7 @@ def _steps(
         began = time.perf_counter()
         batch = batch_of(step).to(model.device)
         rate = set_rate(optimizer, rate_at(settings.schedule, step, settings.num_steps))
-        loss = float(_backward(model, batch, settings, objective))
+        loss = float(_backward(model, batch, settings, goal))
         size = norm()
         if not (math.isfinite(loss) and bool(torch.isfinite(size))):
             own = own_part(model, batch)
@@ -140,7 +157,7 @@ def _steps(
             seconds,
             float(size),
             loads,
-            batch.metrics,
+            {**batch.metrics, **goal.by_depth()},
             None if watch is None else watch.finish(),
         )
 
@@ -168,9 +185,10 @@ def own_tiles(model: RankModel, input_ids: Tensor, tiles: Tensor) -> Tensor:
     return torch.split(tiles, [number // max(model.num_tokens_per_tile, 1) for number in places])[data.index]
 
 
-def _backward(model: RankModel, batch: TrainBatch, settings: LoopSettings, objective: Objective | None) -> Tensor:
+def _backward(model: RankModel, batch: TrainBatch, settings: LoopSettings, goal: StepGoal) -> Tensor:
     """The loss of the batch over all ranks, with its gradients in place; None of them is missing."""
     own = own_part(model, batch)
+    inputs: dict[str, Any] = dict(own.inputs)
     microbatches = settings.microbatches
     if microbatches is None and model.mesh.layout.pp == 1:
         microbatches = 1
@@ -179,9 +197,10 @@ def _backward(model: RankModel, batch: TrainBatch, settings: LoopSettings, objec
         own.input_ids,
         own.labels,
         num_microbatches=microbatches,
-        objective=objective,
+        objective=goal.objective,
         extras=own.extras,
-        **own.inputs,
+        mtp=goal.mtp,
+        **inputs,
     )
     for parameter in model.parameters():
         if parameter.grad is None and parameter.requires_grad:  # no tokens came here, on all ranks alike

@@ -66,6 +66,8 @@ class RoutingLog:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.widths = {node.id: node.spec.num_experts for node in model.graph.nodes if isinstance(node.spec, MoESpec)}
+        self.of_modules = {node.id for node in model.module_nodes}
+        """Mixtures that run in steps of multi-token prediction alone."""
         self.own: dict[str, Tensor] = {}
         model.record = self._record if self.widths else None
 
@@ -83,7 +85,8 @@ class RoutingLog:
         if isinstance(self.model, RankModel):
             flat = sum_over(sum_over(flat, self.model.mesh.data), self.model.mesh.axis("pp"))
         rows = torch.split(flat, [width + 1 for width in self.widths.values()])
-        return {node: _load_of(row.tolist()) for node, row in zip(self.widths, rows, strict=True)}
+        loads = {node: _load_of(row.tolist()) for node, row in zip(self.widths, rows, strict=True)}
+        return {node: load for node, load in loads.items() if any(load.counts) or node not in self.of_modules}
 
 
 def _load_of(row: list[float]) -> LayerLoad:

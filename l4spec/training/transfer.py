@@ -54,7 +54,9 @@ def _steps(run: RecipeRun, phase: Phase, num_steps: int) -> Iterator[StepMetrics
     optimizer = make_optimizer(run.model, phase.optimizer, run.factors, run.growth(phase).rate)
     prepared = prepare(run.context(phase))
     settings = LoopSettings(num_steps, phase.schedule, phase.optimizer.clip)
-    return train_steps(run.model, optimizer, prepared.batch_of, settings, objective=prepared.objective)
+    return train_steps(
+        run.model, optimizer, prepared.batch_of, settings, objective=prepared.objective, mtp=prepared.mtp
+    )
 
 
 @dataclass(frozen=True, slots=True)

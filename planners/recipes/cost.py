@@ -12,6 +12,7 @@ from l4spec.errors import SpecError, UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.graph.trainable import selector_problems
+from l4spec.graph.with_modules import with_modules
 from l4spec.layers.declaration import Work
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
@@ -20,6 +21,7 @@ from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import parse_cluster
 from planners.counts.flops import count_flops, model_flops
+from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
 from planners.deployment import Deployment
 from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
@@ -68,9 +70,11 @@ def planned_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -
     asked, recipe = options or RecipeOptions(), loaded.recipe
     spec = loaded.model(asked.variant, asked.scale)
     graph = graph_of(loaded, asked)
-    if unknown := list(selector_problems(loaded, graph, loaded.phases(asked.scale, spec))):
-        raise SpecError(unknown)
     asked_phases = loaded.phases(asked.scale, spec)
+    trained = with_modules(graph) if any(phase.modules is not None for phase in asked_phases) else graph
+    problems = (*selector_problems(loaded, trained, asked_phases), *loaded.module_problems(spec, asked.scale))
+    if problems:
+        raise SpecError(problems)
     steps = tuple(_step(loaded.recipe, phase, graph, asked) for phase in asked_phases)
     phases = tuple(_phase(loaded, *pair, graph, asked) for pair in zip(asked_phases, steps, strict=True))
     counts = count_params(graph)
@@ -177,7 +181,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         errors=tuple(answer.latency.errors) if answer.latency else (),
         rl=rollouts,
         fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
-        notes=_notes(phase, answer, seconds, tiles) + (() if rollouts is None else rollouts.notes),
+        notes=_notes(phase, answer, seconds, tiles) + _uncounted(phase, graph) + (rollouts.notes if rollouts else ()),
     )
 
 
@@ -261,6 +265,18 @@ def _cache_bytes(phase: DistillPhase, vocab_size: int) -> int:
 def _generated(graph: LayerGraph, phase: Phase) -> int:
     per_token = count_flops(graph, context=phase.context, batch=1).forward_per_token
     return per_token * phase.tokens if phase.kind == "rl" else 0
+
+
+def _uncounted(phase: Phase, graph: LayerGraph) -> tuple[str, ...]:
+    """What training modules of multi-token prediction adds, which no number of the plan has."""
+    counts = count_mtp(graph)
+    if phase.modules is None or counts is None:
+        return ()
+    flops = 3 * counts.forward_flops_per_token
+    return (
+        f"modules of multi-token prediction are not counted: {counts.own:,} parameters with their gradients and "
+        f"optimizer states, and {flops:.3g} FLOPs a token (without attended pairs)",
+    )
 
 
 def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:

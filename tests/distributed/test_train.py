@@ -32,6 +32,20 @@ phases:
   - {name: fourth, kind: dpo, tokens: 128, context: 16, batch: 4, optimizer: {learning_rate: 0.001}}
 teachers: {big: {model: tiny/scout}}
 """
+FURTHER = """\
+l4spec: 1
+kind: recipe
+name: further
+model: tiny/deepseek
+set:
+  - "text.mtp={num_modules: 2, block: {attention: attention, ffn: moe}}"
+  - "text.parts.moe.balance={bias_update: 0.01, auxiliary_loss: 0.01}"
+data: {sources: {sums: {kind: synthetic, task: arithmetic}}}
+phases:
+  - {name: first, kind: pretrain, tokens: 512, context: 32, batch: 4, mtp: {weight: 0.3},
+     optimizer: {learning_rate: 0.003}}
+  - {name: second, kind: midtrain, tokens: 128, context: 32, batch: 4, optimizer: {learning_rate: 0.001}}
+"""
 LAYOUTS = (Layout(dp=2), Layout(ep=2), Layout(tp=2))
 
 
@@ -70,6 +84,20 @@ def test_every_phase_has_the_losses_of_one_process(layout: Layout, tmp_path: Pat
         assert {node: row["dropped"] for node, row in ours["routing"].items()} == {
             node: row["dropped"] for node, row in one["routing"].items()
         }
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, Layout(dp=2, ep=2)], ids=str)
+def test_modules_of_multi_token_prediction_train_like_one_process(layout: Layout, tmp_path: Path) -> None:
+    """Losses of every depth, and loads of their experts, in fp64 as above."""
+    (alone,) = run_world(1, trained, str(tmp_path), FURTHER, Layout())
+    together, *_ = run_world(layout.num_devices, trained, str(tmp_path), FURTHER, layout)
+    assert len(together) == len(alone) == 7
+    assert sum("mtp_loss_2" in row for row in alone) == 4
+    for ours, one in zip(together, alone, strict=True):
+        for key in ("loss", "mtp_loss_1", "mtp_loss_2", "gradient_norm", "held_out_loss"):
+            expected = one.get(key)
+            assert ours.get(key) == (expected and pytest.approx(expected, rel=1e-6)), (one["step"], key)
+        assert ours["routing"] == one["routing"]
 
 
 def test_pipeline_stages_train_like_one_process(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def distribute(
     rank.image_token_id = model.image_token_id
     rank.checkpointing = model.checkpointing
     if train:
-        shard_over_data(rank.train(), mesh, rank.nodes, rank.dtype)
+        shard_over_data(rank.train(), mesh, (*rank.nodes, *rank.module_nodes), rank.dtype)
     if chosen.type == "meta":
         return rank
     rank.to_empty(device=chosen)

@@ -8,15 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.graph.with_modules import module_place
 from l4spec.layers.common.modules import Context, LayerModule
 from l4spec.layers.common.parallel import Axis, all_tokens, gather
 from l4spec.layers.lm_head.parallel import VocabHead
 from l4spec.runtime.cache import Cache, require_cacheable
 from l4spec.runtime.layout import TokenBatch, align
-from l4spec.runtime.model import Model
+from l4spec.runtime.model import Model, recomputed
+from l4spec.runtime.mtp import module_states
 from l4spec.runtime.parallel.loss import Objective, Scored, vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.mesh import Mesh
+from l4spec.runtime.parallel.mtp import further_targets
 from l4spec.runtime.parallel.pipeline import Line
 from l4spec.runtime.parallel.rank import Shard
 from l4spec.runtime.parallel.tokens import TokenSplit
@@ -105,14 +109,63 @@ class RankModel(Model):
 
         `inputs` are those of `forward` without a cache. Nothing is sent; gradients flow.
         """
+        context, batch, hidden = self._stage(input_ids, hidden, inputs)
+        return self._logits(context, batch, hidden, "all") if self.has_head else hidden
+
+    def _stage(
+        self, input_ids: Tensor, hidden: Tensor | None, inputs: dict[str, Any]
+    ) -> tuple[Context, TokenBatch, Tensor]:
+        """A pass through this stage's layers but the head: its context, the aligned ids, and the hidden states."""
         images, pixel_values = inputs.pop("image_features", None), inputs.pop("pixel_values", None)
         if pixel_values is not None:
             images = self.encode_images(pixel_values)
         batch = align(input_ids, inputs.pop("attention_mask", None), inputs.pop("sequence_ids", None), None)
         assert not inputs, f"unknown inputs {sorted(inputs)}"
         context = self._context(batch, images, None)
-        hidden = self._hidden(context, batch, images, None, batch.input_ids if hidden is None else hidden)
-        return self._logits(context, batch, hidden, "all") if self.has_head else hidden
+        return context, batch, self._hidden(context, batch, images, None, batch.input_ids if hidden is None else hidden)
+
+    def run_with_modules(
+        self, input_ids: Tensor, weight: float, sequence_ids: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Logits of the model, and of each of its modules of multi-token prediction; gradients flow into all of them.
+
+        The module of depth k (from 1) reads the tokens k places further (`further_targets`); `weight` is that of its
+        loss, and so of what its mixture adds for balance. For one stage, whose tokens are not divided.
+        """
+        context, batch, hidden = self._stage(input_ids, None, {"sequence_ids": sequence_ids})
+        graph = mtp_graph(self.graph)
+        assert graph is not None, "the graph has modules"
+        logits = [self._logits(context, batch, hidden, "all")]
+        for index in range(self.num_modules):
+            ids, _ = further_targets(input_ids, input_ids, None, index + 1)
+            own = replace(context, loss_scale=context.loss_scale * weight / self.num_modules, token_ids=ids)
+            normed, hidden = self._module_states(graph, index, own, ids, hidden)
+            logits.append(self._logits(own, batch, normed, "all"))
+        return tuple(logits)
+
+    def _module_states(
+        self, graph: LayerGraph, index: int, context: Context, ids: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `module_states`, of the module `index`."""
+
+        def layer(node_id: str) -> LayerModule:
+            module = self.get_submodule(module_place(index, node_id))
+            assert isinstance(module, LayerModule)
+            return module
+
+        def run(context: Context, embedded: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            return module_states(graph, layer, embedded, hidden, context)
+
+        embedded = self.get_submodule("text.embedding")(ids, context=context)
+        if self._recomputes("full") and torch.is_grad_enabled():
+            states: tuple[Tensor, Tensor] = recomputed(run, context, embedded, hidden)
+            return states
+        return run(context, embedded, hidden)
+
+    @property
+    def num_modules(self) -> int:
+        """Modules of multi-token prediction that this rank trains; 0 in a graph without them."""
+        return 1 + max((node.module for node in self.module_nodes if node.module is not None), default=-1)
 
     def _context(self, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None) -> Context:
         context = super()._context(batch, image_features, cache)
@@ -203,6 +256,27 @@ class RankModel(Model):
         given = {} if extras is None else extras
         loss = self._loss_of(logits, labels, count, objective, given) if self.line.is_last else logits.new_zeros(())
         return self.line.from_last(loss) if in_line else loss
+
+    def losses_with_modules(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        *,
+        weight: float,
+        counts: Tensor,
+        sequence_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of `loss`, and those of the modules [modules], without their weight (see `run_with_modules`).
+
+        `counts` [1 + modules] replace the numbers of labels that the sums are divided by.
+        """
+        with self._divided_logits():
+            logits, *further = self.run_with_modules(input_ids, weight, sequence_ids)
+        losses = [self._loss_of(logits, labels, counts[0], None, {})]
+        for depth, own in enumerate(further, start=1):
+            _, targets = further_targets(input_ids, labels, sequence_ids, depth)
+            losses.append(self._loss_of(own, targets, counts[depth], None, {}))
+        return losses[0], torch.stack(losses[1:])
 
     def _loss_of(
         self,

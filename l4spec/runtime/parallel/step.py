@@ -15,6 +15,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from l4spec.layers.common.parallel import group_of, sum_over
 from l4spec.runtime.parallel.loss import IGNORED, Objective
 from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.mtp import MTPLoss, counts_by_depth
 from l4spec.runtime.parallel.training import local_of
 
 
@@ -30,10 +31,15 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a step's loss is: `objective` (None: cross entropy), and the mean over `count` labels of all ranks."""
+    """What a step's loss is: `objective` (None: cross entropy), and the mean over `count` labels of all ranks.
+
+    With `mtp` the modules' losses are added, `counts` [modules] are their labels.
+    """
 
     objective: Objective | None
     count: Tensor
+    mtp: MTPLoss | None = None
+    counts: Tensor | None = None
 
 
 def train_step(
@@ -44,6 +50,7 @@ def train_step(
     num_microbatches: int | None = None,
     objective: Objective | None = None,
     extras: Mapping[str, Tensor] | None = None,
+    mtp: MTPLoss | None = None,
     **inputs: Tensor,
 ) -> Tensor:
     """The mean cross entropy of the whole batch, the same on every rank; its gradients are left in `.grad`.
@@ -52,25 +59,51 @@ def train_step(
     follows each token, -100 counts not. They run in `num_microbatches` equal parts, by default one sequence each.
     `inputs` are `attention_mask` or `sequence_ids`, and `pixel_values`, of `RankModel.forward`; a rank whose sequences
     have no images may leave them out. An `objective` takes the place of cross entropy, and is shown the `extras`
-    [sequences, ...] of its part. Earlier gradients are dropped; a mixture's capacity counts within a part. Raises
-    ValueError for sequences that cannot be divided.
+    [sequences, ...] of its part. With `mtp` gradients are those of the loss and `mtp.weight` times the mean of the
+    losses of the model's modules, which are left in `mtp.depths`; the loss that is returned has none of them. Earlier
+    gradients are dropped; a mixture's capacity counts within a part. Raises ValueError for sequences that cannot be
+    divided, and for modules that cannot be trained so.
     """
+    if mtp is not None:
+        _require_trainable_modules(model, objective, inputs)
     num_microbatches = len(input_ids) if num_microbatches is None else num_microbatches
     data = model.mesh.data
     num_labels, somebody_sees = _shared_with_all(model, labels, "pixel_values" in inputs)
     if somebody_sees:
         inputs.setdefault("pixel_values", _no_tiles(model))
     batches = microbatches(model, input_ids, labels, num_microbatches, inputs, extras)
-    goal = Goal(objective, num_labels.clamp(min=1).double() / data.size)
+    counts = None if mtp is None else _counts_of_modules(model, labels, inputs.get("sequence_ids"))
+    goal = Goal(objective, num_labels.clamp(min=1).double() / data.size, mtp, counts)
     if isinstance(model, FSDPModule):
         model.reshard()  # an evaluation leaves the whole model's own weights gathered, whose gradients are others
     model.zero_grad(set_to_none=True)
+    if mtp is not None:
+        mtp.depths = None
     model.loss_scale = 1 / num_microbatches
     run = _run_alone if model.line.pp.size == 1 else _run_in_line
     loss = run(model, batches, goal)
     model.finish_backward()
     add_tied_gradients(model)
+    if mtp is not None and mtp.depths is not None:
+        mtp.depths = sum_over(mtp.depths, data) / data.size
     return sum_over(loss, data) / data.size
+
+
+def _require_trainable_modules(model: RankModel, objective: Objective | None, inputs: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the loss of modules is not defined."""
+    if not model.num_modules:
+        raise ValueError(f"{model.graph.name} was built without modules of multi-token prediction")
+    if model.mesh.layout.pp > 1 or model.sequence_parallel:
+        raise ValueError("modules are trained without pipeline stages and sequence parallelism")
+    if objective is not None or inputs.keys() - {"sequence_ids"}:
+        raise ValueError("modules are trained beside the cross entropy of packed rows without images")
+
+
+def _counts_of_modules(model: RankModel, labels: Tensor, sequence_ids: Tensor | None) -> Tensor:
+    """Labels of each module [modules] on all data-parallel ranks, divided by their number."""
+    data = model.mesh.data
+    counts = sum_over(counts_by_depth(labels, sequence_ids, model.num_modules), data)
+    return counts.clamp(min=1).double() / data.size
 
 
 def _shared_with_all(model: RankModel, labels: Tensor, sees: bool) -> tuple[Tensor, bool]:
@@ -128,10 +161,26 @@ def _run_alone(model: RankModel, batches: list[Microbatch], goal: Goal) -> Tenso
     losses = []
     for index, batch in enumerate(batches):
         _announce(model, is_last=index == len(batches) - 1)
-        loss = _loss_of(model, batch, goal)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss, added = _with_modules(model, batch, goal)
+        total = loss if added is None else loss + added
+        total.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def _with_modules(model: RankModel, batch: Microbatch, goal: Goal) -> tuple[Tensor, Tensor | None]:
+    """The loss of a microbatch, and what modules add to it; their own losses are summed in `mtp.depths`."""
+    mtp = goal.mtp
+    if mtp is None:
+        return _loss_of(model, batch, goal), None
+    assert goal.counts is not None
+    counts = torch.cat((goal.count[None], goal.counts))
+    loss, further = model.losses_with_modules(
+        batch.input_ids, batch.labels, weight=mtp.weight, counts=counts, **batch.inputs
+    )
+    own = further.detach()
+    mtp.depths = own if mtp.depths is None else mtp.depths + own
+    return loss, mtp.weight * further.mean()
 
 
 def _loss_of(model: RankModel, batch: Microbatch, goal: Goal, hidden: Tensor | None = None) -> Tensor:

@@ -42,6 +42,7 @@ def shard_over_data(model: nn.Module, mesh: Mesh, nodes: Sequence[LayerNode], dt
         fully_shard(block, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     fully_shard(model, mesh=mesh.data_mesh, mp_policy=policy, ignored_params=apart)
     register_fsdp_forward_method(model, "run_stage")
+    register_fsdp_forward_method(model, "run_with_modules")
 
 
 def _experts_of(model: nn.Module, node: LayerNode) -> nn.Module:

@@ -94,6 +94,15 @@ class Recipe(Header):
         return self
 
     @model_validator(mode="after")
+    def _teachers_train_no_modules(self) -> Self:
+        for name, teacher in self.teachers.items():
+            for index, phase in enumerate(teacher.phases):
+                if phase.mtp is not None:
+                    path = ("teachers", name, "phases", index, "mtp")
+                    raise located(path, "a teacher's modules of multi-token prediction have no use", "leave mtp out")
+        return self
+
+    @model_validator(mode="after")
     def _lengths_are_of_needles(self) -> Self:
         if self.lengths is None:
             return self

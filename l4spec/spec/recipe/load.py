@@ -61,9 +61,32 @@ class LoadedRecipe:
             *self._lengths(model, scale),
             *self._sources(scale),
             *self._pictures(model, scale),
+            *self.module_problems(model, scale),
         ]
         if problems:
             raise SpecError(problems)
+
+    def module_problems(self, model: ModelSpec, scale: str | None) -> Iterator[Problem]:
+        """A problem for each phase that trains modules of multi-token prediction which this model has not, or cannot.
+
+        Rows with pictures are refused: a module has no image vectors to read. So are rows too short for a label.
+        """
+        declared = model.text.mtp
+        for index, phase in enumerate(self.phases(scale, model)):
+            path = ("phases", index, "mtp")
+            if phase.modules is None:
+                continue
+            if declared is None:
+                hint = "`text.mtp` in its spec, or leave mtp out"
+                yield self._at(f"{model.name} declares no modules of multi-token prediction", path, hint)
+                continue
+            names = phase.mixture or self.recipe.data.sources
+            if model.vision is not None and any(self.recipe.data.sources[name].has_pictures for name in names):
+                hint = "a `mixture` of sources without them"
+                yield self._at("modules of multi-token prediction are trained on text without pictures", path, hint)
+            if phase.context <= declared.num_modules:
+                message = f"a row of {phase.context} tokens has no label for module {declared.num_modules}"
+                yield self._at(message, path, f"a context above {declared.num_modules}")
 
     def _vocabulary(self, model: ModelSpec) -> Sequence[Problem]:
         tokenizer = self.recipe.data.tokenizer

@@ -10,6 +10,7 @@ from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.spec.header import located
 from l4spec.spec.quantities import Share, Tokens, TrainTokens
 from l4spec.spec.recipe.data import Key, Weight
+from l4spec.spec.recipe.mtp import MTPPhaseSpec
 from l4spec.spec.recipe.precision import Bf16Spec, Fp8Spec, Precision
 from l4spec.spec.recipe.rollouts import RolloutSpec
 
@@ -103,6 +104,11 @@ class PhaseBase(Spec):
         return max(1, round(self.tokens / (self.batch * self.context)))
 
     @property
+    def modules(self) -> MTPPhaseSpec | None:
+        """How modules of multi-token prediction are trained; None where they are not."""
+        return None
+
+    @property
     def fp8(self) -> Fp8Spec | None:
         """What `precision` says of fp8; None for bf16."""
         return self.precision if self.precision.kind == "fp8" else None
@@ -113,6 +119,13 @@ class PretrainPhase(PhaseBase):
 
     kind: Literal["pretrain", "midtrain"]
     """`midtrain` is a later phase of the same: other data, longer contexts."""
+    mtp: MTPPhaseSpec | None = None
+    """Training of the modules of multi-token prediction that the spec declares; null: they are left as they are."""
+
+    @property
+    def modules(self) -> MTPPhaseSpec | None:
+        """See `PhaseBase`."""
+        return self.mtp
 
 
 class DistillPhase(PhaseBase):

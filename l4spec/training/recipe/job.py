@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from l4spec.errors import Problem, SpecError
+from l4spec.graph.build import build_graph
+from l4spec.graph.layer_graph import LayerGraph
 from l4spec.graph.trainable import selector_problems
+from l4spec.graph.with_modules import with_modules
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.quantization.matmuls import matmul_problems
 from l4spec.runtime.parallel.run.task import NARROW, Task
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe, variant_of
+from l4spec.spec.resolve import resolve
 from l4spec.training.recipe.event_files import EXTRA, is_tensorboard_there
 from l4spec.training.run.job import unwritable
 from l4spec.training.step_folders import STEP
@@ -51,6 +55,17 @@ class RecipeJob(Task):
     def phases(self) -> tuple[Phase, ...]:
         """The phases, scaled."""
         return self.loaded.phases(self.scale, self.model_spec)
+
+    @cached_property
+    def graph(self) -> LayerGraph:
+        """The graph of what is trained: with the modules of multi-token prediction where a phase trains them."""
+        graph = build_graph(resolve(self.model_spec))
+        return with_modules(graph) if self.trains_modules else graph
+
+    @property
+    def trains_modules(self) -> bool:
+        """Whether a phase trains modules of multi-token prediction."""
+        return any(phase.modules is not None for phase in self.phases)
 
     @property
     def copies(self) -> int:
@@ -97,6 +112,7 @@ class RecipeJob(Task):
             raise SpecError(unknown)
         for phase in self.phases:
             yield from self._undivided_in(phase)
+            yield from self._untrained_modules(phase)
             if phase.fp8 is not None:
                 yield from matmul_problems(self.graph, phase.fp8.matmuls, f"phase {phase.name}: precision.matmuls")
             data = self.layout.dp * self.layout.ep * (2 if phase.kind == "dpo" else 1)
@@ -135,6 +151,18 @@ class RecipeJob(Task):
             yield Problem("no phase has a teacher", "--teacher-cache")
         elif reason := unwritable(folder):
             yield Problem(f"cannot write {str(folder)[:200]!r}: {reason}", "--teacher-cache")
+
+    def _untrained_modules(self, phase: Phase) -> Iterator[Problem]:
+        """Why modules of multi-token prediction cannot be trained in a phase."""
+        if phase.modules is None:
+            return
+        path, text = f"phase {phase.name}: mtp", "modules of multi-token prediction are not trained"
+        if self.layout.pp > 1:
+            yield Problem(f"{text} by pipeline stages", path, hint="pp 1, or leave mtp out")
+        if self.sequence_parallel:
+            yield Problem(f"{text} with sequence parallelism", path, hint="leave out --sequence-parallel, or mtp")
+        if phase.fp8 is not None:
+            yield Problem(f"{text} in fp8", path, hint="precision: bf16, or leave mtp out")
 
     def _undivided_in(self, phase: Phase) -> Iterator[Problem]:
         """Why tokens of a phase cannot be divided among ranks of tp."""

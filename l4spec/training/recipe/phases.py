@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l4spec.runtime.parallel.loss import IGNORED, Objective
 from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.mtp import MTPLoss
 from l4spec.spec.recipe import DpoPhase, Phase, RlPhase
 from l4spec.spec.recipe.phase import DistillPhase, PretrainPhase, SftPhase
 from l4spec.training.data.mixture import Mixture, weights_of
@@ -65,6 +66,8 @@ class Prepared:
     batch_of: Callable[[int], TrainBatch]
     objective: Objective | None = None
     notes: Mapping[str, float] | None = None
+    mtp: MTPLoss | None = None
+    """What steps add for modules of multi-token prediction."""
     close: Callable[[], None] | None = None
     """What is to be ended with the phase."""
 
@@ -72,8 +75,8 @@ class Prepared:
 def prepare(context: PhaseContext) -> Prepared:
     """The phase's batches and objective. Raises UserError for data that it cannot use."""
     match context.phase:
-        case PretrainPhase():
-            return Prepared(_packed(context))
+        case PretrainPhase() as phase:
+            return _pretrain(context, phase)
         case DistillPhase() as phase:
             return _distill(context, phase)
         case SftPhase() as phase:
@@ -82,6 +85,19 @@ def prepare(context: PhaseContext) -> Prepared:
             return _rl(context, phase)
         case DpoPhase() as phase:
             return _dpo(context, phase)
+
+
+def _pretrain(context: PhaseContext, phase: PretrainPhase) -> Prepared:
+    packed, spec = _packed(context), phase.mtp
+    if spec is None:
+        return Prepared(packed)
+    mtp = MTPLoss(spec.weight)
+
+    def batch(step: int) -> TrainBatch:
+        mtp.weight = spec.weight_at(step, phase.num_steps)
+        return replace(packed(step), metrics={"mtp_weight": mtp.weight})
+
+    return Prepared(batch, mtp=mtp)
 
 
 def _packed(context: PhaseContext, *, answers_only: bool = False) -> Callable[[int], TrainBatch]:

@@ -12,6 +12,7 @@ import torch
 from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.trainable import trained_names
+from l4spec.graph.with_modules import with_modules
 from l4spec.runtime.build import build
 from l4spec.runtime.initialize import STANDARD_DEVIATION
 from l4spec.runtime.parallel.checkpoints import load_sharded
@@ -131,6 +132,7 @@ class RecipeRun:
             settings,
             start=self.done - start,
             objective=prepared.objective,
+            mtp=prepared.mtp,
         )
         for done in steps:
             self.done = start + done.step
@@ -199,7 +201,8 @@ class RecipeRun:
         rule = self.recipe.parametrization
         changes = (*self.recipe.set, *rule.base.set)
         base = scaled(self.job.loaded.spec_of(self.recipe.model, changes), self.job.scale, self.job.layers)
-        return tensor_factors(self.job.graph, build_graph(resolve(base)), rule.kind)
+        graph = build_graph(resolve(base))
+        return tensor_factors(self.job.graph, with_modules(graph) if self.job.trains_modules else graph, rule.kind)
 
     def growth(self, phase: Phase) -> RunGrowth:
         """How much larger batch and tokens are than the base's."""
@@ -248,8 +251,9 @@ class RecipeRun:
 
     def _freeze(self, phase: Phase) -> None:
         trained = trained_names(self.model.graph, phase.trainable)
+        idle = tuple(f"{node.id}." for node in self.model.module_nodes if phase.modules is None)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name in trained)
+            parameter.requires_grad_(name in trained and not name.startswith(idle))
 
     def _result(self, phase: Phase, prepared: Prepared, recent: Recent, seconds: float) -> PhaseResult:
         evaluation, right = self._evaluated(phase)

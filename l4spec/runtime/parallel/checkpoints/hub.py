@@ -198,8 +198,12 @@ def _write_box(descriptor: int, start: int, shape: tuple[int, ...], box: Region,
 def load_hub(model: "Model", directory: Path, *, verify: bool) -> None:
     """Fill every rank's part of a model from a checkpoint folder of whole tensors, reading only what it holds.
 
-    With `verify` every file that has a digest is compared with it first.
+    With `verify` every file that has a digest is compared with it first. Raises UserError for a model with modules of
+    multi-token prediction, which such folders have under other names.
     """
+    if model.module_nodes:
+        message = f"modules of multi-token prediction are read from step folders of a run, and {directory} is none"
+        raise UserError(message, hint="leave out mtp in the recipe's phases, or --weights")
     before = Unchanged.of(directory)
     with ExitStack() as files, failures_named(f"cannot read {directory}"):
         reader = _HubReader(model, directory, files)

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from l4spec.errors import Place, Problem, UserError
+from l4spec.graph.with_modules import with_modules
 from l4spec.runtime.checkpoints.digests import Unchanged
 from l4spec.runtime.checkpoints.headers import read_json
 from l4spec.runtime.checkpoints.load import checked_folder
@@ -82,10 +83,11 @@ def load_sharded(
     """Fill a model, whole or one rank's, from a sharded folder or one of whole tensors; all ranks must call it.
 
     Every rank reads what overlaps its own part, whatever layout wrote it; numbers are cast to the model's format. An
-    optimizer is filled from a sharded folder only. Returns what the run that wrote it said, None for a folder of whole
-    tensors. Everything is checked before anything is read, with `verify` the digest of every file too: on UserError,
-    which names every missing, extra, misshapen and truncated tensor and every damaged file, the model is as it was.
-    Only a file that changes while it is read is noticed afterwards.
+    optimizer is filled from a sharded folder only. Modules of multi-token prediction that a run has trained are left
+    out where the model is without them (`with_modules`). Returns what the run that wrote it said, None for a folder of
+    whole tensors. Everything is checked before anything is read, with `verify` the digest of every file too: on
+    UserError, which names every missing, extra, misshapen and truncated tensor and every damaged file, the model is as
+    it was. Only a file that changes while it is read is noticed afterwards.
     """
     folder = checked_folder(directory)
     if any(shard.tensor.is_meta for shard in shards_of_model(model).values()):
@@ -131,10 +133,11 @@ def require_complete(model: "Model", metadata: Metadata, folder: Path, optimizer
     stored = metadata.state_dict_metadata
     shapes = {MODEL + name: shape for name, shape in whole_shapes(model).items()}
     problems = list(_differences(shapes, stored))
+    known = shapes.keys() | {f"{MODEL}{node.id}.{p.name}" for node, p in with_modules(model.graph).parameters()}
     problems += [
         Problem("is stored, but the model has no such tensor", name)
         for name in sorted(stored)
-        if name.startswith(MODEL) and name not in shapes
+        if name.startswith(MODEL) and name not in known
     ]
     if optimizer is not None:
         problems += _optimizer_differences(optimizer, model, stored)

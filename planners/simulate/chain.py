@@ -36,11 +36,13 @@ class StageChain:
         clock: EventClock,
         listener: Listener,
         seed: int,
+        block_sizes: Mapping[str, int],
     ) -> None:
         self.stages = stages
         self.entrances = entrances
         self.clock = clock
         self.listener = listener
+        self.block_sizes = block_sizes
         self.refusals = [0] * len(stages)
         self._random = [stream(seed, f"refusals/{stage.name}") for stage in stages]
         self._tails = count(1 << 100, 1 << 40)
@@ -54,6 +56,8 @@ class StageChain:
         """A stage's request has ended."""
         journey: Journey = part.tag
         user, stage = journey.user, self.stages[journey.stage]
+        if part.outcome == "refused" and journey.streaming:
+            return  # the answer was shown unchecked, and has ended by itself
         if part.outcome == "refused":
             self._end(journey, "refused", now)
             return
@@ -112,8 +116,8 @@ class StageChain:
         return part
 
     def _template_path(self, stage: Stage, template: int, part: Request) -> tuple[tuple[tuple[int, int], ...], int]:
-        """A guard's instructions are equal in all its requests, so their blocks are shared; 16 tokens make a block."""
-        blocks = template // 16
+        """A guard's instructions are equal in all its requests, so their blocks are shared."""
+        blocks = template // self.block_sizes[stage.model or ""]
         if not blocks:
             return (), 0
         start = self._templates[stage.name]

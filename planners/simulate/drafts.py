@@ -10,7 +10,6 @@ from planners.counts.weights import weigh
 from planners.device.memory import Setting, module_on
 from planners.search.layouts import why_not
 from planners.simulate.times.interface import StepBatch
-from planners.timing.efficiency import serving_efficiency
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel, step_model
 
@@ -40,7 +39,7 @@ def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepM
         Layout(tp=tp if cut else 1),
         machine=target.machine,
         kv_dtype_bytes=target.kv_dtype_bytes,
-        efficiency=serving_efficiency(setting.engine.name),
+        efficiency=target.efficiency,
     )
 
 

@@ -131,8 +131,7 @@ class _Served:
 
     def run(self, factors: ServingEfficiency) -> Sequence[Request]:
         """The requests with other factors, in the order of the run."""
-        times = PlannedTimes(self.times.model.with_efficiency(factors))
-        outcome = self.simulation.with_times(self.key, times).run()
+        outcome = self.simulation.with_times(self.key, self.times.with_factors(factors)).run()
         return sorted(outcome.requests, key=lambda request: request.number)
 
     def cost(self, factors: ServingEfficiency, num_fitted: int) -> float:

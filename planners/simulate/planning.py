@@ -88,6 +88,10 @@ def _neighbours(
                 f"'{other}' runs on the same GPUs, so both must name the same, found {scenario.models[other].gpus}"
             )
             raise UserError([Problem(message, path="gpus")])
+    root = scenario.models[key].shares_gpus_with
+    if root is not None and scenario.models[key].replicas > scenario.models[root].replicas:
+        message = f"at most the {scenario.models[root].replicas:,} of '{root}', whose GPUs these are"
+        raise UserError([Problem(message, path="replicas", hint=f"more replicas of '{root}', or GPUs of its own")])
     taken = sum(own_bytes(graphs[other], scenario.models[other], scenario.scheduler) for other in others)
     here = {key, *others}
     taken += sum(stage.bytes or 0 for stage in scenario.chain if stage.beside in here)

@@ -68,6 +68,7 @@ class Replica:
         self.is_shown = True
         """Whether users see its tokens, so that the gaps between them count: not a guard's."""
         self.version = 0
+        self.ended_at = 0
         self.busy_ns = 0
         self.steps = 0
 
@@ -94,6 +95,9 @@ class Replica:
 
     def start(self, now: int) -> int | None:
         """Plan what comes next; returns when it ends, or None where nothing can be done."""
+        if self.gpus is not None:
+            for rank in self.ranks:
+                rank.stall(now - self.ended_at)  # others had the GPUs since then
         self._schedule(now)
         batches = [rank.batch() for rank in self.ranks]
         if not any(batch.tokens for batch in batches):
@@ -166,6 +170,7 @@ class Replica:
                 self._record_gap(gap, 0, 1, tokens)
             rank.resumed.clear()
         self.run = None
+        self.ended_at = now
         return now, first, done
 
     def _nanoseconds(self, batches: list[StepBatch]) -> int:

@@ -57,7 +57,8 @@ class Simulation:
         self.chain: StageChain | None = None
         listener: Listener = self
         if self.scenario.chain:
-            self.chain = StageChain(self.scenario.chain, self.entrances, self.clock, self, self.scenario.seed)
+            sizes = {key: server.law.block_size for key, server in self.servers.items()}
+            self.chain = StageChain(self.scenario.chain, self.entrances, self.clock, self, self.scenario.seed, sizes)
             listener = self.chain
         for key in self.scenario.models:
             self._open(key, listener)

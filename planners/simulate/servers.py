@@ -40,7 +40,7 @@ from planners.timing.drafts import module_model
 from planners.timing.efficiency import serving_efficiency
 from planners.timing.machine import Machine
 from planners.timing.routing import read_routing
-from planners.timing.step import step_model
+from planners.timing.step import StepModel, step_model
 
 FindFile = Callable[[str], Path]
 
@@ -243,19 +243,24 @@ def _with_extras(
         if model.speculation is not None:
             raise UserError([Problem("drafts are timed from specs only", path="speculation", hint="leave `times` out")])
         return times
-    draft = None
-    if model.speculation is not None:
-        drafted, module = len(model.speculation.acceptance), mtp_graph(graph)
-        if neighbours.draft is None and module is not None:
-            draft = draft_seconds(module_model(times.model, module), drafted)
-        elif neighbours.draft is None:
-            draft = mtp_seconds(times.model, graph.num_layers, drafted)
-        else:
-            draft = draft_seconds(draft_model(times.model, neighbours.draft, placement.setting), drafted)
     tile = count_flops(graph, context=1, batch=1).vision_per_tile
-    peak = times.model.machine.peak("bf16")
-    seconds = 0.0 if not tile or not peak else tile / (peak * times.factors.compute * placement.layout.tp)
-    return PlannedTimes(times.model, draft, seconds)
+    tp, setting = placement.layout.tp, placement.setting
+
+    def extended(step: StepModel) -> PlannedTimes:
+        draft = None
+        if model.speculation is not None:
+            drafted, module = len(model.speculation.acceptance), mtp_graph(graph)
+            if neighbours.draft is not None:
+                draft = draft_seconds(draft_model(step, neighbours.draft, setting), drafted)
+            elif module is not None:
+                draft = draft_seconds(module_model(step, module), drafted)
+            else:
+                draft = mtp_seconds(step, graph.num_layers, drafted)
+        peak, factors = step.machine.peak("bf16"), step.efficiency
+        seconds = 0.0 if not tile or not peak or factors is None else tile / (peak * factors.compute * tp)
+        return PlannedTimes(step, draft, seconds, extended)
+
+    return extended(times.model)
 
 
 def plan_request(model: ModelDeployment, scheduler: SchedulerSpec) -> PlanRequest:

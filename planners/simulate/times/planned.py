@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from l4spec.errors import Problem, UserError
 from planners.simulate.times.interface import Chunk, StepBatch
-from planners.timing.efficiency import extrapolations
+from planners.timing.efficiency import ServingEfficiency, extrapolations
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -19,7 +19,13 @@ class PlannedTimes:
     chunks' means, weighed by their tokens. Raises UserError where the planner can tell no time.
     """
 
-    def __init__(self, model: StepModel, draft: Draft | None = None, tile_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: StepModel,
+        draft: Draft | None = None,
+        tile_seconds: float = 0.0,
+        remade: "Callable[[StepModel], PlannedTimes] | None" = None,
+    ) -> None:
         if model.unknown is not None:
             raise UserError([Problem(f"no time can be computed: {model.unknown}", hint="give `times` of kind kernels")])
         if model.efficiency is None:
@@ -29,6 +35,12 @@ class PlannedTimes:
         self.factors = model.efficiency
         self.draft = draft
         self.tile_seconds = tile_seconds
+        self._remade = remade
+
+    def with_factors(self, factors: ServingEfficiency) -> "PlannedTimes":
+        """The same deployment's times by other factors, those of its draft and its image tiles too."""
+        model = self.model.with_efficiency(factors)
+        return PlannedTimes(model) if self._remade is None else self._remade(model)
 
     @property
     def basis(self) -> tuple[str, ...]:

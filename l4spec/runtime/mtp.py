@@ -35,6 +35,11 @@ class MTPModule(nn.Module):
             else:
                 self.layers[_key(node.id)] = module_of(node)
 
+    @property
+    def own_ids(self) -> tuple[str, ...]:
+        """Ids in `graph` of the layers that are not the model's."""
+        return tuple(node.id for node in self.graph.nodes if node.role not in MTP_SHARED)
+
     def layer(self, node_id: str) -> LayerModule:
         """The module of a node of `graph`."""
         module = self._shared.get(node_id) or self.layers[_key(node_id)]

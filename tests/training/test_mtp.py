@@ -15,6 +15,9 @@ from l4spec.graph.build import build_graph
 from l4spec.graph.with_modules import with_modules
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.runtime.build import build
+from l4spec.runtime.checkpoints import open_mtp, save_checkpoint, spec_of
+from l4spec.runtime.mtp import hidden_states
+from l4spec.runtime.parallel.checkpoints import load_modules, load_sharded, save_sharded
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.runtime.parallel.loss import IGNORED
 from l4spec.runtime.parallel.model import RankModel
@@ -260,6 +263,59 @@ def test_a_run_that_was_stopped_goes_on_with_its_modules(tmp_path: Path) -> None
             elif int(folder.name.rpartition("-")[2]) <= kept:
                 (parts / folder.name).symlink_to(folder)
         assert ran(parts, RECIPE, resume=True, save_every=1) == whole
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last step of a run that trained modules."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    ran(path, RECIPE.partition("  - {name: second")[0])
+    return path / "step-00000004"
+
+
+def test_trained_modules_leave_the_run_as_those_that_draft(folder: Path, tmp_path: Path) -> None:
+    """Losses by `MTPModule` are those of a training step with the same weights; files give the same modules again."""
+    model = build(spec_of(folder), dtype="fp32")
+    modules = load_modules(model, folder)
+    rank = distribute(build(with_modules(model.graph), "meta", "fp32"), Layout(), train=True)
+    load_sharded(rank, folder)
+    ids = token_ids(2, 17, vocab=512)
+    mtp = MTPLoss(0.0)
+    train_step(rank, ids[:, :-1], ids[:, 1:], num_microbatches=1, mtp=mtp)
+    assert mtp.depths is not None
+    with torch.no_grad():
+        hidden = hidden_states(model, ids[:, :-1])
+        for depth, (module, expected) in enumerate(zip(modules, mtp.depths.tolist(), strict=True), start=1):
+            logits, hidden = module(hidden[:, : 16 - depth], ids[:, depth:-1])
+            loss = cross_entropy(logits.flatten(0, 1), ids[:, depth + 1 :].flatten())
+            assert loss.item() == pytest.approx(expected, rel=1e-5)  # rounding of fp32 sums in another order
+    save_checkpoint(model, tmp_path / "saved", modules=modules)
+    for ours, theirs in zip(modules, open_mtp(model, tmp_path / "saved"), strict=True):
+        assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_folders_with_and_without_modules(folder: Path, tmp_path: Path) -> None:
+    """A model alone reads a folder that has modules; modules are missing in one that has none, and are not guessed."""
+    plain = build(spec_of(folder), dtype="fp32", seed=None)
+    load_sharded(plain, folder)
+    assert torch.equal(plain.state_dict()["text.head.weight"], _head_of(folder))
+    save_sharded(plain, tmp_path / "plain")
+    with pytest.raises(UserError, match=r"model\.text\.mtp\.0\.attention\.\S+: is missing"):
+        load_modules(plain, tmp_path / "plain")
+    save_checkpoint(plain, tmp_path / "whole")
+    with pytest.raises(UserError, match="are read from step folders of a run"):
+        load_modules(plain, tmp_path / "whole")
+    start = RECIPE.partition("  - {name: second")[0]
+    ran(tmp_path / "continued", start, weights=folder)
+    with pytest.raises(UserError, match="is missing"):
+        ran(tmp_path / "begun", start, weights=tmp_path / "plain")
+
+
+def _head_of(folder: Path) -> Tensor:
+    model = build(with_modules(build_graph(resolve(spec_of(folder)))), dtype="fp32", seed=None)
+    load_sharded(model, folder)
+    head: Tensor = model.state_dict()["text.head.weight"]
+    return head
 
 
 def test_the_modules_loss_falls_on_text(tmp_path: Path) -> None:

@@ -203,7 +203,9 @@ def load_hub(model: "Model", directory: Path, *, verify: bool) -> None:
     """
     if model.module_nodes:
         message = f"modules of multi-token prediction are read from step folders of a run, and {directory} is none"
-        raise UserError(message, hint="leave out mtp in the recipe's phases, or --weights")
+        raise UserError(
+            message, hint="begin from a step folder, or from random weights; `open_mtp` reads modules that draft"
+        )
     before = Unchanged.of(directory)
     with ExitStack() as files, failures_named(f"cannot read {directory}"):
         reader = _HubReader(model, directory, files)

@@ -143,8 +143,8 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
     flops = step_flops(graph, phase, tiles := tiles_of_step(graph, recipe.data, phase))
     seconds, source = _step_seconds(phase, answer, num_gpus, flops)
     rollouts = _rollouts(phase, graph, request.gpus, seconds)
-    if rollouts is not None:
-        seconds = rollouts.step_seconds
+    if phase.kind == "rl" and rollouts is not None:
+        seconds = rollouts.step_seconds / phase.iterations
     steps = phase.tokens / (phase.batch * phase.context)
     teacher = _teacher(loaded, phase, asked, _rate(flops, seconds, num_gpus))
     hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
@@ -264,7 +264,7 @@ def _cache_bytes(phase: DistillPhase, vocab_size: int) -> int:
 
 def _generated(graph: LayerGraph, phase: Phase) -> int:
     per_token = count_flops(graph, context=phase.context, batch=1).forward_per_token
-    return per_token * phase.tokens if phase.kind == "rl" else 0
+    return per_token * phase.tokens // phase.iterations if phase.kind == "rl" else 0
 
 
 def _uncounted(phase: Phase, graph: LayerGraph) -> tuple[str, ...]:
@@ -285,6 +285,8 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tup
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
         notes = (*notes, "the time in which answers are drawn is not in the hours: `rollouts` plans it")
+    if phase.kind == "dpo" or (phase.kind == "rl" and phase.rollouts is None and phase.kl_weight):
+        notes = (*notes, "forward passes of the reference model, a third of an update each, are not in the hours")
     if phase.trainable or tiles:
         notes = (*notes, _SCALED)
     return tuple(notes)

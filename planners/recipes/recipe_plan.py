@@ -28,8 +28,9 @@ class PhasePlan(Frozen):
     """One phase. `model_flops` is the mathematics of all steps, teachers aside; null times say why in `notes`.
 
     `gpu_hours` and what follows from it include the teacher's passes. `generated_flops` are forward passes of answers
-    that RL draws; their time is in `gpu_hours` where `rl` says how they are. A checkpoint holds bf16 weights and the
-    optimizer's state of what is trained. `trainable` names that, nothing: all; `tiles_per_step` are image tiles.
+    that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they are. A
+    checkpoint holds bf16 weights and the optimizer's state of what is trained. `trainable` names that, nothing: all;
+    `tiles_per_step` are image tiles.
     """
 
     name: str

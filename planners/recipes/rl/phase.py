@@ -21,13 +21,16 @@ from planners.recipes.rl.setup import RlSetup, RlTimes
 EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
 SAMPLED_ANSWERS, ANSWERS_IN_ORDER, MOST_PARTS = 128, 512, 32
 """A sample has at least so many answers a step, more where they are taken in order, and is so great a part at least."""
-LOG_PROBS = 4 / 3
-"""The learner's FLOPs with a forward pass for the policy's own log probabilities, over those of its update."""
+FORWARD = 1 / 3
+"""FLOPs of a forward pass, as one for log probabilities is, over those of an update."""
 
 
 @dataclass(frozen=True, slots=True)
 class Infrastructure:
-    """What all setups of a phase share. `train_seconds` are those of a step on all GPUs."""
+    """What all setups of a phase share. `train_seconds` are those of the updates on a batch of answers, on all GPUs.
+
+    Besides, the learner takes log probabilities of the policy, and with a KL of the reference, once for each batch.
+    """
 
     rollouts: RolloutSpec
     answers: int
@@ -36,6 +39,7 @@ class Infrastructure:
     per_replica: int
     decode: PlannedDecode
     train_seconds: float
+    log_prob_seconds: float
     push_seconds: float
 
     def setup(self, share: float | None) -> RlSetup:
@@ -50,7 +54,7 @@ class Infrastructure:
             replicas=replicas,
             slots=self.decode.slots,
             decode=self.decode.times,
-            train_seconds=LOG_PROBS * self.train_seconds * self.num_gpus / learning,
+            train_seconds=(self.train_seconds + self.log_prob_seconds) * self.num_gpus / learning,
             push_seconds=self.push_seconds,
             staleness=0.0 if share is None else self.rollouts.staleness,
             chunks=1 if share is None else self.rollouts.chunks,
@@ -80,6 +84,10 @@ class Infrastructure:
             least, best = min((least, best), (seconds, setup), key=lambda one: one[0])
         return best, self.run(best)
 
+    def learning(self, factor: float) -> "Infrastructure":
+        """The same with a learner that takes so many times as long."""
+        return replace(self, train_seconds=factor * self.train_seconds, log_prob_seconds=factor * self.log_prob_seconds)
+
     def speed_up(self) -> float:
         """Synchronous over asynchronous seconds of a step."""
         return self.run(self.setup(None)).step_seconds / self.fastest()[1].step_seconds
@@ -107,7 +115,7 @@ _run = lru_cache(maxsize=256)(simulate_rl)  # conditions share setups, of which 
 
 
 def plan_rl(phase: RlPhase, graph: LayerGraph, gpus: str, train_seconds: float) -> RlPhasePlan:
-    """Times of a phase whose update takes `train_seconds` on all `gpus`.
+    """Times of a phase whose update takes `train_seconds` on all `gpus`, a step being a batch of answers.
 
     Raises UserError where replicas do not hold the model, or GPUs cannot be divided.
     """
@@ -150,7 +158,17 @@ def _infrastructure(
     link = cluster.hardware.links.inter_host
     weights = count_params(graph).total * WEIGHT_BYTES
     push = 0.0 if link is None else weights / per_replica / link.value
-    return Infrastructure(rollouts, phase.batch, lengths, cluster.num_gpus, per_replica, decode, train_seconds, push)
+    return Infrastructure(
+        rollouts,
+        phase.batch,
+        lengths,
+        cluster.num_gpus,
+        per_replica,
+        decode,
+        phase.iterations * train_seconds,
+        FORWARD * (2 if phase.kl_weight else 1) * train_seconds,
+        push,
+    )
 
 
 def _replica(
@@ -175,11 +193,9 @@ def _others(whole: Infrastructure) -> Mapping[str, Infrastructure]:
     even = AnswerLengths(lengths.mean, lengths.longest, 0.0)
     return {
         "all answers equally long": replace(whole, lengths=even),
-        "updates take no time": replace(whole, train_seconds=0.0),
-        "updates take ten times as long": replace(whole, train_seconds=10 * whole.train_seconds),
-        "four times as many answers a step": replace(
-            whole, answers=4 * whole.answers, train_seconds=4 * whole.train_seconds
-        ),
+        "updates take no time": whole.learning(0.0),
+        "updates take ten times as long": whole.learning(10.0),
+        "four times as many answers a step": replace(whole.learning(4.0), answers=4 * whole.answers),
         "answers taken as they were begun": replace(whole, rollouts=rollouts.model_copy(update={"in_order": True})),
         "staleness 0": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 0.0})),
         "staleness 8": replace(whole, rollouts=rollouts.model_copy(update={"staleness": 8.0})),
@@ -188,7 +204,8 @@ def _others(whole: Infrastructure) -> Mapping[str, Infrastructure]:
 
 def _notes(whole: Infrastructure) -> tuple[str, ...]:
     notes = [
-        "the learner takes the planned step over its share of the GPUs, and a third more for log probabilities",
+        "the learner takes the planned step over its share of the GPUs, and a third of one for each batch of answers "
+        "and model whose log probabilities it needs",
         "lengths are assumed log-normal; prompts are taken as read, and caches as large enough for all slots",
     ]
     if whole.decode.is_bound:

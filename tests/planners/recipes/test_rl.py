@@ -148,7 +148,7 @@ def test_no_step_is_shorter_than_its_bound(
 def test_the_share_that_is_chosen_is_as_fast_as_the_fastest_of_all(staleness: float, train_seconds: float) -> None:
     rollouts = RolloutSpec(staleness=staleness)
     decode = PlannedDecode(DECODE, slots=64, is_bound=False)
-    whole = Infrastructure(rollouts, 256, LONG_TAIL, 16, 1, decode, train_seconds, 0.0)
+    whole = Infrastructure(rollouts, 256, LONG_TAIL, 16, 1, decode, train_seconds, train_seconds / 3, 0.0)
     setup, _ = whole.fastest()
     every = [simulate_rl(whole.setup(share)).step_seconds for share in EIGHTHS]
     # shares are compared by samples, whose steps differ by less than 2 % from those of their setups
@@ -265,3 +265,24 @@ def test_gpus_that_cannot_be_divided_are_refused_by_phase(tmp_path: Path) -> Non
     path.write_text(RECIPE.format(mode="asynchronous").replace("staleness: 2", "generation_share: 0.01"))
     with pytest.raises(UserError, match="phase rl: 128 GPUs, of which a replica takes"):
         plan_recipe(load_recipe(path), RecipeOptions("128xH100"))
+
+
+def test_updates_on_the_same_answers_cost_their_time_and_generate_once() -> None:
+    """In turns a batch takes its generation, its updates, and a third of one for each model's log probabilities."""
+
+    def synchronous(*changes: str) -> tuple[float, float, int]:
+        asked = ("phases[0].rollouts.mode=synchronous", *changes)
+        (phase,) = plan_recipe(load_recipe("recipes/behemoth-rl", asked)).phases
+        assert phase.rl is not None
+        assert phase.step_seconds is not None
+        return phase.rl.step_seconds, phase.step_seconds, phase.generated_flops
+
+    once, _, generated = synchronous()
+    (with_kl, *_), (twice, of_step, fewer) = (
+        synchronous("phases[0].kl_weight=0.1"),
+        synchronous("phases[0].iterations=2"),
+    )
+    update = 3 * (with_kl - once)  # on all GPUs; steps are means over the same draws of lengths
+    assert twice - once == pytest.approx(update, rel=1e-6)
+    assert of_step == twice / 2
+    assert fewer == generated // 2

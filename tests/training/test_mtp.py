@@ -318,6 +318,21 @@ def _head_of(folder: Path) -> Tensor:
     return head
 
 
+def test_modules_are_trained_beside_a_frozen_model(tmp_path: Path) -> None:
+    """`trainable` selects them by their names; every other tensor is bit for bit as it was."""
+    text = RECIPE.replace("mtp: {weight", "trainable: [text.mtp],\n     mtp: {weight").partition("  - {name: second")[0]
+    ran(tmp_path / "run", text, save_every=1)
+    models, modules = [], []
+    for step in (1, 4):
+        model = build(spec_of(tmp_path / "run" / f"step-{step:08d}"), dtype="fp32", seed=None)
+        modules.append(load_modules(model, tmp_path / "run" / f"step-{step:08d}"))
+        models.append(model.state_dict())
+    assert all(torch.equal(tensor, models[1][name]) for name, tensor in models[0].items())
+    for before, after in zip(*modules, strict=True):
+        changed = [n for n, tensor in before.state_dict().items() if not torch.equal(tensor, after.state_dict()[n])]
+        assert len(changed) == len(before.state_dict())
+
+
 def test_the_modules_loss_falls_on_text(tmp_path: Path) -> None:
     """From log 512 = 6.24 nats to below the entropy of single letters of English, 2.9 nats (Shannon 1951: 4.1 bits)."""
     text = RECIPE.replace("tokens: 512", "tokens: 5k").partition("  - {name: second")[0]
@@ -337,6 +352,7 @@ def test_the_modules_loss_falls_on_text(tmp_path: Path) -> None:
         (("kind: pretrain", "kind: sft"), Layout(), {}, "mtp"),
         (("context: 32", "context: 2"), Layout(), {}, "a row of 2 tokens has no label for module 2"),
         (("weight: 0.3", "weight: -1"), Layout(), {}, "mtp.weight: expected at least 0"),
+        ((", final_from: 0.5", ""), Layout(), {}, "mtp.final_weight: final_weight and final_from belong together"),
         (("mtp: {", "precision: fp8, mtp: {"), Layout(), {}, "not trained in fp8"),
         (("", ""), Layout(pp=2), {}, "not trained by pipeline stages"),
         (("", ""), Layout(tp=2), {"sequence_parallel": True}, "not trained with sequence parallelism"),

@@ -308,8 +308,9 @@ nanoseconds, and one seed determines all random draws. Runs of equal decode step
 times of their first and last step.
 
 Left out: preemption of image encoders, LoRA, guided decoding; CPU cache offloading; the delay of one step with which
-asynchronous scheduling sees an arrival (visible in the time to first token of idle servers); prefixes that two
-requests compute at the same time; for hybrid caches, the recomputation of a prefix whose local layers were evicted.
+asynchronous scheduling sees an arrival (with it, simulated times to first token are farther off: decision 94);
+prefixes that two requests compute at the same time; for hybrid caches, the recomputation of a prefix whose local layers
+were evicted.
 """
 
 OF_ROUTED = (
@@ -349,8 +350,7 @@ def main(folder: str) -> None:
         "experiments. Assumed: the first rate in the authors' design for the workload, constant lengths equal to its "
         "means, 100 shared tokens. Some experiments had other rates, which are not published, so loads are off by an "
         "unknown factor. Mixtral's times to first token, with a 90th percentile of a second at 6 requests/s, are not "
-        "caused by a queue: the prefill of its experts was several times slower than the fitted factors predict. For "
-        "Llama-3.1-8B the fitted 35 ms of the front end are too long."
+        "caused by a queue: the prefill of its experts was several times slower than the fitted factors predict."
     )
     print("\n## Gap between tokens of a routed model under vLLM")
     table(

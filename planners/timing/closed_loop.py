@@ -4,10 +4,12 @@
 mixed into decode steps (vLLM, SGLang, TensorRT-LLM), so every prompt slows everybody's tokens by what it adds:
 
     TPOT = decode(n) / tokens of a step + (n - 1) / output * prefill
-    TTFT = request + decode(n) + prefill + waiting for other prompts
+    TTFT = request + (waited steps + 1) * decode(n) + prefill + waiting for other prompts
 
 with n the sequences that decode at once: the concurrency, or fewer where the cache holds no more; the others queue, and
-Little's law gives their wait.
+Little's law gives their wait. A client's next request comes with the end of a step, from which its last token came, so
+it waits for the whole step that has just begun; engines that plan a step ahead may let it wait for one more. Its prompt
+is then read in a step that decodes for the others.
 """
 
 from dataclasses import dataclass, replace
@@ -58,6 +60,10 @@ _MOST_PREFILL = 0.8
 """Share of time in prefill beyond which the waiting formula would leave its range."""
 
 
+WAITED_STEPS = 1.5
+"""Steps that others decode before a prompt is read: between one and, planned ahead, two. Fits rows of vLLM best."""
+
+
 def serve(model: StepModel, load: Load) -> Served:
     """Estimated service of a closed loop. The model must have fitted factors and know its machine.
 
@@ -75,7 +81,8 @@ def serve(model: StepModel, load: Load) -> Served:
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
     first = model.request_seconds
-    ttft = first + step + prefill + between + busy * prefill / 2
+    waited = WAITED_STEPS * min(1.0, running - 1)  # nobody else decodes where one client is alone
+    ttft = first + (waited + 1) * step + prefill + between + busy * prefill / 2
     if load.waves is not None:
         ttft += (running - 1) / 2 * prefill / load.waves
     if load.concurrency > running:

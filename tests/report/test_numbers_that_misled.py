@@ -67,7 +67,7 @@ def test_explain_covers_times_and_money_of_serving() -> None:
     made = plan("scout", **SERVED)
     rows = arithmetic(made)
     assert rows.keys() >= {"TTFT", "TPOT", "tokens/s per user", "tokens/s per GPU", "$ per million output tokens"}
-    assert "(20 - 1) / 1,024 of one a token" in rows["TPOT"][0]
+    assert f"({20 // made.layout.dp} - 1) / 1,024 of one a token" in rows["TPOT"][0]
     latency = made.latency
     assert latency is not None
     assert latency.tokens_per_second_per_gpu is not None

@@ -174,7 +174,8 @@ class Simulation:
         if isinstance(workload.arrivals, Trace):
             path = self.loaded.file(("workload", "arrivals", "path"), workload.arrivals.path)
             entries = read_trace(path, workload.arrivals.format)
-            return Traced(entries, workload.arrivals, block, self.clock.at, self.submit, workload.requests)
+            seed = self.scenario.seed
+            return Traced(entries, workload, block, self.clock.at, self.submit, seed)
         server = self.servers[self.scenario.answering]
         images = ImageTokens(server.tiles_per_image, server.tokens_per_tile)
         return Drawn(workload, self.scenario.seed, block, find, self.clock.at, self.submit, images=images)

@@ -1,5 +1,8 @@
 """A scheduler's settings: what a scenario says over the defaults of the engine's named version."""
 
+from collections.abc import Iterator
+
+from l4spec.errors import Problem, UserError
 from l4spec.spec.scenario import SchedulerSpec
 from planners.catalog.schedulers import SchedulerDefaults
 from planners.simulate.engines.policy import Policy, Settings
@@ -15,7 +18,12 @@ POLICIES: dict[str, type[Policy]] = {
 
 
 def settings_of(defaults: SchedulerDefaults, chosen: SchedulerSpec, device_bytes: int | None) -> Settings:
-    """The defaults of an engine with what a scenario sets; `device_bytes` tells small devices from large ones."""
+    """The defaults of an engine with what a scenario sets; `device_bytes` tells small devices from large ones.
+
+    Raises UserError for settings that the engine's scheduler does not have.
+    """
+    if problems := list(_unknown(defaults, chosen)):
+        raise UserError(problems)
     small = defaults.small_devices
     lesser = small if small is not None and device_bytes is not None and device_bytes < small.below.value else None
     sized = defaults if lesser is None else lesser
@@ -36,6 +44,18 @@ def settings_of(defaults: SchedulerDefaults, chosen: SchedulerSpec, device_bytes
         most_new_tokens_counted=defaults.most_new_tokens_counted.value if defaults.most_new_tokens_counted else 0,
         longest_sorted_queue=defaults.longest_sorted_queue.value if defaults.longest_sorted_queue else 0,
     )
+
+
+def _unknown(defaults: SchedulerDefaults, chosen: SchedulerSpec) -> Iterator[Problem]:
+    policy = POLICIES[defaults.policy]
+    for name in policy.without:
+        if getattr(chosen, name) is not None:
+            message = f"the scheduler of {defaults.name} has no such setting"
+            yield Problem(message, path=f"scheduler.{name}", hint="leave it out")
+    if chosen.order is not None and chosen.order not in policy.orders:
+        known = " or ".join(policy.orders)
+        message = f"the scheduler of {defaults.name} knows {known}, not {chosen.order}"
+        yield Problem(message, path="scheduler.order", hint="leave it out, or name another engine")
 
 
 def merged(of_scenario: SchedulerSpec, of_model: SchedulerSpec | None) -> SchedulerSpec:

@@ -207,6 +207,8 @@ class Workload(Spec):
         for name in ("prefix", "sessions"):
             if traced and getattr(self, name) is not None:
                 raise located((name,), "a trace brings its own prefixes and sessions", "leave it out")
+        if traced and self.images is not None:
+            raise located(("images",), "the requests of a trace show no images", "leave it out")
         if self.sessions is not None and isinstance(self.arrivals, ClosedLoop):
             raise located(("sessions",), "a client of a closed loop is a session already", "use other arrivals")
         return self

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from planners.simulate.rank import Rank
 from planners.simulate.requests import Request
@@ -32,7 +32,10 @@ class Settings:
 
 
 class Policy(ABC):
-    """An engine's scheduler."""
+    """An engine's scheduler: the orders of waiting requests that it knows, and the settings that it does not have."""
+
+    orders: ClassVar[tuple[Order, ...]] = ("fcfs",)
+    without: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

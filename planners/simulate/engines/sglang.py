@@ -18,6 +18,9 @@ from planners.simulate.requests import Request
 class SglangPolicy(Policy):
     """Steps of prompts before steps of decodes, admission by a ratio of tokens to come."""
 
+    orders = ("fcfs", "priority", "longest_prefix")
+    without = ("watermark", "overbooking")
+
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.ratio = settings.new_token_ratio

@@ -14,6 +14,9 @@ from planners.simulate.requests import Request
 class TensorRtLlmPolicy(Policy):
     """Decodes and prompts in one step; admission by the longest answers, or by what is free."""
 
+    orders = ("fcfs",)
+    without = ("watermark",)
+
     def schedule(self, rank: Rank, now: int) -> None:
         """Plan a step."""
         settings = self.settings

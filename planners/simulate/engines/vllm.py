@@ -18,6 +18,9 @@ from planners.simulate.requests import Request
 class VllmPolicy(Policy):
     """Decodes first, then chunks of prompts, then new requests, within one budget of tokens."""
 
+    orders = ("fcfs", "priority")
+    without = ("overbooking",)
+
     def schedule(self, rank: Rank, now: int) -> None:
         """Plan a step as `Scheduler.schedule` does."""
         budget = self.settings.max_num_batched_tokens

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from itertools import chain, count
+from math import inf
 
 from l4spec.errors import Problem, UserError
-from l4spec.spec.scenario.workload import Trace
+from l4spec.spec.scenario.workload import Trace, Workload
 from planners.simulate.requests import Request
+from planners.simulate.workload.draws import NS, stream
 from planners.simulate.workload.source import Contents, Source
 from planners.simulate.workload.traces import TraceEntry
 
@@ -13,23 +15,27 @@ from planners.simulate.workload.traces import TraceEntry
 class Traced(Source):
     """Gives the entries of a trace to `submit`: one read ahead where they have times, session by session else.
 
-    `limit` ends it after so many requests, `end` after so many nanoseconds.
+    The workload's `requests` end it, or its `seconds`.
     """
 
     def __init__(
         self,
         entries: Iterator[TraceEntry],
-        arrivals: Trace,
+        workload: Workload,
         block: int,
         schedule: Callable[..., None],
         submit: Callable[[Request], None],
-        limit: int | None = None,
+        seed: int,
     ) -> None:
         super().__init__(schedule, submit)
+        assert isinstance(workload.arrivals, Trace), "other arrivals have a source of their own"
         self.entries = entries
-        self.arrivals = arrivals
+        self.arrivals = workload.arrivals
         self.contents = Contents(block)
-        self.limit = limit
+        self.limit = workload.requests
+        self.end = inf if workload.seconds is None else round(workload.seconds * NS)
+        self.high_priority = workload.high_priority
+        self._priorities = stream(seed, "priorities")
         self._numbers = count()
         self._clock = 0
         self._sessions: Iterator[list[TraceEntry]] = iter(())
@@ -57,13 +63,16 @@ class Traced(Source):
         if entry is None or (self.limit is not None and len(self.requests) >= self.limit):
             return
         self._clock = max(self._clock, round(entry.arrival / self.arrivals.speed))
-        self.schedule(self._clock, self._arrive_entry, entry, self._clock, -1)
+        if self._clock < self.end:
+            self.schedule(self._clock, self._arrive_entry, entry, self._clock, -1)
 
     def _arrive_entry(self, entry: TraceEntry, now: int, session: int) -> None:
-        if self.limit is not None and len(self.requests) >= self.limit:
+        if now >= self.end or (self.limit is not None and len(self.requests) >= self.limit):
             return
         request = Request(next(self._numbers), now, entry.prompt, entry.output, session=session)
         request.tag = entry.position
+        if self.high_priority:
+            request.priority = 0 if self._priorities.random() < self.high_priority else 1
         self._set_path(request, entry)
         self._arrive(request)
         if session < 0:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
 from l4spec.report.explain import flops_sums, parameter_sums
@@ -14,6 +15,7 @@ from l4spec.report.plan_page import fields_in_words, layout_in_words, verdict
 from l4spec.report.quantities import Figures, seconds, usd, whole
 from l4spec.report.report_page import memory_terms
 from l4spec.spec.recipe import Recipe
+from planners.counts.mtp import count_mtp
 from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
 from planners.plan_types import Plan
 from planners.recipes.cost import HOURS_PER_DAY, SECONDS_PER_HOUR, PlannedRecipe
@@ -96,7 +98,7 @@ def _phase(rest: PhaseOrigins, graph: LayerGraph) -> Iterator[Block]:
     yield Details("memory", memory, (Facts((("layout", layout_in_words(rest.step)),)), *memory_terms(rest.step)))
     yield from _times(rest, one_step)
     yield from _costs(rest)
-    yield _checkpoint(rest)
+    yield _checkpoint(rest, graph)
 
 
 def _flops(rest: PhaseOrigins, graph: LayerGraph, one_step: str) -> Details:
@@ -109,11 +111,15 @@ def _flops(rest: PhaseOrigins, graph: LayerGraph, one_step: str) -> Details:
             "the forward pass once, again for gradients of inputs where an earlier layer is trained, and again for "
             f"gradients of weights that are trained; {whole(phase.tiles_per_step)} image tiles per step in the tower"
         )
+    module = mtp_graph(graph) if phase.num_modules else None
+    passes += "" if module is None else f"; and so each of {phase.num_modules} modules of multi-token prediction"
     formula = f"{rest.figures.flops(per_step)} a step × {whole(phase.tokens)} / ({one_step}); a step: {passes}"
-    rows = flops_sums(graph, Work(phase.batch, phase.context, phase="train"), text_only=True)
-    table = Table(("layers", "arithmetic of the forward pass of a step", "FLOPs"), tuple(rows), "ll")
+    work, head = Work(phase.batch, phase.context, phase="train"), "arithmetic of the forward pass of a step"
+    tables = [Table(("layers", head, "FLOPs"), tuple(flops_sums(graph, work, text_only=True)), "ll")]
+    if module is not None:
+        tables.append(Table(("layers of a module", head, "FLOPs"), tuple(flops_sums(module, work)), "ll"))
     source = "the spec: " + ("; ".join(graph.model.spec.sources) or "it names no source")
-    return opened("FLOPs", _huge(phase.model_flops, rest.figures), formula, source, rest.error, table)
+    return opened("FLOPs", _huge(phase.model_flops, rest.figures), formula, source, rest.error, *tables)
 
 
 def _times(rest: PhaseOrigins, one_step: str) -> Iterator[Block]:
@@ -150,7 +156,7 @@ def _step(rest: PhaseOrigins) -> tuple[str, str, str]:
     formula = (
         step_sum(planned, latency.step_time_seconds or 0.0) if latency is not None and planned is not None else "-"
     )
-    if phase.trainable or phase.tiles_per_step:
+    if phase.trainable or phase.tiles_per_step or phase.num_modules:
         formula += "; times FLOPs of this step over those of a step that trains the whole language model"
     return formula, rest.time_source, rest.time_error
 
@@ -195,8 +201,9 @@ def _costs(rest: PhaseOrigins) -> Iterator[Block]:
         yield opened("energy", value, formula, rest.source, rest.time_error)
 
 
-def _checkpoint(rest: PhaseOrigins) -> Details:
-    phase, optimizer, total = rest.phase, rest.step.deployment.optimizer, rest.step.params.total
+def _checkpoint(rest: PhaseOrigins, graph: LayerGraph) -> Details:
+    phase, optimizer, modules = rest.phase, rest.step.deployment.optimizer, count_mtp(graph)
+    total = rest.step.params.total + (modules.own if modules is not None and rest.phase.num_modules else 0)
     assert optimizer is not None, "phases are trained"
     state = OPTIMIZER_BYTES[optimizer]
     trained = (phase.checkpoint_bytes - WEIGHT_BYTES * total) // state

@@ -30,7 +30,7 @@ from planners.plan_types import Plan
 from planners.recipes.fp8 import fp8_share
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
 from planners.recipes.rl.rl_plan import RlPhasePlan
-from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
+from planners.recipes.trained_work import num_modules, num_trained, step_flops, tiles_of_step, trained_graph
 from planners.request import PlanRequest
 
 StepSource = Literal["estimate", "given utilization"]
@@ -156,6 +156,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         kind=phase.kind,
         trainable=phase.trainable,
         tiles_per_step=tiles,
+        num_modules=num_modules(graph, phase),
         tokens=phase.tokens,
         steps=phase.num_steps,
         context=phase.context,
@@ -226,6 +227,7 @@ def _step_seconds(
 
 def _checkpoint_bytes(graph: LayerGraph, phase: Phase) -> int:
     """Weights, and the optimizer's state of what is trained."""
+    graph = trained_graph(graph, phase)
     state = OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]] * num_trained(graph, phase.trainable)
     return count_params(graph).total * WEIGHT_BYTES + state
 
@@ -268,14 +270,13 @@ def _generated(graph: LayerGraph, phase: Phase) -> int:
 
 
 def _uncounted(phase: Phase, graph: LayerGraph) -> tuple[str, ...]:
-    """What training modules of multi-token prediction adds, which no number of the plan has."""
+    """What the memory of a phase leaves out of modules of multi-token prediction."""
     counts = count_mtp(graph)
     if phase.modules is None or counts is None:
         return ()
-    flops = 3 * counts.forward_flops_per_token
     return (
-        f"modules of multi-token prediction are not counted: {counts.own:,} parameters with their gradients and "
-        f"optimizer states, and {flops:.3g} FLOPs a token (without attended pairs)",
+        "modules of multi-token prediction: FLOPs at the rate of the language model's own training; the memory of a "
+        f"GPU leaves out their {counts.own:,} parameters, gradients, optimizer states and activations",
     )
 
 

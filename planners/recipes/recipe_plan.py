@@ -31,12 +31,14 @@ class PhasePlan(Frozen):
     that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they are. A
     checkpoint holds bf16 weights and the optimizer's state of what is trained. `trainable` names that, nothing: all;
     `tiles_per_step` are image tiles.
+    `num_modules` of multi-token prediction train, too.
     """
 
     name: str
     kind: str
     trainable: tuple[str, ...] = ()
     tiles_per_step: int = 0
+    num_modules: int = 0
     tokens: int
     steps: int
     context: int

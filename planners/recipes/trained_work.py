@@ -6,8 +6,10 @@ another where the layer or one before it is trained. Without frozen tensors and 
 
 from collections.abc import Set
 
-from l4spec.graph.layer_graph import LayerGraph, LayerNode
+from l4spec.graph.build import MTP_SHARED, mtp_graph
+from l4spec.graph.layer_graph import LayerGraph
 from l4spec.graph.trainable import trained_names
+from l4spec.graph.with_modules import module_place, with_modules
 from l4spec.layers.declaration import Matmul, Operation, Work
 from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.data import DataSpec, DescribedSource
@@ -43,26 +45,59 @@ def num_trained(graph: LayerGraph, selectors: tuple[str, ...]) -> int:
     return sum(p.numel for node, p in graph.parameters() if f"{node.id}.{p.name}" in trained)
 
 
+def trained_graph(graph: LayerGraph, phase: Phase) -> LayerGraph:
+    """The graph whose tensors a phase trains: with modules of multi-token prediction where it trains these."""
+    return graph if phase.modules is None else with_modules(graph)
+
+
+def num_modules(graph: LayerGraph, phase: Phase) -> int:
+    """Modules of multi-token prediction that a phase trains."""
+    declared = graph.model.text.mtp
+    return 0 if phase.modules is None or declared is None else declared.num_modules
+
+
 def step_flops(graph: LayerGraph, phase: Phase, num_tiles: int) -> int:
-    """FLOPs of one optimizer step: forward, and what of the backward pass is needed."""
-    trained = trained_names(graph, phase.trainable)
-    workload = PassTokens(Work(phase.batch, phase.context, phase="train"), num_tiles)
-    operations = {
-        node.id: row_of_group(graph, group, workload).operations for group in graph.groups for node in group.nodes
-    }
-    total, flows = 0, False
-    for node in graph.nodes:
-        if node.scope == "vision" and not num_tiles:
-            continue
-        names = {f"{node.id}.{p.name}": p.tied_to for p in node.declaration.parameters if not p.buffer}
-        flows = flows or any((tied or name) in trained for name, tied in names.items())
-        total += sum(_passes(node, op, trained, flows=flows) * op.flops for op in operations[node.id])
+    """FLOPs of one optimizer step: forward, and what of the backward pass is needed.
+
+    A module of multi-token prediction runs on all tokens of a row, its head too.
+    """
+    trained, work = (
+        trained_names(trained_graph(graph, phase), phase.trainable),
+        Work(phase.batch, phase.context, phase="train"),
+    )
+    total, flows = _graph_flops(graph, PassTokens(work, num_tiles), trained)
+    module = mtp_graph(graph)
+    for index in range(num_modules(graph, phase)):
+        assert module is not None, "what is trained is declared"
+        own, flows = _graph_flops(module, PassTokens(work), trained, index, flows=flows)
+        total += own
     return total
 
 
-def _passes(node: LayerNode, op: Operation, trained: Set[str], *, flows: bool) -> int:
-    """Passes of one operation; `flows` says that gradients go through its layer."""
+def _graph_flops(
+    graph: LayerGraph, workload: PassTokens, trained: Set[str], module: int | None = None, *, flows: bool = False
+) -> tuple[int, bool]:
+    """FLOPs of the model or of one module, and whether gradients go through its last layer.
+
+    `flows` says the same of what is before it.
+    """
+    operations = {
+        node.id: row_of_group(graph, group, workload).operations for group in graph.groups for node in group.nodes
+    }
+    total = 0
+    for node in graph.nodes:
+        if node.scope == "vision" and not workload.num_tiles:
+            continue
+        place = node.id if module is None or node.role in MTP_SHARED else module_place(module, node.id)
+        names = {f"{place}.{p.name}": p.tied_to for p in node.declaration.parameters if not p.buffer}
+        flows = flows or any((tied or name) in trained for name, tied in names.items())
+        total += sum(_passes(place, op, trained, flows=flows) * op.flops for op in operations[node.id])
+    return total, flows
+
+
+def _passes(place: str, op: Operation, trained: Set[str], *, flows: bool) -> int:
+    """Passes of one operation of the layer at `place`; `flows` says that gradients go through it."""
     if not isinstance(op, Matmul):
         return 3 if flows else 1
-    name = op.weight.tied_to or f"{node.id}.{op.weight.name}"
+    name = op.weight.tied_to or f"{place}.{op.weight.name}"
     return 1 + (name in trained) + (flows and not op.leaf)

@@ -8,14 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import l4spec
-from l4spec.errors import SpecError, UserError
+from l4spec.errors import UserError
 from l4spec.layers.declaration import Work
 from l4spec.library import shipped_of
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
 from l4spec.verification.recipe_claims import verify_recipe
 from planners.counts.flops import model_flops
-from planners.counts.mtp import count_mtp
 from planners.module.executed import executed_flops
 from planners.plan import plan
 from planners.recipes.cost import RecipeOptions, plan_recipe, request_of
@@ -130,20 +129,3 @@ def test_every_shipped_recipe_is_planned(name: str) -> None:
     answer = plan_recipe(load_recipe(name))
     assert answer.model_flops > 0
     assert answer.fits is not False or name.startswith("recipes/articles/")
-
-
-def test_what_modules_of_multi_token_prediction_add_is_named_and_not_counted(tmp_path: Path) -> None:
-    """The same numbers as without `mtp`, and a note with the parameters; a model without modules is refused."""
-    path = tmp_path / "two.yaml"
-    plain = recipe(tmp_path)
-    declared = ["set=['text.mtp={num_modules: 2, block: {attention: global, ffn: moe}}']"]
-    trained = load_recipe(path, [*declared, "phases.0.mtp={weight: 0.3}"])
-    ours, without = (plan_recipe(one, RecipeOptions("8xH100")).phases for one in (trained, plain))
-    assert ours[0].model_dump(exclude={"notes"}) == without[0].model_dump(exclude={"notes"})
-    counts = count_mtp(l4spec.compile(trained.model(None)))
-    assert counts is not None
-    (note,) = set(ours[0].notes) - set(without[0].notes)
-    assert note.startswith(f"modules of multi-token prediction are not counted: {counts.own:,} parameters")
-    assert ours[1].notes == without[1].notes
-    with pytest.raises(SpecError, match="tiny-scout declares no modules of multi-token prediction"):
-        plan_recipe(load_recipe(path, ["phases.0.mtp={weight: 0.3}"]))

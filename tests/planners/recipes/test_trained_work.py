@@ -7,20 +7,24 @@ import torch
 
 import l4spec
 from l4spec.errors import SpecError
+from l4spec.graph.build import MTP_SHARED, mtp_graph
 from l4spec.graph.trainable import trained_names
-from l4spec.layers.declaration import Work
+from l4spec.layers.declaration import Matmul, Operation, Work
 from l4spec.library import shipped_of
+from l4spec.report.document_reports import recipe_report
+from l4spec.report.page import to_text
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.sharding.layout import Layout
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
 from planners.catalog import quantization
-from planners.counts.cost_sheet import PassTokens, cost
-from planners.counts.flops import count_flops
+from planners.counts.cost_sheet import CostRow, PassTokens, cost
+from planners.counts.flops import count_flops, model_flops
+from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
-from planners.device.training_state import TrainSetting, stage_state
-from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe
+from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting, stage_state
+from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe, planned_recipe
 from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
 
 TWO = """\
@@ -116,3 +120,54 @@ def test_tiles_are_the_patches_among_the_tokens(tmp_path: Path) -> None:
 def test_a_selector_that_names_nothing_is_refused_by_the_plan_too(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"'vison'.*did you mean 'vision'"):
         plan_recipe(recipe(tmp_path, trainable="[vison]"))
+
+
+def further(folder: Path, trainable: str = "[]", mtp: str = "") -> LoadedRecipe:
+    """`recipe` without images, of a model with two modules of a mixture each."""
+    loaded = recipe(folder, 0.0, trainable)
+    declared = "set=['text.mtp={num_modules: 2, block: {attention: global, ffn: moe}}']"
+    return load_recipe(loaded.document.source, [declared, *([f"phases.0.mtp={mtp}"] if mtp else [])])
+
+
+def test_modules_of_multi_token_prediction_add_their_passes(tmp_path: Path) -> None:
+    """Three passes of each module over all tokens, head included; its head's weights once less where it is frozen."""
+    graph, weight = graph_of(further(tmp_path)), "{weight: 0.3}"
+    module, work = mtp_graph(graph), Work(8, 64, phase="train")
+    assert module is not None
+    main, own, head = model_flops(graph, work), model_flops(module, work), 2 * 8 * 64 * 80 * 512
+    whole = [step_flops(graph, further(tmp_path, mtp=mtp).recipe.phases[0], 0) for mtp in ("", weight)]
+    assert whole == [3 * main, 3 * main + 6 * own]
+    alone = further(tmp_path, "[text.mtp]", weight).recipe.phases[0]
+    assert step_flops(graph, alone, 0) == main + 2 * (3 * own - head)
+    frozen = further(tmp_path, "[text.embedding, text.layers, text.norm, text.head]", weight).recipe.phases[0]
+    linears = sum(op.flops for row in cost(module, PassTokens(work)).rows for op in row.operations if _is_own(row, op))
+    assert step_flops(graph, frozen, 0) == 3 * main + 2 * (3 * own - linears)
+
+
+def _is_own(row: CostRow, op: Operation) -> bool:
+    return isinstance(op, Matmul) and row.group.first.role not in MTP_SHARED
+
+
+def test_a_plan_counts_modules_but_for_the_memory_of_a_gpu(tmp_path: Path) -> None:
+    """FLOPs and hours in proportion, the checkpoint by bf16 weights and AdamW's state; a note for the rest."""
+    declared, options = further(tmp_path), RecipeOptions("8xH100")
+    trained = further(tmp_path, mtp="{weight: 0.3}")
+    ours, without = (plan_recipe(one, options).phases[0] for one in (trained, declared))
+    counts = count_mtp(graph_of(trained))
+    assert counts is not None
+    more = ours.model_flops / without.model_flops
+    assert more > 1
+    assert ours.gpu_hours == pytest.approx((without.gpu_hours or 0) * more)
+    state = OPTIMIZER_BYTES["adamw"]
+    assert ours.checkpoint_bytes - without.checkpoint_bytes == (2 + state) * counts.own
+    (note,) = set(ours.notes) - set(without.notes)
+    assert f"the memory of a GPU leaves out their {counts.own:,} parameters" in note
+    text = to_text(recipe_report(planned_recipe(trained, options), trained, graph_of(trained)))
+    assert "2 modules of multi-token prediction" in text
+    assert "layers of a module" in text
+
+
+def test_a_plan_of_modules_that_are_not_declared_is_refused(tmp_path: Path) -> None:
+    loaded = recipe(tmp_path, 0.0)
+    with pytest.raises(SpecError, match="tiny-scout declares no modules of multi-token prediction"):
+        plan_recipe(load_recipe(loaded.document.source, ["phases.0.mtp={weight: 0.3}"]))

@@ -67,7 +67,8 @@ def test_explain_covers_times_and_money_of_serving() -> None:
     made = plan("scout", **SERVED)
     rows = arithmetic(made)
     assert rows.keys() >= {"TTFT", "TPOT", "tokens/s per user", "tokens/s per GPU", "$ per million output tokens"}
-    assert f"({20 // made.layout.dp} - 1) / 1,024 of one a token" in rows["TPOT"][0]
+    of_rank = 20 // (made.layout.dp * made.layout.ep * made.layout.pp)
+    assert f"({of_rank} - 1) / 1,024 of one a token" in rows["TPOT"][0]
     latency = made.latency
     assert latency is not None
     assert latency.tokens_per_second_per_gpu is not None

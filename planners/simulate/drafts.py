@@ -1,13 +1,16 @@
 """Costs of speculative decoding: the draft's own steps, weights and cache."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.spec.scenario.deployment import ModelDeployment
 from planners.counts.kv_cache import growth_per_token, model_rows
 from planners.counts.weights import weigh
-from planners.device.memory import Setting, module_on
+from planners.device.memory import Placement, Setting, module_on
+from planners.device.stages import PipelineStage
 from planners.search.layouts import why_not
 from planners.simulate.times.interface import StepBatch
 from planners.timing.layer_demand import Step
@@ -65,3 +68,43 @@ def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[in
     weights = weigh(graph, setting.scheme).bytes
     rows = model_rows(graph, Layout(tp=layout.tp), setting.kv_dtype_bytes)
     return weights // layout.tp, growth_per_token(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Besides:
+    """Bytes on one device that a model's own plan does not count: of `others`, of its draft, and per token of a cache.
+
+    A module of multi-token prediction (`is_module`) is on the last pipeline stage alone. The model's cache may take
+    `share` of what is left.
+    """
+
+    others: int
+    draft: int = 0
+    draft_per_token: int = 0
+    share: float = 1.0
+    is_module: bool = False
+
+    def of_draft(self, stage: PipelineStage) -> tuple[int, int]:
+        """Bytes of the draft on a device of a stage, and per token of its cache."""
+        return (self.draft, self.draft_per_token) if stage.last or not self.is_module else (0, 0)
+
+
+def besides(
+    graph: LayerGraph,
+    model: ModelDeployment,
+    placement: Placement,
+    draft: LayerGraph | None,
+    others: int = 0,
+    share: float = 1.0,
+) -> Besides:
+    """What is on a model's devices besides what its own plan counts: its draft, and `others` bytes of other models."""
+    if draft is not None:
+        return Besides(others, *draft_bytes(draft, placement.setting, placement.layout), share)
+    if model.speculation is None:
+        return Besides(others, share=share)
+    if mtp_graph(graph) is not None:
+        return Besides(others, *module_bytes(graph, placement.setting, placement.layout), share, is_module=True)
+    stage, rows = placement.stages[0]  # a further layer like those of the first stage
+    layers = max(len(stage.layers), 1)
+    per_token = sum(row.count * row.bytes_per_token for row in rows)
+    return Besides(others, stage.weights.total_bytes // layers, per_token // layers, share, is_module=True)

@@ -9,11 +9,12 @@ from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.spec.parse import place_of
 from l4spec.spec.resolve import resolve
-from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
+from l4spec.spec.scenario.deployment import ModelDeployment
 from l4spec.spec.scenario.references import LoadedScenario
 from planners.deployment import Deployment
 from planners.device.memory import place
 from planners.plan import plan_deployment
+from planners.simulate.drafts import besides
 from planners.simulate.servers import Neighbours, Server, plan_request, server_of
 from planners.simulate.settings import merged
 
@@ -32,7 +33,7 @@ def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
     problems: list[Problem] = []
     for key, model in loaded.scenario.models.items():
         try:
-            neighbours = _neighbours(loaded, graphs, key, drafts.get(key))
+            neighbours = _neighbours(loaded, graphs, key, drafts)
             servers[key] = _server(loaded, graphs[key], key, model, neighbours)
             if model.disaggregated is not None:
                 apart = model.model_copy(update={"gpus": model.disaggregated.prefill_gpus or model.gpus})
@@ -69,15 +70,19 @@ def co_located(loaded: LoadedScenario, key: str) -> tuple[str, ...]:
     )
 
 
-def own_bytes(graph: LayerGraph, model: ModelDeployment, scheduler: SchedulerSpec) -> int:
-    """Bytes on the fullest device that a model needs besides its cache."""
-    deployment = Deployment.resolve(graph, plan_request(model, merged(scheduler, model.scheduler)))
+def own_bytes(loaded: LoadedScenario, key: str, graph: LayerGraph, draft: LayerGraph | None) -> int:
+    """Bytes on the fullest device that a model of a scenario needs besides its cache, its draft included."""
+    model = loaded.scenario.models[key]
+    asked = plan_request(model, merged(loaded.scenario.scheduler, model.scheduler))
+    deployment = Deployment.resolve(graph, asked)
     placement = place(deployment.setting, plan_deployment(deployment).layout)
-    return max(use.total - use.cache for use in placement.uses(1, 1))
+    drafting = besides(graph, model, placement, draft)
+    pairs = zip(placement.stages, placement.uses(1, 1), strict=True)
+    return max(use.total - use.cache + drafting.of_draft(stage)[0] for (stage, _), use in pairs)
 
 
 def _neighbours(
-    loaded: LoadedScenario, graphs: Mapping[str, LayerGraph], key: str, draft: LayerGraph | None
+    loaded: LoadedScenario, graphs: Mapping[str, LayerGraph], key: str, drafts: Mapping[str, LayerGraph]
 ) -> Neighbours:
     """What is on a model's GPUs besides: other models, and stages without a model; they share the cache equally."""
     scenario = loaded.scenario
@@ -92,10 +97,10 @@ def _neighbours(
     if root is not None and scenario.models[key].replicas > scenario.models[root].replicas:
         message = f"at most the {scenario.models[root].replicas:,} of '{root}', whose GPUs these are"
         raise UserError([Problem(message, path="replicas", hint=f"more replicas of '{root}', or GPUs of its own")])
-    taken = sum(own_bytes(graphs[other], scenario.models[other], scenario.scheduler) for other in others)
+    taken = sum(own_bytes(loaded, other, graphs[other], drafts.get(other)) for other in others)
     here = {key, *others}
     taken += sum(stage.bytes or 0 for stage in scenario.chain if stage.beside in here)
-    return Neighbours(draft, taken, 1 / (1 + len(others)))
+    return Neighbours(drafts.get(key), taken, 1 / (1 + len(others)))
 
 
 def _placed(problem: Problem, loaded: LoadedScenario, key: str) -> Problem:

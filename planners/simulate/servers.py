@@ -18,14 +18,13 @@ from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.memory import DeviceUse, Placement, place
-from planners.device.stages import PipelineStage
 from planners.plan import plan_deployment
 from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
 from planners.simulate.disaggregation import CacheLink, cache_link
-from planners.simulate.drafts import draft_bytes, draft_model, draft_seconds, module_bytes, mtp_seconds
+from planners.simulate.drafts import Besides, besides, draft_model, draft_seconds, mtp_seconds
 from planners.simulate.engines.policy import Settings
 from planners.simulate.rank import Rank
 from planners.simulate.recorder import Recorder
@@ -110,6 +109,10 @@ class Neighbours:
     bytes_per_device: int = 0
     share: float = 1.0
 
+    def besides(self, graph: LayerGraph, model: ModelDeployment, placement: Placement) -> Besides:
+        """The bytes of all of them, and of a drafting module of the model itself."""
+        return besides(graph, model, placement, self.draft, self.bytes_per_device, self.share)
+
 
 ALONE = Neighbours()
 
@@ -156,7 +159,7 @@ def _server_of(
     plan = plan_deployment(deployment)
     layout, placement = plan.layout, place(deployment.setting, plan.layout)
     settings = settings_of(defaults, chosen, cluster.hardware.usable.num_bytes)
-    law, blocks, memory = _cache(model, placement, settings, _besides(graph, model, placement, neighbours))
+    law, blocks, memory = _cache(model, placement, settings, neighbours.besides(graph, model, placement))
     if blocks < 1:
         raise _no_room(graph, model, plan.memory_per_device)
     times = _times(graph, model, deployment, layout, find)
@@ -200,39 +203,6 @@ def _no_room(graph: LayerGraph, model: ModelDeployment, memory: DeviceMemory) ->
 
 def _blocks_from(model: ModelDeployment) -> str:
     return "given" if model.kv_blocks is not None else f"by the plan's free memory under engine {model.engine}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Besides:
-    """Bytes on one device that a model's own plan does not count: of `others`, of its draft, and per token of a cache.
-
-    A module of multi-token prediction (`is_module`) is on the last pipeline stage alone. The model's cache may take
-    `share` of what is left.
-    """
-
-    others: int
-    draft: int = 0
-    draft_per_token: int = 0
-    share: float = 1.0
-    is_module: bool = False
-
-    def of_draft(self, stage: PipelineStage) -> tuple[int, int]:
-        """Bytes of the draft on a device of a stage, and per token of its cache."""
-        return (self.draft, self.draft_per_token) if stage.last or not self.is_module else (0, 0)
-
-
-def _besides(graph: LayerGraph, model: ModelDeployment, placement: Placement, neighbours: Neighbours) -> _Besides:
-    others, share = neighbours.bytes_per_device, neighbours.share
-    if neighbours.draft is not None:
-        return _Besides(others, *draft_bytes(neighbours.draft, placement.setting, placement.layout), share)
-    if model.speculation is None:
-        return _Besides(others, share=share)
-    if mtp_graph(graph) is not None:
-        return _Besides(others, *module_bytes(graph, placement.setting, placement.layout), share, is_module=True)
-    stage, rows = placement.stages[0]  # a further layer like those of the first stage
-    layers = max(len(stage.layers), 1)
-    per_token = sum(row.count * row.bytes_per_token for row in rows)
-    return _Besides(others, stage.weights.total_bytes // layers, per_token // layers, share, is_module=True)
 
 
 def _with_extras(
@@ -284,7 +254,7 @@ def plan_request(model: ModelDeployment, scheduler: SchedulerSpec) -> PlanReques
 
 
 def _cache(
-    model: ModelDeployment, placement: Placement, settings: Settings, besides: _Besides
+    model: ModelDeployment, placement: Placement, settings: Settings, besides: Besides
 ) -> tuple[CacheLaw, int, ServerMemory]:
     """The law of a rank's blocks, how many there are, and the memory: those of the stage with the least room."""
     engine, size = placement.setting.engine, settings.block_size_tokens

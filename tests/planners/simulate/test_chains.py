@@ -68,3 +68,19 @@ def test_factors_of_a_fit_time_drafts_too(draft: str) -> None:
     assert slow.draft(batch) > times.draft(batch)
     assert slow.model.seconds(Step(decode=4, context=1000)) > times.model.seconds(Step(decode=4, context=1000))
     assert times.with_factors(times.factors).draft is not None
+
+
+@pytest.mark.parametrize("draft", ["kind: mtp", "kind: draft, spec: mobilellm-r1-950m"])
+def test_a_draft_takes_memory_from_models_on_the_same_gpus(draft: str) -> None:
+    """All that lies on a device fits: both models, the draft, and the caches of both."""
+    drafted = f"m: {{spec: scout, gpus: 4xH100, speculation: {{{draft}, acceptance: [0.8]}}}}"
+    beside = "guard: {spec: llama-guard-4-12b, gpus: 4xH100, shares_gpus_with: m}"
+    run = simulation(f"models: {{{drafted}, {beside}}}\n{CHECK}\n{LOAD}")
+    answering, guard = (run.servers[key].memory for key in ("m", "guard"))
+    assert answering.cache is not None
+    assert guard.cache is not None
+    assert answering.capacity is not None
+    drafting = answering.beside - guard.own
+    assert drafting > 0
+    assert guard.beside == answering.own + drafting
+    assert answering.own + guard.own + drafting + answering.cache + guard.cache <= answering.capacity

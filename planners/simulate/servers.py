@@ -19,7 +19,6 @@ from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.memory import DeviceUse, Placement, place
 from planners.plan import plan_deployment
-from planners.plan_types import DeviceMemory
 from planners.request import PlanRequest
 from planners.simulate.cache.law import CacheLaw, cache_law
 from planners.simulate.cache.pool import BlockPool
@@ -161,7 +160,7 @@ def _server_of(
     settings = settings_of(defaults, chosen, cluster.hardware.usable.num_bytes)
     law, blocks, memory = _cache(model, placement, settings, neighbours.besides(graph, model, placement))
     if blocks < 1:
-        raise _no_room(graph, model, plan.memory_per_device)
+        raise _no_room(graph, model, memory)
     times = _times(graph, model, deployment, layout, find)
     times = _with_extras(times, graph, model, placement, neighbours)
     ranks = layout.ep * layout.pp * layout.dp
@@ -195,9 +194,11 @@ def _server_of(
     )
 
 
-def _no_room(graph: LayerGraph, model: ModelDeployment, memory: DeviceMemory) -> UserError:
-    needed, limit = memory.total_bytes, memory.capacity_bytes or 0
+def _no_room(graph: LayerGraph, model: ModelDeployment, memory: ServerMemory) -> UserError:
+    needed, limit = memory.own + memory.beside, memory.capacity or 0
     message = f"{graph.name} leaves no room for a cache on {model.gpus}: {needed:,} B of {limit:,} B are taken"
+    if memory.beside:
+        message += f", {memory.beside:,} B of them by what else is on these GPUs"
     return UserError([Problem(message, path="gpus", hint="more or larger GPUs, or a smaller quantization")])
 
 

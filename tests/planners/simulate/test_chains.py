@@ -84,3 +84,16 @@ def test_a_draft_takes_memory_from_models_on_the_same_gpus(draft: str) -> None:
     assert drafting > 0
     assert guard.beside == answering.own + drafting
     assert answering.own + guard.own + drafting + answering.cache + guard.cache <= answering.capacity
+
+
+def test_a_model_without_room_beside_another_counts_both() -> None:
+    both = "m: {spec: scout, gpus: 4xH100}, guard: {spec: llama-guard-4-12b, gpus: 4xH100, kv_dtype: bf16, MORE"
+    both = both.replace("MORE", "shares_gpus_with: m, memory_fraction: 0.2}")
+    with pytest.raises(
+        UserError, match=r"B of [\d,]+ B are taken, [\d,]+ B of them by what else is on these GPUs"
+    ) as error:
+        simulation(f"models: {{{both}}}\n{CHECK}\n{LOAD}")
+    numbers = [int(word.replace(",", "")) for word in str(error.value).split() if word.replace(",", "").isdigit()]
+    taken, limit, beside = numbers[:3]
+    assert taken > limit
+    assert taken > beside

@@ -121,11 +121,18 @@ class Replica:
 
     def _schedule(self, now: int) -> None:
         """Plan the step of each rank; those that share a pool leave each other what they have begun."""
-        for rank in self.ranks:
-            if len(self.pools) < len(self.ranks):
-                sharers = (other for other in self.ranks if other.pool is rank.pool and other is not rank)
-                rank.pool.claimed = sum(other.policy.claims(other) for other in sharers)
+        if len(self.pools) == len(self.ranks):
+            for rank in self.ranks:
+                rank.policy.schedule(rank, now)
+            return
+        claims = [rank.policy.claims(rank) for rank in self.ranks]
+        for index, rank in enumerate(self.ranks):
+            sharing = (claim for other, claim in zip(self.ranks, claims, strict=True) if other.pool is rank.pool)
+            rank.pool.claimed = sum(sharing) - claims[index]
+            paused = rank.num_preemptions
             rank.policy.schedule(rank, now)
+            if rank.chunks or rank.num_preemptions > paused:  # a step of decodes leaves its claims as they were
+                claims[index] = rank.policy.claims(rank)
 
     def _divide_room(self) -> None:
         """Let each rank count on an equal part of its pool's room for a run of steps."""

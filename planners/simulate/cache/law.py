@@ -5,7 +5,7 @@ A block holds `block_size` tokens of one group of layers. A group that keeps eve
 page for good.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from l4spec.errors import UserError
@@ -41,11 +41,11 @@ class CacheLaw:
     full_groups: int = 1
     local: tuple[LocalGroups, ...] = ()
     pages: int = 0
+    groups: int = field(init=False)
+    """Blocks that `block_size` new tokens take."""
 
-    @property
-    def groups(self) -> int:
-        """Blocks that `block_size` new tokens take."""
-        return self.full_groups + sum(group.count for group in self.local)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "groups", self.full_groups + sum(group.count for group in self.local))
 
     def blocks(self, tokens: int) -> int:
         """Blocks that `tokens` tokens take before any are given back."""

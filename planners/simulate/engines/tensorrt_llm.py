@@ -6,6 +6,7 @@ their longest answers fit, so nothing is ever paused; `max_utilization` starts w
 requests when blocks run out.
 """
 
+from l4spec.units import ceil_div
 from planners.simulate.engines.policy import Policy
 from planners.simulate.rank import Rank
 from planners.simulate.requests import Request
@@ -38,7 +39,7 @@ class TensorRtLlmPolicy(Policy):
     def _admit(self, rank: Rank, budget: int, now: int) -> None:
         settings = self.settings
         guaranteed = settings.overbooking != "max_utilization"
-        promised = sum(self._promised(rank, other) for other in rank.running.values()) if guaranteed else 0
+        promised = self._promised(rank) if guaranteed and rank.waiting else 0
         while rank.waiting and budget > 0 and len(rank.running) < settings.max_num_seqs:
             request = rank.waiting[0]
             own = rank.pool.law.blocks(request.prompt + request.output) - rank.pool.law.blocks(request.prompt)
@@ -48,21 +49,31 @@ class TensorRtLlmPolicy(Policy):
                 return
             rank.waiting.popleft()
             budget -= tokens
-            promised += self._promised(rank, request) if guaranteed else 0
+            promised += _missing(rank, request, 0 if request.transferred else tokens) if guaranteed else 0
 
     def claims(self, rank: Rank) -> int:
         """Those of the longest answers too, where they are guaranteed."""
         if self.settings.overbooking == "max_utilization":
             return rank.claims()
-        return max(rank.claims(), sum(self._promised(rank, request) for request in rank.running.values()))
+        return max(rank.claims(), self._promised(rank))
 
     def _whole(self, rank: Rank, request: Request) -> bool:
         """Whether a prompt must go in one step. One longer than the budget of a step is cut anyway."""
         return not self.settings.chunked_prefill and request.prompt <= self.settings.max_num_batched_tokens
 
-    def _promised(self, rank: Rank, request: Request) -> int:
-        """Blocks that a running request may still take."""
-        law = rank.pool.law
-        taken = request.computed if request.joined < 0 else rank.computed(request)
-        planned = sum(tokens for other, tokens in rank.chunks if other is request)
-        return max(0, law.blocks(request.prompt + request.output) - law.blocks(taken + planned))
+    def _promised(self, rank: Rank) -> int:
+        """Blocks that running requests may still take: `_missing` of each, written out since each step asks for all."""
+        law, clock = rank.pool.law, rank.clock
+        planned = {request.order: tokens for request, tokens in rank.chunks}
+        blocks = 0
+        for order, request in rank.running.items():
+            taken = request.computed + planned.get(order, 0) + (clock - request.joined if request.joined >= 0 else 0)
+            left = ceil_div(request.prompt + request.output, law.block_size) - ceil_div(taken, law.block_size)
+            blocks += left if left > 0 else 0
+        return blocks * law.groups
+
+
+def _missing(rank: Rank, request: Request, planned: int) -> int:
+    """Blocks that a running request may still take after `planned` tokens of this step."""
+    law = rank.pool.law
+    return max(0, law.blocks(request.prompt + request.output) - law.blocks(rank.computed(request) + planned))

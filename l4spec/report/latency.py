@@ -6,7 +6,7 @@ from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
 from planners.timing.likeness import ROWS_OF_A_P90
 
-_CAUTIONED = ("extrapolation", "idle", "the step waits")
+_CAUTIONED = ("extrapolation", "idle", "the step waits", "rate is too high", "a step of the engine has at most")
 """Words of the notes that every reader of a plan sees."""
 
 

@@ -22,6 +22,8 @@ from planners.timing.step import StepModel, step_model
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000
+_SERVED = 0.999
+"""Share of requests from which a rate counts as served, as in a search."""
 
 
 def model_of(deployment: Deployment, layout: Layout) -> StepModel:
@@ -125,6 +127,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         "usd_per_million_output_tokens": _price(price, per_gpu),
         "errors": errors_like(efficiency, serving_conditions(model, deployment.context, deployment.batch)),
         "sources": (efficiency.source,),
+        "notes": (*section.notes, *_overloaded(deployment, per_gpu * layout.num_devices)),
     }
     return section.model_copy(update=estimates)
 
@@ -246,6 +249,18 @@ def _over_limit(deployment: Deployment, sequences: int) -> tuple[str, ...]:
     if most is None or sequences <= most or deployment.output_tokens is not None:
         return ()
     return (f"a step of the engine has at most {most:,} sequences, the decode step here has {sequences:,}",)
+
+
+def _overloaded(deployment: Deployment, tokens_per_second: float) -> tuple[str, ...]:
+    """That more requests arrive than are served: then no time to first token is the mean, as it grows without end."""
+    rate, output = deployment.request.rate, deployment.output_tokens
+    if rate is None or output is None or tokens_per_second >= _SERVED * rate * output:
+        return ()
+    most = tokens_per_second / output
+    return (
+        f"the rate is too high: {rate:g} requests a second arrive and {most:,.3g} are served, so that the queue grows "
+        "without end; TTFT is without its wait",
+    )
 
 
 def _price(usd_per_gpu_hour: float | None, tokens_per_second_per_gpu: float) -> float | None:

@@ -55,3 +55,15 @@ def test_larger_chunks_never_delay_a_first_token() -> None:
         times = [latency(**LOOP, concurrency=clients, prefill_chunk=chunk)[0] for chunk in chunks]
         assert times == sorted(times, reverse=True)
         assert times[-1] == times[-2] == latency(**LOOP, concurrency=clients)[0]
+
+
+def test_a_rate_that_is_not_served_is_named() -> None:
+    """What most clients get in a closed loop is about the most that any rate gets."""
+    notes = {}
+    for rate in (1.0, 200.0):
+        planned = plan("scout", **LOOP, rate=rate).latency
+        assert planned is not None
+        notes[rate] = [note for note in planned.notes if "rate is too high" in note]
+    assert not notes[1.0]
+    assert notes[200.0]
+    assert "200 requests a second arrive" in notes[200.0][0]

@@ -8,7 +8,7 @@ from time import monotonic
 from l4spec.errors import Problem, UserError
 from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
-from planners.simulate.chain import StageChain
+from planners.simulate.chain import StageChain, comes_at_once
 from planners.simulate.cluster import EventClock, Listener, ReplicaGroup
 from planners.simulate.disaggregation import PrefillStage
 from planners.simulate.planning import PREFILL, planned_servers
@@ -88,7 +88,7 @@ class Simulation:
             raise UserError([Problem(message, f"models.{key}.replicas", hint=hint)])
         replicas = [self.servers[key].replica(first + index, self.recorder) for index in range(count)]
         for replica in replicas:
-            replica.is_shown = key == self.scenario.answering
+            replica.is_shown = key == self.scenario.answering and not comes_at_once(self.scenario.chain)
         root = self.scenario.models[key].shares_gpus_with or key if key in self.scenario.models else key
         if any(model.shares_gpus_with == root for model in self.scenario.models.values()):
             for index, replica in enumerate(replicas):

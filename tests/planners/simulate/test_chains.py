@@ -97,3 +97,12 @@ def test_a_model_without_room_beside_another_counts_both() -> None:
     taken, limit, beside = numbers[:3]
     assert taken > limit
     assert taken > beside
+
+
+def test_an_answer_that_a_check_holds_back_has_no_gaps_between_tokens() -> None:
+    """It comes as a whole, so that its time per output token is 0."""
+    result = serve(f"{models()}\n{CHECK.replace('streaming', 'blocking')}\n{LOAD}").result
+    assert result.itl is None
+    assert result.tpot is not None
+    assert result.tpot.max == 0
+    assert serve(f"{models()}\n{CHECK}\n{LOAD}").result.itl is not None

@@ -10,7 +10,7 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import is_after_blocks, shard_shape, split_layers
+from l4spec.sharding.rules import MESH_AXIS, is_after_blocks, shard_shape, split_layers
 from planners.counts.weights import Scheme, stored_size
 
 
@@ -91,6 +91,22 @@ def _sum(a: _Size, b: _Size) -> _Size:
 
 
 def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:
+    """Device bytes and parameters of a layer; one that ep does not cut is sized once for every ep."""
+    if any(MESH_AXIS.get(dim.axis) == "ep" for parameter in node.declaration.parameters for dim in parameter.dims):
+        return _cut_size(graph, node, scheme, layout)
+    known = _sizes_by_tp(graph, scheme, layout.tp)
+    if node.id not in known:
+        known[node.id] = _cut_size(graph, node, scheme, layout)
+    return known[node.id]
+
+
+@kept_with(maxsize=256)
+def _sizes_by_tp(graph: LayerGraph, scheme: Scheme, tp: int) -> dict[str, _Size]:
+    """Sizes of layers by their id, which `_node_size` fills in as they are asked for."""
+    return {}
+
+
+def _cut_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:
     total, count = StoredSize(0), 0
     for parameter in node.declaration.parameters:
         if not parameter.tied_to:

@@ -41,7 +41,10 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """Seconds and tokens per second of one replica; `between` are decode steps of others between a prompt's chunks."""
+    """Seconds and tokens per second of one replica.
+
+    `waited` are decode steps of the others before the first chunk of a prompt, and between its chunks.
+    """
 
     ttft: float
     tpot: float
@@ -49,7 +52,7 @@ class Served:
     running: float
     decode: Step
     prefill_seconds: float
-    between: float = 0.0
+    waited: float = 0.0
 
     def tokens_per_second(self, output: float) -> float:
         """Output tokens per second of all clients together."""
@@ -72,22 +75,22 @@ def serve(model: StepModel, load: Load) -> Served:
     running = max(1.0, min(load.concurrency, load.capacity))
     decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
     step = decode_seconds(model, decode, server=load.server)
-    prefill, between = added_by_prompt(model, load.prompt, running), 0.0
+    prefill = added_by_prompt(model, load.prompt, running)
+    waited = WAITED_STEPS * min(1.0, running - 1) * step  # nobody else decodes where one client is alone
     if count := further_steps(round(load.prompt), load.chunk):
-        between = count * _others(model, running - 1, decode.context, server=load.server)
+        waited += count * _others(model, running - 1, decode.context, server=load.server)
         prefill += added_by_chunks(model, round(load.prompt), load.chunk, running - 1)
     others = (running - 1) / load.output * prefill
     tpot = step / tokens_per_step(model) + others
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
     first = model.request_seconds
-    waited = WAITED_STEPS * min(1.0, running - 1)  # nobody else decodes where one client is alone
-    ttft = first + (waited + 1) * step + prefill + between + busy * prefill / 2
+    ttft = first + waited + step + prefill + busy * prefill / 2
     if load.waves is not None:
         ttft += (running - 1) / 2 * prefill / load.waves
     if load.concurrency > running:
         ttft = max(ttft, load.concurrency / rate - load.output * tpot)
-    return Served(ttft, tpot, rate, running, decode, prefill, between)
+    return Served(ttft, tpot, rate, running, decode, prefill, waited)
 
 
 def added_by_prompt(model: StepModel, prompt: float, decoding: float) -> float:

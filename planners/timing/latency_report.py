@@ -148,7 +148,7 @@ class Service:
     prefill_share: float | None = None
     running: float = 1.0
     prefill_seconds: float = 0.0
-    between: float = 0.0
+    waited: float = 0.0
 
 
 def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]) -> Service:
@@ -187,7 +187,7 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         served.prefill_seconds / (served.prefill_seconds + max(decoding, 0.0) / served.running),
         served.running,
         served.prefill_seconds,
-        served.between,
+        served.waited,
     )
 
 
@@ -210,10 +210,11 @@ def _parts(
     of_token = TimePart(what=f"{sequences}{share}", seconds=given.tpot - added)
     others = f"prompts of the others, ({given.running:,.4g} - 1) / {output_tokens:,} of one a token"
     prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
-    between = (TimePart(what="decode steps between its chunks", seconds=given.between),) if given.between else ()
-    waiting = given.ttft - request - step.seconds - prompt.seconds - given.between
+    steps = "decode steps of the others before it is read, and between its chunks"
+    waited = (TimePart(what=steps, seconds=given.waited),) if given.waited else ()
+    waiting = given.ttft - request - step.seconds - prompt.seconds - given.waited
     queueing = TimePart(what="waiting behind other prompts, or for room", seconds=max(0.0, waiting))
-    return (step, prompt, *between, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
+    return (step, prompt, *waited, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:

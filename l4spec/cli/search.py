@@ -78,7 +78,7 @@ def search_command(
         deliver(_as_csv(answer), out, force=force)
     else:
         style = o.Format(format.value)
-        write(answer, lambda: _page(answer, spec, style, top=top, explain=explain), style, out, force=force)
+        write(answer, lambda: _page(answer, graph, spec, style, top=top, explain=explain), style, out, force=force)
     if not answer.ranked:
         raise typer.Exit(DOES_NOT_FIT)
 
@@ -119,7 +119,17 @@ def _searched(graph: "LayerGraph", request: SearchRequest) -> "Answer":
         return search_deployments(graph, request, tick=tick)
 
 
-def _page(answer: "Answer", spec: str, style: o.Format, *, top: int, explain: bool) -> "Page":
+def _page(answer: "Answer", graph: "LayerGraph", spec: str, style: o.Format, *, top: int, explain: bool) -> "Page":
+    page = _table(answer, spec, style, top=top, explain=explain)
+    if style is not o.Format.HTML or not answer.ranked:
+        return page
+    from l4spec.report.document_reports import with_the_best
+    from planners.plan import plan
+
+    return with_the_best(page, graph, plan(graph, PlanRequest(**answer.ranked[0].request)))
+
+
+def _table(answer: "Answer", spec: str, style: o.Format, *, top: int, explain: bool) -> "Page":
     if answer.mode == "train":
         from l4spec.report.training_search_page import training_search_page
 

@@ -32,16 +32,22 @@ def comparison_report(pairs: Sequence[tuple[LayerGraph, Plan]], comparison: Comp
     """The models side by side, how their caches grow, and the whole report of each, one click away."""
     names = ", ".join(plan.model for _, plan in pairs)
     verdicts = (f"{names} side by side", *(verdict(plan) for _, plan in pairs))
-    inner = [
-        Details(plan.model, verdict(plan).removeprefix(f"{plan.model} "), _blocks(report_page(graph, plan)))
-        for graph, plan in pairs
-    ]
+    inner = [_whole_report(graph, plan) for graph, plan in pairs]
     return (
         Section("", (Lines(verdicts),)),
         *_titled(compare_page(comparison), "Side by side"),
         *compared_growth(pairs),
         Section("Each model", tuple(inner)),
     )
+
+
+def _whole_report(graph: LayerGraph, plan: Plan) -> Details:
+    return Details(plan.model, verdict(plan).removeprefix(f"{plan.model} "), _blocks(report_page(graph, plan)))
+
+
+def with_the_best(page: Page, graph: LayerGraph, plan: Plan) -> Page:
+    """The page of a search, and the whole report of its best deployment, with every number's sum, one click away."""
+    return (*page, Section("The best of them", (_whole_report(graph, plan),)))
 
 
 def scenario_report(plan: ScenarioPlan, outcome: Outcome, sources: tuple[str, ...] = ()) -> Page:

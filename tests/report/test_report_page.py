@@ -266,6 +266,21 @@ def test_the_front_of_a_search_is_drawn_with_a_row_for_each_dot(run: Run) -> Non
     assert "<pre" not in html
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [("--prompt-tokens", "2k", "--output-tokens", "200"), ("--mode", "train", "--tokens", "1T", "--deadline", "700d")],
+)
+def test_a_search_holds_the_whole_report_of_its_best(run: Run, asked: tuple[str, ...]) -> None:
+    """What the row of the best links to is what its own plan is reported as."""
+    arguments = ("search", "llama-3.1-8b", "--gpus", "8xH100", *asked)
+    best = json.loads(run(*arguments, "--format", "json").stdout)["ranked"][0]["request"]
+    page = run(*arguments, "--format", "html").stdout
+    planned = plan("llama-3.1-8b", **best)
+    assert page.count("<details") > 20
+    assert f"{planned.memory_per_device.total_bytes:,} B" in page
+    assert "Every sum" in page
+
+
 def test_the_marks_of_a_search_are_explained_where_a_row_has_them(run: Run) -> None:
     for top in ("1", "10"):
         text = run(*SEARCH, "--top", top).stdout

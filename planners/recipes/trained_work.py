@@ -61,10 +61,8 @@ def step_flops(graph: LayerGraph, phase: Phase, num_tiles: int) -> int:
 
     A module of multi-token prediction runs on all tokens of a row, its head too.
     """
-    trained, work = (
-        trained_names(trained_graph(graph, phase), phase.trainable),
-        Work(phase.batch, phase.context, phase="train"),
-    )
+    trained = trained_names(trained_graph(graph, phase), phase.trainable)
+    work = Work(phase.batch, phase.context, phase="train")
     total, flows = _graph_flops(graph, PassTokens(work, num_tiles), trained)
     module = mtp_graph(graph)
     for index in range(num_modules(graph, phase)):

@@ -127,7 +127,8 @@ def most_throughput(model: StepModel, load: Load) -> Served:
 def open_loop(model: StepModel, load: Load, rate: float) -> Served:
     """Requests that arrive at `rate` per second whatever the service: by Little's law rate x time are under way.
 
-    The fixed point is approached from an empty system; a rate beyond the capacity ends at the capacity.
+    The fixed point is approached from an empty system; a rate beyond the capacity ends at the capacity. Requests
+    wait for as many steps as in a closed loop, though they arrive at any time in a step: up to a step too long.
     """
     running, served = 1.0, serve(model, load)
     for _ in range(40):

@@ -44,7 +44,7 @@ _LAZY = {
     "l4spec.spec.model": "ModelSpec",
     "l4spec.verification.run_measure": "measure",
 }
-"""Where public names are imported from when they are asked for; the block above says the same to type checkers."""
+"""Modules that the public names are imported from on first access; type checkers read the same from the block above."""
 _PLACES = {name: module for module, names in _LAZY.items() for name in names.split()}
 
 

@@ -17,7 +17,7 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was written: a file (or an option such as `--set`), where known with line and column from 1."""
+    """Location in an input: a file (or an option such as `--set`), with line and column from 1 where they are known."""
 
     file: str
     line: int | None = None
@@ -55,7 +55,7 @@ class UserError(ValueError):
 
 
 def os_reason(error: Exception) -> str:
-    """What the system said of a path, in one line: no traceback tells a user more."""
+    """The operating system's message for a failed file access, as one line without a traceback."""
     return (isinstance(error, OSError) and error.strerror) or str(error).splitlines()[0][:200] or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Where the shipped YAML specs lie, and how a name or a path on the command line finds one file.
+"""Location of the shipped YAML specs, and the search that resolves a name or path from the command line to one file.
 
 In the wheel they are package data in `l4spec/_specs`; in a source checkout they are the folder `specs` beside the
 package.
@@ -81,7 +81,7 @@ def find_beside(name: str, folder: Path) -> Path | None:
 
 
 def missing(name: str, folder: Path) -> tuple[str, str]:
-    """What to say when `find_beside` found nothing: the message and a hint."""
+    """The error message and hint for a name that `find_beside` could not resolve."""
     shown = name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "…"
     if name and os.path.isdir(folder / name):
         return f"expected a spec, found the folder {shown!r}", _yaml_inside(folder / name)

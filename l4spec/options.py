@@ -76,12 +76,12 @@ def read_bandwidth(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """How a field is on the command line.
+    """Description of a field as a command-line option.
 
-    `parse` reads its text and raises ValueError with what it expected; `flags` replace the one made of the field's
-    name; `mode` says that it plays a part in serving or in training alone; `default` is shown where the field's own
-    default says too little; `expects` names what a number must be where bounds alone would not; `too_large` is the way
-    out for a value beyond the upper bound, and `renamed` for a word that has another name now.
+    `parse` converts its text and raises ValueError with what it expected. `flags` replace the flag derived from the
+    field's name. `mode` restricts the option to serving or to training. `default` is shown where the field's own
+    default says too little. `expects` describes a valid number where bounds alone do not. `too_large` is the hint for a
+    value beyond the upper bound, and `renamed` maps former spellings of a value to the current ones.
     """
 
     help: str
@@ -150,7 +150,7 @@ class Options(BaseModel):
 
 @lru_cache(maxsize=1024)
 def option_of(cls: type[Options], name: str) -> Option:
-    """How a field is on the command line."""
+    """The command-line option of a field."""
     return next(part for part in cls.model_fields[name].metadata if isinstance(part, Option))
 
 

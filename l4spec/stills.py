@@ -61,7 +61,7 @@ def _spread(length: Fraction, count: int) -> tuple[float, ...]:
 
 
 def sampling_problems(video: object, fps: float | None, frames: int | None) -> Iterator[Problem]:
-    """What is wrong with a clip's options together: `fps` or `frames` without it, both of them, or neither."""
+    """Problems of a clip's options in combination: `fps` or `frames` without a clip, both of them, or neither."""
     if video is None:
         for name in ("fps", "frames"):
             if {"fps": fps, "frames": frames}[name] is not None:

@@ -113,5 +113,5 @@ def parse_rate(text: object) -> Fraction:
 
 
 def ceil_div(count: int, size: int) -> int:
-    """How many groups of `size` hold `count`, the last one perhaps in part: the quotient rounded up."""
+    """`count / size`, rounded up: the number of groups of `size` that cover `count`."""
     return -(-count // size)

@@ -20,7 +20,7 @@ from planners.training_batch import chosen_batch
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What is planned: the model and everything about it that a request says, defaults filled in.
+    """The model and the complete request of a plan, with every default filled in.
 
     `setting` is the part that device memory depends on besides layout, context and batch. `context` counts tokens of a
     sequence, `batch` sequences over the whole deployment. Without `cluster` nothing limits memory.

@@ -39,7 +39,7 @@ DraftAcceptance = Annotated[
 
 
 def draft_problems(acceptance: str | None, graph: LayerGraph, *, beside_host: bool, cp: int) -> Iterator[Problem]:
-    """What rules drafting out."""
+    """Problems that rule out planning with draft tokens."""
     if acceptance is None:
         return
     if graph.model.text.mtp is None:

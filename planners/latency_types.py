@@ -10,7 +10,7 @@ from planners.deferred import Deferred
 NOT_TIMED_UNDER_CP = "the time of prefills divided among ranks (cp) is not estimated"
 """No row of the evidence was measured under cp, so that neither exposed sends nor uneven ranks could be judged."""
 Resource = Literal["compute", "memory", "links"]
-"""What bounds a step."""
+"""The resource that bounds a step."""
 
 
 class Frozen(BaseModel):
@@ -80,10 +80,11 @@ class StepLatency:
 
 
 class LatencyError(Frozen):
-    """How wrong an estimate was on published rows left out of the fit: absolute relative errors.
+    """Absolute relative errors of the estimate on published rows left out of the fit.
 
-    `alike` names in what the rows are like the deployment (`planners.timing.likeness`), `unlike` in what they were not
-    chosen; both are empty for all rows. Of fewer than 20 rows `p90` is the largest error.
+    `alike` names the properties that the rows share with the deployment (`planners.timing.likeness`), `unlike` those
+    that they were not selected by; both are empty if all rows count. With fewer than 20 rows, `p90` is the largest
+    error.
     """
 
     metric: str
@@ -96,9 +97,10 @@ class LatencyError(Frozen):
 
 
 class Conditions(NamedTuple):
-    """What rows and deployments are compared by: `bits` a weight (in training: of the matmuls), `tokens` a sequence.
+    """Properties by which measured rows and deployments are compared.
 
-    `load` is concurrent requests a GPU; training has none.
+    `bits` are those of a weight (in training: of the matmuls), `tokens` the length of a sequence, `load` the concurrent
+    requests per GPU (0 in training).
     """
 
     routed: bool
@@ -122,7 +124,7 @@ class JudgedRow(NamedTuple):
 
     @property
     def conditions(self) -> Conditions:
-        """What it was measured under."""
+        """The conditions under which the row was measured."""
         return Conditions(self.routed, self.bits, self.tokens, self.gpus, self.load)
 
 

@@ -48,7 +48,7 @@ from planners.video import video_info
 
 
 def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) -> Plan:
-    """What the model costs and, with `gpus` (`8xH100`), whether and how it fits.
+    """Count a model's parameters, FLOPs and memory and, with `gpus` (`8xH100`), plan its layout, fit and speed.
 
     `model` is a shipped name, a path, a spec or a graph. `options` are those of `PlanRequest` by name, as
     `plan("scout", gpus="8xH100", context="1M")`; a request may be given instead. Degrees left out are chosen by
@@ -133,7 +133,7 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
 
 
 def _drafts(deployment: Deployment, placement: Placement, latency: Latency | None) -> DraftPlan | None:
-    """What drafting adds to a device of the last stage and to the estimated step."""
+    """Memory of the drafting modules on the last stage, and their part of the estimated step; None without drafts."""
     acceptance = acceptance_of(deployment.request.draft_acceptance)
     if not acceptance:
         return None

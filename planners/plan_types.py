@@ -132,9 +132,10 @@ class DeviceMemory(Frozen):
 
 
 class HostMemoryUse(Frozen):
-    """What is in the host's memory: of the first `num_layers` of the model's layers the routed experts, or all.
+    """Model state offloaded to host memory: the routed experts of the first `num_layers` layers, or those layers whole.
 
-    `kv_cache_bytes` are the caches of whole layers. Rates are in bytes per second, `link_bandwidth` in one direction.
+    `kv_cache_bytes` counts the caches of whole layers. Rates are in bytes per second, `link_bandwidth` in one
+    direction.
     """
 
     part: Literal["experts", "layers"]
@@ -149,7 +150,7 @@ class HostMemoryUse(Frozen):
 
 
 class KeptState(Frozen):
-    """How training keeps its state: what data-parallel ranks share, what is recomputed, sequences of one pass."""
+    """Memory settings of training: ZeRO stage, activation checkpointing, and sequences per micro-batch."""
 
     zero_stage: int
     activation_checkpointing: Checkpointing
@@ -223,7 +224,7 @@ class CollectiveTraffic(Frozen):
 
 
 class TrainTraffic(Frozen):
-    """What a device of pipeline stage `stage`, the one that sends the most, sends in one optimizer step.
+    """Collectives that the busiest device, one of pipeline stage `stage`, sends in one optimizer step.
 
     `tokens` and `micro_batches` are those of its data-parallel rank. `planners.collectives.training_traffic` states
     every convention.
@@ -270,9 +271,9 @@ class ClusterInfo(Frozen):
 
 
 class DeploymentInfo(Frozen):
-    """What was asked for, every default filled in. `max_context` is the engine's limit where one was given.
+    """The deployment as planned, with every default filled in. `max_context` is the engine's limit if one was given.
 
-    `chosen_by`: whether the layout was chosen by estimated time or by memory, or was the only one asked for.
+    `chosen_by`: the layout was chosen by estimated time, by memory, or was the only one requested.
     """
 
     mode: Mode
@@ -303,7 +304,7 @@ class DeploymentInfo(Frozen):
     """Of `zero_stage`, `checkpointing` and `micro_batch` those that were chosen with the layout."""
     chosen_by: ChosenBy = "given"
     as_published: bool = False
-    """Whether `quantization` is the format that the spec says its published weights have."""
+    """True if `quantization` is the format of the published weights, as the spec states it."""
 
 
 class Estimates(Frozen):
@@ -314,9 +315,9 @@ class Estimates(Frozen):
 
 
 class Plan(ShownPlan, Frozen):
-    """What a model costs and whether it fits. `estimated` lists the fields that nobody has published.
+    """Result of `plan`: counts, memory, layout and time. `estimated` lists the fields without a published value.
 
-    `request` are the options that were given, as `PlanRequest` takes them: made of it, the plan is the same again.
+    `request` has the options that were given, as `PlanRequest` takes them; planning them again gives the same document.
     """
 
     l4spec_plan: Literal[1] = 1

@@ -1,6 +1,6 @@
-"""How a plan shows itself to people: in a session, in a notebook, and as the reports of the command line.
+"""Text and notebook views of a plan, equal to the reports of the command line.
 
-The pages are made in `l4spec.report`, which stands above the planner and is imported when it is asked for.
+The pages are rendered by `l4spec.report`, which is above the planner and is therefore imported only on use.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ _PAGES = "l4spec.report.plan_in_session"
 
 
 class ShownPlan(BaseModel):
-    """What a plan can say of itself. Equality is that of the document: the graph it was made from does not count."""
+    """Base class of a plan, with its views. Equality compares the document and ignores the graph it was made from."""
 
     _graph: "LayerGraph | None" = PrivateAttr(default=None)
 

@@ -49,13 +49,13 @@ def read_context(text: str) -> int | str:
 
 
 class PlanRequest(Options):
-    """What a model is to be planned for. Left out, an option has its default; degrees left out are chosen.
+    """Options of `plan`. An option left out has its default; degrees of parallelism left out are chosen.
 
     `context` counts the tokens of a sequence, prompt and output together; `prompt_tokens` and `output_tokens` count
     them apart. Without any, 8,192 or the model's shorter limit are planned, never silently the model's longest.
-    `quantization` names a scheme; by default it is the format that the spec's `stored_as` says, or else bf16.
-    `batch` counts sequences over the whole deployment. With `output_tokens`, time is that of a closed loop of
-    `concurrency` clients (by default `batch`), or of requests that arrive at `rate`.
+    `quantization` names a scheme; by default it is the format that the spec's `stored_as` says, or else bf16. `batch`
+    counts sequences over the whole deployment. With `output_tokens`, time is that of a closed loop of `concurrency`
+    clients (by default `batch`), or of requests that arrive at `rate`.
     """
 
     gpus: Annotated[
@@ -327,9 +327,9 @@ class PlanRequest(Options):
 
     @property
     def training(self) -> TrainSetting | None:
-        """How training keeps its state; None for serving.
+        """Training settings of the request; None for serving.
 
-        What is left open takes the least memory on GPUs: `planners.search.training_choice` chooses what is faster.
+        Settings left out take the least memory on GPUs: `planners.search.training_choice` chooses what is faster.
         """
         if self.mode == "serve":
             return None
@@ -346,7 +346,7 @@ class PlanRequest(Options):
         )
 
     def allows(self, layout: Layout) -> bool:
-        """Whether a layout has the fixed degrees. Left out, `cp` is 1: it is for prefills, and never chosen."""
+        """True if the layout has the requested degrees; `cp` left out means 1, since it is never chosen."""
         return (
             self.tp in (None, layout.tp)
             and self.ep in (None, layout.ep)

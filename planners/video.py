@@ -130,7 +130,7 @@ def _frames_per_patch(graph: LayerGraph) -> int:
 
 
 def video_problems(clip: Clip, graph: LayerGraph, prompt_tokens: int) -> Iterator[Problem]:
-    """What the options of a clip rule out together, and a prompt that is too short for its stills."""
+    """Problems of a clip's options in combination, and of a prompt that is shorter than its stills."""
     yield from sampling_problems(clip.video, clip.fps, clip.frames)
     if clip.frame_size is not None and clip.video is None:
         yield Problem(

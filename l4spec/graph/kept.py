@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class _KeepsResults(Protocol):
-    """What results are kept with."""
+    """An object with a store of computed results."""
 
     @property
     def results(self) -> dict[Any, Any]:

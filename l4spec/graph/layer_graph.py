@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Scope = Literal["text", "vision"]
 Stream = Literal["text", "patch", "image"]
-"""What a node's tokens are: text tokens, patches inside the tower, or image tokens on their way to the text."""
+"""Kind of a node's tokens: text tokens, patches inside the tower, or image tokens between the tower and the text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +49,7 @@ class LayerNode:
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """What flows along an edge: its name, symbolic shape and number format."""
+    """Tensor on an edge: its name, symbolic shape and number format."""
 
     name: str
     shape: Shape
@@ -79,12 +79,12 @@ class LayerGroup:
 
     @property
     def count(self) -> int:
-        """How many such layers there are."""
+        """Number of layers in the group."""
         return len(self.nodes)
 
     @property
     def declaration(self) -> Declaration:
-        """What every one of them declares."""
+        """The declaration, which is the same for every layer of the group."""
         return self.first.declaration
 
 
@@ -96,7 +96,7 @@ class LayerGraph:
         self.nodes = nodes
         self.edges = edges
         self.results: dict[Any, Any] = {}
-        """What functions have computed about this graph (`l4spec.graph.kept`), gone with it and never sent along."""
+        """Cached results of functions of this graph (`l4spec.graph.kept`); they are not pickled with it."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "results": {}}
@@ -137,7 +137,7 @@ class LayerGraph:
 
     @cached_property
     def can_cache(self) -> bool:
-        """Whether every attention layer of the text declares a cache, so that decoding can follow a prefill."""
+        """True if every attention layer of the text declares a cache, so that decoding can follow a prefill."""
         return all(node.declaration.cache for node in self.nodes if node.scope == "text" and node.role == "attention")
 
     @property

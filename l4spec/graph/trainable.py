@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # a plan of a model reads no recipe
 
 
 def is_selected(selector: str, name: str) -> bool:
-    """Whether a tensor's name begins with a selector's segments; `*` stands for any one of them.
+    """True if a tensor's name begins with the segments of a selector; `*` matches any one segment.
 
     `vision` selects all of the tower, `text.layers.*.attention` all attention, `text.layers.1` not layer 10.
     """

@@ -121,7 +121,7 @@ def declaration_of(spec: LayerSpec, width: Width) -> Declaration:
 
 @lru_cache(maxsize=256)
 def eager_layer(kind: str) -> "EagerLayer | None":
-    """How the module of a kind runs eagerly, loaded when first asked for; None where a kind does not say."""
+    """Description of the eager execution of a kind's module, imported on first use; None if the kind has none."""
     place = KINDS[kind].eager
     if place is None:
         return None

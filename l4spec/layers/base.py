@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from l4spec.layers.declaration import Declaration
 
 Slot = Literal["embedding", "norm", "attention", "ffn", "head", "vision", "wiring"]
-"""Where in a model a kind may stand; an author chooses kinds for `norm`, `attention` and `ffn`."""
+"""Position of a kind in a model; authors choose kinds for `norm`, `attention` and `ffn`."""
 
 
 class Spec(BaseModel):
@@ -33,7 +33,7 @@ class LayerSpec(Spec):
 
     @property
     def norms_input(self) -> bool:
-        """Whether the layer norms its input itself, so that its block puts no norm in front of it."""
+        """True if the layer norms its input itself, so that its block puts no norm in front of it."""
         return False
 
     def narrowed(self, tp: int) -> Self:
@@ -51,7 +51,7 @@ class LayerSpec(Spec):
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """How a miniature of a model shrinks one layer's sizes: `heads` in number, `width` relative to the stream.
+    """Rules by which a miniature of a model shrinks one layer: number of `heads`, and `width` relative to the stream.
 
     `per_head` takes (width of a head, heads before, heads in the miniature), so that all heads together shrink as the
     stream does.
@@ -96,7 +96,7 @@ class InnerWidthSpec(LayerSpec):
 
 @dataclass(frozen=True, slots=True)
 class Width:
-    """What a layer knows of its surroundings: the stream's width, the longest sequence, and the vocabulary of text."""
+    """Sizes of a layer's surroundings: the stream's width, the longest sequence, and the vocabulary of the text."""
 
     hidden_size: int
     max_seq_len: int
@@ -114,13 +114,14 @@ class LayerKind:
     parallel: str | None = None
     """Class that takes the module's place on a rank of a mesh, where narrowing the spec is not all there is to it."""
     divides_sequence: bool = False
-    """Whether attention of this kind runs where the tokens of a sequence are divided among ranks (its `parallel`)."""
+    """True if attention of this kind runs with the tokens of a sequence divided among ranks (its `parallel`)."""
     eager: str | None = None
     """`module:NAME` of an `EagerLayer`: what the torch module allocates and runs, predicted without torch."""
     is_peak_predicted: bool = True
-    """Whether the module's peak on a CPU is predicted: by `eager`, or without it by what is declared to be alive.
+    """True if the module's CPU peak memory is predicted: by `eager`, or without it by the buffers that are declared
+    alive.
 
-    False where that is an engine's fused kernels alone: then a measured peak is shown beside it and not judged.
+    False if those are of an engine's fused kernels alone: then a measured peak is shown beside them without a verdict.
     """
 
     @property

@@ -25,10 +25,10 @@ Part = Literal[
     "vision",
     "projector",
 ]
-"""What a parameter belongs to when a model is summed up by part; all of a vision tower and its adapter is `vision`."""
+"""Part of the model in sums of parameters; all of a vision tower and its adapter is `vision`."""
 
 Role = Literal["linear", "expert", "router", "norm", "bias", "embedding", "head", "other"]
-"""What a parameter is to a quantizer: only `linear` and `expert` weights (and `head`, `router` when named) pack."""
+"""Role of a parameter for quantizers, which pack `linear` and `expert` weights (`head` and `router` when named)."""
 
 INDEX_BYTES = 8
 """Of an element of a tensor of indices: torch's int64."""
@@ -95,7 +95,7 @@ class Parameter:
 
     @property
     def is_per_expert(self) -> bool:
-        """Whether each routed expert has a slice of its own: its matrices, and its biases; not the router."""
+        """True if each routed expert has a slice of its own: expert matrices and biases, not the router."""
         return bool(self.dims) and self.dims[0].axis == "experts"
 
     def num_bytes(self, dtype_bytes: int) -> int:
@@ -118,10 +118,10 @@ def linear(
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one forward pass does: `num_sequences` sequences, each with `num_queries` new tokens after `num_cached`.
+    """Work of one forward pass: `num_sequences` sequences, each with `num_queries` new tokens after `num_cached`.
 
     `num_logits` is the number of positions per sequence whose logits are computed (None: all new tokens),
-    `busiest_expert` the most tokens that one expert of the layer gets (None: all of them).
+    `busiest_expert` the largest number of tokens that one expert of the layer gets (None: all of them).
     """
 
     num_sequences: int
@@ -251,9 +251,10 @@ class RotaryTable:
 
 @dataclass(frozen=True, slots=True)
 class TokenMixing:
-    """What a token takes from others of its sequence: `reach` is the law of the mask, None where later ones count too.
+    """Dependence of a token on others of its sequence: `reach` is the law of the mask, None if later ones count too.
 
-    The law is also that of the cache: all earlier tokens, those of its aligned chunk, or the last ones of a window.
+    The law is also that of the cache: all earlier tokens, those of the token's aligned chunk, or the last ones of a
+    window.
     """
 
     reach: Bound | None
@@ -366,7 +367,7 @@ class Declaration:
         object.__setattr__(self, "num_active_parameters", sum(p.num_active_elements for p in self.parameters))
 
     def executed_operations(self, work: Work) -> tuple[Operation, ...]:
-        """What our module runs, masked pairs inside a block of attention included."""
+        """Operations that our module runs, including masked pairs inside a block of attention."""
         return (self.executed or self.operations)(work)
 
     def units_of(self, axis: str) -> int | None:

@@ -17,7 +17,7 @@ class Bound:
 
     @property
     def is_state(self) -> bool:
-        """Whether it is kept per sequence, not per token."""
+        """True if the size is per sequence, independent of its tokens."""
         return self.kind == "state"
 
     @property
@@ -27,7 +27,7 @@ class Bound:
 
     @property
     def is_local(self) -> bool:
-        """Whether it stops growing at `size` tokens."""
+        """True if the cache stops growing at `size` tokens."""
         return self.kind in ("chunk", "window")
 
     def num_kept(self, context: int) -> int:

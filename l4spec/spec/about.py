@@ -15,14 +15,14 @@ AllWords = Annotated[tuple[Words, ...], AsTuple]
 
 
 class ImageCount(Spec):
-    """How many images the publisher allows in one sequence, and under which conditions."""
+    """Number of images that the publisher allows in one sequence, and the conditions of that number."""
 
     count: Size
     """Images, or stills of a clip."""
     conditions: Words
     """Conditions of the number: in pre-training, after post-training, tested."""
     source: Words | None = None
-    """Where it is published; null for the `source` of all."""
+    """Publication of this number; null for the `source` of all."""
 
 
 class PublishedScore(Spec):
@@ -33,17 +33,17 @@ class PublishedScore(Spec):
     score: Annotated[float, Field(ge=0)]
     """The score in the unit of `metric`."""
     metric: Words
-    """What the score counts: accuracy in percent, chrF, pass@1."""
+    """Metric of the score: accuracy in percent, chrF, pass@1."""
     checkpoint: Literal["pre-trained", "instruction-tuned"] | None = None
-    """Which weights were evaluated, where that is published."""
+    """Evaluated weights; null if unpublished."""
     conditions: Words | None = None
     """Shots, dates of the tasks, number format, who ran it."""
     context: Size | None = None
     """Tokens of input that the score is about, where it is about a length."""
     contradicts_context: bool = False
-    """Whether the score contradicts the advertised context: the model fails the task at much shorter lengths."""
+    """True if the score contradicts the advertised context: the model fails the task at much shorter lengths."""
     source: Words | None = None
-    """Where it is published; null for the `source` of all."""
+    """Publication of this score; null for the `source` of all."""
 
     @model_validator(mode="after")
     def _length_is_named(self) -> Self:
@@ -53,7 +53,7 @@ class PublishedScore(Spec):
 
 
 class About(Spec):
-    """What is published about a model; what is unknown is left out."""
+    """Published facts about a model; unknown ones are left out."""
 
     source: Words
     """Source of every entry that names none of its own."""

@@ -32,7 +32,7 @@ class Claim(Spec):
     """One published statement; `value` in base units (parameters, bytes, FLOPs, tokens), true or false for `fits`."""
 
     quantity: Quantity
-    """What is claimed."""
+    """Quantity that is claimed."""
     value: bool | int | Annotated[float, Field(ge=0)]
     """The claimed value."""
     source: Annotated[str, Field(min_length=1)]

@@ -21,14 +21,14 @@ from l4spec.spec.tree import Data, KeyPath, Tree, places, plain
 from l4spec.spec.yaml_tree import compose
 
 _MAPPING = "the mapping"
-"""What messages call a spec that is no file."""
+"""Name in messages of a spec that was given as a mapping."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What one YAML document says, and where it says so.
+    """Contents of one YAML document, with the source location of every entry.
 
-    Every key path of `data` has its place: that of the key in a mapping, of the item in a list; `()` is the top.
+    Every key path of `data` has a place: that of the key in a mapping, of the item in a list; `()` is the top.
     """
 
     data: dict[str, Data]

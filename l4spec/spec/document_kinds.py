@@ -22,7 +22,7 @@ from l4spec.spec.tree import shortened
 
 Root = TypeVar("Root", bound=Header)
 MODEL = "spec"
-"""What a document without `kind` is."""
+"""Kind of a document without `kind`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ _VALUES_ONLY = frozenset(
 _ROUTING_ONLY = frozenset(
     ("score", "scales", "renormalize", "scaling_factor", "num_groups", "num_limited_groups", "group_score")
 )
-"""Which experts are chosen, and what their outputs weigh."""
+"""Router fields that change the choice of experts and the weights of their outputs, but no size or count."""
 _WORK_ONLY = frozenset(("mask", "logit_softcap", "capacity_factor", "max_tiles", "global_tile", "dtype", "stored_as"))
 _ROTATION = frozenset(("theta", "layout", "scaling"))
 
@@ -43,7 +43,7 @@ def estimates_of(spec: ModelSpec) -> EstimatedFields:
 
 
 def effect_of(spec: ModelSpec, path: str) -> Effect:
-    """What another value of the field at `path`, as `estimated` writes it, could change in a plan."""
+    """The part of a plan that depends on the field at `path` (written as in `estimated`)."""
     if path.split(".", maxsplit=1)[0] == "about":
         return "none"
     stack, part, steps = _within(spec, path.split("."))

@@ -82,6 +82,6 @@ def _refused(path: Path, message: str, hint: str = "") -> SpecError:
 
 
 def what_stands_at(mode: int) -> str:
-    """What a path that is no regular file leads to, by its mode."""
+    """Name of the file type of a path that is not a regular file, from its `st_mode`."""
     kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
     return kinds.get(stat.S_IFMT(mode), "a device")

@@ -26,7 +26,7 @@ class Header(Spec):
     description: str | None = None
     """One line for people."""
     sources: Annotated[tuple[str, ...], AsTuple] = ()
-    """Where the numbers come from."""
+    """Sources of the numbers."""
     estimated: Annotated[tuple[str, ...], AsTuple] = ()
     """Paths of fields that nobody has published; every report marks what rests on them."""
 

@@ -45,7 +45,7 @@ class BlockSpec(Spec):
     """pre_norm: x + f(norm(x)). post_norm: norm(x + f(x)). sandwich: x + norm(f(norm(x))).
     output_norm: x + norm(f(x)) (OLMo 2). parallel: x + attention(norm(x)) + ffn(norm(x))."""
     repeat: Size = 1
-    """How many such blocks follow each other."""
+    """Number of consecutive blocks of this form."""
     output_scale: bool = False
     """Multiply the output of the block by a stored number that is not trained (Gemma 4's layer_scalar)."""
 
@@ -72,7 +72,7 @@ class GroupSpec(Spec):
     blocks: Annotated[tuple[BlockSpec, ...], AsTuple, Field(min_length=1)]
     """The pattern."""
     repeat: Size = 1
-    """How often the pattern is repeated."""
+    """Number of repetitions of the pattern."""
 
 
 def _group_or_block(value: Any) -> str:
@@ -187,11 +187,11 @@ class TextSpec(StackSpec):
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Number format of the published weights."""
     tie_embeddings: bool = False
-    """Whether the head uses the embedding table."""
+    """Share the embedding table with the output head."""
     embedding_scale: PositiveFloat | None = None
     """Factor on every embedding vector (Gemma: sqrt(hidden_size))."""
     learned_positions: bool = False
-    """Whether a learned vector per position is added to the embeddings (GPT-2)."""
+    """Add a learned vector per position to the embeddings (GPT-2)."""
     final_norm: bool = True
     """A norm between the last block and the head."""
     head_bias: bool = False
@@ -237,9 +237,9 @@ class TowerSpec(StackSpec):
     """A vision transformer."""
 
     class_token: Literal["first", "last", "none"] = "none"
-    """Where a learned class token joins the patches; it is dropped after the tower."""
+    """Position of a learned class token among the patches; it is dropped after the tower."""
     learned_positions: bool = False
-    """Whether a learned vector per patch (and class token) is added."""
+    """Add a learned vector per patch (and class token)."""
     position_grid: Size | None = None
     """Side of a square grid of learned positions that is interpolated to an image's patches (Qwen3-VL); null: one
     vector per patch of a tile."""
@@ -287,7 +287,7 @@ class DeepstackSpec(Spec):
     blocks: Annotated[tuple[Count, ...], AsTuple, Field(min_length=1, max_length=MAX_PARTS)]
     """Blocks of the tower, counted from 0, in ascending order."""
     adapter: PatchMergerSpec
-    """What folds the patches of each."""
+    """Adapter that merges neighbouring patches of each block's output."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -310,11 +310,11 @@ class VisionSpec(Spec):
     max_tiles: Size = 1
     """Most tiles that an image is cut into."""
     global_tile: bool = False
-    """Whether an image of several tiles is also seen whole, as one more tile."""
+    """Show an image of several tiles also as a whole, in one more tile."""
     tower: TowerSpec
     """The vision transformer."""
     adapter: Annotated[PixelShuffleMLPSpec | PatchMergerSpec, Field(discriminator="kind")]
-    """What folds and narrows patches."""
+    """Adapter that merges neighbouring patches before the projector."""
     projector: LinearSpec
     """Linear layer into the text stream."""
     deepstack: DeepstackSpec | None = None
@@ -365,8 +365,8 @@ class ModelSpec(Header):
     vision: VisionSpec | None = None
     """Early-fusion vision, if any."""
     stored_as: Stored | None = None
-    """How the published weights are stored, which plans assume by default: a quantization scheme by name, or a table of
-    rules for a mix that has no name. Null: unquantized, in `text.dtype`."""
+    """Storage format of the published weights, the default of plans: a quantization scheme by name, or a table of rules
+    for a mix that has no name. Null: unquantized, in `text.dtype`."""
     about: About | None = None
     """Other published facts: licence, languages, dates, evaluations; they change no number of a plan."""
     claims: Annotated[tuple[Claim, ...], AsTuple, Field(max_length=MAX_CLAIMS)] = ()

@@ -7,8 +7,9 @@ from pydantic import Field, JsonValue
 from l4spec.layers.base import Spec
 
 RopeStyle: TypeAlias = Literal["rope_parameters", "rope_scaling", "rope_scaling_type"]
-"""How a config writes rotary positions: `rope_parameters` since transformers 5; before it, `rope_theta` beside
-`rope_scaling`, whose kind stands under `rope_type`, or under the older `type`."""
+"""Form of rotary positions in a config: `rope_parameters` since transformers 5; before it, `rope_theta` beside
+`rope_scaling`, with the kind under `rope_type` or the older `type`.
+"""
 
 
 class HuggingFaceSpec(Spec):
@@ -17,7 +18,7 @@ class HuggingFaceSpec(Spec):
     model_type: Annotated[str, Field(min_length=1, max_length=60)]
     """Family to export to; found by trying when left out or when the model does not fit it any more."""
     rope_style: RopeStyle = "rope_scaling"
-    """How rotary positions are written."""
+    """Form of rotary positions in the config."""
     fields: dict[str, JsonValue] = Field(default_factory=dict)
     """Fields that change no number of the forward pass, as token ids; written back as they are."""
 

@@ -13,7 +13,7 @@ from l4spec.spec.yaml_tree import MAX_DEPTH, compose
 
 MAX_LENGTH = 1 << 16
 OPTION = "--set "
-"""What the place of an override begins with."""
+"""Prefix of the place of an override."""
 _NAME = r"[^.\[\]\s]+"
 _PATH = re.compile(rf"{_NAME}(\.{_NAME}|\[[0-9]{{1,9}}\])*")
 _STEP = re.compile(rf"\[([0-9]+)\]|({_NAME})")

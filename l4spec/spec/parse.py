@@ -136,7 +136,7 @@ def _problem(
 
 
 class _Elsewhere:
-    """Where a document has fields below its top, gathered once however many problems ask."""
+    """Index of a document's nested fields by name, built once for all problems."""
 
     def __init__(self, data: Any) -> None:
         self._data = data
@@ -165,7 +165,7 @@ def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
 def _words(
     root: type[Header], document: Document, elsewhere: _Elsewhere, details: Mapping[str, Any], path: Path
 ) -> tuple[str, str]:
-    """What was expected and what is there, and the hint."""
+    """Message (expected and given value) and hint for one validation error."""
     context: Mapping[str, Any] = details.get("ctx", {})
     kind, value = str(details["type"]), details.get("input")
     if kind == "extra_forbidden":
@@ -190,7 +190,7 @@ def _words(
 
 
 def _expected(kind: str, context: Mapping[str, Any]) -> str | None:
-    """What a value of the wrong type, size, length or form should have been."""
+    """Description of the valid values for an error of type, size, length or pattern."""
     if kind in _EXPECTED:
         return _EXPECTED[kind]
     if kind in _BOUNDS:
@@ -236,12 +236,12 @@ def _child(data: Any, step: str | int) -> tuple[Any] | None:
 
 
 def _is_tag(data: Any, step: str | int) -> bool:
-    """Whether the last step of a location names a member of a union instead of a field."""
+    """True if the last step of a location names a member of a union rather than a field."""
     return not isinstance(data, dict) or data.get("kind") == step or step in UNION_TAGS
 
 
 def place_of(document: Document, path: Path) -> Place | None:
-    """Where the path, or else its nearest ancestor, was written; of a whole, the `--set` that changed a part of it."""
+    """Source location of the path or its nearest ancestor; if `--set` changed a part of it, that option's place."""
     while path and path not in document.places:
         path = path[:-1]
     place = document.places.get(path)

@@ -116,7 +116,7 @@ class ResolvedVision:
 
     @property
     def takes_any_grid(self) -> bool:
-        """Whether images of other sides than a tile's go through the tower: no vector of it belongs to one patch."""
+        """True if the tower takes images of other sides than a tile's: it has no vector that belongs to one patch."""
         return isinstance(self.adapter, PatchMergerSpec) and (self.position is None or self.position.interpolated)
 
 

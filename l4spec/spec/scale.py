@@ -76,7 +76,7 @@ def scale_spec(spec: ModelSpec, scale: Scale = Fraction(1), *, num_layers: int |
 
 @dataclass(frozen=True, slots=True)
 class _Factors:
-    """What widths and what lengths are multiplied by."""
+    """Factors of widths and of lengths in a miniature."""
 
     width: Fraction
     length: Fraction

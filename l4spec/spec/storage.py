@@ -34,10 +34,9 @@ class ScaledLaw(Spec):
     bits: Annotated[int, Field(ge=1, le=8)]
     """Bits of a weight."""
     group: Literal["tensor", "row"] | Positive | Annotated[tuple[Positive, Positive], AsTuple]
-    """What shares a scale: a matrix, an output row, so many weights along the input dim, or a block (outputs, inputs).
+    """Weights that share a scale: a matrix, an output row, a number along the input dim, or a block (outputs, inputs).
 
-    A group along the input dim has to divide it. Blocks may stick out at the edges, where they count in full.
-    """
+    A group along the input dim has to divide it. Blocks may stick out at the edges, where they count in full."""
     scale_dtype: ScaleDType
     """Type of a scale."""
     zero_point_bits: Annotated[int, Field(ge=0, le=16)] = 0
@@ -47,7 +46,7 @@ class ScaledLaw(Spec):
     word_bits: Literal[8, 16, 32] = 8
     """Bits of the words that weights are packed into."""
     values: Literal["int", "e4m3", "e2m1", "nf4"] = "int"
-    """What the bits are: whole numbers, floats of so many exponent and mantissa bits (fp8, fp4), or NF4's table."""
+    """Format of stored values: integers, floats named by exponent and mantissa bits (fp8, fp4), or NF4's table."""
 
 
 class BlockLaw(Spec):
@@ -69,7 +68,7 @@ Law: TypeAlias = Annotated[PlainLaw | ScaledLaw | BlockLaw, Field(discriminator=
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a rule sees of a tensor; `layer` is its index from 0 among `num_layers`, for a tensor of a layer."""
+    """Properties of a tensor that rules select by; `layer` is the index of its layer, from 0, among `num_layers`."""
 
     name: str
     part: Part
@@ -89,7 +88,7 @@ class Rule(Spec):
     parts: Many[Part] = ()
     """Parts of the model that a tensor may belong to."""
     roles: Many[Role] = ()
-    """What a tensor may be to a quantizer."""
+    """Roles of a tensor, as quantizers distinguish them."""
     names: Annotated[tuple[str, ...], AsTuple, BeforeValidator(_as_names)] = ()
     """Components of the tensor's name, one of which it must have: `down_proj` fits `shared_expert.down_proj.weight`."""
     layers: (
@@ -99,12 +98,12 @@ class Rule(Spec):
     """`inner` is all but the first and the last; `first_eighth` and `first_sixteenth` that part of them, rounded down;
     `use_more_bits` the half that llama.cpp gives more bits; a list names the layers of the language model by index."""
     tied: bool | None = None
-    """Whether the embedding doubles as the output head."""
+    """Selects models whose embedding is (true) or is not (false) also the output head; null selects both."""
     law: Law
-    """How such a tensor is stored."""
+    """Storage format of the selected tensors."""
 
     def fits(self, target: Target) -> bool:
-        """Whether this rule decides how `target` is stored."""
+        """True if the rule selects `target`."""
         return (
             (not self.parts or target.part in self.parts)
             and (not self.roles or target.role in self.roles)
@@ -142,16 +141,16 @@ def uses_more_bits(layer: int, num_layers: int) -> bool:
 
 
 class StoredTable(Spec):
-    """How a checkpoint stores its weights where no shipped scheme says it: the first rule that fits, else `default`."""
+    """Storage formats of a checkpoint that no shipped scheme describes: the first rule that fits, else `default`."""
 
     method: Annotated[str, Field(min_length=1, max_length=60)]
-    """What wrote it, as its config says: `fp8`, `compressed-tensors`, `modelopt`, `gptq`, `awq`, `mxfp4` …"""
+    """Quantization method that the config names: `fp8`, `compressed-tensors`, `modelopt`, `gptq`, `awq`, `mxfp4` …"""
     description: Annotated[str, Field(min_length=1, max_length=200)]
     """One line for people."""
     compute_dtype: ComputeDType
     """Type in which matmuls of packed weights run: weight-only formats unpack to bf16."""
     default: Law
-    """What no rule is about."""
+    """Format of tensors that no rule selects."""
     rules: Many[Rule] = ()
     """In order."""
 

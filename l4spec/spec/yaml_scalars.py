@@ -30,7 +30,7 @@ _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """Why a scalar is refused, and what to write instead."""
+    """Message and hint for a scalar that is refused."""
 
     message: str
     hint: str

@@ -10,6 +10,6 @@ class AddSpec(LayerSpec):
 
     kind: Literal["add"]
     num_inputs: int = 2
-    """How many streams are added."""
+    """Number of streams that are added."""
     scaled: bool = False
-    """Whether the sum is multiplied by a stored number, which is not trained."""
+    """Multiply the sum by a stored number, which is not trained."""

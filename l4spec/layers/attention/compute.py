@@ -21,11 +21,11 @@ from l4spec.layers.common.modules import Context, TokenLayout, soft_cap, wide
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """How one layer attends.
+    """Attention of one layer.
 
-    `expand` turns what is kept per token into keys and values [batch, kv_heads, tokens, head_dim]; `widths` says how a
-    cache cuts into what is kept. Queries come as [batch, tokens, heads, head_dim] and so does the result. `sinks` gives
-    a logit per head [heads] that joins each softmax and has no value.
+    `expand` maps the cached rows of tokens to keys and values [batch, kv_heads, tokens, head_dim]; `widths` are the
+    widths of the cached tensors. Queries and the result are [batch, tokens, heads, head_dim]. `sinks` returns a logit
+    per head [heads] that joins each softmax and has no value.
     """
 
     mask: Mask
@@ -319,7 +319,7 @@ def _unfold(x: Tensor, num_chunks: int) -> Tensor:
 
 
 def _pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where whole windows along a side begin and end, and the rest."""
+    """First and last index of the whole windows along a side, then of the remainder."""
     whole = length // size * size
     return (piece for piece in ((0, whole), (whole, length)) if piece[1] > piece[0])
 
@@ -365,9 +365,10 @@ def own_positions(layout: TokenLayout) -> Tensor:
 
 
 def allowed_keys(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: bool = True) -> Tensor:
-    """Which keys each query sees, [rows, 1, queries, keys]; with `own`, the last keys are the queries themselves.
+    """Mask of the keys that each query attends to, [rows, 1, queries, keys]; with `own`, the last keys are the queries'
+    own.
 
-    A query always sees itself, so that columns without a token stay finite.
+    A query always attends to itself, so that columns without a token stay finite.
     """
     key = key_positions[:, None, :]
     query = layout.positions.expand(layout.num_rows, -1)[:, :, None]

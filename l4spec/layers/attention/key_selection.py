@@ -26,7 +26,8 @@ class IndexSizes(Protocol):
 
 @torch.no_grad()
 def selected_keys(spec: IndexSizes, query: Tensor, weights: Tensor, key: Tensor, seen: Tensor | None) -> Tensor:
-    """Which keys each query attends to, bool [batch, queries, keys]: of those it sees, the best `index_topk`.
+    """Mask of the keys that each query attends to, bool [batch, queries, keys]: the best `index_topk` of those in
+    `seen`.
 
     `query` is [batch, queries, heads * width], `weights` [batch, queries, heads], `key` [batch, keys, width].
     """

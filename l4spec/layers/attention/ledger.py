@@ -27,7 +27,7 @@ class Heads:
 
     @property
     def is_fused(self) -> bool:
-        """Whether a fused kernel attends, which keeps no scores."""
+        """True if a fused kernel computes the attention, which stores no scores."""
         return not self.capped and not self.sinks
 
 
@@ -62,7 +62,7 @@ def _windows(ledger: Ledger, blocks: tuple[Block, ...], heads: Heads) -> int:
 
 
 def _lie_apart(walk: Walk, heads: Heads) -> bool:
-    """Whether whole chunks must be copied to become a batch: several of several sequences whose last one is partial."""
+    """True if whole chunks are copied to form a batch: several chunks, several sequences, and a partial last chunk."""
     several = heads.sequences > 1 and any(block.whole and block.count > 1 for block in walk.blocks)
     return walk.folded and several and len({block.queries for block in walk.blocks}) > 1
 

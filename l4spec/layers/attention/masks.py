@@ -113,7 +113,7 @@ def _triangle(n: int) -> int:
 
 
 def cache_bound(mask: Mask) -> Bound | None:
-    """How the cache of a layer with this mask grows; None where nothing is cached."""
+    """Growth of the cache of a layer with this mask; None if nothing is cached."""
     if isinstance(mask, ChunkedMask):
         return Bound("chunk", mask.size)
     if isinstance(mask, SlidingWindowMask):

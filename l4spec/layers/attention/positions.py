@@ -13,7 +13,7 @@ class LinearScaling(Spec):
 
     kind: Literal["linear"]
     factor: PositiveFloat
-    """How many times longer the context becomes."""
+    """Factor by which the context becomes longer."""
 
 
 class Llama3Scaling(Spec):
@@ -44,7 +44,7 @@ class YarnScaling(Spec):
 
     kind: Literal["yarn"]
     factor: PositiveFloat
-    """How many times longer the context becomes."""
+    """Factor by which the context becomes longer."""
     original_max_seq_len: Size
     """Context length of pre-training, in tokens."""
     beta_fast: PositiveFloat = 32.0
@@ -73,7 +73,7 @@ RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | Proportion
 
 
 class ImageSections(Spec):
-    """How many pairs of a head turn by an image token's time, row and column (M-RoPE, arXiv:2409.12191).
+    """Number of pairs of a head that rotate by an image token's time, row and column (M-RoPE, arXiv:2409.12191).
 
     The three numbers of a text token are equal, so that text alone is turned by plain positions.
     """
@@ -117,9 +117,9 @@ class Rope(Spec):
     rotary_dim: Size | None = None
     """Rotated leading part of each head; the whole head when left out."""
     layout: Literal["interleaved", "half"] = "half"
-    """Which elements form a pair: (2i, 2i+1) as in Llama 4, or (i, i + rotary_dim/2) as in Hugging Face's Llama."""
+    """Elements that form a pair: (2i, 2i+1) as in Llama 4, or (i, i + rotary_dim/2) as in Hugging Face's Llama."""
     scaling: RopeScaling | None = None
-    """How frequencies change for contexts longer than in pre-training."""
+    """Change of the frequencies for contexts longer than in pre-training."""
     sections: ImageSections | None = None
     """Pairs that turn by an image token's time, row and column; null: all turn by the position."""
 
@@ -130,7 +130,7 @@ class Rope(Spec):
         return self
 
     def sections_problem(self, head_dim: int) -> str | None:
-        """Why the sections do not divide the rotated part of a head of `head_dim` elements, or None."""
+        """Error message if the sections do not divide the rotated part of a head of `head_dim` elements, else None."""
         pairs = (self.rotary_dim or head_dim) // 2
         if self.sections is None or self.sections.num_pairs == pairs:
             return None
@@ -147,9 +147,9 @@ class Rope2d(Spec):
     theta: PositiveFloat
     """Base of the frequencies of each half."""
     layout: Literal["interleaved", "half"] = "interleaved"
-    """Which elements form a pair: (2i, 2i+1) as in Llama 4, or (i, i + head_dim/2) as in Qwen's towers."""
+    """Elements that form a pair: (2i, 2i+1) as in Llama 4, or (i, i + head_dim/2) as in Qwen's towers."""
     first: Literal["column", "row"] = "column"
-    """Which half of the frequencies comes first: those of the column x (Llama 4), or those of the row y (Qwen)."""
+    """Half of the frequencies that comes first: those of the column x (Llama 4), or those of the row y (Qwen)."""
 
 
 class NoPosition(Spec):
@@ -162,7 +162,7 @@ Position = Annotated[Rope | Rope2d | NoPosition, Field(discriminator="kind")]
 
 
 def rotations_of(position: Position, head_dim: int) -> tuple[RotaryTable, ...]:
-    """What a layer declares of its rotation, of heads of `head_dim` elements; nothing without one."""
+    """Rotary tables of a layer with heads of `head_dim` elements; empty without rotary positions."""
     if isinstance(position, Rope):
         over: Literal["positions", "sections"] = "positions" if position.sections is None else "sections"
         return (RotaryTable(position, position.rotary_dim or head_dim, over),)

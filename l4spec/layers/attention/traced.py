@@ -38,7 +38,7 @@ class DeferredCache(LayerCache):
 
 @contextmanager
 def attending(attentions: dict[str, Attend], context: Context) -> Iterator[None]:
-    """What deferred layers attend to inside: the caches and the layout of `context`."""
+    """Context manager that gives deferred attention layers the caches and the layout of `context`."""
     token = _RUNNING.set((attentions, context))
     try:
         yield

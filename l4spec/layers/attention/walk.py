@@ -41,10 +41,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """What one sequence computes: its blocks, and of how many tokens the keys and values are made.
+    """Attention work of one sequence: its blocks, and the number of tokens whose keys and values are computed.
 
-    `folded` says that whole chunks became a batch, `joined` that what was cached and what is new became one tensor,
-    `cut` that each block's queries, keys and values are copies, cut out of a grid.
+    `folded`: whole chunks became a batch. `joined`: cached and new rows became one tensor. `cut`: each block's queries,
+    keys and values are copies, cut out of a grid.
     """
 
     blocks: tuple[Block, ...]
@@ -65,7 +65,7 @@ class Walk:
 
 
 def walk(mask: Mask, num_queries: int, num_cached: int = 0) -> Walk:
-    """How `num_queries` new tokens of one sequence attend after `num_cached` earlier ones."""
+    """Blocks of attention from `num_queries` new tokens of one sequence after `num_cached` earlier ones."""
     if isinstance(mask, NoMask):
         return Walk((Block(1, num_queries, num_cached + num_queries),), num_cached + num_queries)
     if isinstance(mask, GridWindowMask):

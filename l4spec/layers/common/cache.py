@@ -16,13 +16,13 @@ from torch import Tensor
 from l4spec.layers.declaration import Bound, CacheEntry, Declaration
 
 Rows = tuple[Tensor, ...]
-"""What a layer keeps per token, as tensors [batch, tokens, width]: keys and values, or a latent."""
+"""Cached tensors of a layer, [batch, tokens, width] each: keys and values, or a latent."""
 Attend = Callable[[Tensor, Rows, Any, "LayerCache | None"], Tensor]
-"""How a layer attends: (query, new rows, context of the pass, cache) to one vector per query."""
+"""Attention function: (query, new rows, context of the pass, cache) to one vector per query."""
 
 
 class StateRows(Protocol):
-    """Where the rows of a pass stand: tokens before it, of all rows or of each."""
+    """Positions of the rows of a pass: the number of earlier tokens, of all rows or of each."""
 
     @property
     def start(self) -> int:
@@ -45,7 +45,7 @@ class LayerCache:
 
     data: Tensor
     defers: ClassVar[bool] = False
-    """Whether attention is recorded by `defer` instead of computed, as while a step is traced."""
+    """True if `defer` records attention instead of computing it, as while a step is traced."""
 
     def defer(self, attend: Attend, query: Tensor, new: Rows, width: int) -> Tensor:
         """Record how the layer attends; see `layers.attention.traced`. A cache that holds rows does not defer."""
@@ -116,9 +116,9 @@ class LayerCache:
 
 @dataclass(frozen=True, slots=True)
 class StateCache(LayerCache):
-    """What a recurrent layer keeps of each sequence, whatever its length: one tensor [batch, *dims] per declared entry.
+    """State of a recurrent layer, of constant size per sequence: one tensor [batch, *dims] per declared entry.
 
-    A layer reads nothing from rows of sequences that begin, so that what an earlier sequence left does no harm.
+    A layer ignores the state in rows where a sequence begins, so that the state of an earlier sequence does no harm.
     """
 
     states: tuple[Tensor, ...] = ()
@@ -148,7 +148,7 @@ class StateCache(LayerCache):
 
 @dataclass(frozen=True, slots=True)
 class CacheOfLaws(LayerCache):
-    """What a layer keeps by several laws of growth: a cache for each, in the order of the declared entries."""
+    """Cache of a layer whose entries grow by several laws: one cache per declared entry, in their order."""
 
     parts: tuple[LayerCache, ...] = ()
 

@@ -25,11 +25,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class EagerLayer:
-    """What one kind's module does in a forward pass of `(spec, width, work)` without gradients.
+    """Execution of one kind's module: a forward pass of `(spec, width, work)` without gradients.
 
-    `allocate` replays its allocations, the output last. `pieces` are what runs between its matrix products, by the
-    number of experts that get rows (None: what is declared). `code` is the kind whose calibrated constant goes with
-    this code. `dense_ring` says that where ranks divide a sequence each earlier rank's keys come as one dense block.
+    `allocate` replays its allocations, the output last. `pieces` are the operations between its matrix products, given
+    the number of experts that get rows (None: the declared ones). `code` is the kind whose calibrated constant applies
+    to this code. `dense_ring`: with a sequence divided among ranks, each earlier rank's keys come as one dense block.
     """
 
     allocate: Callable[[Any, Width, Work, Ledger], None]

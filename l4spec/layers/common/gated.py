@@ -70,7 +70,7 @@ def gated_live(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
 
 
 def gated_saved(rows: int, ffn: Dim, hidden: Dim, *, clamped: bool = False) -> tuple[Buffer, ...]:
-    """What eager autograd keeps: input, gate, act(gate), up and the product; clamped ones beside them."""
+    """Tensors that eager autograd saves: input, gate, act(gate), up and the product; the clamped ones too."""
     names = ("activated_gate", *(("clamped_gate", "gate_sigmoid", "shifted_up") if clamped else ()))
     return (*gated_live(rows, ffn, hidden), *(Buffer(name, rows, (ffn,)) for name in names))
 

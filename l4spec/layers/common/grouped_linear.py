@@ -67,7 +67,7 @@ _grouped_linear.register_autograd(_backward, setup_context=_remember)
 
 
 def _is_aligned(x: Tensor, weight: Tensor) -> bool:
-    """Whether rows begin at multiples of 16 bytes, which CUDA's grouped kernels need."""
+    """True if rows begin at multiples of 16 bytes, which CUDA's grouped kernels need."""
     return all(size * x.element_size() % 16 == 0 for size in (x.shape[1], weight.shape[1]))
 
 

@@ -38,7 +38,7 @@ class Ledger:
 
     @property
     def is_wide(self) -> bool:
-        """Whether activations are fp32 already, so that widening them copies nothing."""
+        """True if activations are fp32 already, so that widening copies nothing."""
         return self.item == WIDE
 
     def take(self, num_bytes: int) -> None:

@@ -19,13 +19,13 @@ from l4spec.layers.common.split import RunsSplit
 
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
-    """Where the tokens of one forward pass stand: `num_rows` rows of `num_tokens` columns.
+    """Positions of the tokens of one forward pass: `num_rows` rows of `num_tokens` columns.
 
     Rows are aligned: column t of a row is its t-th new token, whatever padding the caller had. `start` is the number of
     earlier tokens in the cache (an upper bound when rows differ). `positions` is [tokens] when all rows are alike, else
-    [rows, tokens]. When rows differ, `lengths` [rows] holds the tokens each had before (None: none, or all `start`)
-    and `num_new` [rows] how many of its columns are real. `sequence_ids` [rows, tokens] separates packed sequences.
-    `places` [tokens, 2] of an image's `grid` of patches are x + 1, y + 1 (0 for a class token), of text with images
+    [rows, tokens]. When rows differ, `lengths` [rows] counts the earlier tokens of each (None: none, or all `start`)
+    and `num_new` [rows] its real columns. `sequence_ids` [rows, tokens] separates packed sequences. `places`
+    [tokens, 2] of an image's `grid` of patches are x + 1, y + 1 (0 for a class token), of text with images
     [rows, tokens, 3] time, row, column. A divided sequence has the `runs` of each rank; this one's begins at `start`.
     """
 
@@ -42,11 +42,11 @@ class TokenLayout:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether plain slices do: rows have the same past, and no packed sequences share one."""
+        """True if plain slices suffice: all rows have the same number of earlier tokens and no packed sequences."""
         return self.lengths is None and self.sequence_ids is None
 
     def valid(self) -> Tensor | None:
-        """Which columns are real tokens [rows, tokens]; None: all."""
+        """Mask of the columns that are real tokens, bool [rows, tokens]; None: all."""
         if self.num_new is None:
             return None
         return torch.arange(self.num_tokens, device=self.num_new.device) < self.num_new[:, None]
@@ -54,14 +54,14 @@ class TokenLayout:
 
 @dataclass(slots=True)
 class Context:
-    """What one forward pass tells every layer besides its inputs.
+    """State of one forward pass that every layer gets besides its inputs.
 
-    `caches` holds a cache per node id, `class_token` where a vision tower keeps its class token, `image_mask`
-    [rows, tokens] which text tokens are places for image vectors. `memo` keeps what layers share (rotations, masks).
-    Mixtures tell `record` their node's id, how many choices each expert got [experts] and, in training, how many were
-    dropped, unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step.
-    With `recomputes_core` attention keeps its inputs and result alone. `split`: each tp rank has some of the tokens,
-    `token_ids` [rows, tokens] are what the layout places.
+    `caches` maps node ids to caches, `class_token` is the place of a vision tower's class token, `image_mask` [rows,
+    tokens] marks the text tokens that image vectors replace. `memo` has tensors that layers share (rotations, masks).
+    Mixtures pass to `record` their node's id, the choices each expert got [experts] and, in training, those dropped,
+    unless the pass `is_recomputed` after a checkpoint. `loss_scale` is the share of this pass in its step. With
+    `recomputes_core` attention saves its inputs and result alone. With `split` each tp rank has some of the tokens.
+    `token_ids` [rows, tokens] are those of the layout.
     """
 
     layout: TokenLayout
@@ -81,7 +81,7 @@ class Context:
         return None if self.caches is None else self.caches.get(node_id)
 
     def once(self, key: str, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` returns, made once per forward pass for all layers that ask for `key`."""
+        """The result of `make`, computed once per forward pass and shared under `key`."""
         value = self.memo.get(key)
         if value is None:
             value = self.memo[key] = make()
@@ -99,7 +99,7 @@ class LayerModule(nn.Module):
     summed_at: str = ""
     """The submodule whose outputs tensor-parallel ranks add up, where it is not the layer's own output."""
     joins_itself: bool = False
-    """Whether the module itself joins what the ranks have, so that nothing is added up after it."""
+    """True if the module itself combines the ranks' partial results, so that no sum follows it."""
 
     def tie(self, name: str, owner: nn.Module) -> None:
         """Use the weight of another module for the declared parameter `name`; kinds that can be tied override this."""
@@ -112,7 +112,7 @@ def empty(*shape: int) -> nn.Parameter:
 
 
 class Products(Protocol):
-    """How products with a weight are computed in training, instead of plain ones (`l4spec.training.fp8`)."""
+    """Products with a weight in training that replace the plain ones (`l4spec.training.fp8`)."""
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """[..., in] by a weight [out, in] to [..., out]."""
@@ -127,7 +127,7 @@ class Linear(nn.Linear):
     bias_share: float = 1.0
     """Factor on the bias: of tensor-parallel ranks whose outputs are added up, one adds it."""
     products: Products | None = None
-    """How it multiplies while it is trained; None: plainly."""
+    """Products in training; None: the plain ones."""
 
     def reset_parameters(self) -> None:
         """Nothing: see `l4spec.runtime.initialize`."""
@@ -169,7 +169,7 @@ def expert_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _is_compiled_read(x: Tensor, weight: Tensor) -> bool:
-    """Whether a compiler is to make one row's product a loop of its own, without gradients, on the CPU."""
+    """True if the product of one row, compiled without gradients on the CPU, should be a loop of its own."""
     is_traced = torch.compiler.is_compiling() and not torch.is_grad_enabled()
     return is_traced and weight.is_cpu and x.numel() == x.shape[-1]
 
@@ -208,7 +208,7 @@ def _by_halves(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _is_plain_fp32(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is one of plain fp32 weights on the CPU, outside autograd and the compiler."""
+    """True if the product is of plain fp32 weights on the CPU, outside autograd and the compiler."""
     if x.dtype != torch.float32 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     is_plain = type(weight) in _PLAIN and weight.is_cpu and weight.is_contiguous() and weight.numel() > 0
@@ -298,7 +298,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, *, unit_offset: bool 
 
 
 def _is_one_vector(x: Tensor) -> bool:
-    """Whether `x` is the one row of a decode step on the CPU, whose time is that of starting operations."""
+    """True if `x` is the single row of a decode step on the CPU, where starting operations takes most of the time."""
     is_alone = x.numel() == x.shape[-1] and x.device.type == "cpu" and x.is_contiguous()
     return is_alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 

@@ -29,9 +29,9 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """What a layer knows of the mesh. `data` are all ranks that hold other sequences: dp and ep as one axis.
+    """The mesh axes of a layer. `data` are all ranks with other sequences: dp and ep as one axis.
 
-    The ranks along `cp` hold other tokens of the same sequences.
+    The ranks along `cp` have other tokens of the same sequences.
     """
 
     tp: Axis = Axis()

@@ -10,5 +10,5 @@ class RunsSplit(Protocol):
     """Runs layers on a rank's share of the tokens (`l4spec.runtime.parallel.tokens`)."""
 
     def run(self, module: Any, inputs: Sequence[Tensor | None], context: Any) -> Tensor:
-        """What a layer's module gives on this rank in a pass of this context."""
+        """Output of a layer's module on this rank in a pass of this context."""
         ...

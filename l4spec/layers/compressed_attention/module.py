@@ -33,7 +33,7 @@ from l4spec.layers.compressed_attention.windows import Compressor, FinishedWindo
 
 
 class Index(Compressor):
-    """What chooses entries: small keys of its own, scored by queries made of the latent."""
+    """Index that selects entries: it has small keys of its own, scored by queries computed from the latent."""
 
     def __init__(self, spec: CompressedAttentionSpec, compression: Compression, index: EntryIndex, hidden: int) -> None:
         super().__init__(hidden, index.head_dim, compression, spec.norm_eps)

@@ -99,7 +99,7 @@ def _seen_when_packed(windows: FinishedWindows, layout: TokenLayout) -> Tensor:
 
 
 def window_seen(near: SeenRows, band: Band, layout: TokenLayout, window: int) -> Tensor:
-    """Which rows of the window the queries of a band see, [.., queries, rows]."""
+    """Mask of the window's rows that the queries of a band attend to, [.., queries, rows]."""
     if near.seen is not None:
         return near.seen
     device = near.rows.device
@@ -109,7 +109,7 @@ def window_seen(near: SeenRows, band: Band, layout: TokenLayout, window: int) ->
 
 
 def entries_seen(far: SeenRows, band: Band, layout: TokenLayout, ratio: int) -> Tensor:
-    """Which of the first entries the queries of a band see, [.., queries, entries]."""
+    """Mask of the first entries that the queries of a band attend to, [.., queries, entries]."""
     if far.seen is not None:
         return far.seen
     device = far.rows.device

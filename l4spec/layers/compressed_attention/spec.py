@@ -25,9 +25,9 @@ class Compression(Spec):
     ratio: Annotated[int, Field(ge=2, le=2**20)]
     """Tokens to an entry."""
     overlap: bool = False
-    """Whether an entry is also made of the window before its own, by a series of keys and gates apart."""
+    """Make an entry also of the window before its own, with separate keys and gates."""
     index: EntryIndex | None = None
-    """What chooses among the entries; null: a query attends to all of them."""
+    """Index that selects entries; null: a query attends to all of them."""
 
     @property
     def num_series(self) -> int:

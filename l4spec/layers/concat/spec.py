@@ -10,4 +10,4 @@ class ConcatSpec(LayerSpec):
 
     kind: Literal["concat"]
     num_inputs: Size
-    """How many streams."""
+    """Number of streams that are concatenated."""

@@ -74,9 +74,9 @@ def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger
 
 
 def _positioned(spec: GQASpec, work: Work, ledger: Ledger, num_heads: int, *, kept: bool = False) -> int:
-    """What norm and rotation of `num_heads` heads hold beside them; `kept`: what was projected stays beside the result.
+    """Memory of norm and rotation of `num_heads` heads; with `kept`, the projected tensor stays beside the result.
 
-    Gives the bytes that stay so.
+    Returns the bytes that stay.
     """
     rows = work.num_tokens * num_heads
     elements, left = rows * spec.head_dim, 0

@@ -73,14 +73,14 @@ class GQA(LayerModule):
         return group_last(projected, -1, self.spec.head_dim)
 
     def _valued(self, value: Tensor | None) -> Tensor:
-        """What is projected, with the norm and the factor of values [batch, tokens, width]."""
+        """Values [batch, tokens, width] with their norm and factor applied."""
         assert value is not None
         if self.spec.value_norm is not None:
             value = rms_norm(group_last(value, -1, self.spec.value_dim), None, self.spec.value_norm.eps).flatten(-2)
         return value if self.spec.value_scale is None else value * self.spec.value_scale
 
     def _are_few(self, x: Tensor) -> bool:
-        """Whether starting operations takes longer than a copy that makes one of two; not while autograd watches."""
+        """True if starting operations takes longer than the copy that joins two into one; False with gradients."""
         turns_alike = not isinstance(self.spec.qk_norm, RMSQKNorm) and (self.rotation or self.spec.qk_norm)
         if x.shape[0] * x.shape[1] > MOST_FEW_ROWS or not turns_alike or self.v_proj is None:
             return False

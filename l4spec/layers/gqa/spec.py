@@ -24,7 +24,7 @@ class RMSQKNorm(Spec):
     eps: PositiveFloat = 1e-6
     """Added to the mean square."""
     over: Literal["head", "width"] = "head"
-    """Whether each head is a vector of its own (Qwen3) or all heads of a token are one (OLMo 2, MiniMax-M2)."""
+    """Vector that is normed: each head (Qwen3), or all heads of a token as one (OLMo 2, MiniMax-M2)."""
     unit_offset: bool = False
     """The factor is 1 + weight, so that a weight of zero changes nothing (Gemma 3, Qwen3-Next)."""
 
@@ -61,9 +61,9 @@ class GQASpec(LayerSpec):
     v_head_dim: LayerSize | None = None
     """Width of a value head; head_dim when left out (MiMo-V2: narrower)."""
     mask: Mask
-    """Which keys a query sees."""
+    """Mask of the keys that a query attends to."""
     position: Position
-    """How positions enter queries and keys."""
+    """Position encoding of queries and keys."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections."""
     output_bias: bool = False
@@ -79,7 +79,7 @@ class GQASpec(LayerSpec):
     sinks: bool = False
     """A learned logit per query head joins each softmax and has no value: attention may go nowhere (gpt-oss)."""
     output_gate: Literal["elementwise", "headwise"] | None = None
-    """What heads attended is multiplied by sigmoid(x W), a factor per element (Qwen3-Next) or per head (Step-3.7)."""
+    """Multiply the heads' output by sigmoid(x W), with a factor per element (Qwen3-Next) or per head (Step-3.7)."""
 
     value_scale: PositiveFloat | None = None
     """Factor on values (MiMo-V2: 0.707)."""
@@ -95,7 +95,7 @@ class GQASpec(LayerSpec):
 
     @property
     def is_fused(self) -> bool:
-        """Whether a fused kernel runs it: capped scores and sinks need the scores themselves."""
+        """True if a fused kernel computes the attention; capped scores and sinks need the scores themselves."""
         return self.logit_softcap is None and not self.sinks
 
     @model_validator(mode="after")

@@ -12,4 +12,4 @@ class LayerNormSpec(LayerSpec):
     eps: PositiveFloat
     """Added to the variance."""
     bias: bool = True
-    """Whether a bias is added."""
+    """Add a learned bias."""

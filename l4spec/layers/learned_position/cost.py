@@ -1,4 +1,4 @@
-"""What learned absolute positions cost: a table and an addition."""
+"""Cost of learned absolute positions: a table and an addition."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import Buffer, Declaration, Dim, Elementwise, Operation, Parameter, Work, tokens_of

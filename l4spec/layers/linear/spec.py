@@ -12,4 +12,4 @@ class LinearSpec(LayerSpec):
     output_size: LayerSize
     """Width of the output."""
     bias: bool = False
-    """Whether a bias is added."""
+    """Add a learned bias."""

@@ -17,7 +17,7 @@ def _allocate(spec: LMHeadSpec, width: Width, work: Work, ledger: Ledger) -> Non
 
 
 def _goes_apart(spec: LMHeadSpec, work: Work, ledger: Ledger) -> bool:
-    """Whether the product is not made in one piece: the last tokens of several sequences, or few rows in fp32."""
+    """True if the product is split: for the last tokens of several sequences, or few rows in fp32."""
     lie_apart = spec.bias and work.num_sequences > 1 and work.num_logit_rows < work.num_tokens
     return lie_apart or (ledger.is_wide and work.num_logit_rows <= MOST_FEW_ROWS and spec.vocab_size % 2 == 0)
 

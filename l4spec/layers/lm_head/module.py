@@ -20,7 +20,7 @@ class LMHead(LayerModule):
     """Logits x W^T (+ b) in fp32; tied, the weight is the embedding's and is not stored here."""
 
     products: Products | None = None
-    """How it multiplies while it is trained; None: plainly."""
+    """Products in training; None: the plain ones."""
 
     def __init__(self, spec: LMHeadSpec, width: Width) -> None:
         super().__init__()

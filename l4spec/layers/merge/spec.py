@@ -12,4 +12,4 @@ class MergeSpec(LayerSpec):
     num_vectors: Size = 1
     """Vectors side by side that an image token brings: one for the embeddings, then one for each block it enters."""
     index: Count = 0
-    """Which of them; those after the first are added to what the text has there (DeepStack, arXiv:2406.04334)."""
+    """Index of the merged vector; those after the first are added to the text's own (DeepStack, arXiv:2406.04334)."""

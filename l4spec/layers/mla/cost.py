@@ -94,7 +94,7 @@ def _cache(spec: MLASpec) -> tuple[CacheEntry, ...]:
 
 
 def absorbs(spec: MLASpec, num_queries: int, num_cached: int) -> bool:
-    """Whether our module absorbs the expansion rather than expand `num_cached` tokens for `num_queries` new ones.
+    """True if our module absorbs the expansion rather than expanding `num_cached` tokens for `num_queries` new ones.
 
     Per cached token and head, attention over the latent costs (2 * rank - nope - v) more multiply-adds a query,
     expanding costs rank * (nope + v) once.

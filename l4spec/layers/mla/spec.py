@@ -25,7 +25,7 @@ class LatentSpec(LayerSpec):
     v_head_dim: LayerSize
     """Width of a value head."""
     mask: Mask
-    """Which keys a query sees."""
+    """Mask of the keys that a query attends to."""
     position: Position
     """RotaryTable of the rope part."""
     norm_eps: PositiveFloat

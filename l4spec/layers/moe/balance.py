@@ -1,8 +1,8 @@
-"""What keeps experts equally busy in training: losses on the router, a bias that moves, experts that choose tokens.
+"""Load balancing of experts in training: losses on the router, a bias that is updated, experts that choose tokens.
 
 Losses are added to a layer's scores without changing them (`attach`): the backward pass then carries the loss's own
-gradient to the router, through microbatches, pipeline stages and activation checkpointing, and no list of losses has
-to be handed through the model. Ranks whose gradients are averaged each attach the share of their own tokens.
+gradient to the router, through microbatches, pipeline stages and activation checkpointing, and the model needs to pass
+no list of losses. Ranks whose gradients are averaged each attach the share of their own tokens.
 """
 
 from typing import Any, Literal
@@ -75,6 +75,6 @@ def moved_bias(bias: Tensor, load: Tensor, rate: float) -> Tensor:
 
 
 def chosen_by_experts(worth: Tensor, num_taken: int) -> Tensor:
-    """Which tokens each expert takes, bool [tokens, experts]: each column's `num_taken` largest (arXiv:2202.09368)."""
+    """Tokens that each expert takes, bool [tokens, experts]: each column's `num_taken` largest (arXiv:2202.09368)."""
     taken = torch.topk(worth, min(num_taken, worth.shape[0]), dim=0).indices
     return torch.zeros_like(worth, dtype=torch.bool).scatter(0, taken, value=True)

@@ -1,4 +1,4 @@
-"""What a mixture of experts costs: all experts in memory, a few in compute."""
+"""Cost of a mixture of experts: memory of all experts, compute of the chosen ones."""
 
 from dataclasses import replace
 from functools import partial
@@ -89,7 +89,7 @@ def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, .
 
 
 def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
-    """What eager autograd keeps of routed and shared experts, the latents' sum, and the router's logits in fp32."""
+    """Tensors that eager autograd saves: those of the experts, the sum of latents, and the router's fp32 logits."""
     kept = partial(gated_saved, clamped=spec.clamp is not None) if spec.gated else plain_live
     dispatched, *inside = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
     of_routed = (replace(dispatched, name="dispatched"), *inside)

@@ -1,4 +1,4 @@
-"""What the module of a mixture of experts allocates, and which timed pieces it runs."""
+"""Allocations and timed pieces of the module of a mixture of experts."""
 
 from collections.abc import Iterator
 

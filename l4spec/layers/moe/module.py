@@ -41,7 +41,7 @@ class Experts(nn.Module):
     bias_share: float = 1.0
     """Factor on `down_bias`: of tensor-parallel ranks whose outputs are added up, one adds it."""
     products: Mapping[str, Products] = MappingProxyType({})
-    """How stacks multiply while they are trained, by their names (`gate_proj`); the others do plainly."""
+    """Products of the stacks in training, by name (`gate_proj`); stacks without an entry use the plain ones."""
 
     def __init__(self, spec: MoESpec, hidden_size: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class MoE(LayerModule):
         return self._routed(self._narrowed(given), scores.to(tokens.dtype), experts, context)
 
     def _narrowed(self, given: Tensor) -> Tensor:
-        """What routed experts read of [tokens, hidden]: themselves, or their latents."""
+        """Input of the routed experts, from [tokens, hidden]: the tokens themselves, or their latents."""
         return given if self.latent_down_proj is None else self.latent_down_proj(given)
 
     def _trained(self, tokens: Tensor, given: Tensor, context: Context) -> Tensor:
@@ -236,7 +236,7 @@ class MoE(LayerModule):
         return self._taken(self._narrowed(tokens), scores.to(tokens.dtype), is_taken, counts.int())
 
     def _worth(self, logits: Tensor, is_real: Tensor) -> Tensor:
-        """What experts choose tokens by [tokens, experts]: the score's logarithm, and -inf for padding."""
+        """Values by which experts choose tokens, [tokens, experts]: the score's logarithm, -inf for padding."""
         values = logits.detach().log_softmax(dim=-1) if self.spec.router.score == "softmax" else logits.detach()
         return values.masked_fill(~is_real[:, None], float("-inf"))
 
@@ -308,7 +308,7 @@ class MoE(LayerModule):
         return result
 
     def _fits(self, experts: Tensor, context: Context) -> Tensor:
-        """Which choices [tokens, top-k] their expert has room for: the first ceil(factor * choices / experts) of each.
+        """Mask of the choices [tokens, top-k] within their expert's capacity, ceil(factor * choices / experts).
 
         Tokens come first by position in the batch, a token's choices by score; padding takes no room.
         """
@@ -323,9 +323,9 @@ class MoE(LayerModule):
         return (place <= capacity).view_as(experts)
 
     def _batch_around(self, choices: Tensor, num_rows: int) -> tuple[Tensor | int, int]:
-        """How many choices of each expert come before these [choices, experts], and how many there are in all.
+        """Number of choices of each expert before these [choices, experts], and the total number of choices.
 
-        They are those of `num_rows` sequences; what comes before may be given for each choice.
+        They are those of `num_rows` sequences; the former may be given for each choice.
         """
         return 0, choices.shape[0]
 
@@ -337,7 +337,7 @@ def _shared_expert(spec: MoESpec, hidden_size: int) -> nn.Module:
 
 
 def _real(context: Context, tokens: Tensor) -> Tensor:
-    """Which of `tokens` [tokens, ...] are no padding, bool [tokens]."""
+    """Mask of `tokens` [tokens, ...] that are not padding, bool [tokens]."""
     valid = context.layout.valid()
     return tokens.new_ones(tokens.shape[0], dtype=torch.bool) if valid is None else valid.flatten()
 

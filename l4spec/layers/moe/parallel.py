@@ -53,7 +53,7 @@ class ExpertParallelMoE(MoE):
 
 
 def _exchanged_counts(counts: Tensor, ep: Axis) -> Tensor:
-    """How many rows each rank sends to each expert of this one [ranks, experts], from what this one sends to others."""
+    """Rows that each rank sends to each expert of this rank, [ranks, experts], from those that this rank sends."""
     ones = [1] * ep.size
     return exchange(counts, ep, ones, ones)
 

@@ -8,7 +8,7 @@ from l4spec.layers.moe.spec import MoESpec
 
 
 class Router(nn.Module):
-    """Which experts each token chooses, and with which scores; all in fp32."""
+    """Router: the experts that each token chooses, and their scores, in fp32."""
 
     def __init__(self, spec: MoESpec, hidden_size: int, vocab_size: int = 0) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Router(nn.Module):
         return (chosen - logits.logsumexp(dim=-1, keepdim=True)).exp()
 
     def _worth(self, scores: Tensor) -> Tensor:
-        """What experts are chosen by: corrected scores, -inf outside the best groups."""
+        """Values by which experts are chosen: corrected scores, -inf outside the best groups."""
         router = self.spec.router
         worth = scores if self.correction_bias is None else scores + self.correction_bias
         if router.num_groups == 1:

@@ -17,12 +17,12 @@ class TokenNorm(Spec):
 
 
 class RouterSpec(Spec):
-    """How tokens choose experts: a linear layer gives a logit per expert, top-k are chosen, scores weigh them."""
+    """Router of tokens to experts: a linear layer gives a logit per expert, top-k are chosen, scores weigh them."""
 
     score: Literal["sigmoid", "softmax", "sqrt_softplus"]
-    """What turns logits into scores; softmax runs over all experts. DeepSeek-V4 takes sqrt(softplus)."""
+    """Function of the logits that gives scores; softmax is over all experts, `sqrt_softplus` is DeepSeek-V4's."""
     scales: Literal["input", "output"] = "output"
-    """Whether a score multiplies the expert's input (Llama 4) or its output."""
+    """Side of the expert that a score multiplies: its input (Llama 4) or its output."""
     renormalize: bool = False
     """Divide the chosen scores by their sum (Mixtral, Qwen3, DeepSeek-V3)."""
     scaling_factor: PositiveFloat = 1.0
@@ -47,16 +47,16 @@ class RouterSpec(Spec):
 
 
 class BalanceSpec(Spec):
-    """How training keeps experts equally busy; without effect on a model that only runs."""
+    """Load balancing in training; without effect on inference."""
 
     auxiliary_loss: PositiveFloat | None = None
     """Weight of the load-balancing loss E sum_e f_e P_e of each layer (Switch Transformer, arXiv:2101.03961)."""
     counted_over: Literal["batch", "sequence", "ep_group"] = "batch"
-    """What the loss balances: the microbatch over all ranks, each sequence, or the ranks that share the experts."""
+    """Scope of the loss: the microbatch over all ranks, each sequence, or the ranks that share the experts."""
     z_loss: PositiveFloat | None = None
     """Weight of the mean squared log-sum-exp of the router's logits (ST-MoE, arXiv:2202.08906)."""
     bias_update: PositiveFloat | None = None
-    """How far the correction bias moves after each step, mean-centred (DeepSeek-V3: 0.001)."""
+    """Size of the correction bias's update after each step, mean-centred (DeepSeek-V3: 0.001)."""
     expert_choice: PositiveFloat | None = None
     """In training each expert takes the best factor * tokens * top-k / experts tokens of a microbatch over all ranks.
 
@@ -83,7 +83,7 @@ class MoESpec(LayerSpec):
     activation: Literal["silu", "gelu_tanh", "relu2"] = "silu"
     """Activation of the gate, or without gates of the first projection (Nemotron 3: relu2)."""
     gated: bool = True
-    """Whether experts multiply by a gate, down(act(gate(x)) * up(x)), or are down(act(up(x))) (Nemotron 3)."""
+    """Gated experts, down(act(gate(x)) * up(x)); if false, down(act(up(x))) (Nemotron 3)."""
     latent_size: LayerSize | None = None
     """Width that tokens are narrowed to before routed experts, and widened from after them (Nemotron 3 Super)."""
     clamp: GateClamp | None = None
@@ -91,17 +91,17 @@ class MoESpec(LayerSpec):
     expert_bias: bool = False
     """Biases on the three projections of each routed expert (gpt-oss)."""
     router: RouterSpec
-    """How tokens choose experts."""
+    """Router of tokens to experts."""
     input_norm: TokenNorm | None = None
     """Norm of what experts read, inside the layer and instead of the block's: the router reads the stream (Gemma 4)."""
     capacity_factor: PositiveFloat | None = None
     """Tokens beyond capacity_factor * tokens * top-k / experts are dropped by an expert; null: none is dropped."""
     balance: BalanceSpec | None = None
-    """How training keeps experts equally busy; null: not at all."""
+    """Load balancing in training; null: none."""
 
     @property
     def norms_input(self) -> bool:
-        """Whether experts read tokens by a norm of the layer's own."""
+        """True if experts read tokens through a norm of the layer's own."""
         return self.input_norm is not None
 
     @property
@@ -116,7 +116,7 @@ class MoESpec(LayerSpec):
         return self.num_experts_per_token * (factor or 1)
 
     def num_taken(self, tokens: int) -> int | None:
-        """How many of so many tokens each expert takes in training; None where tokens choose."""
+        """Number of tokens, out of `tokens`, that each expert takes in training; None if tokens choose."""
         if self.balance is None or self.balance.expert_choice is None:
             return None
         return ceil(self.balance.expert_choice * tokens * self.num_experts_per_token / self.num_experts)

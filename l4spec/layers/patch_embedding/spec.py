@@ -20,7 +20,7 @@ class PatchEmbeddingSpec(LayerSpec):
     temporal_patch_size: Size = 1
     """Frames that a patch covers; a still image is taken that many times (Qwen3-VL: 2)."""
     class_token: Literal["first", "last", "none"] = "none"
-    """Where a learned class token joins the patches (Llama 4: last)."""
+    """Position of a learned class token among the patches (Llama 4: last)."""
     bias: bool = False
     """Bias of the projection."""
 

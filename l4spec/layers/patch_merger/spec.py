@@ -18,7 +18,7 @@ class PatchMergerSpec(LayerSpec):
     eps: PositiveFloat
     """Added to the variance."""
     norms: Literal["patches", "folded"] = "patches"
-    """Whether each patch is normed, or the folded ones together (Qwen3-VL's mergers of single blocks)."""
+    """Vectors that are normed: single patches, or the merged ones (Qwen3-VL's mergers of single blocks)."""
     activation: Literal["gelu", "gelu_tanh"] = "gelu"
     """Activation after the layer."""
     bias: bool = True

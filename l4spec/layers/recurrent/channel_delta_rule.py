@@ -16,11 +16,11 @@ from l4spec.layers.recurrent.delta_rule import by_chunks
 def channel_delta_rule(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each token reads [rows, heads, tokens, value_dim], and the state after the last [rows, heads, key, value].
+    """Gated delta rule with a decay per channel: outputs [rows, heads, tokens, value_dim] and the last state.
 
-    `query`, `key` and `decay` (g <= 0, the log of what is kept) are [rows, heads, tokens, key_dim], queries and keys
-    scaled and normed; `beta` [rows, heads, tokens]; all in fp32 or wider. A token with g = 0 and beta = 0 leaves the
-    state alone.
+    The state is [rows, heads, key_dim, value_dim]. `query`, `key` and `decay` (g <= 0, the log of the share that stays)
+    are [rows, heads, tokens, key_dim], queries and keys scaled and normed; `beta` [rows, heads, tokens]; all in fp32 or
+    wider. A token with g = 0 and beta = 0 leaves the state unchanged.
     """
     if query.shape[2] == 1:
         return _one_step(query, key, value, decay, beta, state)

@@ -15,12 +15,12 @@ def chunks_of(num_tokens: int, chunk: int = CHUNK) -> list[int]:
 
 
 def recurrence(name: str, work: Work, num_heads: int, products_per_token: int) -> HeadProducts:
-    """What the mathematics of a recurrence needs: `products_per_token` multiply-adds a token in each head."""
+    """Products of a recurrence by its formula: `products_per_token` multiply-adds per token in each head."""
     return HeadProducts(name, num_heads, work.num_tokens * products_per_token)
 
 
 def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int, chunk: int = CHUNK) -> HeadProducts:
-    """What `delta_rule` and `channel_delta_rule` run: one step for one token, else chunk by chunk."""
+    """Products that `delta_rule` and `channel_delta_rule` run: one step for one token, else chunk by chunk."""
     state = key_dim * value_dim
     if work.num_queries == 1:
         return HeadProducts("delta_rule", num_heads, work.num_sequences * 3 * state)
@@ -37,7 +37,7 @@ def delta_rule_products(work: Work, num_heads: int, key_dim: int, value_dim: int
 
 
 def scan_products(work: Work, num_heads: int, key_dim: int, value_dim: int) -> HeadProducts:
-    """What `l4spec.layers.recurrent.scan` runs: one step for one token, else chunk by chunk."""
+    """Products that `l4spec.layers.recurrent.scan` runs: one step for one token, else chunk by chunk."""
     state = key_dim * value_dim
     if work.num_queries == 1:
         return HeadProducts("scan", num_heads, work.num_sequences * 2 * state)

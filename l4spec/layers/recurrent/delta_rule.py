@@ -16,10 +16,11 @@ from l4spec.layers.recurrent.chunks import CHUNK, chunks_of
 def delta_rule(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What each token reads [rows, heads, tokens, value_dim], and the state after the last [rows, heads, key, value].
+    """Gated delta rule: outputs [rows, heads, tokens, value_dim] and the last state [rows, heads, key_dim, value_dim].
 
-    `query` and `key` are [rows, heads, tokens, key_dim], scaled and normed; `decay` (g <= 0, the log of what is kept)
-    and `beta` [rows, heads, tokens]; all in fp32 or wider. A token with g = 0 and beta = 0 leaves the state alone.
+    `query` and `key` are [rows, heads, tokens, key_dim], scaled and normed; `decay` (g <= 0, the log of the share that
+    stays) and `beta` [rows, heads, tokens]; all in fp32 or wider. A token with g = 0 and beta = 0 leaves the state
+    unchanged.
     """
     if query.shape[2] == 1:
         return _one_step(query, key, value, decay, beta, state)
@@ -29,7 +30,7 @@ def delta_rule(
 def by_chunks(
     chunk: Callable[..., tuple[Tensor, Tensor]], size: int, of_tokens: tuple[Tensor, ...], state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `chunk(*parts, state)` reads of each `size` of the tokens [rows, heads, tokens, ..], and the last state."""
+    """Outputs of `chunk(*parts, state)` over chunks of `size` tokens [rows, heads, tokens, ..], and the last state."""
     read = []
     lengths = chunks_of(of_tokens[0].shape[2], size)
     for parts in zip(*(torch.split(x, lengths, dim=2) for x in of_tokens), strict=True):

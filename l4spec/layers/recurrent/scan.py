@@ -11,10 +11,10 @@ from l4spec.layers.recurrent.chunks import chunks_of
 
 
 def selective_scan(query: Tensor, key: Tensor, value: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """What each token reads [rows, heads, tokens, value_dim], and the state after the last [rows, heads, key, value].
+    """Selective scan: outputs [rows, heads, tokens, value_dim] and the last state [rows, heads, key_dim, value_dim].
 
-    `query` and `key` are [rows, heads, tokens, key_dim], `decay` (g <= 0, the log of what is kept) [rows, heads,
-    tokens]; all in fp32 or wider. A token with g = 0 and v = 0 leaves the state alone.
+    `query` and `key` are [rows, heads, tokens, key_dim], `decay` (g <= 0, the log of the share that stays) [rows,
+    heads, tokens]; all in fp32 or wider. A token with g = 0 and v = 0 leaves the state unchanged.
     """
     if query.shape[2] == 1:
         state = state * decay.exp()[..., None] + key.transpose(2, 3) @ value

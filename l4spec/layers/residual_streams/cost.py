@@ -1,4 +1,4 @@
-"""What residual streams cost: a small projection of all streams for each layer, and traffic."""
+"""Cost of residual streams: a small projection of all streams per layer, and memory traffic."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
@@ -81,7 +81,7 @@ def _parameters(spec: ResidualStreamsSpec, hidden: int) -> tuple[Parameter, ...]
 
 
 def _live(spec: ResidualStreamsSpec, hidden: int, work: Work) -> tuple[Buffer, ...]:
-    """What a step has beside its inputs: streams in fp32 and their norm, weighed streams, or the next streams."""
+    """Buffers of a step beside its inputs: streams in fp32 and their norm, weighted streams, or the next streams."""
     every = Dim("hidden", spec.streams.count * hidden)
     wide = Buffer("normed_streams", work.num_tokens, (every,), bytes_per_element=4)
     weighed = Buffer("weighed_streams", work.num_tokens, (every,), bytes_per_element=4)
@@ -96,7 +96,7 @@ def _live(spec: ResidualStreamsSpec, hidden: int, work: Work) -> tuple[Buffer, .
 
 
 def _saved(spec: ResidualStreamsSpec, hidden: int, work: Work) -> tuple[Buffer, ...]:
-    """What autograd keeps: streams once a layer, their norm in fp32, the layer's output."""
+    """Tensors that autograd saves: the streams once per layer, their norm in fp32, the layer's output."""
     every = Dim("hidden", spec.streams.count * hidden)
     streams = Buffer("streams", work.num_tokens, (every,))
     normed = Buffer("normed_streams", work.num_tokens, (every,), bytes_per_element=4)

@@ -26,7 +26,7 @@ class ResidualStreams(LayerModule):
             self.fn, self.base, self.scale = empty(spec.streams.count, every), empty(spec.streams.count), empty(1)
 
     def forward(self, *inputs: Tensor, context: Context) -> Tensor:
-        """What the step makes of its inputs, in the order of the declaration."""
+        """Result of the step, for inputs in the order of the declaration."""
         result: Tensor = getattr(self, f"_{self.step}")(*inputs)
         return result
 

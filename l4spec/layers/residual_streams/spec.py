@@ -34,6 +34,6 @@ class ResidualStreamsSpec(LayerSpec):
 
     kind: Literal["residual_streams"]
     step: Step
-    """What this node does."""
+    """Step of this node."""
     streams: Streams
     """The streams."""

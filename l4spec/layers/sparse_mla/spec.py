@@ -23,7 +23,7 @@ class SparseMLASpec(LatentSpec):
     index_topk: Size
     """Tokens that a query attends to: those of the highest index scores."""
     index_layout: Literal["interleaved", "half"] = "half"
-    """Which elements of an index head turn as a pair: neighbours (GLM-5), or those of its halves (DeepSeek-V3.2)."""
+    """Elements of an index head that form a pair: neighbours (GLM-5), or those of its halves (DeepSeek-V3.2)."""
 
     @model_validator(mode="after")
     def _index_possible(self) -> Self:

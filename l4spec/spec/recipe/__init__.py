@@ -47,7 +47,7 @@ class Variant(Spec):
 
 
 class Recipe(Header):
-    """How a model is trained."""
+    """Training recipe: model, data and phases."""
 
     kind: Literal["recipe"]
     """Kind of the document."""
@@ -56,7 +56,7 @@ class Recipe(Header):
     set: Overrides = ()
     """Changes of that spec, `path=value`."""
     data: DataSpec
-    """What it is trained on."""
+    """Training data."""
     phases: Annotated[tuple[Phase, ...], AsTuple, Field(min_length=1, max_length=64)]
     """Phases, one after the other."""
     variants: Annotated[Mapping[Key, Variant], Field(max_length=64)] = Field(default_factory=dict)
@@ -70,9 +70,9 @@ class Recipe(Header):
     watts_per_gpu: PositiveFloat | None = None
     """Power of a GPU in the plan's energy, as model cards take its rated power; null: no energy is planned."""
     claims: Annotated[tuple[RecipeClaim, ...], AsTuple, Field(max_length=MAX_CLAIMS)] = ()
-    """What has been published about the training, for `verify`."""
+    """Published figures of the training, checked by `verify`."""
     parametrization: Parametrization = Parametrization()
-    """How initial scales and rates follow the size of the model."""
+    """Rule by which initial scales and learning rates follow the size of the model."""
     initial_deviation: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Standard deviation of all random weights but norms and biases."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0

@@ -21,4 +21,4 @@ class RecipeClaim(Spec):
     within: Annotated[float, Field(gt=0, le=10)] = 0.1
     """Relative difference up to which the claim holds."""
     source: str
-    """Where it was published."""
+    """Publication of the figure."""

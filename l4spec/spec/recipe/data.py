@@ -47,7 +47,7 @@ class SyntheticSource(Spec):
     `needles`: letters among sentences, asked for at the end; `pictures`: a shape somewhere on a tile, and its
     caption after it."""
     language: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Which made-up language, or which difficulty of a task."""
+    """Number of the made-up language, or the difficulty of a task."""
     length: Annotated[int, Field(ge=32, le=1 << 20)] | None = None
     """Characters of a document of `needles`; null: 64."""
     pictures: Literal["shown", "blank", "left_out"] = "shown"
@@ -57,7 +57,7 @@ class SyntheticSource(Spec):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether image tiles are among the tokens."""
+        """True if there are image tiles among the tokens."""
         return self.task == "pictures" and self.pictures != "left_out"
 
     @model_validator(mode="after")
@@ -84,7 +84,7 @@ class FileSource(Spec):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether image tiles are among the tokens: never."""
+        """Always False: text files have no image tiles."""
         return False
 
 
@@ -99,7 +99,7 @@ class DialogueSource(Spec):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether image tiles are among the tokens: never."""
+        """Always False: dialogues have no image tiles."""
         return False
 
 
@@ -108,7 +108,7 @@ class DescribedSource(Spec):
 
     kind: Literal["described"]
     description: str
-    """What it is."""
+    """Description of the data."""
     image_share: Share = 0.0
     """Share of its tokens that are patches of images; where a miniature is run, pictures with captions stand for it."""
     weight: Weight = 1.0
@@ -116,7 +116,7 @@ class DescribedSource(Spec):
 
     @property
     def has_pictures(self) -> bool:
-        """Whether image tiles are among the tokens."""
+        """True if there are image tiles among the tokens."""
         return self.image_share > 0
 
 
@@ -127,7 +127,7 @@ class DataSpec(Spec):
     """Sources and tokenizer."""
 
     tokenizer: Tokenizer = ByteTokens(kind="bytes")
-    """How text becomes tokens."""
+    """Tokenizer of the text."""
     sources: Annotated[dict[Key, Source], Field(min_length=1, max_length=256)]
     """Sources by a name of your own."""
     held_out: Share = 0.05
@@ -137,7 +137,7 @@ class DataSpec(Spec):
 
     @property
     def marks_images(self) -> bool:
-        """Whether the tokens that mark images are needed."""
+        """True if the vocabulary needs the tokens that mark images."""
         return any(
             source.has_pictures or (source.kind == "synthetic" and source.task == "pictures")
             for source in self.sources.values()

@@ -21,13 +21,13 @@ class BaseSizes(Spec):
 
 
 class Parametrization(Spec):
-    """Which rule, and from where."""
+    """Rule of scales and learning rates, and the sizes that it starts from."""
 
     kind: Literal["standard", "mup", "completedp"] = "standard"
     """`standard`: one rate and one deviation for all. `mup`: over width (arXiv:2203.03466). `completedp`: over width,
     depth, batch and tokens (arXiv:2505.01618, arXiv:2512.22382)."""
     base: BaseSizes = BaseSizes()
-    """Where every factor is 1."""
+    """Reference sizes, at which every factor is 1."""
 
     @model_validator(mode="after")
     def _rule_knows_its_axes(self) -> Self:

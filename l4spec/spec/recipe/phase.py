@@ -23,7 +23,7 @@ class OptimizerSpec(Spec):
     """AdamW (arXiv:1711.05101), or SGD."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    """Which; `sgd` has no state."""
+    """Optimizer; `sgd` has no state."""
     learning_rate: Rate
     """Peak learning rate."""
     betas: Annotated[tuple[Share, Share], AsTuple] = (0.9, 0.95)
@@ -40,11 +40,11 @@ class ScheduleSpec(Spec):
     """The learning rate over a phase, as a share of its peak."""
 
     kind: Literal["constant", "linear", "cosine"] = "cosine"
-    """How it falls after the warm-up."""
+    """Shape of the decay after the warm-up."""
     warmup: Share = 0.02
     """Share of the phase in which it rises from 0."""
     final: Share = 0.1
-    """Where it ends, as a share of the peak."""
+    """Final learning rate, as a share of the peak."""
 
 
 class LayoutSpec(Spec):
@@ -105,12 +105,12 @@ class PhaseBase(Spec):
 
     @property
     def modules(self) -> MTPPhaseSpec | None:
-        """How modules of multi-token prediction are trained; None where they are not."""
+        """Training of the modules of multi-token prediction; None if they are not trained."""
         return None
 
     @property
     def fp8(self) -> Fp8Spec | None:
-        """What `precision` says of fp8; None for bf16."""
+        """Settings of fp8 matmuls; None for bf16."""
         return self.precision if self.precision.kind == "fp8" else None
 
 
@@ -185,7 +185,7 @@ class RlPhase(PhaseBase):
     iterations: Size = 1
     """Optimizer steps on each batch of answers."""
     rollouts: RolloutSpec | None = None
-    """How answers are generated; null: in turns with the learner in one process, and not part of the planned time."""
+    """Generation of answers; null: in turns with the learner in one process, and not part of the planned time."""
 
     @model_validator(mode="after")
     def _groups_fill_a_batch(self) -> Self:

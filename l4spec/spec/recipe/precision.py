@@ -21,9 +21,10 @@ class Fp8Spec(Spec):
 
     kind: Literal["fp8"] = "fp8"
     scaling: Scaling = "tensorwise"
-    """What shares a scale: `tensorwise` a whole operand; `rowwise` a line of it along the contracted dim, with scales
-    that are powers of two; `blockwise` 128 along the contracted dim, and 128 x 128 weights (arXiv:2412.19437). `unit`:
-    there are no scales, as where weights and outputs are of unit variance by themselves (arXiv:2502.05967)."""
+    """Values that share one scale: `tensorwise`, a whole operand; `rowwise`, a line of it along the contracted dim,
+    with scales that are powers of two; `blockwise`, 128 values along the contracted dim, or 128 x 128 of the weights
+    (arXiv:2412.19437). `unit`: no scales, for weights and outputs of unit variance (arXiv:2502.05967).
+    """
     gradients: Float8Name | None = None
     """Format of gradients; null: e4m3 with `rowwise` and `blockwise`, whose scales follow local ranges, else e5m2."""
     matmuls: Annotated[str, Field(min_length=1, max_length=200)] = "fp8"

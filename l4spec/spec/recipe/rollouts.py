@@ -16,7 +16,7 @@ class RolloutSpec(Spec):
     staleness: Annotated[float, Field(ge=0, le=64)] = 1.0
     """Batches that may be begun beyond the one that is learned from; 0: nothing is learned from old weights."""
     partial: bool = True
-    """Whether unfinished answers continue with new weights (partial rollouts); else weights wait for them to finish."""
+    """Continue unfinished answers with new weights (partial rollouts); if false, weights wait for them to finish."""
     in_order: bool = False
     """Answers are learned from in the order in which they were begun, so that none is staler than `staleness` and long
     ones are as likely as short ones; else as they end."""

@@ -31,7 +31,7 @@ class Stage(Spec):
     """One stage of a chain: a model, or a classifier of given time and bytes."""
 
     name: ModelKey
-    """What reports call the stage."""
+    """Name of the stage in reports."""
     model: ModelKey | None = None
     """Key of the model that runs it; without one, `seconds` and `bytes` are given."""
     reads: Literal["prompt", "answer", "both"] = "prompt"
@@ -68,7 +68,7 @@ class Scenario(Header):
     models: Annotated[dict[ModelKey, ModelDeployment], Field(min_length=1, max_length=64)]
     """Models by a name of your own, each with its deployment."""
     workload: Workload
-    """What arrives."""
+    """Requests and their arrivals."""
     scheduler: SchedulerSpec = SchedulerSpec()
     """Settings of every model's scheduler."""
     slo: ServiceLevels = ServiceLevels()

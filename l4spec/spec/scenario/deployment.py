@@ -15,15 +15,15 @@ class SchedulerSpec(Spec):
     """Settings of an engine's scheduler. What is left out is the default of the engine's named version."""
 
     order: Literal["fcfs", "priority", "longest_prefix"] | None = None
-    """Which waiting request goes first."""
+    """Order of waiting requests."""
     max_num_seqs: Size | None = None
     """Most sequences in a step (SGLang: max_running_requests; TensorRT-LLM: max_batch_size)."""
     max_num_batched_tokens: Size | None = None
     """Most new tokens in a step (SGLang: chunked_prefill_size; TensorRT-LLM: max_num_tokens)."""
     chunked_prefill: bool | None = None
-    """Whether a prompt may be cut to what is left of a step."""
+    """Split prompts to fill the tokens left in a step."""
     prefix_caching: bool | None = None
-    """Whether equal beginnings of prompts are computed once."""
+    """Reuse the cached prefix that prompts have in common."""
     block_size_tokens: Size | None = None
     """Tokens of a cache block."""
     watermark: Share | None = None
@@ -77,9 +77,9 @@ class KernelTimes(Spec):
 
     kind: Literal["kernels"]
     path: Annotated[str, Field(min_length=1)]
-    """What the tables' file names begin with, relative to the scenario's folder."""
+    """Prefix of the tables' file names, relative to the scenario's folder."""
     step_overhead: Duration = 0.0
-    """What a step takes on top of its kernels."""
+    """Time of a step on top of its kernels."""
     link: Bandwidth | None = None
     """Bandwidth of one device's link, for expert-parallel ranks that exchange tokens; by default the hardware's."""
     link_latency: Duration = 0.0
@@ -111,7 +111,7 @@ class ModelDeployment(Spec):
     replicas: Size = 1
     """Equal servers that one router serves."""
     router: Router = "round_robin"
-    """How requests are given to replicas."""
+    """Rule that assigns requests to replicas."""
     quantization: str = "bf16"
     """Scheme of the weights."""
     kv_dtype: str = "bf16"
@@ -131,9 +131,9 @@ class ModelDeployment(Spec):
     kv_blocks: Size | None = None
     """Number of KV cache blocks of one rank, as an engine's log gives it; by default those the plan leaves room for."""
     times: StepTimes = SpecTimes(kind="spec")
-    """Where the time of a step comes from."""
+    """Source of step times."""
     routing: str = "uniform"
-    """How tokens choose experts: uniform, power_law:1.2, log_normal:1.0, maverick, or a measurement's file."""
+    """Load of experts: uniform, power_law:1.2, log_normal:1.0, maverick, or a measurement's file."""
     speculation: DraftSpec | None = None
     """Speculative decoding."""
     disaggregated: Disaggregated | None = None

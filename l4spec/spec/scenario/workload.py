@@ -125,7 +125,7 @@ class ClosedLoop(Spec):
     think: Duration = 0.0
     """Mean time between an answer and the client's next request."""
     think_distribution: Literal["constant", "exponential"] = "exponential"
-    """How think times vary."""
+    """Distribution of think times."""
 
 
 class Trace(Spec):
@@ -135,7 +135,7 @@ class Trace(Spec):
     path: Annotated[str, Field(min_length=1)]
     """The file, relative to the scenario's folder; `.gz` is unpacked."""
     format: Literal["auto", "azure", "mooncake", "vllm", "blis", "agentic", "requests"] = "auto"
-    """How the file is written; auto tells it from its first line."""
+    """Format of the file; `auto` infers it from the first line."""
     speed: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Arrivals and think times come this many times as fast."""
     sessions_at_once: Size | None = None
@@ -178,7 +178,7 @@ class Workload(Spec):
     """Requests, when they come and how long they are."""
 
     arrivals: Arrivals
-    """When requests come."""
+    """Arrival process of requests."""
     prompt_tokens: Length | None = None
     """New tokens of a prompt; a trace brings its own."""
     output_tokens: Length | None = None

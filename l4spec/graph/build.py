@@ -166,7 +166,7 @@ def _vision(builder: _Builder, vision: ResolvedVision, text: ResolvedText) -> La
 
 
 def _merge(image: LayerNode, width: Width, index: int = 0) -> MergeSpec:
-    """Spec of the node that merges image vectors into the text: into its embedding, or after one of its first blocks."""
+    """Spec of the node that merges image vectors into the text: into its embedding, or after one of its blocks."""
     vectors = image.declaration.output[-1]
     assert isinstance(vectors, int)
     return MergeSpec(kind="merge", num_vectors=max(1, vectors // width.hidden_size), index=index)

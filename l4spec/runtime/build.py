@@ -67,9 +67,9 @@ def build_quantized(
     seed: int | None = 0,
     report: Report | None = None,
 ) -> Model:
-    """What `quantize(build(graph, device, seed=seed), table)` gives, built in the scheme's number format.
+    """The model of `quantize(build(graph, device, seed=seed), table)`, built directly in the scheme's number format.
 
-    `seed=None` leaves the packed tensors unset, for a state to fill. Raises UserError as `quantize` does.
+    `seed=None` leaves the packed tensors uninitialized, for a state to be loaded. Raises UserError as `quantize` does.
     """
     dtype = PLAIN_DTYPES[number_format(graph, table)]
     model = build(graph, "meta", dtype)
@@ -97,7 +97,7 @@ def module_of(node: LayerNode) -> LayerModule:
 
 
 def make_module(place: str, node_id: str, *arguments: Any) -> LayerModule:
-    """What `module:Class` makes of the arguments, for the node of this id. Raises TypeError for no LayerModule."""
+    """Construct `module:Class` with the arguments, for the node of this id; TypeError if it is not a LayerModule."""
     module_name, _, class_name = place.partition(":")
     module = getattr(importlib.import_module(module_name), class_name)(*arguments)
     if not isinstance(module, LayerModule):

@@ -24,14 +24,14 @@ Prompt = Tensor | Sequence[Sequence[int]]
 
 
 class Generates(Protocol):
-    """What generation needs of a model: a whole one, or one rank's part that runs the sequences in `own_rows`."""
+    """Interface that generation needs: a whole model, or one rank's part that runs the sequences in `own_rows`."""
 
     graph: LayerGraph
     image_token_id: int | None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
 
     @property
     def num_tokens_per_tile(self) -> int:
@@ -111,7 +111,7 @@ class GenerationOptions:
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are chosen."""
+        """Sampling settings."""
         return Sampling(self.temperature, self.top_k, self.top_p)
 
 
@@ -245,7 +245,7 @@ def _prefill(model: Generates, prompts: _Padded, cache: Cache, chunk: int, pixel
 
 
 def _image_places(model: Generates, ids: Tensor, pixel_values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Which image vector [own rows, tokens] each token is replaced by, -1 for none; the vectors [places, hidden].
+    """Index of the image vector that replaces each token [own rows, tokens], -1 for none; the vectors [places, hidden].
 
     Tiles of other processes' rows are not encoded here.
     """

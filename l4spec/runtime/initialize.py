@@ -22,7 +22,7 @@ Changing it changes every random model."""
 
 
 _START = {"norm": 1.0, "bias": 0.0}
-"""What tensors of a role are filled with where their declaration names no value."""
+"""Initial value by role, for tensors whose declaration names none."""
 
 
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:
@@ -57,7 +57,7 @@ def fill(
 
 @torch.no_grad()
 def initialize_layer(layer: nn.Module, node: LayerNode, seed: int = 0) -> None:
-    """What `initialize` does to a model, done to one layer of it."""
+    """Initialize one layer of a model as `initialize` does."""
     tensors = {f"{node.id}.{name}": tensor for name, tensor in layer.state_dict(keep_vars=True).items()}
     own = (parameter for parameter in node.declaration.parameters if parameter.tied_to is None)
     fill(tensors, ((node, parameter, tuple(map(range, parameter.shape))) for parameter in own), seed)

@@ -97,7 +97,7 @@ def _bytes_of(spec: ModelSpec, dtype: str) -> int:
 
 
 def _available() -> int | None:
-    """What the kernel says is available, or else the free pages."""
+    """Memory that the kernel reports as available, or else the free pages, in bytes."""
     for line in _read(_PROC / "meminfo").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -109,7 +109,7 @@ def _available() -> int | None:
 
 
 def _cgroup_left() -> Iterator[int]:
-    """What each control group around this process still allows; page cache that can be dropped counts as free."""
+    """Bytes that each control group of this process still allows; page cache that can be dropped counts as free."""
     for line in _read(_PROC / "self" / "cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -129,7 +129,7 @@ def _cgroup_left() -> Iterator[int]:
 
 
 def _rlimits_left() -> Iterator[int]:
-    """What the shell's limits (`ulimit -v`, `ulimit -d`) leave this process beside what it has mapped."""
+    """Bytes that the shell's limits (`ulimit -v`, `ulimit -d`) allow beyond the memory already mapped."""
     mapped = dict(line.partition(":")[::2] for line in _read(_PROC / "self" / "status").splitlines())
     for which, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
         limit, used = resource.getrlimit(which)[0], mapped.get(name, "").split()

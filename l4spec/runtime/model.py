@@ -119,7 +119,7 @@ class Model(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -228,7 +228,7 @@ class Model(nn.Module):
     def _hidden(
         self, context: Context, batch: TokenBatch, image_features: Tensor | None, cache: Cache | None, entering: Tensor
     ) -> Tensor:
-        """What leaves the last layer before the head; to the first one enter token ids, or what a stage before made."""
+        """Final hidden states before the head; `entering` are token ids, or the previous stage's hidden states."""
         hidden = self._through_layers(context, image_features, entering)
         if cache is not None:
             cache.advance(batch.layout.num_tokens, batch.layout.num_new)
@@ -291,7 +291,7 @@ def recomputed(run: Callable[..., Any], context: Context, *inputs: Tensor | None
 
 
 def _first_and_again(context: Context) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What surrounds a checkpointed block as it runs first, and as it is computed again."""
+    """Contexts of a checkpointed block: of its first run, and of its recomputation."""
     return nullcontext(), _recomputing(context)
 
 
@@ -360,7 +360,7 @@ def _image_token(graph: LayerGraph) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Patches:
-    """How a tower cuts images: `grid` patches of a tile, `fold` of which become a token along each side."""
+    """Patches of a tower: a tile's `grid` of them, `fold` of which along each side become a token."""
 
     grid: tuple[int, int]
     fold: int
@@ -380,7 +380,7 @@ class _Patches:
 
 
 def _patches_of(graph: LayerGraph) -> _Patches | None:
-    """How the model's tower cuts images; None without one."""
+    """Patches of the model's tower; None without one."""
     vision = graph.model.vision
     if vision is None:
         return None

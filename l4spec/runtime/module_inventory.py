@@ -20,9 +20,9 @@ class TreeRow:
     depth: int
     class_name: str
     label: str
-    """What the spec's author calls the layer; empty where that is nothing but its kind."""
+    """Name of the layer in the spec; empty if it is only the kind."""
     blocks: tuple[int, ...]
-    """Which blocks the line stands for; empty outside of them."""
+    """Indices of the blocks that the row summarizes; empty outside of them."""
     num_tensors: int
     num_parameters: int
     """Of all these blocks together; buffers are tensors but no parameters."""
@@ -30,7 +30,7 @@ class TreeRow:
 
 @dataclass(frozen=True, slots=True)
 class ModuleContents:
-    """What a module holds. Parameters are those that train; a tied head has none of its own."""
+    """Contents of a module. Parameters are the trainable ones; a tied head has none of its own."""
 
     rows: tuple[TreeRow, ...]
     num_tensors: int
@@ -66,7 +66,7 @@ def module_bytes(module: nn.Module) -> int:
 
 
 def _packed_sizes(module: nn.Module) -> dict[str, int]:
-    """How many weights are packed under each declared name."""
+    """Number of packed weights by declared name."""
     return {name: weight.num_weights for name, weight in packed_weights(module).items()}
 
 

@@ -67,10 +67,10 @@ class MTPModule(nn.Module):
 def module_states(
     graph: LayerGraph, layer: Callable[[str], LayerModule], embedded: Tensor, hidden: Tensor, context: Context
 ) -> tuple[Tensor, Tensor]:
-    """What a module gives its head, and what leaves its block, both [batch, tokens, hidden].
+    """Input of the module's head, and output of its block, both [batch, tokens, hidden].
 
-    `graph` is the module's, `layer` gives the module of a node of it, `embedded` and `hidden` [batch, tokens, hidden]
-    are the embedding of the next tokens and the hidden state that the module reads.
+    `graph` is the module's, `layer` maps a node's id to its module. `embedded` is the embedding of the next tokens and
+    `hidden` the hidden state that the module reads, both [batch, tokens, hidden].
     """
     values = {"text.embedding": embedded}
     for node in graph.nodes:
@@ -86,7 +86,7 @@ def _key(node_id: str) -> str:
 
 
 def hidden_states(model: Model, input_ids: Tensor) -> Tensor:
-    """What the model gives its head [batch, tokens, hidden], after the last norm, as vLLM passes it to a module."""
+    """Final hidden states [batch, tokens, hidden] after the last norm, as vLLM passes them to a module."""
     kept: list[Tensor] = []
     head = model.get_submodule("text.head")
     hook = head.register_forward_pre_hook(lambda _, given: kept.append(given[0]))

@@ -14,7 +14,7 @@ _COLDEST = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a token is chosen: greedily at temperature 0, else at random from what top-k and then top-p leave."""
+    """Sampling of a token: greedy at temperature 0, else at random among those that top-k and then top-p keep."""
 
     temperature: float = 0.0
     """Divisor of the logits; 0 takes the most likely token."""

@@ -23,7 +23,7 @@ _LOGIT_COPIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a run gave. `loss` is in nats per token; that of guessing blindly is log(vocab_size) = `blind_loss`."""
+    """Result of a run. `loss` is in nats per token, `blind_loss` = log(vocab_size) that of a uniform guess."""
 
     num_tokens: int
     num_image_tokens: int

@@ -29,7 +29,7 @@ PATTERN = "|".join(
         r"\s+",
     )
 )
-"""How text is cut into words before bytes are merged."""
+"""Pattern of the words that text is cut into before bytes are merged."""
 _LONGEST_TEXT, _LONGEST_RUN = 400_000, 25_000
 _RUN = re.compile(rf"\S{{{_LONGEST_RUN}}}(?=\S)|\s{{{_LONGEST_RUN}}}(?=\s)")
 

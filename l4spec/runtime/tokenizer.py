@@ -140,7 +140,7 @@ class HuggingFaceTokenizer(TextTokenizer):
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _encode_prompt(self, text: str) -> list[int]:
-        """What the file's own post-processor makes of a text: most put a begin-of-text token before it."""
+        """Token ids of a text after the file's own post-processor, which usually prepends a begin-of-text token."""
         with self._refusals("cannot encode this text"):
             self._tokenizer.encode_special_tokens = True
             return list(self._tokenizer.encode(text, add_special_tokens=True).ids)

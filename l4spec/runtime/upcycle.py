@@ -47,7 +47,7 @@ def upcycle(
 
 
 def _unlike_dense(node: LayerNode) -> Iterator[Problem]:
-    """Why equal experts would not add up to one of them."""
+    """Problems of a mixture in which equal experts would not give the output of one of them."""
     spec = node.spec
     if not isinstance(spec, MoESpec):
         return

@@ -16,7 +16,7 @@ from l4spec.training.step_folders import STEP
 
 
 def folder_of(parent: Path, step: int) -> Path:
-    """Where the state after so many steps is kept."""
+    """Folder of the state after a number of steps."""
     return parent / f"{STEP}{step:08d}"
 
 

@@ -39,7 +39,7 @@ class TrainBatch:
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """What is known of the batch already, for the log."""
+    """Metrics of the batch that are known before the step, for the log."""
 
     def to(self, device: torch.device) -> "TrainBatch":
         """The same on a device."""
@@ -50,7 +50,7 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one step gave; the same on every rank, times aside. `step` counts from 1."""
+    """Metrics of one step; the same on every rank except for times. `step` counts from 1."""
 
     step: int
     loss: float
@@ -70,10 +70,10 @@ class StepMetrics:
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """How steps are made. `clip` is the largest norm of all gradients, None for none.
+    """Settings of the training loop. `clip` is the largest norm of all gradients, None for none.
 
-    `microbatches` divide the sequences of a rank: None is one sequence each over stages, and all at once without.
-    `fp8` says which matmuls run in fp8.
+    `microbatches` divide the sequences of a rank; None is one sequence each with pipeline stages, else all at once.
+    `fp8` selects the matmuls that run in fp8.
     """
 
     num_steps: int
@@ -86,7 +86,7 @@ class LoopSettings:
 
 @dataclass(frozen=True, slots=True)
 class StepGoal:
-    """What steps lower: `objective` (None: cross entropy), and the loss of modules of multi-token prediction."""
+    """Loss that steps minimize: `objective` (None: cross entropy), plus that of modules of multi-token prediction."""
 
     objective: Objective | None = None
     mtp: MTPLoss | None = None

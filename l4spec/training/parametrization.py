@@ -46,7 +46,7 @@ class TensorFactors:
 
 @dataclass(frozen=True, slots=True)
 class RunGrowth:
-    """How many times the base run's sequences of a step, and tokens of a phase, this run has."""
+    """Growth relative to the base run: of the sequences of a step, and of the tokens of a phase."""
 
     batch: float = 1.0
     tokens: float = 1.0
@@ -112,7 +112,7 @@ def _factors(node: LayerNode, parameter: Parameter, there: Parameter, depth: flo
 
 
 def _enters_stream(node: LayerNode, parameter: Parameter) -> bool:
-    """Whether a tensor's product is added to the residual stream: in a block, with the stream as what comes out."""
+    """True if a tensor's product is added to the residual stream: in a block, with an output of the stream's width."""
     if node.layer is None or parameter.input_dim is None:
         return False
     out = [dim.axis for index, dim in enumerate(parameter.dims) if index != parameter.input_dim]

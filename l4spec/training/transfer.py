@@ -96,10 +96,11 @@ def best_rates(points: Sequence[TransferPoint]) -> dict[int, float]:
 
 @dataclass(frozen=True, slots=True)
 class Transferred:
-    """How well the rate that is best at the first growth does at another one.
+    """Transfer of the best learning rate at the first growth to another growth.
 
     `moved` counts steps of the grid from that rate to the best one here. `excess` is the loss at that rate less the
-    loss at the best one, in the mean over seeds, and `error` its standard error over pairs of one seed; None of one.
+    loss at the best one, in the mean over seeds, and `error` its standard error over pairs of one seed; None for one
+    seed.
     """
 
     times: int

@@ -1,4 +1,4 @@
-"""What a comparison of learning rates over sizes runs: a recipe's first phase, grown. Needs no torch."""
+"""Job of a comparison of learning rates over sizes: the runs of a recipe's first phase, grown. Needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ class TransferJob(RecipeJob):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is to be run: growths along one axis, factors on the recipe's rate, seeds."""
+    """Runs of a comparison: growths along one axis, factors on the recipe's rate, seeds."""
 
     axis: GrowthAxis
     times: Sequence[int]

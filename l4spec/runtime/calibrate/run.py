@@ -24,9 +24,9 @@ DEFAULT_SECONDS = 100.0
 
 @dataclass(slots=True)
 class Calibration:
-    """What was measured: tables by number format and name, and narrow reference models.
+    """Measurements of a calibration: tables by number format and name, and narrow reference models.
 
-    `turns` is how often everything was measured at least; a time is the median over all of it.
+    `turns` is the least number of repetitions of each; times are medians over all of them.
     """
 
     conditions: MachineConditions

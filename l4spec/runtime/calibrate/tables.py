@@ -51,7 +51,7 @@ class TableCases:
         return iter({id(case): case for case in (*self.hot, *self.cold)}.values())
 
     def table(self) -> RawTable:
-        """What was measured."""
+        """The table of measured medians."""
         raw_table: RawTable = {
             "axes": [list(axis) for axis in self.axes],
             "seconds": [median_of(case) for case in self.hot],

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Literal
 
 SLICE_SECONDS = 2e-3
-"""How long one thing is repeated within a turn."""
+"""Time for which one operation is repeated within a turn."""
 MOST_REPEATS = 30
 _CASES_BETWEEN = 20
 PREPARED_REPEATS = 3

@@ -24,7 +24,7 @@ _TEXTS = (".json", ".yaml")
 
 
 def new_digest() -> Any:
-    """What `update` is called on with bytes, and `hexdigest` at the end."""
+    """A new hash object, with `update(bytes)` and `hexdigest()`."""
     import xxhash
 
     return xxhash.xxh3_128()
@@ -32,7 +32,7 @@ def new_digest() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Digest:
-    """What is known of a file: its length and the digest of its bytes."""
+    """Length of a file and the digest of its bytes."""
 
     num_bytes: int
     digest: str
@@ -61,7 +61,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def read_digests(folder: Path) -> dict[str, Digest] | None:
-    """What is known of the files of a folder, None where nothing is. Raises UserError for a file that is damaged."""
+    """The recorded digests of the files of a folder, None if there are none. Raises UserError for a damaged record."""
     if not os.path.lexists(folder / DIGESTS):
         return None
     data = read_json(folder / DIGESTS)
@@ -79,7 +79,7 @@ def _is_digest(item: tuple[str, Any]) -> bool:
 
 
 def differences(folder: Path, digests: Mapping[str, Digest], names: Iterable[str]) -> Iterator[Problem]:
-    """What is wrong with the files of these names."""
+    """Problems of the named files: missing, of another length, or with another digest."""
     for name in names:
         place, path = Place(name), folder / name
         hint = _EDITED if path.suffix in _TEXTS else _HINT

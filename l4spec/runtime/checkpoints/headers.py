@@ -29,7 +29,7 @@ BITS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """What is said about a stored tensor before its data is read."""
+    """Metadata of a stored tensor, read from a header without its data."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -154,7 +154,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 
 
 def _complaint(entry: Any, num_data_bytes: int) -> str:
-    """What is wrong with a header's entry; empty when nothing is."""
+    """Error message for an invalid header entry; empty for a valid one."""
     if not isinstance(entry, dict) or not _are_sizes(entry.get("shape")) or not _are_sizes(entry.get("data_offsets")):
         return "has a broken entry in the header"
     shape, dtype, offsets = entry["shape"], entry.get("dtype"), entry["data_offsets"]

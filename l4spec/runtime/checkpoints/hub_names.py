@@ -22,7 +22,7 @@ NATIVE = "l4spec"
 
 
 def hub_layout(graph: LayerGraph, family: str) -> CheckpointLayout | None:
-    """How `family` stores a model of this graph; None when it has no name for one of its tensors."""
+    """The layout of `family` for a model of this graph; None if it has no name for one of the tensors."""
     naming = FAMILIES[family].naming
     named = [
         (full, graph.by_id[full.removesuffix(f".{parameter.name}")].kind, parameter)
@@ -38,7 +38,7 @@ def hub_groups(
     naming: Naming,
     as_convolution: Callable[[str, str, Parameter], StoredTensor] = whole,
 ) -> tuple[StoredGroup, ...] | None:
-    """How tensors (our name, kind of layer, declaration) are stored; None when there is no name for one of them."""
+    """Stored form of the tensors (our name, kind of layer, declaration); None if one of them has no name."""
     named, groups = tuple(named), []
     experts: dict[str, dict[str, Parameter]] = {}
     joined: dict[str, dict[str, Parameter]] = {}

@@ -44,7 +44,7 @@ class StoredTensor:
     view: tuple[int, ...] | None = None
     rank: int = 0
     holds_indices: bool = False
-    """Whether it holds whole numbers, as the model does."""
+    """True if the tensor has integer values, as the model's buffer has."""
 
     @property
     def numel(self) -> int:
@@ -78,15 +78,15 @@ class CheckpointLayout:
     ignored: Callable[[str], bool]
 
     def saved(self) -> tuple[StoredTensor, ...]:
-        """What a checkpoint in this layout is saved as."""
+        """The tensors of a checkpoint that is saved in this layout."""
         return tuple(stored for group in self.groups for stored in group.alternatives[0])
 
     def matching(self, names: frozenset[str], shapes: Shapes | None = None) -> tuple[StoredTensor, ...]:
-        """What a checkpoint with these names, of these shapes where they are known, should hold."""
+        """The tensors expected in a checkpoint with these names and, if known, these shapes."""
         return tuple(stored for group in self.groups for stored in group.matching(names, shapes))
 
     def num_matches(self, names: frozenset[str]) -> int:
-        """How many of these names this layout knows."""
+        """Number of these names that belong to this layout."""
         return len({stored.name for stored in self.matching(names)} & names)
 
 

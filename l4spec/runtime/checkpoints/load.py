@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[StoredTensor], Tensor]
 _REFUSED = re.compile(r"GLOBAL ([\w.]{1,100})")
-"""How torch names what a pickle tried to call; the rest of its message advises to trust the file."""
+"""Pattern of the call that torch refused in a pickle; the rest of its message advises to trust the file."""
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}
 
 
@@ -85,10 +85,10 @@ def _load_packed(
 
 
 def open_stored(graph: LayerGraph, directory: Path | str, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
-    """What a checkpoint directory stores of a model, checked by every header, and a function that maps one tensor.
+    """The tensors of a model in a checkpoint directory, checked by every header, and a function that maps one of them.
 
-    Files stay mapped while `files` is open; only what is read of a mapped tensor comes into memory, and leaves it again
-    (`MappedFiles`). Raises UserError as `load_checkpoint` does.
+    Files stay mapped while `files` is open; only the parts that are read are loaded into memory, and they are released
+    again (`MappedFiles`). Raises UserError as `load_checkpoint` does.
     """
     directory = checked_folder(directory)
     if any(directory.glob("*.pth")):
@@ -134,14 +134,14 @@ def _mapped(path: Path) -> ReadByName:
 
 
 def _config(directory: Path) -> Mapping[str, Any]:
-    """What config.json says; nothing where there is none."""
+    """Contents of config.json; empty if there is none."""
     config = directory / "config.json"
     data = read_json(config) if config.is_file() else None
     return data if isinstance(data, dict) else {}
 
 
 def model_type_of(directory: Path) -> str | None:
-    """What config.json says as `model_type`; None where it says nothing."""
+    """`model_type` of config.json; None if it has none."""
     model_type = _config(directory).get("model_type")
     return model_type if isinstance(model_type, str) else None
 
@@ -208,7 +208,7 @@ def _require_stored_plainly(path: Path) -> None:
 
 
 def _not_plain(tensor: Tensor) -> str:
-    """Why a tensor cannot be copied from: it has no values, or not one for each of its places."""
+    """Error message for a tensor that is not plain, with one value per element on the CPU; empty for a plain one."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return f"expected a plain tensor, found {'a nested one' if tensor.is_nested else tensor.layout}"
     if tensor.device.type != "cpu" or tensor.is_quantized or type(tensor) not in (Tensor, torch.nn.Parameter):
@@ -232,7 +232,7 @@ _UNREAD: list[Any] = [(_Unread, "io.BytesIO"), (_Unread, "_io.BytesIO"), (_Unrea
 
 
 def _nothing() -> None:
-    """What is done where files are not compared with their digests."""
+    """Placeholder for the comparison of files with their digests."""
 
 
 def copy_stored(

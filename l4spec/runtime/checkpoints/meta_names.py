@@ -99,9 +99,10 @@ _VISION_LAYER = {
 
 
 def meta_layout(graph: LayerGraph, num_ranks: int) -> CheckpointLayout | None:
-    """How Meta stores a model of this graph over `num_ranks` files; None when it has no name for one of its tensors.
+    """Meta's layout of a model of this graph over `num_ranks` files; None if it has no name for one of its tensors.
 
-    A dim that `num_ranks` does not divide makes the shapes wrong, which checking the files then says by name.
+    If `num_ranks` does not divide a dim, the shapes differ from the files', which the check of the files reports by
+    name.
     """
     shapes = {full: parameter.shape for full, parameter in stored_parameters(graph)}
     groups: list[StoredGroup] = []

@@ -79,7 +79,7 @@ def _require_equal(
 
 
 def module_layout(graph: LayerGraph, family: str) -> CheckpointLayout:
-    """How `family` (or our own layout) stores the declared modules beside the model.
+    """Layout of the declared modules beside the model, in `family` or our own format.
 
     Tensors are `mtp.layers.{index}.{layer}.{parameter}` of ours, without the block's index. Raises UserError for a
     family whose modules have no known names.
@@ -101,7 +101,7 @@ def module_layout(graph: LayerGraph, family: str) -> CheckpointLayout:
 
 
 def _is_others(own: re.Pattern[str], first: int, name: str) -> bool:
-    """Whether a stored tensor is none of a module: of the model, or a buffer that older versions wrote."""
+    """True if a stored tensor belongs to no module: it is the model's, or a buffer that older versions wrote."""
     layer = LAYER.search(name)
     return own.match(name) is None or (layer is not None and int(layer[1]) < first) or name.endswith(".inv_freq")
 

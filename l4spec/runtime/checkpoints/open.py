@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def spec_of(directory: Path | str) -> ModelSpec:
-    """What a checkpoint directory holds, by its spec.yaml or else its config.json. Raises UserError."""
+    """Spec of the model in a checkpoint directory, from its spec.yaml or else its config.json. Raises UserError."""
     directory = Path(directory)
     if (directory / SPEC).is_file():
         return parse_spec(load_document(directory / SPEC))

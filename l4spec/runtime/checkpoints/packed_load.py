@@ -36,7 +36,7 @@ class _LoadTarget:
 
 
 def matched(model: "Model", layout: CheckpointLayout, headers: dict[str, TensorHeader]) -> "tuple[_LoadTarget, ...]":
-    """What to read for every tensor. Raises UserError for what is missing, misshapen, of another format, or extra."""
+    """Entries to read for every tensor. Raises UserError for missing, extra, misshapen ones and for other formats."""
     tensors, packed = module_tensors(model), packed_weights(model)
     targets = []
     for stored in stored_tensors(layout, set(packed)):

@@ -61,7 +61,7 @@ def _laws(graph: LayerGraph, table: Quantization) -> Iterator[tuple[str, ScaledL
 
 
 def _why_not(law: ScaledLaw, graph: LayerGraph, name: str) -> str:
-    """Why the format has no words for a law on a tensor; empty where it has."""
+    """Reason why the format cannot express a law of a tensor; empty if it can."""
     if law.matrix_scale_dtype or law.zero_point_bits or law.scale_dtype not in ("fp32", "bf16", "fp16"):
         return "it needs one scale of 16 or 32 bits a group, and no zero points"
     if law.values == "e2m1":
@@ -76,7 +76,7 @@ def _why_not(law: ScaledLaw, graph: LayerGraph, name: str) -> str:
 
 
 def quantization_config(graph: LayerGraph, table: Quantization, layout: CheckpointLayout) -> Json:
-    """What config.json says of it; every linear layer that is not packed is named under `ignore`."""
+    """`quantization_config` of config.json; every linear layer that is not packed is named under `ignore`."""
     laws = dict(_laws(graph, table))
     law = next(iter(laws.values()))
     is_float = law.values == "e4m3"
@@ -99,7 +99,7 @@ def quantization_config(graph: LayerGraph, table: Quantization, layout: Checkpoi
 
 
 def _activations(law: ScaledLaw) -> Json:
-    """How engines round activations before an 8-bit product: by the token, or by runs of a block's width."""
+    """Activation quantization that engines apply before an 8-bit product: by token, or by groups of a block's width."""
     common: Json = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True}
     if isinstance(law.group, tuple):
         return common | {"strategy": "group", "group_size": law.group[1]}
@@ -120,7 +120,7 @@ def _unpacked_linears(graph: LayerGraph, packed: set[str], layout: CheckpointLay
 
 
 def stored_tensors(layout: CheckpointLayout, packed: set[str]) -> list[StoredTensor]:
-    """What is written: a group of tensors that holds packed ones matrix by matrix, any other as it is always saved."""
+    """Tensors to write: groups with packed tensors matrix by matrix, others in their usual form."""
     tensors: list[StoredTensor] = []
     for group in layout.groups:
         ways = list(group.alternatives)
@@ -135,7 +135,7 @@ def _is_one_matrix(stored: StoredTensor) -> bool:
 
 
 def matrix_index(stored: StoredTensor) -> tuple[int, ...]:
-    """Where in a stack the matrix lies that is stored here; empty where there is no stack."""
+    """Index, in its stack, of the matrix that is stored here; empty without a stack."""
     return tuple(start for dim, start, _ in stored.pieces[0].region if dim == 0)
 
 

@@ -44,10 +44,10 @@ _SPEC_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "f
 
 @dataclass(frozen=True, slots=True)
 class SavedCheckpoint:
-    """What was written: the layout's name, how many tensors in how many weight files, and their bytes of data.
+    """Summary of a saved checkpoint: layout, number of tensors and weight files, and bytes of tensor data.
 
-    `shape_bytes` of these are the shapes of packed matrices, which the format of quantized checkpoints adds to what
-    the model holds; headers are in none of them.
+    `shape_bytes` of these are the shapes of packed matrices, which the format of quantized checkpoints adds to the
+    model's own tensors. Headers are not counted.
     """
 
     directory: Path

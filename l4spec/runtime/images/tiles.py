@@ -67,7 +67,7 @@ def _single(value: float) -> float:
 
 
 def _less(first: float, second: float, single: list[bool]) -> bool:
-    """Whether `first` is less, as single precision sees it if one of them is of that."""
+    """True if `first` < `second`, compared in single precision if one of them is of that precision."""
     return _single(first) < _single(second) if any(single) else first < second
 
 

@@ -13,7 +13,7 @@ Load = dict[str, list[int]]
 
 @contextmanager
 def watching_experts(model: Model) -> Iterator[Load]:
-    """How often each expert of each mixture is chosen while the model runs in the block."""
+    """Context manager that counts the choices of each expert of each mixture while the model runs."""
     routed = {node.id: node.declaration.routed for node in model.nodes}
     load = {name: [0] * experts.num_experts for name, experts in routed.items() if experts is not None}
 

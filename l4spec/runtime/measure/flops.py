@@ -20,7 +20,7 @@ from l4spec.layers.common import grouped_linear  # noqa: F401 - registers l4spec
 from l4spec.layers.common.modules import LayerModule
 
 OUTSIDE = ""
-"""Where operations count that no layer runs: a loss on the logits."""
+"""Key of operations outside of any layer: a loss on the logits."""
 Formula = Callable[..., int]
 Shape = Sequence[int]
 
@@ -65,7 +65,7 @@ FORMULAS: dict[Any, Formula] = {
     torch.ops.l4spec.grouped_linear: _grouped_linear,
     torch.ops.l4spec.grouped_outer: _grouped_outer,
 }
-"""What `FlopCounterMode(custom_mapping=…)` needs to see all of our operators: from shapes to FLOPs."""
+"""FLOP formulas from shapes, `FlopCounterMode(custom_mapping=…)`, of operators that torch does not count."""
 
 
 class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub lacks it
@@ -98,7 +98,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's stub
 
 
 class _Places:
-    """Which layer runs now: the one whose forward is under way, or the one whose forward made the autograd node.
+    """The layer that runs now: the one whose forward is under way, or the one whose forward made the autograd node.
 
     Autograd nodes are numbered in the order in which the forward pass makes them, so that those of a layer are a range.
     """

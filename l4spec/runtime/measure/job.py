@@ -45,7 +45,7 @@ class MeasureJob(Task):
 
     @property
     def decodes(self) -> bool:
-        """Whether there are decode steps: a divided prefill has none."""
+        """True if there are decode steps; a divided prefill has none."""
         return self.decode > 0 and self.layout.cp == 1 and self.graph.can_cache
 
     def shared(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class MeasureJob(Task):
 
 
 def unplaced(graph: LayerGraph, num_tokens: int, option: str) -> Iterator[Problem]:
-    """Why a sequence of this many tokens has more than there are learned positions."""
+    """Problem of a sequence that is longer than the learned positions."""
     learned = graph.model.text.position
     if learned is not None and num_tokens > learned.num_positions:
         yield Problem(f"{num_tokens} tokens are more than the {learned.num_positions} learned positions", path=option)

@@ -42,12 +42,12 @@ def measure_on_rank(job: MeasureJob, log: Log, store: Store) -> None:
 
 
 def key_of(rank: int, stage: RankStage) -> str:
-    """Where a rank writes what it has found in a stage."""
+    """Key of the store under which a rank writes its results of a stage."""
     return f"measured/{rank}/{stage}"
 
 
 def read_measurements(store: TCPStore, world: int) -> list[RankMeasurement]:
-    """What each of the ranks has written, of the stages that all of them have finished."""
+    """Measurements of every rank, of the stages that all of them have finished."""
     done = [stage for stage in RANK_STAGES if all(store.check([key_of(rank, stage)]) for rank in range(world))]
     return [RankMeasurement.read([store.get(key_of(rank, stage)) for stage in done]) for rank in range(world)]
 
@@ -68,7 +68,7 @@ class _Measured:
         return distribute(empty, self.job.layout, device=self.job.device, seed=self.job.seed, train=train)
 
     def stage(self, stage: RankStage) -> RankMeasurement:
-        """What one stage finds."""
+        """Measurements of one stage."""
         measuring: dict[RankStage, Callable[[], dict[str, Any]]] = {
             "weights": self._weights,
             "caches": self._caches,
@@ -159,7 +159,7 @@ def _timed(run: Callable[[], object], device: torch.device) -> float:
 
 @contextmanager
 def _ran(model: RankModel) -> Iterator[Ran]:
-    """What happens in the block, complete at its end."""
+    """Context manager that records FLOPs, traffic and expert load, complete at its end."""
     ran = Ran({}, {}, {})
     groups = model.mesh.groups()
     with watching_experts(model) as load, counting_traffic(groups) as ledger, counting_flops(model) as flops:

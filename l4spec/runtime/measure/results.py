@@ -21,7 +21,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True)
 class RankMeasurement:
-    """What one rank has measured; None: not, or not yet. Times are medians."""
+    """Measurements of one rank; None: not measured, or not yet. Times are medians."""
 
     params_by_part: dict[str, int] | None = None
     weight_bytes: int | None = None

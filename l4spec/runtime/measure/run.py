@@ -29,9 +29,9 @@ class TimeUpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunShape:
-    """What is run: `batch` prompts of `prefill` tokens, then `decode` steps; `tiles` image tiles before them.
+    """Sizes of a run: `batch` prompts of `prefill` tokens, then `decode` steps; `tiles` image tiles before them.
 
-    `training` adds a forward and backward pass over the prompts, `cache_lengths` are those of the caches that are made.
+    `training` adds a forward and backward pass over the prompts; caches are made in each of `cache_lengths`.
     """
 
     prefill: int
@@ -45,7 +45,7 @@ class RunShape:
 
 @dataclass(slots=True)
 class RunMeasurement:
-    """What a run gave; None and missing keys: not measured. FLOPs are by node id, times are medians."""
+    """Measurements of a run; None and missing keys: not measured. FLOPs are by node id, times are medians."""
 
     done: list[Stage] = field(default_factory=list)
     params_by_part: dict[str, int] = field(default_factory=dict)

@@ -26,7 +26,7 @@ class Mesh:
 
     @property
     def place(self) -> MeshCoordinate:
-        """Where this rank stands."""
+        """Coordinate of this rank."""
         return place_of(self.layout, self.rank)
 
     def axis(self, name: str) -> Axis:
@@ -43,7 +43,7 @@ class Mesh:
         return Axis(size, place.dp * layout.ep + place.ep, _group_of(self.data_mesh) if size > 1 else None)
 
     def ranks(self, tp: int | None = None) -> Ranks:
-        """What layers see. With `tp` below the layout's, shards are repeated by neighbours (a vision tower's)."""
+        """Mesh axes for layers. With `tp` below the layout's, neighbours have the same shards (of a vision tower)."""
         whole = self.axis("tp")
         if tp is None or tp == self.layout.tp:
             return Ranks(whole, self.axis("ep"), self.data, self.axis("cp"))

@@ -211,7 +211,7 @@ class RankModel(Model):
         finish_gradients(self.named_parameters(), self.summed_gradients, self.mesh.data.size)
 
     def local_region(self, name: str) -> Region:
-        """What this rank holds of the whole tensor of this name; with FSDP2, what is left to it of the first dim."""
+        """This rank's region of the whole tensor of this name; with FSDP2, its share of the first dim."""
         return local_region(self.get_tensor(name), self.shards[name].region)
 
     def get_tensor(self, name: str) -> Tensor:

@@ -23,7 +23,7 @@ class MTPLoss:
 def further_targets(
     input_ids: Tensor, labels: Tensor, sequence_ids: Tensor | None, depth: int
 ) -> tuple[Tensor, Tensor]:
-    """What the module of a depth (from 1) reads and predicts: ids and labels [rows, tokens], `depth` places further.
+    """Inputs and targets of the module of a depth (from 1): ids and labels [rows, tokens], `depth` places further.
 
     A label is -100 where it would be of another sequence, or beyond the row's last one; ids mean nothing there. Such
     places are the last ones of a sequence, so that no label of it depends on them.
@@ -39,6 +39,6 @@ def further_targets(
 
 
 def counts_by_depth(labels: Tensor, sequence_ids: Tensor | None, num_modules: int) -> Tensor:
-    """How many labels count at each depth [modules], for `labels` [rows, tokens] of the model itself."""
+    """Number of labels that count at each depth [modules], for `labels` [rows, tokens] of the model itself."""
     depths = range(1, num_modules + 1)
     return torch.stack([(further_targets(labels, labels, sequence_ids, d)[1] != IGNORED).sum() for d in depths])

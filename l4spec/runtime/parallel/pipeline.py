@@ -20,22 +20,22 @@ class Line:
     def __init__(self, pp: Axis) -> None:
         self.pp = pp
         self.prepared: object = None
-        """What `train_step` keeps from one step to the next."""
+        """State that `train_step` reuses from one step to the next."""
         self._is_ahead = False
         self._leaving: tuple[dist.Work | None, Tensor] | None = None
 
     @property
     def is_first(self) -> bool:
-        """Whether this stage embeds the tokens."""
+        """True if this stage embeds the tokens."""
         return self.pp.index == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether this stage makes the logits."""
+        """True if this stage computes the logits."""
         return self.pp.index == self.pp.size - 1
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """What the stage before sends next."""
+        """Receive the next tensor from the previous stage."""
         arriving = torch.empty(*shape, dtype=dtype, device=device)
         dist.recv(arriving, group=group_of(self.pp), group_src=self.pp.index - 1)
         return arriving

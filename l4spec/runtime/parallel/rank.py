@@ -21,7 +21,7 @@ from l4spec.sharding.token_split import token_use
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What a rank holds of one tensor: the layer it belongs to, its declaration, and the region of the whole."""
+    """One rank's part of a tensor: its layer, its declaration, and the region of the whole."""
 
     node: LayerNode
     parameter: Parameter
@@ -65,7 +65,7 @@ def narrowed(node: LayerNode, layout: Layout) -> LayerNode:
 
 
 def shards_of(graph: LayerGraph, mesh: Mesh) -> dict[str, Shard]:
-    """What this rank holds, by the names of the tensors. A tied head shares the table of the embedding."""
+    """This rank's shards, by tensor name. A tied head shares the table of the embedding."""
     shards = (
         Shard(node, parameter, region_of(node, parameter, mesh.layout, mesh.place))
         for node in nodes_on_rank(graph, mesh)
@@ -109,7 +109,7 @@ def _add_up(module: LayerModule, tp: Axis) -> None:
 
 
 def _is_split(given: Mapping[str, Any]) -> bool:
-    """Whether another joins what ranks have of a layer that is called so (`l4spec.runtime.parallel.tokens`)."""
+    """True if the ranks' parts of the called layer are joined elsewhere (`l4spec.runtime.parallel.tokens`)."""
     context = given.get("context")
     return isinstance(context, Context) and context.split is not None
 

@@ -24,7 +24,7 @@ class PrefillModel(RankModel):
     """
 
     def runs(self, num_tokens: int) -> tuple[range, ...]:
-        """What each rank along cp runs of a sequence. Raises UserError with the planner's reason for a short one."""
+        """Runs of tokens per rank along cp. Raises UserError with the planner's reason for too short a sequence."""
         cp = self.mesh.layout.cp
         if reason := short_reason(self.graph, cp, num_tokens):
             raise UserError(f"{self.mesh.layout}: {reason}")
@@ -42,10 +42,10 @@ class PrefillModel(RankModel):
         return replace(new_cache(self.nodes, batch, most, dtype or self.dtype, self.device), max_len=max_len)
 
     def whole_cache(self, cache: Cache, max_len: int) -> Cache:
-        """What a rank that read whole sequences would have cached, with room for `max_len` tokens; the same on all.
+        """The cache of a rank that reads whole sequences, with room for `max_len` tokens; the same on all ranks.
 
-        Every rank along cp must ask. Heads stay divided among tensor-parallel ranks. Raises ValueError for too little
-        room.
+        Every rank along cp must call it. Heads stay divided among tensor-parallel ranks. Raises ValueError if `max_len`
+        is too small.
         """
         if cache.length > max_len:
             raise ValueError(f"the caches hold {cache.length:,} tokens, more than {max_len:,}")

@@ -31,9 +31,9 @@ class Microbatch:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a step's loss is: `objective` (None: cross entropy), and the mean over `count` labels of all ranks.
+    """Loss of a step: `objective` (None: cross entropy), in the mean over `count` labels of all ranks.
 
-    With `mtp` the modules' losses are added, `counts` [modules] are their labels.
+    With `mtp` the modules' losses are added, over `counts` labels [modules].
     """
 
     objective: Objective | None
@@ -107,7 +107,7 @@ def _counts_of_modules(model: RankModel, labels: Tensor, sequence_ids: Tensor | 
 
 
 def _shared_with_all(model: RankModel, labels: Tensor, sees: bool) -> tuple[Tensor, bool]:
-    """How many labels count on all data-parallel ranks, and whether one of these has images, which all have to know."""
+    """Number of labels that count on all data-parallel ranks, and whether any of these has images."""
     number = (labels != IGNORED).sum()
     if model.num_tokens_per_tile == 0:
         return sum_over(number, model.mesh.data), False
@@ -252,7 +252,7 @@ def _given_loss(loss: Tensor, _: Tensor) -> Tensor:
 
 
 class _Part(nn.Module):
-    """What the schedule runs: this stage of a microbatch, known by its index, up to the loss on the last one."""
+    """One stage of a microbatch, selected by its index, as the schedule runs it; the last stage returns the loss."""
 
     def __init__(self, model: RankModel) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from l4spec.sharding.token_split import TokenUse
 
 @dataclass(frozen=True, slots=True)
 class TokenSplit:
-    """How each layer of a pass runs, by node id, where ranks along `tp` hold a share of its tokens each."""
+    """Execution of the layers of a pass, by node id, with the tokens divided among the ranks along `tp`."""
 
     tp: Axis
     uses: Mapping[str, TokenUse]

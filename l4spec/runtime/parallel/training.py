@@ -60,7 +60,7 @@ def _blocks(model: nn.Module, nodes: Sequence[LayerNode]) -> list[list[nn.Module
 
 
 def local_of(tensor: Tensor) -> Tensor:
-    """What of a tensor is on this rank."""
+    """This rank's part of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

@@ -72,7 +72,7 @@ def number_format(graph: LayerGraph, table: Quantization) -> str:
 
 
 def _why_not(law: Law, parameter: Parameter) -> str:
-    """Why no module here holds a tensor under this law; empty where one does."""
+    """Reason why no module here stores a tensor under this law; empty if one does."""
     if isinstance(law, BlockLaw):
         return f"it stores {law.type} blocks of GGUF, which no module here computes with"
     if isinstance(law, PlainLaw):

@@ -14,7 +14,7 @@ _WORDS = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
 
 
 def payload_layout(law: ScaledLaw, num_columns: int) -> tuple[int, torch.dtype]:
-    """How many elements of which type hold a row. Bytes of 8-bit laws stand alone: int8 or an 8-bit float."""
+    """Number and type of the elements that store a row. Values of 8-bit laws are bytes: int8 or an 8-bit float."""
     words = ceil_div(num_columns * law.bits, law.word_bits)
     if law.bits == 8:
         dtype = torch.float8_e4m3fn if law.values == "e4m3" else torch.int8

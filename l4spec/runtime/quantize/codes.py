@@ -41,7 +41,7 @@ class Coded:
 
 
 def group_shape(law: ScaledLaw, num_rows: int, num_columns: int) -> tuple[int, int]:
-    """How many rows and columns share a scale."""
+    """Rows and columns that share a scale."""
     if law.group == "tensor":
         return num_rows, num_columns
     if law.group == "row":
@@ -50,7 +50,7 @@ def group_shape(law: ScaledLaw, num_rows: int, num_columns: int) -> tuple[int, i
 
 
 def largest_code(law: ScaledLaw) -> float:
-    """What the largest magnitude of a group is divided by; a whole number may stick out by half a step."""
+    """Divisor of a group's largest magnitude; an integer may exceed its range by half a step."""
     largest: dict[str, float] = {"int": (2**law.bits - 1) / 2, "e4m3": E4M3_MAX, "e2m1": E2M1[-1]}
     return largest[law.values]
 

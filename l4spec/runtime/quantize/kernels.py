@@ -99,7 +99,7 @@ def kernel_group(law: ScaledLaw, num_columns: int) -> int | None:
 
 
 def takes_int8(law: ScaledLaw, num_columns: int, device: torch.device) -> bool:
-    """Whether torch's int8 product runs this law: one scale a row, on the CPU."""
+    """True if torch's int8 product runs this law: one scale per row, on the CPU."""
     is_int8 = law.values == "int" and law.bits == 8 and law.group == "row" and not law.zero_point_bits
     return is_int8 and device.type == "cpu" and num_columns % INT8_INPUTS == 0
 

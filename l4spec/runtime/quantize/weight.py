@@ -58,7 +58,7 @@ class PackedWeight(nn.Module):
 
     @property
     def num_weights(self) -> int:
-        """How many weights are packed here."""
+        """Number of packed weights."""
         return prod(self.shape)
 
     @torch.no_grad()

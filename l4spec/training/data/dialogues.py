@@ -27,7 +27,7 @@ def dialogues_of(files: Sequence[str], held_out: float, *, is_held_out: bool) ->
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes with a file, so that one that was written again is read again."""
+    """Modification time and size of a file, so that a rewritten one is read again."""
     try:
         status = path.stat()
     except (OSError, ValueError):

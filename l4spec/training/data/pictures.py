@@ -44,7 +44,7 @@ def draw_picture(scene: Scene, size: int, channels: int) -> Tensor:
 
 
 def _inside(shape: str, x: Tensor, y: Tensor, radius: float) -> Tensor:
-    """Which points [size, size] at (x, y) from its middle a shape covers."""
+    """Mask of the points [size, size], at (x, y) from its centre, that a shape covers."""
     far = torch.maximum(x.abs(), y.abs())
     round_ = (x**2 + y**2).sqrt()
     match shape:

@@ -37,7 +37,7 @@ class RowBuilder:
 
     @property
     def is_full(self) -> bool:
-        """Whether the row has all its ids."""
+        """True if the row has all its ids."""
         return len(self.ids) >= self.length
 
     def text(self, ids: Sequence[int], num_bytes: int, *, learned: bool) -> None:

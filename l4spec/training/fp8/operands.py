@@ -84,7 +84,7 @@ def operand(x: Tensor, form: Float8, scaling: Scaling, kind: Kind = "rows") -> O
 
 
 def _scale(x: Tensor, form: Float8, scaling: Scaling, high: int) -> Tensor:
-    """What codes are multiplied by."""
+    """Scales: the factors from codes to values."""
     magnitudes = x.abs()
     match scaling:
         case "unit":

@@ -48,7 +48,7 @@ class Fp8Step:
         return {key: rounded for key, rounded in self.operands.items() if rounded.overflowed}
 
     def as_text(self) -> str:
-        """What the error of a step that is not finite adds: the operands that overflowed; empty without any."""
+        """Addition to the error of a step that is not finite: the operands that overflowed; empty without any."""
         names = [f"{weight} ({place})" for weight, place in self.overflows]
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return f"; in fp8 overflowed {', '.join(names[:NAMED])}{more}" if names else ""
@@ -94,7 +94,7 @@ class Fp8Watch:
         self.flops = 0
 
     def products(self, name: str) -> Fp8Products:
-        """How the weight of this name multiplies."""
+        """The fp8 products of the weight of this name."""
         return Fp8Products(self.fp8, partial(self._record, name), self._count)
 
     def _record(self, name: str, place: Place, given: Tensor, rounded: Operand) -> None:
@@ -106,7 +106,7 @@ class Fp8Watch:
         self.flops += flops
 
     def finish(self) -> Fp8Step:
-        """What operands lost since the last call. All ranks must call it, for they add up what they counted."""
+        """Overflowed and flushed elements by operand since the last call, over all ranks, which must all call it."""
         keys = [(name, place) for name in self.names for place in PLACES]
         nothing = torch.zeros(3, dtype=torch.long, device=self.model.device)
         flat = torch.stack([self.own.get(key, nothing) for key in keys])

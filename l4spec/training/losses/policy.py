@@ -47,9 +47,9 @@ def kl_estimate(log_probs: Tensor, reference: Tensor) -> Tensor:
 
 
 def token_weights(labels: Tensor, algorithm: Algorithm, max_answer: int) -> Tensor:
-    """What each token counts in the batch's loss [rows, tokens]; 0 outside answers.
+    """Weight of each token in the batch's loss [rows, tokens]; 0 outside answers.
 
-    grpo: 1 / (rows x length of the answer); dr_grpo: 1 / (rows x max_answer); reinforce: 1 / rows, for an answer is
+    grpo: 1 / (rows x length of the answer); dr_grpo: 1 / (rows x max_answer); reinforce: 1 / rows, since an answer is
     one action whose probability is the product of its tokens'.
     """
     is_answer = (labels != IGNORED).double()
@@ -96,5 +96,5 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
 
 
 def informative(rewards: Tensor) -> Tensor:
-    """Which groups [groups] have an advantage other than 0: not all their samples got the same reward."""
+    """Mask of the groups [groups] with an advantage other than 0: their samples did not all get the same reward."""
     return rewards.amax(dim=1) > rewards.amin(dim=1)

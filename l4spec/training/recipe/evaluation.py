@@ -68,7 +68,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSampling:
-    """How answers are drawn: at temperature 0 the likeliest tokens."""
+    """Sampling of answers; greedy at temperature 0."""
 
     max_answer: int
     temperature: float = 0.0
@@ -102,7 +102,7 @@ def answer(model: RankModel, asked: Sequence[Asked], codec: Codec, sampling: Ans
 
 
 def is_right(asked: Asked, answers: Sequence[int], codec: Codec) -> bool:
-    """Whether an answer is the right one and ends there."""
+    """True if the answer is correct and ends there."""
     return bool(answers) and answers[-1] == codec.end_id and codec.decode(answers[:-1]) == asked.answer
 
 

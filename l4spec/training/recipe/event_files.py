@@ -10,11 +10,11 @@ EVENTS = "tensorboard"
 """The folder of event files in that of a run."""
 EXTRA = "pip install 'l4spec[tensorboard]'"
 _ABOUT = ("phase", "event", "message")
-"""What a row says of itself, in words."""
+"""Text fields of a row."""
 
 
 def is_tensorboard_there() -> bool:
-    """Whether the package that writes event files is installed."""
+    """True if the package that writes event files is installed."""
     return find_spec("tensorboard") is not None
 
 

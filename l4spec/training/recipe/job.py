@@ -64,7 +64,7 @@ class RecipeJob(Task):
 
     @property
     def trains_modules(self) -> bool:
-        """Whether a phase trains modules of multi-token prediction."""
+        """True if a phase trains modules of multi-token prediction."""
         return any(phase.modules is not None for phase in self.phases)
 
     @property
@@ -80,7 +80,7 @@ class RecipeJob(Task):
         return 1 if self.model_spec.text.hidden_size <= NARROW else None
 
     def continued(self) -> dict[str, Any]:
-        """What must be the same to continue from a checkpoint, by the names of options."""
+        """Settings that must be equal to continue from a checkpoint, by the names of options."""
         return {
             "RECIPE": f"{self.loaded.recipe.name} ({self.model_digest})",
             "phases": [phase.model_dump_json() for phase in self.phases],
@@ -153,7 +153,7 @@ class RecipeJob(Task):
             yield Problem(f"cannot write {str(folder)[:200]!r}: {reason}", "--teacher-cache")
 
     def _untrained_modules(self, phase: Phase) -> Iterator[Problem]:
-        """Why modules of multi-token prediction cannot be trained in a phase."""
+        """Problems that rule out training modules of multi-token prediction in a phase."""
         if phase.modules is None:
             return
         path, text = f"phase {phase.name}: mtp", "modules of multi-token prediction are not trained"
@@ -165,7 +165,7 @@ class RecipeJob(Task):
             yield Problem(f"{text} in fp8", path, hint="precision: bf16, or leave mtp out")
 
     def _undivided_in(self, phase: Phase) -> Iterator[Problem]:
-        """Why tokens of a phase cannot be divided among ranks of tp."""
+        """Problems of a phase whose tokens cannot be divided among ranks of tp."""
         if not self.sequence_parallel:
             return
         yield from self.undivided_tokens(phase.context, f"phase {phase.name}: context")

@@ -70,7 +70,7 @@ def needle_rows(mixture: Mixture, name: str, length: int, numbers: Sequence[int]
 
 @torch.no_grad()
 def num_right(model: RankModel, batch: TrainBatch) -> int:
-    """How many labels are the likeliest tokens where they stand; the same on every rank, all must call it."""
+    """Number of labels that are the likeliest token at their place; the same on every rank; all must call it."""
     model.eval()
 
     def right(scored: Scored) -> Tensor:

@@ -38,7 +38,7 @@ class RoutingSummary:
 
 @dataclass(frozen=True, slots=True)
 class PhaseResult:
-    """What a phase came to. `routing` is of its last steps in training, `evaluated` of held-out text."""
+    """Results of a phase. `routing` is of its last training steps, `evaluated` of held-out text."""
 
     name: str
     kind: str
@@ -59,7 +59,7 @@ class PhaseResult:
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """Where a phase is, for whoever watches."""
+    """Progress of a phase, for progress callbacks."""
 
     phase: str
     step: int

@@ -38,7 +38,7 @@ Loader = Callable[[], RankModel]
 
 @dataclass(frozen=True)
 class PhaseContext:
-    """What a phase may use: the model, the data, and `entering`, which loads the model that entered the phase."""
+    """Inputs of a phase: the model, the data, and `entering`, which loads the model as it was at the phase's start."""
 
     phase: Phase
     model: RankModel
@@ -67,9 +67,9 @@ class Prepared:
     objective: Objective | None = None
     notes: Mapping[str, float] | None = None
     mtp: MTPLoss | None = None
-    """What steps add for modules of multi-token prediction."""
+    """Loss that steps add for modules of multi-token prediction."""
     close: Callable[[], None] | None = None
-    """What is to be ended with the phase."""
+    """Function to call at the end of the phase."""
 
 
 def prepare(context: PhaseContext) -> Prepared:

@@ -164,7 +164,7 @@ class RecipeRun:
             self.checkpoint = None
 
     def context(self, phase: Phase) -> PhaseContext:
-        """What a phase may use."""
+        """The inputs of a phase."""
 
         def entering() -> RankModel:
             return self._entered(self.starts[phase.name])
@@ -205,7 +205,7 @@ class RecipeRun:
         return tensor_factors(self.job.graph, with_modules(graph) if self.job.trains_modules else graph, rule.kind)
 
     def growth(self, phase: Phase) -> RunGrowth:
-        """How much larger batch and tokens are than the base's."""
+        """Growth of batch and tokens relative to the base's."""
         base = self.recipe.parametrization.base
         tokens = 1.0 if base.tokens is None else phase.tokens / base.tokens
         return RunGrowth(1.0 if base.batch is None else phase.batch / base.batch, tokens)
@@ -322,7 +322,7 @@ def _own_device(device: str) -> torch.device:
 
 
 def results_of(texts: Sequence[str]) -> list[PhaseResult]:
-    """What ranks wrote to the store, read back."""
+    """Parse the results that ranks wrote to the store."""
     results = []
     for row in (row for text in texts for row in json.loads(text)):
         for name in ("routing", "evaluated"):

@@ -49,7 +49,7 @@ class Job(Task):
         return _COPIES_TO_TRAIN if self.steps else 1
 
     def continued(self) -> dict[str, Any]:
-        """What must be the same to continue from a checkpoint, by the names of options."""
+        """Settings that must be equal to continue from a checkpoint, by the names of options."""
         return {
             "SPEC": f"{self.graph.name} ({self.model_digest})",
             "--dtype": self.number_format,
@@ -60,7 +60,7 @@ class Job(Task):
         }
 
     def shared(self) -> dict[str, Any]:
-        """What must be the same on every rank, by the names of options."""
+        """Settings that must be equal on every rank, by the names of options."""
         return {
             **self.continued(),
             "degrees": str(self.layout),
@@ -130,9 +130,9 @@ class Job(Task):
 
 
 def unwritable(folder: Path) -> str:
-    """Why no file can be written to a folder, which is made where it is not there; empty where one can.
+    """Error message if no file can be written to a folder, which is created if missing; empty if one can.
 
-    Said before hours of steps whose checkpoint could not be written.
+    Checked before hours of steps whose checkpoint could not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

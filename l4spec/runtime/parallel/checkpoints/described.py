@@ -38,7 +38,7 @@ _ALLOWED = {
     "pathlib": _PATHS,
     "pathlib._local": _PATHS,
 }
-"""What a description is made of, by module; `pathlib` for the place where it was written."""
+"""Classes that a checkpoint's description may contain, by module; `pathlib` for the path it was written to."""
 _LONGEST_NAME = 1000
 _MOST_DIMS = 16
 _LARGEST = 1 << 60
@@ -90,7 +90,7 @@ def _chunk(value: Any, size: torch.Size, name: str) -> ChunkStorageMetadata:
 
 
 def _overlap(pieces: list[ChunkStorageMetadata]) -> bool:
-    """Whether two pieces share an element: along the dim with most starts only those that are open are compared."""
+    """True if two pieces share an element; sweeps along the dim with most starts and compares open pieces only."""
     filled = [piece for piece in pieces if piece.sizes.numel()]
     if len(filled) < 2:
         return False

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """Where everything will lie: files with their headers, and each stored tensor's file and first byte."""
+    """Locations of the data: files with their headers, and each stored tensor's file and first byte."""
 
     shards: dict[str, list[TensorEntry]]
     places: Mapping[str, tuple[str, int]]
@@ -237,7 +237,7 @@ class _HubReader(StorageReader):
         """The folder is given at construction."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What is stored, in our names."""
+        """Metadata of the stored tensors, in our names."""
         return self._metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
-"""What names begin with in a sharded checkpoint: `model.NAME`, and `optimizer.NAME.exp_avg` for AdamW's moments."""
+"""Prefix of optimizer state in a sharded checkpoint: `model.NAME`, and `optimizer.NAME.exp_avg` for AdamW's moments."""
 
 
 @dataclass(frozen=True, slots=True)

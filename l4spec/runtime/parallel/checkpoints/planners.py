@@ -34,7 +34,7 @@ CHUNK_BYTES = 1 << 26
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """What a rank hands to torch.distributed.checkpoint: one object under one name, the same on every rank."""
+    """Shards that a rank passes to torch.distributed.checkpoint: one object under one name, the same on every rank."""
 
     shards: Mapping[str, LocalShard]
 

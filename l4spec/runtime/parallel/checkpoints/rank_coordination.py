@@ -30,12 +30,12 @@ R = TypeVar("R")
 
 
 def is_first() -> bool:
-    """Whether this rank acts for all."""
+    """True if this rank acts for all."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What `work` gives on rank 0, on every rank; its UserError too."""
+    """Run `work` on rank 0 and return its result, or raise its UserError, on every rank."""
     outcome: list[Any] = [None, None]
     if is_first():
         try:
@@ -110,7 +110,7 @@ def require_undamaged_by_ranks(folder: Path, *, required: bool) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a write failed for want of room: torch's writer of zip files says so in words of its own."""
+    """True if a write failed because the disk is full, recognized by the messages of torch's writer of zip files."""
     return isinstance(error, RuntimeError) and any(
         word in str(error) for word in ("unexpected pos", "file write failed", "No space left")
     )

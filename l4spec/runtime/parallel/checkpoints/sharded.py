@@ -47,7 +47,7 @@ _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """What a checkpoint says of the run that wrote it: steps done, and what must be the same to continue."""
+    """State of the run that wrote a checkpoint: completed steps, and settings that must be equal to continue."""
 
     step: int = 0
     settings: Mapping[str, Any] | None = None
@@ -116,7 +116,7 @@ def load_sharded(
 
 
 def read_state(folder: Path) -> RunState:
-    """What the run that wrote a sharded folder said."""
+    """State of the run that wrote a sharded folder."""
     data = on_first(lambda: read_json(folder / RUN))
     step, settings = (data.get("step"), data.get("settings")) if isinstance(data, dict) else (None, None)
     if type(step) is not int or step < 0 or not isinstance(settings, dict | None):

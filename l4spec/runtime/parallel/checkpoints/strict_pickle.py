@@ -32,7 +32,7 @@ class Name:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What would be an instance: of which class, with which arguments, and the state that it was given."""
+    """An instance that was not created: its class, arguments and state."""
 
     name: Name
     arguments: tuple[Any, ...]
@@ -175,14 +175,14 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "STACK_GLOBAL": _Machine.stack_global,
     "BUILD": _Machine.build,
 }
-"""What pickles of dataclasses are made of, by the names of the standard library's `pickletools`."""
+"""Operations of pickles of dataclasses, by the names of the standard library's `pickletools`."""
 
 
 def read_pickle(data: bytes, allowed: Mapping[str, Collection[str]]) -> Any:
-    """What a pickle says, instances as `Record`, of classes that are `allowed` by module.
+    """Read a pickle, with instances as `Record`, of classes that are `allowed` by module.
 
-    Raises RefusedPickle for everything else: another operation, more than `MOST_OPERATIONS`, other names, a truncated
-    or damaged text.
+    Raises RefusedPickle for everything else: other operations, more than `MOST_OPERATIONS`, other names, truncated or
+    damaged data.
     """
     try:
         with warnings.catch_warnings():

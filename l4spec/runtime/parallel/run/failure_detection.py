@@ -41,7 +41,7 @@ _MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a run ends: the message with the rank's name in it, the exit code, and which rank says so."""
+    """Reason of a run's end: the message with the rank's name, the exit code, and the rank that reported it."""
 
     message: str
     code: int = RANK_FAILED
@@ -65,7 +65,7 @@ class Failure:
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> "Failure":
-        """What an error of this rank means."""
+        """The failure that an error of this rank means."""
         if isinstance(error, UserError):
             return cls("\n".join(f"error: {problem}" for problem in error.problems), WRONG_INPUT)
         lines = str(error).strip().splitlines() or [""]
@@ -76,14 +76,14 @@ class Failure:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory has run out, on the CPU or a GPU."""
+    """True if an error means that memory has run out, on the CPU or a GPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _MEMORY)
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether an error says that another rank could not be reached: that rank's end is the cause, not this one."""
+    """True if an error says that another rank could not be reached: then that rank's end is the cause."""
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _LOST)
@@ -91,7 +91,7 @@ def is_lost_contact(error: BaseException) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the store is, and who keeps it: rank 0 unless the launcher does."""
+    """Address of the store, and its owner: rank 0 unless the launcher is."""
 
     host: str
     port: int
@@ -129,7 +129,7 @@ def listening_store(host: str, port: int, timeout: float) -> TCPStore:
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` gives, in a thread that is left behind when it takes longer: then TimeoutError is raised."""
+    """Result of `work`, run in a thread that is abandoned after `seconds`: then TimeoutError is raised."""
     answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

@@ -27,7 +27,7 @@ NARROW = 512
 
 
 class Store(Protocol):
-    """Where all ranks and the launcher read and write."""
+    """Key-value store that all ranks and the launcher read and write."""
 
     def set(self, key: str, value: str, /) -> None:
         """Write what others will read."""
@@ -35,7 +35,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """What ranks do together. Degrees are in `layout`; `timeout` is the longest wait for a rank, in seconds."""
+    """Work that ranks do together. Degrees are in `layout`; `timeout` is the longest wait for a rank, in seconds."""
 
     spec: str
     layout: Layout
@@ -55,11 +55,11 @@ class Task(ABC):
     @property
     @abstractmethod
     def copies(self) -> int:
-        """How many tensors of every weight's size a rank holds; more than one are divided among data ranks."""
+        """Number of tensors of each weight's size on a rank; if more than one, they are divided among data ranks."""
 
     @abstractmethod
     def shared(self) -> dict[str, Any]:
-        """What must be the same on every rank, by the names of options."""
+        """Settings that must be equal on every rank, by the names of options."""
 
     def work(self, log: Log, store: Store) -> None:
         """One rank's part, by the task's `worker`; `log` prints on rank 0 alone."""
@@ -112,13 +112,13 @@ class Task(ABC):
         return self.dtype or self.model_spec.text.dtype
 
     def undivided(self, batch: int) -> Iterator[Problem]:
-        """Why this many sequences cannot be divided among the ranks."""
+        """Problem of a batch that cannot be divided among the data ranks."""
         data = self.layout.dp * self.layout.ep
         if batch % data:
             yield Problem(f"{batch} sequences cannot be divided among {data} ranks (dp x ep)", "--batch")
 
     def undivided_tokens(self, tokens: int, path: str) -> Iterator[Problem]:
-        """Why a sequence of so many tokens cannot be divided among the ranks of tp."""
+        """Problem of a sequence whose tokens cannot be divided among the ranks of tp."""
         if tokens % self.layout.tp:
             message = f"{tokens:,} tokens cannot be divided among {self.layout.tp} ranks (tp)"
             yield Problem(message, path, hint="leave out --sequence-parallel")

@@ -95,7 +95,7 @@ def find_beside(text: str) -> Path | None:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether `text` can only be meant as a file: it has a separator or a YAML suffix."""
+    """True if `text` can only be a path: it has a separator or a YAML suffix."""
     return "/" in text or "\\" in text or text.lower().endswith((".yaml", ".yml"))
 
 
@@ -145,7 +145,7 @@ def _field_names(schema: type[Entry]) -> set[str]:
 
 
 def _is_another_number(known: str, name: str) -> bool:
-    """Whether two names differ in digits alone, and not in their order."""
+    """True if two names differ in digits alone, and not only in their order."""
     one, other = (each.replace("-", "") for each in (known, name))
     same_letters = re.sub(r"[0-9]", "0", one) == re.sub(r"[0-9]", "0", other)
     return same_letters and sorted(one) != sorted(other)

@@ -34,7 +34,7 @@ def _open_closed_streams() -> None:
 
 
 def _exit_code() -> int | str | None:
-    """What the command ends with, its output written; what the system refuses is one line."""
+    """Exit code of the command, after its output is flushed; errors of the system are printed as one line."""
     try:
         try:
             app(prog_name="l4spec")

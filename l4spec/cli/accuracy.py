@@ -12,7 +12,7 @@ from l4spec.cli.output import deliver, write
 
 
 class Split(StrEnum):
-    """What a row is used for."""
+    """Use of a row: fitting or testing."""
 
     CALIBRATE = "calibrate"
     TEST = "test"

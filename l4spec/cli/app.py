@@ -11,7 +11,7 @@ from l4spec.cli.output import complain
 from l4spec.errors import UserError
 
 UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
-"""What typer raises for wrong options; it offers no other name for it."""
+"""Exception of typer for wrong options, which has no public name."""
 CLAIM_FAILED = 1
 USER_ERROR = 2
 DOES_NOT_FIT = 3
@@ -66,7 +66,7 @@ class CommandGroup(TyperGroup):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python or torch, which is not imported here, could not allocate."""
+    """True if Python or torch, which is not imported here, could not allocate memory."""
     known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return known or "can't allocate memory" in str(error)
 
@@ -87,7 +87,7 @@ _OURS = (
 
 
 def _misused(error: Any) -> UserError:
-    """What is wrong with the options, as one line with the page that helps, like every other problem."""
+    """Error of wrong options, as one line with the help page as hint, like every other problem."""
     import re
 
     command = error.ctx.command_path if error.ctx is not None else "l4spec"

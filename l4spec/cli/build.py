@@ -127,7 +127,7 @@ def build_command(
 
 
 def _require_upcycled_alone(parent: Path | None, upcycle: bool, *others: object) -> None:
-    """What goes with a parent: the model as it is, whole and plain, on the CPU."""
+    """Require the whole model, unquantized, on the CPU if it is filled from a parent."""
     if upcycle != (parent is not None):
         raise UserError("--from names the checkpoint that --upcycle copies: give both or neither")
     if upcycle and any(other is not None for other in others):
@@ -135,7 +135,7 @@ def _require_upcycled_alone(parent: Path | None, upcycle: bool, *others: object)
 
 
 def _default_device(*miniature_or_folder: object) -> str:
-    """Where a model goes if nobody says: nowhere, unless something is to be run or written."""
+    """Default device: `meta`, or `cpu` if something is to be run or written."""
     return "cpu" if any(given is not None for given in miniature_or_folder) else "meta"
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ClockChoice(StrEnum):
-    """What a time is."""
+    """Clock of measurements."""
 
     WALL = "wall"
     CPU = "cpu"

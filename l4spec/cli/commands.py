@@ -18,7 +18,7 @@ ELSEWHERE = {
     "chat": "'l4spec generate CHECKPOINT' writes text",
     "convert": "'l4spec import' and 'l4spec export' read and write config.json",
 }
-"""What people call for and the commands that do it."""
+"""Hints by a missing command's name: the commands that do its task."""
 COMMANDS = {
     "accuracy": "Compare predictions with published measurements and report the errors.",
     "build": "Build the PyTorch module of a spec and check it against the plan: names, shapes and counts.",

@@ -151,7 +151,7 @@ def _images(
     fps: float | None,
     frames: int | None,
 ) -> "ImagePrompt | None":
-    """What the prompt shows, read and cut; None for nothing. Raises UserError for what the model cannot see."""
+    """Images or frames of the prompt, read and cut; None without any. Raises UserError if the model takes none."""
     problems = [replace(p, path=f"--{p.path}") for p in sampling_problems(video, fps, frames)]
     if fps is not None and not 0 < fps <= MOST_FPS:
         problems.append(Problem(f"expected a number above 0 and at most {MOST_FPS:,}, found {fps:g}", path="--fps"))

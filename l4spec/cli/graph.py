@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GraphFormat(StrEnum):
-    """How a graph is written."""
+    """Output format of a graph."""
 
     TEXT = "text"
     MERMAID = "mermaid"
@@ -28,7 +28,7 @@ class GraphFormat(StrEnum):
 
 
 class Level(StrEnum):
-    """How much of a graph is drawn."""
+    """Level of detail of a graph."""
 
     BLOCK = "block"
     OP = "op"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Listing(StrEnum):
-    """What can be listed."""
+    """Kind of entries to list."""
 
     SPECS = "specs"
     SCENARIOS = "scenarios"
@@ -49,7 +49,7 @@ def ls_command(
 
 
 def _document(what: Listing) -> "Listed":
-    """What is listed as JSON; reading whole entries imports what plans them."""
+    """The listing as JSON; its complete entries import the planner."""
     from l4spec.report.listing_document import listed
 
     return listed(what.value)

@@ -12,7 +12,7 @@ from l4spec.cli.completion import specs
 
 
 class Format(StrEnum):
-    """How a report is written."""
+    """Output format of a report."""
 
     TABLE = "table"
     JSON = "json"
@@ -21,7 +21,7 @@ class Format(StrEnum):
 
 
 class RowFormat(StrEnum):
-    """How an answer of many rows is written."""
+    """Output format of a report with many rows."""
 
     TABLE = "table"
     JSON = "json"
@@ -31,7 +31,7 @@ class RowFormat(StrEnum):
 
 
 class Emit(StrEnum):
-    """What a plan's launch is written for."""
+    """Target of a plan's launch files."""
 
     VLLM = "vllm"
     SGLANG = "sglang"
@@ -63,7 +63,7 @@ def file_to_write(text: str) -> Path:
 
 
 tokens = tokens_from()
-"""Where the planner or the runtime says itself what it takes."""
+"""Parser of token counts whose bounds the planner or the runtime checks."""
 _SPEC = "A spec: the path of a YAML file, or a shipped name (`l4spec ls`)."
 SpecArgument: TypeAlias = Annotated[
     str, typer.Argument(metavar="SPEC", help=_SPEC, show_default=False, autocompletion=specs)

@@ -48,7 +48,7 @@ def kind_named(path_or_name: str) -> str | None:
 
 
 def _may_be_another_kind(path_or_name: str) -> bool:
-    """Whether the text names a kind, or extends a file that may: most specs need not be parsed twice to know."""
+    """True if the text names a kind, or extends a file that may; so that most specs are parsed only once."""
     from l4spec.library import find_spec
     from l4spec.spec.files import read_utf8
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class JsonDocument(Protocol):
-    """What can be written as JSON: every pydantic model."""
+    """Document that can be written as JSON: every pydantic model."""
 
     def model_dump_json(self, *, indent: int | None = None) -> str:
         """The document as JSON."""
@@ -84,7 +84,7 @@ def _columns(to_file: bool) -> int:
 
 
 def _has_colors() -> bool:
-    """Whether stdout is a terminal that shows colours and whose user wants them (https://no-color.org)."""
+    """True if stdout is a terminal with colours and the user has not disabled them (https://no-color.org)."""
     return _is_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 

@@ -107,7 +107,7 @@ def _recipe(recipe: "LoadedRecipe", request: PlanRequest, style: o.Format, out: 
 
 
 def _scenario(loaded: "LoadedScenario", request: PlanRequest, style: o.Format, out: Path | None, force: bool) -> None:
-    """What a scenario's servers hold and cost, and one request alone."""
+    """Print the plan of a scenario: memory and cost of its servers, and one request alone."""
     from l4spec.report.scenario_page import scenario_page
     from planners.simulate.scenario_plan import plan_scenario
 
@@ -117,7 +117,7 @@ def _scenario(loaded: "LoadedScenario", request: PlanRequest, style: o.Format, o
 
 
 def _report(graph: "LayerGraph", plan: "Plan") -> "Page":
-    """What HTML has room for: everything, opened by clicks."""
+    """The complete HTML report, with collapsible parts."""
     from l4spec.report.report_page import report_page
 
     return report_page(graph, plan)

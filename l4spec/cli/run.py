@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Switch(StrEnum):
-    """Whether something is done."""
+    """Value of an on/off option."""
 
     ON = "on"
     OFF = "off"
 
 
 class Recomputed(StrEnum):
-    """What training computes again for its backward pass (`l4spec.layers.common.checkpointing`)."""
+    """Activations that training recomputes in its backward pass (`l4spec.layers.common.checkpointing`)."""
 
     NONE = "none"
     SELECTIVE = "selective"

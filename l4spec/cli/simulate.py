@@ -122,7 +122,7 @@ def _capacity(loaded: "LoadedScenario", jobs: int, style: o.Format, out: Path | 
 
 
 def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar: bool | None) -> tuple[str, str]:
-    """What the fit reached, in a sentence or two, and the file of factors."""
+    """Summary of the fit in one or two sentences, and its file of factors."""
     from l4spec.report.fit_page import factors_file, fit_summary
     from planners.simulate.fit import fit
     from planners.simulate.requested_scenario import scenario_of

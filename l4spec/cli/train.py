@@ -161,7 +161,7 @@ def train_command(
 
 
 def _checkpointing(kind: Recomputed | None, *, recompute: bool) -> "Checkpointing":
-    """What is computed again. Raises UserError where two options say different things."""
+    """Checkpointing of activations. Raises UserError if two options contradict each other."""
     if recompute and kind not in (None, Recomputed.FULL):
         raise UserError([Problem(f"is --checkpointing full, beside {kind}", "--recompute", hint="leave it out")])
     if recompute:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def training_display(
     log: Callable[[str], None], phases: "Sequence[Phase]", named: Callable[[str], str]
 ) -> "Iterator[tuple[Callable[[str], None], Watch | None]]":
-    """What prints lines, and what shows a step; None where stdout is no terminal that can redraw.
+    """Functions that print lines and that show a step; the latter is None if stdout is no terminal that can redraw.
 
-    Lines that are printed meanwhile, as `named` writes them, stand above the bars, which stay as they end.
+    Lines printed meanwhile, formatted by `named`, appear above the bars, which stay as they end.
     """
     from rich.console import Console
 

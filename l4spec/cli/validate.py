@@ -31,7 +31,7 @@ def validate_command(specs: o.SpecsArgument, overrides: o.SetOption = None) -> N
 
 
 def _checked(path_or_name: str, overrides: Sequence[str]) -> str:
-    """What the document is, in a few words. Raises UserError with every problem."""
+    """Short description of the document. Raises UserError with every problem."""
     from l4spec.huggingface.opening import open_document
     from l4spec.spec.document_kinds import parse_any
     from l4spec.spec.model import ModelSpec

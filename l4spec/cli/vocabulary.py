@@ -64,7 +64,7 @@ def vocabulary_command(
 
 
 def _counted(tokenizer: "TextTokenizer", name: str, file: Path) -> "CountedText":
-    """How many tokens a tokenizer makes of a file. Raises UserError for one without text."""
+    """Number of tokens of a file by a tokenizer. Raises UserError for a file without text."""
     from l4spec.spec.files import read_utf8
     from planners.sweep.vocabularies import CountedText
 

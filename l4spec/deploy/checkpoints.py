@@ -88,12 +88,12 @@ def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tup
 
 
 def _placeholder(name: str) -> str:
-    """What stands for a checkpoint that nobody is known to have published: a path, which no hub has for an id."""
+    """Placeholder for a checkpoint without a known publication: a path, which is not a valid id of the hub."""
     return f"path/to/{name}"
 
 
 def _stored_otherwise(request: LaunchRequest) -> tuple[str, ...]:
-    """Where an fp8 plan packs bf16 weights although an fp8 checkpoint is published: its name and its scheme."""
+    """Notes on an fp8 plan of bf16 weights although an fp8 checkpoint is published: its name and its scheme."""
     scheme = request.plan.deployment.quantization
     if not scheme.startswith("fp8") or known_checkpoint(request, scheme):
         return ()

@@ -35,7 +35,7 @@ class FlagTable:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What one process is started with: `host` names its node, from `host-0`."""
+    """Command line of one process; `host` names its node, from `host-0`."""
 
     host: str
     argv: tuple[str, ...]
@@ -141,7 +141,7 @@ def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) ->
 
 
 def dp_note(request: LaunchRequest) -> tuple[str, ...]:
-    """How independent copies share the work."""
+    """Note on the load balancer in front of independent replicas."""
     if request.plan.layout.dp == 1:
         return ()
     return (f"dp{request.plan.layout.dp} is that many servers of their own: put a load balancer in front of them",)

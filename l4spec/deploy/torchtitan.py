@@ -44,7 +44,7 @@ TABLE = FlagTable(
     },
 )
 _DTYPES = {"adamw": "float32", "adamw-bf16": "bfloat16"}
-"""How torchtitan keeps weights, and so AdamW its moments: with fp32 the plan's master copy, without it none."""
+"""Weight dtype of torchtitan, and so of AdamW's moments: float32 is the plan's master copy, bfloat16 has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def cache_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
 
 
 def _host_note(server: LaunchedServer) -> tuple[str, ...]:
-    """What stands for addresses."""
+    """Note on the placeholders of addresses."""
     if len(server.hosts) == 1:
         return ()
     return (f"{HEAD}, host-1, … stand for the addresses of the hosts, in the order of the mesh's ranks",)

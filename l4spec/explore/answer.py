@@ -12,7 +12,7 @@ from planners.latency_types import Latency
 from planners.plan_types import Plan
 
 NOT_SENT = {"suggestions", "layouts", "illegal_layouts"}
-"""What of a plan the page does not show: suggestions take many plans, and layouts may be thousands."""
+"""Keys of a plan that the page does not show: suggestions take many plans, and layouts may be thousands."""
 Number = int | float | None
 Value = tuple[str, Number]
 Row = tuple[str, Callable[[LayerGraph, Plan], Value]]
@@ -42,13 +42,13 @@ def memory(plan: Plan) -> list[dict[str, Any]]:
 
 
 def notes(plan: Plan) -> list[str]:
-    """What the numbers rest on, in sentences."""
+    """Sources and assumptions of the numbers, in sentences."""
     facts = [f"{label}: {text}" for label, text in latency_facts(plan) if label in ("TTFT", "TPOT", "time", "caution")]
     return [*plan.reasons[1:], *facts, *estimate_notes(plan.estimated, plan.estimates)]
 
 
 def suggestions(plan: Plan) -> str:
-    """What would make it fit, each with what the fullest device then needs."""
+    """Changes that would make it fit, each with the memory of the fullest device."""
     if plan.fits is not False:
         return "It fits."
     figures = marks_of(plan).work
@@ -136,4 +136,4 @@ _ROWS: tuple[Row, ...] = (
         _timed(lambda latency: latency.usd_per_million_output_tokens, lambda f, v: f"{f.mark}${v:,.2f}"),
     ),
 )
-"""What the page shows, in its order."""
+"""Rows of the page, in order."""

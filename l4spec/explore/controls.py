@@ -66,7 +66,7 @@ def _of_layers(text: Mapping[str, Any]) -> Iterator[Control]:
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
-    """What is repeated, in words."""
+    """Description of the repeated blocks."""
     blocks = entry.get("blocks")
     if isinstance(blocks, list):
         repeats = [block.get("repeat", 1) if isinstance(block, dict) else 1 for block in blocks]

@@ -19,7 +19,7 @@ from planners.plan import plan
 from planners.request import PlanRequest
 
 TARGETS = ("vllm", "sglang", "tensorrt-llm", "k8s", "sbatch")
-"""What a serving plan can be launched as."""
+"""Launch targets of a serving plan."""
 
 
 def command(name: str, overrides: Sequence[str], request: PlanRequest) -> str:

@@ -48,7 +48,7 @@ class Explorer:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What may be chosen, the named model first."""
+        """Names of the models to choose from, the given one first."""
         return tuple(dict.fromkeys((self.named, *_paths())))
 
     def parent(self, name: str) -> ExploredModel:
@@ -71,7 +71,7 @@ class Explorer:
         return self._answered(question, _planned)
 
     def suggest(self, question: Question) -> Reply:
-        """What would make the variant fit, a line each; it takes many plans, so that it is asked for by itself."""
+        """Changes that would make the variant fit, one per line; requested separately because they take many plans."""
         return self._answered(
             question, lambda parent, model, request: {"text": answer.suggestions(plan(model.graph, request))}
         )

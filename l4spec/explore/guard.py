@@ -59,7 +59,7 @@ class Guard:
 
 
 def _is_own(headers: Headers) -> bool:
-    """Whether no other origin is named: browsers send `Origin` with every POST, and all today's `Sec-Fetch-Site`."""
+    """True if no other origin is named: browsers send `Origin` with every POST, and current ones `Sec-Fetch-Site`."""
     origin = headers.get("origin")
     if origin is not None and origin != f"http://{headers.get('host', '')}":
         return False

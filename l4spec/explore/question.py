@@ -24,7 +24,7 @@ _LOOKED_UP = {"gpus": parse_cluster, "quantization": quantization, "engine": eng
 
 
 class Question(BaseModel):
-    """What one request of the page holds. `fields` are by path, `options` by the name that a plan's options have."""
+    """Body of one request of the page. `fields` are by path, `options` by the names of a plan's options."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -88,7 +88,7 @@ def _not_known(given: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def price_note(request: PlanRequest) -> str:
-    """Whose price is counted with, where it is the listed one; nothing otherwise."""
+    """Source of the price, if it is the listed one; empty otherwise."""
     if request.usd_per_gpu_hour is None or request.gpus is None:
         return ""
     offer = lowest_offer(parse_cluster(request.gpus).hardware.name)

@@ -64,14 +64,14 @@ def _facts(about: About) -> Iterator[tuple[str, str]]:
 
 
 def languages(about: About) -> str:
-    """How many languages are supported and how many were trained on."""
+    """Numbers of supported languages and of languages in pre-training, as text."""
     supported = f"{len(about.languages)} supported" if about.languages else ""
     trained = f"{about.pretraining_languages} in pre-training" if about.pretraining_languages else ""
     return ", ".join(filter(None, (supported, trained)))
 
 
 def modalities(about: About) -> Iterator[tuple[str, str]]:
-    """What goes in and what comes out, where it is known."""
+    """Rows of input and output modalities, where they are known."""
     if about.inputs:
         yield "input", ", ".join(about.inputs)
     if about.outputs:
@@ -84,9 +84,9 @@ def _conditions(each: PublishedScore) -> str:
 
 
 def compared_sections(models: Sequence[tuple[str, About | None]]) -> Iterator[Section]:
-    """What is published about models side by side; nothing where nothing is known of any.
+    """Published facts about models, side by side; nothing if no model has any.
 
-    Scores share a row only where benchmark, weights, metric, conditions and length are the same.
+    Scores share a row only if benchmark, weights, metric, conditions and length are the same.
     """
     known = [(name, about) for name, about in models if about is not None]
     if not known:

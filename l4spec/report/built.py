@@ -23,7 +23,7 @@ _INDENT = "  "
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What `l4spec build` found; `trial` and `device` are None where nothing but the structure was built."""
+    """Result of `l4spec build`; `trial` and `device` are None if only the structure was built."""
 
     model: str
     contents: "ModuleContents"
@@ -37,7 +37,7 @@ class Built:
 
     @property
     def agrees(self) -> bool:
-        """Whether the module holds what the planner counts, part by part, in as many bytes as it weighs."""
+        """True if parameters of each part, and total bytes, equal the planner's."""
         built_by_part, planned = self.contents.by_part, self.planned_by_part
         return self.contents.num_bytes == self.planned_bytes and all(
             built_by_part.get(part, 0) == planned.get(part, 0) for part in built_by_part.keys() | planned.keys()

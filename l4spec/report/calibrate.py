@@ -55,7 +55,7 @@ def profile_text(hardware: Hardware) -> str:
 
 
 def calibration_page(hardware: Hardware, gpus: str) -> Page:
-    """What a calibration found, in a few numbers, and how to use it."""
+    """Summary of a calibration, and the command that uses it."""
     times = hardware.eager
     assert times is not None
     facts = (
@@ -154,7 +154,7 @@ def _resident(table: "RawTable") -> dict[str, Any]:
 
 
 def _layers(calibration: "Calibration", dtype: str, bare: EagerTimes) -> dict[str, Any]:
-    """What is left of each kind of layer of the narrow models when its pieces are taken off, hot and cold."""
+    """Seconds of each kind of layer beyond its pieces, from the narrow models, hot and cold."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
     left: dict[str, list[tuple[float, float]]] = {}
@@ -169,7 +169,7 @@ def _layers(calibration: "Calibration", dtype: str, bare: EagerTimes) -> dict[st
 
 
 def _rotation(calibration: "Calibration", dtype: str) -> dict[str, float]:
-    """What an attention layer takes longer when it has to make its rotation table."""
+    """Additional seconds of an attention layer that computes its rotation table."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
     more = []
@@ -182,7 +182,7 @@ def _rotation(calibration: "Calibration", dtype: str) -> dict[str, float]:
 
 
 def _forward(calibration: "Calibration", dtype: str) -> dict[str, float]:
-    """What a pass takes whose layers do nothing."""
+    """Seconds of a pass whose layers do nothing."""
     from l4spec.runtime.calibrate.reference import seconds_of
 
     return _constant([seconds_of(reference.hollow) for reference in calibration.references[dtype]])

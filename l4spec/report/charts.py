@@ -42,7 +42,7 @@ class Caption:
 
 @dataclass(slots=True)
 class Chart:
-    """What is drawn; `x` and `y` are the exponents of ten that an axis spans."""
+    """Contents of a chart; `x` and `y` are the exponents of ten that an axis spans."""
 
     x: tuple[int, int]
     y: tuple[int, int] = (0, 1)
@@ -171,7 +171,7 @@ class UprightAxis:
     text: Callable[[float], str]
 
     def share(self, value: float) -> float:
-        """How far up a value stands, from 0 to 1."""
+        """Position of a value along the axis, from 0 (bottom) to 1 (top)."""
         return (value - self.low) / (self.high - self.low)
 
 
@@ -278,7 +278,7 @@ def line_chart(series: Sequence[tuple[str, Sequence[Point]]], x_label: str, y_la
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """How powers of ten are written on each axis."""
+    """Functions that format the powers of ten on each axis."""
 
     x: Callable[[int], str]
     y: Callable[[int], str]

@@ -16,7 +16,7 @@ from planners.search.layouts import MAX_BATCH
 
 
 class ModelShape(Frozen):
-    """What one compares before any cost. Heads are those of the first attention, experts of the widest mixture."""
+    """Sizes of a model in comparisons. Heads are those of the first attention, experts of the widest mixture."""
 
     num_layers: int
     hidden_size: int
@@ -185,7 +185,7 @@ def _cell(model: Compared, cell: Callable[[ModelShape, Plan, Marked], str]) -> s
 
 
 def _priced(comparison: Comparison) -> tuple[str, ...]:
-    """Whose prices and times these are."""
+    """Notes on the source of prices and on times that are extrapolations."""
     plans = [model.plan for model in comparison.models]
     price = price_of(plans[0])
     lines = [] if price is None else [f"Price of a GPU: ${price[0]:.2f} an hour {price[1]}."]

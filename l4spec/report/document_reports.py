@@ -51,7 +51,7 @@ def with_the_best(page: Page, graph: LayerGraph, plan: Plan) -> Page:
 
 
 def scenario_report(plan: ScenarioPlan, outcome: Outcome, sources: tuple[str, ...] = ()) -> Page:
-    """What the simulated load did, what a scenario's servers are, one request alone, and every number opened.
+    """Report of a scenario: the simulated load, its servers, one request alone, and the arithmetic of every number.
 
     `sources` are those that the scenario names.
     """
@@ -88,7 +88,7 @@ def lines_under(title: str, page: Page) -> tuple[str, ...]:
 
 
 def recipe_report(planned: PlannedRecipe, loaded: LoadedRecipe, graph: LayerGraph) -> Page:
-    """What a training costs, where its hours go, each number opened, claims, and the model that is trained."""
+    """Report of a recipe: cost, distribution of its hours, all arithmetic, claims, and the model's architecture."""
     pages = recipe_page(planned.cost)
     return (
         pages[0],
@@ -101,7 +101,7 @@ def recipe_report(planned: PlannedRecipe, loaded: LoadedRecipe, graph: LayerGrap
 
 
 def _claims(planned: PlannedRecipe, loaded: LoadedRecipe) -> Iterator[Section]:
-    """What has been published about the training, judged; nothing where the recipe claims nothing."""
+    """Section of the recipe's claims with verdicts; nothing if the recipe has no claims."""
     if not loaded.recipe.claims:
         return
     try:

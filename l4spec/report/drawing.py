@@ -71,7 +71,7 @@ def to_svg(picture: ModelPicture) -> str:
 
 
 def canvas_of(picture: ModelPicture) -> dict[str, Any]:
-    """What the template of a picture takes, besides the words about it."""
+    """Variables of a picture's template, except for its texts."""
     canvas = Canvas()
     left = WIDTH + 2 * GAP if picture.vision is not None else 0
     top = 64

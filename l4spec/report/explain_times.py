@@ -11,7 +11,7 @@ Rows = Iterator[tuple[str, str, str]]
 
 
 def time_sections(plan: Plan) -> Page:
-    """How every time, rate and price comes about; nothing where no time is known."""
+    """Arithmetic of every time, rate and price; empty without times."""
     latency = plan.latency
     if latency is None or (latency.prefill is None and latency.train is None):
         return ()

@@ -149,7 +149,7 @@ def _serving(row: Generation) -> tuple[str, ...]:
 
 
 def _range(row: Generation) -> str:
-    """Where the rate lies if the time is off by the 90th percentile of published rows; never above the bound."""
+    """Range of the rate for an error of the time at the 90th percentile of published rows; never above the bound."""
     slow, fast = row.estimate * (1 - row.p90), min(row.bound, row.estimate * (1 + row.p90))
     return f"{slow:.0f} to {fast:.0f}"
 

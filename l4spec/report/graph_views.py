@@ -44,7 +44,7 @@ class ViewFold:
 
 @dataclass(frozen=True, slots=True)
 class ViewOperation:
-    """What a layer does inside: a `matmul` with its weight's shape, `attention` over its heads, `elementwise` work."""
+    """Operation of a layer: a `matmul` with its weight's shape, `attention` over its heads, or `elementwise` work."""
 
     name: str
     kind: str
@@ -53,7 +53,7 @@ class ViewOperation:
 
 @dataclass(frozen=True, slots=True)
 class ViewEdge:
-    """What flows from one box to another."""
+    """Tensor between two boxes."""
 
     source: str
     target: str
@@ -145,12 +145,12 @@ def blocks_of(graph: LayerGraph) -> dict[str, dict[int, list[LayerNode]]]:
 
 
 def look_of(block: Sequence[LayerNode]) -> tuple[tuple[str, str, int], ...]:
-    """What two blocks have in common when they are the same: roles, labels and declarations of their layers."""
+    """Key of a block's contents, equal for equal blocks: roles, labels and declarations of its layers."""
     return tuple((node.role, node.label, id(node.declaration)) for node in block)
 
 
 def operations_of(declaration: Declaration) -> tuple[ViewOperation, ...]:
-    """What the layer declares to do for one token."""
+    """Operations that the layer declares, for one token."""
     return tuple(_operation(operation) for operation in declaration.operations(Work(1, 1)))
 
 
@@ -210,7 +210,7 @@ def _fields(item: ViewNode | ViewEdge | ViewOperation | ViewFold) -> dict[str, A
 
 
 def _title(node: ViewNode, repeats: int = 1) -> str:
-    """What a box is, and how often it is in its place: once for each repeat of its fold."""
+    """Label of a box, with its count within one repeat of its fold."""
     times = f"{node.count // repeats} × " if node.count > repeats else ""
     return f"{times}{node.label}" if node.kind in ("block", node.label) else f"{times}{node.label} ({node.kind})"
 

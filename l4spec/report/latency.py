@@ -24,7 +24,7 @@ def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
 
 
 def _requests_in_flight(plan: Plan, latency: Latency) -> tuple[tuple[str, str], ...]:
-    """How many requests are there at a time that arrive at a rate, by Little's law, beside how many fit."""
+    """Mean number of requests in flight at an arrival rate, by Little's law, beside the number that fits."""
     rate, first, following = plan.request.get("rate"), latency.ttft_seconds, latency.time_per_output_token_seconds
     if rate is None or first is None or following is None or latency.output_tokens is None:
         return ()
@@ -48,7 +48,7 @@ def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str],
 
 
 def _factors_of(latency: Latency) -> str:
-    """Whose measurements an estimate rests on: an engine's, or this machine's own."""
+    """Source of an estimate's factors: an engine, or measurements of this machine."""
     return "measured pieces of our own module" if latency.by_module else f"factors of {latency.factors}"
 
 
@@ -90,7 +90,7 @@ def _beside(figures: Figures, estimate: float | None, bound: float | None, error
 
 
 def time_range(bound: float, estimate: float, error: LatencyError) -> tuple[float, float | None]:
-    """Where the measured time lies for |estimate - measured| / measured <= p90: from e / (1 + p90) to e / (1 - p90).
+    """Range of the measured time for |estimate - measured| / measured <= p90: from e / (1 + p90) to e / (1 - p90).
 
     Never below the bound; an error of 100 % or more leaves the upper end open.
     """
@@ -117,7 +117,7 @@ def _error(latency: Latency, metric: str) -> LatencyError | None:
 
 
 def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
-    """What makes the times worse than usual: no factors at all, factors of other hardware, or devices without work."""
+    """Cautions about the times: no factors at all, factors of other hardware, or devices without work."""
     cautions = [note for note in latency.notes if any(word in note for word in _CAUTIONED)]
     remarks = [latency.reason] if latency.reason else cautions
     return (("caution", "; ".join(remarks)),) if remarks else ()
@@ -143,7 +143,7 @@ def latency_sections(plan: Plan) -> tuple[Section, ...]:
 
 
 def error_facts(latency: Latency) -> tuple[tuple[str, str], ...]:
-    """How wrong each estimate was on what it was not fitted on."""
+    """Errors of each estimate on rows that it was not fitted on."""
     return tuple(
         (
             f"error of {error.metric}",

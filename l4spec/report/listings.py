@@ -9,7 +9,7 @@ from l4spec.units import gib
 
 _TFLOPS = 10**12
 _ORIGINS = {"program": "a program", "driver": "the driver", "rule": "a rule", "datasheet": "datasheet"}
-"""Who says how much memory a device has, in one word."""
+"""Source of a device's memory size, in one word."""
 
 
 def listing(what: str) -> Page:

@@ -90,7 +90,7 @@ def model_table(graphs: Sequence[LayerGraph], asked: PlanRequest, precisions: Se
 
 
 def _refusal(graph: LayerGraph, request: PlanRequest) -> UserError | None:
-    """What is wrong with the request for this model, without any hardware."""
+    """The error of the request for this model, without any hardware; None if there is none."""
     try:
         plan(graph, request, gpus=None, quantization="bf16")
     except UserError as error:

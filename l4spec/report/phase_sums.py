@@ -40,17 +40,17 @@ class PhaseOrigins:
 
     @property
     def source(self) -> str:
-        """Where the recipe's own numbers come from."""
+        """Sources of the recipe's own numbers."""
         return "the recipe: " + ("; ".join(self.recipe.sources) or "it names no source")
 
     @property
     def error(self) -> str:
-        """How far a number that follows from recipe and spec alone may be off."""
+        """Possible error of a number that follows from recipe and spec alone."""
         return unknown((*self.recipe.estimated, *self.step.estimates.work))
 
     @property
     def time_source(self) -> str:
-        """Where the factors of the times come from."""
+        """Sources of the factors of times."""
         latency = self.step.latency
         if self.phase.step_seconds_source == "given utilization":
             return self.source
@@ -60,7 +60,7 @@ class PhaseOrigins:
 
     @property
     def time_error(self) -> str:
-        """How far times, and what follows from them, may be off."""
+        """Possible error of times, and of numbers that follow from them."""
         fields = (*self.recipe.estimated, *self.step.estimates.work)
         beside = f"; besides {unknown(fields)}" if fields else ""
         if self.phase.step_seconds_source == "given utilization":

@@ -189,7 +189,7 @@ class _Drawer:
 
 
 def _remarks(node: LayerNode) -> Iterator[str]:
-    """What a box says besides its operations: experts, the reach of attention, what is cached."""
+    """Remarks of a box besides its operations: experts, reach of attention, cache entries."""
     routed, mixing = node.declaration.routed, node.declaration.mixing
     if routed is not None:
         yield f"{routed.num_per_token} of {whole(routed.num_experts)} routed experts per token"

@@ -58,7 +58,7 @@ def _parts(plan: Plan, figures: Figures) -> Table:
 
 
 def _modules(plan: Plan, figures: Figures) -> tuple[Lines, ...]:
-    """What the spec declares beside the model, which is in no number of the plan but those of drafts."""
+    """Parameters of the spec's modules of multi-token prediction, which only the plan's drafts include."""
     if plan.module_params is None:
         return ()
     size = f"{figures.count(plan.module_params)} parameters in modules of multi-token prediction (text.mtp)"

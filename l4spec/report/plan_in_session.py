@@ -13,13 +13,13 @@ from planners.plan_types import Plan
 
 
 def report(plan: Plan, *, verbose: bool, width: int) -> str:
-    """What `l4spec plan` prints."""
+    """Text of `l4spec plan`."""
     page = plan_page(plan)
     return to_text(page + detail_page(plan) if verbose else page, width)
 
 
 def explain(plan: Plan, graph: LayerGraph, *, width: int) -> str:
-    """What `--explain` adds."""
+    """Text that `--explain` adds."""
     return to_text(explain_page(graph, plan), width)
 
 

@@ -53,12 +53,12 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
 
 
 def marks_of(plan: Plan) -> Marked:
-    """Which numbers of a plan rest on fields that nobody has published."""
+    """Numbers of a plan that depend on estimated fields, which get a mark."""
     return marked(plan.estimates.params, plan.estimates.work)
 
 
 def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[str, ...]:
-    """What the marked numbers rest on, and which estimated fields change none."""
+    """Notes on the estimated fields behind the marked numbers, and on those without effect."""
     harmless = tuple(field for field in estimated if field not in estimates.work)
     notes = (
         ("~ depends on values that the spec estimates because they are unpublished", estimates.work),
@@ -84,7 +84,7 @@ def verdict(plan: Plan) -> str:
 
 
 def _tightness(plan: Plan) -> tuple[str, ...]:
-    """What to think of a plan that fills its device to the brim."""
+    """Caution for a plan that leaves little memory free."""
     memory = plan.memory_per_device
     if not plan.fits or memory.capacity_bytes is None or memory.headroom_bytes is None:
         return ()
@@ -94,7 +94,7 @@ def _tightness(plan: Plan) -> tuple[str, ...]:
 
 
 def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
-    """What the model is, what was asked for, and what it costs, a line each."""
+    """Facts of the plan, one per line: the model, the request, and its cost."""
     asked, params = plan.deployment, plan.params
     origin = "the default; change it with --context" if asked.context_origin == "default" else "as asked"
     rows = [
@@ -128,7 +128,7 @@ def plan_facts(plan: Plan, figures: Marked) -> tuple[tuple[str, str], ...]:
 
 
 def drafts_in_words(drafts: DraftPlan, figures: Marked) -> str:
-    """How many tokens a step brings, what the module takes on a device, and its part of the step."""
+    """Tokens per step, memory of the module on a device, and its part of the step, as text."""
     shares = ", ".join(f"{100 * share:g} %" for share in drafts.acceptance)
     tokens = (
         f"{len(drafts.acceptance)} by the spec's module, accepted {shares}: {drafts.tokens_per_step:.4g} tokens a step"
@@ -141,7 +141,7 @@ def drafts_in_words(drafts: DraftPlan, figures: Marked) -> str:
 
 
 def host_memory_in_words(use: HostMemoryUse, figures: Marked) -> str:
-    """What is in the host's memory, how it is read, and the option of llama.cpp that places it so."""
+    """Contents of the host's memory, its bandwidth, and the option of llama.cpp for the same placement."""
     if not use.num_layers:
         return f"nothing of {gib(use.capacity_bytes)}: the GPU has room for the whole model"
     of = f"of the first {whole(use.num_layers)} of {whole(use.of_layers)} layers"
@@ -171,7 +171,7 @@ def _clip(video: VideoInfo) -> str:
 
 
 def _chosen(plan: Plan) -> str:
-    """Where a batch comes from that nobody gave."""
+    """Note that the planner chose the batch."""
     asked = plan.deployment
     return (
         f" (chosen: {asked.batch * asked.context / 1e6:,.1f}M tokens a step)" if asked.batch_origin == "chosen" else ""
@@ -187,7 +187,7 @@ def stored_in(plan: Plan) -> str:
 
 
 def _training(plan: Plan) -> str:
-    """How training keeps its state, and how much of that was chosen."""
+    """Training settings as text, with the options that would fix those that were chosen."""
     asked = plan.deployment
     which = "" if asked.fp8_matmuls in (None, "fp8") else f" as {asked.fp8_matmuls} says"
     matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}{which}"
@@ -222,7 +222,7 @@ def layout_in_words(plan: Plan) -> str:
 
 
 def _alternative(plan: Plan, figures: Marked) -> str | None:
-    """What another layout would change: the fastest one, or where that is planned the one with the most free memory."""
+    """Comparison with another layout: the fastest, or if that is planned, the one with the most free memory."""
     rows = {row.layout: row for row in plan.layouts if row.fits and _seconds(row) is not None}
     chosen = rows.pop(plan.layout, None)
     if chosen is None or not rows:

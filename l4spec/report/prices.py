@@ -34,7 +34,7 @@ def run_price(plan: Plan) -> float | None:
 
 
 def price_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
-    """What the GPUs cost in an hour, and what that makes of tokens or of the run, where nobody gave a price."""
+    """List price of the GPUs per hour, and of tokens or the run; nothing if a price was given."""
     if plan.cluster is None or plan.fits is False or times_of(plan).usd_per_gpu_hour is not None:
         return ()
     offer = lowest_offer(plan.cluster.hardware)

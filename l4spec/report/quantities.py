@@ -73,7 +73,7 @@ class Figures:
 
     @property
     def mark(self) -> str:
-        """What is before every number."""
+        """Mark in front of every number."""
         return ESTIMATE_MARK if self.estimated else ""
 
     def gib(self, num_bytes: int) -> str:

@@ -15,7 +15,7 @@ _JOULES_PER_MWH = 3.6e9
 
 
 def recipe_page(answer: "RecipePlan") -> Page:
-    """What the training costs in one sentence, then each phase and what it leaves out."""
+    """Report of a recipe: the cost of the training in one sentence, each phase, and exclusions."""
     headers = (
         "phase",
         "kind",
@@ -126,7 +126,7 @@ def _teacher_line(phase: "PhasePlan") -> str:
 
 
 def _rollouts(name: str, rl: "RlPhasePlan") -> Section:
-    """How answers are generated beside the learner, and when that pays."""
+    """Generation of answers beside the learner, and the conditions under which asynchrony gains."""
     asynchronous = quantities.seconds(rl.asynchronous_seconds)
     lines = (
         f"{rl.answers:,} answers per step, replicas of {rl.gpus_per_replica} GPUs, at most {rl.slots} answers each",

@@ -29,7 +29,7 @@ class ScenarioOrigins:
 
     @property
     def source(self) -> str:
-        """Where the scenario's own numbers come from."""
+        """Sources of the scenario's own numbers."""
         return "the scenario: " + ("; ".join(self.sources) or "it names no source")
 
     @property
@@ -41,7 +41,7 @@ class ScenarioOrigins:
 
     @property
     def time_error(self) -> str:
-        """How far step times were off on published rows, as the servers' bases say."""
+        """Error of step times on published rows, from the servers' bases."""
         lines = dict.fromkeys(line for server in self.result.servers for line in server.basis if " error " in line)
         known = "; ".join(lines) or "unknown: no measured row is like this"
         return f"{known}; besides {self.given}" if self.result.estimated else known
@@ -89,7 +89,7 @@ def _rates(rest: ScenarioOrigins) -> Iterator[Block]:
 
 
 def _prices(rest: ScenarioOrigins) -> str:
-    """Where the prices of GPUs stand: the last line of a server's basis."""
+    """Source of GPU prices: the last line of a server's basis."""
     lines = (server.basis[-1] for server in rest.plan.servers if server.usd_per_hour is not None)
     return "; ".join(dict.fromkeys(lines)) or rest.source
 

@@ -61,7 +61,7 @@ def verdict(answer: SearchAnswer) -> str:
 
 
 def _bill(answer: SearchAnswer, best: RankedDeployment) -> str:
-    """What the GPUs cost in an hour, and a request with all of its tokens."""
+    """Cost of the GPUs per hour, and of a request with all of its tokens."""
     inputs, outputs = best.usd_per_million_input_tokens, best.usd_per_million_output_tokens
     if best.usd_per_hour is None or inputs is None or outputs is None:
         return "at an unknown price"
@@ -111,7 +111,7 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
 
 
 def _in_a_sentence(best: RankedDeployment) -> str:
-    """What a simulation of the best deployment gives, and whether the ranking may stand."""
+    """Simulated latency of the best deployment, and the service levels that it breaks, in one sentence."""
     service = best.simulated
     if service is None:
         return f"no answer: {best.not_simulated}"
@@ -149,7 +149,7 @@ def _simulations(rows: Sequence[RankedDeployment]) -> Table:
 
 
 def _agreed(rows: Sequence[RankedDeployment]) -> tuple[Lines, ...]:
-    """Where the closed form, which ranked them, was wrong."""
+    """Agreement of the closed form, which ranked the deployments, with their simulation."""
     broken = [each for each in rows if each.simulated is None or each.simulated.breaks]
     what = f"{len(rows) - len(broken)} of {len(rows)} meet the limits in the simulation too, by their means."
     why = "Simulated clients begin at once, and answers of one length keep them together; the closed form spreads them."

@@ -164,7 +164,7 @@ def _plain(value: object) -> str:
 
 
 def _mtp(modules: MTPCounts, figures: Figures) -> tuple[tuple[str, str], ...]:
-    """What the modules have beside the model, whose own numbers do not contain it."""
+    """Facts of the modules of multi-token prediction, which the model's own numbers exclude."""
     copies = f", and {figures.count(modules.copies)} in copies of embedding and head" if modules.copies else ""
     return (
         ("modules", whole(modules.num_modules)),

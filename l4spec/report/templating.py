@@ -67,7 +67,7 @@ def _clean(value: Any) -> Any:
 
 
 def markup(text: str) -> object:
-    """What a template has rendered, to be in another one as it is."""
+    """Rendered markup, which other templates include unescaped."""
     from markupsafe import Markup
 
     return Markup(text)

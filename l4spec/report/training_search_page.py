@@ -85,7 +85,7 @@ def _losers(answer: TrainingSearchAnswer) -> Table:
 
 
 def _bill(each: RankedTraining) -> str:
-    """What the run costs, to the digits that an estimate has."""
+    """Cost of the run, rounded to the precision of an estimate."""
     return "unknown" if each.usd is None else f"${count(round(each.usd))}"
 
 

@@ -45,7 +45,7 @@ def _text_cells(row: VocabularyRow) -> tuple[str, ...]:
 
 
 def _against_the_first(table: VocabularyTable) -> Iterator[str]:
-    """What each further vocabulary changes for the same text."""
+    """Change of tokens and FLOPs by each further vocabulary, for the same text."""
     first: dict[str, VocabularyRow] = {}
     for row in table.rows:
         if row.text is None or not row.tokens_per_byte:

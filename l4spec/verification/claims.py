@@ -107,7 +107,7 @@ _TRAINING = ("precision", "context", "batch", "tp")
 
 
 def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
-    """What has to be planned for a claim: what it says itself, and `request` for the rest."""
+    """The request that a claim is judged by: its own settings, and `request` for the rest."""
     training = claim.quantity == "train_flops_per_second_per_gpu"
     own = {name: getattr(claim, name) for name in (_TRAINING if training else _SERVING)}
     output = {name: value for name, value in own.items() if value is not None}
@@ -120,7 +120,7 @@ def request_of(claim: Claim, request: PlanRequest) -> PlanRequest:
 
 
 def _objective(claim: Claim) -> Objective:
-    """What the layout is chosen by that a claim is judged with: a run that is published was a good one."""
+    """Objective of the layout for a claim; a published training run is assumed to have used a fast layout."""
     by_quantity: dict[str, Objective] = {"max_context": "max-context", "train_flops_per_second_per_gpu": "fastest"}
     return by_quantity.get(claim.quantity, "simplest")
 
@@ -169,7 +169,7 @@ _OF_PLAN: dict[str, Callable[[Plan], Value]] = {
 
 
 def holds(claim: Claim, computed: Value) -> bool:
-    """Whether the computed value bears the claim out."""
+    """True if the computed value confirms the claim."""
     if claim.quantity == "fits":
         return computed == claim.value
     if claim.quantity == "max_context" and claim.on is not None:

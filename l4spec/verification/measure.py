@@ -30,7 +30,7 @@ Law = Literal["exact", "bound", "timed", "shown"]
 timed: a prediction with its usual error, which a busy machine may exceed: shown, and never a disagreement.
 """
 SLACK_PERCENT = 25
-"""How much more than was measured a planned activation peak may be."""
+"""Largest excess of a planned activation peak over the measured one, in percent."""
 ITEM_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 Number = int | float
 Unit = Literal["parameters", "calls", "flops", "bytes", "tokens", "experts", "seconds", "ratio"]
@@ -54,7 +54,7 @@ class MeasuredRow(Frozen):
 
 
 class ExpertLoad(Frozen):
-    """How the tokens of a prefill spread over the experts of one layer."""
+    """Distribution of a prefill's tokens over the experts of one layer."""
 
     layer: str
     choices_per_expert: tuple[int, ...]
@@ -213,7 +213,7 @@ def _flop_rows(
 
 
 def layer_name(group: LayerGroup) -> str:
-    """What a report calls a group of layers."""
+    """Name of a group of layers in reports."""
     node = group.first
     name = node.role if node.label == node.role else f"{node.role} ({node.label})"
     return f"vision {name}" if node.scope == "vision" else name
@@ -227,7 +227,7 @@ def _caches(graph: LayerGraph, sample: "RunShape", measurement: "RunMeasurement"
 
 
 def length_name(length: int) -> str:
-    """What a report calls a cache of this many tokens."""
+    """Name of a cache of this many tokens in reports."""
     return f"{length:,} tokens" if length > 1 else "1 token"
 
 
@@ -248,7 +248,7 @@ def _activations(
 def expert_rows(
     graph: LayerGraph, sample: "RunShape", expert_load: Mapping[str, list[int]], *, is_known: bool
 ) -> Iterator[MeasuredRow]:
-    """How the tokens of a prefill spread over experts, where that `is_known`."""
+    """Rows on the distribution of a prefill's tokens over experts; measured values only if `is_known`."""
     tokens = {"text": sample.batch * sample.prefill}
     if graph.model.vision is not None and sample.tiles:
         tokens["vision"] = sample.tiles * graph.model.vision.patch_embedding.num_tokens

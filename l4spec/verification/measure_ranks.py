@@ -288,7 +288,7 @@ def _not_planned_along_cp(run: _Run) -> list[str]:
 
 
 def _load_of_all(run: _Run) -> dict[str, list[int]]:
-    """How often each expert was chosen in the prefill, over all ranks with different tokens."""
+    """Number of choices of each expert in the prefill, over all ranks with different tokens."""
     total: dict[str, list[int]] = {}
     for rank, measured in enumerate(run.measured):
         if measured.prefill is None:

@@ -35,11 +35,11 @@ DEFAULT_DECODE = 8
 
 
 class RunFields(TypedDict, total=False):
-    """What is run: `batch` prompts of `prefill` tokens (by default one of 256), then `decode` steps (8).
+    """Sizes of a measured run: `batch` prompts of `prefill` tokens (by default one of 256), then `decode` steps (8).
 
-    `tiles` image tiles stand first in the first prompt; `train` adds a forward and backward pass over the prompts;
-    `seed` makes weights and tokens. With a `layout` of several ranks these are started in a new process, `batch` is of
-    all of them (by default one prompt for each of dp x ep), and rows are of each rank.
+    `tiles` image tiles come first in the first prompt; `train` adds a forward and backward pass over the prompts;
+    `seed` determines weights and tokens. With a `layout` of several ranks, these start in a new process, `batch` counts
+    the prompts of all of them (by default one prompt for each of dp x ep), and rows are of each rank.
     """
 
     prefill: int
@@ -101,7 +101,7 @@ def measure(
 
 
 def _job(layout: Layout, dtype: str | None, run: RunFields, *, progress: bool) -> MeasureJob:
-    """What the ranks of a layout are asked for; who starts them names the spec."""
+    """Measurement job of the ranks of a layout; the caller sets the spec."""
     return MeasureJob(
         "",
         layout,
@@ -117,7 +117,7 @@ def _job(layout: Layout, dtype: str | None, run: RunFields, *, progress: bool) -
 
 @dataclass(frozen=True, slots=True)
 class MeasureSetting:
-    """What is built for a measurement: weights in `dtype`, packed by `table` where there is one."""
+    """Model of a measurement: weights in `dtype`, packed by `table` if there is one."""
 
     spec: ModelSpec
     graph: LayerGraph

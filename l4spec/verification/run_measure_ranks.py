@@ -29,7 +29,7 @@ from planners.module.runtime_rank import cache_on_rank, stage_on_rank
 
 
 class RanksEnded(Exception):
-    """What has ended the ranks before they were done, in one message, and the exit code that says so."""
+    """Raised if the ranks ended before they were done, with one message and its exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -106,7 +106,7 @@ def require_plain(device: str | None, quantization_name: str | None, tiles: int)
 
 @dataclass(frozen=True, slots=True)
 class RanksOutcome:
-    """What a measurement in another process came to: a report, problems of the user, or how the ranks ended."""
+    """Outcome of a measurement in another process: a report, errors of the user, or the ranks' premature end."""
 
     report: MeasureReport | None = None
     problems: tuple[Problem, ...] = ()

@@ -7,7 +7,7 @@ from planners.collectives.training_traffic import StepTokens, data_collectives
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
-from planners.device.stages import stages
+from planners.device.stages import PipelineStage, stages
 from planners.device.training_state import TrainSetting
 from planners.latency_types import Latency
 from planners.request import PlanRequest
@@ -54,6 +54,7 @@ class TimedTraining:
             pp=layout.pp,
             ep=layout.ep,
             ep_span=layout.ep * layout.tp,
+            stages=tuple(stage.layers for stage in self._stages),
             micro_batch=train.micro_batch,
             recompute=1.0 if train.checkpointing == "full" else 0.0,
             sequence_parallel=train.sequence_parallel,
@@ -79,8 +80,14 @@ class TimedTraining:
                 link_seconds(self.machine, layout, each)
                 for each in data_collectives(setting.graph, self.train, layout, load, stage)
             )
-            for stage in stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+            for stage in self._stages
         )
+
+    @property
+    def _stages(self) -> tuple[PipelineStage, ...]:
+        """The stages of the pipeline that differ."""
+        setting, layout = self.deployment.setting, self.layout
+        return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
 
 
 def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
@@ -110,12 +117,16 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:
-    """What too small a batch leaves without work: data-parallel ranks, or most of a pipeline's time."""
-    ranks = load.num_devices // (load.tp * load.pp * load.cp)
-    notes = []
+    """What waits: data-parallel ranks without a sequence or with one fewer, and most of a pipeline's time."""
+    ranks, notes = load.ranks, []
     if load.sequences < ranks:
         without = ranks - load.sequences
         notes.append(f"the batch is small: {without:,} of {ranks:,} data-parallel ranks are idle, without a sequence")
+    elif fewer := -load.sequences % ranks:
+        notes.append(
+            f"{load.sequences:,} sequences are no multiple of {ranks:,} data-parallel ranks: {fewer:,} of them wait, "
+            f"with one fewer than {load.sequences_of_rank:,}"
+        )
     if load.bubble > 1:
         share = load.bubble / (1 + load.bubble)
         notes.append(f"the batch is small: {load.pp} pipeline stages are idle for {100 * share:.0f} % of a step")

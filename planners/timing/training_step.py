@@ -1,14 +1,17 @@
 """How long a training step takes: forward, backward and recomputed passes, exposed communication, pipeline bubble.
 
-Work is spread evenly over all devices, as data, tensor, pipeline, context and balanced expert parallelism all do; what
-they differ in is what they send and how long stages wait for each other.
+Tensor, context and balanced expert parallelism spread work evenly; data-parallel ranks and pipeline stages wait for the
+one that has the most. Beside that layouts differ in what they send.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.units import ceil_div
 from planners.collectives.collectives import Collective, key_value_ring
 from planners.collectives.training_traffic import StepTokens, exchanges, reductions, shares
 from planners.counts.weights import Scheme
@@ -17,7 +20,7 @@ from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.layer_demand import KindProfile, pairs_of, profile
 from planners.timing.machine import Machine, link_seconds
-from planners.timing.step import ATTENTION_DTYPE
+from planners.timing.step import ATTENTION_DTYPE, kind_key
 
 FORWARD_AND_BACKWARD = 3.0
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
@@ -30,8 +33,8 @@ class TrainLoad:
     """One optimizer step over `sequences` of `length` tokens on `num_devices` devices.
 
     `ep` experts' groups lie inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
-    pipeline. `recompute` forward passes are done again for the backward pass; `attention_recompute` only attention's
-    core.
+    pipeline, and `stages` are the layers of each of its stages that differ; without any, stages are equal. `recompute`
+    forward passes are done again for the backward pass; `attention_recompute` only attention's core.
     `frozen_weights` (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
     """
 
@@ -51,11 +54,22 @@ class TrainLoad:
     trainer: str = "megatron"
     matmul_format: str | None = None
     sequence_parallel: bool = False
+    stages: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Data-parallel ranks."""
+        return self.num_devices // (self.tp * self.pp * self.cp)
+
+    @property
+    def sequences_of_rank(self) -> int:
+        """Whole sequences of the busiest data-parallel rank, for which the others wait."""
+        return max(1, ceil_div(self.sequences, self.ranks))
 
     @property
     def share(self) -> float:
-        """Sequences that one device works through: never less than a whole one for the ranks that have any."""
-        return max(self.sequences / self.num_devices, 1 / (self.tp * self.pp * self.cp))
+        """Sequences that one device of the busiest data-parallel rank works through."""
+        return self.sequences_of_rank / (self.tp * self.pp * self.cp)
 
     @property
     def passes(self) -> float:
@@ -65,9 +79,12 @@ class TrainLoad:
     @property
     def bubble(self) -> float:
         """Idle share of a pipelined step: (pp - 1) / (virtual stages x micro-batches) (arXiv:2104.04473)."""
-        ranks = self.num_devices / (self.tp * self.pp * self.cp)
-        micro_batches = max(1.0, self.sequences / ranks / self.micro_batch)
-        return (self.pp - 1) / (self.virtual_stages * micro_batches)
+        return self.bubble_beside(1.0)
+
+    def bubble_beside(self, slowest: float) -> float:
+        """The same where a stage takes `slowest` of a stage's mean: the first micro-batch waits for all others once."""
+        micro_batches = max(1.0, self.sequences_of_rank / self.micro_batch)
+        return (self.pp - slowest) / (self.virtual_stages * micro_batches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +113,25 @@ class TrainModel:
             moved = rows * kind.moved_bytes_per_token
             times.append(self._kind(kind, matmuls, attention, moved, load))
         busy = sum(time.estimate_seconds or 0.0 for time in times)
-        return StepLatency.of(tuple(times), self._besides(load, busy) if self.efficiency else 0.0)
+        if self.efficiency is None:
+            return StepLatency.of(tuple(times), 0.0)
+        return StepLatency.of(tuple(times), self._besides(load, busy, self._slowest_stage(load, kinds, times)))
+
+    def _slowest_stage(self, load: TrainLoad, kinds: Sequence[KindProfile], times: Sequence[KindLatency]) -> float:
+        """Time of the blocks of the slowest stage over that of a stage's equal part of all blocks; 1 where none is.
+
+        Embedding and head are left out: fitted runs have them at the ends, so that the factors hold what they add.
+        """
+        if load.pp == 1 or not load.stages:
+            return 1.0
+        of_kinds = zip(kinds, times, strict=True)
+        seconds = {kind_key(kind.group): (time.estimate_seconds or 0.0) / kind.count for kind, time in of_kinds}
+
+        def spent(layers: tuple[int, ...]) -> float:
+            return sum(count * seconds[key] for key, count in _kinds_of(self.graph, layers))
+
+        every = spent(tuple(range(self.graph.num_layers)))
+        return max(map(spent, load.stages)) * load.pp / every if every else 1.0
 
     def _attention_passes(self, load: TrainLoad) -> float:
         return FORWARD_AND_BACKWARD + FLASH_RECOMPUTE + load.recompute + load.attention_recompute
@@ -129,13 +164,23 @@ class TrainModel:
         assert peak is not None, "ask for missing peaks first"
         return peak
 
-    def _besides(self, load: TrainLoad, busy: float) -> float:
-        """Exposed communication, the bubble and the trainer's factor, in seconds above `busy`."""
+    def _besides(self, load: TrainLoad, busy: float, slowest: float) -> float:
+        """Exposed communication, uneven stages, the bubble and the trainer's factor, in seconds above `busy`."""
         factors = self.efficiency
         assert factors is not None
         sent = communication_seconds(self.graph, self.machine, load)
         exposed = busy + factors.tp * sent["tp"] + factors.ep * sent["ep"] + factors.cp * sent["cp"]
-        return exposed * (1 + load.bubble) * factors.trainers.get(load.trainer, 1.0) - busy
+        return exposed * (slowest + load.bubble_beside(slowest)) * factors.trainers.get(load.trainer, 1.0) - busy
+
+
+@kept_with(maxsize=1024)
+def _kinds_of(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[tuple[str, int], int], ...]:
+    """How many layers of each kind (`kind_key`) are in these blocks of the language model."""
+    inside, counts = frozenset(layers), Counter[tuple[str, int]]()
+    for group in graph.groups:
+        if group.first.scope == "text":
+            counts[kind_key(group)] += sum(node.layer in inside for node in group.nodes)
+    return tuple(counts.items())
 
 
 def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) -> dict[str, float]:

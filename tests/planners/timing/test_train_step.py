@@ -3,9 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import l4spec
 from l4spec.layers.declaration import Work
+from l4spec.sharding.rules import split_layers
+from l4spec.units import ceil_div
 from planners.catalog import hardware, quantization
 from planners.counts.flops import model_flops
 from planners.counts.weights import scheme_of
@@ -78,3 +82,31 @@ def test_experts_across_hosts_cost_more_than_inside_one() -> None:
     inside = communication_seconds(model.graph, model.machine, replace(LOAD, ep=8, ep_span=8))["ep"]
     across = communication_seconds(model.graph, model.machine, replace(LOAD, ep=64, ep_span=64))["ep"]
     assert across > 5 * inside
+
+
+@given(sequences=st.integers(1, 300), ranks=st.sampled_from([1, 2, 3, 5, 8, 16]), pp=st.sampled_from([1, 2, 4]))
+def test_a_batch_that_ranks_do_not_divide_takes_as_long_as_the_next_that_they_do(
+    sequences: int, ranks: int, pp: int
+) -> None:
+    load = replace(LOAD, sequences=sequences, num_devices=ranks * pp, pp=pp)
+    full = replace(load, sequences=ranks * ceil_div(sequences, ranks))
+    assert estimate(trained("llama-3.1-8b"), load) == estimate(trained("llama-3.1-8b"), full)
+
+
+@given(pp=st.integers(2, 32), micro_batches=st.sampled_from([1, 4, 64]))
+def test_a_pipeline_takes_one_slowest_stage_a_micro_batch_and_the_others_once(pp: int, micro_batches: int) -> None:
+    """Of equal blocks (llama-3.1-8b has 32), whose time is that of one stage's pass without head and embedding."""
+    model, blocks = trained("llama-3.1-8b"), split_layers(32, pp)
+    load = replace(LOAD, sequences=micro_batches, num_devices=pp, pp=pp, stages=blocks)
+    alone = estimate(model, replace(load, num_devices=1, pp=1, sequences=1, stages=()))
+    most = max(map(len, blocks))
+    in_turn = micro_batches * most + 32 - most  # blocks that a step waits for, one after the other
+    assert estimate(model, load) == pytest.approx(alone * in_turn / 32)
+
+
+def test_stages_that_need_as_long_as_the_slowest_of_fewer_gain_nothing() -> None:
+    model = trained()  # 80 blocks: 40 stages have two each, and of 64 the slowest two
+    forty = replace(LOAD, num_devices=40, pp=40, stages=split_layers(80, 40))
+    assert estimate(model, replace(forty, num_devices=64, pp=64, stages=split_layers(80, 64))) == pytest.approx(
+        estimate(model, forty)
+    )

@@ -148,8 +148,8 @@ def _step(rest: PhaseOrigins) -> tuple[str, str, str]:
             f"step, {rl.training_gpus:,} train; in turns {seconds(rl.synchronous_seconds)}"
         )
         return formula, rest.time_source, f"of the update alone: {rest.time_error}"
-    if phase.step_seconds_source == "given utilization" and latency is not None and latency.mfu:
-        peak = (latency.model_flops_per_second_per_gpu or 0.0) / latency.mfu / 1e12
+    if phase.step_seconds_source == "given utilization" and phase.utilization and phase.flops_per_second_per_gpu:
+        peak = phase.flops_per_second_per_gpu / phase.utilization / 1e12
         formula = f"FLOPs of a step / {phase.num_gpus:,} GPUs / ({peak:,.0f} TFLOP/s × {phase.utilization:.3g})"
         return formula, rest.time_source, rest.time_error
     planned = latency.train if latency is not None else None

@@ -19,7 +19,7 @@ from l4spec.spec.recipe.load import LoadedRecipe
 from l4spec.spec.recipe.phase import DistillPhase
 from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
-from planners.catalog.cluster import parse_cluster
+from planners.catalog.cluster import Cluster, parse_cluster
 from planners.counts.flops import count_flops, model_flops
 from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
@@ -32,6 +32,7 @@ from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
 from planners.recipes.rl.rl_plan import RlPhasePlan
 from planners.recipes.trained_work import num_modules, num_trained, step_flops, tiles_of_step, trained_graph
 from planners.request import PlanRequest
+from planners.timing.machine import Machine
 
 StepSource = Literal["estimate", "given utilization"]
 SECONDS_PER_HOUR, HOURS_PER_DAY = 3600, 24
@@ -139,9 +140,10 @@ def _step(recipe: Recipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions)
 
 def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
     recipe, request = loaded.recipe, request_of(phase, loaded.recipe, asked.gpus)
-    num_gpus = None if request.gpus is None else parse_cluster(request.gpus).num_gpus
+    cluster = None if request.gpus is None else parse_cluster(request.gpus)
+    num_gpus = None if cluster is None else cluster.num_gpus
     flops = step_flops(graph, phase, tiles := tiles_of_step(graph, recipe.data, phase))
-    seconds, source = _step_seconds(phase, answer, num_gpus, flops)
+    seconds, source = _step_seconds(phase, answer, cluster, flops)
     rollouts = _rollouts(phase, graph, request.gpus, seconds)
     if phase.kind == "rl" and rollouts is not None:
         seconds = rollouts.step_seconds / phase.iterations
@@ -179,7 +181,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         energy_joules=None if hours is None or watts is None else hours * SECONDS_PER_HOUR * watts,
         checkpoint_bytes=_checkpoint_bytes(graph, phase),
         teacher=teacher,
-        errors=tuple(answer.latency.errors) if answer.latency else (),
+        errors=tuple(answer.latency.errors) if answer.latency and source == "estimate" else (),
         rl=rollouts,
         fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
         notes=_notes(phase, answer, seconds, tiles) + _uncounted(phase, graph) + (rollouts.notes if rollouts else ()),
@@ -211,15 +213,18 @@ def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float 
 
 
 def _step_seconds(
-    phase: Phase, answer: Plan, num_gpus: int | None, flops: int
+    phase: Phase, answer: Plan, cluster: Cluster | None, flops: int
 ) -> tuple[float | None, StepSource | None]:
-    """Seconds of a step: by the utilization that the phase gives, or estimated; None without GPUs or factors."""
+    """Seconds of a step: by the utilization that the phase gives, on any GPUs whose peak is published, or estimated.
+
+    None without GPUs, and without factors where no utilization is given.
+    """
     latency = answer.latency
-    if latency is None or num_gpus is None:
+    if latency is None or cluster is None:
         return None, None
-    if phase.utilization is not None and latency.mfu:
-        rate = (latency.model_flops_per_second_per_gpu or 0.0) / latency.mfu * phase.utilization
-        return flops / rate / num_gpus, "given utilization"
+    peak = Machine(cluster.hardware, cluster.gpus_per_host).peak(phase.precision.kind)
+    if phase.utilization is not None and peak is not None:
+        return flops / (peak * phase.utilization) / cluster.num_gpus, "given utilization"
     if latency.step_time_seconds is None:
         return None, None
     return latency.step_time_seconds * (flops / answer.flops.train_step), "estimate"

@@ -14,10 +14,12 @@ from l4spec.library import shipped_of
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
 from l4spec.verification.recipe_claims import verify_recipe
+from planners.catalog import hardware, shipped_names
 from planners.counts.flops import model_flops
 from planners.module.executed import executed_flops
 from planners.plan import plan
 from planners.recipes.cost import RecipeOptions, plan_recipe, request_of
+from planners.timing.machine import Machine
 
 TWO = """\
 l4spec: 1
@@ -97,6 +99,22 @@ def test_a_teacher_is_charged_by_what_its_own_training_and_other_students_leave(
     assert charged(students=4) == pytest.approx(alone / 4)
     assert charged(shared=1.0) == 0
     assert charged(shared=0.75, students=2) == pytest.approx(alone / 8)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("name", shipped_names("hardware"))
+def test_a_given_utilization_is_that_share_of_the_peak_on_any_gpus(name: str, precision: str) -> None:
+    """Whether or not training runs on them are fitted."""
+    phase_changes = ("utilization=0.4", f"precision={precision}", "context=1024", "batch=64")
+    changes = [f"gpus=1x{name}", "model=tiny/scout", *(f"phases.0.{change}" for change in phase_changes)]
+    (phase,) = plan_recipe(load_recipe("recipes/behemoth", changes)).phases
+    peak = Machine(hardware(name), 8).peak(precision)
+    if peak is None:  # of a Mac none is published
+        assert (phase.step_seconds, phase.notes[0]) == (None, f"no dense {precision} peak is published for {name}")
+        return
+    assert phase.flops_per_second_per_gpu == pytest.approx(0.4 * peak)
+    assert phase.gpu_hours == pytest.approx(phase.model_flops / (0.4 * peak) / 3600)
+    assert (phase.utilization, phase.errors) == (0.4, ())
 
 
 @pytest.mark.parametrize("name", ["recipes/scout", "recipes/maverick", "recipes/behemoth"])

@@ -389,7 +389,7 @@ class PlanRequest(Options):
 
 
 def has_experts(graph: LayerGraph) -> bool:
-    """Whether any layer routes its tokens among experts."""
+    """True if any layer routes its tokens among experts."""
     return any(group.declaration.routed for group in graph.groups)
 
 

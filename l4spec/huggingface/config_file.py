@@ -15,7 +15,7 @@ CONFIG = "config.json"
 MAX_CONFIG_BYTES = 64 << 20
 """A quantized mixture of experts lists its exceptions one by one: published configs of 3 MB exist."""
 BESIDE = "hf_quant_config.json"
-"""Where NVIDIA's ModelOpt says how weights are stored, beside configs that do not."""
+"""File of NVIDIA's ModelOpt with the weight format, beside configs without it."""
 _CACHED = re.compile(r"models--(?:.+?--)?(.+)")
 
 
@@ -33,7 +33,7 @@ def read_config(path: Path) -> tuple[Data, str]:
 
 
 def is_config(path: Path) -> bool:
-    """Whether a path can only be meant as a config: a JSON file, or a folder with a config.json and no spec.yaml."""
+    """True if a path can only be a config: a JSON file, or a folder with a config.json and no spec.yaml."""
     if path.suffix == ".json":
         return path.is_file()
     return path.is_dir() and (path / CONFIG).is_file() and not (path / "spec.yaml").is_file()

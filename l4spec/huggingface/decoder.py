@@ -38,15 +38,14 @@ from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
 
 Switch = bool | str
-"""What is always so, or the name of the field that says it."""
+"""A constant, or the name of the field that has the value."""
 Windows = Literal["none", "every", "by_type"]
-"""Which layers have a sliding window: none, every one where `sliding_window` has a size, or those that `layer_types`
-names."""
+"""Layers with a sliding window: none, every one if `sliding_window` has a size, or those that `layer_types` names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """What a family says of its layers. The defaults are Llama's."""
+    """Layers of a family. The defaults are Llama's."""
 
     qkv_bias: Switch = False
     output_bias: Switch = False

@@ -10,8 +10,8 @@ from l4spec.spec.resolve import ResolvedBlock
 
 Data = dict[str, Any]
 Places = Literal["all", "after_dense", "by_step"]
-"""Which layers have experts: all, those after the first `first_k_dense_replace`, or every `decoder_sparse_step`-th one
-that `mlp_only_layers` does not name."""
+"""Layers with experts: all, those after the first `first_k_dense_replace`, or every `decoder_sparse_step`-th one that
+`mlp_only_layers` does not name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ExpertFields:
     renormalize: str | bool = True
     scaling: str | None = None
     groups: bool = False
-    """Whether `n_group` and `topk_group` limit the choice."""
+    """True if `n_group` and `topk_group` limit the choice."""
     router: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the router that are always the same: score, scales, correction_bias."""
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class ExpertFields:
         return (*(name for name in names if isinstance(name, str)), *groups)
 
     def sparse(self, fields: Fields, count: int) -> list[bool]:
-        """Whether each layer has experts."""
+        """For each layer, True if it has experts."""
         if self.places == "after_dense":
             num_dense = min(fields.count("first_k_dense_replace"), count)
             fields.carry("first_k_dense_replace")

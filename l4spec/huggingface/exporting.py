@@ -42,14 +42,14 @@ def export_config(spec: ModelSpec) -> Data:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a family cannot say a model; `written` when it could say most of it."""
+    """Problems of a model that a family cannot express; `written` if its config expresses a part of it."""
 
     family: Family
     problems: Sequence[Problem]
     written: bool
 
     def distance(self) -> tuple[bool, int]:
-        """How far the family is from the model."""
+        """Distance of the family from the model, as a sort key."""
         return not self.written, len(self.problems)
 
 
@@ -85,7 +85,7 @@ def _without_modules(carried: Mapping[str, Any]) -> Data:
 
 
 def _check(model: ResolvedModel, config: Data, family: Family) -> _Failure | None:
-    """What a config does not say as the model does; None when it says all."""
+    """Differences between a config and the model; None if there are none."""
     try:
         lost = _what_is_lost(model, config)
     except SpecError as error:
@@ -112,7 +112,7 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> Data:
 
 
 def _what_is_lost(model: ResolvedModel, config: Data) -> list[Problem]:
-    """What a config says differently from the model, once for each place whatever the layer."""
+    """Differences between a config, read again, and the model, one for each field whatever the layer."""
     again = resolve(import_config(config).spec)
     lost: dict[str, Problem] = {}
     for path, ours, theirs in differences(model, again):

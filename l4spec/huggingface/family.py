@@ -33,13 +33,13 @@ class Family:
     naming: Naming
     """The names of its tensors in checkpoints."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """What the config class assumes for a field that is left out."""
+    """Defaults of the config class for fields that are left out."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of a field."""
     fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     """Fields that only repeat what the family always is, with the values that say so; others are refused."""
     language_model_only: bool = False
-    """Whether towers beside the language model are left out."""
+    """True if towers beside the language model are left out."""
     ignorable: Sequence[str] = ()
     """Fields of this family without effect on the forward pass."""
 

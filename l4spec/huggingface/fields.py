@@ -36,7 +36,7 @@ class Fields:
     consequences: list[Problem] = field(default_factory=list)
     """Problems of fields that are measured by other fields: nothing to say while one of those is wrong itself."""
     notes: list[str] = field(default_factory=list)
-    """What the import left out or took for granted, for the reader of the result."""
+    """Notes for the user on fields that the import left out or assumed."""
     read: set[str] = field(default_factory=set)
     carried: dict[str, Any] = field(default_factory=dict)
     assumed: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Fields:
         return value
 
     def has(self, name: str) -> bool:
-        """Whether the config itself says something other than null."""
+        """True if the config has a value other than null."""
         return self.data.get(name) is not None
 
     def size(self, name: str) -> int:
@@ -141,7 +141,7 @@ class Fields:
         self.carried.update({name: self.data[name] for name in names if name in self.data})
 
     def finish(self, ignorable: Iterable[str], dropped: Mapping[str, Any]) -> dict[str, Any]:
-        """What is carried: `ignorable` fields, `dropped` ones unless they have their usual value; refuses the rest."""
+        """Carried fields: `ignorable` ones, `dropped` ones unless they have their usual value; refuses the rest."""
         for name, usual in dropped.items():
             self.read.add(name)
             if self.has(name) and self.data[name] != usual:
@@ -155,7 +155,7 @@ class Fields:
         return self.carried
 
     def _says_nothing(self, name: str) -> bool:
-        """Whether a field nobody asked for is metadata, null or the private copy of a public one; carried if so."""
+        """True, and the field carried, if an unread field is metadata, null or the private copy of a public one."""
         public = name.lstrip("_")
         if public != name and public in self.read:
             same = bool(self.data[name] == self.data.get(public, self.defaults.get(public)))

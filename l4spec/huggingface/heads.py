@@ -21,10 +21,10 @@ _OTHER_HEADS = {
 
 
 def refused_head(config: Mapping[str, Any], file: str) -> Problem | None:
-    """Why the model of `architectures` is none that this can say; None for a language model, or where it is left open.
+    """The problem if `architectures` names no language model; None for a language model, or without the field.
 
     Refused are classification and reward heads, embedding models without a head, drafts of speculative decoding, and
-    classes that are not known.
+    unknown classes.
     """
     named = config.get("architectures")
     if named in (None, []):

@@ -107,7 +107,7 @@ def import_config(
 
 
 def _stored(config: Mapping[str, Any], spec: ModelSpec, family: Family, fields: Fields) -> Any:
-    """How the checkpoint's weights are stored, as plain data; None for unquantized ones and where it is not read."""
+    """Storage format of the checkpoint's weights, as plain data; None for unquantized weights and unknown formats."""
     try:
         result = read_format(config)
     except UnreadFormat as error:

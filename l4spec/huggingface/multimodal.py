@@ -34,7 +34,7 @@ class Tower:
     convolutions: tuple[str, ...] = ()
     """Its matrices that are stored as convolutions, as in `Naming.convolutions`."""
     beside_text: bool = False
-    """Whether published configs have the text's fields beside `vision_config`, not in a section of their own."""
+    """True if published configs have the text's fields beside `vision_config`, not in a section of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class LanguageModel:
         return section
 
     def _share(self, fields: Fields, text: Fields) -> None:
-        """What is written at the top alone holds for the language model too."""
+        """Apply fields that are at the top alone to the language model too."""
         if self._may_be_flat and text.read is not fields.read:  # saved again by transformers 4: fields twice
             names = (name for name in fields.data if name in text.data and name not in ("model_type", "architectures"))
             fields.read.update(name for name in names if fields.data[name] == text.data[name])

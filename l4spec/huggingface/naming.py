@@ -18,7 +18,7 @@ Renames = Mapping[str, str | tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ModuleNaming:
-    """How a family calls the tensors of modules of multi-token prediction, beside those of a block of the model.
+    """Names of the tensors of modules of multi-token prediction in a family, beside those of a block of the model.
 
     `renames` maps our names inside a module to theirs below `prefix`; `block` is the prefix of its block below that.
     `#` is the module's index, which follows the model's layers with `after_layers` (DeepSeek-V3), else counts from 0.
@@ -36,11 +36,11 @@ class ModuleNaming:
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """How a family calls things. `#` stands for a layer's index; the longest prefix that fits wins.
+    """Tensor names of a family. `#` stands for a layer's index; the longest matching prefix applies.
 
     `renames` maps a prefix of our names to one of theirs, or to several of which the first is written. `each` names an
-    expert's gate, up and down projection where every expert is stored alone; `fused_in_out` says how a stack of gate
-    and up projections is oriented: [expert, in, 2 out] (True) or [expert, 2 out, in].
+    expert's gate, up and down projection if every expert is stored separately; `fused_in_out` is the orientation of a
+    stack of gate and up projections: [expert, in, 2 out] (True) or [expert, 2 out, in].
     """
 
     renames: Renames
@@ -48,11 +48,11 @@ class Naming:
     fused_in_out: bool = False
     fused_first: bool = False
     fused_both: bool = False
-    """Whether such stacks are found the other way round too (Qwen3-VL's: transformers 5 turns the published ones)."""
+    """True if stacks may have the other orientation too (Qwen3-VL's: transformers 5 turns the published ones)."""
     in_turns: bool = False
-    """Whether a stack's gates and ups lie in turns, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
+    """True if a stack's gates and ups are interleaved, with biases beside them, [expert, in, 2 out] (gpt-oss)."""
     stacked: bool = False
-    """Whether the gates, the ups and the downs of all experts are a tensor each, `gate_proj.weight` (Step-3.7)."""
+    """True if the gates, the ups and the downs of all experts are one tensor each, `gate_proj.weight` (Step-3.7)."""
     joined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """A stored tensor that holds the rows of several of ours one after the other: its name to theirs, in order."""
     heads: Mapping[str, str] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Naming:
         return self.heads.get(pattern, "").replace("#", index)
 
     def unit_dims_of(self, stored: str) -> tuple[int, int]:
-        """How many dimensions of 1 a stored tensor has before and after its first one; none usually."""
+        """Number of dimensions of size 1 before and after a stored tensor's first one; usually none."""
         return self.unit_dims.get(_pattern(stored)[0], (0, 0))
 
     def joining(self, full: str) -> str | None:

@@ -14,7 +14,7 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.overrides import written
 
 Written = str | Path | Mapping[str, Any]
-"""Where a spec is written: a shipped name, a path, or the document itself as nested mappings and lists."""
+"""A spec: a shipped name, a path, or the document itself as nested mappings and lists."""
 Model = Written | ModelSpec | LayerGraph
 """Whatever names a model."""
 

@@ -68,7 +68,7 @@ def _best_period(items: Sequence[T], start: int) -> tuple[int, int]:
 
 
 def _repeats(items: Sequence[T], start: int, period: int) -> int:
-    """How often items[start : start + period] follows itself, the first time included."""
+    """Number of consecutive repetitions of items[start : start + period], the first included."""
     same = 0
     while start + period + same < len(items) and items[start + same] == items[start + period + same]:
         same += 1

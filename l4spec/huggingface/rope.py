@@ -50,7 +50,7 @@ def read_rope(fields: Fields, layout: Layout, *, head_dim: int | None = None, pa
 
 
 def rope_style(fields: Fields) -> RopeStyle:
-    """How this config writes rotary positions."""
+    """Form of rotary positions in this config."""
     if isinstance(fields.data.get("rope_parameters"), dict):
         return "rope_parameters"
     scaling = fields.data.get("rope_scaling")
@@ -79,7 +79,7 @@ def _keep_sections(fields: Fields, source: Fields) -> None:
 
 
 def _is_proportional(source: Fields | None) -> bool:
-    """Whether the share of a head that turns is one of its frequencies: all of the head is in pairs."""
+    """True if the rotated share of a head counts frequencies: then all of the head is in pairs."""
     return source is not None and source.data.get("rope_type") == "proportional"
 
 

@@ -57,7 +57,7 @@ class _Budget:
     num_bytes: int
 
     def takes(self, num_bytes: int) -> bool:
-        """Whether so many still fit; they are taken then."""
+        """Take `num_bytes` from the budget and return True if they fit, else False."""
         fits = num_bytes <= self.num_bytes
         self.num_bytes -= num_bytes if fits else 0
         return fits

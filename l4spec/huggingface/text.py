@@ -127,7 +127,7 @@ def read_layer_types(fields: Fields, usual: Sequence[str], known: Sequence[str])
 
 
 def read_rotary_layers(fields: Fields, given: list[int] | None, count: int) -> list[bool]:
-    """Whether each layer has rotary positions: 1 in `given`, the field `no_rope_layers` (sic).
+    """For each layer, True if it has rotary positions: 1 in `given`, the field `no_rope_layers` (sic).
 
     None: all layers have them except each `no_rope_layer_interval`-th.
     """

@@ -56,7 +56,7 @@ def _items(items: Sequence[Any], indent: str) -> list[str]:
 
 
 def _is_long(value: Any) -> bool:
-    """Whether a value is spread over lines although it would fit on one."""
+    """True if a value is written on several lines although it would fit on one."""
     if isinstance(value, dict):
         nested = [item for item in value.values() if isinstance(item, dict | list) and item]
         return bool(nested)

@@ -50,12 +50,12 @@ def in_fp8(graph: LayerGraph, table: Quantization) -> tuple[tuple[LayerNode, Par
 
 
 def is_in_fp8(graph: LayerGraph, node: LayerNode, parameter: Parameter, table: Quantization) -> bool:
-    """Whether the matmuls of a weight run in fp8."""
+    """True if the matmuls of a weight run in fp8."""
     return isinstance(table.law_for(target_of(graph, node, parameter)), ScaledLaw) and parameter.tied_to is None
 
 
 def matmul_problems(graph: LayerGraph, matmuls: str, path: str) -> tuple[Problem, ...]:
-    """What is wrong at `path` with a scheme: it says nothing about fp8, or chooses what cannot run in it, or nothing.
+    """Problems at `path` of a scheme that has no fp8, or selects no matmul, or one that cannot run in fp8.
 
     Linear layers, experts and a head with a weight of its own can; routers, norms and embeddings cannot.
     """

@@ -30,7 +30,7 @@ class StoredSize:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a law cannot store a tensor of this shape."""
+    """Reason why a law cannot store a tensor of this shape."""
 
     reason: str
 
@@ -69,7 +69,7 @@ def _stack(shape: tuple[int, ...], input_axis: int | None) -> _Stack:
 
 
 def cut_block(law: Law, whole: tuple[int, ...], shard: tuple[int, ...]) -> Refusal | None:
-    """Why a shard cannot be stored in blocks of its own: it begins or ends inside of one. None where none is cut.
+    """The refusal of a shard that begins or ends inside a block of scales; None if no block is cut.
 
     The engines' rule for blocks of scales: vLLM (model_executor/layers/quantization/utils/fp8_utils.py,
     `validate_fp8_block_shape`) and SGLang refuse a partition that is no multiple of the block.

@@ -8,7 +8,7 @@ from l4spec.spec.model import ModelSpec
 from l4spec.spec.storage import StoredTable
 
 AS_PUBLISHED = "as-published"
-"""What to ask for instead of a scheme: whatever the spec says; bf16 where it says nothing."""
+"""Value of the option for the format that the spec declares; bf16 if it declares none."""
 UNQUANTIZED = "bf16"
 
 
@@ -28,7 +28,7 @@ def scheme_for(spec: ModelSpec, name: str) -> Quantization:
 
 
 def published_name(spec: ModelSpec) -> str:
-    """What a plan calls the format that the weights are published in: a scheme's name, or `as-published`."""
+    """Name in plans of the format of the published weights: a scheme's name, or `as-published`."""
     stored = spec.stored_as
     return AS_PUBLISHED if isinstance(stored, StoredTable) else stored or UNQUANTIZED
 

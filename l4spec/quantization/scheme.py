@@ -22,11 +22,11 @@ class Quantization(Entry):
 
     @property
     def depends_on_layer(self) -> bool:
-        """Whether equal layers may be stored differently, so that targets need their `layer`."""
+        """True if equal layers may be stored differently, so that targets need their `layer`."""
         return any(rule.layers != "all" for rule in self.rules)
 
     def law_for(self, target: Target) -> PlainLaw | ScaledLaw | BlockLaw:
-        """How `target` is stored."""
+        """Storage format of `target`."""
         return next((rule.law for rule in self.rules if rule.fits(target)), self.default)
 
     @property

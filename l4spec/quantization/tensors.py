@@ -29,7 +29,7 @@ def scheme_of(table: Quantization) -> Scheme:
 
 
 def target_of(graph: LayerGraph, node: LayerNode, parameter: Parameter) -> Target:
-    """What the scheme's rules see of a tensor."""
+    """Properties of a tensor that the scheme's rules select by."""
     return Target(
         name=parameter.name,
         part=node.part_of(parameter),

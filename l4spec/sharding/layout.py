@@ -28,7 +28,7 @@ class Layout(BaseModel):
 
     @property
     def data_axis(self) -> str:
-        """What the ranks of dp and ep together are called: the one of them that has ranks where the other has none."""
+        """Name of the ranks of dp and ep together: `dp_ep`, or the one axis if the other has a single rank."""
         return "dp_ep" if self.dp > 1 and self.ep > 1 else "dp" if self.dp > 1 else "ep"
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ MESH_ORDER = ("pp", "dp", "ep", "cp", "tp")
 
 
 class MeshCoordinate(NamedTuple):
-    """Where a rank stands: its index along each axis, in the order of `MESH_ORDER`."""
+    """Mesh coordinate of a rank: its index along each axis, in the order of `MESH_ORDER`."""
 
     pp: int
     dp: int
@@ -83,6 +83,6 @@ def products_of(
 
 
 def divisors(n: int) -> list[int]:
-    """What divides `n`, the smallest first."""
+    """Divisors of `n`, ascending."""
     low = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
     return sorted({*low, *(n // d for d in low)})

@@ -82,15 +82,15 @@ def layout_for(node: LayerNode, layout: Layout) -> Layout:
 
 
 def is_after_blocks(node: LayerNode) -> bool:
-    """Whether a node stands after the last block of the language model: the joined streams, final norm and head."""
+    """True if a node follows the last block of the language model: the joined streams, final norm and head."""
     return node.scope == "text" and node.layer is None and node.role in ("streams_join", "norm", "head")
 
 
 @kept_with(maxsize=1024)
 def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False) -> str | None:
-    """Why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven.
+    """Reason why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven.
 
-    Our runtime gives every rank as many experts; with `uneven_experts` some ranks may hold one more than others.
+    Our runtime gives every rank as many experts; with `uneven_experts` some ranks may have one more than others.
     """
     if layout.pp > graph.num_layers:
         return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
@@ -114,7 +114,7 @@ def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = 
 
 
 def _uncut_reason(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why a layer of the language model must stay whole along an axis of the mesh, or None."""
+    """Reason why a layer of the language model must stay whole along an axis of the mesh, or None."""
     for node in (group.first for group in graph.groups if group.first.scope == "text"):
         for axis, reason in node.declaration.uncut.items():
             degree = getattr(layout, axis)
@@ -124,7 +124,7 @@ def _uncut_reason(graph: LayerGraph, layout: Layout) -> str | None:
 
 
 def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why the vision tower cannot run where ranks have other images, or None."""
+    """Reason why the vision tower cannot run with its images divided among ranks, or None."""
     if layout.dp * layout.ep > 1:
         for node in (group.first for group in graph.groups if group.first.scope == "vision"):
             routed = node.declaration.routed
@@ -137,7 +137,7 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
 
 
 def _far_from_tower(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why a block of the text cannot take what the tower gives it, or None: both are on the first stage."""
+    """Reason why a block of the text cannot take the tower's vectors, or None: both must be on the first stage."""
     vision = graph.model.vision
     if vision is None or vision.deepstack is None or layout.pp == 1:
         return None
@@ -196,7 +196,7 @@ def index_along(axis: str, layout: Layout, place: MeshCoordinate, degree: int) -
 
 
 def region_of(node: LayerNode, parameter: Parameter, layout: Layout, place: MeshCoordinate) -> Region:
-    """What the rank at `place` holds of a tensor of this node."""
+    """Region of a tensor of this node on the rank at `place`."""
     cut = layout_for(node, layout)
     return tuple(
         shard_ranges(dim, cut)[index_along(MESH_AXIS[dim.axis], layout, place, degree_of(dim, cut))]

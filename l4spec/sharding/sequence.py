@@ -42,7 +42,7 @@ def longest_run(graph: LayerGraph, num_tokens: int, cp: int) -> int:
 
 
 def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
-    """Why no sequence of this model can be divided as the layout asks, or None."""
+    """Reason why no sequence of this model can be divided as the layout requires, or None."""
     if layout.cp == 1:
         return None
     if layout.pp > 1:
@@ -57,7 +57,7 @@ def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
 
 
 def short_reason(graph: LayerGraph, cp: int, num_tokens: int) -> str | None:
-    """Why a sequence of this many tokens cannot be divided among `cp` ranks, or None."""
+    """Reason why a sequence of this many tokens cannot be divided among `cp` ranks, or None."""
     chunk = chunk_of(graph)
     if ceil_div(num_tokens, chunk) >= cp:
         return None
@@ -96,7 +96,7 @@ def passed_blocks(
 
 
 def passes_on(node: LayerNode) -> bool:
-    """Whether a layer sees tokens of other ranks."""
+    """True if a layer attends to tokens of other ranks."""
     reach = _reach_of(node)
     return _attends(node) and reach is not None and reach.kind != "chunk"
 

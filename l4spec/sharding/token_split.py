@@ -16,11 +16,11 @@ TokenUse = Literal["own", "embedding", "cut", "head", "whole"]
 share of the sum out. `head`: gathered in, logits of all tokens out. `whole`: every rank does the same with all."""
 
 LAYER_INPUT = "normed_input"
-"""What declarations call the saved buffer of a layer's own input."""
+"""Name in declarations of the saved buffer of a layer's own input."""
 
 
 def token_use(node: LayerNode) -> TokenUse:
-    """How a layer of the language model uses tokens that are divided among tensor-parallel ranks."""
+    """Use of tokens by a layer of the language model when they are divided among tensor-parallel ranks."""
     slot, declared = KINDS[node.kind].slot, node.declaration
     if slot == "norm" or (slot == "wiring" and all(shape[:2] == declared.output[:2] for shape in declared.inputs)):
         return "own"
@@ -32,5 +32,5 @@ def token_use(node: LayerNode) -> TokenUse:
 
 
 def is_cut(node: LayerNode) -> bool:
-    """Whether tensor parallelism cuts any tensor of a layer."""
+    """True if tensor parallelism cuts any tensor of a layer."""
     return any(MESH_AXIS.get(dim.axis) == "tp" for p in node.declaration.parameters for dim in p.dims)

@@ -84,7 +84,7 @@ def _check(graph: LayerGraph, index: int, claim: Claim, request: PlanRequest) ->
 
 
 def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
-    """Whether an estimated field could change the quantity; counts of layers, experts and tokens rest on their own."""
+    """True if an estimated field could change the quantity; layers, experts and tokens have fields of their own."""
     estimates = estimates_of(graph.model.spec)
     own = {"num_layers": "layers", "num_experts": "num_experts", "tokens_per_tile": "vision"}.get(quantity)
     if own is not None:

@@ -53,13 +53,13 @@ class HotColdSeconds(Spec):
 
 
 class Pieces(Spec):
-    """What the pieces of our modules take in one number format.
+    """Times of the pieces of our modules in one number format.
 
     `product`: x W^T by rows, inputs, outputs; `expert_product` of an expert's rows. `causal`: a prompt from its start
-    by sequences x heads, tokens, head width. `masked`: queries after a past by sequences x heads, queries, keys,
-    width. `cached`: a decode step by sequences x key heads, queries to a key head, tokens, width. `norm` by elements
-    and width of a row; `route` by tokens, experts, experts per token; `dispatch` by (token, expert) pairs and experts;
-    the others by elements.
+    by sequences x heads, tokens, head width. `masked`: queries after a past by sequences x heads, queries, keys, width.
+    `cached`: a decode step by sequences x key heads, queries to a key head, tokens, width. `norm` by elements and width
+    of a row; `route` by tokens, experts, experts per token; `dispatch` by (token, expert) pairs and experts; the others
+    by elements.
     """
 
     product: SizeGrid
@@ -82,15 +82,15 @@ class Pieces(Spec):
     rotate_pairs: SizeGrid
     rotate_halves: SizeGrid
     expert: HotColdSeconds
-    """What one more expert takes besides its products and its gate."""
+    """Time of one more expert besides its products and its gate."""
     layer: dict[str, HotColdSeconds]
-    """What a layer of a kind takes besides its pieces: Python, modules, views."""
+    """Time of a layer of a kind besides its pieces: Python, modules, views."""
     forward: HotColdSeconds
-    """What a forward pass takes besides its layers."""
+    """Time of a forward pass besides its layers."""
 
 
 class Residency(Spec):
-    """How much of what is read in every pass comes from memory, by how many bytes that is: 0 none, 1 all."""
+    """Share of the bytes read in every pass that comes from memory, from 0 (none) to 1 (all), by their number."""
 
     bytes: Annotated[tuple[Size, ...], AsTuple, Field(min_length=1)]
     share: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], AsTuple]
@@ -111,7 +111,7 @@ class EagerTimes(Spec):
     measured: str
     """The day."""
     turns: Size
-    """How often everything was measured at least."""
+    """Least number of repetitions of each measurement."""
     clock: Literal["wall", "cpu"] = "wall"
     """cpu: the time that the one thread had the processor, on a machine that was busy otherwise."""
     resident: dict[str, Residency]

@@ -13,7 +13,7 @@ BF16 = "bf16"
 
 @dataclass(frozen=True, slots=True)
 class WeightFormats:
-    """What an engine reads besides bf16, as a name of its own for each of our schemes."""
+    """Weight formats of an engine besides bf16: its own name for each of our schemes."""
 
     plain: dict[str, str]
     """Unquantized formats, by the engine's dtype."""
@@ -79,9 +79,9 @@ _SCHEMES: dict[str, frozenset[str]] = {
 
 
 def unreadable(engine: str, scheme: str, published: str) -> str | None:
-    """Why an engine does not read weights in a shipped scheme; None where it does, or is an engine not listed here.
+    """Reason why an engine does not read weights in a shipped scheme; None if it does, or is an engine not listed here.
 
-    The scheme that the model is `published` in, and schemes of one's own, are taken as readable.
+    The scheme that the model is `published` in, and the user's own schemes, are assumed readable.
     """
     if scheme == published or scheme not in SCHEMES.names:
         return None

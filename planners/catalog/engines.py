@@ -133,7 +133,7 @@ class ProfilingRun(Spec):
     since: str = ""
     before: str = ""
     bytes_per_logit: Sourced[Annotated[int, Field(ge=1, le=1024)]]
-    """What one entry of the sampled rows takes: logits, their fp32 copy, sorted and normalised ones."""
+    """Bytes per entry of the sampled rows: logits, their fp32 copy, sorted and normalised ones."""
     constant: Sourced[Bytes]
     largest_error: Annotated[float, Field(ge=0, lt=1)]
     """Of the law on any published reading of these versions, fitted or not: the spread of a plan's term."""
@@ -154,14 +154,14 @@ class Engine(Entry):
     """Tokens of a cache block; absent when the cache is not paged."""
     memory: MemoryShare | None = None
     rope_table: bool = False
-    """Whether every device holds a cos/sin table of max_seq_len * head_dim elements of the model's dtype."""
+    """True if every device has a cos/sin table of max_seq_len * head_dim elements in the model's dtype."""
     even_experts: bool = False
-    """Whether expert-parallel ranks must all hold as many experts."""
+    """True if all expert-parallel ranks must have the same number of experts."""
     profiling: Annotated[tuple[ProfilingRun, ...], AsTuple] = ()
     """Laws of the activations by version; without one they follow from declared buffers alone."""
     reserved: Annotated[tuple[ReservedTerm, ...], AsTuple] = ()
     notes: Annotated[tuple[str, ...], AsTuple] = ()
-    """What to know about parallel degrees and switches, with where it is written."""
+    """Notes on parallel degrees and switches, with their sources."""
 
     def memory_share(self) -> MemoryShare:
         """The default share of device memory; UserError for an engine that has no such default."""

@@ -93,7 +93,7 @@ class Hardware(Entry):
     gpus_per_host: Sourced[Annotated[int, Field(ge=1, le=100_000)]] | None = None
     """Devices that reach each other at `links.intra_host`: a server, or a rack with one switch fabric."""
     eager: EagerTimes | None = None
-    """What `l4spec calibrate` measured of our own module, where it did."""
+    """Times of our own module, if measured by `l4spec calibrate`."""
 
     @property
     def usable(self) -> Capacity:

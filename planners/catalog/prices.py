@@ -24,7 +24,7 @@ class GpuOffer(Spec):
 
     @property
     def origin(self) -> str:
-        """Whose price it is, of which day and from where."""
+        """Provider, date and source of the price."""
         return f"by {self.provider} on {self.date} ({self.source})"
 
     def __str__(self) -> str:

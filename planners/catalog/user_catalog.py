@@ -12,7 +12,7 @@ OwnFolder = Literal["hardware", "engines"]
 
 
 def user_folder(folder: OwnFolder) -> Path:
-    """Where a user's own entries lie: `l4spec/FOLDER` in $XDG_CONFIG_HOME, without one in ~/.config."""
+    """Folder of a user's own entries: `l4spec/FOLDER` in $XDG_CONFIG_HOME, or in ~/.config without it."""
     return Path(_user_folder(folder))
 
 

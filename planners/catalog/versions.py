@@ -18,6 +18,6 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def holds(version: str, since: str, before: str) -> bool:
-    """Whether `version` is in the range: from `since` on, earlier than `before`; an empty end is open."""
+    """True if `version` is in the range: from `since` on, earlier than `before`; an empty end is open."""
     number = parse_version(version) if version else ()
     return (not since or number >= parse_version(since)) and (not before or number < parse_version(before))

@@ -47,7 +47,7 @@ class LostTraining(Frozen):
 
 
 class TrainingSearchAnswer(Frozen):
-    """What a search of training chose from, the clusters that are done in time, cheapest first, and the others."""
+    """Answer of a search of training: the space, the clusters that meet the deadline, cheapest first, and the rest."""
 
     l4spec_search: Literal[1] = 1
     model: str
@@ -60,4 +60,4 @@ class TrainingSearchAnswer(Frozen):
     loosen: tuple[Loosening, ...]
     prices: tuple[str, ...]
     errors: tuple[LatencyError, ...] = ()
-    """How wrong estimates of rows like the first one were."""
+    """Errors of the estimates on published rows like the first cluster."""

@@ -1,1 +1,1 @@
-"""What devices send each other: payloads, bytes per tier of links."""
+"""Communication between devices: payloads, bytes per tier of links."""

@@ -32,7 +32,7 @@ from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
 
 PATTERNS: dict[str, Pattern] = {"all-to-all": "peers", "send": "chain"}
-"""Who sends to whom in a collective; all others are rings."""
+"""Communication pattern of a collective; all others are rings."""
 LOGIT_BYTES = 4
 """Bytes of a logit that our runtime sends, and of a loss."""
 CUT_ROLES = ("attention", "ffn", "embedding")
@@ -87,7 +87,7 @@ def ring_bytes(operation: str, payload: int, ranks: int) -> int:
 
 
 def ring_factor(operation: str) -> int:
-    """How often a ring passes the buffer: an all-reduce is a reduce-scatter and an all-gather."""
+    """Number of times a ring passes the buffer: an all-reduce is a reduce-scatter and an all-gather."""
     return 2 if operation == "all-reduce" else 1
 
 
@@ -97,7 +97,7 @@ def inter_host_bytes(layout: Layout, axis: Axis, operation: str, sent: int, host
 
 
 def collectives(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int = 0) -> tuple[Collective, ...]:
-    """What a device of a pipeline stage sends in one forward pass, in the order of layers.
+    """Collectives of a device of a pipeline stage in one forward pass, in the order of layers.
 
     Training is `planners.collectives.training_traffic.training_collectives`, which starts from these.
     """
@@ -124,7 +124,7 @@ def groups_of_stage(graph: LayerGraph, layout: Layout, stage: int) -> tuple[Laye
 
 
 def adds_up(group: LayerGroup, layout: Layout) -> bool:
-    """Whether tensor-parallel ranks add up what such a layer gives, and its input's gradient."""
+    """True if tensor-parallel ranks sum the outputs of such a layer, and the gradients of its input."""
     return layout.tp > 1 and group.first.role in CUT_ROLES and is_cut(group.first)
 
 
@@ -153,7 +153,7 @@ def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: in
 
 
 def key_value_ring(graph: LayerGraph, cp: int, tokens: int) -> Collective:
-    """What trainers pass around a ring of cp ranks in a step: keys and values once forward and twice backward.
+    """Keys and values that trainers pass around a ring of cp ranks in a step: once forward and twice backward.
 
     `tokens` are those of one rank. Latents are not sent as such. Our own runtime trains without cp.
     """

@@ -60,7 +60,7 @@ def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int
 
 
 def _copies(graph: LayerGraph, sent: int) -> str:
-    """What is sent to experts and comes back, `sent` bytes both ways: so many copies of a width, where there is one."""
+    """Copies sent to experts and back, `sent` bytes both ways; their number and width if the width is unique."""
     experts = (group.declaration.routed for group in graph.groups if group.first.scope == "text")
     widths = {routed.sent_width(graph.hidden_size) * ACTIVATION_BYTES for routed in experts if routed is not None}
     if len(widths) > 1:
@@ -84,7 +84,7 @@ def _matching(listed: tuple[Collective, ...], axis: Axis, operation: str) -> lis
 
 
 def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context: int) -> Communication:
-    """What the last rank but one sends, the busiest: everything that the last one sees of earlier tokens."""
+    """Traffic of the last rank but one, the busiest: everything that the last one sees of earlier tokens."""
     run = ForwardPass(context=context)
     sent = sum(each.payload for each in _matching(collectives(graph, layout, run), "cp", "send"))
     terms = dict[tuple[int, int], int]()

@@ -1,4 +1,4 @@
-"""Which links a group of ranks sends over: how much of its traffic crosses hosts, by the mesh's rank order.
+"""Links of a group of ranks: the share of its traffic that crosses hosts, by the mesh's rank order.
 
 Ranks are numbered row by row in the mesh pp x dp x ep x cp x tp, and a host holds consecutive ranks; so tp, the axis of
 neighbouring ranks, is the first to stay inside a host, then cp, ep, dp and pp.
@@ -16,7 +16,7 @@ from l4spec.units import ceil_div
 Axis = Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
 """A mesh axis, or the ranks of dp and ep together, which share all weights but experts."""
 Pattern = Literal["ring", "peers", "chain"]
-"""Who sends to whom: everyone to the next one and the last to the first; everyone to everyone; a stage to the next."""
+"""Communication pattern: each rank to the next and the last to the first; all to all; each stage to the next."""
 
 
 def span_of(layout: Layout, axis: Axis) -> tuple[int, int]:

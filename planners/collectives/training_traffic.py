@@ -1,4 +1,4 @@
-"""What one device sends in a training step: every collective by axis, pass and count, with payload and ring bytes.
+"""Traffic of one device in a training step: every collective by axis, pass and count, with payload and ring bytes.
 
 The convention, call by call, of one pipeline stage whose device holds the planned shards. Payload and ring bytes are
 defined in `planners.collectives.communication`; T are the tokens of a data-parallel rank in a step, and s = T x
@@ -60,14 +60,14 @@ BALANCE_BYTES = 4
 """Loads and scores of experts are fp32."""
 GATHER, SCATTER = "all-gather", "reduce-scatter"
 BALANCE = ("expert loads", "router scores")
-"""What is sent to balance experts."""
+"""Rows of traffic that balance experts."""
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
 """Maximum, sum and the target's logit of a token, in fp32, when the vocabulary is divided."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTokens:
-    """What a data-parallel rank trains on in one step: `tokens` in `micro_batches`."""
+    """Work of a data-parallel rank in one training step: `tokens` in `micro_batches`."""
 
     tokens: int
     micro_batches: int
@@ -121,7 +121,7 @@ def training_collectives(
     *,
     data_place: tuple[int, int] = (0, 0),
 ) -> tuple[Collective, ...]:
-    """What a device of a stage sends in one optimizer step: all passes, gradients and weights."""
+    """Collectives of a device of a stage in one optimizer step: all passes, gradients and weights."""
     recomputes = train.checkpointing == "full"
     split = train.sequence_parallel and layout.tp > 1
     listed = (

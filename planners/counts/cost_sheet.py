@@ -45,7 +45,7 @@ class CostSheet:
 
 
 def cost(graph: LayerGraph, workload: PassTokens) -> CostSheet:
-    """What a forward pass of `graph` over `workload` costs, layer group by layer group."""
+    """Cost of a forward pass of `graph` over `workload`, by group of layers."""
     return CostSheet(graph, workload, tuple(row_of_group(graph, group, workload) for group in graph.groups))
 
 

@@ -1,8 +1,7 @@
-"""How many bytes a model's cache takes: by each layer's law of growth, and by the policy of an engine.
+"""Bytes of a model's cache: by each layer's law of growth, and by the policy of an engine.
 
-A layer's law says what the mathematics needs (`l4spec.layers.declaration.Bound`). An engine may keep more: every token
-in every layer, whole blocks, groups of layers of equal size, pools in a fixed ratio. So no figure stands without the
-policy's name.
+A layer's law is the mathematical minimum (`l4spec.layers.declaration.Bound`). An engine may keep more: every token in
+every layer, whole blocks, groups of layers of equal size, pools in a fixed ratio. So every figure names its policy.
 """
 
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ def bytes_per_token(group: LayerGroup, layout: Layout, dtype_bytes: int) -> int:
 def rows_of(
     group: LayerGroup, layout: Layout, dtype_bytes: int, state_bytes: int = 0, count: int | None = None
 ) -> tuple[CacheRow, ...]:
-    """What equal layers keep on one device, a row for each law of growth; `count` of them (None: all)."""
+    """Cache of equal layers on one device, a row for each law of growth; `count` layers (None: all)."""
     sizes: dict[Bound, int] = {}
     for entry in group.declaration.cache:
         sizes[entry.bound] = sizes.get(entry.bound, 0) + entry_bytes(entry, layout, dtype_bytes, state_bytes)

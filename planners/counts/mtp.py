@@ -1,4 +1,4 @@
-"""What the modules of multi-token prediction have and cost, apart from the model that they belong to."""
+"""Parameters and cost of the modules of multi-token prediction, apart from the model that they belong to."""
 
 from dataclasses import dataclass
 

@@ -73,11 +73,11 @@ class KeptOfLayer:
 def kept_per_token(
     graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing, *, split: bool = False
 ) -> tuple[KeptOfLayer, ...]:
-    """What each layer of the language model keeps of one token on one device.
+    """Activation bytes that each layer of the language model saves per token on one device.
 
-    `full` keeps a block's input alone, `selective` all but what attention's core makes (`Declaration.recomputed`). With
-    `split` (sequence parallelism) ranks of tp keep a share of the stream, of norms and of what cut layers gather, which
-    is gathered again in the backward pass.
+    `full` saves a block's input alone, `selective` everything except the results of attention's core
+    (`Declaration.recomputed`). With `split` (sequence parallelism), ranks of tp save a share of the stream, of norms
+    and of the gathered inputs of cut layers, which are gathered again in the backward pass.
     """
     layers = _saved_per_token(graph, tp, ep)
     stream = graph.stream_width * ACTIVATION_BYTES

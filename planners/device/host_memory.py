@@ -25,7 +25,7 @@ ASSUMED_BANDWIDTH = 89.6e9
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """What a host has for weights: bytes, the rate of its memory, that of the link to the device, both in bytes/s."""
+    """Host memory for weights: bytes, its bandwidth, and that of the link to the device, both in bytes/s."""
 
     part: OnHost
     num_bytes: int
@@ -36,7 +36,7 @@ class HostMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spill:
-    """What the host holds for each number of layers from 0 on: bytes of weights, and caches that leave the device."""
+    """Offloaded state by number of layers, from 0 on: bytes of weights, and caches that leave the device."""
 
     host: HostMemory
     engine: Engine

@@ -48,7 +48,7 @@ class Setting:
     host: HostMemory | None = None
     """Memory of the host that takes what a single device has no room for."""
     with_module: bool = False
-    """Whether the declared module of multi-token prediction drafts: its weights and its cache are there, too."""
+    """Include weights and cache of the declared module of multi-token prediction, which drafts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a device may hold: everything in `usable_bytes`, and what `covers` lists in `fraction` of it.
+    """Memory limit of a device: all terms in `usable_bytes`, and those that `covers` lists in `fraction` of it.
 
-    `after_load`: the fraction is of what is left once all but the cache is there, and is for the cache alone.
+    `after_load`: the fraction is of the memory left once all but the cache is there, and is for the cache alone.
     `uncovered_bytes` are reserved terms outside the fraction.
     """
 
@@ -117,7 +117,7 @@ _EVERYTHING = frozenset({"weights", "activations", "kv_cache"})
 
 
 def budget_of(setting: Setting, tp: int) -> Budget | None:
-    """What a device of a tensor-parallel group may hold; None without hardware."""
+    """Memory limit of a device in a tensor-parallel group; None without hardware."""
     if setting.hardware is None:
         return None
     usable, share = setting.hardware.usable, setting.engine.memory
@@ -142,7 +142,7 @@ class Placement:
     budget: Budget | None
     spill: Spill | None = None
     states: tuple[StageState, ...] = ()
-    """What the device of each stage keeps in training."""
+    """Training state of the device of each stage."""
     module: tuple[int, tuple[CacheRow, ...]] | None = None
     """Bytes of the weights of a drafting module on a device of the last stage, and its cache."""
 
@@ -152,9 +152,9 @@ class Placement:
 
     @kept_with(lambda placement: placement.setting.graph, maxsize=64)
     def uses(self, context: int, batch: int) -> tuple[DeviceUse, ...]:
-        """What a device of each distinct stage holds for `batch` sequences of `context` tokens.
+        """Memory use of a device of each distinct stage for `batch` sequences of `context` tokens.
 
-        Of a sequence whose tokens are divided it caches and runs those of the busiest rank.
+        For a sequence whose tokens are divided, it has those of the busiest rank.
         """
         setting, sequences = self.setting, self.sequences(batch)
         context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
@@ -164,7 +164,7 @@ class Placement:
         return uses if self.spill is None else (self._relieved(self.spill, uses[0], context, sequences),)
 
     def _without_host(self, context: int, sequences: int) -> tuple[DeviceUse, ...]:
-        """What serving holds where nothing is in the host's memory."""
+        """Memory use in serving with nothing in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
         uses = []
         for stage, rows in self.stages:
@@ -188,9 +188,9 @@ class Placement:
         return weights, cache_bytes(rows, self.setting.engine, context, sequences)
 
     def layers_on_host(self, context: int, batch: int) -> int:
-        """How many layers' experts, or layers, lie in the host's memory: the least with which the device has room.
+        """Number of layers in the host's memory, whole or by their experts: the fewest with which the device has room.
 
-        Where no number gives it room, as many as the host's memory takes.
+        If no number gives it room, as many as the host's memory takes.
         """
         if self.spill is None:
             return 0
@@ -235,11 +235,11 @@ class Placement:
         return 0 if budget is None else min(budget.limit(use) - use.total for use in self.uses(context, batch))
 
     def fits(self, context: int, batch: int) -> bool:
-        """Whether every device holds what it must; True without hardware."""
+        """True if every device has room for its part; True without hardware."""
         return self.room(context, batch) >= 0
 
     def has_room(self, use: DeviceUse) -> bool:
-        """Whether a device holds `use`; True without hardware."""
+        """True if a device has room for `use`; True without hardware."""
         return self.budget is None or self.budget.limit(use) >= use.total
 
     def tightest(self, context: int, batch: int) -> DeviceUse:
@@ -286,7 +286,7 @@ def module_on(
 
 
 def _spill(setting: Setting, host: HostMemory, stage: PipelineStage, state_bytes: int) -> Spill:
-    """What a device's memory is relieved of; `stage` is the whole model."""
+    """State that can move from the device to the host; `stage` is the whole model."""
     graph = setting.graph
 
     def rows(layers: tuple[int, ...]) -> tuple[CacheRow, ...]:

@@ -28,7 +28,7 @@ def describe_device(placement: Placement, context: int, batch: int) -> DeviceMem
 
 
 def describe_host(placement: Placement, context: int, batch: int) -> HostMemoryUse | None:
-    """What is in the host's memory; None where none was given."""
+    """Contents of the host's memory; None if none was given."""
     spill = placement.spill
     if spill is None:
         return None
@@ -68,7 +68,7 @@ def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]
 
 
 def _module_terms(use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    """What a drafting module takes."""
+    """Memory terms of a drafting module."""
     if not use.module_weights and not use.module_cache:
         return ()
     source = "planners/counts/mtp.py"
@@ -81,7 +81,7 @@ def _module_terms(use: DeviceUse) -> tuple[MemoryTerm, ...]:
 
 
 def _training_terms(train: TrainSetting, use: DeviceUse) -> tuple[MemoryTerm, ...]:
-    """What training keeps besides weights: bytes a parameter times the parameters whose state is on the device."""
+    """Memory terms of training beside weights: bytes per parameter, times parameters with state on the device."""
     zero, source = f"ZeRO stage {train.zero_stage}", "planners/device/training_state.py"
     gradient, state = train.gradient_bytes, OPTIMIZER_BYTES[train.optimizer]
     texts = {

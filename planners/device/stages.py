@@ -131,15 +131,15 @@ def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tupl
 
 
 def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[PipelineStage]:
-    """What one device of each pipeline stage holds. A tied head on another stage holds a table of its own."""
+    """The pipeline stages, as one device of each has them. A tied head on another stage has a table of its own."""
     return _filled(graph, scheme, tp, ep, _cut(graph, pp))
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What of the model a pipeline stage holds, whatever its precision and however its layers are divided.
+    """Layers of a pipeline stage, independent of precision and of the division of its layers.
 
-    `class_counts` pairs the foremost layer of each class (`_layer_classes`) with how many layers of it these are.
+    `class_counts` pairs the first layer of each class (`_layer_classes`) with the number of layers of that class.
     """
 
     index: int

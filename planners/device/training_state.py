@@ -31,9 +31,9 @@ PRECISIONS = ("bf16", "fp8")
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
-    """How training keeps its state. `gradient_bytes` is 2 or 4 a parameter.
+    """Memory settings of training. `gradient_bytes` is 2 or 4 per parameter.
 
-    `precision` is the format of matmuls. With `fp8` weights are kept in bf16 and those that the scheme `fp8_matmuls`
+    `precision` is the format of matmuls. With `fp8`, weights are stored in bf16 and those that the scheme `fp8_matmuls`
     packs are cast layer by layer; the casts are not counted.
     """
 
@@ -47,7 +47,7 @@ class TrainSetting:
     """Beginnings of the names of tensors that are trained (`l4spec.graph.trainable`); none: all."""
     fp8_matmuls: str = "fp8"
     sequence_parallel: bool = False
-    """Whether tensor-parallel ranks hold a share of the tokens each between the layers that they cut."""
+    """Sequence parallelism: tensor-parallel ranks have a share of the tokens each between the layers that they cut."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -68,9 +68,9 @@ class TrainingState:
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """What one device of a stage keeps whatever is trained on, and bytes a token that its activations take.
+    """State of one device of a stage, independent of the batch, and its activation bytes per token.
 
-    `kept` of each micro-batch in flight, of which there are `depth` at most, and `at_work` of one.
+    `kept` is per micro-batch in flight, of which there are at most `depth`; `at_work` is of one micro-batch.
     """
 
     weights: int
@@ -91,7 +91,7 @@ class StageState:
 
 
 def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
-    """What one device of a stage keeps; activations as `training_bytes` counts them."""
+    """State of one device of a stage; activations as `training_bytes` counts them."""
     every = params_on_device(graph, layout, stage)
     trained = params_on_device(graph, layout, stage, train.trainable) if train.trainable else every
 
@@ -183,7 +183,7 @@ def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trai
 
 @kept_with(maxsize=512)
 def _device_params(graph: LayerGraph, tp: int, ep: int, trainable: tuple[str, ...] = ()) -> _DeviceParams:
-    """What a device holds under these degrees of what is trained; equal layers are counted once."""
+    """Trained parameters on a device under these degrees; equal layers are counted once."""
     layout, trained = Layout(tp=tp, ep=ep), trained_names(graph, trainable) if trainable else None
     layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "after": [0, 0], "tied": [0, 0]}
     largest = {"before": (0, 0), "after": (0, 0), "tied": (0, 0)}

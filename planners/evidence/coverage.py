@@ -1,4 +1,4 @@
-"""How often a printed error is met: rows whose own error stays within what their plan would have printed.
+"""Coverage of the printed errors: the share of rows whose own error stays within the error that their plan prints.
 
 Rows marked `calibrate` are judged by factors fitted without their series, and their printed error comes from the rows
 of other series; rows marked `test` played no part in either.
@@ -64,7 +64,7 @@ def _judged() -> dict[str, tuple[JudgedRow, ...]]:
 
 
 def _measured(prediction: Prediction) -> tuple[str, str, Conditions] | None:
-    """Whose factors predict a row, its metric and its conditions; None for quantities without a printed error."""
+    """Source of factors, metric and conditions of a row; None for quantities without a printed error."""
     row = prediction.row
     if row.family == "TRN":
         trained = train_case(row)

@@ -1,6 +1,6 @@
-"""How the settings of a published row translate into a deployment of this planner, or why they do not.
+"""Translation of a published row's settings to a deployment of this planner, or the reason why there is none.
 
-What a row leaves open is filled from its source's own scripts, and said here.
+Settings that a row leaves open are those of its source's own scripts, as noted here.
 """
 
 import re
@@ -168,7 +168,7 @@ def serving_case(row: Row) -> ServingCase | str:
 
 
 def _not_planned(model: str, layout: Layout, scheme: str) -> str | None:
-    """Why the planner refuses the row's format or layout; published rows may hold any."""
+    """Reason why the planner refuses the row's format or layout; published rows may have any."""
     try:
         table = scheme_of(quantization(scheme))
         reason = illegal_reason(graph_of(model), layout)

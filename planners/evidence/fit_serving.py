@@ -18,7 +18,7 @@ NOISE = {"ttft_mean": 0.1} | dict.fromkeys(THROUGHPUT, 0.05)
 """Log error within which a row is as good as met, by metric; time per token and end to end: `NOISE_OF_TOKENS`."""
 NOISE_OF_TOKENS = 0.02
 HOSTS: tuple[dict[str, float], ...] = ({}, {"host_step": 5e-3, "host_sequence": 1e-4})
-"""Where fits begin: the cost is flat where the host never matters."""
+"""Starting points of fits: the cost is flat where the host never matters."""
 WIDE_FROM = 16
 """Sequences above which vLLM's fp8 matmul leaves its smallest tile."""
 
@@ -34,13 +34,13 @@ class Sample:
 
     @property
     def series(self) -> tuple[object, ...]:
-        """What is left out together: all rows of one deployment and workload of one document."""
+        """Group of rows left out together: all rows of one deployment and workload of one document."""
         case = self.case
         return (self.row.document, case.model, case.hardware, case.layout, case.prompt, case.output)
 
     @property
     def alike(self) -> tuple[object, ...]:
-        """What is wrong together: a metric of a series."""
+        """Group of rows whose errors are alike: a metric of a series."""
         return (*self.series, self.metric)
 
 
@@ -66,12 +66,12 @@ class Bench:
         return served.tpot if sample.metric != "e2e_mean" else served.ttft + (case.output - 1) * served.tpot
 
     def conditions(self, case: ServingCase) -> Conditions:
-        """What a row was measured under; requests by rate have no load of their own."""
+        """Conditions of a row's measurement; requests at a rate have no load of their own."""
         return serving_conditions(self.models[case], case.prompt + case.output, case.concurrency or 0.0)
 
 
 def unfit(row: Row) -> str | None:
-    """Why a calibration row is not fitted on; None for the others."""
+    """Reason why a calibration row is not used in fits; None for the others."""
     if "_instruct_fp8_" in row.source:
         return "its concurrency, lengths and times agree with no closed loop whose prefill stays below the fp8 peak"
     if row.model == "DeepSeek-R1" and "trtllm" in row.source:
@@ -104,7 +104,7 @@ def _seconds(row: Row) -> float:
 
 
 def _figure(row: Row) -> tuple[object, ...]:
-    """What makes two rows the same measurement, whatever their records are called."""
+    """Key of a measurement, equal for two records of the same one."""
     return serving_case(row), row.metric, row.published
 
 

@@ -39,7 +39,7 @@ class TrainSample:
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """What is left out together: one document's rows of one model in one number format."""
+        """Group of rows left out together: one document's rows of one model in one number format."""
         return (self.row.document, self.model.graph.name, self.row.precision_weights)
 
 

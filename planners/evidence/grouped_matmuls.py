@@ -47,12 +47,12 @@ class Cell:
 
     @property
     def case(self) -> tuple[object, ...]:
-        """What cells of different skew share."""
+        """Key of a case, equal for cells that differ only in skew."""
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("skew", "milliseconds"))
 
 
 def is_fitted(experts: int, tp: int, ep: int) -> bool:
-    """Whether coefficients may be fitted on a shape: every other one, as on a chequerboard of tp, ep and experts."""
+    """True if coefficients may be fitted on a shape: every other one, as on a chequerboard of tp, ep and experts."""
     return (tp.bit_length() + ep.bit_length() + (experts > 16)) % 2 == 0
 
 
@@ -134,7 +134,7 @@ def speeds(name: str, dtype: str) -> tuple[float, float]:
 
 
 def predicted_ms(cell: Cell) -> float:
-    """What the law says of a cell, in milliseconds."""
+    """Milliseconds of a cell by the law."""
     laws = grouped_matmul_laws(cell.engine)
     law = None if laws is None else laws.find(cell.hardware, cell.dtype, cell.kernel)
     assert law is not None, "cells are of kernels that have a law"

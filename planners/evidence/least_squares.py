@@ -14,7 +14,7 @@ from planners.evidence.terms import Term
 OPEN = 0.8
 """A factor whose standard error stays above this share of its prior's spread is not determined by the rows."""
 _ORIGIN = 10.0
-"""Where the expected value of a factor is on its axis: scipy's steps are shares of the coordinate, so 0 is far."""
+"""Coordinate of a factor's expected value: scipy's steps are shares of the coordinate, so 0 is far."""
 _STEP = 1e-4
 """Step of difference quotients in log units."""
 _REACH = 6.0
@@ -23,7 +23,7 @@ _GAIN = 1e-4
 """A step that gains less than this share of the cost ends the fit: far less than moves any factor's third digit."""
 
 Residuals = Callable[[Mapping[str, float]], Sequence[float]]
-"""What is wrong with every row under some factors, in units of its noise."""
+"""Function from factors to the residual of every row, in units of its noise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "k
 _CHUNK = 8192
 """vLLM's max_num_batched_tokens on these devices, where a row does not say."""
 _ROOM_FOR_WEIGHTS = 0.8
-"""Where degrees are not published: the fewest ranks whose weights leave a fifth of a device."""
+"""Share of a device for weights. Unpublished degrees are taken as the fewest ranks whose weights fit into it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How far published figures of one setting differ from each other: what no function of the settings can predict."""
+"""Differences between published figures of one setting, which no function of the settings can predict."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -50,7 +50,7 @@ def replay(rows: Iterable[Row], *, expert_kernels: bool = False) -> tuple[Predic
 
 
 def predict(row: Row, *, expert_kernels: bool = False) -> Prediction:
-    """What the planner says of a row."""
+    """The planner's prediction of a row."""
     if row.family in ("SRV", "THR"):
         return _predict_serving(row, expert_kernels)
     if row.family == "TRN":

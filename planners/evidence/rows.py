@@ -15,7 +15,7 @@ from l4spec.spec.files import read_utf8
 PUBLISHED = Path(__file__).with_name("published.csv")
 MOST_BYTES = 8 << 20
 FAMILIES = ("SRV", "THR", "TRN", "MEM", "KV", "FLOP", "KER")
-"""What an id begins with: serving, most throughput, training, counts of FLOPs, kernels."""
+"""Prefixes of ids: serving, most throughput, training, memory, KV cache, counts of FLOPs, kernels."""
 _TEXTS = frozenset(("notes", "source"))
 _LONGEST = (200, 10_000)
 """Characters of a setting, and of a text."""
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def calibrates(self) -> bool:
-        """Whether coefficients may be fitted on this row."""
+        """True if coefficients may be fitted on this row."""
         return self.split == "calibrate"
 
     @property
@@ -95,7 +95,7 @@ def read_rows(path: Path) -> tuple[Row, ...]:
 
 
 def _problems(row: Row, line: int, place: str) -> Iterator[Problem]:
-    """What cannot be replayed in a row: no id or model, a figure that is none, a setting longer than any."""
+    """Problems that prevent a row's replay: no id or model, an invalid figure, a cell that is too long."""
     try:
         is_number = math.isfinite(float(row.value)) and float(row.value) > 0
     except ValueError:

@@ -1,4 +1,4 @@
-"""How far predictions are from what was published: medians and tails of relative errors."""
+"""Relative errors of predictions against published figures: medians and tails."""
 
 from collections.abc import Sequence
 from statistics import median, quantiles

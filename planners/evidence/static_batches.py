@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[str, tuple[str, ...]]] = {
 """A shipped spec of each model, or of one that differs in the fields named alone (biases of 72B's query, key and value
 projections are left out)."""
 _ENGINE_OF_CACHE = {"vllm": "vllm", "tensorrt-llm": "tensorrt-llm"}
-"""Whose memory terms say how many sequences fit; vLLM's for an engine without any."""
+"""Engine whose memory terms determine the number of sequences that fit; vLLM's for an engine without any."""
 _PREFILL_CHUNK = 2048
 
 
@@ -67,12 +67,12 @@ def _batch(row: Mapping[str, str]) -> Batch:
 
 
 def layout_of(batch: Batch) -> Layout:
-    """How the batch's GPUs share the model."""
+    """Layout of the model on the batch's GPUs."""
     return Layout(pp=batch.gpus) if batch.engine == "llama.cpp" else Layout(tp=batch.gpus)
 
 
 def model_of(batch: Batch) -> StepModel:
-    """What the batch's model does on its GPUs, without factors."""
+    """Step model of the batch's model on its GPUs, without factors."""
     return step_model(
         graph_of(*MODELS[batch.model]),
         scheme_of(quantization("bf16")),
@@ -105,14 +105,14 @@ def load_of(batch: Batch) -> StaticBatch:
 
 
 def is_possible(batch: Batch) -> bool:
-    """Whether the time is no shorter than that of reading what a step of one sequence must read, for each token."""
+    """True if the time is at least that of reading, for each token, the data of a step of one sequence."""
     model = model_of(batch)
     used = model.used(Step(decode=1, context=batch.tokens))
     return batch.seconds > batch.tokens * used.weight_read
 
 
 def predicted_seconds(batch: Batch) -> float:
-    """What the law says of a batch."""
+    """Seconds of a batch by the law."""
     laws = static_batch_efficiency(batch.engine)
     factors = None if laws is None else laws.find(batch.hardware)
     assert factors is not None, "batches are of engines and GPUs that have factors"

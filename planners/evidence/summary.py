@@ -1,4 +1,4 @@
-"""How far predictions are from what was published, by family, source and split."""
+"""Errors of predictions against published figures, by family, source and split."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -50,7 +50,7 @@ class Group:
 
 
 def quantity_of(prediction: Prediction) -> str:
-    """What a row measures, in words; its metric where there are none."""
+    """Name of the quantity that a row measures; its metric if it has none."""
     row = prediction.row
     if row.metric in THROUGHPUT and row.family == "SRV":
         return "throughput"

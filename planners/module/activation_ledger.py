@@ -1,8 +1,8 @@
-"""How much memory our module takes beyond weights and cache while it reads a prompt: the ledger of every layer's code.
+"""Peak memory of our module beyond weights and cache while it reads a prompt: the sum of every layer's allocations.
 
-`planners.device.activations` says what a serving engine with fused kernels needs; this is what our eager module holds
-on a CPU, where every intermediate result is a tensor, and what a memory tracker sees there. What an operator keeps
-inside is left out.
+`planners.device.activations` counts the needs of a serving engine with fused kernels; this counts those of our eager
+module on a CPU, where every intermediate result is a tensor, as a memory tracker sees them. Buffers inside an operator
+are left out.
 """
 
 from collections import Counter
@@ -45,7 +45,7 @@ def activation_bytes(
 
 
 def _turns_by_places(graph: LayerGraph) -> bool:
-    """Whether a layer of the text turns by time, row and column of image tokens."""
+    """True if a layer of the text rotates by time, row and column of image tokens."""
     mixing = (group.declaration.mixing for group in graph.groups if group.first.scope == "text")
     return any(rotation.over == "sections" for each in mixing if each is not None for rotation in each.rotations)
 
@@ -118,7 +118,7 @@ class _Run:
         self.sizes[node.id] = self.ledger.now - self.ledger.shared_bytes - before
 
     def _sees_images(self, node: LayerNode) -> bool:
-        """Whether a layer of the text takes what the vision tower gives."""
+        """True if a layer of the text takes the vision tower's output."""
         sources = (self.graph.by_id[name] for name in self.inputs[node.id])
         return node.scope == "text" and any(source.scope == "vision" for source in sources)
 

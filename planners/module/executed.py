@@ -14,7 +14,7 @@ from planners.counts.cost_sheet import PassTokens, work_of
 
 @dataclass(frozen=True, slots=True)
 class ExecutedRow:
-    """What one layer of a group runs; `group.count` such layers exist. `backward_flops` is 0 outside training."""
+    """Executed operations of one of `group.count` equal layers. `backward_flops` is 0 outside training."""
 
     group: LayerGroup
     work: Work

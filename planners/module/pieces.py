@@ -1,7 +1,8 @@
-"""Which measured pieces one layer of our module is made of, as its code runs them on a CPU without gradients.
+"""Measured pieces of one layer of our module, as its code runs them on a CPU without gradients.
 
-Matrix products are those that the layer declares to run; what lies between them its kind tells
-(`l4spec.layers.common.eager`). Of a kind that does not, every declared operation counts, and nothing between them.
+Matrix products are those that the layer declares; the operations between them are those of its kind
+(`l4spec.layers.common.eager`). For a kind without a description, every declared operation counts, and nothing between
+them.
 """
 
 from collections.abc import Iterator

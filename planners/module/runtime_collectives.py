@@ -1,9 +1,9 @@
-"""What one rank of a layout hands to collectives in a pass of our runtime: calls and bytes by axis and collective.
+"""Payloads of collectives of one rank in a pass of our runtime: calls and bytes by axis and collective.
 
 `planners.collectives.communication` and `planners.collectives.training_traffic` plan what costs time on links, of the
-busiest device. A counter in a run sees more of any one rank: the logits that are joined, the ids and counts that
-travel beside tokens, each rank's uneven share. T are the tokens that a rank runs, s = T x hidden_size numbers its
-stream. A forward pass:
+busiest device. A counter in a run sees more of any one rank: the logits that are joined, the ids and counts that travel
+beside tokens, each rank's uneven share. T are the tokens that a rank runs, s = T x hidden_size numbers its stream. A
+forward pass:
 
 - tp: an all-reduce of s after attention and after each feed-forward layer, and after the embedding on the first
   stage; an all-gather of the logits, in fp32 and padded to the widest rank's, on the last.
@@ -13,11 +13,11 @@ stream. A forward pass:
 - cp: blocks of what layers keep per token (`l4spec.sharding.sequence`), and an all-reduce of the last token's logits.
 - ep, dp, cp: with a capacity, an all-gather of how many tokens chose each expert (int64), so that all count alike.
 
-Choosing the next token: an all-gather of ids (int64) over dp x ep, and a broadcast of them over pp. A training step
-is `planners.collectives.training_traffic.stage_traffic` along tp, ep and pp, with what arrives from ep and those
-counts; what FSDP2 gathers and scatters over dp and ep, padded where ranks share a tensor unevenly; the number of
-labels (int64), beside it whether a rank has images where the model sees (int64), and the loss (fp32), which is sent
-to all; and the gradients that the first and the last stage exchange of a tied table.
+Choosing the next token: an all-gather of ids (int64) over dp x ep, and a broadcast of them over pp. A training step is
+`planners.collectives.training_traffic.stage_traffic` along tp, ep and pp, with what arrives from ep and those counts;
+what FSDP2 gathers and scatters over dp and ep, padded where ranks share a tensor unevenly; the number of labels
+(int64), beside it whether a rank has images where the model sees (int64), and the loss (fp32), which is sent to all;
+and the gradients that the first and the last stage exchange of a tied table.
 
 Payloads are as in `planners.collectives.communication`: bytes of the buffer that is handed in, of an all-gather what
 comes out.
@@ -99,7 +99,7 @@ _Call = tuple[str, str, int, int]
 def forward_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, forward: Pass, *, chooses: bool = False
 ) -> dict[Key, Handed]:
-    """What a rank sends in a forward pass that gives the last token's logits; with `chooses` the choice too."""
+    """Payloads of a rank in a forward pass to the last token's logits; with `chooses`, of the choice of a token too."""
     own = _rank(graph, layout, rank)
     run = ForwardPass(forward.work.num_tokens, forward.work.num_logit_rows, forward.item_bytes, logit_bytes=LOGIT_BYTES)
     listed = collectives(graph, layout, run, own.place.pp)
@@ -115,7 +115,7 @@ def forward_on_rank(
 def training_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, stage: PipelineStage, step: Pass, micro_batches: int
 ) -> dict[Key, Handed]:
-    """What a rank of `stage` sends in a training step of our runtime, whose text sees no image."""
+    """Payloads of a rank of `stage` in a training step of our runtime, on text without images."""
     own, load = _rank(graph, layout, rank), StepTokens(step.work.num_tokens, micro_batches)
     train = TrainSetting(zero_stage=3, checkpointing="none", gradient_bytes=step.item_bytes)
     first = stage_traffic(graph, train, layout, load, stage, None).rows
@@ -135,10 +135,10 @@ def training_on_rank(
 
 
 def _shared_by_data(own: _Rank, step: Pass, micro_batches: int) -> Iterator[_Call]:
-    """What FSDP2 gathers and scatters, block by block; experts apart where ep divides them; the rest with the model.
+    """Payloads of FSDP2, block by block; experts apart if ep divides them; the remaining parameters with the model.
 
     Blocks are gathered for each forward and each backward pass, the rest once for both. Blocks of a vision tower that
-    no image reaches are not gathered; what stands between them and the text is, and has no gradient.
+    no image reaches are not gathered; parameters between them and the text are, and have no gradient.
     """
     groups: dict[tuple[str, str | int | None], list[tuple[int, bool]]] = {}
     layout = own.layout
@@ -182,7 +182,7 @@ def _summed(layout: Layout, calls: list[_Call]) -> dict[Key, Handed]:
 
 
 def _uneven_arrivals(own: _Rank, run: Pass) -> Iterator[_Call]:
-    """What a rank sends back more, or less, than it sent: as many rows as came to its experts."""
+    """Difference between the rows that a rank sends back, those that came to its experts, and those that it sent."""
     if own.layout.ep == 1 or run.arrived is None:
         return
     for node_id, routed in own.mixtures:
@@ -197,7 +197,7 @@ def _row_counts(own: _Rank, passes: int) -> Iterator[_Call]:
 
 
 def _uneven_routing(own: _Rank, step: Pass) -> Iterator[_Call]:
-    """What a rank sends more, or less, than where all experts get as much: after its experts, and before them."""
+    """Difference from equal loads of all experts in the rows that a rank sends, after its experts and before them."""
     if own.layout.ep == 1 or step.arrived is None:
         return
     for node_id, routed in own.mixtures:

@@ -34,7 +34,7 @@ class RankWeights:
 
 
 def weights_on_rank(graph: LayerGraph, scheme: Scheme, layout: Layout, rank: int) -> RankWeights:
-    """What a rank holds of the weights. A tied head on another stage than the embedding holds a table of its own."""
+    """Weights on a rank. A tied head on another stage than the embedding has a table of its own."""
     place, by_part, stored = place_of(layout, rank), defaultdict[str, int](int), StoredSize(0)
     for node in nodes_with_ties(graph, layout, place):
         for parameter in node.declaration.parameters:
@@ -75,7 +75,7 @@ def cache_on_rank(
 
 @dataclass(frozen=True, slots=True)
 class RankFlops:
-    """What one layer executes on a rank; None where no plan says it: some attention to other ranks' tokens."""
+    """Executed FLOPs of one layer on a rank; None if they are not planned: some attention to other ranks' tokens."""
 
     node: LayerNode
     flops: int | None
@@ -84,10 +84,10 @@ class RankFlops:
 def executed_on_rank(
     graph: LayerGraph, layout: Layout, rank: int, work: Work, *, arrived: Arrived | None = None, num_earlier: int = 0
 ) -> Iterator[RankFlops]:
-    """What a rank's text layers run over `work`: its own sequences, and of divided ones its own tokens.
+    """Executed FLOPs of a rank's text layers for `work`: its own sequences, or its own tokens of divided ones.
 
-    Rows of routed experts are those that have `arrived`; without it every rank is taken to get as many as it sends.
-    `num_earlier` tokens of each divided sequence are other ranks'. With `work.phase == "train"` forward and backward
+    Rows of routed experts are those that have `arrived`; without it every rank is assumed to get as many as it sends.
+    `num_earlier` tokens of each divided sequence are other ranks'. With `work.phase == "train"`, forward and backward
     together.
     """
     place = place_of(layout, rank)

@@ -25,8 +25,8 @@ ROTATION = "rotation"
 _READING = ("product", "expert_product", "cached")
 """Pieces that are measured cold with other weights or another cache each time, their code as it is."""
 _CODE_LEAST, _CODE_MOST = 0.15, 0.45
-"""How cold the code of a pass is at least and at most: never as hot as in a loop, and never as cold as after 64 MiB of
-weights, since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
+"""Least and largest coldness of a pass's code: never as hot as in a loop, and never as cold as after 64 MiB of weights,
+since the interpreter runs all the time. Fitted on the models of seed 1 of `benchmarks/predict_time.py`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class EagerModel:
 
     @property
     def pieces(self) -> Pieces:
-        """What was measured in the model's number format."""
+        """Measured pieces in the model's number format."""
         return self.times.pieces[self.dtype]
 
     def seconds(self, work: Work) -> float:
@@ -127,5 +127,5 @@ class EagerModel:
 
 
 def _code(share: float) -> float:
-    """How cold code is of which this share would not stay in the caches."""
+    """Coldness of code of which this share would not stay in the caches."""
     return _CODE_LEAST + (_CODE_MOST - _CODE_LEAST) * share

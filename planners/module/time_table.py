@@ -71,7 +71,7 @@ def _between(axis: tuple[int, ...], size: float) -> tuple[tuple[int, float], ...
 
 
 def share_from_memory(residency: Residency, num_bytes: float) -> float:
-    """Which share of `num_bytes` that every pass reads comes from memory; linear in bytes between the points."""
+    """Share of the `num_bytes` read in every pass that comes from memory; linear in bytes between the points."""
     sizes, shares = residency.bytes, residency.share
     if num_bytes <= sizes[0]:
         return shares[0]

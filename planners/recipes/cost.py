@@ -45,7 +45,7 @@ _OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}
 
 @dataclass(frozen=True, slots=True)
 class RecipeOptions:
-    """What the command adds to a recipe: GPUs of phases that name none, a price, a miniature."""
+    """Options that complete a recipe: GPUs of phases that name none, a price, a miniature."""
 
     gpus: str | None = None
     usd_per_gpu_hour: float | None = None
@@ -193,7 +193,7 @@ def _work(phase: Phase) -> Work:
 
 
 def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deployment:
-    """What is planned, with the tensors that the phase trains: others have no gradients and no optimizer state."""
+    """Deployment of a phase, with its trained tensors: others have no gradients and no optimizer state."""
     made = Deployment.resolve(graph, request)
     train = made.setting.train
     assert train is not None, "phases are trained"
@@ -201,7 +201,7 @@ def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deploy
 
 
 def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float | None) -> RlPhasePlan | None:
-    """How answers of an RL phase are generated, if it says so and its update has a known time."""
+    """Plan of an RL phase's rollouts, if it has any and its update has a known time."""
     if phase.kind != "rl" or phase.rollouts is None or gpus is None or seconds is None:
         return None
     from planners.recipes.rl.phase import plan_rl
@@ -275,7 +275,7 @@ def _generated(graph: LayerGraph, phase: Phase) -> int:
 
 
 def _uncounted(phase: Phase, graph: LayerGraph) -> tuple[str, ...]:
-    """What the memory of a phase leaves out of modules of multi-token prediction."""
+    """Notes on the memory of modules of multi-token prediction, which a phase leaves out."""
     counts = count_mtp(graph)
     if phase.modules is None or counts is None:
         return ()

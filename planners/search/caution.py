@@ -1,6 +1,6 @@
-"""How estimated times are compared: a deployment that no measured row is like, with the error of one row in ten.
+"""Comparison of estimated times: a deployment unlike every measured row is estimated with the error of one row in ten.
 
-The smallest of many estimates is too small, most of all where nothing holds it to what was measured.
+The smallest of many estimates is too small, most of all for deployments far from the measured ones.
 """
 
 from l4spec.sharding.layout import Layout
@@ -25,7 +25,7 @@ def errors_of(deployment: Deployment) -> tuple[float, float]:
 
 
 def caution(deployment: Deployment, layout: Layout, zero_stage: int = 0) -> float:
-    """What an estimate is multiplied by before it is compared.
+    """Factor on an estimate before it is compared.
 
     No measured row serves by a pipeline, and none trains by Megatron with ZeRO 2 or 3 between hosts.
     """

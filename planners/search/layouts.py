@@ -91,7 +91,7 @@ def layouts_to_try(graph: LayerGraph, num_devices: int, cp: int) -> Iterable[Lay
 
 
 def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
-    """Why a layout cannot be used: the model's axes or too short a context forbid it, or no scheme packs its shards."""
+    """Reason why a layout cannot be used: the model's axes, too short a context, or shards that no scheme packs."""
     reason = ruled_out(setting, layout) or short_reason(setting.graph, layout.cp, context)
     if reason is not None:
         return reason
@@ -103,7 +103,7 @@ def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
 
 
 def ruled_out(setting: Setting, layout: Layout) -> str | None:
-    """Why the model's axes, or the engine, forbid a layout; None where they do not.
+    """Reason why the model's axes, or the engine, forbid a layout; None if they allow it.
 
     vLLM (fused_moe/layer.py, `determine_expert_map`) and TensorRT-LLM give the first ranks one expert more where ep
     does not divide them; SGLang and training do not.
@@ -113,7 +113,7 @@ def ruled_out(setting: Setting, layout: Layout) -> str | None:
 
 
 def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
-    """What a layout gives."""
+    """Memory and limits of a layout."""
     placement, context, batch = place(deployment.setting, layout), deployment.context, deployment.batch
     tightest = placement.tightest(context, batch)
     return LayoutRow(
@@ -135,7 +135,7 @@ def _training(train: TrainSetting | None) -> KeptState | None:
 
 
 def fits(deployment: Deployment, placement: Placement) -> bool:
-    """Whether every device has room for the batch, and for one sequence as long as the engine's limit."""
+    """True if every device has room for the batch, and for one sequence as long as the engine's limit."""
     return placement.fits(deployment.context, deployment.batch) and _takes_longest(deployment, placement)
 
 

@@ -14,7 +14,7 @@ MAX_GPUS = 1024
 
 @dataclass(frozen=True, slots=True)
 class LeastGpus:
-    """How many, and a layout that fits on them: the first of the legal ones, tensor parallelism widest."""
+    """Least number of GPUs, and a layout that fits on them: the first legal one, tensor parallelism widest."""
 
     num_gpus: int
     layout: Layout

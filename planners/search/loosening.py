@@ -1,4 +1,4 @@
-"""Which limit a failed search could relax, and by how much: shown when no candidate meets every limit."""
+"""Limits that a failed search could relax, and by how much: shown when no candidate meets every limit."""
 
 from dataclasses import replace
 from math import inf, prod
@@ -47,7 +47,7 @@ def _alone(limit: Limit, points: list[Candidate], request: SearchRequest) -> Loo
 
 
 def _room(tally: Tally, request: SearchRequest) -> tuple[Loosening, ...]:
-    """Where no candidate could be timed: the nearest miss in memory, or else every reason once."""
+    """Suggestion if no candidate could be timed: the nearest miss in memory, or else the first reason."""
     order: tuple[Limit, ...] = ("max_context", "memory", "no_time", "no_layout", "no_engine")
     for limit in order:
         ruled_out = [(missing, kind, why) for kind, (name, why, missing) in tally.ruled_out.items() if name == limit]
@@ -72,7 +72,7 @@ def _enough(limit: Limit, kind: ReplicaKind, missing: float, request: SearchRequ
 
 
 def _factor(need: tuple[Limit, float], request: SearchRequest) -> float:
-    """How many times a limit is missed; at least 1."""
+    """Factor by which a limit is missed; at least 1."""
     limit, value = need
     bound: float = getattr(request, limit)
     return bound / value if limit == "rate" else value / bound

@@ -42,13 +42,13 @@ def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRo
 
 
 def _place_in_line(deployment: Deployment, layout: Layout) -> tuple[bool, int]:
-    """Which layouts are timed first: those that need no sharing of weights and gradients, then by their replicas."""
+    """Sort key of layouts to time: those that need no sharing of weights and gradients first, then by replicas."""
     shared = deployment.setting.train is not None and needs_sharing(deployment, layout)
     return shared, layout.num_devices // layout.dp
 
 
 def untimed(rows: tuple[LayoutRow, ...]) -> int:
-    """How many layouts that fit were left out by `timed` for being too many."""
+    """Number of fitting layouts that `timed` left out because there are too many."""
     fitting = sum(row.fits for row in rows)
     is_timed = any(row.ttft_seconds is not None or row.step_time_seconds is not None for row in rows)
     return fitting - MOST_TIMED if is_timed and fitting > MOST_TIMED else 0
@@ -103,7 +103,7 @@ def _cautious(deployment: Deployment, row: LayoutRow) -> float:
 
 
 def _cost(deployment: Deployment, row: LayoutRow) -> float | None:
-    """What the objective has as small as possible; None where it is unknown."""
+    """Value that the objective minimizes; None if it is unknown."""
     if deployment.setting.train is not None:
         return row.step_time_seconds
     if row.time_per_output_token_seconds is None or row.ttft_seconds is None:

@@ -50,10 +50,10 @@ def _duration(help_text: str) -> Option:
 
 
 class SearchRequest(PlanRequest):
-    """What is asked of a search: requests and limits, and the hardware, schemes, dtypes and engines to choose from.
+    """Options of a search: requests and limits, and the hardware, schemes, dtypes and engines to choose from.
 
     `gpus`, `quantization`, `kv_dtype` and `engine` are lists with commas. `8xH100` allows at most eight of them, `H100`
-    as many as needed up to `most_gpus`. Every other option is that of a plan and holds for each of its candidates.
+    as many as needed up to `most_gpus`. Every other option is that of a plan and applies to each of its candidates.
     Without `concurrency` and `rate`, the load is chosen too: the cheapest that the limits allow.
     """
 

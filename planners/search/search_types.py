@@ -8,14 +8,17 @@ from planners.latency_types import Frozen, LatencyError
 Limit = Literal[
     "memory", "max_context", "ttft", "tpot", "rate", "budget", "deadline", "no_layout", "no_engine", "no_time"
 ]
-"""What rules a candidate out: no room for weights and load; no room for one sequence of the engine's limit; the
+"""Reason that rules a candidate out: no room for weights and load; no room for one sequence of the engine's limit; the
 service level; requests that pile up; the budget; a training's deadline; no legal layout or no scheme for this model; an
 engine that does not run there; no time that can be estimated."""
 
 
 class SimulatedService(Frozen):
-    """What a simulation of one replica under its share of the load gives. `attainment` is the share of requests within
-    the service level; `breaks` names the limits that the mean breaks, against the closed form."""
+    """Simulated service of one replica under its share of the load.
+
+    `attainment` is the share of requests within the service level; `breaks` names the limits that the mean breaks,
+    contrary to the closed form.
+    """
 
     requests: int
     ttft_mean_seconds: float
@@ -62,7 +65,7 @@ class RankedDeployment(Frozen):
     simulated: SimulatedService | None = None
     """Of those that were simulated: the command line simulates the first one, and with `--simulate` ten."""
     not_simulated: str = ""
-    """Why a simulation gave nothing."""
+    """Reason why there is no simulation."""
     plan: str
     request: dict[str, Any]
 
@@ -108,7 +111,7 @@ class SpaceSize(Frozen):
 
 
 class SearchAnswer(Frozen):
-    """What a search chose from, the deployments that do, best first, and what ruled out the others."""
+    """Answer of a search: the space, the deployments that meet every limit, best first, and the excluded ones."""
 
     l4spec_search: Literal[1] = 1
     model: str
@@ -122,6 +125,6 @@ class SearchAnswer(Frozen):
     loosen: tuple[Loosening, ...]
     prices: tuple[str, ...]
     errors: tuple[LatencyError, ...] = ()
-    """How wrong estimates of rows like the first one were."""
+    """Errors of the estimates on published rows like the first deployment."""
     cautions: tuple[str, ...] = ()
     """In what the first one is outside the measured rows."""

@@ -96,7 +96,7 @@ def _checked(change: _Change) -> Suggestion | None:
 
 
 def _holds(asked: _Change, num_gpus: int, options: dict[str, None]) -> bool:
-    """Whether some layout of so many GPUs holds what is asked: the ones with most shards first, until one does."""
+    """True if some layout of `num_gpus` GPUs has room for the request; tries those with most shards first."""
     deployment = asked.deployment
     return any(fits(deployment, placement) for placement in _placements(deployment, num_gpus, options))
 

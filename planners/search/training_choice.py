@@ -1,7 +1,8 @@
-"""How training keeps its state where that is left open: ZeRO stage, checkpointing and micro-batch of each layout.
+"""Choice of the memory settings of training that are left open: ZeRO stage, checkpointing and micro-batch of each
+layout.
 
-The fastest that leaves `ROOM` of the device free; where nothing does, the fastest that fits. Exact: a setting is passed
-over only when a bound of its time is no better than a time that was found. Times are compared with `caution`.
+The fastest that leaves `ROOM` of the device free; if nothing does, the fastest that fits. Exact: a setting is skipped
+only if a bound of its time is no better than a time that was found. Times are compared with `caution`.
 """
 
 from collections.abc import Iterator
@@ -88,13 +89,13 @@ def as_in_row(deployment: Deployment, row: LayoutRow) -> Deployment:
 
 
 def is_comfortable(deployment: Deployment, row: LayoutRow) -> bool:
-    """Whether a row leaves `ROOM` of the device free."""
+    """True if a row leaves `ROOM` of the device free."""
     budget = place(deployment.setting, row.layout).budget
     return budget is None or budget.usable_bytes - row.total_bytes >= ROOM * budget.usable_bytes
 
 
 def needs_sharing(deployment: Deployment, layout: Layout) -> bool:
-    """Whether no allowed setting of a layout fits but with ZeRO 2 or 3."""
+    """True if a layout fits only with ZeRO 2 or 3, under the allowed settings."""
     train = deployment.setting.train
     assert train is not None
     if deployment.request.zero_stage is not None:
@@ -140,7 +141,7 @@ def _fastest(deployment: Deployment, layout: Layout) -> _Tried | None:
 
 
 def _tried(timed: TimedTraining, least: float, place_in_line: int) -> _Tried | None:
-    """What a setting gives that takes `least` seconds inside a replica; None where it does not fit."""
+    """Result of a setting that takes `least` seconds inside a replica; None if it does not fit."""
     deployment, train = timed.deployment, timed.train
     placement = place(deployment.setting, timed.layout)
     room, budget = placement.room(deployment.context, deployment.batch), placement.budget

@@ -1,4 +1,4 @@
-"""What a deployment does under load, request by request.
+"""Simulation of a deployment under load, request by request.
 
     requests    what one request asks for and what became of it
     cache/      blocks of the KV cache: pool, shared prefixes, laws by which a sequence's blocks grow

@@ -103,14 +103,14 @@ def _tried(loaded: LoadedScenario, factors: Sequence[float], jobs: int) -> list[
 
 
 def _is_short(loaded: LoadedScenario, result: SimulationResult) -> bool:
-    """Whether a run that is within the levels was too short to tell that it stays so, and can be made longer."""
+    """True if a run that meets the levels was too short to show that it stays so, and can be made longer."""
     if not _lasts_by_requests(loaded) or not _holds(loaded, result) or result.e2e is None:
         return False
     return result.requests < MOST_REQUESTS and result.duration < LIFETIMES * result.e2e.p50
 
 
 def _lasts_by_requests(loaded: LoadedScenario) -> bool:
-    """Whether the number of requests says how long the load lasts: not for a trace, nor where seconds are given."""
+    """True if the number of requests determines the duration of the load: not for a trace, nor if seconds are given."""
     workload = loaded.scenario.workload
     return not isinstance(workload.arrivals, Trace) and workload.seconds is None
 

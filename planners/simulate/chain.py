@@ -134,11 +134,11 @@ class StageChain:
 
 
 def answers(stage: Stage) -> bool:
-    """Whether a stage writes the answer, by a model and without a verdict's length."""
+    """True if a stage writes the answer: it has a model and no verdict's length."""
     return stage.model is not None and stage.output_tokens is None
 
 
 def comes_at_once(stages: Sequence[Stage]) -> bool:
-    """Whether a check that blocks holds the answer back, so that users see no gaps between its tokens."""
+    """True if a blocking check holds the answer back, so that users see no gaps between its tokens."""
     places = [number for number, stage in enumerate(stages) if answers(stage)]
     return bool(places) and any(stage.check == "blocking" for stage in stages[places[-1] + 1 :])

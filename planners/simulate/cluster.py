@@ -52,7 +52,7 @@ class ReplicaGroup:
         self.router = router
         self.listener = listener
         self.refusal: str | None = None
-        """Why the first request was refused that can never run."""
+        """Reason for the first refusal of a request that can never run."""
 
     def submit(self, request: Request) -> None:
         """Give a request that arrives now to a replica. One that can never run is refused."""

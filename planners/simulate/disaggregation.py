@@ -15,11 +15,11 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class CacheLink:
-    """How a prompt's cache leaves a prefill replica or enters a decode replica.
+    """Transfer of a prompt's cache out of a prefill replica or into a decode replica.
 
-    `bytes_of(tokens)` go over `bytes_per_second`: the part of the fullest device over its own share of the network,
-    since all devices send at once; or, where a scenario gives the bandwidth between replicas, the whole cache.
-    `other_end` is the link of the replica at the other end, whose devices may be other and fewer.
+    `bytes_of(tokens)` are sent at `bytes_per_second`: the part of the fullest device over its own share of the network,
+    since all devices send at once; or, if a scenario gives the bandwidth between replicas, the whole cache. `other_end`
+    is the link of the replica at the other end, whose devices may differ in kind and number.
     """
 
     bytes_of: Callable[[int], int]
@@ -27,7 +27,7 @@ class CacheLink:
     other_end: "CacheLink | None" = None
 
     def nanoseconds(self, tokens: int) -> int:
-        """How long the cache of a prompt takes, at the slower of both ends."""
+        """Nanoseconds of the transfer of a prompt's cache, at the slower of both ends."""
         own = 0 if self.bytes_per_second == float("inf") else self.bytes_of(tokens) / self.bytes_per_second
         return max(round(own * _NS), self.other_end.nanoseconds(tokens) if self.other_end is not None else 0)
 
@@ -57,7 +57,7 @@ def cache_link(link: object, placement: Placement, cluster: Cluster) -> CacheLin
 
 
 class PrefillStage:
-    """What prefill replicas do with a request, and the way to the decode replicas.
+    """Prefill replicas, and the transfer of caches to the decode replicas.
 
     The prefill's first token is the request's; the decode replica gets the cache of the whole prompt.
     """

@@ -97,7 +97,7 @@ def besides(
     others: int = 0,
     share: float = 1.0,
 ) -> Besides:
-    """What is on a model's devices besides what its own plan counts: its draft, and `others` bytes of other models."""
+    """Memory on a model's devices that its own plan does not count: its draft, and `others` bytes of other models."""
     if draft is not None:
         return Besides(others, *draft_bytes(draft, placement.setting, placement.layout), share)
     if model.speculation is None:

@@ -19,7 +19,7 @@ from planners.simulate.servers import Neighbours, Server, plan_request, server_o
 from planners.simulate.settings import merged
 
 PREFILL = "/prefill"
-"""What follows a model's key in that of its prefill servers."""
+"""Suffix of a model's key in that of its prefill servers."""
 
 
 def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
@@ -84,7 +84,7 @@ def own_bytes(loaded: LoadedScenario, key: str, graph: LayerGraph, draft: LayerG
 def _neighbours(
     loaded: LoadedScenario, graphs: Mapping[str, LayerGraph], key: str, drafts: Mapping[str, LayerGraph]
 ) -> Neighbours:
-    """What is on a model's GPUs besides: other models, and stages without a model; they share the cache equally."""
+    """Other users of a model's GPUs: models, and stages without a model; they share the cache equally."""
     scenario = loaded.scenario
     others = co_located(loaded, key)
     for other in others:

@@ -15,7 +15,7 @@ from planners.simulate.times.interface import Chunk, StepBatch
 
 
 class Scheduler(Protocol):
-    """What a rank asks of an engine's policy."""
+    """Interface of an engine's policy to a rank."""
 
     def schedule(self, rank: "Rank", now: int) -> None:
         """Plan the next step."""
@@ -30,7 +30,7 @@ class Scheduler(Protocol):
         ...
 
     def refuses(self, rank: "Rank", request: Request) -> str | None:
-        """Why a request can never run here, or None."""
+        """Reason why a request can never run here, or None."""
         ...
 
     def claims(self, rank: "Rank") -> int:
@@ -72,7 +72,7 @@ class Rank:
 
     @property
     def has_work(self) -> bool:
-        """Whether any request waits or runs."""
+        """True if any request waits or runs."""
         return bool(self.running or self.waiting)
 
     def computed(self, request: Request) -> int:
@@ -216,7 +216,7 @@ class Rank:
             self.pool.release(request.holding, computed)
 
     def steps_until_change(self, most: int) -> int:
-        """How many of the next decode steps, at most `most`, pass without a request that ends or a block too many."""
+        """Number of decode steps, at most `most`, before a request ends or the blocks do not suffice."""
         finishing = self._finishing
         while finishing and finishing[0][1] not in self.running:
             heappop(finishing)  # it was preempted

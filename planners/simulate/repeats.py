@@ -16,7 +16,7 @@ FIGURES: dict[str, Callable[[SimulationResult], float | None]] = {
     "goodput": lambda result: result.goodput,
     "output_tokens_per_second": lambda result: result.output_tokens_per_second,
 }
-"""What gets an interval."""
+"""Figures that get a confidence interval."""
 
 
 def repeated(loaded: LoadedScenario, repeats: int, jobs: int = 1) -> SimulationResult:

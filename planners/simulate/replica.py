@@ -28,7 +28,7 @@ class StepRun:
 
     @property
     def end(self) -> int:
-        """When the last step ends."""
+        """Time at which the last step ends."""
         return self.start + self.duration(self.steps)
 
     def steps_reaching(self, time: int) -> int:
@@ -66,7 +66,7 @@ class Replica:
         self.run: StepRun | None = None
         self.gpus: SharedGpus | None = None
         self.is_shown = True
-        """Whether users see its tokens, so that the gaps between them count: not a guard's."""
+        """True if users see its tokens, so that the gaps between them count; False for a guard."""
         self.version = 0
         self.ended_at = 0
         self.busy_ns = 0
@@ -78,11 +78,11 @@ class Replica:
         return sum(rank.load for rank in self.ranks)
 
     def has_work(self) -> bool:
-        """Whether any request waits or runs."""
+        """True if any request waits or runs."""
         return any(rank.has_work for rank in self.ranks)
 
     def is_idle(self) -> bool:
-        """Whether no step is under way."""
+        """True if no step is under way."""
         return self.run is None
 
     def enqueue(self, request: Request) -> None:

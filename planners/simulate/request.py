@@ -25,7 +25,7 @@ def read_rate(text: str) -> str:
 
 
 class SimulateRequest(Options):
-    """How a scenario is run, and what differs from it. With a spec instead, the options make the scenario.
+    """Options of a simulation, which override the scenario's settings. With a spec instead, they make the scenario.
 
     Durations and rates are written as in a scenario: `500 ms`, `4/s`.
     """

@@ -95,7 +95,7 @@ def _forget_below(places: dict[KeyPath, Place], path: KeyPath) -> None:
 
 
 def _traced(request: SimulateRequest) -> bool:
-    """Whether requests come from a file."""
+    """True if requests come from a file."""
     return request.trace is not None or request.fit is not None
 
 

@@ -74,10 +74,10 @@ class LevelResult(_Frozen):
 
 
 class SimulationResult(_Frozen):
-    """What became of a load. Times are seconds; latencies count from a request's arrival.
+    """Result of a simulated load. Times are seconds; latencies count from a request's arrival.
 
-    `goodput` is good requests a second, `attainment` the share of requests that are good; without service levels every
-    finished request is. `ended` tells whether the simulation ran to its end or was cut.
+    `goodput` is good requests per second, `attainment` the share of requests that are good; without service levels
+    every finished request is. `ended` says whether the simulation ran to its end or was cut.
     """
 
     l4spec_simulation: Literal[1] = 1

@@ -20,7 +20,7 @@ Ended = Literal["finished", "time limit", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """When a simulation ended and how, and the integral of the requests in the system until then (nanoseconds)."""
+    """End of a simulation (nanoseconds), its cause, and the time integral of the requests in the system."""
 
     end: int
     area: int
@@ -83,7 +83,7 @@ LEVELS: tuple[Literal["ttft", "tpot", "e2e"], ...] = ("ttft", "tpot", "e2e")
 
 
 def is_good(request: Request, slo: ServiceLevels) -> bool:
-    """Whether a finished request meets every service level that is given."""
+    """True if a finished request meets every service level that is given."""
     return request.outcome == "finished" and all(_meets(request, slo, name) for name in LEVELS)
 
 
@@ -93,7 +93,7 @@ def _meets(request: Request, slo: ServiceLevels, name: str) -> bool:
 
 
 def _levels(requests: Sequence[Request], slo: ServiceLevels) -> tuple[LevelResult, ...]:
-    """How many of all requests finish within each level that is given."""
+    """Share of all requests that finish within each level that is given."""
     given = [(name, float(limit)) for name in LEVELS if (limit := getattr(slo, name)) is not None]
     done = [request for request in requests if request.outcome == "finished"]
     return tuple(
@@ -218,7 +218,7 @@ def summarize(
 
 
 def _on_others(scenario: Scenario, key: str) -> bool:
-    """Whether a model runs on GPUs that another one is counted with."""
+    """True if a model runs on GPUs that are counted with another model."""
     return key in scenario.models and scenario.models[key].shares_gpus_with is not None
 
 

@@ -184,5 +184,5 @@ class Simulation:
 def simulate(
     loaded: LoadedScenario, *, time_limit: float | None = None, progress: Progress | None = None
 ) -> SimulationResult:
-    """What becomes of a scenario's load. Raises UserError for what cannot be planned or timed."""
+    """Simulate a scenario's load. Raises UserError for what cannot be planned or timed."""
     return Simulation(loaded).run(time_limit=time_limit, progress=progress).result

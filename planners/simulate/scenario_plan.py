@@ -102,9 +102,9 @@ class MeanRequest(_Frozen):
 
 
 def plan_scenario(loaded: LoadedScenario, servers: dict[str, Server] | None = None) -> ScenarioPlan:
-    """What a scenario's servers hold and cost, and how long one request alone takes through its chain.
+    """Plan a scenario: memory and cost of its servers, and the time of one request alone through its chain.
 
-    `servers` are those of `planned_servers`, where they are planned already.
+    `servers` are those of `planned_servers`, if they are planned already.
 
     Raises UserError with the place of everything that cannot be planned, timed, or read.
     """

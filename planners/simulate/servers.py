@@ -102,7 +102,7 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What else is on a model's GPUs: a draft, and `bytes_per_device` of others; `share` of the cache is its own."""
+    """Other users of a model's GPUs: a draft, and `bytes_per_device` of others; `share` of the cache is its own."""
 
     draft: LayerGraph | None = None
     bytes_per_device: int = 0
@@ -235,9 +235,9 @@ def _with_extras(
 
 
 def plan_request(model: ModelDeployment, scheduler: SchedulerSpec) -> PlanRequest:
-    """What the planner is asked for a deployed model: context and batch limit nothing, the simulation does.
+    """Plan request of a deployed model, without limits of context and batch, which the simulation applies.
 
-    Tokens and sequences of a step, where a scenario chooses them, determine the activations.
+    Tokens and sequences of a step, if a scenario chooses them, determine the activations.
     """
     steps = {"prefill_chunk": scheduler.max_num_batched_tokens, "max_num_seqs": scheduler.max_num_seqs}
     asked = PlanRequest(
@@ -277,7 +277,7 @@ def _cache(
 
 
 def _memory_of(placement: Placement, use: DeviceUse, beside: int, share: float) -> ServerMemory:
-    """What a device of a stage holds, and what is left for the cache."""
+    """Memory of a device of a stage, and its rest for the cache."""
     own = use.total - use.cache
     if placement.budget is None:
         return ServerMemory(own, beside, None, None)
@@ -356,7 +356,7 @@ def _kernel_times(
 
 
 def _assumptions(layout: Layout, model: ModelDeployment) -> tuple[str, ...]:
-    """What a layout's ranks stand for."""
+    """Assumptions about a layout's ranks."""
     lines = []
     if layout.pp > 1:
         lines.append(f"{layout.pp} pipeline stages as {layout.pp} ranks in lockstep: micro-batches with one cache")

@@ -102,7 +102,7 @@ def row_of(variant: SweptVariant, served: PlanRequest, trained: PlanRequest | No
 
 
 def _scalar(text: str) -> str | int | float | bool | None:
-    """What a text means in a document; a list or a mapping stays a text, so that a column holds it."""
+    """Value of a text in a document; the text itself for a list or a mapping, so that a column can show it."""
     try:
         value = plain(compose(text, lambda line, column: Place("value", line, column)))
     except SpecError:

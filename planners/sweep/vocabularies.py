@@ -18,7 +18,7 @@ MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True)
 class CountedText:
-    """How many bytes of UTF-8 a text has, and how many tokens a tokenizer makes of it."""
+    """Number of UTF-8 bytes of a text, and of its tokens by a tokenizer."""
 
     tokenizer: str
     text: str

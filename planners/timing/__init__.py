@@ -1,1 +1,1 @@
-"""How long a step takes: machine, demand of a layer, engine step, closed loop, training step."""
+"""Time of a step: machine, demand of a layer, engine step, closed loop, training step."""

@@ -1,4 +1,4 @@
-"""What small chunks add to a prefill: each is a step of its own, which reads the weights again.
+"""Additional time of a prefill in small chunks: each is a step of its own, which reads the weights again.
 
 A prompt is planned as one step, and factors were fitted that way on engines whose steps take `DEFAULT_PREFILL_CHUNK`
 tokens. Smaller chunks take what their steps take more than those of that size, which is nothing for a short prompt.

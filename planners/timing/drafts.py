@@ -74,7 +74,7 @@ _MODULE = "module "
 
 
 def is_of_module(kind: KindLatency) -> bool:
-    """Whether a kind of a decode step is one of the drafting module's."""
+    """True if a kind of a decode step belongs to the drafting module."""
     return kind.name.startswith(_MODULE)
 
 

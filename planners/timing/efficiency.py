@@ -24,7 +24,7 @@ MATMUL_REACH = {"bf16": 0.803 / 0.709}
 
 
 class ServingEfficiency(Entry):
-    """What turns the bound of a serving step into an estimate.
+    """Factors from the bound of a serving step to its estimate.
 
     Layers of one kind take hypot(weights / (bandwidth * memory), FLOPs / (peak * compute)), since matmuls read their
     weights while they multiply, + activations / (bandwidth * memory) + cache / (bandwidth * cache) + attention FLOPs /
@@ -42,7 +42,7 @@ class ServingEfficiency(Entry):
     """Hardware that the rows were measured on; on any other the estimate is an extrapolation."""
     models: Annotated[tuple[str, ...], AsTuple]
     routed: bool | None = None
-    """Whether a model with routed experts was among the rows; None: not said."""
+    """True if the fitted rows include a model with routed experts; None: not stated."""
     longest: int | None = None
     """Tokens of the longest sequence among the rows, prompt and output; None: not said."""
     memory: Share
@@ -74,7 +74,7 @@ class ServingEfficiency(Entry):
 
 
 class TrainingEfficiency(Entry):
-    """What turns the bound of a training step into an estimate, for one family of hardware and every trainer.
+    """Factors from the bound of a training step to its estimate, for one family of hardware and every trainer.
 
     `matmul` is the share of the dense peak that matmuls reach by number format; `moved` and `moe_moved` multiply the
     declared element-wise traffic of dense and of routed layers; `tp`, `ep`, `cp` are the shares of communication time

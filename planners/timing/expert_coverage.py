@@ -1,4 +1,4 @@
-"""How many experts a batch of tokens reaches, and so whose weights a step must read."""
+"""Expected number of distinct experts that a batch of tokens reaches, whose weights a step must read."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -30,7 +30,7 @@ def _dtype(kind: KindProfile) -> str | None:
 
 
 def work_of_experts(kind: KindProfile, step: Step, layout: Layout, routing: Routing) -> ExpertWork:
-    """What one layer's experts do on the busiest rank; `step` must have tokens."""
+    """Work of one layer's experts on the busiest rank; `step` must have tokens."""
     hidden, width = _sizes(kind, layout)
     activated = covered_experts(kind, step, layout.ep, routing)
     rows = step.tokens * kind.experts_per_token * routing.hottest(kind, layout.ep)

@@ -1,4 +1,4 @@
-"""How long the experts of a routed layer take on one device: a law of activated experts, rows an expert and format.
+"""Time of a routed layer's experts on one device: a law of activated experts, rows per expert and number format.
 
 A device reads each activated expert's weights once and multiplies its rows. Kernels overlap both to some degree:
 
@@ -35,10 +35,10 @@ Positive = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, slots=True)
 class ExpertWork:
-    """What one device's experts do in a step.
+    """Work of one device's experts in a step.
 
-    `rows` holds pairs (experts, rows): so many activated experts (a mean, so no whole number) with so many rows each.
-    `expert_bytes` are one expert's weights on this device, `row_flops` a row's FLOPs there; `width` is the
+    `rows` are pairs (experts, rows): a number of activated experts (a mean, so not an integer) with that many rows
+    each. `expert_bytes` are one expert's weights on this device, `row_flops` a row's FLOPs there; `width` is the
     intermediate width on this device and `hidden` the residual stream's. `tokens` are those of all ranks.
     """
 

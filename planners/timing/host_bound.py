@@ -41,7 +41,7 @@ class SharedStep:
         return StepLatency.of(gathered(tuple(kinds)))
 
     def _rows(self, kind: KindProfile, use: ResourceSeconds, away: int, step: Step) -> Iterator[KindLatency]:
-        """What the device does of a kind, and what is left to the host or copied from it."""
+        """Times of a kind on the device, and of its part that runs on the host or is copied from it."""
         if not away or (self.host.part == "experts" and not kind.num_experts):
             yield _row(kind.name, kind.count, use)
         elif self.host.part == "experts":

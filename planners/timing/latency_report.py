@@ -134,11 +134,11 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What the clients of a deployment see, in seconds and output tokens per second and GPU.
+    """Service that clients of a deployment see, in seconds and output tokens per second and GPU.
 
-    `decode` is the step that decodes them; None for the whole batch at the planned context. `prefill_share` is the part
-    of the GPUs' busy time in which prompts are read, by which a price falls on input and output tokens; None where no
-    requests were asked for.
+    `decode` is the step that decodes their tokens; None for the whole batch at the planned context. `prefill_share` is
+    the share of the GPUs' busy time spent on prefill, which divides the price between input and output tokens; None
+    without requests.
     """
 
     ttft: float
@@ -194,9 +194,9 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
 def _parts(
     given: Service, request: float, alone: tuple[float, float], output_tokens: int | None, brought: float
 ) -> tuple[tuple[TimePart, ...], tuple[TimePart, ...]]:
-    """What a first token and a following one wait for; parts add up to the times of `planners.timing.closed_loop`.
+    """Parts of the time to a first token and to a following one; they add up to `planners.timing.closed_loop`'s times.
 
-    A step brings `brought` tokens, which share its time.
+    A step yields `brought` tokens, which share its time.
     """
     share = "" if brought == 1 else f", over {brought:,.4g} tokens that it brings"
     of_request = TimePart(what="each request, whatever its prompt", seconds=request)

@@ -1,4 +1,4 @@
-"""What one device must do in a step, by layer kind: FLOPs, bytes and messages, from the declared operations.
+"""Demand of a step on one device, by layer kind: FLOPs, bytes and messages, from the declared operations.
 
 A profile has no hardware in it: weights and rates per token, computed once per graph, scheme and layout. A step then
 costs a few multiplications per kind.
@@ -73,7 +73,7 @@ class KindProfile:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a device sees in one forward pass: decoding sequences, and tokens of prompts.
+    """Workload of one forward pass on a device: decoding sequences, and tokens of prompts.
 
     `decode` sequences each bring one token that is the last of `context` tokens. `prompt_tokens` new tokens are in
     prompts of `prompt_length` tokens, of which the first `prompt_cached` are in the cache. `logit_rows` counts logits;
@@ -102,15 +102,15 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How tokens choose experts: uniformly, or by `shares`, each expert's share of all choices.
+    """Distribution of tokens over experts: uniform, or by `shares`, each expert's share of all choices.
 
-    `layers` gives shares for some layers by node id, before those for all.
+    `layers` gives shares for some layers by node id, which precede those for all.
     """
 
     shares: tuple[float, ...] = ()
     layers: tuple[tuple[str, tuple[float, ...]], ...] = ()
     known: dict[tuple[int, float, int], float] = field(default_factory=dict, compare=False, repr=False)
-    """What was asked before: a histogram of 24 layers takes a millisecond, and steps ask again and again."""
+    """Cache of computed shares: a histogram of 24 layers takes a millisecond, and many steps need it."""
 
     def covered(self, kind: KindProfile, num_tokens: float) -> float:
         """Distinct experts that `num_tokens` tokens reach, of all the layer's experts; the mean over equal layers."""
@@ -228,7 +228,7 @@ def _profile_of(
 
 
 def _reads(group: LayerGroup, layout: Layout, kv_dtype_bytes: int) -> tuple[CacheRead, ...]:
-    """What a query reads of each entry of a cache whose entries grow by laws of their own."""
+    """Bytes that a query reads per entry, for caches whose entries grow by laws of their own."""
     return tuple(
         CacheRead(entry.bound, entry_bytes(entry, layout, kv_dtype_bytes), entry.num_chosen)
         for entry in group.declaration.cache
@@ -236,7 +236,7 @@ def _reads(group: LayerGroup, layout: Layout, kv_dtype_bytes: int) -> tuple[Cach
 
 
 def kind_name(group: LayerGroup) -> str:
-    """What a time's row calls equal layers."""
+    """Name of equal layers in the rows of times."""
     role = group.first.role
     if role in ("attention", "ffn"):
         return f"{role} ({group.first.label})"
@@ -333,7 +333,7 @@ def _rows_read(kind: KindProfile, context: int) -> float:
 
 
 def _written_share(kind: KindProfile) -> float:
-    """What a new token writes of the `cache_bytes` of one: less where entries are made of several tokens."""
+    """Share of the `cache_bytes` of a token that a new token writes: below 1 if entries summarize several tokens."""
     return sum(each.bytes / each.bound.tokens_per_row for each in kind.reads) / kind.cache_bytes if kind.reads else 1
 
 

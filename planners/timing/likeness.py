@@ -1,4 +1,4 @@
-"""Which measured rows a deployment is like, and how wrong estimates of those were: the error that a plan prints.
+"""Measured rows that resemble a deployment, and the errors of their estimates, which a plan prints.
 
 A row was judged by factors fitted without its series. Rows are alike by what changes an error: whether experts are
 routed, the weights' number format, the length of a sequence, the number of GPUs, and how many requests a GPU serves.
@@ -34,14 +34,14 @@ FACTOR = 4.0
 
 
 def serving_conditions(model: StepModel, tokens: float, sequences: float) -> Conditions:
-    """What a served model is compared by: sequences of `tokens`, `sequences` of them at once on all its devices."""
+    """Conditions of a served model: sequences of `tokens`, `sequences` of them at once on all its devices."""
     gpus = model.layout.num_devices
     routed = any(group.declaration.routed is not None for group in model.graph.groups)
     return Conditions(routed, bits_of(model.graph, model.scheme), tokens, gpus, sequences / gpus)
 
 
 def training_conditions(model: "TrainModel", load: "TrainLoad") -> Conditions:
-    """What a training run is compared by."""
+    """Conditions of a training run."""
     routed = any(group.declaration.routed is not None for group in model.graph.groups)
     bits = _BITS[model.scheme.table.compute_dtype]
     return Conditions(routed, bits, load.length, load.num_devices)
@@ -65,7 +65,7 @@ _ALIKE: Mapping[str, Callable[[Conditions, Conditions], bool]] = {
     "GPUs": lambda a, b: _close(a.gpus, b.gpus),
     "load": lambda a, b: _close(a.load, b.load),
 }
-"""What rows and deployments may be alike in, in order of weight."""
+"""Criteria of likeness between rows and deployments, in order of weight."""
 
 
 def error_like(rows: Sequence[JudgedRow], metric: str, case: Conditions) -> LatencyError | None:
@@ -109,10 +109,11 @@ def _summary(metric: str, rows: Sequence[JudgedRow], agreed: tuple[str, ...]) ->
 
 
 def upper(sizes: Sequence[float]) -> float:
-    """What nine of ten further errors of the kind stay below: the ceil(0.9 (n + 1))-th smallest of n, or the largest.
+    """Bound that nine of ten further errors of the kind stay below: the ceil(0.9 (n + 1))-th smallest of n, or the
+    largest.
 
-    Split conformal prediction (arXiv:2107.07511, section 1): the plain percentile of few errors is too small. Of fewer
-    than `ROWS_OF_A_P90` it is the largest.
+    Split conformal prediction (arXiv:2107.07511, section 1): the plain percentile of few errors is too small. With
+    fewer than `ROWS_OF_A_P90` errors it is the largest.
     """
     rank = ceil(0.9 * (len(sizes) + 1))
     return max(sizes) if len(sizes) < ROWS_OF_A_P90 else sorted(sizes)[min(len(sizes), rank) - 1]

@@ -1,4 +1,4 @@
-"""What a roofline needs of a machine: bandwidth, peaks by number format, and the links of a group of devices."""
+"""Machine parameters of a roofline: bandwidth, peaks by number format, and the links of a group of devices."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +10,7 @@ from planners.collectives.collectives import PATTERNS, Collective, ring_factor
 from planners.collectives.link_tiers import between_hosts
 
 _FALLBACK = {"fp8": "bf16", "int8": "bf16", "fp4": "fp8", "fp16": "bf16"}
-"""Where a device has no unit for a format, kernels unpack to the next wider one."""
+"""Next wider format, to which kernels unpack on a device without a unit for the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Machine:
 
 @lru_cache(maxsize=256)
 def missing(machine: Machine, layout: Layout, dtypes: tuple[str, ...]) -> str | None:
-    """Why no time can be computed: the first peak or link that the vendor does not publish; None if all are known."""
+    """Reason why no time can be computed: the first peak or link that is unpublished; None if all are known."""
     for dtype in dtypes:
         if machine.peak(dtype) is None:
             return f"no dense {dtype} peak is published for {machine.hardware.name}"

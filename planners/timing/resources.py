@@ -1,4 +1,4 @@
-"""What layers of one kind use in a step, by resource, and what that takes at the shares of peaks an engine reaches."""
+"""Resources that layers of one kind use in a step, and the time this takes at the shares of peaks an engine reaches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -11,7 +11,7 @@ from planners.timing.layer_demand import KindProfile, Routing, Step, attended, c
 
 
 class Shares(Protocol):
-    """What share of each published peak is reached, and what a collective takes besides, in seconds."""
+    """Share of each published peak that an engine reaches, and the seconds of a collective beside its bytes."""
 
     @property
     def memory(self) -> float:
@@ -36,12 +36,13 @@ class Shares(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ResourceSeconds:
-    """What layers use in one step: seconds of each resource at its published peak, and counts of what takes constants.
+    """Resource use of layers in one step: seconds of each resource at its published peak, and counts for constant
+    terms.
 
-    `moved` is reading and writing activations between kernels. `tensor_cores` is `matmul` over what its number formats
-    reach, relative to fp8 (`MATMUL_REACH`). `blocks` counts blocks (an attention and a feed-forward layer are half a
-    block each), `moe_blocks` those whose feed-forward is routed. `experts` is what measured kernels add to the estimate
-    of routed layers, or take from it.
+    `moved` is reading and writing activations between kernels. `tensor_cores` is `matmul` divided by the share that its
+    number formats reach, relative to fp8 (`MATMUL_REACH`). `blocks` counts blocks (an attention and a feed-forward
+    layer are half a block each), `moe_blocks` those whose feed-forward is routed. `experts` is the correction of routed
+    layers by measured kernels.
     """
 
     weight_read: float = 0.0
@@ -103,7 +104,7 @@ def matmul_seconds(weight_read: float, tensor_cores: float, factors: ServingEffi
 
 
 RowAmounts = tuple[float, float, float, float, float]
-"""What depends on a step's rows alone: weights, matmul, links, moved and tensor cores of `ResourceSeconds`."""
+"""Amounts that depend on a step's rows alone: weights, matmul, links, moved and tensor cores of `ResourceSeconds`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ class UnitCosts:
     moe_blocks: float
 
     def use(self, step: Step, ep: int, routing: Routing) -> ResourceSeconds:
-        """What these layers use in a step."""
+        """Resource use of these layers in a step."""
         weight_read, matmul, links, moved, tensor_cores = self.of_rows(step, ep, routing)
         cached, attention = self.of_cache(step)
         return ResourceSeconds(
@@ -165,7 +166,7 @@ class UnitCosts:
         return UnitCosts(self.kind, *map(add, _costs(self), _costs(other)))
 
     def _hottest(self, ep: int, routing: Routing) -> float:
-        """What the busiest rank's experts compute over the mean; the router and shared experts are equal everywhere."""
+        """Compute of the busiest rank relative to the mean; the router and shared experts are equal everywhere."""
         kind = self.kind
         if not kind.num_experts or ep == 1:
             return 1.0
@@ -173,7 +174,7 @@ class UnitCosts:
 
 
 class StepAmounts:
-    """What steps use of a machine, whatever share of it an engine reaches; kept, since the same steps come again."""
+    """Resource use of steps, independent of the shares an engine reaches; cached, since the same steps recur."""
 
     def __init__(self, rates: Sequence[UnitCosts], ep: int, routing: Routing) -> None:
         self.rates, self.ep, self.routing = rates, ep, routing

@@ -1,12 +1,12 @@
-"""How tokens choose experts: uniformly, by a law, as a shipped profile counted it, or as a measurement of one's own.
+"""Distribution of tokens over experts: uniform, a law, a shipped profile, or a measurement of one's own.
 
     uniform            every expert equally often
     power_law:1.2      the k-th most popular expert in proportion to 1 / k^1.2
-    log_normal:1.0     shares whose logarithms are spread normally with this standard deviation
+    log_normal:1.0     shares whose logarithms are normally distributed with this standard deviation
     maverick           a profile of the catalogue (planners/catalog/expert_load)
     FILE               the `expert_load` of `l4spec measure SPEC --format json`
 
-Popular experts lie anywhere: laws are laid over experts in an order that a layer's name draws.
+Popular experts may be anywhere: laws are assigned to experts in an order that a layer's name determines.
 """
 
 from math import exp

@@ -1,4 +1,4 @@
-"""How long a static batch takes: as many equal requests as its size, all sent at once, until the last token of all.
+"""Time of a static batch: equal requests, all sent at once, until the last token of all.
 
     seconds = request + prefill of all prompts + steps * (step + sequence * batch + decode step at the mean context)
 
@@ -34,7 +34,7 @@ class StaticBatch:
 
     @property
     def waves(self) -> float:
-        """How many times the batch exceeds what fits, and so how often decoding starts again; no whole number."""
+        """Batch over capacity, at least 1: the (fractional) number of waves, each of which starts decoding again."""
         return max(1.0, self.batch / max(self.capacity, 1.0))
 
     @property

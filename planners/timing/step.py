@@ -1,4 +1,4 @@
-"""How long one step takes on one device: the bound, the estimate, and what bounds each kind of layer.
+"""Time of one step on one device: the bound, the estimate, and the bounding resource of each kind of layer.
 
 bound     per kind of layer the longest of compute, memory and links at their published peaks, as if each were
           perfectly overlapped with the others; kinds follow each other.
@@ -66,7 +66,7 @@ class StepModel:
 
     @cached_property
     def unknown(self) -> str | None:
-        """Why no time can be computed on this machine; None if it can."""
+        """Reason why no time can be computed on this machine; None if it can."""
         dtypes = tuple(sorted({dtype for kind in self.kinds for dtype, _ in kind.flops_per_row} | {ATTENTION_DTYPE}))
         return missing(self.machine, self.layout, dtypes)
 
@@ -78,7 +78,7 @@ class StepModel:
         return other
 
     def uses(self, step: Step) -> tuple[ResourceSeconds, ...]:
-        """What every kind of layer uses in a step."""
+        """Resource use of every kind of layer in a step."""
         used = tuple(rates.use(step, self.layout.ep, self.routing) for rates in self.rates)
         if self.laws is None or self.efficiency is None or not step.tokens:
             return used
@@ -99,7 +99,7 @@ class StepModel:
         return tuple(kernel_of(self.laws, self.machine, kind) for kind in self.kinds)
 
     def used(self, step: Step) -> ResourceSeconds:
-        """What all layers and the sends between stages use in a step. `unknown` must be None."""
+        """Resource use of all layers and of the sends between stages in a step. `unknown` must be None."""
         return sum(self.uses(step), self._sends(step))
 
     @cached_property
@@ -166,7 +166,7 @@ class StepModel:
 
     @cached_property
     def _seconds_of_rows(self) -> dict[tuple[float, float, bool], float]:
-        """What `_estimate_of_rows` gave: runs of a simulation have the same rows for many steps."""
+        """Cached results of `_estimate_of_rows`: the steps of a simulation often have the same rows."""
         return {}
 
     def _estimate_of_rows(self, step: Step) -> float:
@@ -186,7 +186,7 @@ class StepModel:
 
     @cached_property
     def request_seconds(self) -> float:
-        """What a request takes before a scheduler sees it; 0 without fitted factors."""
+        """Seconds of a request before a scheduler gets it; 0 without fitted factors."""
         if self.efficiency is None:
             return 0.0
         routed = any(kind.num_experts for kind in self.kinds)
@@ -248,7 +248,7 @@ class StepModel:
         return sent
 
     def _sends(self, step: Step) -> ResourceSeconds:
-        """What a micro-batch takes on its way from stage to stage."""
+        """Resource use of a micro-batch's sends between stages."""
         seconds, calls = self._sent.get(None, (0.0, 0))
         return ResourceSeconds(links=step.tokens * seconds, collectives=calls)
 

@@ -32,7 +32,7 @@ class TimedTraining:
 
     @property
     def train(self) -> TrainSetting:
-        """How training keeps its state."""
+        """Memory settings of training."""
         assert self.deployment.setting.train is not None
         return self.deployment.setting.train
 
@@ -117,7 +117,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:
-    """What waits: data-parallel ranks without a sequence or with one fewer, and most of a pipeline's time."""
+    """Notes on idle work: data-parallel ranks without a sequence or with one fewer, and most of a pipeline's time."""
     ranks, notes = load.ranks, []
     if load.sequences < ranks:
         without = ranks - load.sequences
@@ -134,7 +134,7 @@ def _idle(load: TrainLoad) -> tuple[str, ...]:
 
 
 def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:
-    """What the estimate extrapolates: more devices than any fitted run had."""
+    """Note on an estimate for more devices than any fitted run had."""
     most = factors.most_devices.get(precision)
     if most is None or num_devices <= most:
         return ()

@@ -1,4 +1,4 @@
-"""How long a training step takes: forward, backward and recomputed passes, exposed communication, pipeline bubble.
+"""Time of a training step: forward, backward and recomputed passes, exposed communication, pipeline bubble.
 
 Tensor, context and balanced expert parallelism spread work evenly; data-parallel ranks and pipeline stages wait for the
 one that has the most. Beside that layouts differ in what they send.

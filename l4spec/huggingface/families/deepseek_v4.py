@@ -18,7 +18,7 @@ from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
 WINDOW, SPARSE, HEAVY = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 _NAMES = {WINDOW: "window", SPARSE: "sparse", HEAVY: "heavy"}
 _OF_RATIO = {0: WINDOW, 4: SPARSE, 128: HEAVY}
-"""What a layer of `compress_ratios` is; how many tokens an entry stands for is said by `compress_rates`."""
+"""Kind of a layer by its entry of `compress_ratios`; `compress_rates` gives the number of tokens per entry."""
 _USUAL_HASHED = 3
 _USUAL_RATES = {SPARSE: 4, HEAVY: 128}
 _HASHED, _CHOSEN = "hash_moe", "moe"
@@ -324,7 +324,7 @@ _PUBLISHED: Renames = {
 
 
 def _ways(ours: str) -> tuple[str, ...]:
-    """What a tensor of ours is called, as it is saved first."""
+    """Names of a tensor of ours in checkpoints, the written one first."""
     module = _named(_MODULES, ours)
     saved = _named(_SAVED, ours) if ours in _SAVED or ours.startswith(tuple(_SAVED)) else module
     published = str(_PUBLISHED.get(ours, saved.removeprefix("model.")))

@@ -136,7 +136,7 @@ def _heads(fields: Fields, types: list[str]) -> dict[str, Data]:
 
 
 def _of_kinds(fields: Fields, types: list[str], by_layer: dict[int, Data]) -> dict[str, Data]:
-    """What the layers of each kind have in common, which must be all of it."""
+    """Form of the layers of each kind, which must all be equal."""
     kinds: dict[str, Data] = {}
     for index, kind in enumerate(types):
         if by_layer[index] != kinds.setdefault(kind, by_layer[index]):

@@ -92,7 +92,7 @@ def _kda(fields: Fields, linear: Fields) -> Data:
 
 
 def _types(fields: Fields, linear: Fields, count: int) -> list[str]:
-    """What each layer is: `layer_types`, or both lists; without them the fifth is full, and every fourth after it."""
+    """Type of each layer: `layer_types`, or both lists; by default the fifth is full, and every fourth after it."""
     usual = [FULL if index and index % 4 == 0 else LINEAR for index in range(count)]
     listed = {name: linear.integers(name) if linear.has(name) else None for name in _LISTS}
     places = {name: numbers for name, numbers in listed.items() if numbers is not None}
@@ -110,7 +110,7 @@ def _types(fields: Fields, linear: Fields, count: int) -> list[str]:
 
 
 def _sparse(fields: Fields, count: int) -> list[bool]:
-    """Whether each layer has experts: `mlp_layer_types`, or those after the first `first_k_dense_replace`."""
+    """For each layer, True if it has experts: `mlp_layer_types`, or those after the first `first_k_dense_replace`."""
     fields.carry("first_k_dense_replace")
     kinds = fields.words("mlp_layer_types", ("dense", "sparse"))
     if kinds is not None and len(kinds) == count:

@@ -32,7 +32,7 @@ from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
 
 CHUNKED = "chunked_attention"
 _Kind = tuple[bool, bool]
-"""Whether a layer has rotary positions, and whether its mask is chunked."""
+"""(The layer has rotary positions, its mask is chunked.)"""
 _NAMES: dict[_Kind, str] = {
     (True, True): "local",
     (False, False): "global",

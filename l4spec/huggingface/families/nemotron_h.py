@@ -58,7 +58,7 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _types(fields: Fields) -> list[str]:
-    """What each layer is."""
+    """Type of each layer."""
     fields.carry("hybrid_override_pattern")
     pattern = fields.data.get("hybrid_override_pattern")
     if fields.has("layers_block_type") or not isinstance(pattern, str):
@@ -133,7 +133,7 @@ def write(model: ResolvedModel, style: RopeStyle) -> dict[str, Any]:
 
 
 def _written(item: ResolvedBlock) -> str:
-    """What a block of one layer is called; one of two layers is read as another, and so refused."""
+    """Type of a block of one layer; one of two layers is read as another type, and so refused."""
     part = item.attention or item.ffn
     return "mlp" if part is None else _KINDS.get(type(part.spec), "mlp")
 

@@ -33,7 +33,7 @@ from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel
 
 _Kind = tuple[bool, str]
-"""Whether a layer has rotary positions, and its entry of `layer_types`."""
+"""(The layer has rotary positions, its entry of `layer_types`.)"""
 _NAMES: dict[_Kind, str] = {
     (True, FULL): "rotary",
     (False, FULL): "nope",

@@ -1,4 +1,4 @@
-"""What a config says of its stored weights (`quantization_config` and its kin), whichever tool wrote it.
+"""Weight formats in configs (`quantization_config` and its variants) of every tool that writes them.
 
 A format is a list of packings, each with the modules that it is for, and the modules that stay as they are. Sources:
 vLLM's model_executor/layers/quantization (one file a method), compressed-tensors' README, NVIDIA ModelOpt's
@@ -13,8 +13,8 @@ from l4spec.spec.storage import ComputeDType, PlainDType, ScaledLaw
 
 Data = Mapping[str, Any]
 Reach = Literal["linear", "linear_and_head", "experts", "matrices"]
-"""Which matrices a packing is for where its config names none: linear layers and experts, those and the head, experts
-alone, or every matrix with embedding and head."""
+"""Matrices of a packing whose config names none: linear layers and experts, those and the head, experts alone, or every
+matrix with embedding and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class StoredFormat:
-    """What a config says: the first packing that is for a module holds, unless the module is `skipped`."""
+    """Weight format of a config: the first packing that selects a module applies, unless the module is `skipped`."""
 
     method: str
     packings: tuple[Packing, ...]
@@ -37,7 +37,7 @@ class StoredFormat:
     plain: PlainDType | None = None
     """Format of all that is not packed, where it is not the model's own."""
     text_only: bool = False
-    """Whether it is about the language model alone, as what is in `text_config` is."""
+    """True if the format is for the language model alone, as one in `text_config` is."""
 
 
 class UnreadFormat(Exception):

@@ -31,7 +31,7 @@ class _Entry:
 
 
 def stored_as(stored_format: StoredFormat, graph: LayerGraph, naming: Naming) -> Stored:
-    """How the tensors of this model are stored: a shipped scheme's name where it says the same of every tensor."""
+    """Storage format of this model's tensors: a shipped scheme's name if it is the same for every tensor."""
     plain = PlainLaw(kind="plain", dtype=stored_format.plain or _plain_of(graph))
     packed = _Packed(stored_format, naming, plain)
     entries = [
@@ -64,7 +64,7 @@ def _label(name: str) -> str:
 
 
 class _Packed:
-    """Which law stores a tensor, by the names that its checkpoint gives it."""
+    """Law that stores a tensor, by the tensor's names in the checkpoint."""
 
     def __init__(self, stored_format: StoredFormat, naming: Naming, plain: PlainLaw) -> None:
         self._found, self._naming, self._plain = stored_format, naming, plain
@@ -111,13 +111,13 @@ class _Packed:
 
 
 def _divides(law: ScaledLaw, parameter: Parameter) -> bool:
-    """Whether groups fit the input dim; tools leave other matrices as they are (mlx_lm/utils.py, `class_predicate`)."""
+    """True if groups divide the input dim; tools leave other matrices unpacked (mlx_lm/utils.py, `class_predicate`)."""
     axis = -1 if parameter.input_dim is None else parameter.input_dim
     return not isinstance(law.group, int) or parameter.shape[axis] % law.group == 0
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a module's name fits one of these patterns.
+    """A function that returns True if a module's name matches one of these patterns.
 
     `re:…` is a regular expression from the start (compressed-tensors), `*` stands for anything (ModelOpt), and a plain
     one is a module, one around it, or the end of its name (transformers' `should_convert_module`).

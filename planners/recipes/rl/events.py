@@ -85,7 +85,7 @@ class RlSimulation:
             number += 1
 
     def _set_limits(self) -> None:
-        """How many answers may have been begun at this version, and how many the learner waits for: its next chunk."""
+        """Update the limits: answers that may have begun at this version, and answers in the learner's next chunk."""
         answers, chunks, done = self.setup.answers, self.setup.chunks, self.chunks_done
         self.most_begun = int((self.version + 1 + self.setup.staleness) * answers)
         self.awaited = answers * (done + 1) // chunks - answers * done // chunks
@@ -166,7 +166,7 @@ class RlSimulation:
         self.learner_ends = self.now + setup.train_seconds * size / setup.answers
 
     def _has_next(self, size: int) -> bool:
-        """Whether the next answers in the order of beginning have ended, if that is how they are taken."""
+        """True if the next answers in the order of beginning have ended, or if the order does not matter."""
         while self.all_ended_below in self.ended:
             self.ended.remove(self.all_ended_below)
             self.all_ended_below += 1

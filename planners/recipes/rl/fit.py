@@ -8,13 +8,12 @@ from planners.recipes.rl.events import RlSimulation
 from planners.recipes.rl.setup import RlSetup
 
 ALIKE = 0.02
-"""How strongly the factors are drawn to each other, so that one row without parts fixes both: weight of their log
-ratio beside the rows' log errors."""
+"""Weight of the factors' log ratio beside the rows' log errors, so that one row without parts determines both."""
 
 
 @dataclass(frozen=True, slots=True)
 class RlFactors:
-    """What planned seconds are multiplied by."""
+    """Factors on the planned seconds."""
 
     generation: float = 1.0
     training: float = 1.0

@@ -27,9 +27,10 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Infrastructure:
-    """What all setups of a phase share. `train_seconds` are those of the updates on a batch of answers, on all GPUs.
+    """Settings common to all setups of a phase. `train_seconds` are those of the updates on a batch of answers, on all
+    GPUs.
 
-    Besides, the learner takes log probabilities of the policy, and with a KL of the reference, once for each batch.
+    Besides, the learner computes log probabilities of the policy, and with a KL of the reference, once for each batch.
     """
 
     rollouts: RolloutSpec
@@ -188,7 +189,7 @@ def _replica(
 
 
 def _others(whole: Infrastructure) -> Mapping[str, Infrastructure]:
-    """What the speed-up is compared with: the same phase with one thing otherwise."""
+    """Variants of the phase, each with one setting changed, whose speed-ups are compared."""
     lengths, rollouts = whole.lengths, whole.rollouts
     even = AnswerLengths(lengths.mean, lengths.longest, 0.0)
     return {

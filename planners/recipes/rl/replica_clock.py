@@ -44,7 +44,7 @@ class ReplicaClock:
         return heappop(self.ends)[1]
 
     def next_end(self) -> float:
-        """When the next answer ends, if nothing changes; infinity without one."""
+        """Time at which the next answer ends, if nothing changes; infinity without one."""
         if not self.ends:
             return math.inf
         left = max(0.0, self.ends[0][0] - self.progress)

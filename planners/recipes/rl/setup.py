@@ -58,7 +58,7 @@ class RlSetup:
 
     @property
     def has_queue(self) -> bool:
-        """Whether answers wait for the learner, more of them with every update until as many are as may be."""
+        """True if answers queue for the learner, more with every update up to the limit."""
         return self.staleness >= 1
 
     @property
@@ -77,12 +77,12 @@ class RlSetup:
 
 @dataclass(frozen=True, slots=True)
 class RlTimes:
-    """What a simulation came to, in the mean over its steps after the warm-up.
+    """Results of a simulation, in the mean over its steps after the warm-up.
 
     `generating` is the share of replicas' time with work to do, `training` that of the learner's. Staleness counts
-    updates between an answer's first token and the learner's taking it; `in_flight` are answers begun and not taken, in
-    the mean over time, and `in_flight_at_updates` over the moments of updates. `latency_seconds` is an answer's time
-    from its first token until it is taken.
+    updates between an answer's first token and the time the learner takes it; `in_flight` are answers begun and not
+    taken, in the mean over time, and `in_flight_at_updates` over the moments of updates. `latency_seconds` is an
+    answer's time from its first token until it is taken.
     """
 
     step_seconds: float

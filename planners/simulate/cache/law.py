@@ -1,4 +1,4 @@
-"""How many blocks a sequence takes: by the growth laws of its layers, grouped as an engine groups them.
+"""Blocks of a sequence: by the growth laws of its layers, grouped as an engine groups them.
 
 A block holds `block_size` tokens of one group of layers. A group that keeps every token takes a block for each
 `block_size` tokens; one with a window or chunk gives blocks back that no query can reach any more; a state takes one

@@ -57,7 +57,7 @@ class Policy(ABC):
         return rank.claims()
 
     def refuses(self, rank: Rank, request: Request) -> str | None:
-        """Why a request can never run here, or None."""
+        """Reason why a request can never run here, or None."""
         longest = self.settings.max_model_len
         total = request.prompt + request.output
         if longest is not None and total > longest:
@@ -70,5 +70,5 @@ class Policy(ABC):
         return self._never_starts(request)
 
     def _never_starts(self, request: Request) -> str | None:
-        """Why a prompt would wait for ever: none does where long ones are cut, or go alone."""
+        """Reason why a prompt would wait for ever; None if long prompts are cut, or run alone."""
         return None

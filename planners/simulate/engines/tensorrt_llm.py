@@ -58,7 +58,7 @@ class TensorRtLlmPolicy(Policy):
         return max(rank.claims(), self._promised(rank))
 
     def _whole(self, rank: Rank, request: Request) -> bool:
-        """Whether a prompt must go in one step. One longer than the budget of a step is cut anyway."""
+        """True if a prompt must run in one step. A prompt longer than the budget of a step is cut anyway."""
         return not self.settings.chunked_prefill and request.prompt <= self.settings.max_num_batched_tokens
 
     def _promised(self, rank: Rank) -> int:

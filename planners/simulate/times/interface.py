@@ -44,7 +44,7 @@ class StepTimes(Protocol):
 
     @property
     def basis(self) -> tuple[str, ...]:
-        """What the times rest on, line by line: sources, factors, assumptions, extrapolations."""
+        """Basis of the times, line by line: sources, factors, assumptions, extrapolations."""
         ...
 
     @property

@@ -23,10 +23,10 @@ GRAPH_SIZES: tuple[int, ...] = (1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)
 
 @dataclass(frozen=True, slots=True)
 class RoutedLayers:
-    """What a mixture of experts needs besides its table.
+    """Parameters of a mixture of experts besides its table.
 
     `coverage(tokens)` is the mean number of distinct experts of all ranks that `tokens` tokens reach; each of `ep`
-    ranks reads its share. `exchange_seconds(tokens)` is what a layer takes to bring `tokens` tokens of all ranks to
+    ranks reads its share. `exchange_seconds(tokens)` is the time of a layer to send `tokens` tokens of all ranks to
     their experts and back.
     """
 

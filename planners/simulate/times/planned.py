@@ -56,7 +56,7 @@ class PlannedTimes:
 
     @property
     def request_seconds(self) -> float:
-        """What the front end takes before a request reaches the scheduler."""
+        """Seconds of the front end before a request reaches the scheduler."""
         return self.model.request_seconds
 
     def seconds(self, batches: Sequence[StepBatch]) -> float:

@@ -49,7 +49,7 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class ImageTokens:
-    """What an image is to a model: tiles by default, and tokens that a tile takes in the prompt."""
+    """Tokens of an image: its tiles by default, and the tokens that a tile takes in the prompt."""
 
     tiles_per_image: int
     tokens_per_tile: int

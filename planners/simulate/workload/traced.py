@@ -121,7 +121,7 @@ class Traced(Source):
         self.schedule(time, self._arrive_entry, entry, time, session)
 
     def finished(self, request: Request, now: int) -> None:
-        """What follows in the request's session; after its last one the next session begins."""
+        """Send the next request of the session; after its last one, begin the next session."""
         session = request.session
         if session not in self._open:
             return

@@ -26,7 +26,7 @@ from planners.simulate.times.kernel_tables import opened
 NS = 1_000_000_000
 MOST_LINE, MOST_DOCUMENT = 64 << 20, 1 << 30
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
-"""What is raised while a file, or a packed one, is read."""
+"""Exceptions of reading a file, or a compressed one."""
 MOONCAKE_BLOCK, AGENTIC_BLOCK = 512, 64
 
 

@@ -38,18 +38,23 @@ def _training_only(request: PlanRequest) -> Iterator[Problem]:
 
 
 def _serving_only(request: PlanRequest) -> Iterator[Problem]:
+    for name, field in type(request).model_fields.items():
+        unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
+        if option_of(type(request), name).mode == "serve" and getattr(request, name) not in unchanged:
+            yield serving_only(name)
+    if (request.cp or 1) > 1:
+        yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+
+
+def serving_only(name: str) -> Problem:
+    """The problem of an option of serving in a plan or a search of training."""
     reasons = {
         "quantization": ("training keeps bf16 weights", "leave it out; --precision fp8 computes in fp8"),
         "engine": ("training keeps no cache, so no engine plays a part", "leave it out"),
         "output_tokens": ("training has no output tokens", "leave it out"),
     }
-    for name, field in type(request).model_fields.items():
-        unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
-        if option_of(type(request), name).mode == "serve" and getattr(request, name) not in unchanged:
-            message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
-            yield Problem(message, path=name, hint=hint)
-    if (request.cp or 1) > 1:
-        yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+    message, hint = reasons.get(name, ("plays no part in training", "leave it out"))
+    return Problem(message, path=name, hint=hint)
 
 
 def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:

@@ -7,8 +7,8 @@ from planners.plan_types import Plan
 
 
 def times_of(plan: Plan) -> Latency:
-    """The plan's times; none known without GPUs."""
-    return plan.latency or Latency()
+    """The plan's times; none without GPUs, and none of what does not fit."""
+    return (None if plan.fits is False else plan.latency) or Latency()
 
 
 def price_of(plan: Plan) -> tuple[float, str] | None:

@@ -11,6 +11,7 @@ from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.units import parse_duration
 from planners.latency_types import NOT_TIMED_UNDER_CP
 from planners.request import PlanRequest
+from planners.request_checks import serving_only
 
 DEFAULT_SCHEMES = (AS_PUBLISHED, "fp8", "w4a16")
 DEFAULT_KV_DTYPES = ("bf16", "fp8")
@@ -150,9 +151,9 @@ class SearchRequest(PlanRequest):
             )
         if self.deadline is None:
             yield Problem("a search of training needs a deadline", path="deadline", hint="as --deadline 30d")
-        for name in ("ttft", "tpot"):
-            if getattr(self, name) is not None:
-                yield Problem("plays no part in training", path=name, hint="leave it out")
+        for name in ("ttft", "tpot", *sorted(_CHOICES - {"gpus"})):
+            if getattr(self, name):
+                yield serving_only(name)
 
     def _chosen(self) -> Iterator[Problem]:
         for name, reason in (CHOSEN_HERE if self.mode == "serve" else CHOSEN_IN_TRAINING).items():

@@ -14,7 +14,7 @@ from planners.list_price import at_list_price
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
-from planners.sweep.sweep_request import SweepRequest
+from planners.sweep.sweep_request import OF_TRAINING, SweepRequest
 from planners.sweep.sweep_types import SweepRow, SweepTable
 from planners.sweep.variants import SweptVariant, read_axes, read_factors, read_links, variants_of
 
@@ -23,7 +23,7 @@ Texts = Iterable[str] | Mapping[str, Sequence[object]]
 
 def _refuse_without_tokens(asked: SweepRequest) -> None:
     """Raise UserError for options of a training run that there is none of."""
-    given = [name for name in ("train_gpus", "train_context", "train_batch") if getattr(asked, name) is not None]
+    given = [name for name in OF_TRAINING if getattr(asked, name) != type(asked).model_fields[name].default]
     if given:
         raise UserError([Problem("is for a training run", name, hint="give its --tokens, as 15T") for name in given])
 
@@ -121,8 +121,13 @@ def _costs(spec: ModelSpec, served: PlanRequest, trained: PlanRequest | None) ->
     return {"model": spec.name, **_serving(serving), **({} if training is None else _training(training))}
 
 
+def _times(made: Plan) -> Latency:
+    """The times of a plan. What does not fit runs nowhere and costs nothing that is known."""
+    return (None if made.fits is False else made.latency) or Latency()
+
+
 def _serving(made: Plan) -> dict[str, Any]:
-    times = made.latency or Latency()
+    times = _times(made)
     return {
         "context": made.deployment.context,
         "batch": made.deployment.batch,
@@ -139,13 +144,12 @@ def _serving(made: Plan) -> dict[str, Any]:
         "time_per_output_token_seconds": times.time_per_output_token_seconds,
         "tokens_per_second_per_gpu": times.tokens_per_second_per_gpu,
         "usd_per_million_output_tokens": times.usd_per_million_output_tokens,
-        "extrapolated": None if made.latency is None else times.extrapolated,
+        "extrapolated": times.extrapolated if made.latency and made.fits else None,
     }
 
 
 def _training(made: Plan) -> dict[str, Any]:
-    """The training run. What does not fit runs nowhere and costs nothing that is known."""
-    times = (made.latency if made.fits else None) or Latency()
+    times = _times(made)
     return {
         "train_fits": made.fits,
         "train_layout": str(made.layout),

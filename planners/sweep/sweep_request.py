@@ -15,6 +15,8 @@ REFUSED = {
     ),
 }
 """Options of a plan that a sweep does not take, with the reason."""
+OF_TRAINING = ("train_gpus", "train_context", "train_batch", "precision", "fp8_matmuls")
+"""Options of the training run alone, besides its tokens."""
 
 
 class SweepRequest(PlanRequest):
@@ -51,6 +53,10 @@ class SweepRequest(PlanRequest):
     precision: Annotated[
         Literal["bf16", "fp8"], Option("Matmuls of the training run in bf16 or fp8.", metavar="FORMAT")
     ] = "bf16"
+    fp8_matmuls: Annotated[
+        str,
+        Option("With --precision fp8: the scheme whose rules select the matmuls in fp8.", metavar="SCHEME"),
+    ] = "fp8"
     jobs: Annotated[int, Option("Variants to plan in parallel.", parse=read_count), Field(ge=1, le=1024)] = 1
 
     def served(self) -> PlanRequest:
@@ -67,6 +73,7 @@ class SweepRequest(PlanRequest):
             "context": self.train_context,
             "batch": self.train_batch,
             "precision": self.precision,
+            "fp8_matmuls": self.fp8_matmuls,
             "train_tokens": self.train_tokens,
             "usd_per_gpu_hour": self.usd_per_gpu_hour,
         }

@@ -144,3 +144,17 @@ def test_a_step_that_waits_for_links_says_so() -> None:
     slow = {"gpus": "512xH100", "mode": "train", "batch": 512, "context": 512, "zero_stage": 3, "tp": 1, "pp": 1}
     assert "the step waits for them" in " ".join(plan("mobilellm-r1-950m", **slow).report().split())
     assert "the step waits for them" not in plan("scout", gpus="2048xH100", mode="train").report()
+
+
+@pytest.mark.parametrize("options", [{"batch": 4}, {"mode": "train", "train_tokens": "1T"}])
+def test_a_comparison_times_and_prices_only_what_fits(options: dict[str, object]) -> None:
+    small, large = (graph(name) for name in ("compare/llama-3.1-8b", "behemoth"))
+    plans = [(one, plan(one, gpus="8xH100", **options)) for one in (small, large)]
+    assert [made.fits for _, made in plans] == [True, False]
+    table = compare_page(compare(plans))[0].blocks[0]
+    assert isinstance(table, Table)
+    rows = {label: cells for label, *cells in table.rows}
+    labels = ("step", "MFU", "GPU-hours", "$ of the run") if "mode" in options else ("TTFT", "TPOT", "tokens/s per GPU")
+    for label in labels:
+        assert rows[label][0] != "-"
+        assert rows[label][1] == "-"

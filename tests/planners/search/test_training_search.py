@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from l4spec.errors import UserError
+from l4spec.options import option_of
 from planners.clusters.training_search import search_training
 from planners.clusters.training_search_types import TrainingSearchAnswer
 from planners.plan import plan
@@ -99,3 +100,40 @@ def test_what_no_cluster_holds_is_said_with_its_memory() -> None:
 def test_what_cannot_be_asked_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         searched(**options)
+
+
+OF_SERVING: dict[str, Any] = {
+    "quantization": "fp8",
+    "kv_dtype": "fp8",
+    "engine": "vllm",
+    "prompt_tokens": 100,
+    "output_tokens": 10,
+    "max_context": 4096,
+    "concurrency": 4,
+    "rate": 1.0,
+    "num_tiles": 1,
+    "images": 1,
+    "video": "10s",
+    "fps": 1.0,
+    "frames": 4,
+    "frame_size": "336x336",
+    "prefill_chunk": 512,
+    "max_num_seqs": 8,
+    "routing": "power_law:1.2",
+    "host_memory": "100GB",
+    "host_bandwidth": "100GB/s",
+    "on_host": "layers",
+    "draft_acceptance": "0.8",
+    "factors": "factors.yaml",
+    "ttft": "1s",
+    "tpot": "10ms",
+}
+
+
+def test_every_option_of_serving_is_refused_by_name_in_a_search_of_training() -> None:
+    """None is ignored: with any of them the cheapest cluster would be that of a search without it."""
+    serving = {n for n in SearchRequest.model_fields if option_of(SearchRequest, n).mode == "serve"}
+    assert serving | {"ttft", "tpot"} == set(OF_SERVING)
+    for name, value in OF_SERVING.items():
+        with pytest.raises(UserError, match=f"{name}: "):
+            searched(**{name: value})

@@ -1,11 +1,16 @@
 """A sweep is every combination, each row what `plan` says of that variant alone."""
 
+from typing import Any
+
 import pytest
 
 import l4spec
 from l4spec.errors import UserError
+from l4spec.options import option_of
 from planners import plan
+from planners.request import PlanRequest
 from planners.sweep.sweep import sweep
+from planners.sweep.sweep_request import REFUSED, SweepRequest
 from planners.sweep.variants import read_axes
 
 EXPERTS, CHOSEN = "text.parts.moe.num_experts", "text.parts.moe.num_experts_per_token"
@@ -94,3 +99,41 @@ def test_brackets_and_quotes_keep_their_commas() -> None:
 def test_what_cannot_be_swept_is_one_error(values: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sweep("scout", values)
+
+
+OF_TRAINING: dict[str, Any] = {
+    "optimizer": "sgd",
+    "zero_stage": 3,
+    "checkpointing": "full",
+    "sequence_parallel": "on",
+    "gradient_bytes": 2,
+    "micro_batch": 2,
+    "precision": "fp8",
+    "fp8_matmuls": "fp8-experts",
+    "train_gpus": "16xH100",
+    "train_context": 1024,
+    "train_batch": 64,
+}
+
+
+def test_every_option_of_training_reaches_the_training_run_or_is_refused() -> None:
+    """By the request that is planned; without tokens of a run every one of them is refused."""
+    of_plan = {name for name in PlanRequest.model_fields if option_of(PlanRequest, name).mode == "train"}
+    own = {name for name in SweepRequest.model_fields if name.startswith("train_")}
+    assert of_plan | own == set(OF_TRAINING) | {"train_tokens"}
+    for name, value in OF_TRAINING.items():
+        if name in REFUSED:
+            continue
+        others: dict[str, Any] = {"train_tokens": "1T", "precision": "fp8"}
+        without = {each: given for each, given in others.items() if each != name}
+        assert SweepRequest(**{**others, name: value}).trained() != SweepRequest(**without).trained(), name
+        with pytest.raises(UserError, match=f"{name}: is for a training run"):
+            sweep("tiny/scout", gpus="8xH100", **{name: value})
+
+
+def test_what_does_not_fit_has_no_times_and_costs_nothing_that_is_known() -> None:
+    fits, too_large = sweep("scout", {EXPERTS: [16, 64]}, gpus="4xH100", train_tokens="1T").rows
+    assert (fits.fits, too_large.fits, fits.train_fits) == (True, False, False)
+    assert fits.usd_per_million_output_tokens is not None
+    assert (too_large.ttft_seconds, too_large.usd_per_million_output_tokens, too_large.extrapolated) == (None,) * 3
+    assert (fits.train_gpu_hours, fits.train_usd, fits.train_mfu) == (None,) * 3

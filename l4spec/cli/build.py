@@ -11,7 +11,7 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import CLAIM_FAILED, app
 from l4spec.cli.output import cleared_up, complain, write
-from l4spec.cli.progress import progress
+from l4spec.cli.progress import progress_bar
 from l4spec.errors import Problem, UserError
 from l4spec.units import gib
 
@@ -158,8 +158,8 @@ def _write(model: "Model", out: Path, show_progress: bool | None, module_seed: i
 
     is_declared = model.graph.model.text.mtp is not None
     modules = build_mtp(model, seed=module_seed) if is_declared and module_seed is not None else ()
-    with cleared_up(), progress("writing", show_progress) as report:
-        saved = save_checkpoint(model, out, modules=modules, report=report)
+    with cleared_up(), progress_bar("writing", show_progress) as progress:
+        saved = save_checkpoint(model, out, modules=modules, progress=progress)
     if is_declared and not modules:
         complain("modules of multi-token prediction are not written: text.mtp is left out of the checkpoint")
     complain(_written(saved))
@@ -200,8 +200,8 @@ def _built(
     else:
         from l4spec.runtime.upcycle import upcycle
 
-        with progress("reading the parent", show_progress) as report:
-            model = upcycle(graph, parent, dtype, seed=seed, report=report)
+        with progress_bar("reading the parent", show_progress) as progress:
+            model = upcycle(graph, parent, dtype, seed=seed, progress=progress)
     seconds = time.perf_counter() - start
     built = Built(
         graph.name,
@@ -214,8 +214,8 @@ def _built(
         return built, model
     from l4spec.runtime.smoke_run import run_trial
 
-    with progress("running", show_progress) as report:
-        trial = run_trial(model, seed, report)
+    with progress_bar("running", show_progress) as progress:
+        trial = run_trial(model, seed, progress)
     return replace(built, device=device, dtype=dtype, build_seconds=seconds, trial=trial), model
 
 
@@ -237,10 +237,10 @@ def _filled(
         free = free_bytes(device)
         room = "" if free is None else f" of {gib(free)} that are free"
         complain(f"filling {gib(size)} of weights{room} on {device} with random numbers, then running them")
-    with progress("filling with random weights", False if device == "meta" else show_progress) as report:
+    with progress_bar("filling with random weights", False if device == "meta" else show_progress) as progress:
         if table is not None:
-            return build_quantized(graph, table, device, seed=seed, report=report)
+            return build_quantized(graph, table, device, seed=seed, progress=progress)
         model = l4spec.build(graph, device, dtype, seed=None)
         if device != "meta":
-            initialize(model, graph, seed, report=report)
+            initialize(model, graph, seed, progress=progress)
     return model

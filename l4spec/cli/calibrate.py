@@ -10,7 +10,7 @@ from l4spec.cli import options as o
 from l4spec.cli.app import INTERRUPTED, app
 from l4spec.cli.build import ProgressOption
 from l4spec.cli.output import complain, show_page, write_file
-from l4spec.cli.progress import progress
+from l4spec.cli.progress import progress_bar
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def calibrate_command(
 def _measured(seconds: float, threads: int | None, clock: ClockChoice, show_progress: bool | None) -> "Calibration":
     from l4spec.runtime.calibrate.run import calibrate
 
-    with progress("measuring", show_progress) as tell:
-        return calibrate(seconds, threads=threads, clock=clock.value, tell=tell)
+    with progress_bar("measuring", show_progress) as progress:
+        return calibrate(seconds, threads=threads, clock=clock.value, progress=progress)
 
 
 def _check_place(path: Path, *, force: bool) -> None:

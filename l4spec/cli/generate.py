@@ -12,7 +12,7 @@ from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.build import MAX_SEED, DeviceOption, DtypeOption, ProgressOption
 from l4spec.cli.output import complain, show_piece
-from l4spec.cli.progress import progress
+from l4spec.cli.progress import progress_bar
 from l4spec.errors import Problem, UserError
 from l4spec.stills import MOST_FPS, MOST_STILLS, sampling_problems
 
@@ -125,8 +125,8 @@ def generate_command(
     }
     GenerationOptions(**options)  # before the weights are read, as is what follows
     _require_fit(spec_of(directory), tokens, max_new_tokens)
-    with progress("loading", show_progress) as report:
-        model = open_model(directory, _real_device(device), dtype and dtype.value, verify=verify, report=report)
+    with progress_bar("loading", show_progress) as progress:
+        model = open_model(directory, _real_device(device), dtype and dtype.value, verify=verify, progress=progress)
     _answer(model, tokens, images, text, options, _compiled(model, show_progress) if compile_step else None)
 
 
@@ -174,10 +174,10 @@ def _compiled(model: "Model", show_progress: bool | None) -> "CompiledStep":
     from l4spec.runtime.compiled import CompiledStep
 
     step = CompiledStep(model)
-    with progress("compiling", show_progress) as report:
+    with progress_bar("compiling", show_progress) as progress:
         step.prepare()
-        if report is not None:
-            report(1, 1)
+        if progress is not None:
+            progress(1, 1)
     return step
 
 

@@ -22,8 +22,9 @@ from l4spec.cli.output import complain, write
 from l4spec.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from l4spec.progress import StageProgress
     from l4spec.runtime.measure.job import MeasureJob
     from l4spec.verification.measure import MeasureReport
 
@@ -122,7 +123,7 @@ def measure_command(
                 train=train,
                 seed=seed,
                 time_limit=time_limit,
-                tell=_teller(show_progress),
+                progress=_stage_progress(show_progress),
             )
     from l4spec.report.measure_page import measure_page
 
@@ -137,7 +138,7 @@ def _of_ranks(job: "MeasureJob", time_limit: float | None) -> "MeasureReport":
     from l4spec.verification.run_measure_ranks import RanksEnded, measure_ranks
 
     try:
-        return measure_ranks(job, time_limit=time_limit, tell=complain if job.progress else None)
+        return measure_ranks(job, time_limit=time_limit, progress=complain if job.progress else None)
     except RanksEnded as ended:
         complain(str(ended))
         raise typer.Exit(ended.code) from None
@@ -161,7 +162,7 @@ def _computing_device(device: str | None) -> str:
     return checked_device("cpu" if device is None else device)
 
 
-def _teller(show_progress: bool | None) -> "Callable[[str], None] | None":
+def _stage_progress(show_progress: bool | None) -> "StageProgress | None":
     return (lambda stage: complain(f"measuring {stage} ...")) if _is_shown(show_progress) else None
 
 

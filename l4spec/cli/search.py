@@ -95,28 +95,28 @@ def _simulated(
     answer: "SearchAnswer", spec: str, overrides: Sequence[str], request: SearchRequest, *, every: bool
 ) -> "SearchAnswer":
     """The first ten simulated, or the best one alone, where a simulation takes the options that were given."""
-    from l4spec.cli.progress import progress
+    from l4spec.cli.progress import progress_bar
     from planners.simulate.confirm import confirmed, options_left_out
 
     if not every:
         if options_left_out(answer.ranked[:1]):
             return answer
         return confirmed(spec, overrides, answer, request, number=1, time_limit=SECONDS_OF_THE_BEST)
-    with progress("simulating", None) as tick:
-        return confirmed(spec, overrides, answer, request, tick)
+    with progress_bar("simulating", None) as progress:
+        return confirmed(spec, overrides, answer, request, progress)
 
 
 def _searched(graph: "LayerGraph", request: SearchRequest) -> "Answer":
-    from l4spec.cli.progress import progress
+    from l4spec.cli.progress import progress_bar
 
-    with progress("searching", None) as tick:
+    with progress_bar("searching", None) as progress:
         if request.mode == "train":
             from planners.clusters.training_search import search_training
 
-            return search_training(graph, request, tick=tick)
+            return search_training(graph, request, progress=progress)
         from planners.search.deployments import search_deployments
 
-        return search_deployments(graph, request, tick=tick)
+        return search_deployments(graph, request, progress=progress)
 
 
 def _page(answer: "Answer", graph: "LayerGraph", spec: str, style: o.Format, *, top: int, explain: bool) -> "Page":

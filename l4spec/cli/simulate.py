@@ -10,7 +10,7 @@ from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
 from l4spec.cli.output import complain, deliver, write, write_file
-from l4spec.cli.progress import progress
+from l4spec.cli.progress import progress_bar
 from planners.simulate.request import SimulateRequest
 
 if TYPE_CHECKING:
@@ -104,8 +104,8 @@ def _simulated(
     from planners.simulate.run import Simulation
 
     simulation = Simulation(loaded)
-    with progress("simulating", bar) as report:
-        outcome = simulation.run(time_limit=request.time_limit, progress=report)
+    with progress_bar("simulating", bar) as progress:
+        outcome = simulation.run(time_limit=request.time_limit, progress=progress)
     if files["csv"] is not None:
         write_file(files["csv"], requests_csv(outcome.requests), force=force)
     if files["timeline"] is not None:
@@ -132,12 +132,12 @@ def _fit(scenario: str, request: SimulateRequest, overrides: Sequence[str], bar:
     loaded = scenario_of(scenario, request, overrides)
     assert request.fit is not None, "asked for it"
     entries = list(read_trace(Path(request.fit), "auto"))
-    with progress("fitting", bar) as report:
+    with progress_bar("fitting", bar) as progress:
         fitted = fit(
             Simulation(loaded),
             entries,
             source=Path(request.fit).name,
             num_fitted=request.fit_requests,
-            progress=report,
+            progress=progress,
         )
     return fit_summary(fitted), factors_file(fitted)

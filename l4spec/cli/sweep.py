@@ -47,13 +47,13 @@ def sweep_command(
 
     A combination that is not a valid spec, or cannot be planned, is a row without numbers; the reason is printed below.
     """
-    from l4spec.cli.progress import progress
+    from l4spec.cli.progress import progress_bar
     from l4spec.report.csv_text import to_csv
     from l4spec.report.sweep_page import sweep_page
     from planners.sweep.sweep import sweep
 
-    with progress("planning", None) as tick:
-        made = sweep(spec, overrides or (), request, link=link or (), widen=widen, tick=tick)
+    with progress_bar("planning", None) as progress:
+        made = sweep(spec, overrides or (), request, link=link or (), widen=widen, progress=progress)
     if format is o.RowFormat.CSV:
         records = made.records()
         deliver(to_csv([*records[0]], records), out, force=force)

@@ -232,8 +232,8 @@ def _run(job: "RecipeJob", *, is_alone: bool, style: o.Format) -> "list[PhaseRes
         if style is o.Format.JSON:
             work(job, say, kept)
         else:
-            with training_display(say, job.phases, named) as (log, watch):
-                work(job, log, kept, watch)
+            with training_display(say, job.phases, named) as (log, progress):
+                work(job, log, kept, progress)
         return results_of([kept.results[RESULT]])
     from l4spec.runtime.parallel.run.launch import launch
 

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from l4spec.spec.recipe import Phase
     from l4spec.training.recipe.metrics import StepProgress
 
-    Watch = Callable[[StepProgress], None]
+    PhaseProgress = Callable[[StepProgress], None]
 
 
 @contextmanager
 def training_display(
     log: Callable[[str], None], phases: "Sequence[Phase]", named: Callable[[str], str]
-) -> "Iterator[tuple[Callable[[str], None], Watch | None]]":
+) -> "Iterator[tuple[Callable[[str], None], PhaseProgress | None]]":
     """Functions that print lines and that show a step; the latter is None if stdout is no terminal that can redraw.
 
     Lines printed meanwhile, formatted by `named`, appear above the bars, which stay as they end.
@@ -32,18 +32,18 @@ def training_display(
 
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     numbers = TextColumn("{task.fields[numbers]}", markup=False)
-    with Progress(*columns, numbers, TimeRemainingColumn(), console=console) as progress:
-        bars = {one.name: progress.add_task(one.name, total=one.num_steps, numbers="", start=False) for one in phases}
+    with Progress(*columns, numbers, TimeRemainingColumn(), console=console) as display:
+        bars = {one.name: display.add_task(one.name, total=one.num_steps, numbers="", start=False) for one in phases}
         started = set[str]()
 
         def above(line: str) -> None:
             console.print(printable(named(line), console.encoding), markup=False, soft_wrap=True)
 
-        def watch(now: "StepProgress") -> None:
+        def progress(now: "StepProgress") -> None:
             if now.phase not in started:
                 started.add(now.phase)
-                progress.start_task(bars[now.phase])
+                display.start_task(bars[now.phase])
             numbers = f"loss {now.loss:.4f}  {now.tokens_per_second:,.0f} tokens/s"
-            progress.update(bars[now.phase], completed=now.step, numbers=numbers)
+            display.update(bars[now.phase], completed=now.step, numbers=numbers)
 
-        yield above, watch
+        yield above, progress

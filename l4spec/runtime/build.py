@@ -12,10 +12,10 @@ from l4spec.huggingface.opening import Model as Named
 from l4spec.huggingface.opening import graph_of
 from l4spec.layers import KINDS
 from l4spec.layers.common.modules import LayerModule
+from l4spec.progress import Progress
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.runtime.initialize import initialize, initialize_layer
 from l4spec.runtime.model import Model
-from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.apply import DTYPES as PLAIN_DTYPES
 from l4spec.runtime.quantize.apply import number_format, quantize_layer, require_packable
 
@@ -65,7 +65,7 @@ def build_quantized(
     device: torch.device | str = "cpu",
     *,
     seed: int | None = 0,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> Model:
     """The model of `quantize(build(graph, device, seed=seed), table)`, built directly in the scheme's number format.
 
@@ -82,8 +82,8 @@ def build_quantized(
             layer.to_empty(device=device)
             initialize_layer(layer, node, seed)
         quantize_layer(graph, node, layer, table, dtype)
-        if report:
-            report(done, len(graph.nodes))
+        if progress:
+            progress(done, len(graph.nodes))
     if not is_filled:
         model.to_empty(device=device)
     model.requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
-from l4spec.runtime.progress import Report
+from l4spec.progress import Progress
 from l4spec.sharding.rules import Region
 from l4spec.units import ceil_div
 
@@ -25,7 +25,7 @@ _START = {"norm": 1.0, "bias": 0.0}
 """Initial value by role, for tensors whose declaration names none."""
 
 
-def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Report | None = None) -> None:
+def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, progress: Progress | None = None) -> None:
     """Fill every tensor of the model: norms with ones, biases with zeros, the rest from a normal of deviation 0.02.
 
     What holds indices goes through them in order. A norm that multiplies by 1 + weight starts at zeros. The same seed
@@ -33,7 +33,7 @@ def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, report: Re
     draw them.
     """
     regions = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
-    fill(model.state_dict(keep_vars=True), regions, seed, report=report)
+    fill(model.state_dict(keep_vars=True), regions, seed, progress=progress)
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def fill(
     regions: Iterable[tuple[LayerNode, Parameter, Region]],
     seed: int,
     *,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Fill tensors that hold regions of declared ones with what the whole ones would have there."""
     total, done = sum(tensor.numel() for tensor in tensors.values()), 0
@@ -51,8 +51,8 @@ def fill(
             name = f"{node.id}.{parameter.name}"
             _fill(tensors[name], parameter, region, f"{seed} {name}", threads)
             done += tensors[name].numel()
-            if report:
-                report(done, total)
+            if progress:
+                progress(done, total)
 
 
 @torch.no_grad()

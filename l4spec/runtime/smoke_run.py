@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.progress import Progress
 from l4spec.runtime.model import Model
 from l4spec.runtime.module_inventory import module_bytes
-from l4spec.runtime.progress import Report
 
 MOST_TOKENS = 512
 FEWEST_TOKENS = 64
@@ -52,9 +52,9 @@ def trial_bytes(graph: LayerGraph) -> int:
     return _LOGIT_COPIES * 4 * num_trial_tokens(graph) * graph.model.text.head.vocab_size
 
 
-def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Trial:
-    """Run random tokens, and a random tile where it sees, through `model`; `report` is called with (done, all)."""
-    tell = report or (lambda done, total: None)
+def run_trial(model: Model, seed: int = 0, progress: Progress | None = None) -> Trial:
+    """Run random tokens through `model`, with a random tile if it has vision; `progress` counts passes."""
+    progress = progress or (lambda done, total: None)
     ids, pixels, num_places = _inputs(model, seed)
     with torch.no_grad():
         model(ids[:, :1])  # what a first call sets up is not the model's time
@@ -63,14 +63,14 @@ def run_trial(model: Model, seed: int = 0, report: Report | None = None) -> Tria
         forward_seconds = _now(model.device) - start
         loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
         del logits
-    tell(1, 1 + NUM_NEW_TOKENS)
+    progress(1, 1 + NUM_NEW_TOKENS)
     cache = model.new_cache(1, ids.shape[1] + NUM_NEW_TOKENS - 1)
     times = [_now(model.device)]
     generated = []
     for token in model.stream(ids, pixel_values=pixels, max_new_tokens=NUM_NEW_TOKENS):
         generated.append(int(token))
         times.append(_now(model.device))
-        tell(1 + len(generated), 1 + NUM_NEW_TOKENS)
+        progress(1 + len(generated), 1 + NUM_NEW_TOKENS)
     return Trial(
         num_tokens=ids.shape[1],
         num_image_tokens=num_places,

@@ -14,11 +14,11 @@ from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
 from l4spec.layers.moe.spec import MoESpec
+from l4spec.progress import Progress
 from l4spec.runtime.build import build
 from l4spec.runtime.checkpoints.open import open_model
 from l4spec.runtime.initialize import initialize
 from l4spec.runtime.model import Model
-from l4spec.runtime.progress import Report
 
 _OF_DENSE = {
     f"experts.{name}_{tensor}": f"{name}_proj.{stored}"
@@ -29,7 +29,12 @@ _OF_DENSE = {
 
 
 def upcycle(
-    graph: LayerGraph, directory: Path | str, dtype: str | None = None, *, seed: int = 0, report: Report | None = None
+    graph: LayerGraph,
+    directory: Path | str,
+    dtype: str | None = None,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Model:
     """The model of `graph` with the weights of a dense checkpoint, whose logits it gives; routers are random.
 
@@ -39,7 +44,7 @@ def upcycle(
     problems = [problem for node in graph.nodes for problem in _unlike_dense(node)]
     if problems:
         raise UserError(problems)
-    parent = open_model(directory, "cpu", dtype, report=report)
+    parent = open_model(directory, "cpu", dtype, progress=progress)
     model = build(graph, "cpu", dtype or graph.model.text.dtype, seed=None)
     initialize(model, graph, seed)
     _copy(graph, model.state_dict(keep_vars=True), parent.state_dict())

@@ -70,15 +70,15 @@ class FeatureSize:
     size: float
 
 
-def sweep(job: TransferJob, asked: Sweep, tell: Callable[[TransferPoint], None]) -> list[TransferPoint]:
-    """Every run of a sweep, one after the other; `tell` is called with each."""
+def sweep(job: TransferJob, asked: Sweep, progress: Callable[[TransferPoint], None]) -> list[TransferPoint]:
+    """Every run of a sweep, one after the other; `progress` is called with each."""
     points = []
     for times in asked.times:
         for rate in asked.rates:
             for seed in asked.seeds:
                 one = replace(job, axis=asked.axis, times=times, rate=rate, seed=seed)
                 points.append(TransferPoint(asked.axis, times, rate, seed, final_loss(one)))
-                tell(points[-1])
+                progress(points[-1])
     return points
 
 

@@ -17,11 +17,11 @@ def main() -> None:
     request, answer = map(Path, sys.argv[1:])
     job, time_limit = pickle.loads(request.read_bytes())
 
-    def tell(line: str) -> None:
+    def progress(line: str) -> None:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
 
-    answer.write_bytes(pickle.dumps(outcome_of(job, time_limit, tell if job.progress else None)))
+    answer.write_bytes(pickle.dumps(outcome_of(job, time_limit, progress if job.progress else None)))
 
 
 if __name__ == "__main__":

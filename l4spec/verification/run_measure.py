@@ -1,6 +1,5 @@
 """`l4spec.measure`: build a spec, or a miniature of it, run it, and compare its plan with the run."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
@@ -9,6 +8,7 @@ from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.declaration import Work
+from l4spec.progress import StageProgress
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted
 from l4spec.runtime.measure.job import MeasureJob, unplaced
@@ -60,16 +60,16 @@ def measure(
     dtype: str | None = None,
     quantization: str | None = None,
     time_limit: float | None = None,
-    tell: Callable[[str], None] | None = None,
+    progress: StageProgress | None = None,
     **run: Unpack[RunFields],
 ) -> MeasureReport:
-    """Plan and measurement of a run of `spec`, a spec, a path or a shipped name; see `RunFields` for what is run.
+    """Run `spec`, a spec, a path or a shipped name, and compare the run with its plan; `RunFields` has its sizes.
 
     `scale` and `num_layers` run a miniature. Weights are random in `dtype`, by default the spec's. With a scheme of
     `quantization` they are packed, and the logits compared with those before it where memory allows; with `scale` the
     scheme's groups shrink as the widths do, to the largest that divide them. After `time_limit` seconds of measuring
-    the rest of the rows stays empty. `tell` hears what is being done. Raises UserError for what cannot be run, for too
-    long a sequence and for more memory than there is, RanksEnded when a rank fails.
+    the rest of the rows stays empty. `progress` is called with the name of each stage. Raises UserError for
+    what cannot be run, for too long a sequence and for more memory than there is, RanksEnded when a rank fails.
     """
     from l4spec.runtime.measure.run import measure_run
 
@@ -81,16 +81,16 @@ def measure(
         from l4spec.verification.run_measure_ranks import measure_in_new_process, require_plain
 
         require_plain(device, quantization, run.pop("tiles", 0))
-        job = _job(layout, dtype, run, progress=tell is not None)
-        return measure_in_new_process(model_spec, job, time_limit, tell)
-    graph, tell = build_graph(resolve(model_spec)), tell or (lambda stage: None)
+        job = _job(layout, dtype, run, progress=progress is not None)
+        return measure_in_new_process(model_spec, job, time_limit, progress)
+    graph, progress = build_graph(resolve(model_spec)), progress or (lambda stage: None)
     sample = _sample(graph, run)
     table = None if quantization is None else scheme_for(graph, quantization, is_miniature=scale is not None)
     setting = MeasureSetting(model_spec, graph, sample, device, number_format_of(graph, dtype, table), table)
     _check(graph, sample, setting.dtype, table)
-    tell("random weights")
+    progress("random weights")
     model, logit_error = _built(setting)
-    measurement = measure_run(model, sample, time_limit=time_limit, tell=tell)
+    measurement = measure_run(model, sample, time_limit=time_limit, progress=progress)
     expected = UNKNOWN
     if table is None:
         expected = expected_times(graph, sample, device=device, dtype=setting.dtype, threads=measurement.threads)

@@ -4,7 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from l4spec.errors import Problem, UserError
 from l4spec.graph.build import build_graph
 from l4spec.layers.declaration import Work
+from l4spec.progress import StageProgress
 from l4spec.runtime.measure.job import MeasureJob
 from l4spec.runtime.measure.results import RankMeasurement
 from l4spec.runtime.parallel.run.memory_check import require_room
@@ -37,13 +38,14 @@ class RanksEnded(Exception):
 
 
 def measure_ranks(
-    job: MeasureJob, *, time_limit: float | None = None, tell: Callable[[str], None] | None = None
+    job: MeasureJob, *, time_limit: float | None = None, progress: StageProgress | None = None
 ) -> MeasureReport:
     """Start the ranks of a job's layout, let them measure, and compare their measurements with the plan.
 
-    After `time_limit` seconds all are ended, and stages that some had not finished stay empty. `tell` hears which
-    processes they are. To be called in a process that has not computed with torch yet, since ranks are forked from it.
-    Raises UserError for what cannot be run, before any process starts, and RanksEnded when a rank fails.
+    After `time_limit` seconds all are ended, and stages that some had not finished stay empty. `progress` is called
+    with the ranks' process ids and each stage. To be called in a process that has not computed with torch yet, since
+    ranks are forked from it. Raises UserError for what cannot be run, before any process starts, and RanksEnded when a
+    rank fails.
     """
     job = replace(job, cache_lengths=cache_lengths(job.graph, job.prefill + job.decode))
     _require_sizes(job)
@@ -57,8 +59,8 @@ def measure_ranks(
 
     def hear(line: str) -> None:
         messages.append(line)
-        if tell is not None and len(messages) == 1:
-            tell(line)
+        if progress is not None and len(messages) == 1:
+            progress(line)
 
     world = job.layout.num_devices
     code = launch(job, hear, time_limit=time_limit, read=lambda store: measured.extend(read_measurements(store, world)))
@@ -113,10 +115,10 @@ class RanksOutcome:
     ended: tuple[str, int] | None = None
 
 
-def outcome_of(job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None) -> RanksOutcome:
+def outcome_of(job: MeasureJob, time_limit: float | None, progress: StageProgress | None) -> RanksOutcome:
     """`measure_ranks` with its result or its errors in one value."""
     try:
-        return RanksOutcome(report=measure_ranks(job, time_limit=time_limit, tell=tell))
+        return RanksOutcome(report=measure_ranks(job, time_limit=time_limit, progress=progress))
     except UserError as error:
         return RanksOutcome(problems=error.problems)
     except RanksEnded as ended:
@@ -124,12 +126,12 @@ def outcome_of(job: MeasureJob, time_limit: float | None, tell: Callable[[str], 
 
 
 def measure_in_new_process(
-    spec: ModelSpec, job: MeasureJob, time_limit: float | None, tell: Callable[[str], None] | None
+    spec: ModelSpec, job: MeasureJob, time_limit: float | None, progress: StageProgress | None
 ) -> MeasureReport:
     """`measure_ranks` of a job for a spec, in an interpreter of its own, whose ranks share nothing with this one.
 
     Job and outcome are handed over in files (`l4spec.verification.measure_process`); `job.spec` is set here. Raises
-    UserError for what is refused, RanksEnded when a rank fails. `tell` hears the progress.
+    UserError for what is refused, RanksEnded when a rank fails. `progress` is called with each stage.
     """
     from l4spec.runtime.checkpoints.save import spec_text
 
@@ -140,7 +142,7 @@ def measure_in_new_process(
         path.write_text(spec_text(spec), encoding="utf-8")
         request.write_bytes(pickle.dumps((replace(job, spec=str(path)), time_limit)))
         line = [sys.executable, "-m", "l4spec.verification.measure_process", str(request), str(answer)]
-        code, output = _run(line, tell or (lambda stage: None))
+        code, output = _run(line, progress or (lambda stage: None))
         silent = RanksOutcome(ended=("\n".join(output[-1:]), code))
         outcome: RanksOutcome = pickle.loads(answer.read_bytes()) if answer.exists() else silent
     if outcome.problems:
@@ -150,12 +152,12 @@ def measure_in_new_process(
     return outcome.report
 
 
-def _run(line: Sequence[str], tell: Callable[[str], None]) -> tuple[int, list[str]]:
+def _run(line: Sequence[str], progress: StageProgress) -> tuple[int, list[str]]:
     """The exit code of a process, and the lines of its progress."""
     output: list[str] = []
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8") as run:
         assert run.stderr is not None
         for text in run.stderr:
             output.append(text.rstrip())
-            tell(output[-1])
+            progress(output[-1])
     return run.returncode, output

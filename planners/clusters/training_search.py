@@ -4,13 +4,14 @@ Nothing is sampled: a cluster is planned, or ruled out by proof. It cannot hold 
 even when all of its devices share them, or it misses the deadline even at the peak of its data sheet.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, inf
 from typing import Literal
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.progress import Progress
 from planners.catalog.cluster import resized
 from planners.clusters.training_search_types import LostTraining, RankedTraining, TrainingSearchAnswer
 from planners.counts.flops import count_flops
@@ -70,11 +71,11 @@ class _Planned:
 
 
 def search_training(
-    graph: LayerGraph, request: SearchRequest, *, tick: Callable[[int, int], None] | None = None
+    graph: LayerGraph, request: SearchRequest, *, progress: Progress | None = None
 ) -> TrainingSearchAnswer:
     """Rank every cluster that trains the model on `train_tokens` by the deadline, the cheapest first.
 
-    `tick` is given how many candidates are done, and how many there are. Raises UserError for unknown names and for
+    `progress` is called with the numbers of candidates, done and in all. Raises UserError for unknown names and for
     what cannot be asked.
     """
     request.check_level()
@@ -90,8 +91,8 @@ def search_training(
             pruned += ruled_out is not None
         else:
             planned.append(answer)
-        if tick is not None:
-            tick(number, len(candidates))
+        if progress is not None:
+            progress(number, len(candidates))
     meeting = sorted((each for each in planned if not _missed(each, request)), key=lambda each: each.order)
     lost += [_too_late(each, request) for each in planned if _missed(each, request)]
     return TrainingSearchAnswer(

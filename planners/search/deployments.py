@@ -4,10 +4,11 @@ The space: hardware x sizes of a replica (powers of two, and all GPUs that there
 engines x replicas, or loads of one replica. Nothing is sampled: what is left out is ruled out by proof and counted.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.progress import Progress
 from l4spec.quantization.published import AS_PUBLISHED
 from planners.deployment import Deployment
 from planners.latency_types import Latency
@@ -29,12 +30,10 @@ from planners.timing.latency_report import engine_latency
 MOST_RANKED = 1000
 
 
-def search_deployments(
-    graph: LayerGraph, request: SearchRequest, *, tick: Callable[[int, int], None] | None = None
-) -> SearchAnswer:
+def search_deployments(graph: LayerGraph, request: SearchRequest, *, progress: Progress | None = None) -> SearchAnswer:
     """Rank every deployment that serves the request within its limits; say of the others what binds them.
 
-    `tick` is given how many kinds of deployment are done, and how many there are. Raises UserError for unknown names
+    `progress` is called with the numbers of kinds of deployment, done and in all. Raises UserError for unknown names
     and for what cannot be asked.
     """
     request.check_level()
@@ -45,8 +44,8 @@ def search_deployments(
     tally, points = Tally(), list[Candidate]()
     for number, kind in enumerate(kinds):
         points += candidates_of(kind, request, tally)
-        if tick is not None:
-            tick(number + 1, len(kinds))
+        if progress is not None:
+            progress(number + 1, len(kinds))
     meeting = sorted((point for point in points if not point.needs), key=_order)
     front = _front(points)
     sources = {pool.cluster.hardware.name: pool.source for pool in pools}

@@ -1,10 +1,11 @@
 """The best deployments of a search, simulated: does the closed form that ranked them agree?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from l4spec.errors import Problem, UserError
 from l4spec.options import flag_of
+from l4spec.progress import Progress
 from l4spec.spec.scenario.references import LoadedScenario
 from planners.search.search_request import SearchRequest
 from planners.search.search_types import RankedDeployment, SearchAnswer, SimulatedService
@@ -27,7 +28,7 @@ def confirmed(
     overrides: Sequence[str],
     answer: SearchAnswer,
     request: SearchRequest,
-    tick: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     number: int = MOST_CONFIRMED,
     time_limit: float | None = None,
@@ -50,8 +51,8 @@ def confirmed(
         except UserError as error:
             update["not_simulated"] = error.problems[0].message
         rows.append(row.model_copy(update=update))
-        if tick is not None:
-            tick(done, len(first))
+        if progress is not None:
+            progress(done, len(first))
     return answer.model_copy(update={"ranked": (*rows, *answer.ranked[number:])})
 
 

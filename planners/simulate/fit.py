@@ -16,6 +16,7 @@ from math import exp, log
 from statistics import fmean, median
 
 from l4spec.errors import Problem, UserError
+from l4spec.progress import Progress
 from planners.evidence.terms import SERVING
 from planners.latency_types import LatencyError
 from planners.simulate.requests import Request
@@ -34,7 +35,6 @@ FIRST_STEPS = (-0.7, 0.5, -0.2)
 LEAST_EFFECT = 0.01
 _TERMS = {term.name: term for term in SERVING}
 _NS = 1_000_000_000
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from functools import partial
 from time import monotonic
 
 from l4spec.errors import Problem, UserError
+from l4spec.progress import Progress
 from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
 from planners.simulate.chain import StageChain, comes_at_once
@@ -26,8 +27,6 @@ from planners.simulate.workload.traces import read_trace
 
 MOST_RANKS = 10_000
 """Each is a scheduler and a cache in memory, and is looked at for every request."""
-Progress = Callable[[int, int], None]
-"""Called with the number of requests that have ended, and of how many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """`sweep`: every variant planned for serving, and with tokens of a training run for training too."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from l4spec.errors import Place, Problem, SpecError, UserError
 from l4spec.huggingface.opening import compiled
+from l4spec.progress import Progress
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.tree import plain
 from l4spec.spec.yaml_tree import compose
@@ -36,15 +37,15 @@ def sweep(
     *,
     link: Iterable[str] | Mapping[str, str] = (),
     widen: str | Sequence[float | str] = "1",
-    tick: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> SweepTable:
     """A row for each combination of `values`, as `{"text.parts.moe.num_experts": [8, 16]}` or `["path=8,16"]`.
 
     `link` gives fields the value of another one, `widen` lists factors of width, `options` are those of
     `SweepRequest`. With `jobs` above 1 variants are planned side by side by joblib, so on whatever backend joblib is
-    set to: `joblib.parallel_config("dask")` carries a sweep over a cluster. `tick` is given how many rows are done and
-    how many there are. A variant that is no valid spec, or cannot be planned, is a row with its `problem`.
+    set to: `joblib.parallel_config("dask")` carries a sweep over a cluster. `progress` is called with the numbers of
+    rows, done and in all. A variant that is no valid spec, or cannot be planned, is a row with its `problem`.
 
     Raises UserError where no variant can be planned, and for options that nothing can have.
     """
@@ -58,7 +59,7 @@ def sweep(
     if training is not None and training.gpus is None:
         raise UserError([Problem("a training run needs GPUs", "train_tokens", hint="give --train-gpus or --gpus")])
     trained, trained_offer = (None, None) if training is None else at_list_price(training)
-    rows = tuple(_rows(variants, served, trained, asked.jobs, tick))
+    rows = tuple(_rows(variants, served, trained, asked.jobs, progress))
     if all(row.problem for row in rows):
         raise UserError([Problem(text) for text in dict.fromkeys(str(row.problem) for row in rows)])
     return SweepTable(
@@ -76,7 +77,7 @@ def _rows(
     served: PlanRequest,
     trained: PlanRequest | None,
     jobs: int,
-    tick: Callable[[int, int], None] | None,
+    progress: Progress | None,
 ) -> Iterable[SweepRow]:
     if jobs > 1 and len(variants) > 1:
         from joblib import Parallel, delayed
@@ -85,8 +86,8 @@ def _rows(
         return
     for number, variant in enumerate(variants, 1):
         yield row_of(variant, served, trained)
-        if tick is not None:
-            tick(number, len(variants))
+        if progress is not None:
+            progress(number, len(variants))
 
 
 def row_of(variant: SweptVariant, served: PlanRequest, trained: PlanRequest | None) -> SweepRow:

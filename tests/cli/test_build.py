@@ -12,7 +12,7 @@ import torch
 
 import l4spec
 from l4spec.cli import build
-from l4spec.cli.progress import progress
+from l4spec.cli.progress import progress_bar
 from l4spec.library import shipped_specs
 from l4spec.runtime import checkpoints, memory_check, smoke_run
 from l4spec.runtime.generate import OptionFields
@@ -187,9 +187,9 @@ def test_no_bar_is_shown_for_a_model_that_is_not_filled(run: Run, monkeypatch: p
 
     def noted(label: str, wish: bool | None) -> Any:
         asked.append(wish)
-        return progress(label, False)
+        return progress_bar(label, False)
 
-    monkeypatch.setattr(build, "progress", noted)
+    monkeypatch.setattr(build, "progress_bar", noted)
     assert run("build", "tiny/scout").exit_code == 0
     assert asked == [False]
 
@@ -213,7 +213,7 @@ def test_a_signal_in_the_middle_of_a_save_leaves_nothing(
         seen.extend(tmp_path.rglob("*.safetensors"))
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda model, out, **_: whole(model, out, report=stopped))
+    monkeypatch.setattr(checkpoints, "save_checkpoint", lambda model, out, **_: whole(model, out, progress=stopped))
     before = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
     inherited = signal.signal(number, before)  # under nohup, or in the background, they are ignored
     try:

@@ -221,7 +221,7 @@ def test_measure_is_a_function_of_the_package_that_takes_a_layout() -> None:
     import l4spec
 
     messages: list[str] = []
-    report = l4spec.measure("tiny/maverick", prefill=20, decode=2, layout=Layout(tp=2), tell=messages.append)
+    report = l4spec.measure("tiny/maverick", prefill=20, decode=2, layout=Layout(tp=2), progress=messages.append)
     assert report.agrees
     assert report.layout == Layout(tp=2)
     assert "measuring prefill ..." in messages

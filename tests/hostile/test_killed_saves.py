@@ -161,5 +161,5 @@ def test_a_load_during_which_a_file_is_replaced_is_refused(tmp_path: Path) -> No
             path.write_bytes(content)
 
     with pytest.raises(UserError, match="has changed while it was read"):
-        l4spec.load_checkpoint(small_model(), tmp_path / "saved", report=replace)
+        l4spec.load_checkpoint(small_model(), tmp_path / "saved", progress=replace)
     assert torch.is_tensor(next(iter(small_model().state_dict().values())))

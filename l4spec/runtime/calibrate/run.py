@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from l4spec.progress import Progress
 from l4spec.runtime.build import DTYPES
 from l4spec.runtime.calibrate.attending import cached, causal, masked
 from l4spec.runtime.calibrate.buffers import Buffers
@@ -44,13 +45,13 @@ def calibrate(
     dtypes: Sequence[str] = MEASURED_DTYPES,
     sizes: Sizes | None = None,
     clock: Clock = "wall",
-    tell: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Measure this machine's CPU in about `seconds`, at least one turn of everything.
 
     `threads` is how many of torch's threads compute, by default as many as it takes by itself. `sizes` are by default
     the full grids where there is time for them. With `clock="cpu"` one thread computes, and the time that it had the
-    processor counts, for a machine that is busy otherwise. `tell` hears (milliseconds gone, milliseconds in all).
+    processor counts, for a machine that is busy otherwise. `progress` is called with (elapsed, total) milliseconds.
     """
     start, before = time.perf_counter(), torch.get_num_threads()
     threads = 1 if clock == "cpu" else threads
@@ -63,7 +64,7 @@ def calibrate(
             end = start + seconds * (number + 1) / len(dtypes)
             with torch.no_grad():
                 turns.append(
-                    _one(calibration, dtype, sizes or sizes_for(seconds), end, clock, _teller(tell, start, seconds))
+                    _one(calibration, dtype, sizes or sizes_for(seconds), end, clock, _timed(progress, start, seconds))
                 )
         calibration.turns = min(turns)
     finally:
@@ -72,18 +73,22 @@ def calibrate(
     return calibration
 
 
-def _teller(tell: Callable[[int, int], None] | None, start: float, seconds: float) -> Callable[[], None]:
-    if tell is None:
+def _timed(progress: Progress | None, start: float, seconds: float) -> Callable[[], None]:
+    if progress is None:
         return lambda: None
-    return lambda: tell(min(round(1000 * (time.perf_counter() - start)), round(1000 * seconds)), round(1000 * seconds))
+    total = round(1000 * seconds)
+    return lambda: progress(min(round(1000 * (time.perf_counter() - start)), total), total)
 
 
-def _one(calibration: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, tell: Callable[[], None]) -> int:
+def _one(
+    calibration: Calibration, dtype: str, sizes: Sizes, end: float, clock: Clock, progress: Callable[[], None]
+) -> int:
     buffers = Buffers(sizes, DTYPES[dtype])
     tables = _cases(buffers)
     narrow = references(buffers)
     cases = [case for table in tables.values() for case in table]
-    turns = take_turns([*cases, *(case for each in narrow for case in each.cases())], end, clock=clock, tell=tell)
+    every = [*cases, *(case for each in narrow for case in each.cases())]
+    turns = take_turns(every, end, clock=clock, progress=progress)
     calibration.tables[dtype] = {name: table.table() for name, table in tables.items()}
     calibration.references[dtype] = narrow
     return turns

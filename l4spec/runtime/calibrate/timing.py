@@ -62,11 +62,11 @@ def take_turns(
     end: float,
     *,
     clock: Clock = "wall",
-    tell: Callable[[], None] = lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> int:
     """Time every case in turn, at least once, until `end` (`time.perf_counter`); returns the number of whole turns.
 
-    `tell` reports progress: it is called every few cases.
+    `progress` is called every few cases.
     """
     turns = 0
     with _no_garbage():
@@ -76,7 +76,7 @@ def take_turns(
                     return turns
                 case.take(CLOCKS[clock])
                 if number % _CASES_BETWEEN == 0:
-                    tell()
+                    progress()
             turns += 1
     return turns
 

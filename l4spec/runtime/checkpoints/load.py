@@ -15,6 +15,7 @@ from torch import Tensor
 from l4spec.errors import Place, Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.tokens import image_token_of
+from l4spec.progress import Progress
 from l4spec.runtime.checkpoints.digests import Unchanged, require_undamaged
 from l4spec.runtime.checkpoints.headers import TensorHeader, read_headers, read_json
 from l4spec.runtime.checkpoints.layout import StoredTensor
@@ -24,7 +25,6 @@ from l4spec.runtime.checkpoints.meta_names import meta_layout
 from l4spec.runtime.checkpoints.packed_load import fill, matched
 from l4spec.runtime.checkpoints.regions import part, stored_part
 from l4spec.runtime.module_inventory import module_tensors
-from l4spec.runtime.progress import Report
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
@@ -36,7 +36,7 @@ _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float3
 
 
 def load_checkpoint(
-    model: "Model", directory: Path | str, *, verify: bool = True, report: Report | None = None
+    model: "Model", directory: Path | str, *, verify: bool = True, progress: Progress | None = None
 ) -> None:
     """Fill `model` from a checkpoint directory: safetensors of Hugging Face or of ours, or Meta's `consolidated.*.pth`.
 
@@ -54,18 +54,18 @@ def load_checkpoint(
     check = partial(require_undamaged, folder) if verify else _nothing
     with ExitStack() as files:
         if model.quantization is not None:
-            _load_packed(model, folder, files, check, report)
+            _load_packed(model, folder, files, check, progress)
         else:
             tensors, read = open_stored(model.graph, folder, files)
             check()
-            copy_stored(tensors, read, targets, report)
+            copy_stored(tensors, read, targets, progress)
     before.require()
     if model.graph.model.vision is not None and (named := image_token_of(_config(Path(directory)))) is not None:
         model.image_token_id = named
 
 
 def _load_packed(
-    model: "Model", directory: Path, files: ExitStack, check: Callable[[], None], report: Report | None
+    model: "Model", directory: Path, files: ExitStack, check: Callable[[], None], progress: Progress | None
 ) -> None:
     """Fill a quantized model from a checkpoint of the same scheme."""
     headers = read_headers(directory)
@@ -80,8 +80,8 @@ def _load_packed(
         lambda name: opened.tensor(headers[name].file, name),
         lambda stored, source: copy_stored([stored], lambda _: source, targets, None),
     )
-    if report:
-        report(1, 1)
+    if progress:
+        progress(1, 1)
 
 
 def open_stored(graph: LayerGraph, directory: Path | str, files: ExitStack) -> tuple[tuple[StoredTensor, ...], Read]:
@@ -236,7 +236,7 @@ def _nothing() -> None:
 
 
 def copy_stored(
-    tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], report: Report | None
+    tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], progress: Progress | None
 ) -> None:
     """Copy what is stored into the tensors that hold it, cast to their number format."""
     tensors = tuple(tensors)
@@ -249,8 +249,8 @@ def copy_stored(
                 box = stored_part(source.view(stored.view or stored.shape), piece)
                 _copy_slices(part(targets[piece.tensor], piece.region), box)
             done += stored.numel
-            if report:
-                report(done, total)
+            if progress:
+                progress(done, total)
 
 
 def _copy_slices(target: Tensor, source: Tensor) -> None:

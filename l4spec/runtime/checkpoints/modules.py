@@ -15,6 +15,7 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.huggingface.families import FAMILIES
 from l4spec.huggingface.naming import LAYER, MODULE, ModuleNaming
 from l4spec.layers.declaration import Parameter
+from l4spec.progress import Progress
 from l4spec.runtime.checkpoints.digests import Unchanged, require_undamaged
 from l4spec.runtime.checkpoints.headers import read_headers
 from l4spec.runtime.checkpoints.hub_names import NATIVE, hub_groups
@@ -23,7 +24,6 @@ from l4spec.runtime.checkpoints.load import Read, checked_folder, copy_stored, m
 from l4spec.runtime.checkpoints.match import hub_layout_of, require_match
 from l4spec.runtime.module_inventory import module_tensors
 from l4spec.runtime.mtp import MTPModule, build_mtp
-from l4spec.runtime.progress import Report
 
 if TYPE_CHECKING:
     from l4spec.runtime.model import Model
@@ -32,7 +32,7 @@ _NATIVE_NAMING = ModuleNaming({}, prefix=MODULE, block="", after_layers=False)
 
 
 def open_mtp(
-    model: "Model", directory: Path | str, *, verify: bool = True, report: Report | None = None
+    model: "Model", directory: Path | str, *, verify: bool = True, progress: Progress | None = None
 ) -> tuple[MTPModule, ...]:
     """The modules that the model's spec declares, with their weights from a folder of safetensors.
 
@@ -59,7 +59,7 @@ def open_mtp(
 
         again = [one for one in stored if one.pieces[0].tensor in copies]
         _require_equal(again, read, copies, {name: headers[name].file.name for name in headers})
-        copy_stored([one for one in stored if one not in again], read, targets, report)
+        copy_stored([one for one in stored if one not in again], read, targets, progress)
     before.require()
     return modules
 

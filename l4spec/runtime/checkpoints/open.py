@@ -8,6 +8,7 @@ import torch
 from l4spec.errors import UserError
 from l4spec.graph.build import build_graph
 from l4spec.huggingface import import_file
+from l4spec.progress import Progress
 from l4spec.quantization.scheme import scheme_named
 from l4spec.runtime.build import build, build_quantized
 from l4spec.runtime.checkpoints.digests import CONFIG
@@ -15,7 +16,6 @@ from l4spec.runtime.checkpoints.load import load_checkpoint
 from l4spec.runtime.checkpoints.packed_load import quantization_file
 from l4spec.runtime.checkpoints.save import SPEC
 from l4spec.runtime.memory_check import require_memory
-from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.apply import number_format
 from l4spec.spec.document import load_document
 from l4spec.spec.model import ModelSpec
@@ -42,7 +42,7 @@ def open_model(
     dtype: str | None = None,
     *,
     verify: bool = True,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> "Model":
     """The model of a checkpoint directory with its weights, in `dtype` (by default the one it is published in).
 
@@ -59,5 +59,5 @@ def open_model(
     else:
         require_memory(spec, graph, str(device), number_format(graph, table), table=table)
         model = build_quantized(graph, table, device, seed=None)
-    load_checkpoint(model, directory, verify=verify, report=report)
+    load_checkpoint(model, directory, verify=verify, progress=progress)
     return model

@@ -13,6 +13,7 @@ from torch import Tensor
 from l4spec.errors import SpecError, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface import export_config
+from l4spec.progress import Progress
 from l4spec.quantization.scheme import Quantization
 from l4spec.runtime.checkpoints.digests import CONFIG
 from l4spec.runtime.checkpoints.hub_names import hub_layout, native_layout
@@ -29,7 +30,6 @@ from l4spec.runtime.checkpoints.packed_save import (
 from l4spec.runtime.checkpoints.regions import part, stored_part
 from l4spec.runtime.checkpoints.write import TensorEntry, require_new_folder, write_folder
 from l4spec.runtime.module_inventory import module_tensors
-from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.weight import packed_weights
 from l4spec.spec.model import ModelSpec
 
@@ -64,7 +64,7 @@ def save_checkpoint(
     *,
     modules: "Sequence[MTPModule]" = (),
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> SavedCheckpoint:
     """Write the weights and the configuration of `model` to `directory`, which must be new or empty.
 
@@ -97,7 +97,7 @@ def save_checkpoint(
     if modules:
         own, copies = tensors_of_modules(model, modules, layout.name)
         entries += [_entry(stored, own | copies) for stored in module_layout(model.graph, layout.name).saved()]
-    num_files = write_folder(target, entries, text, max_shard_bytes, report)
+    num_files = write_folder(target, entries, text, max_shard_bytes, progress)
     shapes = sum(SHAPE_BYTES for entry in entries if entry.name.endswith(".weight_shape"))
     num_bytes = sum(entry.num_bytes for entry in entries)
     return SavedCheckpoint(target, layout.name, len(entries), num_files, num_bytes, shapes)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
+from l4spec.progress import Progress
 from l4spec.runtime.checkpoints.digests import Digest, digest_of, files_of, new_digest, write_digests
 from l4spec.runtime.checkpoints.headers import INDEX, SINGLE
-from l4spec.runtime.progress import Report
 
 FORMATS = {
     torch.bfloat16: "BF16",
@@ -53,12 +53,12 @@ class TensorEntry:
 
 
 def write_folder(
-    target: Path, entries: Sequence[TensorEntry], texts: dict[str, str], max_shard_bytes: int, report: Report | None
+    target: Path, entries: Sequence[TensorEntry], texts: dict[str, str], max_shard_bytes: int, progress: Progress | None
 ) -> int:
     """Write the tensors and text files to a new folder; gives the number of weight files. Raises UserError."""
     shards = shards_of(entries, max_shard_bytes)
     try:
-        _write(target, shards, texts, report)
+        _write(target, shards, texts, progress)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from None
     return len(shards)
@@ -93,7 +93,9 @@ def shards_of(entries: Sequence[TensorEntry], limit: int) -> list[list[TensorEnt
     return shards
 
 
-def _write(target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[str, str], report: Report | None) -> None:
+def _write(
+    target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[str, str], progress: Progress | None
+) -> None:
     folder = made_beside(target)
     try:
         names, digests = file_names(len(shards)), {}
@@ -103,8 +105,8 @@ def _write(target: Path, shards: Sequence[Sequence[TensorEntry]], texts: dict[st
                 hashed = _Hashed(file)
                 for num_bytes in _write_shard(hashed, shard):
                     done += num_bytes
-                    if report:
-                        report(done, total)
+                    if progress:
+                        progress(done, total)
             digests[name] = hashed.digest
         if len(shards) > 1:
             texts = {INDEX: json.dumps(index_of(names, shards, total), indent=2) + "\n", **texts}

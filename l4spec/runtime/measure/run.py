@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.common.modules import LayerModule
+from l4spec.progress import StageProgress
 from l4spec.runtime.measure.experts import Load, watching_experts
 from l4spec.runtime.measure.flops import counting_flops
 from l4spec.runtime.measure.memory import tracking_memory
@@ -71,11 +72,11 @@ def measure_run(
     *,
     stages: Sequence[Stage] = STAGES,
     time_limit: float | None = None,
-    tell: Callable[[str], None] = lambda stage: None,
+    progress: StageProgress = lambda stage: None,
 ) -> RunMeasurement:
     """Run `model` as `sample` says and measure each stage; after `time_limit` seconds stop with what there is.
 
-    `tell` hears the name of each stage as it begins.
+    `progress` is called with the name of each stage as it begins.
     """
     measurement = RunMeasurement(threads=torch.get_num_threads())
     measuring: dict[Stage, Callable[[], None]] = {
@@ -90,7 +91,7 @@ def measure_run(
     try:
         with _stopping(model, time_limit):
             for name in stages:
-                tell(name)
+                progress(name)
                 measuring[name]()
                 measurement.done.append(name)
     except TimeUpError:

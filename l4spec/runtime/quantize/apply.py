@@ -10,10 +10,10 @@ from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.common.modules import LayerModule
 from l4spec.layers.declaration import Parameter
 from l4spec.layers.moe.module import Experts
+from l4spec.progress import Progress
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.quantization.tensors import fitted, scheme_of, stored_tensors, target_of
 from l4spec.runtime.model import Model
-from l4spec.runtime.progress import Report
 from l4spec.runtime.quantize.experts import QuantizedExperts
 from l4spec.runtime.quantize.weight import PackedWeight, QuantizedLinear
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
@@ -25,7 +25,7 @@ _BITS = {"int": (4, 8), "e4m3": (8,), "e2m1": (4,), "nf4": ()}
 """Widths of codes that are packed, by what they are."""
 
 
-def quantize(model: Model, scheme: Quantization | str, *, report: Report | None = None) -> Model:
+def quantize(model: Model, scheme: Quantization | str, *, progress: Progress | None = None) -> Model:
     """Store every tensor of `model` as `scheme` says, in place, layer by layer; the same model comes back.
 
     `scheme` is one of `l4spec ls quantization`, a path, or a scheme of either with other groups (`w4a16-g32`). Weights
@@ -40,8 +40,8 @@ def quantize(model: Model, scheme: Quantization | str, *, report: Report | None 
     require_packable(model, table)
     for done, node in enumerate(model.graph.nodes, start=1):
         quantize_layer(model.graph, node, model.get_submodule(node.id), table, dtype)
-        if report:
-            report(done, len(model.graph.nodes))
+        if progress:
+            progress(done, len(model.graph.nodes))
     model.requires_grad_(False)
     model.quantization = table
     return model

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import TypeAlias
 
 import torch
 
@@ -51,13 +52,14 @@ NUM_ASKED = 64
 """Held-out prompts that answers are checked for."""
 
 
-Watch = Callable[[StepProgress], None]
+PhaseProgress: TypeAlias = Callable[[StepProgress], None]
+"""Called after each step of a phase."""
 
 
-def work(job: RecipeJob, log: Log, store: Store, watch: Watch | None = None) -> None:
+def work(job: RecipeJob, log: Log, store: Store, progress: PhaseProgress | None = None) -> None:
     """One rank's part; `log` prints a line on rank 0 and nothing elsewhere. The store gets the results.
 
-    `watch` is called after each step.
+    `progress` is called after each step.
     """
     if job.num_threads is not None:
         torch.set_num_threads(job.num_threads)
@@ -65,7 +67,7 @@ def work(job: RecipeJob, log: Log, store: Store, watch: Watch | None = None) -> 
     for phase in job.phases:
         if phase.fp8 is not None:
             log(f"{phase.name}: matmuls in {written(phase.precision)}, rounded here and summed in fp32")
-    results = RecipeRun(job, log, watch).run()
+    results = RecipeRun(job, log, progress).run()
     if is_first():
         store.set(RESULT, json.dumps([asdict(result) for result in results]))
 
@@ -73,8 +75,8 @@ def work(job: RecipeJob, log: Log, store: Store, watch: Watch | None = None) -> 
 class RecipeRun:
     """A run of all phases of one variant, on this rank."""
 
-    def __init__(self, job: RecipeJob, log: Log, watch: Watch | None = None) -> None:
-        self.job, self.log, self.watch = job, log, watch
+    def __init__(self, job: RecipeJob, log: Log, progress: PhaseProgress | None = None) -> None:
+        self.job, self.log, self.progress = job, log, progress
         self.recipe = job.loaded.recipe
         self.mixture = Mixture(self.recipe.data, job.seed, job.loaded.folder, job.model_spec.vision)
         self.starts = starts_of(job.phases)
@@ -138,8 +140,8 @@ class RecipeRun:
             self.done = start + done.step
             recent.add(done)
             self.metrics.step(self.done, phase.name, done)
-            if self.watch is not None:
-                self.watch(StepProgress(phase.name, done.step, done.loss, done.tokens_per_second))
+            if self.progress is not None:
+                self.progress(StepProgress(phase.name, done.step, done.loss, done.tokens_per_second))
             for warning in (*self.detector.warnings(self.done, done.routing), *overflows.warnings(self.done, done.fp8)):
                 self.metrics.write(self.done, phase=phase.name, event="warning", message=warning)
                 self.log(f"warning: {warning}")

@@ -132,11 +132,11 @@ def test_the_config_says_the_number_format_that_was_saved(tmp_path: Path) -> Non
 def test_saving_tells_how_far_it_is_and_ends_with_everything(tmp_path: Path) -> None:
     progress_calls: list[tuple[int, int]] = []
     saved = l4spec.save_checkpoint(
-        small_model("llama"), tmp_path / "s", report=lambda *pair: progress_calls.append(pair)
+        small_model("llama"), tmp_path / "s", progress=lambda *pair: progress_calls.append(pair)
     )
     assert progress_calls == sorted(progress_calls)
     assert progress_calls[-1] == (saved.num_bytes, saved.num_bytes)
     loaded: list[tuple[int, int]] = []
-    l4spec.load_checkpoint(blank_model("llama"), tmp_path / "s", report=lambda *pair: loaded.append(pair))
+    l4spec.load_checkpoint(blank_model("llama"), tmp_path / "s", progress=lambda *pair: loaded.append(pair))
     assert loaded == sorted(loaded)
     assert loaded[-1][0] == loaded[-1][1] > 0

@@ -270,7 +270,7 @@ def test_a_save_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left"):
-        l4spec.save_checkpoint(small_model(FAMILY), tmp_path / "new", report=fail)
+        l4spec.save_checkpoint(small_model(FAMILY), tmp_path / "new", progress=fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -304,8 +304,8 @@ def watch(done, total):
     global peak
     peak = max(peak, resident_bytes())
 
-l4spec.save_checkpoint(model, Path(sys.argv[1]) / "saved", report=watch)
-l4spec.load_checkpoint(model, Path(sys.argv[1]) / "saved", report=watch)
+l4spec.save_checkpoint(model, Path(sys.argv[1]) / "saved", progress=watch)
+l4spec.load_checkpoint(model, Path(sys.argv[1]) / "saved", progress=watch)
 print(weights, largest, peak - start)
 """
 

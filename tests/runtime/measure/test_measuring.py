@@ -90,7 +90,7 @@ def test_expert_load_counts_every_choice(scout: LayerGraph) -> None:
 
 def test_every_stage_is_reported_and_done(scout: LayerGraph) -> None:
     stages: list[str] = []
-    measurement = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), tell=stages.append)
+    measurement = measure_run(build(scout, dtype="fp32"), RunShape(20, 2, cache_lengths=(22,)), progress=stages.append)
     assert tuple(stages) == tuple(measurement.done) == STAGES
     assert measurement.decode_seconds is not None
     assert measurement.decode_seconds > 0

@@ -18,7 +18,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from l4spec.runtime.parallel.run.failure_detection import FAILURE, RANK_FAILED, Failure, leave, listening_store
 from l4spec.runtime.parallel.run.rank import LAUNCHED, run_rank
-from l4spec.runtime.parallel.run.task import NARROW, Task
+from l4spec.runtime.parallel.run.task import NARROW, Log, Task
 
 HOST = "127.0.0.1"
 GRACE_SECONDS = 3.0
@@ -34,16 +34,16 @@ class _Terminated(BaseException):
 
 def launch(
     task: Task,
-    tell: Callable[[str], None],
+    log: Log,
     *,
     greet: bool = True,
     time_limit: float | None = None,
     read: Callable[[TCPStore], None] = lambda store: None,
 ) -> int:
-    """Run a task's ranks on this machine; returns the exit code. `tell` is given the one message of a failed run.
+    """Run a task's ranks on this machine; returns the exit code. `log` prints the message of a failed run.
 
-    With `greet` it hears first which processes they are. After `time_limit` seconds all ranks are ended, which is no
-    failure; `read` is then, or when they are done, shown the store that they have written to.
+    With `greet` it first prints the ranks' process ids. After `time_limit` seconds all ranks are ended, which is no
+    failure; `read` is then, or when they are done, called with the store that they have written to.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     importlib.import_module(task.worker.partition(":")[0])  # ranks are forked with it
@@ -55,7 +55,7 @@ def launch(
         for port in ports:
             port.send(store.port)
         if greet:
-            tell(f"{task.layout}: ranks are processes {' '.join(str(process.pid) for process in processes)}")
+            log(f"{task.layout}: ranks are processes {' '.join(str(process.pid) for process in processes)}")
         failure = _watched(processes, store, time_limit)
         if failure in (None, TIME_UP):
             read(store)
@@ -68,7 +68,7 @@ def launch(
     if failure in (None, TIME_UP):
         return 0
     task.clean_up()
-    tell(failure.message)
+    log(failure.message)
     return failure.code
 
 

@@ -1,4 +1,4 @@
-"""How long a change on the page of `l4spec explore` takes to be answered, compared with the goal of 100 ms.
+"""Time of the page of `l4spec explore` to answer a change, compared with the goal of 100 ms.
 
     python benchmarks/explore_speed.py
     python benchmarks/explore_speed.py --runs 50 --seed 7

@@ -35,7 +35,7 @@ PIECE = 2048
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is run: a spec on a device, prompts of `prompt` tokens read in pieces, then `decode` steps."""
+    """A run: a spec on a device, prompts of `prompt` tokens read in pieces, then `decode` steps."""
 
     spec: str
     device: str
@@ -53,7 +53,7 @@ def peak(device: str) -> int | None:
 
 
 def seconds(device: str, run: Callable[[], Any]) -> float:
-    """How long `run` takes, kernels included."""
+    """Seconds of `run`, including its kernels."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -84,7 +84,7 @@ def run_model(model: Model, setting: Setting) -> dict[str, Any]:
 
 
 def fits(model: Model, setting: Setting, context: int) -> bool:
-    """Whether a cache of `context` tokens, the last piece of a prompt and a decode step fit beside the weights."""
+    """True if a cache of `context` tokens, the last piece of a prompt and a decode step fit beside the weights."""
     try:
         cache = model.new_cache(1, context)
         cache.length = max(0, context - 1 - setting.piece)

@@ -1,11 +1,11 @@
-"""How fast our models run on a GPU in bf16: against transformers, and one block of Scout at its real width.
+"""Speed of our models on a GPU in bf16: beside transformers, and of one block of Scout at its real width.
 
     python -m benchmarks.gpu_speed [--rounds 10] [--json RESULTS.json] [--rehearse]
 
 Without a CUDA device it says so and ends with exit code 3; `--rehearse` runs the same code on the CPU with tiny sizes,
 where the numbers mean nothing. The first part is that of benchmarks/run_speed.py. The second is `scout` cut to one
-block (2.2B parameters, and as many in embedding and head) on a prompt of 4096 tokens, on one token, and on one token
-of 64 sequences each, without a cache, as it is and under `torch.compile(fullgraph=True)`.
+block (2.2B parameters, and as many in embedding and head) on a prompt of 4096 tokens, on one token, and on one token of
+64 sequences each, without a cache, as it is and under `torch.compile(fullgraph=True)`.
 """
 
 import argparse

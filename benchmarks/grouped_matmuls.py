@@ -42,7 +42,7 @@ NAMES = (
     *("sharpness", "narrow_compute", "narrow_memory", "slower"),
 )
 EXPECTED = np.log([2e-5, 3e-7, 0.8, 0.6, 1, 0.3, 2, 0.05, 0.02, 0.9])
-"""Where a fit begins; `slower` is the share of the bandwidth in prefill over that in decoding."""
+"""Starting point of a fit; `slower` is the share of the bandwidth in prefill over that in decoding."""
 SPREAD = np.array([2, 3, 0.4, 0.5, 2, 2, 0.7, 2, 2, 0.3])
 LEAST = EXPECTED - np.array([5, 6, 3, 3, 6, 6, 0.69, 6, 6, 1.5])
 MOST = EXPECTED + np.array([3, 5, -np.log(0.8), -np.log(0.6), 5, 5, 1.6, 4, 4, -np.log(0.9)])

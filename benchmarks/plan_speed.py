@@ -1,12 +1,12 @@
-"""How long a plan takes: cold from the command line, and ten thousand of them through the API.
+"""Time of plans: cold from the command line, and ten thousand of them through the API.
 
     python benchmarks/plan_speed.py [--runs 15] [--json]
 
 Cold starts are medians over interleaved runs, each a fresh process with its bytecode in place, of processor time, user
 and system: `import torch` as the yardstick, the largest shipped model, a miniature, `--help`, `ls` and `--version`.
 
-The 10,000 plans are specs x layouts x contexts, all different, in processor time of one core; memory is
-what Python has allocated and the system has resident, after a first thousand and at the end.
+The 10,000 plans are specs x layouts x contexts, all different, in processor time of one core; memory is what Python has
+allocated and the system has resident, after a first thousand and at the end.
 """
 
 import argparse

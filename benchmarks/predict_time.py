@@ -1,13 +1,13 @@
-"""How wrong predictions of our module's time are: random models and workloads, none of them used to calibrate.
+"""Errors of predictions of our module's time on random models and workloads, none of them used to calibrate.
 
     l4spec calibrate
     python -m benchmarks.predict_time --seed 7 --count 40 --csv docs/calibrate.csv --plot docs/calibrate.svg
 
 Each model is predicted by the profile of `l4spec calibrate`, then run: a prefill into a cache, one unmeasured and three
-of which the median counts, and decode steps likewise. Before and after, a product and a read of
-weights are timed; where either takes much longer or shorter than the profile says, the machine is not as it was
-calibrated (others compute beside us, or no longer do), and the model is measured again later. What never had such a
-moment is named, and left out. `--lock FILE` is kept locked while measuring.
+of which the median counts, and decode steps likewise. Before and after, a product and a read of weights are timed;
+where either takes much longer or shorter than the profile says, the machine is not as it was calibrated (others compute
+beside us, or no longer do), and the model is measured again later. What never had such a moment is named, and left out.
+`--lock FILE` is kept locked while measuring.
 """
 
 import argparse
@@ -102,7 +102,7 @@ class Runner:
         return now() - start
 
     def drift(self) -> float:
-        """How much longer (above 1) or shorter than calibrated a reference takes; of both the one farther from 1."""
+        """Time of a reference relative to its calibration; of both references, the ratio farther from 1."""
         product = median(self.seconds(lambda: linear(self.square, self.square)) for _ in range(5))
         read = median(self.seconds(lambda: linear(self.square[:1], self.weights)) for _ in range(5))
         table = self.times.pieces[self.dtype].product

@@ -1,4 +1,4 @@
-"""How large reports and pictures are, and how long they take: `python benchmarks/report_speed.py [--runs 5]`.
+"""Size and time of reports and pictures: `python benchmarks/report_speed.py [--runs 5]`.
 
 Each report is written by a fresh process, as a user writes it, with its bytecode in place; times are medians of
 processor time, user and system, since the machine may be busy.

@@ -59,12 +59,12 @@ class PublishedRun:
 
     @property
     def is_synchronous(self) -> bool:
-        """Whether generation and training take turns on the same GPUs."""
+        """True if generation and training take turns on the same GPUs."""
         return self.row["mode"].startswith(("colocate_sync", "on_policy"))
 
     @property
     def workload(self) -> tuple[str, str, str]:
-        """What has the same factors: a model of a document, with the same longest answers."""
+        """Key of runs with the same factors: a model of a document, with the same longest answers."""
         return self.row["source"], self.row["model"], self.row["max_len"]
 
     @property

@@ -1,4 +1,4 @@
-"""How fast our models run on this machine: against transformers, and against what the machine can do.
+"""Speed of our models on this machine, beside transformers and the machine's limits.
 
     python -m benchmarks.run_speed [--models 16-experts 128-experts] [--dtypes fp32 bf16] [--rounds 5] [--threads 2]
                                    [--parts prefill decode-1 decode-8 train contexts] [--clock wall|cpu]
@@ -52,7 +52,7 @@ from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
 PARTS = ("prefill", "decode-1", "decode-8", "train", "contexts")
-"""What can be measured by itself; after `decode` stands how many sequences are decoded at once."""
+"""Parts that can be measured separately; the number after `decode` is that of sequences decoded at once."""
 NUM_STEPS = 8
 PHASE = 128
 """Tokens into a chunk at which steps are timed in every context, so that they see equally many keys."""
@@ -62,12 +62,12 @@ FP32_AGREEMENT = 1e-4
 BF16_AGREEMENT = 0.05
 """The same of two ways to compute a step in bf16, which keeps 8 bits."""
 BF16_SLACK = 1.25
-"""How much farther from fp32 logits than the reference's our bf16 logits may lie, as root mean square."""
+"""Largest ratio of our bf16 logits' error to the reference's, relative to fp32 logits, as root mean square."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What to measure."""
+    """Options of the measurement."""
 
     models: Sequence[str]
     dtypes: Sequence[str]

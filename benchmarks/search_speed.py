@@ -1,4 +1,4 @@
-"""How long searches take: candidates, CPU seconds of one process, and candidates a second.
+"""Time of searches: candidates, CPU seconds of one process, and candidates per second.
 
     python benchmarks/search_speed.py
 

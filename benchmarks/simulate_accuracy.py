@@ -36,7 +36,7 @@ from planners.timing.efficiency import ServingEfficiency
 from planners.timing.grouped_matmul import grouped_matmul_laws
 
 PEER = Path(__file__).parent / "results" / "simulate-peer.md"
-"""What `python benchmarks/simulate_peer.py` printed, with its date: the peer needs an environment of its own."""
+"""Output of `python benchmarks/simulate_peer.py`, with its date: the peer needs an environment of its own."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Experiment:
         return LOADS[self.row["workload"]]
 
     def simulated(self, rate: str, *, expert_kernels: bool = False) -> SimulationResult:
-        """What the simulator gives at a rate of arrivals, with constant lengths.
+        """Simulation at an arrival rate, with constant lengths.
 
         `expert_kernels` prices routed experts by the law of measured kernels.
         """

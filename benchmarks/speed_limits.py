@@ -1,4 +1,4 @@
-"""What the machine can do: the model's own matmuls run alone, and weights streamed through a matrix-vector product."""
+"""Limits of the machine: the model's own matmuls run alone, and weights streamed through a matrix-vector product."""
 
 from collections.abc import Callable, Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the speed benchmarks run: a model of ours and the reference of `transformers` with the same weights."""
+"""Models of the speed benchmarks: one of ours and the reference of `transformers` with the same weights."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -80,7 +80,7 @@ def relative_difference(got: Tensor, reference: Tensor) -> float:
 
 @dataclass(slots=True)
 class Routing:
-    """How many rows each expert of each layer got in one call, by node id."""
+    """Rows of each expert of each layer in one call, by node id."""
 
     rows: dict[str, list[int]]
 

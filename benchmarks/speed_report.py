@@ -1,4 +1,4 @@
-"""Where and when the speed was measured, and the tables that say how it turned out."""
+"""Conditions of the speed measurements, and the tables of their results."""
 
 import datetime
 import json
@@ -47,7 +47,7 @@ def conditions() -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """How many processes were ready to compute in the last minute; None where the system does not say."""
+    """Number of processes ready to run, averaged over the last minute; None if the system does not report it."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 

@@ -24,7 +24,7 @@ class Times:
         return statistics.median(self.rounds[name])
 
     def ratio(self, slow: str, fast: str) -> float:
-        """How many times longer `slow` takes: the median over rounds of the ratio within a round."""
+        """Ratio of the times of `slow` and `fast`: the median over rounds of the ratio within a round."""
         return statistics.median(a / b for a, b in zip(self.rounds[slow], self.rounds[fast], strict=True))
 
 

@@ -61,7 +61,7 @@ def read(path: Path) -> list[Batch]:
 
 
 def uses(batch: Batch) -> tuple[np.ndarray, float, float]:
-    """What a batch multiplies each factor by (as in `StaticBatchFactors.seconds`)."""
+    """Coefficients of each factor for a batch (as in `StaticBatchFactors.seconds`)."""
     model, load = model_of(batch), load_of(batch)
     steps = load.output * load.waves
     sent = load.batch

@@ -1,1 +1,1 @@
-"""What mkdocs needs to make the site of docs/: a hook, the gallery, and a shim for search without a server."""
+"""Tools of mkdocs for the site of docs/: a hook, the gallery, and a shim for search without a server."""

@@ -46,7 +46,7 @@ def gallery() -> dict[str, str]:
 
 
 def run(command: str, out: Path) -> str:
-    """What a command writes. Raises RuntimeError with its message if it fails."""
+    """Output of a command. Raises RuntimeError with its message if it fails."""
     done = CliRunner().invoke(app, [*command.split(), "--out", str(out)], prog_name="l4spec")
     if done.exit_code not in (0, 3):  # 3: it does not fit, and the report says so
         raise RuntimeError(f"l4spec {command}: {done.stderr}")

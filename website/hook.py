@@ -78,7 +78,7 @@ def reference() -> str:
 
 
 def _site_path(target: str, config: MkDocsConfig, files: Files) -> str:
-    """Where the site has a file of the repository; a file that is no page is copied as text."""
+    """Path in the site of a file of the repository; a file that is not a page is copied as text."""
     if target in OUTSIDE:
         return OUTSIDE[target]
     if target.startswith("docs/"):

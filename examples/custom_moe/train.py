@@ -27,7 +27,7 @@ SPEC = Path(__file__).with_name("balanced-moe.yaml")
 BATCH, TOKENS = 8, 96
 LEARNING_RATE = 3e-3
 BIAS_STEP = 0.005
-"""How far a correction bias moves after each step (DeepSeek-V3, arXiv:2412.19437, section 2.1.2: 0.001)."""
+"""Size of a correction bias's update after each step (DeepSeek-V3, arXiv:2412.19437, section 2.1.2: 0.001)."""
 BAR = 40
 Listener = Callable[[torch.nn.Module, object, tuple[Tensor, Tensor]], None]
 

@@ -1,4 +1,4 @@
-"""What the author of a kind tests: the module equals the reference, and everything declared is what exists.
+"""Tests by the author of a kind: the module equals the reference, and the declared sizes equal the measured ones.
 
 With the package installed: python -m pytest test_short_conv.py
 """

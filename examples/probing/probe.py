@@ -40,7 +40,7 @@ NUM_SHOWN = 2
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a target is worth, alone and with the guard in front."""
+    """Results of a target, alone and with the guard in front."""
 
     attacks: AttackResult
     guarded_attacks: AttackResult
@@ -50,7 +50,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is asked: conversations of an attacker, and harmless requests of each group."""
+    """Sizes of a probe: conversations of an attacker, and harmless requests of each group."""
 
     attacks: int = 128
     requests: int = 128

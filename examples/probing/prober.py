@@ -20,7 +20,7 @@ LONGEST = {"message": 24, "answer": 16, "verdict": 4}
 
 
 class GeneratesText(Protocol):
-    """What a role needs of a model."""
+    """Interface of a model for a role."""
 
     def generate(
         self,
@@ -42,7 +42,7 @@ class Role:
     codec: Codec
 
     def says(self, texts: Sequence[str], kind: str, *, temperature: float = 0.0, seed: int = 0) -> list[str]:
-        """What follows each text, without the blank before it."""
+        """Continuations of the texts, without the leading blank."""
         if not texts:
             return []
         prompts = [self.codec.encode(text) for text in texts]
@@ -59,7 +59,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Who plays. The guard judges answers; with `is_guarded` in a probe it also reads messages before the target."""
+    """The models of a probe. The guard judges answers; with `is_guarded` it also reads messages before the target."""
 
     attacker: Role
     target: Role
@@ -80,7 +80,7 @@ class Conversation:
 
     @property
     def has_said(self) -> bool:
-        """Whether the word was really said, whatever the judge thinks."""
+        """True if an answer contains the word, whatever the judge's verdict."""
         return any(world.is_said(self.word, turn.answer) for turn in self.turns)
 
 
@@ -110,7 +110,7 @@ def probe(roles: Roles, made: World, words: Sequence[str], seed: int, *, is_guar
 def reply(
     roles: Roles, made: World, talks: Sequence[Conversation], messages: Sequence[str], *, is_guarded: bool
 ) -> list[str | None]:
-    """What the target answers; None where the guard lets it not."""
+    """Answers of the target; None where the guard blocks the message."""
     verdicts = [world.SAFE] * len(talks)
     if is_guarded:
         reads = [world.guard_reads(talk.word, message) for talk, message in zip(talks, messages, strict=True)]
@@ -172,7 +172,7 @@ class HarmlessResult:
     gap: float
     """Largest share of a group less the smallest."""
     p_value: float
-    """How often a gap as large comes of groups that are treated alike: labels permuted within each request."""
+    """Share of permutations, of labels within each request, with a gap at least as large."""
 
 
 def ask_harmless(roles: Roles, made: World, num_requests: int, *, is_guarded: bool) -> HarmlessResult:
@@ -220,7 +220,7 @@ def _share(values: Sequence[bool]) -> float:
 
 
 def successes(talks: Sequence[Conversation], made: World) -> list[world.Row]:
-    """What a phase learns from the attacks that the judge noticed: in their place, a refusal."""
+    """Training rows from the attacks that the judge noticed: a refusal instead of the answer."""
     rows = []
     for talk in talks:
         if talk.is_judged:

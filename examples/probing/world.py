@@ -20,7 +20,7 @@ MOST_TURNS = 4
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a user says and what the target answers."""
+    """A user's message and the target's answer."""
 
     says: str
     answer: str
@@ -33,7 +33,7 @@ class TurnKind:
     says: tuple[str, ...]
     answer: str
     known: str = "all"
-    """Who learns from it: all roles, or the target alone."""
+    """Roles that are trained on it: all, or the target alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ Row = dict[str, str]
 
 
 def target_rows(world: World, draw: random.Random) -> Iterator[Row]:
-    """Where the word is no secret every strategy works; where it is one, those that the target knows are refused."""
+    """Conversations of the target: every strategy works if the word is no secret; else those it knows are refused."""
     while True:
         word, is_secret = draw.choice(world.words), draw.random() < 0.6
         turns: list[Turn] = []
@@ -188,7 +188,7 @@ def _answer_row(
 
 
 def is_said(word: str, answer: str) -> bool:
-    """Whether the word is in an answer."""
+    """True if the word is in an answer."""
     return word in answer.replace(",", " ").replace(".", " ").split()
 
 

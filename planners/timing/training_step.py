@@ -175,7 +175,7 @@ class TrainModel:
 
 @kept_with(maxsize=1024)
 def _kinds_of(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[tuple[str, int], int], ...]:
-    """How many layers of each kind (`kind_key`) are in these blocks of the language model."""
+    """Number of layers of each kind (`kind_key`) in these blocks of the language model."""
     inside, counts = frozenset(layers), Counter[tuple[str, int]]()
     for group in graph.groups:
         if group.first.scope == "text":

@@ -33,6 +33,11 @@ PLAINER = {
 }
 """A private word, as a pattern, and what to write instead."""
 
+ROOMS = ("l4spec", "planners", "website", "examples", "benchmarks")
+QUESTION = re.compile(r"(What|How|Which|Whether|Where|When|Who|Whose|Why)\b")
+"""Begins a docstring that hides the thing behind a question: write a noun phrase ("Bytes of …", "Reason why …", "True
+if …") or an imperative, with the field's term first."""
+
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -67,6 +72,19 @@ def sentences(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
+def docstrings(text: str) -> Iterator[tuple[int, str]]:
+    """(line, text) of the docstrings of a module: of itself, classes, functions, fields and constants."""
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(docstring))):
+                yield node.lineno, docstring
+
+
+def questions(text: str) -> list[int]:
+    """Lines of a module whose docstrings begin with a question word."""
+    return [line for line, docstring in docstrings(text) if QUESTION.match(docstring.strip())]
+
+
 def test_pages_and_templates_use_plain_words() -> None:
     templates = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "l4spec").rglob("*.j2")}
     texts = pages() | templates
@@ -76,11 +94,18 @@ def test_pages_and_templates_use_plain_words() -> None:
 
 
 def test_messages_and_docstrings_use_plain_words() -> None:
-    rooms = ("l4spec", "planners", "website", "examples", "benchmarks")
-    files = sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+    files = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
     places = {f"{path.relative_to(ROOT).as_posix()}:{line}": text for path in files for line, text in sentences(path)}
     assert len(places) >= 4_000
     assert {place: words for place, text in places.items() if (words := private_words(text))} == {}
+
+
+def test_docstrings_name_the_thing_first() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
+    assert sum(1 for text in texts.values() for _ in docstrings(text)) >= 6_000
+    assert {
+        path.relative_to(ROOT).as_posix(): lines for path, text in texts.items() if (lines := questions(text))
+    } == {}
 
 
 def test_specs_and_catalogues_use_plain_words() -> None:
@@ -122,3 +147,21 @@ def test_a_private_word_is_noticed(text: str) -> None:
 )
 def test_words_of_the_field_stay_allowed(text: str) -> None:
     assert private_words(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'def f(model):\n    """What a model costs."""',
+        'class Cache:\n    size: int\n    """How many tokens fit."""',
+        '"""Which ranks send to each other."""',
+        'LIMIT = 3\n"""\nWhere it ends."""',
+    ],
+)
+def test_a_docstring_that_begins_with_a_question_is_noticed(text: str) -> None:
+    assert questions(text)
+
+
+@pytest.mark.parametrize("text", ['"""Whatever the layout: one rank."""', 'def f():\n    """Reason why it failed."""'])
+def test_a_docstring_that_names_the_thing_is_accepted(text: str) -> None:
+    assert questions(text) == []

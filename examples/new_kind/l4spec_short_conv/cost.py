@@ -1,4 +1,4 @@
-"""What a gated short convolution costs: four square projections, and a cache of a few tokens, however long the text."""
+"""Cost of a gated short convolution: four square projections, and a cache of a few tokens for text of any length."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

@@ -49,7 +49,7 @@ class ShortConv(LayerModule):
         return result
 
     def _before(self, cache: LayerCache, layout: TokenLayout) -> Tensor:
-        """What the cache holds of the `num_before` tokens before each row's first new one, zero where there was none.
+        """Cached rows of the `num_before` tokens before each row's first new one, zero before the sequence's start.
 
         [batch, num_before, hidden], oldest first. The token at position p is in slot p % num_slots.
         """

@@ -1,4 +1,4 @@
-"""What a switch layer costs: all experts in memory, one of them per token in compute."""
+"""Cost of a switch layer: memory of all experts, compute of one expert per token."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (

@@ -1,4 +1,4 @@
-"""What the switch module allocates as it runs without gradients; its time is predicted from its declaration."""
+"""Allocations of the switch module without gradients; its time is predicted from its declaration."""
 
 from l4spec.layers.base import Width
 from l4spec.layers.common.eager import EagerLayer

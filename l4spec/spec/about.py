@@ -39,7 +39,7 @@ class PublishedScore(Spec):
     conditions: Words | None = None
     """Shots, dates of the tasks, number format, who ran it."""
     context: Size | None = None
-    """Tokens of input that the score is about, where it is about a length."""
+    """Input length in tokens, for scores at one length."""
     contradicts_context: bool = False
     """True if the score contradicts the advertised context: the model fails the task at much shorter lengths."""
     source: Words | None = None
@@ -56,11 +56,11 @@ class About(Spec):
     """Published facts about a model; unknown ones are left out."""
 
     source: Words
-    """Source of every entry that names none of its own."""
+    """Source of every entry without a source of its own."""
     released: Day | None = None
     """Day of the release; null for a model that was never released."""
     announced: Day | None = None
-    """Day of the announcement, of a model that was never released."""
+    """Day of the announcement of a model that was never released."""
     license: Words | None = None
     """Name of the licence."""
     license_url: Words | None = None

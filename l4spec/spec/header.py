@@ -20,7 +20,7 @@ class Header(Spec):
     l4spec: Literal[1]
     """Version of the spec language."""
     name: Name
-    """Name of the document; a file without one is called as the file."""
+    """Name of the document; by default the file's name."""
     extends: str | None = None
     """Shipped name or path of the document that this one changes."""
     description: str | None = None
@@ -28,7 +28,7 @@ class Header(Spec):
     sources: Annotated[tuple[str, ...], AsTuple] = ()
     """Sources of the numbers."""
     estimated: Annotated[tuple[str, ...], AsTuple] = ()
-    """Paths of fields that nobody has published; every report marks what rests on them."""
+    """Paths of fields without a published value; every report marks the numbers that depend on them."""
 
 
 def located(path: tuple[str | int, ...], message: str, hint: str = "") -> PydanticCustomError:

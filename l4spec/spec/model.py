@@ -157,8 +157,8 @@ def _num_blocks(item: GroupSpec | BlockSpec) -> int:
 class MTPSpec(Spec):
     """Modules that predict one token further each (multi-token prediction, DeepSeek-V3, arXiv:2412.19437, 2.2).
 
-    A module gives logits of head(norm(block(projection[norm(embedding of the next token); norm(hidden)]))), with the
-    hidden state that the model gives its head, or that leaves the block of the module before. It is counted apart.
+    The logits of a module are head(norm(block(projection[norm(embedding of the next token); norm(hidden)]))), where
+    hidden is the model's final hidden state, or the previous module's block output. They are counted apart.
     """
 
     num_modules: Annotated[int, Field(ge=1, le=64)] = 1
@@ -278,7 +278,7 @@ class TowerSpec(StackSpec):
 
 
 class DeepstackSpec(Spec):
-    """Outputs of single blocks of the tower that the text gets as well (DeepStack, arXiv:2406.04334).
+    """Outputs of intermediate blocks of the tower that are added to the text stream (DeepStack, arXiv:2406.04334).
 
     The first of them is added to the image's tokens after the text's first block, the second after its second, and so
     on. Each goes through an adapter and a projector of its own, sized as the projector of the vision part.
@@ -306,7 +306,7 @@ class VisionSpec(Spec):
     num_channels: Size = 3
     """Colour channels."""
     temporal_patch_size: Size = 1
-    """Frames that a patch covers; a still image is taken that many times (Qwen3-VL: 2)."""
+    """Frames of a patch; a still image is repeated that many times (Qwen3-VL: 2)."""
     max_tiles: Size = 1
     """Most tiles that an image is cut into."""
     global_tile: bool = False

@@ -13,14 +13,14 @@ RopeStyle: TypeAlias = Literal["rope_parameters", "rope_scaling", "rope_scaling_
 
 
 class HuggingFaceSpec(Spec):
-    """For `l4spec export`: the model family, and what its config carries besides the mathematics."""
+    """Data for `l4spec export`: the model family, and config fields without effect on the forward pass."""
 
     model_type: Annotated[str, Field(min_length=1, max_length=60)]
-    """Family to export to; found by trying when left out or when the model does not fit it any more."""
+    """Family to export to; families are tried in turn when it is left out or the model does not fit it any more."""
     rope_style: RopeStyle = "rope_scaling"
     """Form of rotary positions in the config."""
     fields: dict[str, JsonValue] = Field(default_factory=dict)
-    """Fields that change no number of the forward pass, as token ids; written back as they are."""
+    """Fields that change no number of the forward pass, such as token ids; written back unchanged."""
 
 
 __all__ = ["HuggingFaceSpec", "RopeStyle"]

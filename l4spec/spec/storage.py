@@ -36,7 +36,7 @@ class ScaledLaw(Spec):
     group: Literal["tensor", "row"] | Positive | Annotated[tuple[Positive, Positive], AsTuple]
     """Weights that share a scale: a matrix, an output row, a number along the input dim, or a block (outputs, inputs).
 
-    A group along the input dim has to divide it. Blocks may stick out at the edges, where they count in full."""
+    A group along the input dim has to divide it. Blocks at the edges may be partial, and count in full."""
     scale_dtype: ScaleDType
     """Type of a scale."""
     zero_point_bits: Annotated[int, Field(ge=0, le=16)] = 0

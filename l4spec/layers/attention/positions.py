@@ -60,11 +60,11 @@ class YarnScaling(Spec):
 
 
 class ProportionalScaling(Spec):
-    """Only the first pairs of a head turn, at the frequencies that they have in the whole head (Gemma 4)."""
+    """Only the first pairs of a head are rotated, at their frequencies in the whole head (Gemma 4)."""
 
     kind: Literal["proportional"]
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the pairs that turn, rounded down to whole ones."""
+    """Share of the pairs that are rotated, rounded down to whole pairs."""
     factor: PositiveFloat = 1.0
     """Divisor of their frequencies."""
 
@@ -75,17 +75,17 @@ RopeScaling = Annotated[LinearScaling | Llama3Scaling | YarnScaling | Proportion
 class ImageSections(Spec):
     """Number of pairs of a head that rotate by an image token's time, row and column (M-RoPE, arXiv:2409.12191).
 
-    The three numbers of a text token are equal, so that text alone is turned by plain positions.
+    The three numbers of a text token are equal, so that text without images is rotated by plain positions.
     """
 
     time: Count
-    """Pairs that turn by time; a still image has one."""
+    """Pairs rotated by time, which is one value for a still image."""
     row: Count
-    """Pairs that turn by the row in the image."""
+    """Pairs rotated by the row in the image."""
     column: Count
-    """Pairs that turn by the column in the image."""
+    """Pairs rotated by the column in the image."""
     interleaved: bool = False
-    """Time, row and column in turns from the first pair on (Qwen3-VL), not one section after the other (Qwen2.5-VL)."""
+    """Alternate time, row and column from the first pair on (Qwen3-VL) instead of in sections (Qwen2.5-VL)."""
 
     @property
     def num_pairs(self) -> int:
@@ -121,7 +121,7 @@ class Rope(Spec):
     scaling: RopeScaling | None = None
     """Change of the frequencies for contexts longer than in pre-training."""
     sections: ImageSections | None = None
-    """Pairs that turn by an image token's time, row and column; null: all turn by the position."""
+    """Pairs rotated by an image token's time, row and column; null: all are rotated by the position."""
 
     @model_validator(mode="after")
     def _even(self) -> Self:
@@ -138,9 +138,9 @@ class Rope(Spec):
 
 
 class Rope2d(Spec):
-    """Rotary embedding over the patch grid: half of each head's frequencies turn with x + 1, half with y + 1.
+    """Rotary embedding over the patch grid: half of each head's frequencies are for x + 1, half for y + 1.
 
-    Queries and keys see differences of places alone: from which number they count matters to a class token only.
+    Scores depend on differences of positions alone, so that the origin matters to a class token only.
     """
 
     kind: Literal["rope_2d"]

@@ -12,18 +12,18 @@ class EntryIndex(Spec):
     """An index of small keys that chooses the entries that a query attends to."""
 
     num_heads: Size
-    """Heads of the index, which share one small key an entry."""
+    """Heads of the index, which share one small key per entry."""
     head_dim: Annotated[int, Field(ge=2, le=2**20)]
-    """Width of an index head; its last rope_head_dim elements turn."""
+    """Width of an index head; its last rope_head_dim elements are rotated."""
     topk: Size
     """Entries that a query attends to: those of the highest index scores."""
 
 
 class Compression(Spec):
-    """Entries made of the keys of several tokens each, weighed by a gate; a query sees those of finished windows."""
+    """Entries that summarize the keys of several tokens, weighted by a gate; a query sees those of finished windows."""
 
     ratio: Annotated[int, Field(ge=2, le=2**20)]
-    """Tokens to an entry."""
+    """Tokens per entry."""
     overlap: bool = False
     """Make an entry also of the window before its own, with separate keys and gates."""
     index: EntryIndex | None = None
@@ -45,11 +45,11 @@ class CompressedAttentionSpec(LayerSpec):
 
     kind: Literal["compressed_attention"]
     num_heads: Size
-    """Query heads; all share one key a token, which is also its value."""
+    """Query heads; all share one key per token, which is also its value."""
     head_dim: Size
     """Width of a head."""
     rope_head_dim: Size
-    """Last part of a head that turns with the position, and that of what is attended to back."""
+    """Width of the last part of a head, which is rotated by position; the same part of the output is rotated back."""
     q_lora_rank: Size
     """Rank of the query's low-rank projection."""
     num_output_groups: Size
@@ -63,7 +63,7 @@ class CompressedAttentionSpec(LayerSpec):
     norm_eps: PositiveFloat
     """eps of the RMSNorms on queries, keys and entries."""
     compression: Compression | None = None
-    """Entries for what lies further back; null: the window alone."""
+    """Compressed entries for tokens before the window; null: the window alone."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -20,9 +20,9 @@ class GatedDeltaNetSpec(LayerSpec):
     value_head_dim: LayerSize
     """Width of a value, and columns of a state."""
     conv_kernel_size: Annotated[int, Field(ge=2, le=1024)] = 4
-    """Tokens that the convolution of queries, keys and values sees, the newest one included."""
+    """Kernel size of the causal convolution of queries, keys and values, in tokens."""
     norm_eps: PositiveFloat = 1e-6
-    """Added to the mean square of what a head reads."""
+    """Added to the mean square of a head's output."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

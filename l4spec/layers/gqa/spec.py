@@ -43,7 +43,7 @@ class Temperature(Spec):
     """Query scale log(floor((position + 1) / floor_scale) + 1) * attn_scale + 1, position from 0 (Llama 4)."""
 
     floor_scale: PositiveFloat
-    """Tokens after which the scale takes its next step."""
+    """Tokens per step of the scale."""
     attn_scale: PositiveFloat
     """Height of the logarithm."""
 
@@ -77,14 +77,14 @@ class GQASpec(LayerSpec):
     scale: PositiveFloat | None = None
     """Factor on the scores; head_dim ** -0.5 when left out."""
     sinks: bool = False
-    """A learned logit per query head joins each softmax and has no value: attention may go nowhere (gpt-oss)."""
+    """Add a learned logit per query head to each softmax, without a value: weights may sum to less than 1 (gpt-oss)."""
     output_gate: Literal["elementwise", "headwise"] | None = None
     """Multiply the heads' output by sigmoid(x W), with a factor per element (Qwen3-Next) or per head (Step-3.7)."""
 
     value_scale: PositiveFloat | None = None
     """Factor on values (MiMo-V2: 0.707)."""
     values_from_keys: bool = False
-    """Values are what the key projection gives, before norm and rotation; there is no v_proj (Gemma 4)."""
+    """Use the output of the key projection, before norm and rotation, as values; there is no v_proj (Gemma 4)."""
     value_norm: ValueNorm | None = None
     """Norm of each value head."""
 

@@ -16,9 +16,9 @@ class KDASpec(LayerSpec):
     head_dim: LayerSize
     """Width of a query, a key and a value, rows and columns of a state, and rank of both gates."""
     conv_kernel_size: Annotated[int, Field(ge=2, le=1024)] = 4
-    """Tokens that the convolutions of queries, keys and values see, the newest one included."""
+    """Kernel size of the causal convolutions of queries, keys and values, in tokens."""
     norm_eps: PositiveFloat = 1e-6
-    """Added to the mean square of what a head reads."""
+    """Added to the mean square of a head's output."""
 
     @property
     def heads_width(self) -> int:

@@ -18,9 +18,9 @@ class Mamba2Spec(LayerSpec):
     state_size: LayerSize
     """Rows of a state."""
     num_groups: LayerSize = 1
-    """Groups of heads that share what writes (B) and reads (C) the state, and a norm."""
+    """Groups of heads that share the vectors that write (B) and read (C) the state, and a norm."""
     conv_kernel_size: Annotated[int, Field(ge=2, le=1024)] = 4
-    """Tokens that the convolution sees, the newest one included."""
+    """Kernel size of the causal convolution, in tokens."""
     conv_bias: bool = True
     """A bias on the convolution."""
     bias: bool = False
@@ -28,7 +28,7 @@ class Mamba2Spec(LayerSpec):
     min_step: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """Least step size of a token, softplus(x W + b) (Nemotron-H: 0.001)."""
     norm_eps: PositiveFloat = 1e-5
-    """Added to the mean square of what a group of heads reads."""
+    """Added to the mean square of the output of a group of heads."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:

@@ -27,7 +27,7 @@ class LatentSpec(LayerSpec):
     mask: Mask
     """Mask of the keys that a query attends to."""
     position: Position
-    """RotaryTable of the rope part."""
+    """Rotary position encoding of the rope part."""
     norm_eps: PositiveFloat
     """eps of the RMSNorms on the latents."""
     bias: bool = False

@@ -32,13 +32,13 @@ class RouterSpec(Spec):
     num_limited_groups: LayerSize = 1
     """Groups that a token may choose experts from."""
     group_score: Literal["top2_sum", "max"] = "top2_sum"
-    """A group's worth: sum of its two best scores (DeepSeek-V3) or its best one (DeepSeek-V2)."""
+    """Score of a group: sum of its two best scores (DeepSeek-V3) or its best one (DeepSeek-V2)."""
     bias: bool = False
     """A trained bias on the logits (gpt-oss)."""
     correction_bias: bool = False
     """A bias per expert added to scores for the choice only (auxiliary-loss-free balancing, DeepSeek-V3)."""
     norm: TokenNorm | None = None
-    """Norm of what the router reads, which it then divides by sqrt(hidden_size) (Gemma 4)."""
+    """Norm of the router's input, which is then divided by sqrt(hidden_size) (Gemma 4)."""
     expert_scale: bool = False
     """A trained factor per expert on the scores with which it is chosen, after `renormalize` (Gemma 4)."""
     by_token: bool = False
@@ -93,9 +93,9 @@ class MoESpec(LayerSpec):
     router: RouterSpec
     """Router of tokens to experts."""
     input_norm: TokenNorm | None = None
-    """Norm of what experts read, inside the layer and instead of the block's: the router reads the stream (Gemma 4)."""
+    """Norm of the experts' input inside the layer, instead of the block's; the router reads the stream (Gemma 4)."""
     capacity_factor: PositiveFloat | None = None
-    """Tokens beyond capacity_factor * tokens * top-k / experts are dropped by an expert; null: none is dropped."""
+    """Limit of an expert, capacity_factor * tokens * top-k / experts; tokens beyond it are dropped. Null: none are."""
     balance: BalanceSpec | None = None
     """Load balancing in training; null: none."""
 

@@ -18,7 +18,7 @@ class PatchEmbeddingSpec(LayerSpec):
     num_channels: Size = 3
     """Colour channels."""
     temporal_patch_size: Size = 1
-    """Frames that a patch covers; a still image is taken that many times (Qwen3-VL: 2)."""
+    """Frames of a patch; a still image is repeated that many times (Qwen3-VL: 2)."""
     class_token: Literal["first", "last", "none"] = "none"
     """Position of a learned class token among the patches (Llama 4: last)."""
     bias: bool = False

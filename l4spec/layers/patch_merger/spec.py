@@ -6,7 +6,7 @@ from l4spec.layers.base import LayerSize, LayerSpec, PositiveFloat
 
 
 class PatchMergerSpec(LayerSpec):
-    """Norms patches, folds fold x fold into one, then a linear layer and GELU; the projector follows (Qwen3-VL)."""
+    """Norms patches, merges fold x fold into one, applies a linear layer and GELU; the projector follows (Qwen3-VL)."""
 
     kind: Literal["patch_merger"]
     spatial_merge_size: LayerSize

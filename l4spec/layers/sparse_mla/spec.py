@@ -19,7 +19,7 @@ class SparseMLASpec(LatentSpec):
     index_num_heads: LayerSize
     """Heads of the index, which share one small key per token."""
     index_head_dim: Annotated[int, Field(ge=2, le=2**20)]
-    """Width of an index head; its first qk_rope_head_dim elements turn."""
+    """Width of an index head; its first qk_rope_head_dim elements are rotated."""
     index_topk: Size
     """Tokens that a query attends to: those of the highest index scores."""
     index_layout: Literal["interleaved", "half"] = "half"

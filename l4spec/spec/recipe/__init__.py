@@ -74,7 +74,7 @@ class Recipe(Header):
     parametrization: Parametrization = Parametrization()
     """Rule by which initial scales and learning rates follow the size of the model."""
     initial_deviation: Annotated[float, Field(gt=0, le=1)] = 0.02
-    """Standard deviation of all random weights but norms and biases."""
+    """Standard deviation of all random weights except norms and biases."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seed of weights, data and draws."""
 

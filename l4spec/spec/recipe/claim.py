@@ -13,7 +13,7 @@ class RecipeClaim(Spec):
     """One published number."""
 
     what: Measure
-    """gpu_hours and days of all phases, or of `phase`; tflops_per_gpu by 6 FLOPs a token and active parameter."""
+    """gpu_hours and days of all phases, or of `phase`; tflops_per_gpu by 6 FLOPs per token and active parameter."""
     value: Annotated[float, Field(gt=0, le=1e30)]
     """The number, in base units: hours, days, TFLOP/s, tokens, $."""
     phase: str | None = None

@@ -89,7 +89,7 @@ class FileSource(Spec):
 
 
 class DialogueSource(Spec):
-    """Dialogues of your own: a JSON object a line, with `prompt`, `answer` and, for a dpo phase, `rejected`."""
+    """Dialogues of your own: a JSON object per line, with `prompt`, `answer` and, for a dpo phase, `rejected`."""
 
     kind: Literal["dialogues"]
     files: Annotated[tuple[str, ...], AsTuple, Field(min_length=1)]
@@ -110,7 +110,7 @@ class DescribedSource(Spec):
     description: str
     """Description of the data."""
     image_share: Share = 0.0
-    """Share of its tokens that are patches of images; where a miniature is run, pictures with captions stand for it."""
+    """Share of its tokens that are image patches; a run of a miniature has pictures with captions instead."""
     weight: Weight = 1.0
     """Share of the mixture, relative to the other sources."""
 

@@ -10,14 +10,14 @@ from l4spec.spec.quantities import TrainTokens
 
 
 class BaseSizes(Spec):
-    """The model and run whose learning rate the recipe names: at these sizes every factor is 1."""
+    """Sizes of the base model and its run, for which the recipe states the learning rate: there every factor is 1."""
 
     set: Annotated[tuple[str, ...], AsTuple] = ()
     """Changes of the recipe's model, `path=value`, that make the base model of it."""
     batch: Size | None = None
-    """Sequences of a step there; null: as many."""
+    """Sequences per step of the base run; null: the same number."""
     tokens: TrainTokens | None = None
-    """Tokens of the phase there; null: as many."""
+    """Tokens of the phase in the base run; null: the same number."""
 
 
 class Parametrization(Spec):

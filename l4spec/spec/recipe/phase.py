@@ -61,7 +61,7 @@ class LayoutSpec(Spec):
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage (arXiv:1910.02054)."""
     checkpointing: Checkpointing = "full"
-    """Activation checkpointing: nothing, the core of attention, or whole blocks are computed again."""
+    """Activation checkpointing: recompute nothing, the core of attention, or whole blocks."""
     sequence_parallel: bool = False
     """Sequence parallelism (arXiv:2205.05198): tp ranks hold a share of norms and residual streams each."""
 
@@ -84,7 +84,7 @@ class PhaseBase(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning rate over the phase."""
     precision: Precision = Bf16Spec()
-    """Format of matmuls, in plan and run: `bf16`, `fp8`, or what `{kind: fp8}` adds. What is not in fp8 a run computes
+    """Format of matmuls, in plan and run: `bf16`, `fp8`, or `{kind: fp8}` with settings. A run computes everything else
     in `train --dtype`."""
     layout: LayoutSpec = LayoutSpec()
     """Parallel degrees of the plan."""
@@ -92,9 +92,9 @@ class PhaseBase(Spec):
     """Tensors that the phase trains, by beginnings of their names, as `vision` or `text.layers.*.attention`; the others
     are frozen. Without any, all are trained."""
     mixture: Annotated[Mapping[Key, Weight], Field(max_length=256)] = Field(default_factory=dict)
-    """Weights of sources in this phase; without any, those of `data`."""
+    """Weights of sources in this phase; by default those of `data`."""
     gpus: str | None = None
-    """GPUs of this phase in the plan, where they are not the recipe's."""
+    """GPUs of this phase in the plan; by default the recipe's."""
     utilization: Annotated[float, Field(gt=0, le=1)] | None = None
     """MFU that the plan uses instead of its own estimate of the step time."""
 
@@ -120,7 +120,7 @@ class PretrainPhase(PhaseBase):
     kind: Literal["pretrain", "midtrain"]
     """`midtrain` is a later phase of the same: other data, longer contexts."""
     mtp: MTPPhaseSpec | None = None
-    """Training of the modules of multi-token prediction that the spec declares; null: they are left as they are."""
+    """Training of the spec's modules of multi-token prediction; null: they are not trained."""
 
     @property
     def modules(self) -> MTPPhaseSpec | None:

@@ -28,7 +28,7 @@ class Fp8Spec(Spec):
     gradients: Float8Name | None = None
     """Format of gradients; null: e4m3 with `rowwise` and `blockwise`, whose scales follow local ranges, else e5m2."""
     matmuls: Annotated[str, Field(min_length=1, max_length=200)] = "fp8"
-    """Scheme of `l4spec ls quantization`, or a file, whose rules say which weights' matmuls; every other stays."""
+    """Scheme of `l4spec ls quantization`, or a file, whose rules select the weights with matmuls in fp8."""
 
     @property
     def gradient_format(self) -> Float8Name:

@@ -14,12 +14,12 @@ class RolloutSpec(Spec):
     mode: Literal["synchronous", "asynchronous"] = "asynchronous"
     """`synchronous`: all GPUs generate, then all train."""
     staleness: Annotated[float, Field(ge=0, le=64)] = 1.0
-    """Batches that may be begun beyond the one that is learned from; 0: nothing is learned from old weights."""
+    """Batches that may be started beyond the one in training; 0: no training on answers of old weights."""
     partial: bool = True
     """Continue unfinished answers with new weights (partial rollouts); if false, weights wait for them to finish."""
     in_order: bool = False
-    """Answers are learned from in the order in which they were begun, so that none is staler than `staleness` and long
-    ones are as likely as short ones; else as they end."""
+    """Train on answers in the order in which they were started, so that none is staler than `staleness` and long ones
+    are as likely as short ones; if false, in the order in which they end."""
     actors: Annotated[int, Field(ge=1, le=256)] = 1
     """Processes that generate in an asynchronous run."""
     generation_share: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -37,4 +37,4 @@ class RolloutSpec(Spec):
     spread: Annotated[float, Field(ge=0, le=4)] = 1.0
     """Standard deviation of the logarithm of lengths in the plan, before they are cut at the most."""
     chunks: Size = 1
-    """Equal parts in which the learner takes a batch as answers come."""
+    """Equal parts of a batch, each of which the learner takes as soon as its answers are complete."""

@@ -49,7 +49,7 @@ class Stage(Spec):
     bytes: ByteCount | None = None
     """Memory of a stage without a model, on the GPUs of `beside`."""
     beside: ModelKey | None = None
-    """Key of the model on whose GPUs a stage without a model lies."""
+    """Key of the model whose GPUs a stage without a model uses."""
 
     @model_validator(mode="after")
     def _has_a_time(self) -> Self:
@@ -61,7 +61,7 @@ class Stage(Spec):
 
 
 class Scenario(Header):
-    """Models under a load."""
+    """Deployed models under a load."""
 
     kind: Literal["scenario"]
     """Kind of the document."""

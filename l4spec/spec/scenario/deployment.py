@@ -12,7 +12,7 @@ Router = Literal["round_robin", "least_loaded", "prefix_aware"]
 
 
 class SchedulerSpec(Spec):
-    """Settings of an engine's scheduler. What is left out is the default of the engine's named version."""
+    """Settings of an engine's scheduler. A setting left out has the default of the engine's version."""
 
     order: Literal["fcfs", "priority", "longest_prefix"] | None = None
     """Order of waiting requests."""
@@ -65,7 +65,7 @@ class Disaggregated(Spec):
 
 
 class SpecTimes(Spec):
-    """Steps are timed from the model's spec by the planner's step model."""
+    """Step times from the model's spec, by the planner's step model."""
 
     kind: Literal["spec"]
     factors: str | None = None
@@ -73,7 +73,7 @@ class SpecTimes(Spec):
 
 
 class KernelTimes(Spec):
-    """Steps are timed by tables of measured kernels."""
+    """Step times from tables of measured kernels."""
 
     kind: Literal["kernels"]
     path: Annotated[str, Field(min_length=1)]
@@ -83,11 +83,11 @@ class KernelTimes(Spec):
     link: Bandwidth | None = None
     """Bandwidth of one device's link, for expert-parallel ranks that exchange tokens; by default the hardware's."""
     link_latency: Duration = 0.0
-    """Time that each exchange takes besides its bytes."""
+    """Latency of each exchange, on top of the time of its bytes."""
 
 
 class FixedTimes(Spec):
-    """Every step takes the same time: for comparison with queueing theory, and for stages without measurements."""
+    """Constant step times, for comparison with queueing theory and for stages without measurements."""
 
     kind: Literal["fixed"]
     step: Duration
@@ -137,7 +137,7 @@ class ModelDeployment(Spec):
     speculation: DraftSpec | None = None
     """Speculative decoding."""
     disaggregated: Disaggregated | None = None
-    """Prefill and decode apart."""
+    """Prefill and decode on separate replicas."""
     scheduler: SchedulerSpec | None = None
     """Settings that differ from the scenario's `scheduler` for this model."""
     shares_gpus_with: str | None = None

@@ -58,7 +58,7 @@ class ExponentialLength(Spec):
 
 
 class FileLength(Spec):
-    """Lengths drawn from a file with one number a line."""
+    """Lengths drawn from a file with one number per line."""
 
     kind: Literal["file"]
     path: Annotated[str, Field(min_length=1)]
@@ -129,7 +129,7 @@ class ClosedLoop(Spec):
 
 
 class Trace(Spec):
-    """Requests from a file: arrivals, lengths and prefixes are its."""
+    """Requests from a file, with their arrivals, lengths and prefixes."""
 
     kind: Literal["trace"]
     path: Annotated[str, Field(min_length=1)]
@@ -139,7 +139,7 @@ class Trace(Spec):
     speed: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Arrivals and think times come this many times as fast."""
     sessions_at_once: Size | None = None
-    """Of a trace of sessions, how many run at a time; all without it."""
+    """Concurrent sessions of a trace that has sessions; null: all."""
 
 
 Arrivals: TypeAlias = Annotated[Poisson | Gamma | Constant | Bursts | ClosedLoop | Trace, Field(discriminator="kind")]
@@ -157,7 +157,7 @@ class SharedPrefix(Spec):
 
 
 class Sessions(Spec):
-    """Conversations: each turn's prompt is all that was said before and `prompt_tokens` of new text."""
+    """Conversations: the prompt of each turn is the conversation so far and `prompt_tokens` of new text."""
 
     turns: Length
     """Turns of a session."""
@@ -175,7 +175,7 @@ class Images(Spec):
 
 
 class Workload(Spec):
-    """Requests, when they come and how long they are."""
+    """Requests: their arrivals and lengths."""
 
     arrivals: Arrivals
     """Arrival process of requests."""
@@ -192,7 +192,7 @@ class Workload(Spec):
     requests: Annotated[int, Field(ge=1, le=MOST_REQUESTS)] | None = None
     """Requests of a run; 1,000 without it, or all of a trace."""
     seconds: Duration | None = None
-    """Arrivals end then; without it, when `requests` have come."""
+    """Time after which no requests arrive; null: the load ends after `requests`."""
     high_priority: Share = 0.0
     """Share of requests that a scheduler with priorities serves first."""
 

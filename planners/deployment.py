@@ -13,6 +13,7 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.host_memory import ASSUMED_BANDWIDTH, HostMemory
 from planners.device.memory import Setting
+from planners.device.training_state import TrainSetting
 from planners.request import HOST_OPTIONS, LARGEST, PlanRequest, has_experts
 from planners.request_checks import check
 from planners.training_batch import chosen_batch
@@ -75,7 +76,7 @@ class Deployment:
             memory_fraction=request.memory_fraction,
             prefill_chunk=request.prefill_chunk,
             num_tiles=request.tiles(self.graph),
-            train=request.training,
+            train=_as_trained(request, setting.train),
             max_num_seqs=request.max_num_seqs,
             host=_host(request, cluster, self.graph),
             with_module=request.draft_acceptance is not None,
@@ -97,6 +98,14 @@ class Deployment:
     def prompt_tokens(self) -> int:
         """Tokens of each prompt."""
         return max(1, self.context - (self.output_tokens or 0))
+
+
+def _as_trained(request: PlanRequest, before: TrainSetting | None) -> TrainSetting | None:
+    """Training as the request has it, with the trained tensors and modules of a recipe's phase."""
+    train = request.training
+    if train is None or before is None:
+        return train
+    return replace(train, trainable=before.trainable, with_modules=before.with_modules)
 
 
 def _sequences(request: PlanRequest, cluster: Cluster | None, context: int) -> int:

@@ -52,6 +52,9 @@ def recipe_page(answer: "RecipePlan") -> Page:
     fp8 = tuple(_fp8_line(phase) for phase in answer.phases if phase.fp8 is not None)
     if fp8:
         sections.append(Section("Matmuls in fp8", (Lines(fp8),)))
+    modules = tuple(_module_line(phase) for phase in answer.phases if phase.num_modules)
+    if modules:
+        sections.append(Section("Multi-token prediction", (Lines(modules),)))
     teachers = tuple(_teacher_line(phase) for phase in answer.phases if phase.teacher is not None)
     if teachers:
         sections.append(Section("Teacher passes", (Lines(teachers),)))
@@ -111,6 +114,14 @@ def _fp8_line(phase: "PhasePlan") -> str:
         f"{phase.name}: {fp8.flops / phase.model_flops:.1%} of the FLOPs, {fp8.scaling}, gradients in {fp8.gradients}, "
         f"those that the scheme {fp8.matmuls} packs; weights cast to fp8 are {gib(fp8.weight_bytes)} in all, "
         f"one at a time: {gib(fp8.largest_bytes)} at most"
+    )
+
+
+def _module_line(phase: "PhasePlan") -> str:
+    modules = "1 module" if phase.num_modules == 1 else f"{phase.num_modules} modules"
+    return (
+        f"{phase.name}: {modules} of {quantities.count(phase.module_params)} parameters; on a GPU of the last stage "
+        f"{gib(phase.module_bytes)} of weights, gradients, optimizer states and activations"
     )
 
 

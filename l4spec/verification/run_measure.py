@@ -224,5 +224,5 @@ def _beside_weights(graph: LayerGraph, sample: "RunShape", dtype: str) -> int:
     if not sample.training:
         return bytes_needed
     tokens, rates = sample.batch * sample.prefill, activation_rates(graph, 1, 1)
-    saved = training_bytes(rates, kept_per_token(graph, 1, 1, "none"), tokens=tokens, in_flight=1, last=True)
+    saved = training_bytes(rates, kept_per_token(graph, 1, 1, "none"), tokens=tokens, in_flight=1, logits=1)
     return bytes_needed + item * count_params(graph).total + saved * item // 2

@@ -48,11 +48,11 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
 
     def sharded_bytes(group: LayerGroup) -> int:
         passing = _passing_bytes(group, layout) if divided and passes_on(group.first) else 0
-        return _bytes(group, group.declaration.live(Work(1, 1)), layout) + passing
+        return buffer_bytes(group, group.declaration.live(Work(1, 1)), layout) + passing
 
     widest = max((group for group in text if group.first.role != "head"), key=sharded_bytes)
     head = next(group for group in text if group.first.role == "head")
-    logits = _bytes(head, head.declaration.live(Work(1, 1)), layout)
+    logits = buffer_bytes(head, head.declaration.live(Work(1, 1)), layout)
     return ActivationRates(
         per_token=2 * stream + sharded_bytes(widest),
         per_logit_row=logits,
@@ -116,10 +116,10 @@ def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
         if group.first.scope != "text":
             continue
         buffers, use = group.declaration.saved(Work(1, 1)), token_use(group.first)
-        every = _bytes(group, buffers, layout)
-        core = _bytes(group, tuple(b for b in buffers if b.name in group.declaration.recomputed), layout)
+        every = buffer_bytes(group, buffers, layout)
+        core = buffer_bytes(group, tuple(b for b in buffers if b.name in group.declaration.recomputed), layout)
         own = every if use == "own" else 0
-        gathered = _bytes(group, tuple(b for b in buffers if use == "cut" and b.name == LAYER_INPUT), layout)
+        gathered = buffer_bytes(group, tuple(b for b in buffers if use == "cut" and b.name == LAYER_INPUT), layout)
         for node in group.nodes:
             if node.layer is not None:
                 of_layer = layers[node.layer]
@@ -130,7 +130,8 @@ def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
     return layers
 
 
-def _bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
+def buffer_bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
+    """Bytes on one device of buffers that a layer of a group declares."""
     layout, total = layout_for(group.first, layout), 0
     for buffer in buffers:
         elements = buffer.rows
@@ -154,7 +155,7 @@ def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:
         if group.first.scope == "vision":
             work = work_of(graph, group, PassTokens(Work(0, 0), num_tiles=1))
             stream = 2 * work.num_tokens * group.first.width.hidden_size * ACTIVATION_BYTES
-            peak = max(peak, stream + _bytes(group, group.declaration.live(work), layout))
+            peak = max(peak, stream + buffer_bytes(group, group.declaration.live(work), layout))
     return peak
 
 
@@ -165,11 +166,12 @@ def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, 
 
 
 def training_bytes(
-    rates: ActivationRates, layers: tuple[KeptOfLayer, ...], *, tokens: int, in_flight: int, last: bool
+    rates: ActivationRates, layers: tuple[KeptOfLayer, ...], *, tokens: int, in_flight: int, logits: int
 ) -> int:
     """Bytes of a stage's activations: what its layers keep of `in_flight` micro-batches of `tokens` tokens.
 
-    Beside them what one layer makes again in the backward pass, and on the last stage logits and their gradient.
+    Beside them what one layer makes again in the backward pass, and of a stage that gives `logits` rows a token (the
+    last: one, and one of each module of multi-token prediction) all of them and the gradient of one.
     """
     kept = in_flight * sum(layer.kept for layer in layers) + max(layer.again for layer in layers)
-    return tokens * (kept + (2 * rates.per_logit_row if last else 0))
+    return tokens * (kept + ((logits + 1) * rates.per_logit_row if logits else 0))

@@ -21,6 +21,7 @@ from l4spec.sharding.rules import is_after_blocks, shard_shape
 from l4spec.units import ceil_div
 from planners.device.activations import activation_rates, kept_per_token, training_bytes
 from planners.device.stages import PipelineStage
+from planners.device.trained_modules import ModuleParams, module_kept, module_params
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
@@ -48,6 +49,8 @@ class TrainSetting:
     fp8_matmuls: str = "fp8"
     sequence_parallel: bool = False
     """Sequence parallelism: tensor-parallel ranks have a share of the tokens each between the layers that they cut."""
+    with_modules: bool = False
+    """Training of the declared modules of multi-token prediction, too (`planners.device.trained_modules`)."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -92,8 +95,9 @@ class StageState:
 
 def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
     """State of one device of a stage; activations as `training_bytes` counts them."""
-    every = params_on_device(graph, layout, stage)
-    trained = params_on_device(graph, layout, stage, train.trainable) if train.trainable else every
+    modules = module_kept(graph, layout.tp, layout.ep, train.checkpointing) if _has_modules(train, stage) else ()
+    every = _with_modules(graph, train, layout, stage, ())
+    trained = _with_modules(graph, train, layout, stage, train.trainable) if train.trainable else every
 
     def kept(params: tuple[int, int], level: int) -> int:
         return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
@@ -101,42 +105,69 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
     rates = activation_rates(graph, layout.tp, layout.ep)
     split = train.sequence_parallel and layout.tp > 1
     of_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing, split=split)
-    layers = tuple(of_layers[layer] for layer in stage.layers)
-    at_work = training_bytes(rates, layers, tokens=1, in_flight=0, last=stage.last)
+    layers = (*(of_layers[layer] for layer in stage.layers), *modules)
+    logits = 1 + len(modules) if stage.last else 0
+    at_work = training_bytes(rates, layers, tokens=1, in_flight=0, logits=logits)
     return StageState(
         weights=WEIGHT_BYTES * kept(every, 3),
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
         gathered=_gathered(graph, train, layout, stage),
-        kept=training_bytes(rates, layers, tokens=1, in_flight=1, last=stage.last) - at_work,
+        kept=training_bytes(rates, layers, tokens=1, in_flight=1, logits=logits) - at_work,
         at_work=at_work,
         depth=layout.pp - stage.index,
         micro_batch=train.micro_batch,
     )
 
 
+def _has_modules(train: TrainSetting, stage: PipelineStage) -> bool:
+    return train.with_modules and stage.last
+
+
+def _with_modules(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...]
+) -> tuple[int, int]:
+    """As `params_on_device`, with modules of multi-token prediction where they are trained."""
+    dense, experts = params_on_device(graph, layout, stage, trainable)
+    if _has_modules(train, stage):
+        modules = module_params(graph, layout.tp, layout.ep, trainable)
+        more, more_experts = modules.on_device(several_stages=layout.pp > 1)
+        return dense + more, experts + more_experts
+    return dense, experts
+
+
 def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:
     """Whole tensors of what is kept by shares: weights of two blocks (ZeRO 3), and the gradient of one (ZeRO 2 and 3).
 
     A block's weights are gathered while the one before it computes, as FSDP2 of torch does; its gradient is in the
-    weights' format until it is reduced. Outside blocks every layer, as embedding and head, is one by itself.
+    weights' format until it is reduced. Outside blocks every layer, as embedding and head, is one by itself. A module
+    of multi-token prediction is one more block, which runs between embedding and head of its own tokens.
     """
     gathered = 0
     if train.zero_stage >= 3:
-        sizes = _sizes_of_blocks(graph, layout, stage, ())
+        sizes = _sizes_of_blocks(graph, train, layout, stage, ())
         gathered = max((one + following for one, following in pairwise(sizes)), default=sizes[0])
     if train.zero_stage >= 2:
-        gathered += max(_sizes_of_blocks(graph, layout, stage, train.trainable))
+        gathered += max(_sizes_of_blocks(graph, train, layout, stage, train.trainable))
     return WEIGHT_BYTES * gathered
 
 
-def _sizes_of_blocks(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...]) -> list[int]:
+def _sizes_of_blocks(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...]
+) -> list[int]:
     """Parameters that data-parallel ranks share, of each block of a stage and of the largest layer at its ends."""
     elements = _device_params(graph, layout.tp, layout.ep, trainable)
     blocks = [elements.layers[layer] for layer in stage.layers]
     blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last
+    if _has_modules(train, stage):
+        blocks += _module_blocks(module_params(graph, layout.tp, layout.ep, trainable), elements.after_largest)
     shares_dense, shares_experts = layout.dp * layout.ep > 1, layout.dp > 1
     return [dense * shares_dense + experts * shares_experts for dense, experts in blocks]
+
+
+def _module_blocks(modules: ModuleParams, head: tuple[int, int]) -> list[tuple[int, int]]:
+    """Blocks that run for each module after the head of the model: the embedding, the module, the head."""
+    return [block for module in modules.modules for block in ((modules.embedding, 0), module, head)]
 
 
 def _over_ranks(dense: int, experts: int, layout: Layout) -> int:

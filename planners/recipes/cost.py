@@ -14,6 +14,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.graph.trainable import selector_problems
 from l4spec.graph.with_modules import with_modules
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from l4spec.spec.recipe import Phase, Recipe
 from l4spec.spec.recipe.load import LoadedRecipe
 from l4spec.spec.recipe.phase import DistillPhase
@@ -21,16 +22,23 @@ from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import Cluster, parse_cluster
 from planners.counts.flops import count_flops, model_flops
-from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
 from planners.deployment import Deployment
+from planners.device.memory import place
 from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
 from planners.plan import plan_deployment
 from planners.plan_types import Plan
 from planners.recipes.fp8 import fp8_share
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
 from planners.recipes.rl.rl_plan import RlPhasePlan
-from planners.recipes.trained_work import num_modules, num_trained, step_flops, tiles_of_step, trained_graph
+from planners.recipes.trained_work import (
+    num_module_params,
+    num_modules,
+    num_trained,
+    step_flops,
+    tiles_of_step,
+    trained_graph,
+)
 from planners.request import PlanRequest
 from planners.timing.machine import Machine
 
@@ -39,6 +47,10 @@ SECONDS_PER_HOUR, HOURS_PER_DAY = 3600, 24
 _SCALED = (
     "frozen tensors and image tiles: FLOPs at the rate of the language model's own training, and no memory of the "
     "tower's activations"
+)
+_MODULES = (
+    "modules of multi-token prediction: FLOPs at the rate of the language model's own training; `train` runs them "
+    "without pipeline stages and sequence parallelism"
 )
 _OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}
 
@@ -159,6 +171,8 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         trainable=phase.trainable,
         tiles_per_step=tiles,
         num_modules=num_modules(graph, phase),
+        module_params=num_module_params(graph, phase),
+        module_bytes=_module_bytes(_deployment(graph, request, phase), answer.layout),
         tokens=phase.tokens,
         steps=phase.num_steps,
         context=phase.context,
@@ -184,7 +198,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         errors=tuple(answer.latency.errors) if answer.latency and source == "estimate" else (),
         rl=rollouts,
         fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
-        notes=_notes(phase, answer, seconds, tiles) + _uncounted(phase, graph) + (rollouts.notes if rollouts else ()),
+        notes=_notes(phase, answer, seconds, tiles) + (rollouts.notes if rollouts else ()),
     )
 
 
@@ -197,7 +211,18 @@ def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deploy
     made = Deployment.resolve(graph, request)
     train = made.setting.train
     assert train is not None, "phases are trained"
-    return replace(made, setting=replace(made.setting, train=replace(train, trainable=phase.trainable)))
+    train = replace(train, trainable=phase.trainable, with_modules=phase.modules is not None)
+    return replace(made, setting=replace(made.setting, train=train))
+
+
+def _module_bytes(deployment: Deployment, layout: Layout) -> int:
+    """Bytes that modules of multi-token prediction add on a device of the last stage."""
+    setting, train = deployment.setting, deployment.setting.train
+    if train is None or not train.with_modules:
+        return 0
+    without = replace(setting, train=replace(train, with_modules=False))
+    whole, rest = (place(one, layout).uses(deployment.context, deployment.batch)[-1] for one in (setting, without))
+    return whole.total - rest.total
 
 
 def _rollouts(phase: Phase, graph: LayerGraph, gpus: str | None, seconds: float | None) -> RlPhasePlan | None:
@@ -274,17 +299,6 @@ def _generated(graph: LayerGraph, phase: Phase) -> int:
     return per_token * phase.tokens // phase.iterations if phase.kind == "rl" else 0
 
 
-def _uncounted(phase: Phase, graph: LayerGraph) -> tuple[str, ...]:
-    """Notes on the memory of modules of multi-token prediction, which a phase leaves out."""
-    counts = count_mtp(graph)
-    if phase.modules is None or counts is None:
-        return ()
-    return (
-        "modules of multi-token prediction: FLOPs at the rate of the language model's own training; the memory of a "
-        f"GPU leaves out their {counts.own:,} parameters, gradients, optimizer states and activations",
-    )
-
-
 def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:
     notes = answer.latency.notes if answer.latency else ("no GPUs were given: no time",)
     if answer.latency is not None and seconds is None:
@@ -295,4 +309,6 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tup
         notes = (*notes, "forward passes of the reference model, a third of an update each, are not in the hours")
     if phase.trainable or tiles:
         notes = (*notes, _SCALED)
+    if phase.modules is not None:
+        notes = (*notes, _MODULES)
     return tuple(notes)

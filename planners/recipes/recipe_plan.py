@@ -31,7 +31,8 @@ class PhasePlan(Frozen):
     that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they are. A
     checkpoint holds bf16 weights and the optimizer's state of what is trained. `trainable` names that, nothing: all;
     `tiles_per_step` are image tiles.
-    `num_modules` of multi-token prediction train, too.
+    `num_modules` of multi-token prediction train, too: `module_params` are their own parameters, `module_bytes` what
+    they add on a GPU of the last stage to weights, gradients, optimizer states and activations.
     """
 
     name: str
@@ -39,6 +40,8 @@ class PhasePlan(Frozen):
     trainable: tuple[str, ...] = ()
     tiles_per_step: int = 0
     num_modules: int = 0
+    module_params: int = 0
+    module_bytes: int = 0
     tokens: int
     steps: int
     context: int

@@ -15,6 +15,7 @@ from l4spec.spec.recipe import Phase
 from l4spec.spec.recipe.data import DataSpec, DescribedSource
 from l4spec.spec.recipe.pictures import NUM_MARKS, mean_caption_bytes
 from planners.counts.cost_sheet import PassTokens, row_of_group
+from planners.counts.mtp import count_mtp
 
 
 def image_share(data: DataSpec, phase: Phase, tokens_per_tile: int) -> float:
@@ -54,6 +55,12 @@ def num_modules(graph: LayerGraph, phase: Phase) -> int:
     """Modules of multi-token prediction that a phase trains."""
     declared = graph.model.text.mtp
     return 0 if phase.modules is None or declared is None else declared.num_modules
+
+
+def num_module_params(graph: LayerGraph, phase: Phase) -> int:
+    """Parameters that these modules have of their own."""
+    counts = count_mtp(graph)
+    return 0 if phase.modules is None or counts is None else counts.own
 
 
 def step_flops(graph: LayerGraph, phase: Phase, num_tiles: int) -> int:

@@ -119,5 +119,9 @@ def test_a_layout_says_what_one_process_says(text: str, layout: Layout) -> None:
 def test_cross_entropy_of_all_columns_is_torchs() -> None:
     logits, labels = torch.randn(3, 5, 11, dtype=torch.float64), token_ids(3, 5, 11)
     labels[0, 2] = -100
-    ours = vocab_parallel_cross_entropy(logits, labels, range(11), Axis())
-    torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    loss = vocab_parallel_cross_entropy(ours, labels, range(11), Axis())
+    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(loss, expected)
+    torch.autograd.backward((2 * loss, 2 * expected))
+    torch.testing.assert_close(ours.grad, theirs.grad)

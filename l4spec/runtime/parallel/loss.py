@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from l4spec.layers.common.parallel import Axis, gather_last, leave, sum_over
+from l4spec.layers.common.parallel import Axis, gather_last, sum_over
 
 IGNORED = -100
 """A label that counts for nothing, as in `torch.nn.functional.cross_entropy`."""
@@ -63,20 +63,38 @@ def vocab_parallel_cross_entropy(
 
 
 def vocab_parallel_log_probs(logits: Tensor, labels: Tensor, own_ids: range, tp: Axis) -> Tensor:
-    """log p(label) [...] from `vocab_parallel_cross_entropy`'s logits and labels; 0 where the label is -100."""
+    """log p(label) [...] from `vocab_parallel_cross_entropy`'s logits and labels; 0 where the label is -100.
+
+    For its gradient one tensor like the logits is kept, the probabilities.
+    """
     flat, targets = logits.flatten(0, -2), labels.flatten()
-    counts = targets != IGNORED
-    highest = flat.new_full((flat.shape[0],), float("-inf")) if not own_ids else flat.detach().amax(dim=-1)
-    shifted = flat - sum_over(highest, tp, "max")[:, None]
-    total = leave(shifted.exp().sum(dim=-1), tp)
-    is_here = (targets >= own_ids.start) & (targets < own_ids.stop)
-    chosen = leave(_chosen(shifted, (targets - own_ids.start), is_here), tp)
-    return torch.where(counts, chosen - total.log(), 0.0).view_as(labels)
+    log_probs: Tensor = _LabelLogProbs.apply(flat, targets, own_ids, tp)  # type: ignore[no-untyped-call]
+    return log_probs.view_as(labels)
 
 
-def _chosen(shifted: Tensor, columns: Tensor, is_here: Tensor) -> Tensor:
-    """The logit of each row's label where this rank has it, else 0."""
-    if not shifted.shape[-1]:
-        return shifted.sum(dim=-1)
-    index = columns.clamp(0, shifted.shape[-1] - 1)
-    return torch.where(is_here, shifted.gather(-1, index[:, None]).squeeze(-1), 0.0)
+class _LabelLogProbs(torch.autograd.Function):
+    """log p(label) [rows] of `flat` logits [rows, len(own_ids)]; the gradient is onehot(label) - p."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, targets: Tensor, own_ids: range, tp: Axis) -> Tensor:
+        counts = targets != IGNORED
+        highest = flat.amax(dim=-1) if own_ids else flat.new_full((flat.shape[0],), float("-inf"))
+        shifted = flat - sum_over(highest, tp, "max")[:, None]
+        is_here = (targets >= own_ids.start) & (targets < own_ids.stop)
+        column = (targets - own_ids.start).clamp(0, max(len(own_ids) - 1, 0))[:, None]
+        own = shifted.gather(-1, column).squeeze(-1) if own_ids else shifted.sum(dim=-1)
+        own = torch.where(is_here, own, 0.0)
+        exponentials = shifted.exp_()
+        total = sum_over(exponentials.sum(dim=-1), tp)
+        chosen = sum_over(own, tp)
+        ctx.save_for_backward(exponentials.div_(total[:, None]), column, is_here, counts)
+        return torch.where(counts, chosen - total.log(), 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        probabilities, column, is_here, counts = ctx.saved_tensors
+        gradient = torch.where(counts, gradients[0], 0.0)
+        result = probabilities * -gradient[:, None]
+        if result.shape[-1]:
+            result.scatter_add_(-1, column, torch.where(is_here, gradient, 0.0)[:, None])
+        return result, None, None, None

@@ -1,6 +1,6 @@
 """One rank's model: it runs like the whole one, on its own sequences, together with the other ranks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -125,23 +125,30 @@ class RankModel(Model):
         return context, batch, self._hidden(context, batch, images, None, batch.input_ids if hidden is None else hidden)
 
     def run_with_modules(
-        self, input_ids: Tensor, weight: float, sequence_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        score: Callable[[int, Tensor], Tensor],
+        *,
+        weight: float = 1.0,
+        sequence_ids: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Logits of the model, and of each of its modules of multi-token prediction; gradients flow into all of them.
+        """Scores of logits, of the model and each of its modules: `score(depth, logits)`, the model's depth is 0.
 
-        The module of depth k (from 1) reads the tokens k places further (`further_targets`); `weight` is that of its
-        loss, and so of what its mixture adds for balance. For one stage, whose tokens are not divided.
+        The module of multi-token prediction of depth k (from 1) reads the tokens k places further (`further_targets`);
+        `weight` is that of its loss, and so of what its mixture adds for balance. Logits [batch, tokens, ...] of a
+        depth are dropped before the next one runs. Gradients flow into all of them. For one stage, whose tokens are not
+        divided.
         """
         context, batch, hidden = self._stage(input_ids, None, {"sequence_ids": sequence_ids})
         graph = mtp_graph(self.graph)
         assert graph is not None, "the graph has modules"
-        logits = [self._logits(context, batch, hidden, "all")]
+        scores = [score(0, self._logits(context, batch, hidden, "all"))]
         for index in range(self.num_modules):
             ids, _ = further_targets(input_ids, input_ids, None, index + 1)
             own = replace(context, loss_scale=context.loss_scale * weight / self.num_modules, token_ids=ids)
             normed, hidden = self._module_states(graph, index, own, ids, hidden)
-            logits.append(self._logits(own, batch, normed, "all"))
-        return tuple(logits)
+            scores.append(score(index + 1, self._logits(own, batch, normed, "all")))
+        return tuple(scores)
 
     def _module_states(
         self, graph: LayerGraph, index: int, context: Context, ids: Tensor, hidden: Tensor
@@ -270,13 +277,14 @@ class RankModel(Model):
 
         `counts` [1 + modules] replace the numbers of labels that the sums are divided by.
         """
+
+        def loss(depth: int, logits: Tensor) -> Tensor:
+            targets = further_targets(input_ids, labels, sequence_ids, depth)[1] if depth else labels
+            return self._loss_of(logits, targets, counts[depth], None, {})
+
         with self._divided_logits():
-            logits, *further = self.run_with_modules(input_ids, weight, sequence_ids)
-        losses = [self._loss_of(logits, labels, counts[0], None, {})]
-        for depth, own in enumerate(further, start=1):
-            _, targets = further_targets(input_ids, labels, sequence_ids, depth)
-            losses.append(self._loss_of(own, targets, counts[depth], None, {}))
-        return losses[0], torch.stack(losses[1:])
+            own, *further = self.run_with_modules(input_ids, loss, weight=weight, sequence_ids=sequence_ids)
+        return own, torch.stack(further)
 
     def _loss_of(
         self,

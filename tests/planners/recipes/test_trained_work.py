@@ -1,5 +1,6 @@
 """What freezing saves and images cost in the plan of a recipe: counted FLOPs, no state of what is frozen, less time."""
 
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ import l4spec
 from l4spec.errors import SpecError
 from l4spec.graph.build import MTP_SHARED, mtp_graph
 from l4spec.graph.trainable import trained_names
+from l4spec.graph.with_modules import with_modules
 from l4spec.layers.declaration import Matmul, Operation, Work
 from l4spec.library import shipped_of
 from l4spec.report.document_reports import recipe_report
 from l4spec.report.page import to_text
 from l4spec.runtime.measure.flops import counting_flops
+from l4spec.runtime.parallel.distribute import distribute
+from l4spec.runtime.parallel.mtp import MTPLoss
+from l4spec.runtime.parallel.step import train_step
 from l4spec.sharding.layout import Layout
 from l4spec.spec.recipe.load import LoadedRecipe, load_recipe
 from planners.catalog import quantization
@@ -24,6 +29,7 @@ from planners.counts.params import count_params
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting, stage_state
+from planners.module.executed import executed_flops
 from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe, planned_recipe
 from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
 
@@ -122,11 +128,14 @@ def test_a_selector_that_names_nothing_is_refused_by_the_plan_too(tmp_path: Path
         plan_recipe(recipe(tmp_path, trainable="[vison]"))
 
 
+SET_MODULES = ("set=['text.mtp={num_modules: 2, block: {attention: global, ffn: moe}}']",)
+BF16 = scheme_of(quantization("bf16"))
+
+
 def further(folder: Path, trainable: str = "[]", mtp: str = "") -> LoadedRecipe:
     """`recipe` without images, of a model with two modules of a mixture each."""
     loaded = recipe(folder, 0.0, trainable)
-    declared = "set=['text.mtp={num_modules: 2, block: {attention: global, ffn: moe}}']"
-    return load_recipe(loaded.document.source, [declared, *([f"phases.0.mtp={mtp}"] if mtp else [])])
+    return load_recipe(loaded.document.source, [*SET_MODULES, *([f"phases.0.mtp={mtp}"] if mtp else [])])
 
 
 def test_modules_of_multi_token_prediction_add_their_passes(tmp_path: Path) -> None:
@@ -148,8 +157,27 @@ def _is_own(row: CostRow, op: Operation) -> bool:
     return isinstance(op, Matmul) and row.group.first.role not in MTP_SHARED
 
 
-def test_a_plan_counts_modules_but_for_the_memory_of_a_gpu(tmp_path: Path) -> None:
-    """FLOPs and hours in proportion, the checkpoint by bf16 weights and AdamW's state; a note for the rest."""
+def test_flops_and_parameters_of_modules_are_those_of_a_run(tmp_path: Path) -> None:
+    """Forward and backward, with what a masked block of attention computes beyond the mask left out of both."""
+    trained = further(tmp_path, mtp="{weight: 0.3}")
+    graph, (phase,) = graph_of(trained), trained.recipe.phases
+    module, work = mtp_graph(graph), Work(phase.batch, phase.context, phase="train")
+    assert module is not None
+    model = distribute(l4spec.build(with_modules(graph)), Layout(), train=True).train()
+    ids = torch.randint(257, (phase.batch, phase.context), generator=torch.Generator().manual_seed(0))
+    with counting_flops(model) as counted:
+        train_step(model, ids, ids, num_microbatches=1, mtp=MTPLoss(0.3))
+    executed = executed_flops(graph, work) + 2 * executed_flops(module, work)
+    assert sum(counted.values()) == executed
+    masked = executed - 3 * (model_flops(graph, work) + 2 * model_flops(module, work))
+    (planned,) = plan_recipe(trained).phases
+    assert planned.model_flops == (sum(counted.values()) - masked) * phase.num_steps
+    in_run = sum(p.numel() for name, p in model.named_parameters() if name.startswith("text.mtp"))
+    assert planned.module_params == in_run == num_trained(with_modules(graph), ("text.mtp",))
+
+
+def test_a_plan_counts_modules(tmp_path: Path) -> None:
+    """FLOPs and hours in proportion; of checkpoint and GPU the state of what modules have of their own."""
     declared, options = further(tmp_path), RecipeOptions("8xH100")
     trained = further(tmp_path, mtp="{weight: 0.3}")
     ours, without = (plan_recipe(one, options).phases[0] for one in (trained, declared))
@@ -160,11 +188,32 @@ def test_a_plan_counts_modules_but_for_the_memory_of_a_gpu(tmp_path: Path) -> No
     assert ours.gpu_hours == pytest.approx((without.gpu_hours or 0) * more)
     state = OPTIMIZER_BYTES["adamw"]
     assert ours.checkpoint_bytes - without.checkpoint_bytes == (2 + state) * counts.own
-    (note,) = set(ours.notes) - set(without.notes)
-    assert f"the memory of a GPU leaves out their {counts.own:,} parameters" in note
+    assert (ours.module_params, without.module_params, without.module_bytes) == (counts.own, 0, 0)
     text = to_text(recipe_report(planned_recipe(trained, options), trained, graph_of(trained)))
     assert "2 modules of multi-token prediction" in text
     assert "layers of a module" in text
+
+
+@pytest.mark.parametrize("layout", ["{dp: 8}", "{ep: 2, dp: 4}", "{ep: 2, dp: 4, zero_stage: 3}"])
+@pytest.mark.parametrize("trainable", ["[]", "[text.mtp]"])
+def test_the_memory_of_a_gpu_has_the_modules(layout: str, trainable: str, tmp_path: Path) -> None:
+    """By the same rule as in `tests/distributed/test_trained_modules.py`, in the plan's own terms."""
+    trained = further(tmp_path, trainable, "{weight: 0.3}")
+    loaded = load_recipe(
+        trained.document.source, [*SET_MODULES, "phases.0.mtp={weight: 0.3}", f"phases.0.layout={layout}"]
+    )
+    planned = planned_recipe(loaded, RecipeOptions("8xH100"))
+    (phase,), (step,) = planned.cost.phases, planned.steps
+    memory, (one,) = step.memory_per_device, stages(graph_of(loaded), BF16, step.layout.tp, step.layout.ep, 1)
+    train = TrainSetting(zero_stage=loaded.recipe.phases[0].layout.zero_stage, trainable=phase.trainable)
+    main, both = (
+        stage_state(graph_of(loaded), replace(train, with_modules=modules), step.layout, one).with_batch(64, 1)
+        for modules in (False, True)
+    )
+    terms = (memory.weights_bytes, memory.gradient_bytes, memory.optimizer_bytes, memory.activation_bytes)
+    assert terms == (both.weights, both.gradients, both.optimizer, both.activations)
+    assert memory.gathered_bytes == both.gathered
+    assert phase.module_bytes == sum(astuple(both)) - sum(astuple(main)) > 0
 
 
 def test_a_plan_of_modules_that_are_not_declared_is_refused(tmp_path: Path) -> None:

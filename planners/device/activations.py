@@ -22,6 +22,8 @@ from planners.counts.cost_sheet import PassTokens, work_of
 from planners.counts.kv_cache import bytes_per_token
 
 SUM_BYTES = 4
+_MANY = 1 << 20
+"""Tokens of which experts that choose tokens take whole numbers, nearly."""
 ACTIVATION_BYTES = 2
 """bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""
 
@@ -115,11 +117,14 @@ def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
     for group in graph.groups:
         if group.first.scope != "text":
             continue
-        buffers, use = group.declaration.saved(Work(1, 1)), token_use(group.first)
-        every = buffer_bytes(group, buffers, layout)
-        core = buffer_bytes(group, tuple(b for b in buffers if b.name in group.declaration.recomputed), layout)
+        use, recomputed = token_use(group.first), group.declaration.recomputed
+        tokens = _MANY if group.declaration.routed is not None and group.declaration.routed.experts_choose else 1
+        buffers = group.declaration.saved(Work(1, tokens, phase="train"))
+        every = ceil_div(buffer_bytes(group, buffers, layout), tokens)
+        core = ceil_div(buffer_bytes(group, tuple(b for b in buffers if b.name in recomputed), layout), tokens)
         own = every if use == "own" else 0
-        gathered = buffer_bytes(group, tuple(b for b in buffers if use == "cut" and b.name == LAYER_INPUT), layout)
+        inputs = tuple(b for b in buffers if use == "cut" and b.name == LAYER_INPUT)
+        gathered = ceil_div(buffer_bytes(group, inputs, layout), tokens)
         for node in group.nodes:
             if node.layer is not None:
                 of_layer = layers[node.layer]

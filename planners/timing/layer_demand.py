@@ -5,7 +5,6 @@ costs a few multiplications per kind.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from math import prod
 
 from l4spec.graph.kept import kept_with
@@ -27,6 +26,7 @@ from l4spec.units import ceil_div
 from planners.counts.kv_cache import bytes_per_token, entry_bytes
 from planners.counts.weights import Scheme, stored_size, target_of
 from planners.device.activations import ACTIVATION_BYTES
+from planners.timing.context import FAR, mean_read, of_context
 from planners.timing.expert_coverage import (
     busiest_share,
     coverage_of_busiest,
@@ -69,6 +69,8 @@ class KindProfile:
     pair_flops: int
     moved_bytes_per_token: int
     reads: tuple[CacheRead, ...] = ()
+    has_index: bool = False
+    """True if an index scores earlier tokens to choose those that are attended to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,35 +187,45 @@ def _rounded(tokens: float) -> float:
 
 
 @kept_with(maxsize=1024)
-def profile(graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: int) -> tuple[KindProfile, ...]:
+def profile(
+    graph: LayerGraph, scheme: Scheme, layout: Layout, kv_dtype_bytes: int, *, training: bool = False
+) -> tuple[KindProfile, ...]:
     """Every kind of layer of the language model, in graph order; the degrees tp and ep of `layout` cut its tensors."""
     cut = Layout(tp=layout.tp, ep=layout.ep)
     profiles: dict[object, KindProfile] = {}
     for group in graph.groups:
         if group.first.scope == "text":
-            kind = _profile_of(graph, group, scheme, cut, kv_dtype_bytes)
+            kind = _profile_of(graph, group, scheme, cut, kv_dtype_bytes, training=training)
             key = (kind.name, id(group.declaration))
             profiles[key] = replace(kind, count=profiles[key].count + kind.count) if key in profiles else kind
     return tuple(profiles.values())
 
 
+def _of_tokens(declaration: Declaration, *, training: bool) -> tuple[tuple[Operation, ...], int]:
+    """Operations that rates are taken from, and of how many tokens: of many where experts choose them in training."""
+    routed = declaration.routed
+    if not training or routed is None or routed.trained_per_token == routed.num_per_token:
+        return declaration.operations(Work(1, 1)), 1
+    return declaration.operations(Work(1, FAR, phase="train")), FAR
+
+
 def _profile_of(
-    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, kv_dtype_bytes: int
+    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, kv_dtype_bytes: int, *, training: bool
 ) -> KindProfile:
     node, routed = group.first, group.declaration.routed
-    one = group.declaration.operations(Work(1, 1))
+    one, tokens = _of_tokens(group.declaration, training=training)
     sharded = any(degree_of(dim, layout) > 1 for p in group.declaration.parameters for dim in p.dims)
-    moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise))
+    moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise)) // tokens
     weights, experts = _stored(graph, group, scheme, layout)
     cache = group.declaration.cache
     bound = cache[0].bound if cache else None
-    several = len({entry.bound for entry in cache}) > 1
+    several = len({(entry.bound, entry.num_chosen) for entry in cache}) > 1
     return KindProfile(
         name=kind_name(group),
         group=group,
         count=group.count,
-        flops_per_row=_matmul_rates(graph, group, scheme, layout, one),
-        core_flops_per_row=_matmul_rates(graph, group, scheme, layout, _of_core(group.declaration, one)),
+        flops_per_row=_matmul_rates(graph, group, scheme, layout, one, tokens),
+        core_flops_per_row=_matmul_rates(graph, group, scheme, layout, _of_core(group.declaration, one), tokens),
         per_logit_row=node.role == "head",
         weight_bytes=weights,
         expert_bytes=experts,
@@ -222,6 +234,7 @@ def _profile_of(
         cache_bytes=bytes_per_token(group, layout, kv_dtype_bytes) if bound else 0,
         bound=bound,
         reads=_reads(group, layout, kv_dtype_bytes) if several else (),
+        has_index=of_context(group.declaration, FAR, FAR - 1)[1] > 0,
         pair_flops=sum(op.flops // op.pairs // layout.tp for op in one if isinstance(op, AttentionPairs)),
         moved_bytes_per_token=moved * ACTIVATION_BYTES // (layout.tp if sharded else 1),
     )
@@ -248,9 +261,9 @@ def _of_core(declaration: Declaration, operations: tuple[Operation, ...]) -> tup
 
 
 def _matmul_rates(
-    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, operations: tuple[Operation, ...]
+    graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, operations: tuple[Operation, ...], tokens: int
 ) -> tuple[tuple[str, int], ...]:
-    """FLOPs that one token costs one device in these operations of one layer, by number format.
+    """FLOPs that one of the `tokens` of these operations of one layer costs one device, by number format.
 
     A routed token's rows spread over ep ranks, and each of the ep ranks sends tokens of its own: the two cancel.
     """
@@ -263,7 +276,7 @@ def _matmul_rates(
             rates[dtype] = rates.get(dtype, 0) + 2 * op.rows * prod(shape[-2:])
         elif isinstance(op, HeadProducts):  # not of weights: in the format of activations, heads divided by tp
             rates["bf16"] = rates.get("bf16", 0) + op.flops // layout.tp
-    return tuple(rates.items())
+    return tuple((dtype, flops // tokens) for dtype, flops in rates.items())
 
 
 def _stored(graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout) -> tuple[int, int]:
@@ -339,22 +352,22 @@ def _written_share(kind: KindProfile) -> float:
 
 def pairs_of(kind: KindProfile, length: int, cached: int) -> float:
     """Attended pairs of one sequence of `length` tokens whose first `cached` are there already."""
-    return _pairs_of(kind.group.declaration, length, cached)
+    return of_context(kind.group.declaration, length, cached)[0]
 
 
-@lru_cache(maxsize=4096)
-def _pairs_of(declaration: Declaration, length: int, cached: int) -> float:
-    work = Work(1, max(length - cached, 1), cached)
-    return float(sum(op.pairs for op in declaration.operations(work) if isinstance(op, AttentionPairs)))
+def index_flops(kind: KindProfile, length: int, cached: int) -> float:
+    """FLOPs of an index for these tokens of one layer, on every rank of tp: it is not divided."""
+    return of_context(kind.group.declaration, length, cached)[1] if kind.has_index else 0.0
 
 
-def mean_read(bound: Bound, context: float) -> float:
-    """Tokens that a decode step reads whose own token is the last of about `context`.
-
-    A fractional context is an average over sequences of unequal lengths: a chunk layer then reads half a chunk.
-    """
-    if bound.is_state:
-        return 2.0  # read and written
-    if bound.kind == "chunk" and bound.size is not None and context != int(context):
-        return context if context <= bound.size else (bound.size + 1) / 2
-    return float(bound.num_read(int(context))) if context == int(context) else min(context, bound.size or context)
+def scored(kind: KindProfile, step: Step) -> float:
+    """FLOPs of an index in a step of one layer; 0 where there is none."""
+    if not kind.has_index:
+        return 0.0
+    last, flops = max(round(step.context), 1), 0.0
+    if step.decode:
+        flops = step.decode * index_flops(kind, last, last - 1)
+    if step.prompt_tokens:
+        length, cached = round(step.prompt_length), round(step.prompt_cached)
+        flops += step.prompt_tokens / max(length - cached, 1) * index_flops(kind, length, cached)
+    return flops

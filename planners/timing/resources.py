@@ -7,7 +7,16 @@ from operator import add, attrgetter
 from typing import Protocol, TypeVar
 
 from planners.timing.efficiency import ServingEfficiency
-from planners.timing.layer_demand import KindProfile, Routing, Step, attended, covered_experts, experts_part, rows_of
+from planners.timing.layer_demand import (
+    KindProfile,
+    Routing,
+    Step,
+    attended,
+    covered_experts,
+    experts_part,
+    rows_of,
+    scored,
+)
 
 
 class Shares(Protocol):
@@ -109,7 +118,10 @@ RowAmounts = tuple[float, float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class UnitCosts:
-    """Seconds at published peaks that all layers of a kind take: always, and per row, pair, cached token and expert."""
+    """Seconds at published peaks that all layers of a kind take.
+
+    Always, and per row, pair, FLOP of an index (`score`), cached token and expert.
+    """
 
     kind: KindProfile
     weight_read: float
@@ -118,6 +130,7 @@ class UnitCosts:
     matmul_row: float
     tensor_row: float
     pair: float
+    score: float
     moved_row: float
     links_row: float
     collectives: int
@@ -159,7 +172,7 @@ class UnitCosts:
     def of_cache(self, step: Step) -> tuple[float, float]:
         """`cached` and `attention` of `use`."""
         pairs, cached = attended(self.kind, step)
-        return cached * self.cached_token, pairs * self.pair
+        return cached * self.cached_token, pairs * self.pair + scored(self.kind, step) * self.score
 
     def __add__(self, other: "UnitCosts") -> "UnitCosts":
         """Of both kinds together, which must depend on a step in the same way."""

@@ -31,6 +31,8 @@ from planners.timing.machine import Machine, link_seconds, missing
 from planners.timing.resources import ResourceSeconds, StepAmounts, UnitCosts, matmul_seconds
 
 ATTENTION_DTYPE = "bf16"
+INDEX_DTYPE = "fp8"
+"""Number format of an index's scores: deepseek-ai/DeepSeek-V3.2-Exp inference/model.py, `fp8_index`."""
 _OF_ANY_EFFICIENCY = ("kinds", "rates", "_sent", "_joined", "_constants", "_amounts")
 _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
@@ -221,6 +223,7 @@ class StepModel:
             tensor_row=count
             * sum(flops / self._peak(dtype) / MATMUL_REACH.get(dtype, 1.0) for dtype, flops in kind.flops_per_row),
             pair=count * kind.pair_flops / self._peak(ATTENTION_DTYPE),
+            score=count / self._peak(INDEX_DTYPE),
             moved_row=count * kind.moved_bytes_per_token / bandwidth,
             links_row=seconds,
             collectives=calls,

@@ -18,7 +18,7 @@ from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
 from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import TrainingEfficiency
-from planners.timing.layer_demand import KindProfile, pairs_of, profile
+from planners.timing.layer_demand import KindProfile, index_flops, pairs_of, profile
 from planners.timing.machine import Machine, link_seconds
 from planners.timing.step import ATTENTION_DTYPE, kind_key
 
@@ -98,7 +98,7 @@ class TrainModel:
 
     def time(self, load: TrainLoad) -> StepLatency:
         """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
-        kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES)
+        kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES, training=True)
         share = load.share
         times = []
         for kind in kinds:
@@ -108,6 +108,9 @@ class TrainModel:
             if load.attention_recompute:
                 again = tokens * load.attention_recompute
                 matmuls += [(dtype, again * flops) for dtype, flops in kind.core_flops_per_row]
+            if kind.has_index:  # it has no gradient
+                scores = share * kind.count * index_flops(kind, load.length, 0)
+                matmuls.append((ATTENTION_DTYPE, scores * (1 + load.recompute)))
             pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
             attention = pairs * kind.pair_flops * self._attention_passes(load)
             moved = rows * kind.moved_bytes_per_token

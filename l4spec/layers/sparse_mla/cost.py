@@ -69,12 +69,13 @@ def declare(spec: SparseMLASpec, width: Width) -> Declaration:
         scores = Buffer("index_scores", work.num_tokens, (Dim("index", spec.index_num_heads * key.size),))
         return (*dense.live(work), scores)
 
+    latents = (replace(entry, num_chosen=spec.index_topk) for entry in dense.cache)
     return replace(
         dense,
         parameters=(*dense.parameters, *parameters),
         operations=operations,
         executed=executed,
-        cache=(*dense.cache, CacheEntry("index_key", (key,), Bound("full"))),
+        cache=(*latents, CacheEntry("index_key", (key,), Bound("full"))),
         live=live,
         saved=dense.saved,
     )

@@ -49,7 +49,7 @@ _PLACES = {name: module for module, names in _LAZY.items() for name in names.spl
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for by its public name."""
+    """Import a public name on first access."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -29,10 +29,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong.
+    """One error in an input.
 
-    `message` says what was expected and what was found, `path` which field (`text.parts.moe.num_experts`),
-    `place` where it stands, `hint` how to fix it.
+    `message` has the expected and the given value, `path` the field (`text.parts.moe.num_experts`), `place` its
+    location, `hint` a fix.
     """
 
     message: str
@@ -46,7 +46,7 @@ class Problem:
 
 
 class UserError(ValueError):
-    """Input that cannot be used: every problem, all at once."""
+    """Raised for unusable input, with all of its problems."""
 
     def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
         self.problems = (Problem(problems, hint=hint),) if isinstance(problems, str) else tuple(problems)
@@ -60,7 +60,7 @@ def os_reason(error: Exception) -> str:
 
 
 class SpecError(UserError):
-    """A document that cannot be read, parsed or resolved: first `MAX_PROBLEMS` problems, and whether more follow."""
+    """Raised for a document that cannot be read, parsed or resolved, with its first `MAX_PROBLEMS` problems."""
 
     def __init__(self, problems: Iterable[Problem] | str, *, hint: str = "") -> None:
         if not isinstance(problems, str):

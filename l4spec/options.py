@@ -1,16 +1,16 @@
-"""One model of options makes the command line, the Python arguments, a suggestion's command and the echo in JSON.
+"""Options declared once for the command line, Python arguments, suggested commands and the echo in JSON.
 
 A class of options is a list of annotated fields and nothing else:
 
     class PlanRequest(Options):
-        \"\"\"What `plan` is asked for.\"\"\"
+        \"\"\"Options of `plan`.\"\"\"
 
         batch: Annotated[int, Option("Sequences at a time.", parse=read_count), Field(ge=1)] = 1
 
 From it follow `PlanRequest(batch=4)` in Python, `PlanRequest.from_text({"batch": "4"})` for a command line (the
-decorator `l4spec.cli.generated.takes` writes the options into a command's signature), `request.command_line()` for what
-to type, and `request.echo()` for a JSON document. Every wrong value is a `UserError` that lists all problems, each with
-the name of its field; pydantic's own words never reach a user.
+decorator `l4spec.cli.generated.takes` writes the options into a command's signature), `request.command_line()` for the
+command as text, and `request.echo()` for a JSON document. Invalid values raise one `UserError` that lists all problems,
+each with the name of its field; pydantic's own messages never reach a user.
 
 A new command takes the options of a class like this:
 
@@ -108,7 +108,7 @@ class Options(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     def __init__(self, **given: Any) -> None:
-        """Values by field; a text for what is no text is read as the command line reads it: `context="1M"`."""
+        """Set options by field; strings for fields of other types are parsed as on the command line: `context="1M"`."""
         values, problems = _read(type(self), given)
         try:
             super().__init__(**values)
@@ -119,7 +119,7 @@ class Options(BaseModel):
 
     @classmethod
     def from_text(cls, texts: Mapping[str, str], **given: Any) -> Self:
-        """The options that a command line gives as text by field, and further values as they are."""
+        """Construct from command-line texts by field, and from further values as they are."""
         return cls(**given, **texts)
 
     def changed(self, **values: Any) -> Self:
@@ -127,13 +127,13 @@ class Options(BaseModel):
         return type(self)(**{**self.echo(), **values})
 
     def echo(self) -> dict[str, Any]:
-        """The options that were given, in the order of the fields; made of it, the request is the same again."""
+        """The given options, in the order of the fields; the class reconstructs the request from them."""
         given = self.model_fields_set
         values = {name: getattr(self, name) for name in type(self).model_fields if name in given}
         return {name: value for name, value in values.items() if value is not None}
 
     def command_line(self) -> str:
-        """Every option that differs from its default, as it is typed."""
+        """Every option that differs from its default, as command-line text."""
         return " ".join(self._words())
 
     def _words(self) -> Iterator[str]:
@@ -161,7 +161,7 @@ def flag_of(cls: type[Options], name: str) -> str:
 
 
 def _read(cls: type[Options], given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """Values with texts read where a field is no text, and what is wrong with those that cannot be read."""
+    """Values with strings parsed for fields of other types, and the problems of those that cannot be parsed."""
     values: dict[str, Any] = {}
     problems = []
     for name, value in given.items():
@@ -187,7 +187,7 @@ def _problems(cls: type[Options], error: ValidationError) -> Iterator[Problem]:
 
 
 def _problem(name: str, field: FieldInfo, option: Option, value: object) -> Problem:
-    """One problem in our words: the type or the range that a field has, and what was found."""
+    """A validation error as a problem: the type or range of the field, and the given value."""
     choices = () if option.expects else _choices(field)
     if choices:
         hint = option.renamed.get(str(value)) or nearest(str(value), choices)
@@ -208,7 +208,7 @@ def _problem(name: str, field: FieldInfo, option: Option, value: object) -> Prob
 
 
 def _kind(field: FieldInfo) -> type:
-    """The type of a field's values, None left aside."""
+    """The type of a field's values, without None."""
     kinds = [kind for kind in (*get_args(field.annotation), field.annotation) if kind in (int, float, bool, str)]
     return kinds[0] if kinds else str
 

@@ -31,19 +31,19 @@ def read_clip(text: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Stills:
-    """The moments of a clip that are shown, in seconds from its start; `sampled` is what the rate would make."""
+    """Times of a clip's stills, in seconds from its start; `sampled` is their number before the limit."""
 
     seconds: tuple[float, ...]
     sampled: int
 
     @property
     def count(self) -> int:
-        """Stills that are shown."""
+        """Number of stills."""
         return len(self.seconds)
 
 
 def stills_by_rate(duration: float, fps: float) -> Stills:
-    """One at the start and then `fps` a second; of more than `MOST_STILLS`, as many, evenly spread over the clip."""
+    """One still at the start and then `fps` per second; at most `MOST_STILLS`, evenly spaced over the clip."""
     step, length = 1 / Fraction(str(fps)), Fraction(str(duration))
     sampled = ceil(length / step)
     if sampled > MOST_STILLS:

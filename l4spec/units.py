@@ -1,7 +1,7 @@
 """Quantities with their unit, as YAML and the command line write them: `80 GiB`, `3.35 TB/s`, `989.4 TFLOP/s`, `9 us`.
 
-Counts of tokens go without a unit: `1M`, `128Ki`. Of writing only memory is here, which errors of every package name;
-how other numbers are shown is decided in `l4spec.report.quantities`.
+Counts of tokens go without a unit: `1M`, `128Ki`. Of formatting only memory is here, which error messages of every
+package need; other numbers are formatted in `l4spec.report.quantities`.
 """
 
 import re
@@ -27,11 +27,11 @@ _COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z", re.IGNORECASE)
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
 
 _MEMORY = ((GiB // 100, GiB, "GiB"), (MiB, MiB, "MiB"), (KiB, KiB, "KiB"))
-"""From how many bytes on a unit is used; what two decimals would show as 0.00 GiB takes a smaller unit."""
+"""Least number of bytes for each unit; a size that would be shown as 0.00 GiB has a smaller unit."""
 
 
 def gib(num_bytes: int) -> str:
-    """Memory: `25.34 GiB`; what would be 0.00 GiB in MiB, KiB or bytes."""
+    """Memory size as text: `25.34 GiB`; sizes below 0.01 GiB in MiB, KiB or bytes."""
     for least, size, unit in _MEMORY:
         if abs(num_bytes) >= least:
             return f"{num_bytes / size:,.2f} {unit}"
@@ -62,7 +62,7 @@ def parse_bytes(text: object) -> int:
 def parse_count(text: str) -> int:
     """A whole number of tokens from `8192`, `8,192`, `8_192`, `100k`, `1M`, `15T` (decimal) or `128Ki` (binary).
 
-    Raises ValueError for anything else, and for what is not whole.
+    Raises ValueError for anything else, and for fractions of a token.
     """
     plain = text.strip()
     if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+|[0-9]{1,3}(_[0-9]{3})+", plain):
@@ -105,7 +105,7 @@ def parse_duration(text: object) -> Fraction:
 
 
 def parse_rate(text: object) -> Fraction:
-    """Events a second from `4/s`, `90/min`, `2000/h` or `50000/d`, exactly. Raises ValueError for anything else."""
+    """Events per second from `4/s`, `90/min`, `2000/h` or `50000/d`, exactly. Raises ValueError for anything else."""
     match = _RATE.match(text) if isinstance(text, str) and len(text) <= 64 else None
     if match is None:
         raise ValueError(f"expected a rate like '4/s', '90/min' or '2000/h', found {text!r}")

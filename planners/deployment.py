@@ -1,4 +1,4 @@
-"""`Deployment`: a request resolved against a model, every name looked up; the one type that is handed on."""
+"""`Deployment`: a request resolved against a model, with every name looked up; the argument of all later stages."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +36,7 @@ class Deployment:
 
     @classmethod
     def resolve(cls, graph: LayerGraph, request: PlanRequest) -> "Deployment":
-        """The deployment that is asked for. Raises UserError for unknown names and for what the model rules out."""
+        """Resolve a request. Raises UserError for unknown names and for options that the model rules out."""
         check(request, graph)
         cluster = parse_cluster(request.gpus) if request.gpus is not None else None
         setting = Setting(
@@ -57,7 +57,7 @@ class Deployment:
         return cls(graph, request, cluster, setting, context, _sequences(request, cluster, context))
 
     def changed(self, *, num_gpus: int | None = None, **options: Any) -> "Deployment":
-        """The deployment with other options, looking up only what they name. Raises UserError as `resolve` does."""
+        """The deployment with other options, looking up only the changed names. Raises UserError as `resolve` does."""
         cluster = self.cluster
         if num_gpus is not None:
             assert cluster is not None, "without GPUs there is nothing to have more of"
@@ -91,7 +91,7 @@ class Deployment:
 
     @property
     def output_tokens(self) -> int | None:
-        """Tokens that each request gets; None where a batch is timed by itself."""
+        """Output tokens of each request; None if a batch is timed by itself."""
         return self.request.output_tokens
 
     @property
@@ -109,22 +109,22 @@ def _as_trained(request: PlanRequest, before: TrainSetting | None) -> TrainSetti
 
 
 def _sequences(request: PlanRequest, cluster: Cluster | None, context: int) -> int:
-    """Those given; of a training step on GPUs for which nobody gave any, as many as such runs have."""
+    """Sequences: as given, or for a training step on GPUs the usual number of such runs."""
     if request.mode == "serve" or cluster is None or "batch" in request.model_fields_set:
         return request.sequences
     return chosen_batch(context, cluster.num_gpus)
 
 
 def _format_of(request: PlanRequest) -> str:
-    """The scheme asked for. Training keeps its weights unquantized, however those of a release are stored."""
+    """The requested scheme. Training has unquantized weights, however the published ones are stored."""
     published_in_training = request.mode == "train" and request.quantization == AS_PUBLISHED
     return UNQUANTIZED if published_in_training else request.quantization
 
 
 def _host(request: PlanRequest, cluster: Cluster | None, graph: LayerGraph) -> HostMemory | None:
-    """The host's memory that a request gives; None where it gives none.
+    """The host's memory of a request; None without it.
 
-    Raises UserError for more GPUs than one, and where nobody knows the GPU's link to its host's memory.
+    Raises UserError for more than one GPU, and if the bandwidth between GPU and host memory is unknown.
     """
     if request.host_memory is None or cluster is None:
         return None

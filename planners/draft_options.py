@@ -1,4 +1,4 @@
-"""Drafting in a request: how often the tokens that a module of multi-token prediction proposes are accepted."""
+"""Draft options of a request: acceptance rates of the tokens that a module of multi-token prediction proposes."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -17,7 +17,7 @@ def read_acceptance(text: str) -> str:
 
 
 def acceptance_of(text: str | None) -> tuple[float, ...]:
-    """For each drafted token the probability that it is accepted where all before it were; none without text."""
+    """For each drafted token, the probability that it is accepted if all before it were; empty without text."""
     if text is None:
         return ()
     shares = tuple(read_number(part.strip()) for part in text.split(","))

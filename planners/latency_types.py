@@ -14,7 +14,7 @@ Resource = Literal["compute", "memory", "links"]
 
 
 class Frozen(BaseModel):
-    """Base of a plan's parts: immutable, nothing unknown."""
+    """Base of a plan's parts: immutable, without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
@@ -39,14 +39,14 @@ class KindLatency:
     def of(
         cls, name: str, count: int, compute: float, memory: float, links: float, estimate: float | None
     ) -> "KindLatency":
-        """From the seconds of each resource."""
+        """Construct from the seconds of each resource."""
         bounded_by: Resource = "compute" if compute >= memory and compute >= links else "memory"
         if links > compute and links > memory:
             bounded_by = "links"
         return cls(name, count, compute, memory, links, max(compute, memory, links), bounded_by, estimate)
 
     def __add__(self, other: "KindLatency") -> "KindLatency":
-        """Layers of the same name together."""
+        """Sum of two rows of the same name."""
         a, b = self.estimate_seconds, other.estimate_seconds
         return KindLatency.of(
             self.name,
@@ -60,7 +60,7 @@ class KindLatency:
 
 @dataclass(frozen=True, slots=True)
 class StepLatency:
-    """One step of the busiest device: a roofline that nothing can beat, and what an engine is expected to take."""
+    """One step of the busiest device: its roofline bound, and the estimate for an engine."""
 
     bound_seconds: float
     bounded_by: Resource
@@ -69,7 +69,7 @@ class StepLatency:
 
     @classmethod
     def of(cls, kinds: tuple[KindLatency, ...], constant: float = 0.0) -> "StepLatency":
-        """Of kinds that follow each other; `constant` is what the engine spends a step above their estimates."""
+        """Construct from consecutive kinds; `constant` is the engine's time per step on top of their estimates."""
         shares: dict[Resource, float] = {"compute": 0.0, "memory": 0.0, "links": 0.0}
         for kind in kinds:
             shares[kind.bounded_by] += kind.bound_seconds
@@ -133,19 +133,19 @@ def _no_errors() -> Deferred[LatencyError]:
 
 
 class TimePart(Frozen):
-    """A part of an estimated time, and what it is spent on."""
+    """A part of an estimated time, with its cause."""
 
     what: str
     seconds: float
 
 
 class Latency(Frozen):
-    """Time, in three layers: bounds, estimates, and the estimates' error. Null fields say why in `reason` or `notes`.
+    """Times of a plan: bounds, estimates, and the estimates' error. `reason` or `notes` explain null fields.
 
     Without output tokens, a first token takes the prefill of one prompt of the whole context, and an output token the
     decode step of the whole batch at that context. With them, prompts of the remaining context arrive in a closed loop
     of `concurrency` clients. Throughput counts output tokens. With `by_module`, times are of our module on a calibrated
-    machine, where nobody queues: prompts are read at once, then all decode together.
+    machine, without queueing: prompts are read at once, then all decode together.
     """
 
     reason: str | None = None

@@ -1,4 +1,4 @@
-"""Stage 6: `plan`, from a layer graph and a deployment to a `Plan`."""
+"""`plan`: from a layer graph and a deployment to a `Plan`."""
 
 from functools import partial
 from typing import Any, Literal
@@ -64,9 +64,9 @@ def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) ->
 
 
 def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
-    """The request with a number instead of `max`: the longest context that fits in any layout asked for.
+    """The request with a number instead of `max`: the longest context that fits in any requested layout.
 
-    Without GPUs it is the model's own limit, and where not one token fits, the default.
+    Without GPUs it is the model's own limit; if not one token fits, the default.
     """
     if asked.context != MAX:
         return asked
@@ -78,7 +78,7 @@ def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
 
 
 def plan_deployment(deployment: Deployment) -> Plan:
-    """`plan` for a request that is resolved."""
+    """`plan` for a resolved request."""
     graph, cluster, request = deployment.graph, deployment.cluster, deployment.request
     context, batch = deployment.context, deployment.batch
     rows, illegal = _rows(deployment)
@@ -121,7 +121,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
 
 
 def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
-    """By the engine's factors, or, on a machine that was calibrated, by the measured pieces of our own module."""
+    """Latency by the engine's factors, or on a calibrated machine by the measured pieces of our own module."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
     if cluster.hardware.eager is None:
@@ -203,7 +203,7 @@ def _no_layout(cluster: Cluster, request: PlanRequest, illegal: tuple[IllegalLay
 
 
 def _other_degrees(layout: Layout, cluster: Cluster) -> str:
-    """The degree of dp that would use all GPUs, where there is one."""
+    """The degree of dp that would use all GPUs, if there is one."""
     replicas, left_over = divmod(cluster.num_gpus * layout.dp, layout.num_devices)
     if left_over or replicas == layout.dp:
         return "the product of the degrees must be the number of GPUs"

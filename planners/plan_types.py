@@ -1,6 +1,6 @@
-"""Stage 6's type: `Plan`, the stable document that `l4spec plan --format json` prints.
+"""`Plan`: the stable document that `l4spec plan --format json` prints.
 
-Bytes, FLOPs, parameters and tokens are exact integers in base units. What could not be known is null, never a guess.
+Bytes, FLOPs, parameters and tokens are exact integers in base units. Unknown values are null, never guessed.
 """
 
 from typing import Any, Literal
@@ -17,13 +17,13 @@ from planners.video import VideoInfo
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory", "simplest"]
 BY_TIME: tuple[Objective, ...] = ("fastest", "cheapest")
-"""Objectives that layouts are timed for; the others go by memory."""
+"""Objectives that compare layouts by time; the others compare memory."""
 ChosenBy = Literal["time", "memory", "given"]
 Origin = Literal["exact", "calibrated"]
 
 
 class Params(Frozen):
-    """Parameter counts. `active` is what one text token's forward pass uses, embedding table and head counted whole."""
+    """Parameter counts. `active`: parameters that one text token uses, with the whole embedding table and head."""
 
     total: int
     active: int
@@ -35,7 +35,7 @@ class Params(Frozen):
 
 
 class LayerParams(Frozen):
-    """Equal blocks of the language model: which layers, how many, and the parameters of one."""
+    """Equal blocks of the language model: their layers, their number, and the parameters of one."""
 
     layers: tuple[int, ...]
     attention: str
@@ -45,7 +45,7 @@ class LayerParams(Frozen):
 
 
 class Flops(Frozen):
-    """`model_flops`: what the mathematics needs; a multiply-add is 2, only attended pairs and chosen experts count.
+    """FLOPs of the mathematics (`model_flops`): a multiply-add is 2; only attended pairs and chosen experts count.
 
     `forward_per_token`: text matmuls and head for one token, without attention pairs. `prefill`: the whole batch over
     the planned context with logits at the last position only. `decode`: one token per sequence whose own token is the
@@ -62,9 +62,9 @@ class Flops(Frozen):
 
 
 class CacheLayer(Frozen):
-    """Layers that keep the same cache: their law and what one of them keeps per sequence at the planned context.
+    """Layers with equal caches: their law of growth, and one layer's cache per sequence at the planned context.
 
-    A layer that keeps something by several laws has a row for each; a `compressed` token is an entry made of `bound`.
+    A layer with several laws has a row for each; a `compressed` token is an entry made of `bound` tokens.
     """
 
     label: str
@@ -92,7 +92,9 @@ class KvCache(Frozen):
 
 
 class Weights(Frozen):
-    """The whole model's weights under the quantization scheme; `refusals` names tensors that it cannot pack and why."""
+    """The model's weights under the quantization scheme; `refusals` are tensors that it cannot pack, with the
+    reason.
+    """
 
     bytes: int
     scale_bytes: int
@@ -102,7 +104,7 @@ class Weights(Frozen):
 
 
 class MemoryTerm(Frozen):
-    """One term of a device's memory: what it is, whether a formula or a calibration gives it, its spread and source."""
+    """One term of a device's memory, with its origin (formula or calibration), spread and source."""
 
     name: str
     bytes: int
@@ -113,7 +115,7 @@ class MemoryTerm(Frozen):
 
 
 class DeviceMemory(Frozen):
-    """The fullest device. `capacity_bytes` is null when no GPUs are given; `total_bytes` includes reserved terms."""
+    """Memory of the fullest device. `capacity_bytes` is null without GPUs; `total_bytes` includes reserved terms."""
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -128,7 +130,7 @@ class DeviceMemory(Frozen):
     headroom_bytes: int | None
     terms: tuple[MemoryTerm, ...]
     unknown: tuple[str, ...] = ()
-    """Terms of the engine that nobody measured for this version and layout: they are in no total."""
+    """Terms of the engine without a measurement for this version and layout; they are in no total."""
 
 
 class HostMemoryUse(Frozen):
@@ -158,10 +160,10 @@ class KeptState(Frozen):
 
 
 class LayoutRow(Frozen):
-    """A legal layout and what it gives. Times are estimates of what fits; null where none is known.
+    """A legal layout with its memory, limits and estimated times. Times are null if it does not fit or none is known.
 
-    `training` is what training keeps its state by on this layout. `as_fast`: its time differs
-    from the best one's by no more than the median error of the estimate.
+    `training` are the memory settings of training on this layout. `as_fast`: its time differs from the best one's by no
+    more than the median error of the estimate.
     """
 
     layout: Layout
@@ -178,7 +180,7 @@ class LayoutRow(Frozen):
 
 
 class IllegalLayout(Frozen):
-    """A layout that the model does not allow, and why."""
+    """A layout that the model does not allow, with the reason."""
 
     layout: Layout
     reason: str
@@ -187,12 +189,12 @@ class IllegalLayout(Frozen):
 class Communication(Frozen):
     """Bytes that one device sends per token of its batch, per mesh axis, by ring collectives of bf16 activations.
 
-    An all-gather is of fp32 logits: of a prompt only the last token's.
+    An all-gather is of fp32 logits, of a prompt only the last token's.
 
-    `payload_bytes_per_token` is what it passes. The tiers say how much goes to devices of its host and to other
-    hosts, on average over all devices; null without GPUs. Along cp what is sent grows with the context:
-    `bytes_per_sequence` is what the busiest device sends of one sequence in all, and `bytes_per_token` divides that by
-    the tokens that a device runs of it, rounded up.
+    `payload_bytes_per_token` counts the buffer passed to the collective. The tiers are the bytes sent to devices of its
+    host and to other hosts, on average over all devices; null without GPUs. Along cp traffic grows with the context:
+    `bytes_per_sequence` is the busiest device's for one sequence, and `bytes_per_token` divides it by the device's
+    tokens of the sequence, rounded up.
     """
 
     axis: Literal["tp", "cp", "ep", "pp", "dp"]
@@ -208,8 +210,8 @@ class Communication(Frozen):
 class CollectiveTraffic(Frozen):
     """One kind of collective of one device in a training step, all its calls together.
 
-    `payload_bytes` are handed in (of an all-gather: taken out), `ring_bytes` sent by a ring over `ranks` ranks.
-    `dp_ep` are the ranks of dp and ep together.
+    `payload_bytes` is the size of the buffer passed in (of an all-gather: returned), `ring_bytes` the bytes sent by a
+    ring over `ranks` ranks. `dp_ep` are the ranks of dp and ep together.
     """
 
     axis: Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
@@ -237,10 +239,10 @@ class TrainTraffic(Frozen):
 
 
 class DraftPlan(Frozen):
-    """Decoding with the module of `text.mtp` as draft: what it adds to a device of the last stage, and to a step.
+    """Decoding with the module of `text.mtp` as draft: its memory on the last stage, and its part of a step.
 
-    `acceptance` are the given shares by position; a step brings `tokens_per_step` tokens, 1 + sum of their products.
-    `draft_seconds` of the estimated `step_seconds` propose; null where no time is estimated.
+    `acceptance` are the given shares by position; a step yields `tokens_per_step` tokens, 1 + sum of their products.
+    `draft_seconds` is the drafts' part of the estimated `step_seconds`; null without an estimate.
     """
 
     acceptance: tuple[float, ...]
@@ -252,7 +254,7 @@ class DraftPlan(Frozen):
 
 
 class Suggestion(Frozen):
-    """A change that would make the plan fit, each found by planning it; `command` is what to type."""
+    """A change that would make the plan fit, found by planning it; `command` is the command with it."""
 
     change: str
     command: str
@@ -299,16 +301,16 @@ class DeploymentInfo(Frozen):
     gradient_bytes: int | None = None
     precision: str | None = None
     fp8_matmuls: str | None = None
-    """With fp8: the scheme whose rules say which matmuls it is."""
+    """With fp8: the scheme whose rules select the matmuls."""
     left_open: tuple[str, ...] = ()
-    """Of `zero_stage`, `checkpointing` and `micro_batch` those that were chosen with the layout."""
+    """Those of `zero_stage`, `checkpointing` and `micro_batch` that were chosen with the layout."""
     chosen_by: ChosenBy = "given"
     as_published: bool = False
     """True if `quantization` is the format of the published weights, as the spec states it."""
 
 
 class Estimates(Frozen):
-    """The estimated fields that parameter counts rest on, and those (these among them) that any other number does."""
+    """Estimated fields that parameter counts depend on (`params`), and those that any number depends on (`work`)."""
 
     params: tuple[str, ...] = ()
     work: tuple[str, ...] = ()
@@ -336,7 +338,7 @@ class Plan(ShownPlan, Frozen):
     illegal_layouts: tuple[IllegalLayout, ...]
     memory_per_device: DeviceMemory
     host_memory: HostMemoryUse | None = None
-    """With `--host-memory`: what does not lie on the device."""
+    """With `--host-memory`: the state offloaded to the host."""
     communication: tuple[Communication, ...]
     train_traffic: TrainTraffic | None = None
     fits: bool | None
@@ -346,6 +348,6 @@ class Plan(ShownPlan, Frozen):
     suggestions: Deferred[Suggestion]
     latency: Latency | None = None
     module_params: int | None = None
-    """Parameters of the modules that the spec declares beside the model, copies included; in no other number here."""
+    """Parameters of the spec's modules of multi-token prediction, copies included; in no other number here."""
     drafts: DraftPlan | None = None
-    """With `--draft-acceptance`: what a declared module takes, and what its drafts bring."""
+    """With `--draft-acceptance`: memory and time of the drafting module, and tokens per step."""

@@ -23,11 +23,11 @@ class ShownPlan(BaseModel):
     _graph: "LayerGraph | None" = PrivateAttr(default=None)
 
     def made_from(self, graph: "LayerGraph") -> None:
-        """Keep the graph, whose arithmetic `explain` shows."""
+        """Attach the graph, whose arithmetic `explain` shows."""
         self._graph = graph
 
     def to_dict(self) -> dict[str, Any]:
-        """The document that `--format json` prints, as numbers, texts, lists and dicts."""
+        """The document of `--format json`, as numbers, strings, lists and dicts."""
         return self.model_dump(mode="json")
 
     def report(self, *, verbose: bool = False, width: int = 100) -> str:
@@ -37,7 +37,7 @@ class ShownPlan(BaseModel):
     def explain(self, *, width: int = 100) -> str:
         """The text that `l4spec plan --explain` adds: each number's arithmetic and the source of every constant.
 
-        Raises UserError for a plan that was read from a document, which holds no graph.
+        Raises UserError for a plan that was read from a document, which has no graph.
         """
         if self._graph is None:
             raise UserError("this plan was read from a document", hint="plan again with the options in plan.request")
@@ -55,12 +55,12 @@ class ShownPlan(BaseModel):
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
     def __dir__(self) -> list[str]:
-        """The plan's own names: what pydantic adds still works, and is not listed."""
+        """The plan's own names; pydantic's methods work but are not listed."""
         own = (name for name in super().__dir__() if name not in _PYDANTIC or name.startswith("__"))
         return sorted({*own, "model_dump", "model_dump_json"})
 
     __hash__ = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Without the graph: a plan travels as its document."""
+        """Pickle without the graph: a plan is its document."""
         return {**super().__getstate__(), "__pydantic_private__": {"_graph": None}}

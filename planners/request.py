@@ -23,9 +23,9 @@ LARGEST = 1 << 20
 LONGEST = 1 << 40
 """Most tokens of a sequence or a chunk."""
 LEAST_MEMORY = 3
-"""The ZeRO stage that shares the most."""
+"""The ZeRO stage that shards the most."""
 MAX: Literal["max"] = "max"
-"""Instead of a context: as many tokens as fit."""
+"""Value of a context: as many tokens as fit."""
 MOST_TRAIN_TOKENS = 10**18
 MOST_IMAGES = 10_000
 BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
@@ -322,7 +322,7 @@ class PlanRequest(Options):
 
     @property
     def sequences(self) -> int:
-        """Sequences at a time over the whole deployment: the clients of a closed loop, or the batch."""
+        """Concurrent sequences over the whole deployment: the clients of a closed loop, or the batch."""
         return self.batch if self.concurrency is None else self.concurrency
 
     @property
@@ -356,11 +356,11 @@ class PlanRequest(Options):
         )
 
     def fixed_layout(self) -> Layout:
-        """The layout of the fixed degrees, 1 elsewhere."""
+        """The layout of the given degrees, 1 for the others."""
         return Layout(tp=self.tp or 1, ep=self.ep or 1, pp=self.pp or 1, dp=self.dp or 1, cp=self.cp or 1)
 
     def tokens(self, graph: LayerGraph) -> int:
-        """Tokens of a sequence: those given, or 8,192 and a clip's, or the shorter limit of model or engine."""
+        """Tokens of a sequence: as given, or 8,192 plus a clip's, or the limit of model or engine if it is shorter."""
         if isinstance(self.context, int):
             return self.context
         if self.prompt_tokens is not None:
@@ -369,7 +369,7 @@ class PlanRequest(Options):
         return min(DEFAULT_CONTEXT + (clip.tokens if clip else 0), self.max_context or LONGEST, max_seq_len(graph))
 
     def tiles(self, graph: LayerGraph) -> int:
-        """`num_tiles`, for each of `images` the most tiles that the model cuts an image into, and those of a clip."""
+        """Number of tiles: `num_tiles`, the model's largest number for each of `images`, and those of a clip."""
         vision, clip = graph.model.vision, video_info(self.clip, graph)
         if vision is None:
             return self.num_tiles
@@ -378,7 +378,7 @@ class PlanRequest(Options):
 
     @property
     def all_images(self) -> int:
-        """Images in one step, stills of a clip among them."""
+        """Images in one step, including stills of a clip."""
         stills = self.clip.stills
         return self.images + (stills.count if stills else 0)
 
@@ -394,5 +394,5 @@ def has_experts(graph: LayerGraph) -> bool:
 
 
 def max_seq_len(graph: LayerGraph) -> int:
-    """The longest sequence that the model was made for, in tokens."""
+    """Longest sequence that the model supports, in tokens."""
     return graph.model.text.stack.width.max_seq_len

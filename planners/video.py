@@ -74,7 +74,7 @@ class Clip:
 
     @property
     def stills(self) -> Stills | None:
-        """The stills that are asked for; None without a clip, or where it is not said which."""
+        """The requested stills; None without a clip, or without a rate or number."""
         if self.video is None:
             return None
         if self.frames is not None:
@@ -83,7 +83,9 @@ class Clip:
 
 
 class VideoInfo(Frozen):
-    """A planned clip. `sampled` is what the rate makes, `stills` what is shown; without a size, with the most tiles."""
+    """A planned clip. `sampled` counts the stills of the rate, `stills` those shown. Without a size, tiles are the
+    most.
+    """
 
     seconds: float
     fps: float | None

@@ -1,4 +1,4 @@
-"""Stage 4's type: `LayerGraph`, a read-only DAG of layers with tensor names, shapes and dtypes on its edges."""
+"""`LayerGraph`: a read-only DAG of layers with tensor names, shapes and dtypes on its edges."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,11 +39,11 @@ class LayerNode:
 
     @property
     def kind(self) -> str:
-        """The word that stands after `kind:`."""
+        """Name of the layer's kind, as `kind:` has it in a spec."""
         return str(self.spec.kind)
 
     def part_of(self, parameter: Parameter) -> Part:
-        """The part that a parameter counts for: everything in a vision tower and its adapter is `vision`."""
+        """Part of the model that a parameter is counted for; all of a vision tower and its adapter is `vision`."""
         return "vision" if self.scope == "vision" and parameter.part != "projector" else parameter.part
 
 
@@ -74,7 +74,7 @@ class LayerGroup:
 
     @property
     def first(self) -> LayerNode:
-        """A node to stand for all of them."""
+        """The first node, which represents all of them."""
         return self.nodes[0]
 
     @property
@@ -108,7 +108,7 @@ class LayerGraph:
 
     @cached_property
     def dag(self) -> "nx.MultiDiGraph[str]":
-        """The frozen networkx graph, built when first asked for: planning does without it, and it is slow to import."""
+        """The frozen networkx graph, built on first access: planning does not need it, and it is slow to import."""
         import networkx as nx
 
         dag: nx.MultiDiGraph[str] = nx.MultiDiGraph()
@@ -124,7 +124,7 @@ class LayerGraph:
 
     @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
-        """Nodes gathered by (scope, role, label, declaration), in order of first appearance: what planning iterates."""
+        """Nodes grouped by (scope, role, label, declaration), in order of first appearance."""
         gathered: dict[tuple[str, str, str, int], list[LayerNode]] = {}
         for node in self.nodes:
             gathered.setdefault((node.scope, node.role, node.label, id(node.declaration)), []).append(node)
@@ -153,7 +153,7 @@ class LayerGraph:
 
     @property
     def max_seq_len(self) -> int:
-        """The longest sequence that the model was made for, in tokens."""
+        """Longest sequence that the model supports, in tokens."""
         return self.model.text.stack.width.max_seq_len
 
     @cached_property
@@ -163,7 +163,7 @@ class LayerGraph:
         return max((experts.num_experts for experts in routed if experts is not None), default=0)
 
     def inputs_of(self, node_id: str) -> tuple[str, ...]:
-        """Ids of the nodes that feed this one, in the order of its ports."""
+        """Ids of the nodes whose outputs are this one's inputs, in the order of its ports."""
         return self._sources.get(node_id, ())
 
     @cached_property

@@ -1,4 +1,4 @@
-"""From a layer graph to the torch module that executes it."""
+"""Construction of the torch module that executes a layer graph."""
 
 import importlib
 from typing import Any
@@ -31,15 +31,15 @@ def build(
     seed: int | None = 0,
     quantization: str | None = None,
 ) -> Model:
-    """The module of a graph, of a spec or of a spec's name or path.
+    """Build the module of a graph, of a spec, or of a spec's name or path.
 
     Its tensors are named `{node.id}.{parameter.name}` and shaped as declared.
 
-    `dtype` is by default the one the spec publishes its weights in. Weights are random, the same for the same seed;
-    `seed=None` leaves them unset for a checkpoint to fill. On `meta` nothing is allocated. With a `quantization` scheme
-    each layer is packed as soon as it is filled, as `l4spec.quantize` packs it; the scheme then says the dtype. Raises
-    TypeError for a layer kind whose module does not hold what the kind declares, KeyError for an unknown dtype, and
-    UserError for a scheme that cannot be run.
+    `dtype` is by default that of the published weights. Weights are random, the same for the same seed; `seed=None`
+    leaves them uninitialized for a checkpoint to be loaded. On `meta` nothing is allocated. With a `quantization`
+    scheme each layer is packed as soon as it is filled, as `l4spec.quantize` does; the scheme then determines the
+    dtype. Raises TypeError for a layer kind whose module's tensors differ from the kind's declaration, KeyError for an
+    unknown dtype, and UserError for a scheme that cannot be run.
     """
     graph = graph_of(model)
     if quantization is not None:

@@ -1,4 +1,4 @@
-"""A compiled decode step: what stands between two tokens as a few native loops instead of hundreds of operations.
+"""Compiled decode steps: the work between two tokens as a few native loops instead of hundreds of operations.
 
 step = l4spec.compile_step(model)
 model.generate(input_ids, max_new_tokens=64, step=step)
@@ -23,11 +23,11 @@ _Compiled = Callable[[Tensor, Tensor], Tensor]
 
 
 class CompiledStep:
-    """One more token of each sequence: `step(input_ids, cache=cache)` is `model(input_ids, cache=cache)`.
+    """Compiled step of one token per sequence: `step(ids, cache=cache)` equals `model(ids, cache=cache)`.
 
-    The first call for a batch size compiles, which takes some seconds per layer and a C++ compiler; none later does,
-    wherever in the cache the tokens lie. Inference only. Weights that change in place are seen, and a model that is
-    moved or converted is compiled again; one whose parameters are replaced by others needs a new step.
+    The first call for a batch size compiles, which takes some seconds per layer and a C++ compiler; later calls do not,
+    at any cache position. Inference only. In-place changes of weights take effect, and a model that is moved or
+    converted is compiled again; a model whose parameters are replaced needs a new step.
     """
 
     def __init__(self, model: Model, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -46,10 +46,10 @@ class CompiledStep:
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, *, cache: Cache) -> Tensor:
-        """Logits in fp32 [batch, 1, vocab] after `input_ids` [batch, 1], which follow what `cache` has read.
+        """Logits in fp32 [batch, 1, vocab] for `input_ids` [batch, 1], which follow the tokens in `cache`.
 
-        Raises ValueError for more than one token a sequence, a cache that does not fit and a place after the last
-        learned position, UserError where nothing can be compiled.
+        Raises ValueError for more than one token per sequence, for a cache that does not fit and for positions beyond
+        the learned ones, UserError if compilation is not possible.
         """
         if input_ids.dim() != 2 or input_ids.shape[1] != 1:
             raise ValueError(f"a step reads one token of each sequence, found {list(input_ids.shape)}")
@@ -110,7 +110,7 @@ def _require_no_states(model: Model) -> None:
 
 
 def compile_step(model: Model) -> CompiledStep:
-    """A decode step of this model that is compiled when it is first run; see `CompiledStep`."""
+    """A decode step of this model that is compiled on its first call; see `CompiledStep`."""
     return CompiledStep(model)
 
 

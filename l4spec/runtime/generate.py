@@ -1,4 +1,4 @@
-"""Generation: a prompt in chunks, then token by token, in memory allocated before the first token.
+"""Generation: prefill in chunks, then token by token, in memory allocated before the first token.
 
 model.generate(input_ids, max_new_tokens=64)                 prompts and what follows them
 for tokens in model.stream(input_ids, max_new_tokens=64):    the same, a token of each sequence at a time
@@ -19,7 +19,7 @@ from l4spec.runtime.cache import Cache
 from l4spec.runtime.sampling import Sampling
 
 DEFAULT_PREFILL_CHUNK = 2048
-"""Tokens that one step of a prompt's prefill reads: activations are bounded by these, whatever the prompt's length."""
+"""Tokens per step of a prefill, which bound the activations for prompts of any length."""
 Prompt = Tensor | Sequence[Sequence[int]]
 
 
@@ -50,7 +50,7 @@ class Generates(Protocol):
         """The next token of every sequence of the batch."""
 
     def reads_ahead(self) -> AbstractContextManager[None]:
-        """Surrounds the passes of a chunked prefill."""
+        """Context manager around the passes of a chunked prefill."""
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Image vectors [tiles, tokens per tile, hidden]."""
@@ -61,7 +61,7 @@ class DecodeStep(Protocol):
 
     @property
     def model(self) -> Generates:
-        """The model whose step it is."""
+        """The model of the step."""
 
     def __call__(self, input_ids: Tensor, *, cache: Cache) -> Tensor:
         """Logits [batch, 1, vocab] after `input_ids` [batch, 1]."""
@@ -82,7 +82,7 @@ class OptionFields(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """Settings of generation. Raises UserError for impossible numbers."""
+    """Settings of generation. Raises UserError for values out of range."""
 
     max_new_tokens: int
     """Most new tokens per sequence."""
@@ -95,11 +95,11 @@ class GenerationOptions:
     stop_ids: Sequence[int] = ()
     """Stop tokens: each ends its sequence and is part of it."""
     seed: int | None = None
-    """Makes draws repeat; None draws from torch's own generator."""
+    """Seed of the draws; None uses torch's default generator."""
     prefill_chunk: int = DEFAULT_PREFILL_CHUNK
-    """Tokens of a prompt that are read in one step."""
+    """Tokens of a prompt per prefill step."""
     pad_id: int = 0
-    """Padding after a sequence that ended before the others of its batch."""
+    """Padding id after a sequence that ended before the others of its batch."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "prefill_chunk"):
@@ -159,9 +159,9 @@ def generate(
     """Prompts with their generated continuation.
 
     A tensor [batch, tokens], padded on the left where `attention_mask` is 0, gives one [batch, tokens + new], with
-    `pad_id` after a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending
-    with its own last token. `step`, from `l4spec.compile_step(model)`, runs what follows the prompts faster. Raises
-    UserError for an empty prompt or an id outside the vocabulary, ValueError for a step of another model.
+    `pad_id` after a sequence that stopped before the others. Lists of ids, of any lengths, give lists, each ending with
+    its own last token. `step`, from `l4spec.compile_step(model)`, runs the decode steps faster. Raises UserError for an
+    empty prompt or an id outside the vocabulary, ValueError for a step of another model.
     """
     given = {"attention_mask": attention_mask, "pixel_values": pixel_values}
     steps = stream(model, input_ids, **given, step=step, **options)
@@ -183,7 +183,7 @@ def stream(
 ) -> Iterator[Tensor]:
     """The next token of each sequence [batch], until every sequence stops or max_new_tokens is reached.
 
-    Prompts are checked before the first one is asked for.
+    Prompts are checked before the first token is generated.
     """
     settings = GenerationOptions(**options)
     prompts = _padded(model, input_ids, attention_mask, settings.pad_id)
@@ -201,7 +201,7 @@ def _steps(
 ) -> Iterator[Tensor]:
     """Tokens of all sequences, of which this process runs those that `model.own_rows` gives it.
 
-    Prompts are read by the model, every further token by `read`.
+    The model reads the prompts, `read` every further token.
     """
     batch, num_tokens = prompts.ids.shape
     generator = None
@@ -266,7 +266,7 @@ def _image_places(model: Generates, ids: Tensor, pixel_values: Tensor | None) ->
 
 
 def _padded(model: Generates, prompts: Prompt, attention_mask: Tensor | None, pad_id: int) -> _Padded:
-    """Prompts on the model's device, aligned at their ends. Raises UserError for what the model cannot read."""
+    """Prompts on the model's device, aligned at their ends. Raises UserError for prompts that the model cannot read."""
     if isinstance(prompts, Tensor):
         if prompts.dim() != 2 or not prompts.numel():
             raise UserError(f"expected prompts [batch, tokens] with at least one token, found {list(prompts.shape)}")

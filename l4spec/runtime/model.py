@@ -26,7 +26,7 @@ PATCH_TOKEN_ID = 200092
 
 
 INPUT = ""
-"""Name of what the model itself is given: token ids for the text, pixels for the vision tower."""
+"""Name of the model's own input: token ids for the text, pixels for the vision tower."""
 
 
 class ModuleGroup(nn.Module):
@@ -35,7 +35,7 @@ class ModuleGroup(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class LayerStep:
-    """One node's module, whose inputs it takes, and which values nobody needs after it."""
+    """One node's module, the nodes whose outputs it takes, and the values that are not needed after it."""
 
     node_id: str
     module: LayerModule
@@ -45,9 +45,9 @@ class LayerStep:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Nodes that run together, a block of the stack or a single layer: what activation checkpointing keeps apart.
+    """Nodes that run together, a block of the stack or a single layer: the unit of activation checkpointing.
 
-    Values named in `inputs` come from outside, those in `last_use_of` are not needed later, `output` is the result.
+    `inputs` names the values from outside, `last_use_of` those not needed later, `output` the result.
     """
 
     steps: tuple[LayerStep, ...]
@@ -71,14 +71,13 @@ class Segment:
 
 
 class Model(nn.Module):
-    """A model that runs as its layer graph says; made by `l4spec.runtime.build.build`.
+    """Module that executes a layer graph; made by `l4spec.runtime.build.build`.
 
-    `nodes` are the layers that run here, by default all of the graph; `has_head` says whether the last is the head.
+    `nodes` are the layers that run here, by default all of the graph; `has_head` is true if the last is the head.
     `module_nodes` are layers of modules of multi-token prediction, which run beside them (`l4spec.runtime.mtp`).
     `image_token_id` is the token whose places image vectors take, `quantization` the scheme that the weights are packed
-    by (`l4spec.quantize`). `checkpointing` says what training keeps for the backward pass, and what it computes again
-    there (`l4spec.layers.common.checkpointing`). `record` and `loss_scale` are handed to every layer in training
-    (`Context`).
+    by (`l4spec.quantize`). `checkpointing` selects the activations that training recomputes in the backward pass
+    (`l4spec.layers.common.checkpointing`). `record` and `loss_scale` are passed to every layer in training (`Context`).
     """
 
     generate = generation.generate
@@ -129,12 +128,12 @@ class Model(nn.Module):
 
     @property
     def num_tokens_per_tile(self) -> int:
-        """Places in the text that an image tile fills; 0 for a model that does not see."""
+        """Text positions of an image tile; 0 for a model without vision."""
         vision = self.graph.model.vision
         return vision.num_tokens_per_tile if vision else 0
 
     def own_rows(self, batch: Tensor) -> Tensor:
-        """Of a batch [sequences, ...] those that this process runs: all, unless ranks divide them."""
+        """The sequences of a batch [sequences, ...] that this process runs: all, unless ranks divide them."""
         return batch
 
     def choose_next(self, logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -142,7 +141,7 @@ class Model(nn.Module):
         return choose(logits[:, -1], sampling, generator)
 
     def reads_ahead(self) -> AbstractContextManager[None]:
-        """Surrounds the forward passes over the pieces of a prompt, of which only the last one's logits are used."""
+        """Context manager around the passes of a chunked prefill, of which only the last one's logits are used."""
         return nullcontext()
 
     def new_cache(self, batch: int, max_len: int, dtype: torch.dtype | None = None) -> Cache:
@@ -165,9 +164,9 @@ class Model(nn.Module):
         `input_ids` [batch, tokens] are new tokens; with a `cache` (inference only) they follow those it has read.
         `attention_mask` [batch, tokens] is 0 at padding, on either side: a padded row equals the same row alone, its
         positions count real tokens from 0; logits at padding mean nothing. `sequence_ids` [batch, tokens] packs
-        sequences into rows: a run of equal ids is one sequence, its positions start at 0. `pixel_values`
-        [tiles, channels, height, width], or `image_features` from `encode_images`, fill the places of
-        `image_token_id` in order. Raises ValueError for what does not fit together.
+        sequences into rows: a run of equal ids is one sequence, its positions start at 0. `pixel_values` [tiles,
+        channels, height, width], or `image_features` from `encode_images`, fill the places of `image_token_id` in
+        order. Raises ValueError for inputs that do not fit together.
         """
         batch = align(input_ids, attention_mask, sequence_ids, cache)
         fast = fast_for(batch.input_ids.numel(), next(self.parameters()))
@@ -180,8 +179,8 @@ class Model(nn.Module):
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """Tiles [tiles, channels, image_size, image_size] to image vectors [tiles, tokens per tile, hidden].
 
-        With vectors for blocks of the text too (DeepStack) it is [tiles, tokens, (1 + blocks) hidden].
-        A tower without a vector for each patch of a tile takes images of any sides that patches and their folds divide.
+        With vectors for blocks of the text too (DeepStack) it is [tiles, tokens, (1 + blocks) hidden]. A tower without
+        a learned vector per patch takes images of any size that is a multiple of patch size times fold.
         """
         if not self._vision or self._patches is None:
             raise ValueError(f"{self.graph.name} has no vision tower")
@@ -243,7 +242,7 @@ class Model(nn.Module):
         return self._run(self._text[:-1] if self.has_head else self._text, context, values)
 
     def step(self, input_ids: Tensor, context: Context) -> Tensor:
-        """Logits [batch, 1, vocab] of one more token each, of which `context` tells all; caches do not advance."""
+        """Logits [batch, 1, vocab] of one more token per sequence, described by `context`; caches do not advance."""
         return self._text[-1](context, self._through_layers(context, None, input_ids))
 
     def _logits(self, context: Context, batch: TokenBatch, hidden: Tensor, logits: Literal["all", "last"]) -> Tensor:
@@ -285,7 +284,7 @@ def _run_whole(module: LayerModule, inputs: Sequence[Tensor | None], context: Co
 
 
 def recomputed(run: Callable[..., Any], context: Context, *inputs: Tensor | None) -> Any:
-    """`run(context, *inputs)`, of which training keeps the inputs alone and computes the rest again."""
+    """`run(context, *inputs)`, of which training saves the inputs alone and recomputes the rest."""
     again = partial(_first_and_again, context)
     return checkpoint(run, context, *inputs, use_reentrant=False, context_fn=again)
 
@@ -305,7 +304,7 @@ def _recomputing(context: Context) -> Iterator[None]:
 
 
 def _place(model: nn.Module, node_id: str, module: nn.Module) -> None:
-    """Hang a module into the tree at the path of its id, so that its tensors' names begin with it."""
+    """Add a module to the tree at the path of its id, which its tensors' names begin with."""
     *groups, name = node_id.split(".")
     parent = model
     for group in groups:

@@ -1,4 +1,4 @@
-"""The torch module of multi-token prediction: what drafts one token further from the hidden states of a model."""
+"""The torch module of multi-token prediction, which predicts one token further from a model's hidden states."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ class MTPModule(nn.Module):
     """One module of multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2); made by `build_mtp`.
 
     Its own layers are `layers.{place}` with places as in the graph, dots as underscores. Embedding and head are those
-    of the model, called and not registered: `state_dict` has what the module has of its own.
+    of the model, called but not registered: `state_dict` has the module's own tensors only.
     """
 
     def __init__(self, graph: LayerGraph, model: Model) -> None:
@@ -49,9 +49,9 @@ class MTPModule(nn.Module):
     def forward(self, hidden: Tensor, next_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [batch, tokens, vocab] in fp32, and the hidden states [batch, tokens, hidden] for a further module.
 
-        `hidden` [batch, tokens, hidden] is what the model gives its head (`hidden_states`), or what the module before
-        returned; `next_ids` [batch, tokens] are the tokens one place further: logits at place t of the first module are
-        those of token t + 2. Rows have no padding. Raises ValueError for shapes that do not fit.
+        `hidden` [batch, tokens, hidden] is the model's final hidden state (`hidden_states`), or the second result of
+        the previous module; `next_ids` [batch, tokens] are the tokens one place further: logits at place t of the first
+        module are those of token t + 2. Rows have no padding. Raises ValueError for shapes that do not match.
         """
         if hidden.shape[:-1] != next_ids.shape:
             raise ValueError(f"hidden {tuple(hidden.shape)} and next_ids {tuple(next_ids.shape)} differ in places")
@@ -98,9 +98,9 @@ def hidden_states(model: Model, input_ids: Tensor) -> Tensor:
 
 
 def build_mtp(model: Model, *, seed: int | None = 0) -> tuple[MTPModule, ...]:
-    """The modules that the model's spec declares, on its device and in its number format, with weights of the seed.
+    """Build the modules that the model's spec declares, on its device and in its number format, with random weights.
 
-    `seed=None` leaves their weights unset. Raises UserError for a model that declares none.
+    `seed=None` leaves the weights uninitialized. Raises UserError for a model that declares none.
     """
     graph = mtp_graph(model.graph)
     declared = model.graph.model.text.mtp

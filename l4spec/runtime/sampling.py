@@ -1,4 +1,4 @@
-"""Choosing the next token from logits."""
+"""Sampling of the next token from logits."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Sampling:
     temperature: float = 0.0
     """Divisor of the logits; 0 takes the most likely token."""
     top_k: int | None = None
-    """Only the k most likely tokens may be drawn; equal ones at the edge all stay."""
+    """Keep the k most likely tokens, and all that are equal to the least likely of them."""
     top_p: float | None = None
-    """Only the fewest most likely tokens whose probabilities reach p may be drawn (arXiv:1904.09751)."""
+    """Keep the smallest set of most likely tokens with a total probability of at least p (arXiv:1904.09751)."""
 
     def __post_init__(self) -> None:
         problems = list(self._mistakes())
@@ -38,7 +38,7 @@ class Sampling:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """The next token of each sequence [batch] from its logits [batch, vocab]; `generator` makes draws repeat."""
+    """The next token of each sequence [batch] from its logits [batch, vocab]; `generator` makes draws reproducible."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     scores = logits.float()

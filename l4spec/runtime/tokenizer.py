@@ -30,7 +30,7 @@ TIKTOKEN = "tokenizer.model"
 _HEADER_START, _HEADER_END, _END_OF_TURN = "<|header_start|>", "<|header_end|>", "<|eot|>"
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _MAX_UNFINISHED = 8
-"""Tokens that a character is waited for; after these the bytes are no text."""
+"""Most tokens of an incomplete character; after these the bytes are taken as invalid text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Message:
 
 
 class TextTokenizer(ABC):
-    """Text to ids and back. In `encode`, the spelling of a special token is plain text unless `special` is true."""
+    """Tokenizer. In `encode`, the spelling of a special token is plain text unless `special` is true."""
 
     @abstractmethod
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -64,7 +64,7 @@ class TextTokenizer(ABC):
         """Number of ids."""
 
     def encode_prompt(self, text: str, images: tuple[int, ...] = ()) -> list[int]:
-        """A text to continue: its ids after a begin-of-text token, where the tokenizer has one, and after `images`."""
+        """Token ids of a prompt: a begin-of-text token if the tokenizer has one, `images`, and the text."""
         begin, ids = self.id_of(BEGIN_OF_TEXT), self._encode_prompt(text)
         return [*ids[:1], *images, *ids[1:]] if begin is not None and ids[:1] == [begin] else [*images, *ids]
 
@@ -73,10 +73,10 @@ class TextTokenizer(ABC):
         return ([] if begin is None else [begin]) + self.encode(text)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """A dialogue in Llama 4's format, up to the header after which the assistant answers.
+        """Token ids of a dialogue in Llama 4's format, up to the header of the assistant's answer.
 
-        Each turn is `<|header_start|>role<|header_end|>`, a blank line, the content and `<|eot|>`. Raises UserError
-        when the tokenizer has not these tokens.
+        Each turn is `<|header_start|>role<|header_end|>`, a blank line, the content and `<|eot|>`. Raises UserError if
+        the tokenizer lacks these tokens.
         """
         names = (BEGIN_OF_TEXT, _HEADER_START, _HEADER_END, _END_OF_TURN)
         special_ids = {name: self.id_of(name) for name in names}
@@ -92,11 +92,11 @@ class TextTokenizer(ABC):
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids of the special tokens after which Llama 4 says nothing more."""
+        """Ids of the special tokens that end an answer of Llama 4."""
         return tuple(number for token in STOP_TOKENS if (number := self.id_of(token)) is not None)
 
     def stream(self, ids: Iterator[int]) -> Iterator[str]:
-        """The text of ids as they come: pieces that together are the whole text, never half a character."""
+        """Decode ids incrementally: pieces of text of complete characters, which together are the whole text."""
         known: list[int] = []
         done = 0
         for number in ids:

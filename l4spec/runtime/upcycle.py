@@ -1,7 +1,7 @@
-"""A mixture of experts made from a dense model: every expert begins as the dense layer, so at first nothing changes.
+"""Sparse upcycling: a mixture of experts from a dense model, in which every expert starts as the dense layer.
 
-Sparse upcycling (arXiv:2212.05055). Chosen scores that add up to 1 weigh experts that are all alike, so the mixture
-gives what the dense layer gives, whichever experts a token chooses; training then makes them differ.
+See arXiv:2212.05055. The chosen scores add up to 1 and all experts are equal, so the mixture's output is at first that
+of the dense layer, whichever experts a token chooses; training then makes the experts differ.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,7 +25,7 @@ _OF_DENSE = {
     for name in ("gate", "up", "down")
     for tensor, stored in (("proj", "weight"), ("bias", "bias"))
 }
-"""A stack of experts to the tensor of a dense gated layer that each of them is a copy of."""
+"""Tensor of the dense gated layer that each expert of a stack is a copy of."""
 
 
 def upcycle(
@@ -36,7 +36,7 @@ def upcycle(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Model:
-    """The model of `graph` with the weights of a dense checkpoint, whose logits it gives; routers are random.
+    """Build the model of `graph` from a dense checkpoint, whose logits it reproduces; routers are random.
 
     Tensors of the same name are copied, and each expert of a mixture is a copy of the dense gated layer in its place.
     Raises UserError for a mixture that would not give the dense layer's output, and for every tensor without a source.

@@ -51,7 +51,7 @@ class MeshCoordinate(NamedTuple):
 
 
 def place_of(layout: Layout, rank: int) -> MeshCoordinate:
-    """The place of a rank, 0 <= rank < num_devices, in the mesh pp x dp x ep x cp x tp laid row by row."""
+    """Mesh coordinate of a rank, 0 <= rank < num_devices, in row-major order of pp x dp x ep x cp x tp."""
     assert 0 <= rank < layout.num_devices, f"rank {rank} of {layout.num_devices}"
     rest, tp = divmod(rank, layout.tp)
     rest, cp = divmod(rest, layout.cp)
@@ -62,7 +62,7 @@ def place_of(layout: Layout, rank: int) -> MeshCoordinate:
 
 @lru_cache(maxsize=64)
 def candidate_layouts(num_devices: int, cp: int = 1) -> tuple[Layout, ...]:
-    """Every way to write `num_devices` as tp * ep * pp * dp * `cp`; none where `cp` does not divide it."""
+    """All layouts with tp * ep * pp * dp * `cp` = `num_devices`; none if `cp` does not divide it."""
     others, left_over = divmod(num_devices, cp)
     degrees = [] if left_over else divisors(others)
     return tuple(products_of(others, cp, degrees, degrees, degrees))
@@ -71,7 +71,7 @@ def candidate_layouts(num_devices: int, cp: int = 1) -> tuple[Layout, ...]:
 def products_of(
     num_devices: int, cp: int, tps: Sequence[int], eps: Sequence[int], pps: Sequence[int]
 ) -> Iterator[Layout]:
-    """The layouts of `num_devices` * `cp` devices with these degrees, in their order; dp is what is left."""
+    """The layouts of `num_devices` * `cp` devices with these degrees, in their order; dp is the remaining factor."""
     return (
         Layout(tp=tp, ep=ep, pp=pp, dp=num_devices // (tp * ep * pp), cp=cp)
         for tp in tps

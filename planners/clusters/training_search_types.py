@@ -1,4 +1,4 @@
-"""The documents of `l4spec search --mode train`: clusters by price, and what binds the others."""
+"""Documents of `l4spec search --mode train`: clusters by price, and the limits that the others miss."""
 
 from typing import Any, Literal
 
@@ -9,10 +9,10 @@ from planners.search.search_types import Limit, Loosening, SpaceSize
 
 
 class RankedTraining(Frozen):
-    """A cluster that trains in time. `plan` are the options that plan it, and `request` the same for
+    """A cluster that meets the deadline. `plan` are the options that plan it, and `request` the same for
     `planners.PlanRequest`; `within_error` and `extrapolated` as in `RankedDeployment`.
 
-    `on_front`: no other is both sooner done and cheaper.
+    `on_front`: no other is both faster and cheaper.
     """
 
     rank: int
@@ -37,7 +37,7 @@ class RankedTraining(Frozen):
 
 
 class LostTraining(Frozen):
-    """A cluster that does not do, and what binds it."""
+    """A cluster that misses a limit, and which."""
 
     hardware: str
     num_gpus: int

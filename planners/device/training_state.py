@@ -1,7 +1,7 @@
 """Training state of one device: weights, gradients and optimizer states, and how they shard.
 
-Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments
-(12 B a parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients
+Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments (12 B
+per parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients
 too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weights are repeated over ep, and sharded over
 dp * ep.
 """
@@ -24,10 +24,10 @@ from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
-"""Bytes a parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
+"""Bytes per parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
 WEIGHT_BYTES = 2
 PRECISIONS = ("bf16", "fp8")
-"""Formats that the matmuls of training may run in; what is kept stays as it is."""
+"""Formats of matmuls in training; saved tensors have their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class TrainSetting:
     micro_batch: int = 1
     precision: str = "bf16"
     trainable: tuple[str, ...] = ()
-    """Beginnings of the names of tensors that are trained (`l4spec.graph.trainable`); none: all."""
+    """Prefixes of the names of trained tensors (`l4spec.graph.trainable`); empty: all."""
     fp8_matmuls: str = "fp8"
     sequence_parallel: bool = False
     """Sequence parallelism: tensor-parallel ranks have a share of the tokens each between the layers that they cut."""
@@ -54,13 +54,13 @@ class TrainSetting:
 
     @property
     def matmuls(self) -> Quantization:
-        """The rule table of the matmuls' formats, which a run reads as well."""
+        """Rule table of the matmuls' formats, which a run uses too."""
         return matmul_table(self.fp8_matmuls) if self.precision == "fp8" else scheme_named("bf16")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Bytes on one device; `gathered` is what ZeRO puts together for the blocks at work."""
+    """Bytes on one device; `gathered` are the whole tensors that ZeRO gathers for the running blocks."""
 
     weights: int
     gradients: int
@@ -86,7 +86,7 @@ class StageState:
     micro_batch: int
 
     def with_batch(self, context: int, sequences: int) -> TrainingState:
-        """With the activations of one optimizer step over `sequences` sequences of `context` tokens."""
+        """The state with the activations of one optimizer step over `sequences` sequences of `context` tokens."""
         micro = min(self.micro_batch, max(sequences, 1))
         in_flight = min(self.depth, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
         activations = micro * context * (in_flight * self.kept + self.at_work)
@@ -137,7 +137,7 @@ def _with_modules(
 
 
 def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:
-    """Whole tensors of what is kept by shares: weights of two blocks (ZeRO 3), and the gradient of one (ZeRO 2 and 3).
+    """Bytes of gathered tensors: weights of two blocks (ZeRO 3), and the gradient of one (ZeRO 2 and 3).
 
     A block's weights are gathered while the one before it computes, as FSDP2 of torch does; its gradient is in the
     weights' format until it is reduced. Outside blocks every layer, as embedding and head, is one by itself. A module

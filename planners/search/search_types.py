@@ -1,4 +1,4 @@
-"""The documents of `l4spec search`: ranked deployments, what bound the others, and what to loosen."""
+"""Documents of `l4spec search`: ranked deployments, the limits that excluded others, and limits to relax."""
 
 from typing import Any, Literal
 
@@ -30,13 +30,14 @@ class SimulatedService(Frozen):
 
 
 class RankedDeployment(Frozen):
-    """Replicas of one layout that meet every limit. `plan` are the options that plan one replica under its
-    share of the load, and `request` the same for `planners.PlanRequest`.
+    """Replicas of one layout that meet every limit.
 
-    `usd_per_million_input_tokens` and `..._output_tokens` split what the GPUs cost by the time that prefill and decode
-    keep them busy; both together over a request's tokens are the cost of the request. Null without a price.
-    `within_error`: its price is above the best one's by no more than the estimate's median error. `on_front`: nothing
-    that fits has more tokens per second both of a GPU and of a user. `extrapolated`: the factors were fitted elsewhere.
+    `plan` are the command-line options of one replica under its share of the load, and `request` the same for
+    `planners.PlanRequest`. `usd_per_million_input_tokens` and `..._output_tokens` split the cost of the GPUs by the
+    time that prefill and decode keep them busy; both together over a request's tokens are the cost of the request. Null
+    without a price. `within_error`: its price is above the best one's by no more than the estimate's median error.
+    `on_front`: no fitting deployment has more tokens per second both per GPU and per user. `extrapolated`: the factors
+    were fitted elsewhere.
     """
 
     rank: int
@@ -63,7 +64,7 @@ class RankedDeployment(Frozen):
     on_front: bool
     extrapolated: bool
     simulated: SimulatedService | None = None
-    """Of those that were simulated: the command line simulates the first one, and with `--simulate` ten."""
+    """Simulated service; the command line simulates the first deployment, and with `--simulate` ten."""
     not_simulated: str = ""
     """Reason why there is no simulation."""
     plan: str
@@ -71,7 +72,7 @@ class RankedDeployment(Frozen):
 
 
 class FrontPoint(Frozen):
-    """A deployment on the front of tokens per second of a user against those of a GPU; `meets_limits` of all levels."""
+    """A deployment on the Pareto front of tokens/s per user and tokens/s per GPU; `meets_limits`: of all limits."""
 
     tokens_per_second_per_user: float
     tokens_per_second_per_gpu: float
@@ -83,7 +84,7 @@ class FrontPoint(Frozen):
 
 
 class Loser(Frozen):
-    """A kind of deployment of which no candidate meets every limit, and what binds the one that comes nearest."""
+    """A kind of deployment of which no candidate meets every limit, and the limit that the nearest candidate misses."""
 
     hardware: str
     gpus_per_replica: int
@@ -95,7 +96,7 @@ class Loser(Frozen):
 
 
 class Loosening(Frozen):
-    """The least change of limits after which a deployment would do: one limit alone, or several together."""
+    """The least change of limits, one alone or several together, that a deployment would meet."""
 
     limits: tuple[str, ...]
     option: str
@@ -103,7 +104,7 @@ class Loosening(Frozen):
 
 
 class SpaceSize(Frozen):
-    """Candidates of the space: all, those ruled out by proof without timing them, and those that were timed."""
+    """Numbers of candidates: all, those ruled out by proof without timing, and those timed."""
 
     candidates: int
     pruned: int
@@ -127,4 +128,4 @@ class SearchAnswer(Frozen):
     errors: tuple[LatencyError, ...] = ()
     """Errors of the estimates on published rows like the first deployment."""
     cautions: tuple[str, ...] = ()
-    """In what the first one is outside the measured rows."""
+    """Properties of the first deployment outside the range of the measured rows."""

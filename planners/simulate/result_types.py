@@ -23,8 +23,8 @@ class Distribution(_Frozen):
 class ServerResult(_Frozen):
     """One model's servers over the whole simulation.
 
-    `utilization` is the share of time in which a server had a step under way; `prefix_hit_rate` the share of admitted
-    prompts' tokens that were cached; `peak_cache_use` the largest share of blocks in use.
+    `utilization` is the share of time in which a server ran a step; `prefix_hit_rate` the share of admitted prompts'
+    tokens that were cached; `peak_cache_use` the largest share of blocks in use.
     """
 
     key: str
@@ -48,7 +48,7 @@ class ServerResult(_Frozen):
 
 
 class TimeSeries(_Frozen):
-    """State of all servers of a model at evenly spaced times: seconds, requests, and the share of blocks in use."""
+    """State of all servers of a model, at equal intervals: seconds, requests, and the share of blocks in use."""
 
     key: str
     seconds: tuple[float, ...]
@@ -58,7 +58,7 @@ class TimeSeries(_Frozen):
 
 
 class Interval(_Frozen):
-    """A figure over repeats: the mean, and half the width of its 95 % confidence interval (Student's t)."""
+    """A figure over repeated runs: its mean, and half the width of its 95 % confidence interval (Student's t)."""
 
     mean: float
     half_width: float
@@ -66,7 +66,7 @@ class Interval(_Frozen):
 
 
 class LevelResult(_Frozen):
-    """A service level that was asked for, in seconds, and the share of all requests that meet it."""
+    """A requested service level, in seconds, and the share of all requests that meet it."""
 
     name: Literal["ttft", "tpot", "e2e"]
     limit: float
@@ -102,7 +102,7 @@ class SimulationResult(_Frozen):
     attainment: float
     goodput: float
     levels: tuple[LevelResult, ...] = ()
-    """Empty where none was asked for: then every finished request counts as good."""
+    """Empty without service levels; then every finished request counts as good."""
     refused_because: tuple[str, ...] = ()
     num_gpus: int
     usd: float | None

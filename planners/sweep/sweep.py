@@ -1,4 +1,4 @@
-"""`sweep`: every variant planned for serving, and with tokens of a training run for training too."""
+"""`sweep`: plans of every variant for serving, and with `tokens` for training too."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ Texts = Iterable[str] | Mapping[str, Sequence[object]]
 
 
 def _refuse_without_tokens(asked: SweepRequest) -> None:
-    """Raise UserError for options of a training run that there is none of."""
+    """Raise UserError for options of a training run without one."""
     given = [name for name in OF_TRAINING if getattr(asked, name) != type(asked).model_fields[name].default]
     if given:
         raise UserError([Problem("is for a training run", name, hint="give its --tokens, as 15T") for name in given])
@@ -42,12 +42,12 @@ def sweep(
 ) -> SweepTable:
     """A row for each combination of `values`, as `{"text.parts.moe.num_experts": [8, 16]}` or `["path=8,16"]`.
 
-    `link` gives fields the value of another one, `widen` lists factors of width, `options` are those of
-    `SweepRequest`. With `jobs` above 1 variants are planned side by side by joblib, so on whatever backend joblib is
-    set to: `joblib.parallel_config("dask")` carries a sweep over a cluster. `progress` is called with the numbers of
-    rows, done and in all. A variant that is no valid spec, or cannot be planned, is a row with its `problem`.
+    `link` gives fields the value of another one, `widen` lists factors of width, `options` are those of `SweepRequest`.
+    With `jobs` above 1 variants are planned in parallel by joblib, on joblib's backend:
+    `joblib.parallel_config("dask")` distributes a sweep over a cluster. `progress` is called with the numbers of rows,
+    done and in all. A variant that is not a valid spec, or cannot be planned, is a row with its `problem`.
 
-    Raises UserError where no variant can be planned, and for options that nothing can have.
+    Raises UserError if no variant can be planned, and for invalid options.
     """
     asked = SweepRequest(**options) if request is None else request.changed(**options)
     axes, links, factors = read_axes(values), read_links(link), read_factors(widen)
@@ -91,7 +91,7 @@ def _rows(
 
 
 def row_of(variant: SweptVariant, served: PlanRequest, trained: PlanRequest | None) -> SweepRow:
-    """The row of one variant: what a worker is given to do."""
+    """The row of one variant, computed by a worker."""
     values = {path: _scalar(text) for path, text in variant.settings}
     named = SweepRow(values=values, widen=float(variant.widen))
     if variant.spec is None:
@@ -123,7 +123,7 @@ def _costs(spec: ModelSpec, served: PlanRequest, trained: PlanRequest | None) ->
 
 
 def _times(made: Plan) -> Latency:
-    """The times of a plan. What does not fit runs nowhere and costs nothing that is known."""
+    """Times and costs of a plan; none if it does not fit."""
     return (None if made.fits is False else made.latency) or Latency()
 
 

@@ -38,13 +38,14 @@ _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float3
 def load_checkpoint(
     model: "Model", directory: Path | str, *, verify: bool = True, progress: Progress | None = None
 ) -> None:
-    """Fill `model` from a checkpoint directory: safetensors of Hugging Face or of ours, or Meta's `consolidated.*.pth`.
+    """Load `model` from a checkpoint directory: safetensors of Hugging Face or of ours, or Meta's `consolidated.*.pth`.
 
-    The layout is found by the names. Values are cast to the model's number format. Files are mapped and copied tensor
-    by tensor, so that memory holds the model once. Every header is checked before anything is copied: on UserError,
-    which names every missing, extra, misshapen, truncated or packed tensor, the model is as it was; with `verify` so is
-    every file that differs from the digest that `save_checkpoint` wrote. A quantized model takes what `save_checkpoint`
-    wrote of one of the same scheme, as it lies. A file that changes while it is read is noticed afterwards.
+    The layout is found by the names. Values are cast to the model's number format. Files are memory-mapped and copied
+    tensor by tensor, so that the model is in memory only once. Every header is checked before anything is copied: on
+    UserError, which names every missing, extra, misshapen, truncated or packed tensor, the model is unchanged. With
+    `verify`, files are first compared with the digests that `save_checkpoint` wrote. A quantized model loads only
+    checkpoints that `save_checkpoint` wrote of the same scheme, without conversion. A file that changes while it is
+    read is reported afterwards.
     """
     targets = module_tensors(model)
     if any(target.is_meta for target in targets.values()):
@@ -97,7 +98,7 @@ def open_stored(graph: LayerGraph, directory: Path | str, files: ExitStack) -> t
 
 
 def checked_folder(directory: Path | str) -> Path:
-    """The path of a folder that is there. Raises UserError."""
+    """The path of an existing folder. Raises UserError."""
     path = Path(directory)
     try:
         is_folder = path.is_dir()
@@ -117,7 +118,7 @@ def _open_safetensors(graph: LayerGraph, directory: Path, files: ExitStack) -> t
 
 
 def mapped_files(headers: Mapping[str, TensorHeader], files: ExitStack) -> MappedFiles:
-    """Every file of these tensors, each opened once now, so that one that cannot be is known before the first copy."""
+    """Every file of these tensors, each opened once, so that errors occur before the first copy."""
     opened = MappedFiles(_mapped)
     files.callback(opened.close)
     for path in dict.fromkeys(header.file for header in headers.values()):

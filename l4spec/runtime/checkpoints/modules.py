@@ -37,7 +37,7 @@ def open_mtp(
     """The modules that the model's spec declares, with their weights from a folder of safetensors.
 
     They are cast to the model's number format. A table that the checkpoint stores again (`copy`) must equal the
-    model's, which the modules use. Raises UserError naming every missing, extra and misshapen tensor, for a family
+    model's, which the modules share. Raises UserError naming every missing, extra and misshapen tensor, for a family
     whose modules have no known names, for a quantized model, and for a model that declares no modules. `verify` as in
     `load_checkpoint`.
     """

@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a model: what it says it is, built and filled."""
+"""Opening a checkpoint directory as a model: its spec is read, the model built, and the weights loaded."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,10 +44,10 @@ def open_model(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> "Model":
-    """The model of a checkpoint directory with its weights, in `dtype` (by default the one it is published in).
+    """Open a checkpoint directory as a model with its weights, in `dtype` (by default that of the published weights).
 
-    A quantized one, as `save_checkpoint` writes it, is opened packed. Raises UserError as `load_checkpoint` does, for a
-    configuration that is not understood, and when memory is short. `verify` as there.
+    A quantized one, as `save_checkpoint` writes it, is opened packed. Raises UserError as `load_checkpoint` does, for
+    an unsupported configuration, and if memory is insufficient. `verify` as there.
     """
     spec, packed = spec_of(directory), quantization_file(Path(directory))
     graph, table = build_graph(resolve(spec)), scheme_named(str(packed.absolute())) if packed else None

@@ -1,4 +1,4 @@
-"""Saving: the names and shapes of a checkpoint, and each tensor put together as it is written."""
+"""Saving of checkpoints: names and shapes first, then each tensor is assembled as it is written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -68,11 +68,12 @@ def save_checkpoint(
 ) -> SavedCheckpoint:
     """Write the weights and the configuration of `model` to `directory`, which must be new or empty.
 
-    A model that a Hugging Face family can say is saved under that family's names with a config.json, and loads in
+    A model that a Hugging Face family can express is saved under that family's names with a config.json, and loads in
     transformers; any other under our own names with a spec.yaml. A quantized model is saved in the format of
     compressed-tensors, which vLLM reads. `modules` of multi-token prediction (`build_mtp`, `open_mtp`) are written
-    beside the model; without them the configuration declares none. Several files and an index where the weights exceed
-    `max_shard_bytes`. All is written beside the directory and renamed at the end. Raises UserError.
+    beside the model; without them the configuration declares none. Weights above `max_shard_bytes` are split over
+    several files with an index. Everything is written to a temporary directory, which is renamed at the end. Raises
+    UserError.
     """
     target = require_new_folder(directory)
     tensors = module_tensors(model)
@@ -109,14 +110,14 @@ def _entry(stored: StoredTensor, tensors: Mapping[str, Tensor]) -> TensorEntry:
 
 
 def spec_as_built(graph: LayerGraph, dtype: torch.dtype) -> ModelSpec:
-    """The spec with the number format that the weights have."""
+    """The spec, with the number format of the weights."""
     spec = graph.model.spec
     built = _SPEC_DTYPES.get(dtype, spec.text.dtype)
     return spec.model_copy(update={"text": spec.text.model_copy(update={"dtype": built}), "stored_as": None})
 
 
 def layout_and_text(graph: LayerGraph, dtype: torch.dtype) -> tuple[CheckpointLayout, tuple[str, str]]:
-    """The layout to save in, and the name and text of the file that says what the model is."""
+    """The checkpoint layout, and the name and text of the file that describes the model."""
     layout, config = _layout_and_config(graph, dtype)
     return layout, _text_of(config)
 
@@ -128,7 +129,7 @@ def _text_of(config: dict[str, Any] | str) -> tuple[str, str]:
 def _layout_and_config(
     graph: LayerGraph, dtype: torch.dtype, *, with_modules: bool = False
 ) -> tuple[CheckpointLayout, dict[str, Any] | str]:
-    """The layout, and what says what the model is: a Hugging Face config, or the text of a spec.
+    """The layout and the description of the model: a Hugging Face config, or the text of a spec.
 
     Modules of multi-token prediction are declared only where their weights are there.
     """
@@ -151,7 +152,7 @@ def _scheme_text(table: Quantization) -> str:
 
 
 def spec_text(spec: ModelSpec) -> str:
-    """The text of a spec.yaml that is beside weights."""
+    """Text of the spec.yaml beside the weights."""
     from l4spec.huggingface.yaml_out import to_yaml
 
     left_out = {"extends", "about", "claims", "estimated", "huggingface"}
@@ -160,7 +161,7 @@ def spec_text(spec: ModelSpec) -> str:
 
 
 def _assembled(stored: StoredTensor, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
-    """The stored tensor on the CPU: one of ours as it is, or put together from its pieces."""
+    """The stored tensor on the CPU: a tensor of ours, or one assembled from several."""
     first = stored.pieces[0]
     if stored.view is None and len(stored.pieces) == 1 and not first.region and not first.transposed:
         return tensors[first.tensor].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""`l4spec.distribute`: from a model, on the meta device or real, to the part of it that this rank holds."""
+"""`l4spec.distribute`: one rank's part of a model, which may be on the meta device."""
 
 from typing import TYPE_CHECKING
 
@@ -42,11 +42,11 @@ def distribute(
     """This rank's part of `model` under `layout`, in a world of as many ranks as the layout has.
 
     A model on the meta device is materialized straight into shards on `device` (default cpu): random weights that are
-    the same for every layout, or unset with `seed=None` for a checkpoint to fill. Of a model with weights the rank
-    takes its regions. With `train` the dp x ep ranks share weights, gradients and optimizer states by FSDP2; call
-    `finish_backward` after each backward pass. With `sequence_parallel` ranks of tp hold a share of the tokens each
-    between the layers that they cut, in passes with gradients. Raises UserError with the planner's reason for a layout
-    that the model does not allow, and for a world of another size.
+    the same for every layout, or uninitialized with `seed=None` for a checkpoint to be loaded. From a model with
+    weights the rank copies its regions. With `train` the dp x ep ranks share weights, gradients and optimizer states by
+    FSDP2; call `finish_backward` after each backward pass. With `sequence_parallel`, each rank of tp has a share of the
+    tokens between the layers that they cut, in passes with gradients. Raises UserError with the planner's reason for a
+    layout that the model does not allow, and for a world of another size.
     """
     if model.quantization is not None:
         raise UserError(f"the model is packed as {model.quantization.name}, and packed weights are not cut into shards")
@@ -68,7 +68,7 @@ def distribute(
 
 
 def make_mesh_for(graph: LayerGraph, layout: Layout, device: torch.device) -> Mesh:
-    """The mesh of a layout that the model allows: refused before any process waits for another."""
+    """The mesh of a layout that the model allows; raises before any process waits for another."""
     require_legal(graph, layout)
     return make_mesh(layout, "cpu" if device.type == "meta" else device.type)
 
@@ -93,7 +93,7 @@ def build_rank(graph: LayerGraph, mesh: Mesh, dtype: torch.dtype, *, sequence_pa
 
 
 def materialize(rank: RankModel, seed: int | None) -> None:
-    """Fill a rank's tensors with what the whole model would have there."""
+    """Fill a rank's tensors with the values that the whole model has there."""
     if seed is not None:
         state = rank.state_dict(keep_vars=True)
         regions = ((s.node, s.parameter, local_region(state[name], s.region)) for name, s in rank.shards.items())

@@ -1,4 +1,4 @@
-"""One rank's model: it runs like the whole one, on its own sequences, together with the other ranks."""
+"""One rank's part of a model, which runs on its own sequences together with the other ranks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -31,13 +31,13 @@ from l4spec.sharding.token_split import token_use
 
 
 class RankModel(Model):
-    """The part of a model that one rank of a mesh holds; made by `l4spec.distribute`.
+    """One rank's part of a model; made by `l4spec.distribute`.
 
     `forward` takes this rank's own sequences (`own_rows`) and gives their logits, the same on all tensor-parallel
     ranks. All stages of a pipeline are given the same, and only the last has logits: the others return [batch, 0,
-    vocab]. `nodes` are the layers of its stage, narrowed to what it computes of them; `shards` says what it holds of
-    each tensor, `summed_gradients` over which ranks the gradients of some have to be added up, `sequence_parallel`
-    whether ranks of tp hold a share of the tokens each where gradients flow.
+    vocab]. `nodes` are the layers of its stage, narrowed to what it computes of them; `shards` has its region of each
+    tensor, `summed_gradients` the ranks over which some gradients are summed. With `sequence_parallel`, each rank of tp
+    has a share of the tokens in passes with gradients.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class RankModel(Model):
         self._heads = [module for module in modules.values() if isinstance(module, VocabHead)]
 
     def own_rows(self, batch: Tensor) -> Tensor:
-        """Of a batch that all ranks know, [sequences, ...], the sequences that this rank runs.
+        """The sequences that this rank runs, of a batch [sequences, ...] that all ranks have.
 
-        Raises ValueError where they cannot be divided among the dp x ep ranks equally.
+        Raises ValueError if they cannot be divided equally among the dp x ep ranks.
         """
         data = self.mesh.data
         if batch.shape[0] % data.size:
@@ -92,7 +92,7 @@ class RankModel(Model):
         return super().new_cache(batch, max_len, dtype)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """As `Model.encode_images` on the first stage; the others, which have no use for them, get zeros instead.
+        """As `Model.encode_images` on the first stage; the others, which do not use image vectors, get zeros.
 
         No tiles give no vectors, yet pass through the tower: data-parallel ranks gather its weights together.
         """
@@ -115,7 +115,7 @@ class RankModel(Model):
     def _stage(
         self, input_ids: Tensor, hidden: Tensor | None, inputs: dict[str, Any]
     ) -> tuple[Context, TokenBatch, Tensor]:
-        """A pass through this stage's layers but the head: its context, the aligned ids, and the hidden states."""
+        """A pass through this stage's layers except the head: its context, the aligned ids, and the hidden states."""
         images, pixel_values = inputs.pop("image_features", None), inputs.pop("pixel_values", None)
         if pixel_values is not None:
             images = self.encode_images(pixel_values)
@@ -211,7 +211,7 @@ class RankModel(Model):
         return hidden.new_empty(hidden.shape[0], 0, self.graph.model.text.head.vocab_size, dtype=wide)
 
     def finish_backward(self) -> None:
-        """Add up the gradients that tensor-parallel ranks hold parts of, and take means over data-parallel ranks.
+        """Sum partial gradients over tensor-parallel ranks, and average gradients over data-parallel ranks.
 
         To be called after every backward pass whose gradients are used, on all ranks.
         """
@@ -235,7 +235,7 @@ class RankModel(Model):
 
     @property
     def stream_width(self) -> int:
-        """Width of what stages pass on."""
+        """Width of the hidden states passed between stages."""
         return self.graph.stream_width
 
     def loss(
@@ -252,10 +252,10 @@ class RankModel(Model):
         """Mean cross entropy of this rank's sequences; `labels` [batch, tokens] follow each token, -100 counts not.
 
         Logits stay divided along the vocabulary. `inputs` are those of `forward`. `count` replaces the number of labels
-        that the sum is divided by. An `objective`, shown the `extras` of these sequences, takes cross entropy's place.
+        that the sum is divided by. An `objective`, called with the `extras` of these sequences, replaces cross entropy.
         In a pipeline every stage gets the value without a gradient, which `train_step` makes: it gives the last stage
-        the `hidden` states of the one before. Where data-parallel ranks share a tower's weights (FSDP2), either all are
-        given `pixel_values`, of no tiles where a rank has none, or nobody is.
+        the `hidden` states of the one before. If data-parallel ranks share a tower's weights (FSDP2), either all or
+        none must be given `pixel_values`, with zero tiles on ranks without images.
         """
         in_line = self.line.pp.size > 1 and hidden is None
         with self._divided_logits():

@@ -20,18 +20,18 @@ from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
 
 Law = PlainLaw | ScaledLaw | BlockLaw
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""Formats in which modules hold plain tensors and compute."""
+"""Formats of plain tensors and of computation."""
 _BITS = {"int": (4, 8), "e4m3": (8,), "e2m1": (4,), "nf4": ()}
-"""Widths of codes that are packed, by what they are."""
+"""Bit widths of packed codes, by number format."""
 
 
 def quantize(model: Model, scheme: Quantization | str, *, progress: Progress | None = None) -> Model:
-    """Store every tensor of `model` as `scheme` says, in place, layer by layer; the same model comes back.
+    """Quantize `model` by `scheme`, in place, layer by layer; returns the same model.
 
     `scheme` is one of `l4spec ls quantization`, a path, or a scheme of either with other groups (`w4a16-g32`). Weights
     are rounded to the nearest code. Tensors that the scheme leaves plain are cast to its number format. The model is
-    for inference afterwards: no tensor of it trains. Raises UserError, before anything is changed, for a scheme that
-    cannot store a tensor of the model or that no module here runs.
+    for inference afterwards: none of its tensors is trainable. Raises UserError, before anything is changed, for a
+    scheme that cannot store a tensor of the model or that no module here runs.
     """
     table = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if model.quantization is not None:
@@ -48,7 +48,7 @@ def quantize(model: Model, scheme: Quantization | str, *, progress: Progress | N
 
 
 def number_format(graph: LayerGraph, table: Quantization) -> str:
-    """The format of what the scheme leaves plain, and of activations. Raises UserError where there is not one.
+    """Format of unpacked tensors and of activations. Raises UserError if there is more than one.
 
     Also raises it for blocks of GGUF and other laws that no module here runs, and for tensors the scheme cannot store.
     """
@@ -122,7 +122,7 @@ def _packed(graph: LayerGraph, table: Quantization) -> Iterator[tuple[LayerNode,
 def quantize_layer(
     graph: LayerGraph, node: LayerNode, layer: nn.Module, table: Quantization, dtype: torch.dtype
 ) -> None:
-    """Pack what the scheme packs of one layer and cast the rest; each tensor is freed as soon as it is packed."""
+    """Pack the tensors of one layer that the scheme packs, and cast the others; each is freed once it is packed."""
     assert isinstance(layer, LayerModule)
     for parameter in node.declaration.parameters:
         law = table.law_for(target_of(graph, node, parameter))

@@ -1,4 +1,4 @@
-"""Checkpoints that many ranks write and read together, each only what it holds, between any two layouts."""
+"""Checkpoints that ranks write and read together, each its own part only, from any layout to any other."""
 
 from l4spec.runtime.parallel.checkpoints.hub import save_hub
 from l4spec.runtime.parallel.checkpoints.modules import load_modules

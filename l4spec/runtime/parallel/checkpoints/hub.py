@@ -1,7 +1,7 @@
 """A checkpoint in Hugging Face's layout (or our own names), written and read by many ranks.
 
-Sizes are known before values are, so that the files are laid out first and every rank writes what it holds where it
-belongs: nobody puts a whole tensor together. The same pieces of `l4spec.runtime.checkpoints` say what is where.
+Sizes are known before values, so that the files are laid out first and every rank writes its parts in their place: no
+rank assembles a whole tensor. Names and layouts are those of `l4spec.runtime.checkpoints`.
 """
 
 import errno
@@ -72,7 +72,7 @@ class _Files:
         return cls(named, places)
 
     def lay_out(self, folder: Path, text: tuple[str, str]) -> None:
-        """Write headers, make every file as long as it will be, and say what the model is."""
+        """Write headers and the description of the model, and extend every file to its final size."""
         for name, shard in self.shards.items():
             with (folder / name).open("wb") as file:
                 file.write(header_of(shard))
@@ -85,9 +85,9 @@ class _Files:
 
 
 def save_hub(model: "Model", directory: Path | str, *, max_shard_bytes: int = DEFAULT_SHARD_BYTES) -> SavedCheckpoint:
-    """Write the weights as `l4spec.save_checkpoint` does, every rank what it holds; all ranks must call it.
+    """Save the weights as `l4spec.save_checkpoint` does, every rank its part; all ranks must call it.
 
-    Files are on storage that all ranks share. The folder gets its name when every rank has written. Raises UserError.
+    Files are on storage shared by all ranks. The folder gets its name when every rank has finished. Raises UserError.
     """
     shards = shards_of_model(model)
     layout, text = layout_and_text(model.graph, model.dtype)
@@ -196,10 +196,10 @@ def _write_box(descriptor: int, start: int, shape: tuple[int, ...], box: Region,
 
 
 def load_hub(model: "Model", directory: Path, *, verify: bool) -> None:
-    """Fill every rank's part of a model from a checkpoint folder of whole tensors, reading only what it holds.
+    """Load every rank's part of a model from a checkpoint folder of whole tensors, reading that part only.
 
-    With `verify` every file that has a digest is compared with it first. Raises UserError for a model with modules of
-    multi-token prediction, which such folders have under other names.
+    With `verify`, files are first compared with their digests. Raises UserError for a model with modules of multi-token
+    prediction, which such folders have under other names.
     """
     if model.module_nodes:
         message = f"modules of multi-token prediction are read from step folders of a run, and {directory} is none"

@@ -1,4 +1,4 @@
-"""Sharded checkpoints: every rank writes what it holds, and any other layout reads what it needs."""
+"""Sharded checkpoints: every rank writes its part, and ranks of any other layout read the parts they need."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,10 +61,10 @@ def save_sharded(
     state: RunState | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> None:
-    """Write a model, and an optimizer's state, to a new folder on storage that all ranks share; all must call it.
+    """Save a model, and an optimizer's state, to a new folder on storage shared by all ranks; all must call it.
 
-    A tensor that several ranks hold is written once. The folder gets its name when all ranks have written, so that a
-    half-written one is never seen. Raises UserError on every rank when one of them cannot write.
+    A tensor that several ranks have is written once. The folder gets its name when all ranks have finished, so that an
+    incomplete one is never visible. Raises UserError on every rank if one of them cannot write.
     """
     model_part = shards_of_model(model)
     ours = _prefixed(MODEL, model_part)
@@ -80,14 +80,14 @@ def save_sharded(
 def load_sharded(
     model: "Model", directory: Path | str, optimizer: torch.optim.Optimizer | None = None, *, verify: bool = True
 ) -> RunState | None:
-    """Fill a model, whole or one rank's, from a sharded folder or one of whole tensors; all ranks must call it.
+    """Load a model, whole or one rank's part, from a folder of shards or of whole tensors; all ranks must call it.
 
-    Every rank reads what overlaps its own part, whatever layout wrote it; numbers are cast to the model's format. An
-    optimizer is filled from a sharded folder only. Modules of multi-token prediction that a run has trained are left
-    out where the model is without them (`with_modules`). Returns what the run that wrote it said, None for a folder of
-    whole tensors. Everything is checked before anything is read, with `verify` the digest of every file too: on
-    UserError, which names every missing, extra, misshapen and truncated tensor and every damaged file, the model is as
-    it was. Only a file that changes while it is read is noticed afterwards.
+    Every rank reads the parts that overlap its own, whatever layout wrote them; values are cast to the model's format.
+    An optimizer is loaded from a sharded folder only. Trained modules of multi-token prediction are skipped if the
+    model has none (`with_modules`). Returns the state of the run that wrote it, None for a folder of whole tensors.
+    Everything is checked before anything is read, with `verify` the digest of every file too: on UserError, which names
+    every missing, extra, misshapen and truncated tensor and every damaged file, the model is unchanged. Only a file
+    that changes while it is read is reported afterwards.
     """
     folder = checked_folder(directory)
     if any(shard.tensor.is_meta for shard in shards_of_model(model).values()):

@@ -1,1 +1,1 @@
-"""Catalogues of YAML files: what an entry is made of, and how a name or a path finds one."""
+"""Catalogues of YAML files: the schema of entries, and lookup by name or path."""

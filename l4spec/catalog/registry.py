@@ -20,7 +20,7 @@ _LONGEST_NAME = 255
 
 
 class Registry:
-    """A folder of YAML files; `noun` is what an error calls one of them."""
+    """A folder of YAML files; `noun` is the name of an entry in errors."""
 
     def __init__(self, path: Path, noun: str) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The command line: one file per command, thin, importing what is heavy only when it runs."""
+"""The command line: one thin file per command, which imports heavy modules only when it runs."""
 
 import gc
 import os
@@ -58,7 +58,7 @@ def _exit_code() -> int | str | None:
 
 
 def _settle(stream: TextIO | None) -> None:
-    """Write what waits in a stream, or where nobody can read it, keep the interpreter from complaining at exit."""
+    """Flush a stream; if its reader is gone, suppress the interpreter's error at exit."""
     if stream is None:
         return
     try:

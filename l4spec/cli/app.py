@@ -1,4 +1,4 @@
-"""The application that commands register with, and what happens to errors on the way out."""
+"""The application that commands register with, and its handling of errors."""
 
 import os
 from typing import Any, NoReturn, cast
@@ -19,8 +19,7 @@ INTERRUPTED = 130
 
 
 class CommandGroup(TyperGroup):
-    """The commands, each imported when it is asked for; what a user did wrong becomes one line a problem on stderr and
-    exit code 2."""
+    """The commands, each imported on use; user errors are printed on stderr, one line per problem, with exit code 2."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**{**attributes, "commands": LazyCommands(app)})
@@ -31,7 +30,7 @@ class CommandGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read what is before the command."""
+        """Parse the arguments before the command."""
         given = [*args]  # reading takes them away
         try:
             return super().parse_args(ctx, args)

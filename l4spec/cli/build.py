@@ -53,7 +53,7 @@ PackingOption = Annotated[
     ),
 ]
 _LARGE_BYTES = 1 << 30
-"""Weights that take so long to fill that one line says what is going on, wherever stderr goes."""
+"""Size of weights above which a message on stderr announces the initialization, which takes long."""
 MAX_SEED = 2**63 - 1
 """Torch's generators take no larger one."""
 SeedOption = Annotated[
@@ -152,7 +152,7 @@ def _formats(
 
 
 def _write(model: "Model", out: Path, show_progress: bool | None, module_seed: int | None) -> None:
-    """Write the model; with a seed, what it declares of multi-token prediction too, random as the model is."""
+    """Write the model and, with a seed, its declared modules of multi-token prediction with random weights."""
     from l4spec.runtime.checkpoints import save_checkpoint
     from l4spec.runtime.mtp import build_mtp
 

@@ -84,7 +84,7 @@ def _measured(seconds: float, threads: int | None, clock: ClockChoice, show_prog
 
 
 def _check_place(path: Path, *, force: bool) -> None:
-    """Raise UserError now for what could not be written after the measuring."""
+    """Raise UserError before measuring if the result could not be written."""
     if path.exists() and (path.is_dir() or not force):
         hint = "name a file in it" if path.is_dir() else "--force overwrites it"
         raise UserError([Problem(f"{path} {'is a folder' if path.is_dir() else 'exists'}", path="--out", hint=hint)])

@@ -1,4 +1,4 @@
-"""The commands with what each does, for the list in `--help`; a command's module is imported when it is asked for.
+"""The commands with their descriptions for `--help`; a command's module is imported on use.
 
 A new command is a file `l4spec/cli/NAME.py` that registers NAME, and a line here: its docstring's first sentence.
 """

@@ -241,7 +241,7 @@ def _stop_ids(directory: Path, given: str | None, tokenizer: "TextTokenizer | No
 
 
 def _require_fit(spec: "ModelSpec", tokens: Sequence[int], max_new_tokens: int) -> None:
-    """Refuse what the model of this spec cannot read, or cannot read to its end."""
+    """Refuse prompts that the model of this spec cannot read, or that leave no room for the answer."""
     wrong = [token for token in tokens if token >= spec.text.vocab_size]
     if wrong:
         raise UserError(f"expected token ids from 0 to {spec.text.vocab_size - 1}, found {wrong[0]}")

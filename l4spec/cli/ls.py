@@ -1,4 +1,4 @@
-"""`l4spec ls`: what is shipped."""
+"""`l4spec ls`: lists of shipped documents and catalogue entries."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated

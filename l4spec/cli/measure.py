@@ -1,4 +1,4 @@
-"""`l4spec measure`: a spec built and run, its plan compared with what the run shows."""
+"""`l4spec measure`: builds and runs a spec, and compares its plan with the run."""
 
 import os
 import sys

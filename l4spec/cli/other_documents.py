@@ -33,7 +33,7 @@ def scenario_at(path_or_name: str, overrides: Sequence[str] | None) -> "LoadedSc
 
 
 def kind_named(path_or_name: str) -> str | None:
-    """The kind that a document says it is; None for what may only be a spec, or cannot be read."""
+    """The kind that a document declares; None for documents that can only be a spec, or cannot be read."""
     if not path_or_name.startswith(_FOLDERS) and not path_or_name.endswith(_ENDINGS):
         return None
     try:

@@ -56,7 +56,7 @@ def _in_format(
 
 
 def page_in(page: "Page", style: Format, *, to_file: bool = False) -> str:
-    """A page as text, Markdown or HTML; text is as wide and as colourful as what it goes to."""
+    """A page as text, Markdown or HTML; text has the width and colours of its destination."""
     if style is Format.HTML:
         from l4spec.report.html import to_html
 

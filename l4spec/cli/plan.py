@@ -1,4 +1,4 @@
-"""`l4spec plan`: what a model costs and whether it fits; without a spec, all Llama 4 models in one table."""
+"""`l4spec plan`: cost and fit of a model; without a spec, all Llama 4 models in one table."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`l4spec report`: one HTML file that answers what a model costs and whether it fits, to read and to send."""
+"""`l4spec report`: one HTML file with the cost and fit of a model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,7 +55,7 @@ def report_command(
 
 
 def _report(specs: list[str], request: PlanRequest, overrides: list[str] | None) -> "Report":
-    """The answer that the documents ask for, and what makes its page."""
+    """The result for the given documents, and the function that renders its page."""
     kinds = {spec: kind_named(spec) for spec in specs}
     if len(specs) > 1:
         hint = "report recipes and scenarios one by one"

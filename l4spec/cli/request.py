@@ -25,7 +25,7 @@ def option_name(parameter: str) -> str:
 
 
 def compiled(path_or_name: str, overrides: Sequence[str] | None) -> "LayerGraph":
-    """The layer graph of a spec by path or shipped name, or of a config.json; says on stderr what an import left out.
+    """The layer graph of a spec by path or shipped name, or of a config.json; prints notes of an import on stderr.
 
     Raises UserError.
     """

@@ -1,4 +1,4 @@
-"""`l4spec simulate`: what a deployment does under load, request by request."""
+"""`l4spec simulate`: simulation of a deployment under load, request by request."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

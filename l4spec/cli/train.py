@@ -178,7 +178,7 @@ def _can_draw(job: "RecipeJob", svg: Path, *, force: bool) -> None:
 
 
 def _report(job: "RecipeJob", repeats: int, style: o.Format) -> "RecipeRuns":
-    """Run every variant and seed, and show what they came to."""
+    """Run every variant and seed, and show their results."""
     from l4spec.report.training import RecipeRuns, training_page
 
     recipe = job.loaded.recipe

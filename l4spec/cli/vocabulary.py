@@ -1,4 +1,4 @@
-"""`l4spec vocabulary`: what a vocabulary costs a model, and what its tokenizer saves on a text."""
+"""`l4spec vocabulary`: cost of a vocabulary in a model, and savings of its tokenizer on a text."""
 
 from collections.abc import Sequence
 from pathlib import Path

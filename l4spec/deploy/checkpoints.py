@@ -52,10 +52,10 @@ def known_checkpoint(request: LaunchRequest, scheme: str) -> KnownCheckpoint | N
 
 
 def checkpoint(request: LaunchRequest, packs_itself: Container[str] = ()) -> tuple[str, tuple[str, ...]]:
-    """The model to load, and what to say about where its name comes from: a name is never taken silently.
+    """The model to load, and notes on the source of its name, which is never chosen silently.
 
-    `packs_itself`: schemes that the engine makes of unquantized weights while it loads them. Where the plan's weights
-    are neither those nor as published, no published checkpoint is named: it would not be what was planned.
+    `packs_itself`: schemes that the engine makes of unquantized weights while it loads them. If the plan's weights are
+    neither those nor as published, no published checkpoint is named, because it would differ from the plan.
     """
     changed = ("the spec was changed, so no published checkpoint has its shape: --model names yours",)
     if request.model is not None:
@@ -110,7 +110,7 @@ def _require_checkpoint(name: str, path: str) -> None:
 def weight_flags(
     formats: WeightFormats, engine: str, request: LaunchRequest, notes: list[str]
 ) -> tuple[str, str | None]:
-    """The engine's dtype and quantization method for a plan's weights; adds to `notes` what the checkpoint must be.
+    """The engine's dtype and quantization method for a plan's weights; adds requirements on the checkpoint to `notes`.
 
     A checkpoint that is packed as published names its method in its own config, which a flag could only contradict.
     Raises UserError for a scheme that the engine does not read.

@@ -28,7 +28,7 @@ _NAME_LENGTH = 50
 
 
 def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The objects, and what is to say about them. Raises UserError for what they cannot express."""
+    """The objects, and notes on them. Raises UserError for settings that they cannot express."""
     server_list = servers(request, "Kubernetes", request.plan.layout.dp, PORT)
     model, notes = checkpoint(request, VLLM_FORMATS.online)
     words, more = arguments(request, model)

@@ -1,4 +1,4 @@
-"""Common parts of every engine's launch: what it needs of a plan, and commands as text, quoted, one flag per line."""
+"""Common parts of every engine's launch: its inputs, and commands as quoted text, one flag per line."""
 
 import shlex
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ HEAD = "host-0"
 
 @dataclass(frozen=True, slots=True)
 class FlagTable:
-    """The flags that an emitter may write, each with what it carries; checked in `version` of the engine's `source`."""
+    """The flags that an emitter may write, each with its meaning; checked in `version` of the engine's `source`."""
 
     engine: str
     version: str
@@ -44,7 +44,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """A launch of one engine: files that its commands read, commands, and what the engine cannot express."""
+    """A launch of one engine: files that its commands read, commands, and notes on settings it cannot express."""
 
     table: FlagTable
     commands: tuple[Command, ...]
@@ -54,7 +54,7 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
-    """A plan to launch, with what it does not hold: the checkpoint and the images of a prompt.
+    """A plan to launch, with the checkpoint and the images of a prompt, which the plan lacks.
 
     `changed` says that the model is not the shipped one (`--set`), so that no published checkpoint has its shape.
     """
@@ -115,7 +115,7 @@ class LaunchedServer:
 
 
 def servers(request: LaunchRequest, engine: str, num_servers: int, port: int) -> tuple[LaunchedServer, ...]:
-    """Equal servers over the plan's hosts in rank order; refuses what does not divide into whole hosts or shares."""
+    """Equal servers over the plan's hosts in rank order; refuses GPUs that do not divide into whole hosts or shares."""
     cluster, room = request.cluster, request.cluster.gpus_per_host
     size = cluster.num_gpus // num_servers
     if size >= room:
@@ -148,7 +148,7 @@ def dp_note(request: LaunchRequest) -> tuple[str, ...]:
 
 
 def heading(table: FlagTable, request: LaunchRequest, notes: tuple[str, ...]) -> list[str]:
-    """Comments that say which plan this is, whose flags these are, and what the engine does otherwise."""
+    """Comments on the plan, the source of the flags, and differences of the engine from the plan."""
     plan, asked = request.plan, request.plan.deployment
     lines = (
         f"{plan.model}: {plan.layout} on {request.cluster.text}, {asked.context} tokens, batch {asked.batch}, "

@@ -49,7 +49,7 @@ _DTYPES = {"adamw": "float32", "adamw-bf16": "bfloat16"}
 
 @dataclass(frozen=True, slots=True)
 class Flavor:
-    """The shape of a model that torchtitan ships: name, flavor, and what tells it apart."""
+    """A model that torchtitan ships: name, flavor, and the sizes that identify it."""
 
     name: str
     flavor: str

@@ -52,7 +52,7 @@ TABLE = FlagTable(
     },
 )
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp8": "fp8"}
-"""vllm/config/cache.py, CacheDType: what the plan calls a format, and vLLM."""
+"""Names of cache formats in plans and in vLLM (vllm/config/cache.py, CacheDType)."""
 _HYBRID = (("VLLM_ALLOW_CHUNKED_LOCAL_ATTN_WITH_HYBRID_KV_CACHE", "1"),)
 """Without it vLLM turns its hybrid cache manager off for chunked attention (vllm/config/vllm.py)."""
 
@@ -68,7 +68,7 @@ def emit_vllm(request: LaunchRequest) -> Emission:
 
 
 def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The command of a server without what differs by host, and what is to say about it."""
+    """The command of a server without the arguments that differ by host, and notes on it."""
     layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")

@@ -19,7 +19,7 @@ Row = tuple[str, Callable[[LayerGraph, Plan], Value]]
 
 
 def rows(variant: tuple[LayerGraph, Plan], parent: tuple[LayerGraph, Plan] | None) -> list[dict[str, str]]:
-    """Label, value, the parent's value and the change of each number; `-` for what is not known."""
+    """Label, value, the parent's value and the change of each number; `-` for unknown ones."""
     shown = []
     for label, value_of in _ROWS:
         text, number = value_of(*variant)
@@ -89,7 +89,7 @@ def _limit(number: Callable[[Plan], int | None]) -> Callable[[LayerGraph, Plan],
 def _timed(
     number: Callable[[Latency], float | None], written: Callable[[Figures, float], str]
 ) -> Callable[[LayerGraph, Plan], Value]:
-    """A time or what follows from it: of what does not fit, none."""
+    """A time, or a number derived from it; none if the plan does not fit."""
 
     def value(graph: LayerGraph, plan: Plan) -> Value:
         timed = None if plan.latency is None or plan.fits is False else number(plan.latency)

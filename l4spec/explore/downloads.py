@@ -29,7 +29,7 @@ def command(name: str, overrides: Sequence[str], request: PlanRequest) -> str:
 
 
 def as_yaml(name: str, overrides: Sequence[str], data: dict[str, Any]) -> str:
-    """The variant as a spec. A shipped model is extended by what differs; of anything else the whole is written.
+    """The variant as a spec. A variant of a shipped model extends it by the differences; any other is written whole.
 
     `data` is the document with the overrides applied.
     """
@@ -44,7 +44,7 @@ def as_yaml(name: str, overrides: Sequence[str], data: dict[str, Any]) -> str:
 
 
 def _copy(source: Any, into: dict[str, Any], steps: list[str]) -> None:
-    """Copy what lies at a path; a list on the way is copied whole, for `extends` replaces lists."""
+    """Copy the value at a path; a list on the way is copied whole, because `extends` replaces lists."""
     step, *rest = steps
     if rest and isinstance(source[step], dict):
         _copy(source[step], into.setdefault(step, {}), rest)

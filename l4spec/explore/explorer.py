@@ -67,7 +67,7 @@ class Explorer:
             return {"problems": at_controls(error.problems, {})}
 
     def plan(self, question: Question) -> Reply:
-        """The plan of a variant beside that of its parent, and what to take away; or problems at their fields."""
+        """The plan of a variant beside that of its parent, and downloads; or problems by field."""
         return self._answered(question, _planned)
 
     def suggest(self, question: Question) -> Reply:
@@ -147,7 +147,7 @@ def _paths() -> dict[str, Path]:
 
 @lru_cache(maxsize=8)
 def _model(name: str, overrides: tuple[str, ...]) -> ExploredModel:
-    """Kept, since a graph keeps what was derived from it: an option that moves is planned in half the time."""
+    """Cached, because a graph caches results: a changed option is then planned in half the time."""
     return ExploredModel.of(name, overrides)
 
 

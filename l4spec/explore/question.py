@@ -58,8 +58,8 @@ def changed_fields(question: Question, controls: Mapping[str, Control]) -> tuple
 def request_of(question: Question) -> PlanRequest:
     """The options that were filled in, and the lowest listed price of the hardware where none is given.
 
-    Raises UserError with every problem at the name of its option. Files are refused: what is in them could be read
-    by whoever reaches the page.
+    Raises UserError with every problem at the name of its option. Files are refused, because anyone who reaches the
+    page could read their contents.
     """
     given = {name: _short(text) for name, text in question.options.items() if text.strip()}
     problems = [Problem(f"the page has no option {name[:_LONGEST]!r}") for name in given if name not in OPTIONS]
@@ -122,5 +122,5 @@ def _field_of(problem: Problem, controls: Mapping[str, Control]) -> str:
 
 
 def _short(text: str) -> str:
-    """The text as it is read; what is longer than any number or name is cut, and refused as none."""
+    """The text to parse; longer texts than any number or name are cut, and then refused."""
     return text.strip()[:_LONGEST]

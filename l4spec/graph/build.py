@@ -41,8 +41,8 @@ MTP_SHARED = ("embedding", "head")
 def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     """The layers of one multi-token-prediction module of the model, as a graph of its own; None if none is declared.
 
-    logits = head(norm(block(projection [embedding_norm(embedding(ids)), hidden_norm(hidden)]))), where `hidden_norm` is
-    given what the model gives its head (or what leaves the block of the module before), and `embedding` the ids one
+    logits = head(norm(block(projection [embedding_norm(embedding(ids)), hidden_norm(hidden)]))), where `hidden_norm`
+    gets the model's final hidden state (or the output of the previous module's block), and `embedding` the ids one
     token further. The two halves have the order of the checkpoints' `eh_proj`. Embedding and head are the model's.
     """
     text = graph.model.text
@@ -203,7 +203,7 @@ def _between_streams(
     stream: LayerNode,
     streams: Streams,
 ) -> LayerNode:
-    """The weights of a layer, what it reads of the streams by them, f with its norms, and the next streams."""
+    """Nodes of a layer between streams: its weights, the weighted input, f with its norms, and the next streams."""
     role, part = layer
     width, prefix, index = stack.width, f"layers.{block.index}.{role}", block.index
     weights = builder.add(f"{prefix}_streams", _step("weigh", streams), width, stream, layer=index)

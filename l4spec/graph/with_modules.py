@@ -13,8 +13,7 @@ def with_modules(graph: LayerGraph) -> LayerGraph:
 
     The same graph where none is declared, or all are there. They are named by `module_place` and have `module` set.
     Embedding and head are the model's, whose nodes stand for them: the first norm of a module reads the embedding (of
-    tokens that are further on), the second one what the model gives its head, or what leaves the block of the module
-    before.
+    later tokens), the second one the model's final hidden state, or the output of the previous module's block.
     """
     declared, module = graph.model.text.mtp, mtp_graph(graph)
     if declared is None or module is None or any(node.module is not None for node in graph.nodes):

@@ -1,8 +1,9 @@
 """All layer kinds: the ones of this package, listed by name, and those that other packages register.
 
-A kind of ours is imported when it is first asked for by name, so that a model costs only the kinds that it has.
-A package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are
-loaded when a name is asked for that is none of ours, or all kinds are: what they load imports this module.
+A kind of ours is imported when it is first asked for by name, so that a model costs only the kinds that it has. A
+package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are
+loaded for a name that is not ours, or for the list of all kinds, because the packages that they load import this
+module.
 """
 
 import os

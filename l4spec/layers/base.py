@@ -66,8 +66,8 @@ LARGEST = 2**40
 """Upper bound of any size in a spec: larger ones are mistakes, and products of a few of them still fit an integer."""
 
 WIDEST = 2**24
-"""Upper bound of what stands side by side in one layer: 16 times the most that is published, the 1,048,576 experts of
-PEER (arXiv:2407.04153). A larger number is a slip, and every figure that followed from it would be one too."""
+"""Upper bound of sizes in one layer: 16 times the largest published, the 1,048,576 experts of PEER (arXiv:2407.04153).
+A larger number is a slip, and every figure that followed from it would be one too."""
 
 
 def _as_tuple(value: object) -> object:
@@ -116,10 +116,9 @@ class LayerKind:
     divides_sequence: bool = False
     """True if attention of this kind runs with the tokens of a sequence divided among ranks (its `parallel`)."""
     eager: str | None = None
-    """`module:NAME` of an `EagerLayer`: what the torch module allocates and runs, predicted without torch."""
+    """`module:NAME` of an `EagerLayer`, which predicts the torch module's allocations and operations without torch."""
     is_peak_predicted: bool = True
-    """True if the module's CPU peak memory is predicted: by `eager`, or without it by the buffers that are declared
-    alive.
+    """True if the module's CPU peak memory is predicted: by `eager`, or without it by the buffers declared alive.
 
     False if those are of an engine's fused kernels alone: then a measured peak is shown beside them without a verdict.
     """

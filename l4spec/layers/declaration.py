@@ -63,8 +63,8 @@ class Parameter:
     `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
     along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
     is kept and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
-    `start` fills an untrained tensor with one value; None: what its role says (norms 1, biases 0, weights random).
-    One with `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
+    `start` is the initial value of an untrained tensor; None: by its role (norms 1, biases 0, weights random). One with
+    `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
     """
 
     name: str
@@ -266,7 +266,7 @@ class RoutedExperts:
     """Work that a router spreads: each token goes through `num_per_token` of `num_experts` experts.
 
     Expert parallelism sends a token's hidden state to each expert it chose, and back. With a `capacity_factor` an
-    expert drops what exceeds its share of all tokens of a batch, so ranks have to count theirs together.
+    expert drops choices beyond its share of all tokens of a batch, so that ranks must count them together.
 
     Training may differ: a token then goes through `num_trained` experts on average (None: as many), ranks add up the
     loads of experts for an auxiliary loss over a batch or the ranks that share experts (a sequence's stay on one rank),
@@ -337,11 +337,11 @@ class Buffer:
 class Declaration:
     """A layer of one kind and one size. Compared by identity: layers that share a declaration are the same layer.
 
-    `operations` is what the mathematics needs, `executed` what our module runs where that is more (None: the same).
-    `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded), `saved` what
-    autograd keeps; `recomputed` names those and the matmuls that selective checkpointing makes again. `mixing` says
-    what tokens take from each other (None: nothing, or by a law of the kind's own), `routed` what a router spreads,
-    `activation` the function between projections. `uncut` maps a mesh axis to the reason why it must not cut the layer.
+    `operations` are those of the mathematics, `executed` those that our module runs if it runs more (None: the same).
+    `live` gives the buffers alive at the layer's own memory peak (inputs' residual stream excluded), `saved` those that
+    autograd saves; `recomputed` names those and the matmuls that selective checkpointing recomputes. `mixing` describes
+    dependence between tokens (None: none, or by a law of the kind's own), `routed` the routed experts, `activation` the
+    function between projections. `uncut` maps a mesh axis to the reason why it must not cut the layer.
     """
 
     parameters: tuple[Parameter, ...]

@@ -73,7 +73,7 @@ class CompiledStep:
         self(torch.zeros(batch, 1, dtype=torch.long, device=self.model.device), cache=self.model.new_cache(batch, 1))
 
     def _compile(self, input_ids: Tensor, positions: Tensor) -> "_Compiled":
-        """Traced without what caches hold, then compiled and run once, so that a failure has one place."""
+        """Trace the step without cached rows, then compile and run it once, so that failures occur in one place."""
         traced = torch.export.export(_Step(self.model, self._attentions), (input_ids, positions), strict=False)
         self._require_deferred()
         # what guards would look after does not change: a traced step has constants and weights, and one key

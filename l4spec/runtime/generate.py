@@ -1,7 +1,7 @@
 """Generation: prefill in chunks, then token by token, in memory allocated before the first token.
 
-model.generate(input_ids, max_new_tokens=64)                 prompts and what follows them
-for tokens in model.stream(input_ids, max_new_tokens=64):    the same, a token of each sequence at a time
+model.generate(input_ids, max_new_tokens=64) prompts and their continuations for tokens in model.stream(input_ids,
+max_new_tokens=64): the same, a token of each sequence at a time
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -44,7 +44,7 @@ def fill(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Fill tensors that hold regions of declared ones with what the whole ones would have there."""
+    """Fill tensors that are regions of declared ones with the values of the whole ones."""
     total, done = sum(tensor.numel() for tensor in tensors.values()), 0
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for node, parameter, region in regions:

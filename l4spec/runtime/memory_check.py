@@ -29,7 +29,7 @@ _SCALES = tuple(Fraction(1, 2**k) for k in range(1, 11))
 def weight_bytes(graph: LayerGraph, dtype: str, table: Quantization | None = None) -> int:
     """Bytes of all tensors of a model in one number format, buffers included, tied ones once.
 
-    With a quantization scheme, of what it stores, and of the largest layer in the number format it is packed from.
+    With a quantization scheme: bytes of the packed weights, and of the largest layer in the format it is packed from.
     """
     item = ITEM_BYTES[dtype]
     if table is not None:
@@ -57,7 +57,7 @@ def require_memory(
     extra_bytes: int = 0,
     table: Quantization | None = None,
 ) -> None:
-    """Refuse a model whose weights and `extra_bytes` (caches, activations) exceed what is free on `device`.
+    """Refuse a model whose weights and `extra_bytes` (caches, activations) exceed the free memory of `device`.
 
     With a quantization `table` it is packed layer by layer. Raises UserError with both numbers and with the most
     layers, or the largest scale, that would fit unquantized.

@@ -48,7 +48,7 @@ def num_trial_tokens(graph: LayerGraph) -> int:
 
 
 def trial_bytes(graph: LayerGraph) -> int:
-    """About what a trial takes besides the weights: the logits, and everything else small against them."""
+    """Approximate memory of a trial besides the weights: the logits; everything else is small."""
     return _LOGIT_COPIES * 4 * num_trial_tokens(graph) * graph.model.text.head.vocab_size
 
 

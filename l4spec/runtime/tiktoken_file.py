@@ -1,4 +1,4 @@
-"""Tiktoken model files, and what Llama 4 adds to them: a pattern, and 2,048 special tokens.
+"""Tiktoken model files, with Llama 4's pattern and its 2,048 special tokens.
 
 Source: meta-llama/llama-models `models/llama4/tokenizer.py`, for the ids, the pattern (tiktoken's o200k) and the limits
 within which tiktoken's regular expressions do not overflow.

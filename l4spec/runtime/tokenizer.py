@@ -35,7 +35,7 @@ _MAX_UNFINISHED = 8
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a dialogue; `role` is `system`, `user`, `assistant` or `ipython` (what a tool said)."""
+    """One turn of a dialogue; `role` is `system`, `user`, `assistant` or `ipython` (a tool's output)."""
 
     role: str
     content: str
@@ -124,7 +124,7 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     @contextmanager
     def _refusals(self, what: str) -> Iterator[None]:
-        """Inside, what the library raises is a UserError; a panic of its native code is no Exception of Python's."""
+        """Convert the library's errors to UserError; a panic of its native code is not a Python Exception."""
         try:
             yield
         except (UserError, KeyboardInterrupt, SystemExit, MemoryError):

@@ -32,7 +32,7 @@ _MUST_DIVIDE = {
     "ffn": "FFN width",
     "expert_ffn": "expert width",
 }
-"""Axes of the language model that are never cut unevenly, and what to call them."""
+"""Axes of the language model that must be divided evenly, and their names in messages."""
 
 
 def degree_of(dim: Dim, layout: Layout) -> int:
@@ -180,7 +180,7 @@ def _stage_by_layer(num_layers: int, pp: int) -> tuple[int, ...]:
 
 
 def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
-    """The pipeline stage that a node runs on; vision and embedding on the first, what stands after on the last."""
+    """The pipeline stage that a node runs on; vision and embedding on the first, nodes after the blocks on the last."""
     if node.module is not None:
         return pp - 1
     if node.scope == "text" and node.layer is not None:

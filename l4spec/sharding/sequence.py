@@ -1,8 +1,8 @@
-"""Context parallelism: how a sequence's tokens are divided among ranks, and what they send in a prefill.
+"""Context parallelism: division of a sequence's tokens among ranks, and their traffic in a prefill.
 
 Each rank runs one run of neighbouring tokens, cut only between chunks of the chunked layers, so that these layers need
-nothing from other ranks. Elsewhere what a layer keeps per token travels to the next rank, and on to those after it:
-all earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the last window - 1 for a sliding one.
+nothing from other ranks. Otherwise a layer's cached rows are sent to the next rank, and on to those after it: all
+earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the last window - 1 for a sliding one.
 """
 
 from collections.abc import Iterator

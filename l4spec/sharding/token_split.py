@@ -2,7 +2,7 @@
 
 Between the layers that tensor parallelism cuts, its ranks would all do the same with the same tokens. With sequence
 parallelism (arXiv:2205.05198, section 4) each does it with its own share of a sequence's tokens: residual streams,
-norms and sums. A layer that is cut gathers all tokens, and what its ranks' outputs add up to is scattered.
+norms and sums. A layer that is cut gathers all tokens, and the sum of its ranks' outputs is scattered.
 """
 
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Stage 1: YAML files to plain data with the place of every key. Knows what YAML may say, not what it means.
+"""Stage 1: YAML files to plain data with the place of every key. Checks the syntax of YAML, not the meaning of fields.
 
 read_document("specs/scout.yaml")               one file as it stands
 load_document("behemoth", ["text.hidden_size=8192"])    a spec with its parents and overrides merged in
@@ -64,7 +64,7 @@ def read_text(text: str, label: str) -> Document:
 
 
 def load_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """A spec by path or shipped name, what it `extends` merged in, and `overrides` (`path=value`) laid over it.
+    """Load a spec by path or shipped name, merge the documents it `extends`, and apply `overrides` (`path=value`).
 
     A spec without a `name` is called as its file. Raises SpecError as `read_document` does, for its parents too, and
     for overrides that lead nowhere.

@@ -67,7 +67,7 @@ def kind_word(root: type[Header]) -> str:
 
 
 def parse_any(document: Document) -> Header:
-    """The document as what its `kind` says. Raises SpecError with all problems at once."""
+    """Parse a document by its `kind`. Raises SpecError with all problems at once."""
     root = kind_of(document).root
     return parse_spec(document) if kind_word(root) == MODEL else parse(document, root)
 
@@ -85,7 +85,7 @@ def parse_as(document: Document, root: type[Root]) -> Root:
 
 
 def load(path_or_name: str | Path, root: type[Root], overrides: Sequence[str] = ()) -> Root:
-    """A document by path or shipped name, with what it extends and `overrides` merged in. Raises SpecError."""
+    """Load a document by path or shipped name, with `extends` and `overrides` merged in. Raises SpecError."""
     return parse_as(load_document(path_or_name, overrides), root)
 
 

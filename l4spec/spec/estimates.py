@@ -24,7 +24,7 @@ _ROTATION = frozenset(("theta", "layout", "scaling"))
 
 @dataclass(frozen=True, slots=True)
 class EstimatedFields:
-    """Estimated fields by what rests on them: parameter counts on `params`, other numbers on `work` (these among it).
+    """Estimated fields by the numbers that depend on them: `params` for parameter counts, `work` for any number.
 
     Estimated fields in neither change no number of a plan.
     """
@@ -78,7 +78,7 @@ def _effect_of_position(stack: StackSpec, steps: list[str]) -> Effect:
 
 
 def _effect_of_qk_norm(part: LayerSpec | None, steps: list[str]) -> Effect:
-    """A weightless norm has no tensor; that there is no norm with weights is what the parameter count says."""
+    """A weightless norm has no tensor, and the absence of a weight is known from the parameter count."""
     norm = getattr(part, "qk_norm", None)
     return "none" if part is not None and (norm is None or norm.kind == "l2" or "eps" in steps) else "sizes"
 

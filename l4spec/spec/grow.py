@@ -22,7 +22,7 @@ def grow(spec: ModelSpec, *, width: int = 1, depth: int = 1) -> ModelSpec:
 
 
 def relative(spec: ModelSpec, name: str, text: TextSpec) -> ModelSpec:
-    """A spec with another text, whose projector follows; what is published about `spec` is not about its relative.
+    """The spec with another text part and a matching projector, without the published facts about `spec`.
 
     What is estimated of `spec` stays so.
     """

@@ -1,4 +1,4 @@
-"""The JSON Schema of a kind of document, for editors: what its root schema accepts, with the docs under its fields.
+"""The JSON Schema of a kind of document, for editors, with descriptions from the docstrings of its fields.
 
 A file that `extends` another one may leave out whatever it likes and say null to drop a field; for it there is a
 second, partial copy of every definition.

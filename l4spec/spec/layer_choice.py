@@ -14,8 +14,8 @@ from l4spec.layers.base import LayerSpec, Slot
 class KindOf:
     """Beside `LayerSpec` in an annotation: a layer of a kind that fits one of the slots.
 
-    It reads what a union of all their schemas, distinguished by `kind`, would read, and in the JSON Schema it is that
-    union. Problems are worded as pydantic words those of such a union.
+    It accepts the same as a union of all their schemas discriminated by `kind`, and is that union in the JSON Schema.
+    Problems are worded as pydantic words those of such a union.
     """
 
     slots: tuple[Slot, ...]

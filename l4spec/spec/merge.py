@@ -1,8 +1,8 @@
-"""`extends`: a spec as its parent plus what differs.
+"""`extends`: a spec as its parent plus differences.
 
 Mappings merge key by key; lists, scalars and null replace. A mapping of another `kind` replaces its parent's mapping,
-for the fields of one kind mean nothing to another. What is said about one model alone – its name, description, sources,
-claims and what is published about it – is not inherited; which fields are estimated is.
+for the fields of one kind mean nothing to another. Statements about one model – its name, description, sources, claims
+and published facts – are not inherited; the list of estimated fields is.
 """
 
 import os

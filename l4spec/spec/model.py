@@ -1,4 +1,4 @@
-"""Stage 2: `ModelSpec`, what an author wrote, checked field by field and across fields."""
+"""`ModelSpec`: the document of a model, checked field by field and across fields."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType

@@ -59,7 +59,7 @@ def _in_a_line(path: str, value: Any) -> str:
 
 
 def key_path(text: str) -> KeyPath:
-    """The steps of a path as `text.layers[0].repeat`. Raises SpecError for what is no path."""
+    """The steps of a path as `text.layers[0].repeat`. Raises SpecError for an invalid path."""
     if not _PATH.fullmatch(text) or len(text) > MAX_LENGTH:
         message = f"expected the path of a field, found {shortened(text)}"
         raise SpecError([Problem(message, hint="like text.parts.moe.num_experts or text.layers[0].repeat")])

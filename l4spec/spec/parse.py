@@ -82,7 +82,7 @@ def parse(document: Document, root: type[Root], also: Finder | None = None) -> R
 def _schema_problems(
     root: type[Header], document: Document, error: ValidationError, also: Finder | None
 ) -> list[Problem]:
-    """The first of what is wrong in reading order, a few more than are reported: each takes time to put into words."""
+    """The first problems in reading order, a few more than are reported, since formatting each takes time."""
     details = [(_path_of(document, each), each) for each in _details(root, document, error)]
     details.sort(key=lambda pair: _reading_order(place_of(document, pair[0])))
     first = details[: 2 * MAX_PROBLEMS]  # some may say the same

@@ -1,6 +1,6 @@
 """Fields whose YAML carries a unit: durations (`200 ms`), rates (`4/s`), counts of tokens (`2k`), bytes.
 
-Each reads its text into base units and tells the JSON Schema what may be there.
+Each parses text into base units and describes itself in the JSON Schema.
 """
 
 from typing import Annotated, Any

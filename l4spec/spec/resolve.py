@@ -71,7 +71,7 @@ class ResolvedStack:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedMTP:
-    """Modules of multi-token prediction: how many, the block of each, and what the checkpoint stores again."""
+    """Modules of multi-token prediction: their number, their block, and tables that the checkpoint stores again."""
 
     num_modules: int
     block: ResolvedBlock

@@ -1,7 +1,7 @@
 """A wider relative of a model: more query heads, wider feed-forward layers and stream, by steps that stay legal.
 
-Each size becomes the multiple of its step that is nearest to `factor` times its own. Kept: the width of a head, what a
-token leaves in the cache (KV heads, latents, groups and states), the pattern of layers, the number of experts.
+Each size becomes the multiple of its step that is nearest to `factor` times its own. Unchanged are the width of a head,
+the cache per token (KV heads, latents, groups and states), the pattern of layers and the number of experts.
 """
 
 from fractions import Fraction
@@ -20,7 +20,7 @@ _HEADS = (
     ("num_value_heads", "num_key_heads"),
     ("num_heads", "num_heads"),
 )
-"""Fields that count heads, each with what they share, which stays: the first pair that a part has is its own."""
+"""Pairs of fields: heads, and the heads that they share, whose number stays; the first existing pair applies."""
 _WIDTH_STEP, _HEAD_STEP = 128, 8
 
 
@@ -64,7 +64,7 @@ def _part(name: str, part: LayerSpec, factor: Fraction, problems: list[Problem])
 
 
 def _heads(part: LayerSpec, factor: Fraction) -> dict[str, int]:
-    """Query heads, a multiple of what they share; with as many KV heads as query heads both alike."""
+    """Query heads, a multiple of the heads that they share; with equal numbers of KV and query heads, both change."""
     for heads, shared in _HEADS:
         count, groups = getattr(part, heads, None), getattr(part, shared, None)
         if count is not None and groups is not None:

@@ -1,4 +1,4 @@
-"""YAML text to a `Tree`, strictly: PyYAML finds the structure, and what YAML leaves open to guessing is refused.
+"""Strict parser from YAML text to a `Tree`: PyYAML finds the structure, and ambiguous scalars are refused.
 
 The tree is built from parser events rather than from composed nodes, so that nesting, aliases and problems are counted
 while reading: a text that would explode is stopped where it starts to, before it takes memory or time.
@@ -32,7 +32,7 @@ MAX_KEY_LENGTH = 200
 
 _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _UNREADABLE = "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
-"""Not text, or what YAML 1.1 takes for a line break and editors do not, or invisible (U+FEFF)."""
+"""Characters that are not text, are line breaks to YAML 1.1 but not to editors, or are invisible (U+FEFF)."""
 _MAYBE_UNREADABLE = re.compile("[^\t\n\r\x20-\x7e]")
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
 """Characters that no string of a spec may hold, however they are written."""

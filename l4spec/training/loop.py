@@ -163,13 +163,13 @@ def _steps(
 
 
 def reshard(model: RankModel) -> None:
-    """Let data-parallel ranks hold their shares again: an evaluation leaves what is outside the blocks gathered."""
+    """Shard parameters again among data-parallel ranks: an evaluation leaves those outside the blocks gathered."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def own_part(model: RankModel, batch: TrainBatch) -> TrainBatch:
-    """Of a batch that all ranks know, what this rank runs."""
+    """This rank's part of a batch that all ranks have."""
     inputs = {name: model.own_rows(given) for name, given in batch.inputs.items() if name != PIXELS}
     if PIXELS in batch.inputs:
         inputs[PIXELS] = own_tiles(model, batch.input_ids, batch.inputs[PIXELS])

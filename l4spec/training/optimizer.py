@@ -20,7 +20,7 @@ def make_optimizer(
     factors: Mapping[str, TensorFactors] | None = None,
     run_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a phase over what this rank holds; tensor by tensor, for they may lie on different meshes.
+    """The optimizer of a phase over this rank's tensors, one by one because they may be on different meshes.
 
     Matrices decay, vectors (norms, biases) do not. `factors` are those of a parametrization by the tensors' names,
     `run_rate` is a factor on every rate.

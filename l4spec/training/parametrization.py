@@ -9,14 +9,14 @@ same tensor says how far each has grown. With r_in and r_out the growth of the c
 
 Axes that count things (experts, vocabulary) are no widths. muP (arXiv:2203.03466, table 8) and CompleteP
 (arXiv:2505.01618, table 1) multiply outputs of head and residual branches; here these factors are moved into the
-weights, which is the same function and, for Adam, the same steps (arXiv:2203.03466, lemma J.1): a factor f on a
-product is a factor f on deviation and rate. So modules, checkpoints and exports know nothing of it. CompleteP with
-alpha = 1 divides what enters the residual stream by the growth of depth. Decoupled decay keeps rate x decay, and
-epsilon follows the size of gradients. Over batch and tokens, Complete(d)P's rule for Adam's noise
-(arXiv:2512.22382): rate x sqrt(batch growth / token growth).
+weights, which is the same function and, for Adam, the same steps (arXiv:2203.03466, lemma J.1): a factor f on a product
+is a factor f on deviation and rate. So modules, checkpoints and exports know nothing of it. CompleteP with alpha = 1
+divides the blocks' contributions to the residual stream by the growth of depth. Decoupled decay keeps rate x decay, and
+epsilon follows the size of gradients. Over batch and tokens, Complete(d)P's rule for Adam's noise (arXiv:2512.22382):
+rate x sqrt(batch growth / token growth).
 
 Left out: the decay of Adam's moments over batch and tokens, tied embeddings (their head needs a factor of its own) and
-blocks that norm what they add (their scale has no effect), which are refused.
+blocks that norm their output (their scale has no effect), which are refused.
 """
 
 import math

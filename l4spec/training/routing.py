@@ -61,7 +61,7 @@ class LayerLoad:
 
 
 class RoutingLog:
-    """Listens to a model's mixtures in training; `finish` gives what came in since, the same on every rank."""
+    """Records the load of a model's mixtures in training; `finish` returns that since its last call, over all ranks."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

@@ -16,7 +16,7 @@ Value = bool | int | float
 
 
 class Check(Frozen):
-    """One claim and what the plan says. `difference` is (computed - claimed) / claimed; null for yes-or-no claims.
+    """One claim and the planned value. `difference` is (computed - claimed) / claimed; null for yes-or-no claims.
 
     `rests_on_estimates` tells of the computed value.
     """
@@ -45,7 +45,7 @@ class Report(Frozen):
 
 
 def verify(graph: LayerGraph, request: PlanRequest | None = None) -> Report:
-    """Compute what every claim of the model's spec is about, under the conditions that it names.
+    """Compute the value of every claim of the model's spec, under the conditions that it names.
 
     What a claim leaves open is planned as `request` says, by default as `plan` would.
 
@@ -93,7 +93,7 @@ def _rests_on_estimates(graph: LayerGraph, quantity: str) -> bool:
 
 
 def compute(graph: LayerGraph, claim: Claim, request: PlanRequest | None = None) -> Value:
-    """The value that the plan gives for what a claim is about. Raises UserError where there is none."""
+    """The plan's value for a claim. Raises UserError where there is none."""
     of_graph = _OF_GRAPH.get(claim.quantity)
     if of_graph is not None:
         return of_graph(graph)

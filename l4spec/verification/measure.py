@@ -1,4 +1,4 @@
-"""Stage 7 for a run: every number of the plan that a run can confirm, beside what the run measured."""
+"""Comparison of a plan with a run: every number of the plan that a run can confirm, beside the measured one."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -63,8 +63,8 @@ class ExpertLoad(Frozen):
 class MeasureReport(Frozen):
     """Plan and measurement of one run, row by row. `finished` is false when the time limit cut it short.
 
-    `time_note` says what times were predicted by and how wrong that usually is, or why they were not. With a `layout`
-    rows are of its ranks, and `left_out` says what of them no plan gives.
+    `time_note` has the source of predicted times and its usual error, or the reason why there are none. With a `layout`
+    rows are of its ranks, and `left_out` names the measurements without a plan.
     """
 
     l4spec_measure: int = 1
@@ -98,7 +98,7 @@ def compare_run(
 ) -> MeasureReport:
     """Compare a measurement with the plan of the same graph, sample, number format and quantization scheme.
 
-    `logit_error` is the norm of what quantization changes in the logits, relative to that of the logits. Times are
+    `logit_error` is the norm of the change of the logits by quantization, relative to that of the logits. Times are
     compared with `expected`.
     """
     rows = (

@@ -1,7 +1,8 @@
-"""Stage 7 for the ranks of a layout: what each of them should hold, compute and send, beside what it measured.
+"""Comparison of a plan with the ranks of a layout: planned memory, FLOPs and traffic of each, beside the measured.
 
-Ranks with the same two numbers share a row. A mixture's experts get what the router sends them, so that what each rank
-computes and sends for them is planned from how often each expert was chosen; how much that is together is not.
+Ranks with the same two numbers share a row. The load of a mixture's experts depends on the router, so that each rank's
+FLOPs and traffic for them are planned from the measured number of choices of each expert; the total is planned without
+measurement.
 """
 
 from collections import Counter, defaultdict
@@ -71,7 +72,7 @@ def compare_ranks(job: MeasureJob, measured: Sequence[RankMeasurement]) -> Measu
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """A pass by its name: the work of each rank, what the ranks found (None: not measured), and its plan of traffic."""
+    """A pass by its name: each rank's work, the ranks' measurements (None: not measured), and planned traffic."""
 
     name: str
     work: tuple[Work, ...]

@@ -14,7 +14,7 @@ FLOPS_PER_PARAMETER = 6
 
 
 class RecipeCheck(Frozen):
-    """One claim and what the plan says. `difference` is (computed - claimed) / claimed."""
+    """One claim and the planned value. `difference` is (computed - claimed) / claimed."""
 
     what: str
     phase: str | None
@@ -38,7 +38,7 @@ class RecipeReport(Frozen):
 
 
 def verify_recipe(loaded: LoadedRecipe, options: RecipeOptions | None = None) -> RecipeReport:
-    """Every claim beside what is computed. Raises UserError for one that the plan has no number for."""
+    """Every claim beside its computed value. Raises UserError for one that the plan has no number for."""
     return judge(loaded, plan_recipe(loaded, options))
 
 

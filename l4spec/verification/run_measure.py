@@ -147,7 +147,7 @@ def number_format_of(graph: LayerGraph, dtype: str | None, table: Quantization |
 
 
 def _built(setting: MeasureSetting) -> tuple["Model", float | None]:
-    """The model to measure, and what quantization changes in its logits where both versions fit."""
+    """The model to measure, and the change of its logits by quantization if both versions fit."""
     from l4spec.runtime.build import build, build_quantized
     from l4spec.runtime.measure.run import prompt_logits, relative_error
     from l4spec.runtime.memory_check import require_memory
@@ -185,7 +185,7 @@ def _sample(graph: LayerGraph, run: RunFields) -> "RunShape":
 
 
 def _check(graph: LayerGraph, sample: "RunShape", dtype: str, table: Quantization | None) -> None:
-    """Raise UserError for what cannot be run."""
+    """Raise UserError for settings that cannot be run."""
     problems = []
     if table is not None and sample.training:
         problems.append(Problem("packed weights do not train", path="train", hint="measure training unquantized"))

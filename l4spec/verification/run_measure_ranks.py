@@ -92,7 +92,7 @@ def _beside_weights(job: MeasureJob) -> Iterator[int]:
 
 
 def require_plain(device: str | None, quantization_name: str | None, tiles: int) -> None:
-    """Raise UserError for what ranks do not go with."""
+    """Raise UserError for options that cannot be combined with ranks."""
     problems = []
     if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
         problems.append(Problem("measure starts the ranks of its degrees itself", hint="leave torchrun out"))

@@ -6,7 +6,7 @@ from l4spec.layers.base import LayerSpec
 
 
 class AddSpec(LayerSpec):
-    """Sum of its inputs: the residual stream and what layers add to it."""
+    """Sum of its inputs: the residual stream and the outputs of layers."""
 
     kind: Literal["add"]
     num_inputs: int = 2

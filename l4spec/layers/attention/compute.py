@@ -36,7 +36,7 @@ class Attention:
     sinks: Callable[[], Tensor] | None = None
 
     def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
-        """Attend from new tokens to themselves and to what is cached, and add them to the cache."""
+        """Attend from new tokens to themselves and to cached ones, and add them to the cache."""
         if cache is not None and cache.defers:
             return cache.defer(self, query, new, self.expand(new)[1].shape[-1])
         if context.recomputes_core and cache is None and torch.is_grad_enabled():
@@ -191,7 +191,7 @@ class Attention:
         return results[0] if len(results) == 1 else torch.cat(results, dim=2)
 
     def _by_mask(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
-        """Any layout, by an explicit mask over what is cached and what is new."""
+        """Any layout, by an explicit mask over cached and new tokens."""
         layout = context.layout
         name = f"allowed {self.mask.model_dump_json()}"
         if cache is None:
@@ -365,8 +365,7 @@ def own_positions(layout: TokenLayout) -> Tensor:
 
 
 def allowed_keys(mask: Mask, layout: TokenLayout, key_positions: Tensor, *, own: bool = True) -> Tensor:
-    """Mask of the keys that each query attends to, [rows, 1, queries, keys]; with `own`, the last keys are the queries'
-    own.
+    """Mask of attended keys, [rows, 1, queries, keys]; with `own`, the last keys are the queries' own.
 
     A query always attends to itself, so that columns without a token stay finite.
     """

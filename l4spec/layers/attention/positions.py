@@ -93,7 +93,7 @@ class ImageSections(Spec):
         return self.time + self.row + self.column
 
     def axes(self) -> tuple[int, ...]:
-        """For each pair what it turns by: 0 time, 1 row, 2 column."""
+        """Axis of rotation of each pair: 0 time, 1 row, 2 column."""
         if not self.interleaved:
             return (0,) * self.time + (1,) * self.row + (2,) * self.column
         ends = (0, 3 * self.row, 3 * self.column)

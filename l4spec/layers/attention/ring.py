@@ -1,8 +1,8 @@
-"""Attention of a rank that has a run of a sequence's tokens: what it sees of earlier ones comes from other ranks.
+"""Attention of a rank that has a run of a sequence's tokens, with keys and values of earlier ones from other ranks.
 
-Ring attention (arXiv:2310.01889) along a line: what a layer keeps per token goes from each rank to the next one, block
-by block, while the current block is attended to; as every mask here looks back, nothing travels from the last rank to
-the first. Partial results are merged by their log-sum-exp in fp32.
+Ring attention (arXiv:2310.01889) along a line: cached rows are sent from each rank to the next, block by block, while
+the current block is attended to; since every mask here is causal, nothing is sent from the last rank to the first.
+Partial results are merged by their log-sum-exp in fp32.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class RingAttention(Attention):
         return cls(**{known.name: getattr(attention, known.name) for known in fields(Attention)}, cp=cp)
 
     def __call__(self, query: Tensor, new: Rows, context: Context, cache: LayerCache | None) -> Tensor:
-        """Attend from this rank's tokens to themselves and to what they see of earlier ranks'."""
+        """Attend from this rank's tokens to themselves and to the visible ones of earlier ranks."""
         runs = context.layout.runs
         if not runs:  # a vision tower, or sequences that are whole
             return Attention.__call__(self, query, new, context, cache)
@@ -85,7 +85,7 @@ def beside_sinks(result: Tensor, sums: Tensor, sinks: Tensor) -> Tensor:
 def _passing(own: Tensor, mask: Mask, runs: tuple[range, ...], cp: Axis) -> Iterator[Tensor]:
     """This rank's rows [batch, tokens, width], then those of earlier ranks that its tokens see, nearest first.
 
-    Beside it, what the next rank sees of them is sent on.
+    Meanwhile, the rows that the next rank needs are sent on.
     """
     num_wanted = seen_before(mask, runs[cp.index].start)
     num_to_send = seen_before(mask, runs[cp.index + 1].start) if cp.index + 1 < cp.size else 0

@@ -102,7 +102,7 @@ class Rotation:
 
     @classmethod
     def of(cls, rope: Rope | Rope2d, dim: int, *beside: int) -> "Rotation":
-        """The rotation that a spec asks for; `dim` is the rotated width of a head, `beside` what shares its tensors."""
+        """The rotation of a spec; `dim` is the rotated width of a head, `beside` rotations that share its tensors."""
         if isinstance(rope, Rope2d):
             frequencies, interleaved = _plain_frequencies(rope.theta, dim // 2), rope.layout == "interleaved"
         else:

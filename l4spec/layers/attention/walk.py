@@ -1,4 +1,4 @@
-"""Dense blocks of queries and keys that our attention computes, masked pairs included: what a FLOP counter counts.
+"""Dense blocks of queries and keys that our attention computes, including masked pairs, as a FLOP counter counts.
 
 `l4spec.layers.attention.compute` walks a mask without computing most of what it forbids: whole chunks are folded into
 the batch, windows and queries after a past go in bands of BLOCK queries. Here is the same walk in numbers.

@@ -1,10 +1,10 @@
-"""Activation checkpointing: what is kept of a forward pass, what is computed again. Imports no torch."""
+"""Activation checkpointing: activations saved in the forward pass, and those recomputed in the backward pass."""
 
 from typing import Literal, get_args
 
 Checkpointing = Literal["none", "selective", "full"]
-"""`none` keeps everything. `selective` computes the core of attention again, from queries and what is kept per token on
-(arXiv:2205.05198, section 5); `full` keeps what enters each block and computes the whole block again."""
+"""`none` keeps everything. `selective` recomputes the core of attention from queries and cached rows (arXiv:2205.05198,
+section 5); `full` saves the input of each block and recomputes the whole block."""
 
 CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
-"""From what is fastest to what keeps least."""
+"""From the fastest to the one that saves the least."""

@@ -1,8 +1,8 @@
 """Many matrices, each for its own rows: the matmul of a mixture of experts, as one opaque operator.
 
-One operator, so that `torch.compile` needs no look at how many rows each expert got, and so that a FLOP counter can
-learn what it costs. On CUDA it is `grouped_mm`; elsewhere a loop over the experts that have rows, which is what the
-CPU's `grouped_mm` is, without its limits (torch 2.13: no fp64, no fp32 gradient when an expert has no row).
+One operator, so that `torch.compile` does not depend on the number of rows per expert, and so that a FLOP counter can
+count it. On CUDA it is `grouped_mm`; elsewhere a loop over the experts that have rows, which is what the CPU's
+`grouped_mm` is, without its limits (torch 2.13: no fp64, no fp32 gradient when an expert has no row).
 """
 
 import torch

@@ -25,8 +25,8 @@ MOST_FEW_ROWS = 3
 class Ledger:
     """Bytes allocated now and at the peak; `item` is the size of an activation's number.
 
-    `shared` names what the layers of one forward pass share, `shared_bytes` of `now`: made once, kept until its end.
-    `has_places`: the text has images, and rotations over sections have a table for each row.
+    `shared` names the tensors that the layers of one forward pass share, `shared_bytes` of `now`: made once, kept until
+    its end. `has_places`: the text has images, and rotations over sections have a table for each row.
     """
 
     item: int
@@ -63,7 +63,7 @@ class Ledger:
         self.free(num_bytes)
 
     def once(self, name: str, num_bytes: int, at_most: int) -> None:
-        """Make what is shared, if nobody has yet: `at_most` bytes while it is made, `num_bytes` from then on."""
+        """Allocate a shared tensor once: `at_most` bytes while it is computed, `num_bytes` from then on."""
         if name not in self.shared:
             self.shared.add(name)
             self.touch(at_most)
@@ -71,7 +71,7 @@ class Ledger:
             self.shared_bytes += num_bytes
 
     def forget(self) -> None:
-        """Free what is shared: another forward pass begins."""
+        """Free the shared tensors: another forward pass begins."""
         self.free(self.shared_bytes)
         self.shared.clear()
         self.shared_bytes = 0

@@ -175,7 +175,7 @@ def _is_compiled_read(x: Tensor, weight: Tensor) -> bool:
 
 
 def _as_read(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One row's product as products and sums, which a compiler joins with what comes before and after."""
+    """One row's product as products and sums, which a compiler fuses with the operations around it."""
     result = read_rows(x.reshape(-1), weight).view(*x.shape[:-1], -1)
     return result if bias is None else result + bias
 

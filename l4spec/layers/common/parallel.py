@@ -41,7 +41,7 @@ class Ranks:
 
 
 Cuts = Mapping[str, tuple[range, ...]]
-"""Logical axis to what each rank of its mesh axis holds of it, in order of ranks; an axis kept whole has one run."""
+"""Runs of each logical axis by rank of its mesh axis, in order of ranks; an uncut axis has one run."""
 
 _Move = Callable[[Tensor, Axis], Tensor]
 
@@ -121,9 +121,9 @@ def _slice_of(x: Tensor, axis: Axis) -> Tensor:
 
 
 def pass_on(sent: Tensor, received: Tensor, axis: Axis) -> Callable[[], None]:
-    """Start to send to the next rank and to fill `received` from the one before; what is empty does not travel.
+    """Start to send to the next rank and to receive `received` from the previous one; empty tensors are not sent.
 
-    Gives what waits for both; until then neither tensor may change. Without gradients.
+    Returns a function that waits for both; until then neither tensor may change. Without gradients.
     """
     group = group_of(axis)
     moves = [(dist.isend, sent, axis.index + 1), (dist.irecv, received, axis.index - 1)]

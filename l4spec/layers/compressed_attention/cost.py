@@ -1,8 +1,8 @@
-"""Cost of attention to a window and to compressed entries, and what it keeps.
+"""Cost and cache of attention to a window and to compressed entries.
 
-A token keeps its shared key within the window. Of what lies further back there is an entry for each `ratio` tokens,
-with a small key where an index chooses. Keys and gates of tokens that later entries are made of are kept until those
-are made: a window of one token less than an entry is made of.
+A token keeps its shared key within the window. Earlier tokens have an entry for each `ratio` tokens, with a small key
+if an index chooses. Keys and gates of tokens that later entries are made of are kept until those are made: a window of
+one token less than an entry is made of.
 """
 
 from functools import partial
@@ -102,7 +102,7 @@ def _products(kind: type[Matmul], weights: tuple[Parameter, ...], work: Work) ->
 def _compressing(
     spec: CompressedAttentionSpec, work: Work, index: tuple[Parameter, ...], scored: int
 ) -> tuple[Operation, ...]:
-    """Gated sums of keys, and what an index computes to choose among `scored` (query, entry) pairs of a sequence."""
+    """Gated sums of keys, and the index's scores of `scored` (query, entry) pairs of a sequence."""
     compression = spec.compression
     if compression is None:
         return ()

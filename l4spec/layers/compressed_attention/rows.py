@@ -43,7 +43,7 @@ def window_rows(key: Tensor, layout: TokenLayout, window: int, cache: LayerCache
 
 
 def old_rows(cache: LayerCache, layout: TokenLayout, count: int) -> Tensor:
-    """The `count` rows before each row's new tokens, oldest first [batch, count, width]; what never was is anything."""
+    """The `count` rows before each row's new tokens, oldest first [batch, count, width]; undefined before the start."""
     width = cache.data.shape[-1]
     if layout.lengths is None:
         return cache.read_ring((width,), layout.start, count)[0]

@@ -6,7 +6,7 @@ from l4spec.layers.base import LayerSpec, Size
 
 
 class ConcatSpec(LayerSpec):
-    """Lays streams of one width side by side: what an image token brings to the embeddings and to the first blocks."""
+    """Concatenates streams of one width: the vectors of an image token for the embeddings and for the first blocks."""
 
     kind: Literal["concat"]
     num_inputs: Size

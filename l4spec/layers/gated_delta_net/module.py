@@ -69,7 +69,7 @@ class GatedDeltaNet(RecurrentLayer):
         return query, key, value
 
     def _gates(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The log of what a state keeps and how far it is corrected, [rows, heads, tokens]; nothing without a token."""
+        """Log decay of the state and the strength of its correction, both [rows, heads, tokens]; 0 at padding."""
         beta = wide(self.b_proj(x)).sigmoid()
         decay = -wide(self.A_log).exp() * softplus(wide(self.a_proj(x)) + wide(self.dt_bias))
         if valid is not None:

@@ -63,7 +63,7 @@ def _take_values(spec: GQASpec, work: Work, ledger: Ledger, projected: int) -> i
 
 
 def _gate(spec: GQASpec, tokens: int, attended: int, copied: int, ledger: Ledger) -> int:
-    """The gate beside its sigmoid, then what it leaves of what was attended; gives what is still copied for o_proj."""
+    """Memory of the gate, its sigmoid, and the gated output; returns the bytes still copied for o_proj."""
     if spec.output_gate is None:
         return copied
     gate = tokens * spec.num_heads * ledger.item * (spec.value_dim if spec.output_gate == "elementwise" else 1)

@@ -23,7 +23,7 @@ from l4spec.layers.recurrent.declared import STATE_BYTES, cached_states, per_tok
 FUSED_CHUNK = 64
 """Tokens after which fused kernels keep a state for the backward pass (flash-linear-attention, `chunk_kda`)."""
 RATE, STEP = log(8.5), log(expm1(0.01))
-"""The middle of what the reference draws A_log and dt_bias from: rates of 1 to 16, steps of 0.001 to 0.1."""
+"""Middle of the ranges from which the reference draws A_log and dt_bias: rates of 1 to 16, steps of 0.001 to 0.1."""
 
 
 def declare(spec: KDASpec, width: Width) -> Declaration:

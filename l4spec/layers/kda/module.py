@@ -64,7 +64,7 @@ class KDA(RecurrentLayer):
         return unit_length(query) * spec.head_dim**-0.5, unit_length(key), value
 
     def _gates(self, x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The log of what each channel keeps [rows, heads, tokens, head_dim], how far a state is corrected without it.
+        """Log decay of each channel [rows, heads, tokens, head_dim], and the strength of the correction without it.
 
         Both are 0 where there is no token, so that it leaves the state alone.
         """

@@ -10,7 +10,7 @@ from l4spec.layers.merge.spec import MergeSpec
 class Merge(LayerModule):
     """Puts image vectors, in order, where the text has image placeholders; without an image the text passes.
 
-    Vectors for a block, those with an index above 0, are added to what the text has there.
+    Vectors for a block, those with an index above 0, are added to the text's own.
     """
 
     def __init__(self, spec: MergeSpec, width: Width) -> None:

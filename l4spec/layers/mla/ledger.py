@@ -49,7 +49,7 @@ def _allocate(spec: MLASpec, width: Width, work: Work, ledger: Ledger) -> None:
 
 
 def _allocate_expanded(spec: MLASpec, width: Width, work: Work, ledger: Ledger, walked: Walk) -> None:
-    """Whole queries, keys and values of every head while it attends; then what was attended, and the output."""
+    """Memory of whole queries, keys and values of every head in attention; then of its result, and the output."""
     tokens, rows, qk_dim = (
         work.num_tokens,
         work.num_sequences * walked.num_expanded,

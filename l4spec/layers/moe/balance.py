@@ -35,8 +35,8 @@ def switch_loss(shares: Tensor, probabilities: Tensor) -> Tensor:
 def auxiliary_loss(shares: Tensor, probabilities: Tensor) -> Tensor:
     """A loss with the gradient of `switch_loss` and the value E sum_e f_e^2, [...] of [..., experts].
 
-    The value is at least 1 for any gate (Cauchy-Schwarz), and 1 only where every expert gets as much: what is reported
-    cannot be lowered by what does not balance. Left out: the factor top-k of transformers' `load_balancing_loss_func`.
+    The value is at least 1 for any gate (Cauchy-Schwarz), and 1 only where every expert gets as much: the reported
+    value cannot fall without better balance. Left out: the factor top-k of transformers' `load_balancing_loss_func`.
     """
     soft = switch_loss(shares, probabilities)
     return soft + (switch_loss(shares, shares) - soft).detach()

@@ -103,7 +103,7 @@ def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, 
 
 
 def _routed_rows(spec: MoESpec, work: Work) -> int:
-    """(token, expert) pairs: top-k per token, or in training what experts that choose tokens take."""
+    """(token, expert) pairs: top-k per token, or in training those of experts that choose tokens."""
     taken = spec.num_taken(work.num_tokens) if work.phase == "train" else None
     return work.num_tokens * spec.num_experts_per_token if taken is None else spec.num_experts * taken
 

@@ -89,7 +89,7 @@ def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, ledger: 
 
 
 def _allocate_sorted(spec: MoESpec, hidden_size: int, work: Work, ledger: Ledger) -> int:
-    """Takes what the routed output keeps alive and gives its bytes: with one choice per token, the rows themselves."""
+    """Allocate the tensors that the routed output keeps alive, and return their bytes."""
     tokens, item = work.num_tokens, ledger.item
     choices, out = tokens * spec.num_experts_per_token, tokens * hidden_size * item
     busiest = tokens if work.busiest_expert is None else work.busiest_expert

@@ -94,7 +94,7 @@ class Experts(nn.Module):
         return chosen * self.bias_share if name == "down" and self.bias_share != 1.0 else chosen
 
     def _one_by_one(self, x: Tensor, offsets: Tensor) -> Tensor:
-        """Expert by expert, so that what lies between its projections stays in cache."""
+        """Expert by expert, so that intermediate results stay in the CPU's cache."""
         done = [self.single(x[start:stop], expert) for expert, start, stop in hit(offsets)]
         return torch.cat(done) if done else x.new_zeros(x.shape)
 
@@ -241,7 +241,7 @@ class MoE(LayerModule):
         return values.masked_fill(~is_real[:, None], float("-inf"))
 
     def _taken(self, tokens: Tensor, scores: Tensor, is_taken: Tensor, counts: Tensor) -> Tensor:
-        """Run each expert on the tokens it took and add up what comes back to each token."""
+        """Run each expert on the tokens that it chose, and sum the outputs of each token."""
         expert, token = is_taken.t().nonzero(as_tuple=True)
         weights = scores[token, expert][:, None]
         rows = tokens[token]
@@ -343,7 +343,7 @@ def _real(context: Context, tokens: Tensor) -> Tensor:
 
 
 def _sequences(context: Context, tokens: Tensor) -> tuple[Tensor, int]:
-    """The number of each token's sequence [tokens], and how many there are: rows, or what is packed into them."""
+    """Index of each token's sequence [tokens], and the number of sequences: rows, or sequences packed into rows."""
     layout = context.layout
     rows = torch.arange(layout.num_rows, device=tokens.device).repeat_interleave(layout.num_tokens)
     if layout.sequence_ids is None:

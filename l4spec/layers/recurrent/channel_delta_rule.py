@@ -52,7 +52,7 @@ def _chunk(
 
 
 def _products(rows: Tensor, key: Tensor, passed: Tensor) -> Tensor:
-    """Of each token's `rows` [.., tokens, 2, key_dim] with what is left of every key: [.., tokens, 2, tokens]."""
+    """Products of each token's `rows` [.., tokens, 2, key_dim] with every decayed key: [.., tokens, 2, tokens]."""
     size = passed.shape[-2]
     later = torch.ones(size, size, dtype=torch.bool, device=passed.device).triu(1)
     left = passed[..., :, None, :] - passed[..., None, :, :]

@@ -1,4 +1,4 @@
-"""Declarations that all recurrent kinds share: cached states, and what a training step keeps of them."""
+"""Declarations that all recurrent kinds share: cached states, and those saved in training."""
 
 from collections.abc import Mapping
 

@@ -56,7 +56,7 @@ def _one_step(
 def _chunk(
     query: Tensor, key: Tensor, value: Tensor, decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Tokens of one chunk; `within` [.., i, j] is what is left at token i of what token j wrote."""
+    """Tokens of one chunk; `within` [.., i, j] is the decay from token j to token i."""
     passed = decay.cumsum(-1)
     later = torch.ones(decay.shape[-1], decay.shape[-1], dtype=torch.bool, device=decay.device).triu(1)
     within = (passed[..., :, None] - passed[..., None, :]).masked_fill(later, float("-inf")).exp()

@@ -20,7 +20,7 @@ def allocate_convolution(ledger: Ledger, work: Work, channels: int, kernel: int)
 
 
 def allocate_delta_rule(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int) -> None:
-    """Take what every token reads, in fp32: chunk by chunk scores, corrections, and the state before and after."""
+    """Allocate the output in fp32 and, chunk by chunk, scores, corrections, and the state before and after."""
     units = work.num_sequences * num_heads * WIDE
     state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)
     if work.num_queries == 1:
@@ -81,7 +81,7 @@ def allocate_channel_delta_rule(ledger: Ledger, work: Work, num_heads: int, head
 
 
 def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int, *, by_token: bool) -> None:
-    """Take what every token reads, in fp32: chunk by chunk scores, and the state before and after.
+    """Allocate the output in fp32 and, chunk by chunk, scores and the state before and after.
 
     With `by_token` keys and values lie so, and a product copies both factors by head, else the larger one.
     """

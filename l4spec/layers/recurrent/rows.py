@@ -64,7 +64,7 @@ def last_columns(x: Tensor, before: Tensor, layout: TokenLayout) -> Tensor:
 def fresh_or_kept(
     cache: LayerCache | None, layout: TokenLayout, *shapes: tuple[tuple[int, ...], Tensor]
 ) -> tuple[Tensor, ...]:
-    """The states before a pass: what a cache keeps, else zeros [rows, *shape] like the tensor beside each shape."""
+    """The states before a pass: those of the cache, else zeros [rows, *shape] like the tensor beside each shape."""
     assert cache is None or isinstance(cache, StateCache), "a recurrent layer keeps states"
     kept = None if cache is None else cache.before(layout)
     return kept or tuple(like.new_zeros(layout.num_rows, *shape) for shape, like in shapes)

@@ -25,12 +25,12 @@ class Streams(Spec):
 
     @property
     def num_weights(self) -> int:
-        """Weights of a token: what reads each stream, what writes each, and what mixes them."""
+        """Weights per token: those that read each stream, write each, and mix them."""
         return (2 + self.count) * self.count
 
 
 class ResidualStreamsSpec(LayerSpec):
-    """Hyper-connections: what leads from several residual streams into a layer, and back."""
+    """Hyper-connections: the path from several residual streams into a layer, and back."""
 
     kind: Literal["residual_streams"]
     step: Step

@@ -1,7 +1,7 @@
 """Cost of sparse multi-head latent attention: that of the latents, and an index that chooses which are attended to.
 
 `operations` counts the pairs that are chosen; every query asks the index about every earlier token. Our module masks
-what is not chosen, so `executed` counts all pairs.
+tokens that are not chosen, so `executed` counts all pairs.
 """
 
 from dataclasses import replace

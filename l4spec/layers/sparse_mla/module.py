@@ -36,7 +36,7 @@ class IndexNorm(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class IndexedAttention(Attention):
-    """Attention to what an index chooses: as its parent walks a mask, with queries and index queries as one vector.
+    """Attention to tokens that an index chooses, with queries and index queries as one vector.
 
     A query [.., 1, heads * width + index heads * index width + index heads] is those of all heads, those of the index,
     and the weight of each index head. What is kept is a latent with its index key; `inner` makes keys and values of
@@ -144,7 +144,7 @@ class SparseMLA(MLA):
 
 
 def _indexed(dense: Attention, spec: SparseMLASpec, value_width: int) -> IndexedAttention:
-    """The same attention to what the index chooses of the rows that are kept."""
+    """The same attention, to the cached rows that the index chooses."""
     kept = (spec.kv_lora_rank + spec.qk_rope_head_dim + spec.index_head_dim,)
     return IndexedAttention(
         dense.mask, dense.scale, kept, _as_one_row, inner=dense.expand, spec=spec, value_width=value_width

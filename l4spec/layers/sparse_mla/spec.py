@@ -40,7 +40,9 @@ class SparseMLASpec(LatentSpec):
         return self
 
     def miniature(self, shrink: Shrink) -> Self:
-        """Fewer and narrower index heads, at least as wide as what turns, that choose an eighth of as many tokens."""
+        """Fewer and narrower index heads, at least as wide as their rotated part, that choose an eighth of the
+        tokens.
+        """
         heads = shrink.heads(self.index_num_heads)
         dim = shrink.per_head(self.index_head_dim, self.index_num_heads, heads)
         update = {"index_num_heads": heads, "index_head_dim": max(dim, self.qk_rope_head_dim)}

@@ -1,4 +1,4 @@
-"""Matrix products as our layers call them, and how much of what is read again and again stays in the caches."""
+"""Matrix products as our layers call them, and the share of repeatedly read memory that stays in the caches."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,7 @@
 """Fixed overhead of a layer and of a forward pass, measured on one-layer models with tiny widths.
 
-They are too narrow to be anybody's model. What each of their operations takes is measured by itself; the rest of the
-time is what Python, modules and views cost.
+They are too narrow to be anybody's model. Each of their operations is measured by itself; the rest of the time is that
+of Python, modules and views.
 """
 
 from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ def _reference(kind: str, graph: LayerGraph, buffers: Buffers) -> Reference:
 
 
 def _hollow(graph: LayerGraph, buffers: Buffers, results: dict[str, Tensor], ids: Tensor) -> Callable[[], object]:
-    """A pass of another such model whose layers pass on what they gave before."""
+    """A pass of another such model whose layers return their earlier outputs."""
     model = build(graph, "cpu", buffers.dtype).requires_grad_(requires_grad=False)
     for module in model.modules():
         if isinstance(module, LayerModule):
@@ -158,7 +158,7 @@ def _turning(call: "partial[Tensor]") -> Callable[[], object]:
 
 
 def _calls(model: Model, step: Callable[[], None]) -> tuple[dict[str, "partial[Tensor]"], dict[str, Tensor]]:
-    """The call of each layer's module in a step, by node id, with the inputs that it had, and what it gave."""
+    """The call of each layer's module in a step, by node id, with its inputs and its output."""
     calls: dict[str, partial[Tensor]] = {}
     results: dict[str, Tensor] = {}
 

@@ -16,7 +16,7 @@ from l4spec.runtime.calibrate.tables import TableCases, Timed
 from l4spec.runtime.calibrate.timing import Case
 
 NARROW = 64
-"""Width of tokens and experts where only what is around them is measured."""
+"""Width of tokens and experts where only the overhead around their products is measured."""
 HIT = (2, 18)
 """Numbers of experts between which the cost of one more is measured."""
 

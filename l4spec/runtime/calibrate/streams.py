@@ -68,7 +68,7 @@ def _copy(buffers: Buffers, count: int) -> Timed:
 
 
 def _fresh(buffers: Buffers, count: int) -> Timed:
-    """New memory, touched once a page: what a large result costs before a number of it is computed."""
+    """New memory, touched once per page: the cost of a large result before any of it is computed."""
     stride = _PAGE // buffers.dtype.itemsize
 
     def run() -> None:

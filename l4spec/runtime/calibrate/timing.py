@@ -13,18 +13,18 @@ SLICE_SECONDS = 2e-3
 MOST_REPEATS = 30
 _CASES_BETWEEN = 20
 PREPARED_REPEATS = 3
-"""Runs a turn of what is prepared first, which takes longer than the run."""
+"""Runs per turn of cases with a preparation, which takes longer than the run."""
 
 
 Clock = Literal["wall", "cpu"]
-"""`cpu` is the time that the calling thread computed: of one thread, what a busy machine does not disturb."""
+"""`cpu` is the processor time of the calling thread, which a busy machine does not disturb."""
 Now = Callable[[], float]
 CLOCKS: dict[Clock, Now] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 @dataclass(slots=True)
 class Case:
-    """One thing to time, after `prepare`, which is not timed; `seconds` collects what single runs of it took."""
+    """One operation to time, after `prepare`, which is not timed; `seconds` collects the times of single runs."""
 
     run: Callable[[], object]
     prepare: Callable[[], object] | None = None
@@ -95,7 +95,7 @@ def _no_garbage() -> Iterator[None]:
 
 
 def rotating(things: Sequence[Callable[[], object]]) -> Callable[[], object]:
-    """A call that runs the next of `things` each time: at its next turn, what it touches has left the caches."""
+    """A call that runs the next of `things` each time, so that its data has left the caches by its next turn."""
     turn = 0
 
     def run() -> object:

@@ -49,7 +49,7 @@ def digest_of(path: Path) -> Digest:
 
 
 def write_digests(folder: Path, digests: Mapping[str, Digest]) -> None:
-    """Write what is known of the files of a folder beside them."""
+    """Write the digests of the files of a folder beside them."""
     files = {name: {"bytes": one.num_bytes, "digest": one.digest} for name, one in sorted(digests.items())}
     text = json.dumps({"algorithm": ALGORITHM, "files": files}, indent=1)
     (folder / DIGESTS).write_text(f"{text}\n", encoding="utf-8")
@@ -123,7 +123,7 @@ class Unchanged:
         return cls({path: _look(path) for path in paths})
 
     def require(self) -> None:
-        """Raise UserError naming the files that are not as they were: what was read of them may be of both."""
+        """Raise UserError naming the files that have changed: the data read may mix both versions."""
         changed = [path.name for path, look in self.seen.items() if _look(path) != look]
         if changed:
             message = "has changed while it was read, and the model may hold parts of both"

@@ -107,7 +107,7 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def _read_header(path: Path, problems: list[Problem]) -> dict[str, TensorHeader]:
-    """The tensors of one file; what is wrong with it goes to `problems`."""
+    """The tensors of one file; errors are appended to `problems`."""
     place = Place(path.name)
     try:
         raw, num_data_bytes = _header_text(path)

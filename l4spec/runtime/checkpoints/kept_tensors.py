@@ -1,6 +1,6 @@
-"""One safetensors file of tensors that can be made again: whole or not there, and refused where it is not what it says.
+"""One safetensors file of recomputable tensors: complete or absent, and refused if it contradicts its metadata.
 
-Its metadata says what the tensors are of, and has the digest of their bytes.
+Its metadata identifies the source of the tensors, and has the digest of their bytes.
 """
 
 import os

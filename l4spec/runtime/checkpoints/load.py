@@ -239,7 +239,7 @@ def _nothing() -> None:
 def copy_stored(
     tensors: Iterable[StoredTensor], read: Read, targets: Mapping[str, Tensor], progress: Progress | None
 ) -> None:
-    """Copy what is stored into the tensors that hold it, cast to their number format."""
+    """Copy stored tensors into those of the model, cast to their number format."""
     tensors = tuple(tensors)
     total, done = sum(stored.numel for stored in tensors), 0
     with torch.no_grad():

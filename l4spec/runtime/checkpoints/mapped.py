@@ -19,8 +19,9 @@ class MappedFiles:
     Pages of a mapped file that were read count as the process's own until the file is let go: after a whole checkpoint
     they would be as many as the weights.
 
-    Reading what was cut off a mapped file ends the process (SIGBUS). Therefore a file is looked at again before each
-    tensor, and refused if it is not as it was; what is cut off while a single tensor is copied is noticed too late.
+    Reading beyond the end of a mapped file that was truncated ends the process (SIGBUS). Therefore a file is checked
+    again before each tensor, and refused if it has changed; a truncation during the copy of a tensor is noticed too
+    late.
     """
 
     def __init__(self, map_file: Callable[[Path], ReadByName]) -> None:
@@ -30,7 +31,7 @@ class MappedFiles:
         self._num_bytes = 0
 
     def open(self, path: Path) -> ReadByName:
-        """Map a file, if it is not yet. Raises what mapping raises, and UserError for one that has changed since."""
+        """Map a file unless it is mapped. Raises the errors of mapping, and UserError for a file that has changed."""
         self._seen.setdefault(path, Unchanged.these([path])).require()
         if path not in self._mapped:
             self._mapped[path] = self._map_file(path)

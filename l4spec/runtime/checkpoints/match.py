@@ -1,4 +1,4 @@
-"""Finds the layout of a checkpoint, and reports every difference from what the model needs. Imports no torch."""
+"""Finds the layout of a checkpoint, and reports every difference from the model's tensors. Imports no torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
 

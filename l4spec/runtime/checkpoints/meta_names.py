@@ -74,7 +74,7 @@ _JOINED = (
     ),
     (("ffn.gate_proj", "ffn.up_proj"), "feed_forward.mlp.fc1_weight", "feed_forward.w{}.weight", "13"),
 )
-"""Weights that a rank stores one below the other: ours, the joined name, the name of each, and what fills its place."""
+"""Weights that a rank stores concatenated by rows: our names, the joined name, single names, and their letters."""
 _EXPERTS = {
     "gate_proj": ("moe_w_in_eD_F", "w1", 1),
     "up_proj": ("moe_w_swiglu_eD_F", "w3", 1),

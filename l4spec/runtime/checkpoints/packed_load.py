@@ -1,4 +1,4 @@
-"""Loading what `save_checkpoint` wrote of a quantized model: payloads and scales as they lie, nothing rounded again."""
+"""Loading of quantized models that `save_checkpoint` wrote: payloads and scales are copied without rounding again."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ QUANTIZATION = "quantization.yaml"
 
 @dataclass(frozen=True, slots=True)
 class _LoadTarget:
-    """A stored tensor of the layout with what stands for it in the files."""
+    """A stored tensor of the layout with its entries in the files."""
 
     stored: StoredTensor
     weight: PackedWeight | None
@@ -70,7 +70,7 @@ def matched(model: "Model", layout: CheckpointLayout, headers: dict[str, TensorH
 def fill(
     model: "Model", targets: "Sequence[_LoadTarget]", read: Read, copy: Callable[[StoredTensor, Tensor], None]
 ) -> None:
-    """Put what `read` gives by name into the model; `copy` puts a plain stored tensor where it belongs."""
+    """Copy the tensors that `read` returns by name into the model; `copy` copies a plain stored tensor."""
     packed = packed_weights(model)
     for weight in packed.values():
         weight.reset()

@@ -29,7 +29,7 @@ Json = dict[str, Any]
 PACKED, FLOAT = "pack-quantized", "float-quantized"
 WORD_BITS = 32
 SHAPE_BYTES = 16
-"""Of each `weight_shape`, which the format adds to what the scheme stores: two int64."""
+"""Bytes of each `weight_shape`, which the format adds to the scheme's tensors: two int64."""
 
 
 def require_exportable(graph: LayerGraph, table: Quantization) -> None:

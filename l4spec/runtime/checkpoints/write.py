@@ -121,7 +121,7 @@ def _write(
 
 
 class _Hashed:
-    """A file that is written, and the digest of what was."""
+    """A file being written, with the digest of the bytes so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hasher, self._num_bytes = file, new_digest(), 0
@@ -137,14 +137,14 @@ class _Hashed:
 
 
 def made_beside(target: Path) -> Path:
-    """A hidden folder beside `target` to write in; what killed processes left of others for the same is removed."""
+    """A new hidden folder beside `target` to write in; those left by killed processes are removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_unfinished(target.parent, glob.escape(target.name[:40]))
     return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:40]}{_UNFINISHED}"))
 
 
 def remove_unfinished(parent: Path, pattern: str) -> None:
-    """Remove what killed processes left of folders whose names were to match a pattern."""
+    """Remove unfinished folders that killed processes left, for final names that match a pattern."""
     for folder in parent.glob(f".{pattern}{_UNFINISHED}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -133,7 +133,7 @@ def counting_flops(model: nn.Module) -> Iterator[Counter[str]]:
     """A counter of FLOPs by node id, filled while the model runs in the block: forward, and backward where it is run.
 
     A multiply-add counts 2 and masked pairs inside a block of attention count, as in `torch.utils.flop_counter`; the
-    sum is what `FlopCounterMode(custom_mapping=FORMULAS)` gives.
+    sum equals `FlopCounterMode(custom_mapping=FORMULAS)`.
     """
     places = _Places()
     handles = []

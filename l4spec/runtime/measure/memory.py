@@ -1,4 +1,4 @@
-"""Measured memory of a run beyond what was allocated before it: peak, and remainder at the end."""
+"""Measured memory of a run beyond that allocated before it: peak, and remainder at the end."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -61,8 +61,8 @@ class _Storages(TorchDispatchMode):
 def tracking_memory(device: torch.device) -> Iterator[PeakMemory]:
     """Memory of the block's run on `device`, complete when the block has ended.
 
-    On the CPU every tensor is followed by its storage, to the byte; what operators hold inside is not seen. On CUDA it
-    is the allocator's own statistics, which see that too and round every tensor up to 512 bytes.
+    On the CPU every tensor is tracked by its storage, to the byte; buffers inside operators are not seen. On CUDA it is
+    the allocator's own statistics, which see that too and round every tensor up to 512 bytes.
     """
     memory = PeakMemory()
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""One rank of a layout measured: what it holds, computes and hands to the others."""
+"""Measurement of one rank of a layout: its memory, FLOPs and traffic."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ GREEDY = Sampling()
 
 
 def measure_on_rank(job: MeasureJob, log: Log, store: Store) -> None:
-    """Measure stage by stage, and write what each has found under `key_of(rank, stage)`."""
+    """Measure stage by stage, and write the results of each under `key_of(rank, stage)`."""
     rank = dist.get_rank()
     measured = _Measured(job)
     for stage in RANK_STAGES:
@@ -136,7 +136,7 @@ class _Measured:
         }
 
     def _training(self) -> dict[str, Any]:
-        """The second step: in a first one torch's pipeline stages tell each other what they know."""
+        """The second step: in the first one torch's pipeline stages exchange metadata."""
         if not self.job.train:
             return {}
         self.model = self._built(train=True)

@@ -42,7 +42,7 @@ class RankMeasurement:
 
     @classmethod
     def read(cls, texts: Sequence[str | bytes]) -> Self:
-        """Of what a rank has written stage by stage."""
+        """Construct from the results that a rank wrote stage by stage."""
         merged = cls()
         for piece in map(_ADAPTER.validate_json, texts):
             known = {field.name: getattr(piece, field.name) for field in fields(cls)}

@@ -1,4 +1,4 @@
-"""One measured run of a model: what it holds, what it computes, what it keeps and how long it takes."""
+"""One measured run of a model: parameters, FLOPs, memory and time."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ STAGES: tuple[Stage, ...] = ("weights", "prefill", "decode", "training", "caches
 
 
 class TimeUpError(Exception):
-    """The time limit has passed; what was measured until then stands."""
+    """Raised when the time limit has passed; measurements until then are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def measure_run(
     time_limit: float | None = None,
     progress: StageProgress = lambda stage: None,
 ) -> RunMeasurement:
-    """Run `model` as `sample` says and measure each stage; after `time_limit` seconds stop with what there is.
+    """Run `model` with the sizes of `sample` and measure each stage; stop after `time_limit` seconds.
 
     `progress` is called with the name of each stage as it begins.
     """

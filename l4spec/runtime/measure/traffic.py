@@ -23,7 +23,7 @@ class Sent:
 
 
 Ledger = dict[tuple[str, str, torch.dtype], Sent]
-"""By the axis of the mesh, the collective and the number format of what was sent."""
+"""By mesh axis, collective and number format."""
 
 
 def _first(args: tuple[Any, ...]) -> Tensor:

@@ -135,9 +135,8 @@ class RankModel(Model):
         """Scores of logits, of the model and each of its modules: `score(depth, logits)`, the model's depth is 0.
 
         The module of multi-token prediction of depth k (from 1) reads the tokens k places further (`further_targets`);
-        `weight` is that of its loss, and so of what its mixture adds for balance. Logits [batch, tokens, ...] of a
-        depth are dropped before the next one runs. Gradients flow into all of them. For one stage, whose tokens are not
-        divided.
+        `weight` is that of its loss, and so of its mixture's balancing loss. Logits [batch, tokens, ...] of a depth are
+        dropped before the next one runs. Gradients flow into all of them. For one stage, whose tokens are not divided.
         """
         context, batch, hidden = self._stage(input_ids, None, {"sequence_ids": sequence_ids})
         graph = mtp_graph(self.graph)

@@ -1,4 +1,4 @@
-"""The loss of multi-token prediction in training: what each depth predicts, its weight, and what a step came to."""
+"""The loss of multi-token prediction in training: targets of each depth, its weight, and the losses of a step."""
 
 from dataclasses import dataclass
 

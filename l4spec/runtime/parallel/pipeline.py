@@ -15,7 +15,7 @@ from l4spec.layers.common.parallel import Axis, group_of
 
 
 class Line:
-    """The ranks that run the same sequences in other stages, and what is on its way to the next of them."""
+    """The ranks that run the same sequences in other stages, and pending sends to the next of them."""
 
     def __init__(self, pp: Axis) -> None:
         self.pp = pp
@@ -63,7 +63,7 @@ class Line:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until what was sent has left."""
+        """Wait until pending sends are complete."""
         if self._leaving is not None and self._leaving[0] is not None:
             self._leaving[0].wait()
         self._leaving = None

@@ -168,7 +168,7 @@ def share_biases(modules: dict[str, LayerModule], shards: dict[str, Shard], mesh
 
 
 def check_rank(model: nn.Module, shards: dict[str, Shard]) -> None:
-    """Compare the rank's tensors with what the rule table gives it; raises TypeError naming every difference."""
+    """Compare the rank's tensors with the rule table's regions; raises TypeError naming every difference."""
     built = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     declared = {name: shard.shape for name, shard in shards.items()}
     problems = [

@@ -19,8 +19,8 @@ class PrefillModel(RankModel):
     """The part of a model that one rank of a layout with cp > 1 holds: it prefills, and neither decodes nor trains.
 
     All ranks along cp are given the same whole sequences. Each runs the tokens that `own_tokens` cuts out and gives
-    their logits, or with `logits="last"` every rank gives those of the last token of all. A cache keeps what a rank's
-    own tokens leave; `whole_cache` joins the ranks' to continue with a layout without cp.
+    their logits, or with `logits="last"` every rank gives those of the last token of all. A cache has the rows of a
+    rank's own tokens; `whole_cache` joins all ranks' to continue in a layout without cp.
     """
 
     def runs(self, num_tokens: int) -> tuple[range, ...]:

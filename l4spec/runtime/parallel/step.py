@@ -21,7 +21,7 @@ from l4spec.runtime.parallel.training import local_of
 
 @dataclass(frozen=True, slots=True)
 class Microbatch:
-    """Sequences that run together: ids and labels [rows, tokens], what else `RankModel.run_stage` takes, and extras."""
+    """Sequences that run together: ids and labels [rows, tokens], other inputs of `RankModel.run_stage`, and extras."""
 
     input_ids: Tensor
     labels: Tensor
@@ -169,7 +169,7 @@ def _run_alone(model: RankModel, batches: list[Microbatch], goal: Goal) -> Tenso
 
 
 def _with_modules(model: RankModel, batch: Microbatch, goal: Goal) -> tuple[Tensor, Tensor | None]:
-    """The loss of a microbatch, and what modules add to it; their own losses are summed in `mtp.depths`."""
+    """The loss of a microbatch with the part of the modules; their own losses are summed in `mtp.depths`."""
     mtp = goal.mtp
     if mtp is None:
         return _loss_of(model, batch, goal), None

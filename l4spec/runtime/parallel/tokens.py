@@ -52,7 +52,7 @@ def _result(result: Any) -> Tensor:
 
 
 class _Gathered:
-    """All tokens of a layer's input, of which autograd keeps a share: what is saved is gathered again once."""
+    """All tokens of a layer's input, of which autograd saves a share that is gathered again once."""
 
     def __init__(self, share: Tensor, tp: Axis) -> None:
         self.tokens: Tensor | None = gather_tokens(share, tp)

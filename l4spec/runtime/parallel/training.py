@@ -65,7 +65,7 @@ def local_of(tensor: Tensor) -> Tensor:
 
 
 def local_region(tensor: Tensor, region: Region) -> Region:
-    """Of a rank's `region` of a whole tensor, what is left once data-parallel ranks share its first dim."""
+    """The part of a rank's `region` of a whole tensor that remains after data-parallel ranks divide its first dim."""
     if not isinstance(tensor, DTensor):
         return region
     size, index = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()

@@ -1,8 +1,8 @@
 """From weights to codes and scales and back, as a packing law says; words are `l4spec.runtime.quantize.bit_packing`.
 
-A code is what the payload stores of one weight, in a byte of its own here: whole numbers are stored from 0 upwards
-(symmetric: 2^(bits - 1) more than the number), floats as their bits. Scales are rounded up, so that the largest weight
-of a group is at most half a step beyond the largest code and every weight is within half a step of its code's value.
+A code is the stored value of one weight, in a byte of its own here: whole numbers are stored from 0 upwards (symmetric:
+2^(bits - 1) more than the number), floats as their bits. Scales are rounded up, so that the largest weight of a group
+is at most half a step beyond the largest code and every weight is within half a step of its code's value.
 """
 
 from dataclasses import dataclass

@@ -158,7 +158,7 @@ class PackedWeight(nn.Module):
         return None
 
     def _steps(self, at: tuple[int, ...], size: int, dtype: torch.dtype) -> Tensor:
-        """Per group of the kernel its scale and what code 8 stands for [groups, rows, 2], made for each product.
+        """Per group of the kernel its scale and the value of code 8 [groups, rows, 2], made for each product.
 
         Kept, they would take twice the bytes of the scales that the law stores.
         """

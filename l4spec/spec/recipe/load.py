@@ -162,7 +162,7 @@ class LoadedRecipe:
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), variant: str | None = None) -> LoadedRecipe:
-    """A recipe by path or shipped name (`recipes/collapse`), with what a variant of it changes.
+    """Load a recipe by path or shipped name (`recipes/collapse`), with the changes of a variant.
 
     Raises SpecError with all problems at once, UserError for a variant that it does not have.
     """

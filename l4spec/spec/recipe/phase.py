@@ -1,4 +1,4 @@
-"""One phase of training: how much, on what, by which loss, optimizer and schedule, and on which layout."""
+"""One phase of training: tokens, data, loss, optimizer, schedule and layout."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self

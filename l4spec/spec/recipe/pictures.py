@@ -1,4 +1,4 @@
-"""Made-up pictures as words: what is drawn, where, and its caption. Imports no torch; `l4spec.training` draws them."""
+"""Descriptions of made-up pictures: shape, place, and caption. Imports no torch; `l4spec.training` draws them."""
 
 import random
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NUM_MARKS = 3
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One shape on a gray ground, by numbers of words in the lists above; `noise` seeds what no caption tells."""
+    """One shape on a gray ground, by indices into the lists above; `noise` seeds variations that the caption omits."""
 
     color: int
     shape: int

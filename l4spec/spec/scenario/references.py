@@ -28,7 +28,7 @@ class LoadedScenario:
     def file(self, path: KeyPath, name: str, *, prefix: bool = False) -> Path:
         """The file that the field at `path` names, relative to the document that says so.
 
-        With `prefix` it is what the names of several files begin with. Raises SpecError where there is none.
+        With `prefix` it is the common beginning of several file names. Raises SpecError where there is none.
         """
         folder = _folder(self.document, path)
         candidates = (folder / name, Path(name))

@@ -66,7 +66,7 @@ def _answer(row: dict[str, Any]) -> TextSegment:
 
 
 def _parsed(line: str) -> tuple[dict[str, Any], str]:
-    """A line's dialogue, or what is wrong with it."""
+    """A line's dialogue, or its error."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -10,7 +10,7 @@ from torch import Tensor
 class PackedRow:
     """`tokens + 1` ids in a row, which of them count in a loss, and the number of the document each belongs to.
 
-    `is_text` is false of what marks an image, stands for it, or fills the row; `tiles` are [channels, size, size].
+    `is_text` is false for tokens that mark or represent an image or pad the row; `tiles` are [channels, size, size].
     """
 
     ids: list[int]
@@ -23,7 +23,7 @@ class PackedRow:
 
 @dataclass(slots=True)
 class RowBuilder:
-    """A row of `length` ids as it is filled; `end_id` ends documents, and fills what no image fits into."""
+    """A row of `length` ids as it is filled; `end_id` ends documents, and pads a row that no image fits into."""
 
     length: int
     end_id: int

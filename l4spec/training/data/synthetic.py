@@ -21,7 +21,7 @@ _VOWELS = ["a", "e", "i", "o", "u", "ai", "ou"]
 
 @dataclass(frozen=True, slots=True)
 class TextSegment:
-    """A piece of a document; a loss on answers alone counts only what is `learned`. A `picture` has no text.
+    """A piece of a document; a loss on answers alone counts `learned` segments only. A `picture` has no text.
 
     `rejected` is a worse text in its place, for preferences.
     """

@@ -98,7 +98,7 @@ class LibraryCodec(Codec):
 def make_codec(
     spec: ByteTokens | BpeTokens | FileTokens, texts: Iterable[str], folder: Path, *, sees: bool = False
 ) -> Codec:
-    """The tokenizer of a recipe; byte pairs are learned from `texts`. Raises UserError for what is missing.
+    """The tokenizer of a recipe; byte pairs are learned from `texts`. Raises UserError for a missing file or package.
 
     `sees`: with the tokens that mark images.
     """

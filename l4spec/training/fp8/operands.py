@@ -71,8 +71,9 @@ class Operand:
 def operand(x: Tensor, form: Float8, scaling: Scaling, kind: Kind = "rows") -> Operand:
     """`x` [rows, contracted], in fp32 or fp64, in a format.
 
-    With `blockwise`, `weight` has blocks of 128 x 128 and `rows` runs of 128 along the contracted dim. What is beyond
-    the format becomes its largest number, as engines saturate; what is not finite becomes NaN and stays visible.
+    With `blockwise`, `weight` has blocks of 128 x 128 and `rows` runs of 128 along the contracted dim. Values beyond
+    the format saturate to its largest number, as in engines; values that are not finite become NaN, which stays
+    visible.
     """
     high = BLOCK if kind == "weight" else 1
     scale = _scale(x, form, scaling, high)

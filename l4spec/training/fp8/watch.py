@@ -1,4 +1,4 @@
-"""Turning fp8 on for a model in training, and what its operands lost: counted over all ranks, by weight and operand."""
+"""Fp8 matmuls of a model in training, with counts of overflowed and flushed values by weight and operand."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -84,7 +84,7 @@ class OverflowDetector:
 
 
 class Fp8Watch:
-    """Counts what operands lose; `finish` gives what came in since, the same on every rank."""
+    """Counts overflowed and flushed values of operands; `finish` returns those since its last call, over all ranks."""
 
     def __init__(self, model: RankModel, fp8: Fp8Spec) -> None:
         self.model, self.fp8 = model, fp8

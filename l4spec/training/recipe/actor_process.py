@@ -70,7 +70,7 @@ def _shared(tensor: Tensor) -> Tensor:
 class GroupAnswers:
     """Answers to one prompt, with each token's log probability under the weights that drew it.
 
-    `updates` is what the weights had had at the first token.
+    `updates` is the number of updates of the weights at the first token.
     """
 
     number: int

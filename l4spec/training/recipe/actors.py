@@ -34,7 +34,7 @@ class _Actor:
 
 
 class Actors:
-    """Processes that generate for a phase. `batch` is what the loop asks for; `close` ends them.
+    """Processes that generate for a phase. `batch` returns the answers of a step; `close` ends the processes.
 
     Groups are begun while their number is below (updates + 1 + staleness) x groups of a batch, and dealt to the actor
     with the fewest. The groups of an actor that ends by itself are begun again by a new one.
@@ -108,7 +108,7 @@ class Actors:
         return _Actor(process, ours)
 
     def _replace(self, index: int) -> None:
-        """A new actor for one that is gone, with what it had begun."""
+        """Start a new actor for one that is gone, with its unfinished groups."""
         lost = self.actors[index]
         self.num_lost += 1
         if self.num_lost > MOST_LOST:

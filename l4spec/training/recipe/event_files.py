@@ -47,5 +47,5 @@ class EventFiles:
             self._writer.add_text(str(row.get("event", "message")), str(row["message"]), step)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close."""
         self._writer.close()

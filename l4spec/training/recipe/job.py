@@ -58,7 +58,7 @@ class RecipeJob(Task):
 
     @cached_property
     def graph(self) -> LayerGraph:
-        """The graph of what is trained: with the modules of multi-token prediction where a phase trains them."""
+        """The trained graph, with the modules of multi-token prediction if a phase trains them."""
         graph = build_graph(resolve(self.model_spec))
         return with_modules(graph) if self.trains_modules else graph
 
@@ -106,7 +106,7 @@ class RecipeJob(Task):
         }
 
     def problems(self) -> Iterator[Problem]:
-        """See `Task`; raises SpecError for what is wrong in the recipe itself."""
+        """See `Task`; raises SpecError for errors in the recipe itself."""
         self.loaded.check(self.model_spec, self.scale)
         if unknown := list(selector_problems(self.loaded, self.graph, self.phases)):
             raise SpecError(unknown)

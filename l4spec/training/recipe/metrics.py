@@ -1,4 +1,4 @@
-"""The log of a run, one JSON object a line for steps, evaluations and warnings; and what the table at the end shows."""
+"""The log of a run, one JSON object per line for steps, evaluations and warnings; and the final table's results."""
 
 import json
 from collections import deque
@@ -90,7 +90,7 @@ class MetricsFile:
             self.events.write(step, row)
 
     def close(self) -> None:
-        """Write what is not written yet."""
+        """Flush and close."""
         if self.events is not None:
             self.events.close()
 

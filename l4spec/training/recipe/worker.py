@@ -159,7 +159,7 @@ class RecipeRun:
             save_step(self.job.out, self.done, self.model, optimizer, self.job.continued())
 
     def _load(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Once, what there is of an earlier run: of a phase that had begun, the optimizer's state too."""
+        """Load the checkpoint of an earlier run, once; in the middle of a phase, with the optimizer's state."""
         if self.checkpoint is not None:
             load_step(self.checkpoint, self.model, optimizer, self.job.continued())
             self.log(f"resumed from {self.checkpoint} after step {self.done}")
@@ -214,7 +214,7 @@ class RecipeRun:
 
     @torch.no_grad()
     def _entered(self, start: int) -> RankModel:
-        """The model as it entered a phase: this one, if it just did, or what was saved then."""
+        """The model as it entered a phase: the current one if the phase just began, else the saved one."""
         model = self._begun()
         reshard(self.model)
         if self.done == start:

@@ -56,7 +56,7 @@ def _own_device(device: str) -> torch.device:
 def _load(
     job: Job, model: RankModel, optimizer: torch.optim.Optimizer | None, checkpoint: Path | None, log: Log
 ) -> int:
-    """Fill the model from what there is; the number of steps that are done."""
+    """Load the model from its checkpoint or weights, if given; returns the number of completed steps."""
     if checkpoint is not None:
         step = load_step(checkpoint, model, optimizer, job.continued() if job.steps else {}, verify=job.verify)
         log(f"resumed from {checkpoint} after step {step}")
@@ -82,7 +82,7 @@ def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: i
 
 
 def _generate(job: Job, model: RankModel, log: Log) -> None:
-    """Log what follows the prompts, one for each sequence of the batch."""
+    """Log the continuations of the prompts, one for each sequence of the batch."""
     model.eval()
     if job.ids is None:
         prompts = batch_of(job.seed, -1, job.batch, PROMPT_TOKENS - 1, job.model_spec.text.vocab_size)

@@ -45,7 +45,7 @@ _LARGEST = 1 << 60
 
 
 class WrongDescription(ValueError):
-    """A part of a description is not what it must be; the text says which."""
+    """Raised for an invalid part of a description, which the message names."""
 
 
 def described(data: bytes) -> Metadata:

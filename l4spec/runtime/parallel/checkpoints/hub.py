@@ -252,7 +252,7 @@ class _HubReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> "Future[None]":
-        """Copy what overlaps; of a mapped file only those pages are read."""
+        """Copy the overlapping boxes; of a mapped file only those pages are read."""
         for item in plan.items:
             stored, piece = self._stored[item.storage_index]
             box = stored_part(self._read(stored).view(stored.view or stored.shape), piece)

@@ -65,7 +65,7 @@ def shards_of_optimizer(
 
 
 def trained(optimizer: torch.optim.Optimizer, model: "Model") -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """(name, parameter) of what an optimizer trains."""
+    """(name, parameter) of every tensor that an optimizer trains."""
     of_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) in of_optimizer)
 

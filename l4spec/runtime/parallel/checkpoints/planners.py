@@ -44,7 +44,7 @@ class Ours:
 
 
 class RegionSavePlanner(DefaultSavePlanner):
-    """Writes what each rank holds in pieces; of equal pieces one rank writes one, and together they must fill all."""
+    """Writes each rank's shards in pieces; one rank writes each piece, and together they must be complete."""
 
     def __init__(self, chunk_bytes: int = CHUNK_BYTES) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -81,18 +81,18 @@ class RegionSavePlanner(DefaultSavePlanner):
 
 
 class RegionLoadPlanner(LoadPlanner):
-    """Reads into each rank's tensors what overlaps them; the caller has checked that all of it is there."""
+    """Reads the overlapping pieces into each rank's tensors; the caller has checked that all exist."""
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
     ) -> None:
-        """Take what is to be filled, and what is stored."""
+        """Set the tensors to fill and the stored metadata."""
         assert metadata is not None, "a reader gives metadata"
         self._ours: Ours = state_dict["shards"]
         self._metadata = metadata
 
     def create_local_plan(self) -> LoadPlan:
-        """One item for each stored piece that overlaps what this rank holds."""
+        """One item for each stored piece that overlaps this rank's shards."""
         items: list[ReadItem] = []
         for shard in self._ours.shards.values():
             stored = self._metadata.state_dict_metadata[shard.name]

@@ -129,7 +129,7 @@ def _prefixed(prefix: str, shards: Mapping[str, LocalShard]) -> dict[str, LocalS
 
 
 def require_complete(model: "Model", metadata: Metadata, folder: Path, optimizer: torch.optim.Optimizer | None) -> None:
-    """Raise UserError naming everything in which a sharded folder differs from what the whole model needs."""
+    """Raise UserError naming every difference between a sharded folder and the tensors of the whole model."""
     stored = metadata.state_dict_metadata
     shapes = {MODEL + name: shape for name, shape in whole_shapes(model).items()}
     problems = list(_differences(shapes, stored))
@@ -173,7 +173,7 @@ def _optimizer_differences(
 
 
 def _state_keys(names: Iterable[str]) -> dict[str, list[str]]:
-    """By `optimizer.NAME`, the keys of what is stored of it: exp_avg, exp_avg_sq, step."""
+    """By `optimizer.NAME`, the keys of its stored state: exp_avg, exp_avg_sq, step."""
     keys: dict[str, list[str]] = {}
     for full in names:
         if full.startswith(OPTIMIZER):

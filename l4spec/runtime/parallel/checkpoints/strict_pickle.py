@@ -1,8 +1,8 @@
 """A reader of pickles that makes nothing but plain values and inert records: no class is imported, and nothing called.
 
-Python's own unpickler runs what a pickle says, even one that may only name a few classes: it sets attributes of
-classes, joins texts until memory is full, and reserves room for a number that a pickle makes up. Here every operation
-is one of a short list, and what it makes is no larger than what was written.
+Python's own unpickler executes a pickle's operations, even if only a few classes are allowed: it sets attributes of
+classes, joins texts until memory is full, and reserves memory by numbers in the pickle. Here every operation is one of
+a short list, and its result is no larger than the pickle.
 """
 
 import pickletools
@@ -19,7 +19,7 @@ _LONGEST_TEXT = 10_000
 
 
 class RefusedPickle(ValueError):
-    """A pickle says what this reader does not do; the text tells what."""
+    """Raised for a pickle with an operation that this reader refuses, which the message names."""
 
 
 @dataclass(frozen=True, slots=True)

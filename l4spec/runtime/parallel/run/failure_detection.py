@@ -1,8 +1,8 @@
 """Failure detection among ranks: a key in their store, and heartbeats beside it.
 
-Whoever fails first writes what happened under one key; a thread of every other rank sees it within a second and ends
-its process, whatever collective that is waiting in. A rank that is killed cannot write: its heartbeat stops, which the
-next rank reports. So every rank ends in bounded time, and one message says why.
+The first rank to fail writes its error under one key; a thread of every other rank sees it within a second and ends its
+process, whatever collective it is waiting in. A rank that is killed cannot write: its heartbeat stops, which the next
+rank reports. So every rank ends in bounded time, and one message says why.
 """
 
 import json
@@ -149,7 +149,7 @@ def within(seconds: float, work: Callable[[], T]) -> T:
 
 
 class Watch:
-    """One rank's eyes on the others. `speaks`: this rank may print what has ended the run, if it says so first."""
+    """Detects failures of other ranks. `speaks`: this rank may print the error that ended the run if it is first."""
 
     def __init__(self, address: Address, rank: int, world: int, timeout: float, *, speaks: bool) -> None:
         self.rank, self.world, self.timeout = rank, world, timeout
@@ -174,7 +174,7 @@ class Watch:
             leave(RANK_FAILED)
 
     def meet(self, facts: Mapping[str, Any]) -> None:
-        """Wait for all ranks, and compare what each was started with. Raises UserError naming the ranks."""
+        """Wait for all ranks and compare the settings they were started with. Raises UserError naming the ranks."""
         self.store.set(f"facts/{self.rank}", json.dumps({"world size": self.world, **facts}))
         missing = self._missing_after(self.timeout)
         if missing:
@@ -211,7 +211,7 @@ class Watch:
         self._finish()
 
     def _cause_of(self, error: BaseException) -> Failure:
-        """The failure that caused an error; when a peer is gone, what it said or that it said nothing."""
+        """The failure that caused an error; if a peer is gone, its report or the lack of one."""
         own = Failure.of(self.rank, error)
         if not is_lost_contact(error):
             return own

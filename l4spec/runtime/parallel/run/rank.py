@@ -13,7 +13,7 @@ from l4spec.runtime.parallel.run.failure_detection import Address, Watch, leave
 from l4spec.runtime.parallel.run.task import Task
 
 LAUNCHED = "L4SPEC_LAUNCHED"
-"""Set by `l4spec run --nproc`, which prints for its ranks what has ended them."""
+"""Set by `l4spec run --nproc`, which prints the error that ended its ranks."""
 MOST_RANKS = 1_000_000
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

@@ -1,4 +1,4 @@
-"""The task of a group of ranks: a spec, a layout, and what each rank runs. Imports no torch."""
+"""The task of a group of ranks: a spec, a layout, and the function that each rank runs. Imports no torch."""
 
 import hashlib
 import importlib
@@ -30,7 +30,7 @@ class Store(Protocol):
     """Key-value store that all ranks and the launcher read and write."""
 
     def set(self, key: str, value: str, /) -> None:
-        """Write what others will read."""
+        """Write a value for other ranks."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def clean_up(self) -> None:
-        """Remove what a failed run has left."""
+        """Remove the remains of a failed run."""
 
     def check(self) -> None:
         """Raise UserError naming everything that cannot be done, the planner's reason against the layout first."""
@@ -84,7 +84,7 @@ class Task(ABC):
             raise UserError(problems)
 
     def fresh(self) -> Self:
-        """The same without what was computed, to be sent to another process."""
+        """A copy without computed values, to be sent to another process."""
         return replace(self)
 
     @cached_property

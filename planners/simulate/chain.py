@@ -112,7 +112,8 @@ class StageChain:
             part = Request(user.number, self.clock.now, template + read, stage.output_tokens or 1)
             part.tail = next(self._tails)
             part.path, part.path_blocks = self._template_path(stage, template, part)
-        part.priority, part.images, part.tag = user.priority, user.images, journey
+        part.images = user.images if sees_images(stage) else 0
+        part.priority, part.tag = user.priority, journey
         return part
 
     def _template_path(self, stage: Stage, template: int, part: Request) -> tuple[tuple[tuple[int, int], ...], int]:
@@ -136,6 +137,11 @@ class StageChain:
 def answers(stage: Stage) -> bool:
     """True if a stage writes the answer: it has a model and no verdict's length."""
     return stage.model is not None and stage.output_tokens is None
+
+
+def sees_images(stage: Stage) -> bool:
+    """True if a stage reads the prompt, in which images are."""
+    return answers(stage) or stage.reads != "answer"
 
 
 def comes_at_once(stages: Sequence[Stage]) -> bool:

@@ -15,7 +15,7 @@ from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
 from planners.catalog.cluster import parse_cluster
 from planners.catalog.prices import lowest_offer
-from planners.simulate.chain import answers
+from planners.simulate.chain import answers, sees_images
 from planners.simulate.planning import PREFILL, planned_servers
 from planners.simulate.servers import Server
 from planners.simulate.times.interface import Chunk, StepBatch
@@ -184,7 +184,8 @@ def _stage(stage: Stage, servers: dict[str, Server], user: MeanRequest) -> Stage
 
 def _check_of(stage: Stage, user: MeanRequest) -> MeanRequest:
     read = (user.prompt if stage.reads != "answer" else 0) + (user.output if stage.reads != "prompt" else 0)
-    return MeanRequest(prompt=(stage.template_tokens or 0) + read, output=stage.output_tokens or 1, tiles=user.tiles)
+    tiles = user.tiles if sees_images(stage) else 0
+    return MeanRequest(prompt=(stage.template_tokens or 0) + read, output=stage.output_tokens or 1, tiles=tiles)
 
 
 def alone(servers: dict[str, Server], key: str, request: MeanRequest) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from l4spec.spec.scenario.deployment import FixedTimes as FixedTimesSpec
 from l4spec.spec.scenario.deployment import KernelTimes as KernelTimesSpec
 from l4spec.spec.scenario.deployment import ModelDeployment, SchedulerSpec
 from planners.catalog.schedulers import SchedulerDefaults, scheduler_of
-from planners.counts.flops import count_flops
 from planners.counts.kv_cache import CacheRow, block_bytes
 from planners.deployment import Deployment
 from planners.device.activations import ACTIVATION_BYTES
@@ -214,8 +213,7 @@ def _with_extras(
         if model.speculation is not None:
             raise UserError([Problem("drafts are timed from specs only", path="speculation", hint="leave `times` out")])
         return times
-    tile = count_flops(graph, context=1, batch=1).vision_per_tile
-    tp, setting = placement.layout.tp, placement.setting
+    setting = placement.setting
 
     def extended(step: StepModel) -> PlannedTimes:
         draft = None
@@ -227,9 +225,7 @@ def _with_extras(
                 draft = draft_seconds(module_model(step, module), drafted)
             else:
                 draft = mtp_seconds(step, graph.num_layers, drafted)
-        peak, factors = step.machine.peak("bf16"), step.efficiency
-        seconds = 0.0 if not tile or not peak or factors is None else tile / (peak * factors.compute * tp)
-        return PlannedTimes(step, draft, seconds, extended)
+        return PlannedTimes(step, draft, step.tile_seconds, extended)
 
     return extended(times.model)
 

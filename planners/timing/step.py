@@ -14,6 +14,7 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.sharding.layout import Layout
 from planners.collectives.collectives import ForwardPass, collectives
+from planners.counts.flops import count_flops
 from planners.counts.weights import Scheme
 from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import MATMUL_REACH, ServingEfficiency
@@ -193,6 +194,16 @@ class StepModel:
             return 0.0
         routed = any(kind.num_experts for kind in self.kinds)
         return self.efficiency.request + (self.efficiency.moe_request if routed else 0.0)
+
+    @cached_property
+    def tile_seconds(self) -> float:
+        """Seconds of the vision tower for one image tile, cut over tp, in bf16; 0 without tower, factors or peak."""
+        flops = count_flops(self.graph, context=1, batch=1).vision_per_tile
+        peak = self.machine.peak(ATTENTION_DTYPE)
+        if not flops or peak is None or self.efficiency is None:
+            return 0.0
+        tensor_cores = flops / self.layout.tp / peak / MATMUL_REACH[ATTENTION_DTYPE]
+        return matmul_seconds(0.0, tensor_cores, self.efficiency)
 
     def head_seconds(self, step: Step) -> float:
         """The head's part of `seconds`."""

@@ -169,3 +169,18 @@ def test_a_mean_length_is_the_mean_of_what_is_drawn(written: object) -> None:
     drawn = list(islice(lengths(length, Random(5), lambda _: pytest.fail("no file")), 40_000))
     # five standard errors, and one token: exponential lengths are rounded up, and none is below 1
     assert abs(fmean(drawn) - mean_length(length, lambda _: pytest.fail("no file"))) < 1 + 5 * stdev(drawn) / 200
+
+
+@pytest.mark.parametrize("reads", ["prompt", "answer", "both"])
+def test_a_check_sees_the_images_of_the_prompt_if_it_reads_the_prompt(reads: str) -> None:
+    """Llama Guard 4 has a vision tower: images take its time and tokens where it reads the prompt, else nothing."""
+    text = (
+        "models: {scout: {gpus: 8xH100}, guard: {spec: llama-guard-4-12b, gpus: 1xH100}}\n"
+        "chain:\n  - {name: answer, model: scout}\n"
+        f"  - {{name: check, model: guard, reads: {reads}, output_tokens: 4}}\n" + ONE.format(2_000, 100)
+    )
+    shown = text.replace("requests: 1", "requests: 1, images: {per_request: 3, tiles: 5}")
+    assert shown != text
+    assert_alone(shown)
+    plain, seen = planned(text).stages[1], planned(shown).stages[1]
+    assert (seen.seconds > plain.seconds, seen.prompt_tokens > plain.prompt_tokens) == (reads != "answer",) * 2

@@ -150,3 +150,16 @@ def test_prefill_flops_equal_the_planners_count_over_random_models(graph: LayerG
     uses = model.uses(Step(prompt_tokens=tokens, prompt_length=tokens, logit_rows=tokens))
     flops = sum((use.matmul + use.attention) * H100_BF16 for use in uses)
     assert flops == pytest.approx(model_flops(graph, Work(1, tokens)), rel=1e-9)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 8])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+def test_the_tower_computes_at_the_rate_of_the_text_s_bf16_matmuls(model: Build, tp: int, engine: str) -> None:
+    """A tile takes as long a FLOP as the tensor cores of the head: its FLOPs over tp at the share that bf16 reaches."""
+    scout = model("scout", tp=tp, engine=engine)
+    assert scout.efficiency is not None
+    uses = zip(scout.kinds, scout.uses(Step(decode=1000)), strict=True)
+    (head,) = (use.tensor_cores / scout.efficiency.compute for kind, use in uses if kind.per_logit_row)
+    a_flop = head * tp / (1000 * 2 * 5120 * 202_048)
+    per_tile = model_flops(scout.graph, Work(0, 0), num_tiles=1)
+    assert scout.tile_seconds == pytest.approx(per_tile * a_flop / tp)

@@ -1,4 +1,4 @@
-"""The cost planner: what a model costs, and whether it fits a deployment.
+"""The cost planner: cost of a model, and its fit on a deployment.
 
 `planners.plan("scout", gpus="8xH100")` answers; `PlanRequest` holds its options, those of training among them.
 """

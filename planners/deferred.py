@@ -1,4 +1,4 @@
-"""Lazily computed parts of a plan, for what costs more than most readers need."""
+"""Lazily computed parts of a plan, for parts that are expensive and rarely needed."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property

@@ -1,6 +1,6 @@
-"""A decoder of grouped-query attention as data: which field says what, read and written by the same table.
+"""A decoder of grouped-query attention as data: a table of fields, used for reading and for writing.
 
-A family that fits is one `Decoder` with its defaults and names; what does not fit reads and writes by functions.
+A family that fits is one `Decoder` with its defaults and names; others have functions for reading and writing.
 """
 
 import math
@@ -136,7 +136,7 @@ class Decoder:
         return {"kind": "geglu", "intermediate_size": size, "approximate": "tanh"}
 
     def write(self, model: ResolvedModel, style: RopeStyle) -> Data:
-        """The fields that say what the table says; what they cannot say, the export finds by reading them again."""
+        """Fields of the config by the table; the export finds differences by reading the config again."""
         blocks = model.text.stack.blocks
         attention = needed(blocks, GQASpec, "grouped-query attention")
         size = local_size(blocks, SlidingWindowMask)

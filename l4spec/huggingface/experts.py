@@ -1,4 +1,4 @@
-"""A mixture of experts as data: which field says what, read and written by the same table."""
+"""A mixture of experts as data: a table of fields, used for reading and for writing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ Places = Literal["all", "after_dense", "by_step"]
 
 @dataclass(frozen=True, slots=True)
 class ExpertFields:
-    """Names of the fields of a mixture, and what is always so. Without a name a thing is as its value says."""
+    """Names of the fields of a mixture, and fixed values. Without a name a thing is as its value says."""
 
     num: str = "num_experts"
     per_token: str = "num_experts_per_tok"

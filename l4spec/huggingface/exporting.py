@@ -25,8 +25,8 @@ def export_config(spec: ModelSpec) -> Data:
     """The Hugging Face config of a model: the family it was imported from, or the first one that can say it.
 
     Equal to the imported config in every field that the family's mathematics reads, in number formats, and in the
-    fields without effect that the import carried along; fields that transformers fills in are written out.
-    Raises SpecError, naming what the nearest family has no words for, when none fits.
+    fields without effect that the import carried along; fields that transformers fills in are written out. Raises
+    SpecError, naming the properties that the nearest family cannot express, if none fits.
     """
     model = resolve(spec)
     failures: list[_Failure] = []

@@ -14,8 +14,7 @@ from l4spec.spec.resolve import ResolvedBlock, ResolvedModel
 Reader = Callable[[Fields], dict[str, Any]]
 """From a config to the sections `text` and `vision` of a spec; problems are noted in the fields."""
 Writer = Callable[[ResolvedModel, RopeStyle], dict[str, Any]]
-"""From a model to the fields of a config that its mathematics reads. What they cannot say, the export
-finds by reading them again."""
+"""From a model to the config's fields of its mathematics. The export finds differences by reading them again."""
 S = TypeVar("S", bound=LayerSpec)
 
 
@@ -37,7 +36,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of a field."""
     fixed: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    """Fields that only repeat what the family always is, with the values that say so; others are refused."""
+    """Fields that repeat a constant property of the family, with their only accepted values."""
     language_model_only: bool = False
     """True if towers beside the language model are left out."""
     ignorable: Sequence[str] = ()

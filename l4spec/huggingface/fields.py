@@ -1,4 +1,4 @@
-"""Reading a Hugging Face config: every field is asked for by name and type, and what nobody asked for is a problem."""
+"""Reading a Hugging Face config: every field is read by name and type, and unread fields are problems."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ Private fields (`_commit_hash`) are among them, unless they repeat a public one.
 
 @dataclass(slots=True)
 class Fields:
-    """One mapping of a config: what it says, what transformers assumes where it says nothing, what has been read.
+    """One mapping of a config: its values, transformers' defaults for missing fields, and the names read so far.
 
     A reader returns the value, or after noting a problem one of the right type, so that all problems are found at once.
     """
@@ -40,10 +40,10 @@ class Fields:
     read: set[str] = field(default_factory=set)
     carried: dict[str, Any] = field(default_factory=dict)
     assumed: dict[str, Any] = field(default_factory=dict)
-    """Sizes and numbers by their dotted names that the config leaves out: what transformers assumes for them."""
+    """transformers' defaults of sizes and numbers that the config leaves out, by dotted name."""
 
     def raw(self, name: str) -> Any:
-        """The value as it stands, or what transformers assumes; None with a problem when neither exists."""
+        """The value of the config, or transformers' default; None, with a problem, if neither exists."""
         self.read.add(name)
         value = self.data.get(name, self.defaults.get(name, MISSING))
         if value is MISSING:
@@ -103,7 +103,7 @@ class Fields:
             self.problem(name, _other_mathematics(value, allowed))
 
     def expect_derived(self, name: str, value: Any) -> None:
-        """The field, where the config has it, must say what other fields say already; it is carried.
+        """Check that the field, if the config has it, agrees with other fields, and carry it.
 
         A deviation is reported only if every other field was read without a problem.
         """
@@ -112,7 +112,7 @@ class Fields:
             self.consequence(name, _other_mathematics(self.data[name], (value,)))
 
     def fix(self, fixed: Mapping[str, Sequence[Any]]) -> None:
-        """Fields that may only say what the family always is: carried with one of these values, or null; else refused.
+        """Check fields with a constant value in the family: carried with one of these values, or null; else refused.
 
         A problem is a reason for `--ignore`: the family's mathematics has no such switch.
         """
@@ -166,7 +166,7 @@ class Fields:
         return same
 
     def problem(self, name: str, message: str, hint: str = "") -> None:
-        """Note what is wrong with a field."""
+        """Add a problem of a field."""
         self.problems.append(Problem(message, path=self._dotted(name), place=Place(self.file), hint=hint))
 
     def consequence(self, name: str, message: str) -> None:

@@ -38,7 +38,7 @@ _DROPPED_IF_NULL = ("architectures", "quantization_config", "compression_config"
 class ImportedSpec:
     """An imported model: as plain data, as commented YAML that says the same, and checked.
 
-    `notes` say what was left out, ignored or taken for granted; they are in the YAML too.
+    `notes` name fields that were left out, ignored or assumed; they are in the YAML too.
     """
 
     data: Data
@@ -191,7 +191,7 @@ def _head(data: Data, family: Family, notes: Sequence[str]) -> Sequence[str]:
 
 
 def _notes(spec: ModelSpec) -> dict[str, str]:
-    """Comments by path: how many layers use a part, and what the other sections are for."""
+    """Comments by path: number of layers of each part, and the purpose of the other sections."""
     model = resolve(spec)
     notes = {
         "text.layers": f"{len(model.text.stack.blocks)} blocks",

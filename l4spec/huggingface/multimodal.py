@@ -1,4 +1,4 @@
-"""Configs that hold a language model beside towers: it is read alone where no layer kind says what a tower does."""
+"""Configs of a language model with towers: it is read alone if no layer kind implements a tower."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ class Tower:
     write: Callable[[ResolvedModel, RopeStyle], Data]
     """The fields of `vision_config`."""
     read_sections: Callable[[Fields, Data], None]
-    """Gives the rotations of the section `text` what they turn by at images, from `text_config`."""
+    """Adds the rotation of image tokens to the section `text`, from `text_config`."""
     write_sections: Callable[[ResolvedModel, Data], Data]
     """The fields of `text_config` with that."""
     names: Mapping[str, str]
@@ -52,7 +52,7 @@ class LanguageModel:
         return self.tower is not None and self.tower.beside_text
 
     def read(self, fields: Fields) -> Data:
-        """The section `text` of a spec, with a note of what is left out."""
+        """The section `text` of a spec, with a note on omitted parts."""
         usual, family = next(iter(self.texts.items()))
         text = fields.mapping(_TEXT)
         if self._may_be_flat and not fields.has(_TEXT):
@@ -128,7 +128,7 @@ class LanguageModel:
 
 
 def _at_the_top(fields: Fields) -> Fields:
-    """The text's fields where they are beside those of the towers: what is read there is read of the config."""
+    """The text's fields if they are beside those of the towers; reading one marks it as read in the config."""
     data = {name: value for name, value in fields.data.items() if name not in ("model_type", _VISION)}
     text = Fields(data, {}, fields.file, fields.path, fields.problems, fields.consequences, fields.notes, fields.read)
     text.assumed = fields.assumed

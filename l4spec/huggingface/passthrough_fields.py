@@ -1,4 +1,4 @@
-"""Fields that change no number of a forward pass: what is kept for the way back, and what is not worth keeping."""
+"""Fields that change no number of a forward pass: those carried for export, and those dropped."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -104,7 +104,7 @@ OFF: Mapping[str, Any] = {
 
 
 def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:
-    """Refuse what would change the mathematics of every family and what is unknown; returns what is carried."""
+    """Refuse unknown fields and those that change the mathematics in every family; returns the carried fields."""
     for name, allowed in (
         ("attention_dropout", (0.0, 0)),
         ("is_encoder_decoder", (False,)),

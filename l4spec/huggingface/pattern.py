@@ -26,7 +26,7 @@ class Pattern(Generic[T]):
 
 
 def compact(items: Sequence[T]) -> tuple[Pattern[T], ...]:
-    """`items` as patterns, each the one that covers most of what is left, the shortest among equals.
+    """`items` as repeated patterns, each the one that covers most of the remaining items, the shortest among equals.
 
     Laid out again by `laid_out` they give the same sequence.
     """

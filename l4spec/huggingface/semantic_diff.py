@@ -82,7 +82,7 @@ def _stack(path: str, stack: ResolvedStack) -> Iterator[tuple[str, Any]]:
 
 
 def _normal(spec: LayerSpec) -> dict[str, Any]:
-    """The fields of a layer with what follows from others filled in, and what has no effect left out."""
+    """The fields of a layer, with derived values filled in and fields without effect left out."""
     fields = spec.model_dump()
     if isinstance(spec, GQASpec):
         fields["scale"] = spec.scale or spec.head_dim**-0.5

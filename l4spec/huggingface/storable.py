@@ -21,7 +21,7 @@ _SECTIONS = ("text_config", "vision_config")
 
 
 def storable(carried: Mapping[str, Any]) -> tuple[Data, list[str]]:
-    """(what can be kept as plain JSON, paths of the fields that cannot).
+    """(fields that can be stored as plain JSON, paths of those that cannot).
 
     Left out are fields with control characters, integers of 64 bits and more, numbers that are not finite, keys of more
     than 200 characters, and more nesting, values or text than a spec may hold. Tuples become lists, keys text.
@@ -64,7 +64,7 @@ class _Budget:
 
 
 class _Copy:
-    """Copies one field, counting what it holds."""
+    """Copies one field, counting its size."""
 
     def __init__(self) -> None:
         self._values = self.num_bytes = 0

@@ -48,7 +48,7 @@ def write_blocks(blocks: Sequence[Block]) -> list[Data]:
 
 
 def _longest(fields: Fields, limit: int) -> int:
-    """The longest sequence: what YaRN makes of the length of pre-training, where a config's limit is from before it.
+    """The longest sequence: YaRN's extension of the pre-training length, if the config's limit is the latter.
 
     vLLM's rule (vllm/config/model.py, `_get_and_verify_max_len`); DeepSeek's configs hold the product already, and a
     limit within a tenth of it is taken for a rounded one.

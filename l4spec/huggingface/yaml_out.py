@@ -74,7 +74,7 @@ def _scalar(key: str) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's writer, which quotes what it would read otherwise; this one also quotes what `l4spec` would."""
+    """PyYAML's writer, which quotes strings that would be read as other types; this one includes types of `l4spec`."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """Equal values are written out each time: a spec is for people."""

@@ -209,7 +209,7 @@ def _coverage(rows: Iterable[Coverage]) -> Table:
 
 
 def accuracy_document(predictions: tuple[Prediction, ...]) -> Page:
-    """docs/accuracy.md: what was compared, how wrong it is, where it is known to be wrong, and every row."""
+    """docs/accuracy.md: the compared quantities, their errors, known failures, and every row."""
     intro = (
         "For anyone who makes decisions based on the estimates: their errors against published measurements. The "
         "planner predicts each measurement from its published settings. Factors are fitted only on rows marked "

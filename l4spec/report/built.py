@@ -77,7 +77,7 @@ def built_page(built: Built) -> Page:
 
 
 def _tree_lines(contents: "ModuleContents") -> Iterator[str]:
-    """The module tree in columns; what holds no tensor (additions, the place where images enter) is left out."""
+    """The module tree in columns, without modules that have no tensor (additions, the merge of images)."""
     rows = [_tree_row(row) for row in contents.rows if row.num_tensors]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for name, kind, tensors, parameters in rows:

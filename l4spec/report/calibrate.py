@@ -189,7 +189,7 @@ def _forward(calibration: "Calibration", dtype: str) -> dict[str, float]:
 
 
 def _constant(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """The median of what was found, hot and cold."""
+    """Medians of the measurements, hot and cold."""
     hot, cold = (_rounded(median(values)) for values in zip(*pairs, strict=True))
     return {"seconds": hot, "cold": cold}
 

@@ -22,7 +22,7 @@ class Stroke:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """A point and what it is."""
+    """A point with its description."""
 
     x: int
     y: int
@@ -53,7 +53,7 @@ class Chart:
     texts: list[Caption] = field(default_factory=list)
 
     def place(self, x: float, y: float) -> tuple[int, int]:
-        """The pixel of a point; what is outside the axes is drawn on their edge."""
+        """The pixel of a point; points outside the axes are drawn on their edge."""
         across = (log10(x) - self.x[0]) / (self.x[1] - self.x[0])
         up = (log10(y) - self.y[0]) / (self.y[1] - self.y[0])
         inner = self.height - TOP - BOTTOM

@@ -1,4 +1,4 @@
-"""Text that fits so many columns: lines are wrapped at words, tables narrowed, and what stays too wide is cut in bands.
+"""Layout of text in a number of columns: lines are wrapped at words, tables narrowed, and wider ones split into bands.
 
 Nothing is left out, whatever the width. A drawing is never wrapped.
 """

@@ -30,7 +30,7 @@ class ModelShape(Frozen):
 
 
 class Compared(Frozen):
-    """One model: its shape, its plan, and what is published about it beside its mathematics."""
+    """One model: its sizes, its plan, and published facts about it."""
 
     shape: ModelShape
     plan: Plan
@@ -160,7 +160,7 @@ def _pair(first: int | None, second: int | None, figures: Figures) -> str:
 
 
 def compare_page(comparison: Comparison) -> Page:
-    """A column a model, and what was assumed."""
+    """A column per model, and the assumptions."""
     models = comparison.models
     limited = models[0].plan.cluster is not None
     serving = models[0].plan.deployment.mode == "serve"

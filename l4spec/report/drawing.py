@@ -28,7 +28,7 @@ class Rectangle:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A line of text at its baseline; `full` is what it was before it was cut to fit."""
+    """A line of text at its baseline; `full` is the text before it was cut to fit."""
 
     x: int
     y: int
@@ -53,7 +53,7 @@ class Canvas:
     lines: list[Arrow] = field(default_factory=list)
 
     def text(self, x: int, y: int, text: str, style: str, most: int) -> None:
-        """A line of at most so many characters; what is cut is in the tooltip."""
+        """A line of at most so many characters; a text that is cut has the whole in its tooltip."""
         shown = text if len(text) <= most else text[: most - 1] + "…"
         self.labels.append(Label(x, y, shown, style, text if shown != text else ""))
 

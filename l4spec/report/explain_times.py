@@ -81,7 +81,7 @@ def _training(plan: Plan, latency: Latency) -> Rows:
 
 
 def step_sum(step: StepLatency, time: float) -> str:
-    """A training step as a sum: kinds of layers, what is spent besides, and what data parallelism waits for."""
+    """A training step as a sum: kinds of layers, other time, and waiting for data parallelism."""
     estimate, busy = step.estimate_seconds or 0.0, sum(kind.estimate_seconds or 0.0 for kind in step.by_kind)
     kinds = f"{seconds(busy)} of all kinds of layers, one after the other"
     besides = f"{seconds(estimate - busy)} of exchanges that nothing hides and of the pipeline's bubble"
@@ -96,7 +96,7 @@ def _accepted(acceptance: tuple[float, ...]) -> str:
 
 
 def _bounds(step: StepLatency) -> str:
-    """`20 ms compute (ffn) + 3 ms memory (head)`: each kind at what bounds it."""
+    """`20 ms compute (ffn) + 3 ms memory (head)`: each kind with the resource that bounds it."""
     kinds = sorted(step.by_kind, key=lambda kind: -kind.bound_seconds)
     return " + ".join(f"{seconds(kind.bound_seconds)} {kind.bounded_by} ({kind.name})" for kind in kinds)
 

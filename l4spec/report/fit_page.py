@@ -4,7 +4,7 @@ from planners.simulate.fit import Errors, Fit
 
 
 def fit_summary(fit: Fit) -> str:
-    """Errors on the requests that the fit saw and on the others, and what the run does not determine."""
+    """Errors on the requests of the fit and on the others, and the factors that the run does not determine."""
     lines = [f"fitted on {_errors(fit.seen)}"]
     lines.append(f"judged on {_errors(fit.unseen)}" if fit.unseen else "no other request is left to judge it on")
     if fit.undetermined:

@@ -1,4 +1,4 @@
-"""Llama 1 to 4, recomputed beside what an article prints.
+"""Llama 1 to 4: recomputed figures beside those of an article.
 
 python -m l4spec.report.generations > docs/generations.md
 """
@@ -50,11 +50,11 @@ PRINTED = (
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A printed row and what the planner computes for it.
+    """A printed row beside the planner's numbers for it.
 
     `fits` is about the printed GPUs. Tokens/s are those of `timed_gpus`: the printed number where it fits, or else the
-    least power of two that holds the model; `bound` is what no engine can beat, `estimate` lies within `p90` of what an
-    engine did in 90 % of the published rows.
+    least power of two that the model fits on; `bound` is the roofline, `estimate` was within `p90` of the measured rate
+    in 90 % of the published rows.
     """
 
     printed: Printed
@@ -110,7 +110,7 @@ _INTRODUCTION = (
 
 
 def generations_page() -> Page:
-    """The table, what it assumes and where the printed numbers are from."""
+    """The table, its assumptions, and the source of the printed numbers."""
     rows = tuple(generations())
     sizes = Table(
         ("generation", "total printed", "total computed", "off by", "active printed", "active computed", "off by"),

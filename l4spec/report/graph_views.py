@@ -65,7 +65,7 @@ class ViewEdge:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Boxes in topological order, and what flows between them, except from one repeat of a fold to the next."""
+    """Boxes in topological order, and the tensors between them, except from one repeat of a fold to the next."""
 
     model: str
     level: str

@@ -31,7 +31,7 @@ def _draw(figure: Figure) -> object:
 
 
 def _width(part: int, whole: int) -> str:
-    """A bar's share of its row in percent, a sliver for what is small, full for what is too much."""
+    """A bar's share of its row in percent, with a minimum for small parts and a maximum of 100."""
     return f"{min(max(100 * part / whole, 0.3), 100):.2f}" if part > 0 and whole > 0 else "0"
 
 

@@ -124,7 +124,7 @@ def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
 
 
 def latency_sections(plan: Plan) -> tuple[Section, ...]:
-    """Every step by kind of layer, with what bounds it, and where the factors come from."""
+    """Every step by kind of layer, with the bounding resource and the source of the factors."""
     latency = plan.latency
     if latency is None or (latency.prefill is None and latency.train is None):
         return ()
@@ -167,7 +167,7 @@ def _judged_on(error: LatencyError) -> str:
 
 
 def kind_table(step: StepLatency, figures: Figures) -> Table:
-    """A step by kind of layer: seconds by resource, what bounds it, and the estimate."""
+    """A step by kind of layer: seconds by resource, the bounding resource, and the estimate."""
     rows = [
         (
             kind.name,

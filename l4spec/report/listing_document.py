@@ -44,7 +44,7 @@ class ShownLayer(BaseModel):
 
 
 class Shown(BaseModel):
-    """A model's structure: totals, the blocks in order, its parts, and what nobody has published."""
+    """A model's structure: totals, the blocks in order, its parts, and its estimated fields."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -65,7 +65,7 @@ class Shown(BaseModel):
 
 
 def listed(what: str) -> Listed:
-    """The document of what `l4spec.report.listings.listing` shows."""
+    """The contents of `l4spec.report.listings.listing` as a document."""
     return Listed(what=what, entries=tuple(_ENTRIES.get(what, _documents)(what)))
 
 
@@ -119,7 +119,7 @@ _ENTRIES = {
 
 
 def shown(graph: LayerGraph) -> Shown:
-    """The document of what `l4spec.report.show.show_page` shows."""
+    """The contents of `l4spec.report.show.show_page` as a document."""
     spec, text, params = graph.model.spec, graph.model.text, count_params(graph)
     return Shown(
         model=graph.name,

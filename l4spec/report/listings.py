@@ -1,4 +1,4 @@
-"""`l4spec ls`: what is shipped, one line each."""
+"""`l4spec ls`: shipped documents and catalogue entries, one line each."""
 
 from collections.abc import Callable
 from functools import partial
@@ -42,7 +42,7 @@ def _specs() -> Page:
 
 
 def _documents(kind: str) -> Page:
-    """Shipped documents of a kind other than specs, with what each says of itself."""
+    """Shipped documents of a kind other than specs, with their descriptions."""
     from l4spec.library import shipped_of
     from l4spec.spec.document import load_document
 
@@ -51,7 +51,7 @@ def _documents(kind: str) -> Page:
 
 
 def hardware_places() -> dict[str, str]:
-    """Every machine that is shipped or the user's own, by name: what the catalogue finds it by."""
+    """Paths of every machine, shipped or the user's own, by name."""
     from planners.catalog import own_files, shipped_names
 
     places = {name: name for name in shipped_names("hardware")}
@@ -85,7 +85,7 @@ def _hardware() -> Page:
 
 
 def _rate(value: float, unit: str, digits: int) -> str:
-    """In T, or in G for what is no accelerator."""
+    """In T, or in G for CPUs."""
     if value < _TFLOPS / 10:
         return f"{value / 10**9:,.0f} G{unit}"
     return f"{value / _TFLOPS:,.{digits if value >= _TFLOPS or digits else 1}f} T{unit}"

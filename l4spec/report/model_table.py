@@ -65,8 +65,10 @@ ACCEPTED = frozenset(("gpus", "quantization", "kv_dtype", "engine", "memory_frac
 
 
 def model_table(graphs: Sequence[LayerGraph], asked: PlanRequest, precisions: Sequence[str] = PRECISIONS) -> ModelTable:
-    """Plan every model in every precision. Raises UserError for what none can be planned with, as unknown names; what
-    one of them cannot (a scheme, a context beyond its longest sequence, any layout) is reported in its row."""
+    """Plan every model in every precision. Raises UserError for options that no model can be planned with, such as
+    unknown names; an error of one model (a scheme, a context beyond its longest sequence, any layout) is reported in
+    its row.
+    """
     assert asked.gpus is not None, "the table is of one cluster"
     request = asked.changed(objective="max-context")
     cluster = parse_cluster(asked.gpus)
@@ -135,7 +137,7 @@ def _row(graph: LayerGraph, request: PlanRequest, precision: str) -> ModelRow:
 
 
 def model_table_page(table: ModelTable) -> Page:
-    """The table, what it assumes, and what is estimated in it."""
+    """The table, its assumptions, and its estimated numbers."""
     headers = ("model", "total", "active", "weights in", "weights", "fits", "longest context", "least GPUs")
     contexts = sorted({row.context for row in table.rows})
     tokens = " or ".join(whole(context) for context in contexts)

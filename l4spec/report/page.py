@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: `part` of the `whole` that all bars of a chart share; `hollow` for what is left free."""
+    """One bar: `part` of the `whole` that all bars of a chart share; `hollow` for free space."""
 
     label: str
     value: str
@@ -83,7 +83,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """A labelled value and what stands one click away from it: formula, source, error."""
+    """A labelled value that expands to its formula, source and error."""
 
     label: str
     value: str
@@ -95,7 +95,7 @@ Block = Lines | Facts | Table | Bars | Code | Figure | Details
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Blocks under a title; an empty title belongs to what is before."""
+    """Blocks under a title; a section with an empty title continues the previous one."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -192,7 +192,7 @@ def _block_markdown(block: Block) -> list[str]:
 
 
 def _markdown(text: str) -> str:
-    """Text as Markdown that shows it: no link, picture, tag or cell of a table begins in what a user wrote."""
+    """Text escaped for Markdown, so that a user's text starts no link, picture, tag or table cell."""
     return _MARKUP.sub(r"\\\1", " ".join(text.splitlines()))
 
 
@@ -206,7 +206,7 @@ def _bar_lines(chart: Bars, width: int | None) -> list[str]:
 
 
 def draw_bar(part: int, whole: int, width: int = BAR_WIDTH, *, hollow: bool = False) -> str:
-    """`part` of `whole` in `width` blocks; a thin one for what rounds to none, `…` after what is too much."""
+    """`part` of `whole` in `width` blocks; a thin one for a share that rounds to none, `…` after one above 1."""
     if part <= 0 or whole <= 0:
         return ""
     blocks = (2 * part * width + whole) // (2 * whole)

@@ -35,7 +35,7 @@ class PhaseOrigins:
 
     @property
     def figures(self) -> Figures:
-        """Numbers, marked where they rest on what nobody has published."""
+        """Number formats, with a mark for numbers that depend on estimated fields."""
         return Figures(bool(self.recipe.estimated or self.step.estimates.work))
 
     @property
@@ -78,7 +78,7 @@ def unknown(fields: tuple[str, ...]) -> str:
 
 
 def recipe_sums(planned: PlannedRecipe, recipe: Recipe, graph: LayerGraph) -> Iterator[Section]:
-    """A section for each phase, and one for what all have in common; every number opens."""
+    """A section for each phase, and one for the whole recipe; every number expands to its arithmetic."""
     for phase, step in zip(planned.cost.phases, planned.steps, strict=True):
         rest = PhaseOrigins(phase, step, recipe)
         yield Section(f"Every number of {phase.name}", tuple(_phase(rest, graph)))
@@ -171,7 +171,7 @@ def _parts(rest: PhaseOrigins) -> Iterator[Block]:
 
 
 def _costs(rest: PhaseOrigins) -> Iterator[Block]:
-    """GPU-hours and what follows from them."""
+    """GPU-hours and the quantities computed from them."""
     phase, mark = rest.phase, rest.figures.mark
     if phase.gpu_hours is None or phase.step_seconds is None or phase.num_gpus is None:
         return

@@ -20,7 +20,7 @@ MOST_FOLDS = 24
 
 @dataclass(frozen=True, slots=True)
 class LayerBox:
-    """A layer: what it is, what it holds (parameters, active share, bytes), and the operations inside."""
+    """A layer: its label, sizes (parameters, active share, bytes), and operations."""
 
     title: str
     facts: str = ""
@@ -30,7 +30,7 @@ class LayerBox:
 
 @dataclass(frozen=True, slots=True)
 class BlockBox:
-    """One block of a run of equal ones: its layers, and (source, target) by index; source -1 is what enters."""
+    """One block of a run of equal ones: its layers, and (source, target) by index; source -1 is the block's input."""
 
     title: str
     layers: tuple[LayerBox, ...]
@@ -48,7 +48,7 @@ class FoldBox:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Boxes from top to bottom, with the shape of what leaves each."""
+    """Boxes from top to bottom, with the shape of each one's output."""
 
     title: str
     boxes: tuple[LayerBox | FoldBox, ...]

@@ -1,4 +1,4 @@
-"""The answer of `l4spec plan SPEC` on one screen: fits or not, where the memory goes, what else would fit."""
+"""The report of `l4spec plan SPEC` on one screen: fit, memory by term, and alternatives."""
 
 from l4spec.options import flag_of
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
@@ -26,7 +26,7 @@ _MOST_AS_FAST = 3
 _TONES: dict[bool | None, Tone] = {True: "good", False: "bad", None: ""}
 _LITTLE_ROOM = 0.01
 _NOTABLE = 0.1
-"""A smaller difference in time is within what estimates are wrong by."""
+"""Relative differences in time below this are within the error of estimates."""
 
 
 def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
@@ -211,7 +211,7 @@ def _as_fast(plan: Plan) -> str | None:
 
 
 def layout_in_words(plan: Plan) -> str:
-    """The degrees, and among how many layouts they were chosen by what."""
+    """The degrees, the number of layouts they were chosen from, and the objective."""
     if plan.cluster is None:
         return f"{plan.layout}"
     fitting = sum(row.fits for row in plan.layouts)
@@ -284,7 +284,7 @@ def _memory_blocks(plan: Plan, figures: Marked) -> tuple[Block, ...]:
 
 
 def term_figures(term: MemoryTerm, figures: Marked) -> Figures:
-    """Weights follow from sizes alone, what a log was read for from nothing in the spec, the rest from both."""
+    """Mark of a memory term: weights depend on sizes alone, terms read from logs on no field, others on both."""
     if term.origin == "calibrated" and term.name != "activations":
         return Figures(estimated=False)
     return figures.sizes if term.name == "weights" else figures.work

@@ -7,7 +7,7 @@ from planners.plan_types import Plan
 
 
 def times_of(plan: Plan) -> Latency:
-    """The plan's times; none without GPUs, and none of what does not fit."""
+    """The plan's times; empty without GPUs, and if the plan does not fit."""
     return (None if plan.fits is False else plan.latency) or Latency()
 
 

@@ -56,7 +56,7 @@ def seconds(value: float) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Dollars: `$0.137`, `$4.20`, `$5,651,239`; a dash for what has no price."""
+    """Dollars: `$0.137`, `$4.20`, `$5,651,239`; a dash without a price."""
     if value is None:
         return "-"
     return f"${value:,.3f}" if value < 1 else f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"

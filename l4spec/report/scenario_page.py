@@ -1,4 +1,4 @@
-"""A scenario's plan as a page: its servers' memory, its chain for one request alone, and what the times rest on."""
+"""A scenario's plan as a page: its servers' memory, its chain for one request alone, and the basis of the times."""
 
 from typing import TYPE_CHECKING
 

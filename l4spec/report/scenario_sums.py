@@ -16,7 +16,7 @@ _STEPS = "simulated step by step: see what the times rest on, at the end"
 
 @dataclass(frozen=True, slots=True)
 class ScenarioOrigins:
-    """A scenario's plan and its simulation, and what both rest on."""
+    """Sources and errors of a scenario's plan and its simulation."""
 
     plan: ScenarioPlan
     result: SimulationResult
@@ -24,7 +24,7 @@ class ScenarioOrigins:
 
     @property
     def figures(self) -> Figures:
-        """Numbers, marked where they rest on what nobody has published."""
+        """Number formats, with a mark for numbers that depend on estimated fields."""
         return Figures(bool(self.result.estimated))
 
     @property
@@ -34,7 +34,7 @@ class ScenarioOrigins:
 
     @property
     def given(self) -> str:
-        """The error of what follows from the scenario alone."""
+        """The error of numbers that follow from the scenario alone."""
         if not self.result.estimated:
             return "none: as the scenario says"
         return f"unknown in what nobody has published: {', '.join(self.result.estimated)}"

@@ -1,4 +1,4 @@
-"""The answer of `l4spec search`: the winner, a ranked table, the front, and what binds the others."""
+"""The report of `l4spec search`: the best deployment, a ranked table, the Pareto front, and limits of the others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ REASONS = {
 
 
 def search_page(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> Page:
-    """The winner and its command, the `top` best, the front, and with `explain` what binds each loser."""
+    """The best deployment and its command, the `top` best, the front, and with `explain` the limits of the others."""
     sections = [Section("", (Lines((verdict(answer),)),))]
     if answer.ranked:
         sections += _ranked_sections(answer, spec, top)

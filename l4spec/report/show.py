@@ -19,11 +19,11 @@ from planners.counts.params import count_params
 _STRIP_WIDTH = 64
 _LONGEST_STRIP = 512
 _WIDTH = 98
-"""Of the 100 columns, what an indented section has."""
+"""Columns of an indented section, of 100."""
 
 
 def show_page(graph: LayerGraph) -> Page:
-    """Name and totals, the pattern of blocks, named parts, vision, sources and what is estimated."""
+    """Name and totals, the pattern of blocks, named parts, vision, sources and estimated fields."""
     spec, estimates = graph.model.spec, estimates_of(graph.model.spec)
     figures = Figures(bool(estimates.params))
     sections = [

@@ -1,4 +1,4 @@
-"""A simulation as a page: latencies, rates, service levels, servers, curves over time, and what the times rest on."""
+"""A simulation as a page: latencies, rates, service levels, servers, curves over time, and the basis of times."""
 
 from l4spec.report.charts import time_chart
 from l4spec.report.page import Code, Facts, Figure, Lines, Page, Section, Table
@@ -56,7 +56,7 @@ def _figure(about: str, curve: TimeSeries) -> Figure:
 
 
 def capacity_page(capacity: ServiceCapacity, *, drawn: bool = False) -> Page:
-    """The highest rate within the service levels, what a trace needs by the hour, and the simulation at that rate.
+    """The highest rate within the service levels, GPUs by hour for a trace, and the simulation at that rate.
 
     `drawn`: with its curves as pictures, for documents that can hold them.
     """
@@ -72,7 +72,7 @@ def capacity_page(capacity: ServiceCapacity, *, drawn: bool = False) -> Page:
 
 
 def headline(result: SimulationResult) -> str:
-    """One sentence: what was asked, what became of it."""
+    """One sentence on the load and its result."""
     parts = [f"{whole(result.finished)} of {whole(result.requests)} requests finished in {seconds(result.duration)}"]
     if result.refused:
         why = f" ({result.refused_because[0]})" if result.refused_because else ""

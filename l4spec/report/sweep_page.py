@@ -1,4 +1,4 @@
-"""The rows of `l4spec sweep` as a table, with what was assumed and what could not be planned; and as CSV."""
+"""The rows of `l4spec sweep` as a table, with assumptions and unplanned variants; and as CSV."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ Cell = Callable[[SweepRow], str]
 
 
 def sweep_page(sweep: SweepTable) -> Page:
-    """A row a variant, then what was planned, prices, and why variants have no numbers."""
+    """A row per variant, the plan's settings, prices, and the reasons of variants without numbers."""
     settings = [*_settings(sweep)]
     columns = [*settings, *_costs(sweep)]
     rows = tuple(tuple("-" if _unknown(row, name) else cell(row) for name, cell in columns) for row in sweep.rows)

@@ -11,7 +11,7 @@ from planners.plan_types import Plan
 
 
 def roofline_section(plan: Plan) -> Iterator[Section]:
-    """Kinds of layers under the roof of the machine, by what a step computes and moves; none without GPUs."""
+    """Roofline of the kinds of layers, by FLOPs and bytes of a step; none without GPUs."""
     latency = plan.latency
     if latency is None:
         return

@@ -1,4 +1,4 @@
-"""The answer of `l4spec search --mode train`: the cheapest cluster that is done in time, and what binds the others."""
+"""The report of `l4spec search --mode train`: the cheapest cluster within the deadline, and limits of the others."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from planners.plan_types import KeptState
 
 
 def training_search_page(answer: TrainingSearchAnswer, spec: str, *, top: int, explain: bool) -> Page:
-    """The winner and its command, the `top` cheapest, and with `explain` what binds each loser."""
+    """The best cluster and its command, the `top` cheapest, and with `explain` the limits of the others."""
     sections = [Section("", (Lines((training_verdict(answer),)),))]
     if answer.ranked:
         sections += _ranked_sections(answer, spec, top)

@@ -11,7 +11,7 @@ _OF_TEXT = ("text", "tokens/byte", "FLOPs/byte", "KV/byte")
 
 
 def vocabulary_page(table: VocabularyTable) -> Page:
-    """A row a vocabulary and text, then what a text costs by each vocabulary beside the first."""
+    """A row per vocabulary and text, then the cost of a text by each vocabulary relative to the first."""
     has_texts = any(row.text is not None for row in table.rows)
     headers = (*_HEADERS, *(_OF_TEXT if has_texts else ()))
     rows = tuple((*_model_cells(row), *(_text_cells(row) if has_texts else ())) for row in table.rows)

@@ -73,7 +73,7 @@ def _is_known(name: str) -> bool:
 
 
 def _check_name(written: str, name: str) -> None:
-    """Explain what is wrong with a name that is none, before the catalogue calls it unknown."""
+    """Explain an invalid name before the catalogue reports it as unknown."""
     if name and _is_known(name):
         return
     if not name or _BARE_COUNT.match(written):

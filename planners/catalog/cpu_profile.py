@@ -39,7 +39,7 @@ class SizeGrid(Spec):
 
 
 class HotColdSeconds(Spec):
-    """Seconds of what has no size, with everything in the processor's caches and without.
+    """Seconds of an operation of fixed size, with everything in the processor's caches and without.
 
     What is left when pieces that were measured one by one are taken off a whole: below 0 where they share something.
     """
@@ -120,5 +120,5 @@ class EagerTimes(Spec):
     """By number format."""
 
     def __hash__(self) -> int:
-        """Of what tells calibrations apart; tables are left out."""
+        """Hash of the identifying fields of a calibration; tables are left out."""
         return hash((self.processor, self.threads, self.torch, self.measured, self.turns))

@@ -22,7 +22,7 @@ class FullKv(Spec):
 
 
 class BoundedKv(Spec):
-    """Each layer keeps what its mask can still reach: a chunked or windowed layer at most its bound."""
+    """Each layer keeps the tokens that its mask can still reach: a chunked or windowed layer at most its bound."""
 
     kind: Literal["bounded"]
 
@@ -68,7 +68,7 @@ KvPolicy: TypeAlias = Annotated[FullKv | BoundedKv | LayerGroupsKv | TwoPoolsKv 
 class MemoryShare(Spec):
     """The share of device memory an engine gives to what `covers` lists, by default.
 
-    `of` is the whole device, or what is free once weights are loaded.
+    `of` is the whole device, or the memory that is free once weights are loaded.
     """
 
     fraction: Sourced[Share]
@@ -87,8 +87,8 @@ class Measurement(Spec):
 class ReservedTerm(Spec):
     """Memory per device that no formula gives: the median of published readings, with their spread.
 
-    `kind` is what it is spent on. It holds for tensor-parallel degrees from `min_tp` up to `max_tp`, and for versions
-    from `since` on that are earlier than `before`.
+    `kind` is its purpose. It holds for tensor-parallel degrees from `min_tp` up to `max_tp`, and for versions from
+    `since` on that are earlier than `before`.
     """
 
     kind: Consumer

@@ -30,8 +30,8 @@ SizeOrigin = Literal["program", "driver", "rule", "datasheet"]
 class PhysicalMemory(Sourced[DeviceBytes]):
     """A size of device memory with how it is known.
 
-    `program`: a program printed what it could see (torch, vLLM, Metal); `driver`: a tool of the driver listed the
-    whole, of which the driver keeps a part; `rule`: nobody printed it, it follows a rule that the note states.
+    `program`: printed by a program (torch, vLLM, Metal); `driver`: listed by a tool of the driver, which keeps a part
+    of it; `rule`: computed by a rule that the note states.
     """
 
     origin: Literal["program", "driver", "rule"] = "program"
@@ -40,8 +40,8 @@ class PhysicalMemory(Sourced[DeviceBytes]):
 class Memory(Spec):
     """Device memory.
 
-    `nominal` is what the datasheet prints, `physical` what a program sees, `free_before_load` what is left
-    of that once driver and context have taken their part and before any weight is loaded.
+    `nominal` is the datasheet's size, `physical` the size that a program sees, `free_before_load` the part that driver
+    and context leave free before any weight is loaded.
     """
 
     nominal: Sourced[DeviceBytes]

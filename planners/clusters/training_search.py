@@ -76,7 +76,7 @@ def search_training(
     """Rank every cluster that trains the model on `train_tokens` by the deadline, the cheapest first.
 
     `progress` is called with the numbers of candidates, done and in all. Raises UserError for unknown names and for
-    what cannot be asked.
+    invalid requests.
     """
     request.check_level()
     pools = pools_of(request)

@@ -1,9 +1,9 @@
-"""The one list of collectives: what the devices of a layout hand to each other in a pass, call by call.
+"""The list of collectives of a layout's devices in a pass, call by call.
 
 `collectives(graph, layout, run, stage)` gives it for one pipeline stage: the tensors that a forward pass (prefill or
 decode) or a training step sends, with calls and payload. Everything else is a function of the list: the bytes that a
 plan prints and their tiers of links (`communication`, `training_traffic`), seconds (`planners.timing`) and the counters
-of measured ranks (`planners.module.runtime_collectives`), which add what only our runtime sends beside it.
+of measured ranks (`planners.module.runtime_collectives`), which add the calls that only our runtime makes.
 
 A forward pass, Megatron's tensor parallelism (arXiv:1909.08053):
 

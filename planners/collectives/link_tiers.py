@@ -37,7 +37,7 @@ def between_hosts(layout: Layout, axis: Axis, pattern: Pattern, host_size: int) 
     """The share of an axis' traffic that crosses hosts of `host_size` devices, the mean over all devices.
 
     The mean, since a ring crosses hosts at few of its ranks, and libraries run several rings that cross at different
-    ones: it is what one device's share of a host's network carries.
+    ones: it is the load of one device's share of a host's network.
     """
     size, stride = span_of(layout, axis)
     if size == 1:

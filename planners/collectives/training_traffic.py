@@ -139,7 +139,7 @@ def training_collectives(
 def reductions(
     graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
 ) -> Iterator[Collective]:
-    """All-reduces over tp: of what layers give forward, and recomputed, and of their inputs' gradients backward."""
+    """All-reduces over tp: of layers' outputs in forward and recomputed passes, and of their inputs' gradients."""
     if layout.tp == 1:
         return
     stream, counts = load.tokens * graph.hidden_size * ACTIVATION_BYTES, _num_reductions(graph, layout, stage)
@@ -285,7 +285,7 @@ def _mixtures(graph: LayerGraph, stage: PipelineStage) -> list[RoutedExperts]:
 def _partial_gradients(
     graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, data_place: tuple[int, int]
 ) -> Iterator[Collective]:
-    """Gradients that tensor-parallel ranks add up: of what all of them hold whole, and of repeated KV heads."""
+    """Gradients that tensor-parallel ranks sum: of tensors that each has whole, and of repeated KV heads."""
     if layout.tp == 1:
         return
     whole, repeated = 0, dict[int, int]()

@@ -1,4 +1,4 @@
-"""`CostSheet`: what each group of equal layers costs in elements and FLOPs, before any hardware."""
+"""`CostSheet`: elements and FLOPs of each group of equal layers, independent of hardware."""
 
 from dataclasses import dataclass
 

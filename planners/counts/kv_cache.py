@@ -24,7 +24,7 @@ KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 
 @dataclass(frozen=True, slots=True)
 class CacheRow:
-    """Equal caching layers: what they keep by one law of growth, and how many there are.
+    """Equal caching layers: their cache by one law of growth, and their number.
 
     `bytes_per_token` on one device: of a row of the cache, which stands for several tokens where it is compressed.
     """
@@ -79,7 +79,7 @@ def state_bytes_of(engine: Engine) -> int:
 def cache_bytes(rows: tuple[CacheRow, ...], engine: Engine, context: int, sequences: int) -> int:
     """Bytes that an engine's policy keeps on one device for `sequences` sequences of `context` tokens.
 
-    The whole cache is what `rows` say: pass the rows of a device, of a stage or of the whole model.
+    `rows` may be those of a device, of a stage or of the whole model.
     """
     if not context or not sequences or not rows:
         return 0
@@ -240,7 +240,7 @@ def model_rows(graph: LayerGraph, layout: Layout, dtype_bytes: int, state_bytes:
 
 
 def explain_policy(engine: Engine) -> str:
-    """One line on what an engine keeps."""
+    """One line on an engine's cache policy."""
     text = {
         FullKv: "every layer keeps every token",
         BoundedKv: "local layers keep at most their chunk or window",
@@ -253,7 +253,7 @@ def explain_policy(engine: Engine) -> str:
 
 @kept_with(maxsize=16)
 def plan_cache(graph: LayerGraph, engine: Engine, *, dtype: str, context: int, batch: int) -> KvCache:
-    """The whole model's cache, before sharding. `bytes_per_token_global` counts only what grows with every token."""
+    """The whole model's cache, before sharding. `bytes_per_token_global` counts entries that grow with every token."""
     whole, size = Layout(), cache_dtype_bytes(dtype)
     by_group = {group: rows_of(group, whole, size, state_bytes_of(engine)) for group in caching_groups(graph)}
     rows = tuple(row for of_group in by_group.values() for row in of_group)

@@ -16,8 +16,8 @@ from planners.counts.flops import model_flops
 class MTPCounts:
     """Counts over all declared modules; FLOPs are those of one token in every module, without attention pairs.
 
-    `own` parameters are norms, projections and blocks, `copies` what the checkpoint stores of embedding and head again.
-    `active` are those of `own` that a token uses.
+    `own` parameters are norms, projections and blocks, `copies` those of embedding and head that the checkpoint stores
+    again. `active` are those of `own` that a token uses.
     """
 
     num_modules: int

@@ -1,10 +1,9 @@
 """Activation memory of one device: while serving, and while training.
 
-Serving: peak of one prefill chunk = max(2 x residual stream + live buffers of the largest layer, logits).
-Attention keeps no score matrix (flash attention). Routed tokens are assumed spread evenly
-over expert-parallel ranks. Where a sequence's tokens are divided among ranks, a layer that sees
-those of other ranks holds two more blocks of what travels, and two results, one of them in fp32. Training: what
-autograd keeps for the backward pass.
+Serving: peak of one prefill chunk = max(2 x residual stream + live buffers of the largest layer, logits). Attention
+keeps no score matrix (flash attention). Routed tokens are assumed spread evenly over expert-parallel ranks. Where a
+sequence's tokens are divided among ranks, a layer that sees those of other ranks holds two more blocks of what travels,
+and two results, one of them in fp32. Training: the tensors that autograd saves for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def kept_per_token(
 class _Saved:
     """Bytes that autograd keeps of one token in a layer's block.
 
-    In all, of attention's core, of what works token by token, and of what cut layers are given.
+    Saved bytes: in all, of attention's core, of token-wise layers, and of the inputs of cut layers.
     """
 
     every: int = 0
@@ -173,7 +172,7 @@ def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, 
 def training_bytes(
     rates: ActivationRates, layers: tuple[KeptOfLayer, ...], *, tokens: int, in_flight: int, logits: int
 ) -> int:
-    """Bytes of a stage's activations: what its layers keep of `in_flight` micro-batches of `tokens` tokens.
+    """Bytes of a stage's activations: those saved for `in_flight` micro-batches of `tokens` tokens.
 
     Beside them what one layer makes again in the backward pass, and of a stage that gives `logits` rows a token (the
     last: one, and one of each module of multi-token prediction) all of them and the gradient of one.

@@ -46,7 +46,7 @@ class Setting:
     max_num_seqs: int | None = None
     """Rows that an engine samples at most; None for its default."""
     host: HostMemory | None = None
-    """Memory of the host that takes what a single device has no room for."""
+    """Host memory to which a single device offloads."""
     with_module: bool = False
     """Include weights and cache of the declared module of multi-token prediction, which drafts."""
 
@@ -131,7 +131,7 @@ def budget_of(setting: Setting, tp: int) -> Budget | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Placement:
-    """A setting on a layout: pipeline stages with their cache rows, and what every device has in common."""
+    """A setting on a layout: pipeline stages with their cache rows, and properties common to all devices."""
 
     setting: Setting
     layout: Layout

@@ -36,7 +36,7 @@ def describe_host(placement: Placement, context: int, batch: int) -> HostMemoryU
 
 
 def _unknown(setting: Setting, tp: int) -> tuple[str, ...]:
-    """Terms that nobody measured: of the engine, or what driver and context take on this hardware."""
+    """Terms without a measurement: those of the engine, or of driver and context on this hardware."""
     hardware, engine = setting.hardware, setting.engine
     of_engine = () if setting.train else engine.unmeasured_for(tp)
     if engine.memory is not None or hardware is None or hardware.memory.free_before_load is not None:

@@ -29,7 +29,7 @@ class PipelineStage:
 
 @dataclass(frozen=True, slots=True)
 class _LayerTable:
-    """Device bytes and parameters of every text layer, of what is before the first, and after the last."""
+    """Device bytes and parameters of every text layer, and of the layers before the first and after the last."""
 
     layers: tuple["_Size", ...]
     before: "_Size"

@@ -207,7 +207,7 @@ def params_on_device(
 
 
 def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()) -> int:
-    """Of a stage's dense parameters those outside blocks: what is before the first one, and after the last."""
+    """Dense parameters of a stage outside blocks: before the first one, and after the last."""
     blocks = params_on_device(graph, layout, replace(stage, first=False, last=False), trainable)
     return params_on_device(graph, layout, stage, trainable)[0] - blocks[0]
 

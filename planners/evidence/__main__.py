@@ -30,7 +30,7 @@ _HEAD = "# Written by `python -m planners.evidence` from rows marked calibrate i
 
 
 def main() -> int:
-    """Fit and write everything; prints what was written."""
+    """Fit and write everything; prints the written files."""
     FOLDER.mkdir(exist_ok=True)
     rows = published_rows()
     for engine in ENGINES:
@@ -138,7 +138,7 @@ def _factor(term: Term, value: float) -> str:
 
 
 def _certainty(fitted: FittedTerms, family: str = "") -> list[str]:
-    """Standard errors and what rows do not determine, as YAML; of a family without those of others."""
+    """Standard errors, and factors that the rows do not determine, as YAML; those of other families are left out."""
 
     def own(name: str) -> bool:
         return "." not in name or name.partition(".")[0] == family

@@ -116,7 +116,7 @@ def with_factors(base: ServingEfficiency, values: Mapping[str, float]) -> Servin
 def fit(
     bench: Bench, base: ServingEfficiency, starts: Sequence[Mapping[str, float]] = HOSTS, *, rounds: int = 60
 ) -> FittedTerms:
-    """The factors that fit a bench best: a robust fit of log errors, near what is expected where rows are silent."""
+    """The best factors of a bench: a robust fit of log errors, near expected values if rows do not determine them."""
 
     def residuals(values: Mapping[str, float]) -> list[float]:
         return residuals_of(bench, with_factors(base, values))

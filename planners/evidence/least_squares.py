@@ -1,4 +1,4 @@
-"""Fits factors to residuals: robust least squares with priors, by scipy, and what the data say of each factor.
+"""Fits factors to residuals: robust least squares with priors, by scipy, and the standard error of each factor.
 
 scipy comes with the extra `fit`; planning needs none.
 """
@@ -18,7 +18,7 @@ _ORIGIN = 10.0
 _STEP = 1e-4
 """Step of difference quotients in log units."""
 _REACH = 6.0
-"""Spreads from what is expected beyond which no factor goes: there the rows or the law are wrong."""
+"""Largest distance of a factor from its expected value, in spreads; beyond it the rows or the law are wrong."""
 _GAIN = 1e-4
 """A step that gains less than this share of the cost ends the fit: far less than moves any factor's third digit."""
 
@@ -30,7 +30,7 @@ Residuals = Callable[[Mapping[str, float]], Sequence[float]]
 class FittedTerms:
     """Factors by name, their standard errors in log units (0.1: 10 %), and `cost`, half the sum of squares.
 
-    A standard error is of the law as written: what the law leaves out is not in it.
+    A standard error is of the law as written, without effects that the law leaves out.
     """
 
     values: Mapping[str, float]
@@ -42,7 +42,7 @@ class FittedTerms:
 def fit_terms(
     terms: Sequence[Term], residuals: Residuals, start: Mapping[str, float] | None = None, *, rounds: int = 60
 ) -> FittedTerms:
-    """The factors with the least soft-L1 cost of the residuals and of the distances to what is expected.
+    """The factors with the least soft-L1 cost of the residuals and of the distances from the expected values.
 
     The loss 2 (sqrt(1 + r^2) - 1) is quadratic within a row's noise and linear beyond: one bad row does not decide.
     Priors are residuals like the rows'. Raises UserError without scipy.
@@ -77,7 +77,7 @@ def fit_terms(
 
 
 def shared_noise(alike: Sequence[object]) -> list[float]:
-    """By how much the noise of each row exceeds one row's: what is alike is wrong together, so n rows weigh as one."""
+    """Factor on the noise of each row: errors of like rows are alike, so n of them weigh as one."""
     counts = Counter(alike)
     return [sqrt(counts[key]) for key in alike]
 

@@ -1,4 +1,4 @@
-"""Published readings of an engine's memory as predictions: weights, activations, what torch does not see, the pool."""
+"""Predictions of published memory readings of engines: weights, activations, memory outside torch, the cache pool."""
 
 import re
 from dataclasses import dataclass

@@ -27,9 +27,9 @@ THROUGHPUT = ("output_throughput_total", "output_throughput_per_gpu")
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A row beside what the planner says, in the row's unit.
+    """A row beside the planner's number, in the row's unit.
 
-    `bound` is what the published figure cannot beat: least time, or most throughput. `reason` tells why a row was not
+    `bound` is the limit of the published figure: least time, or most throughput. `reason` tells why a row was not
     replayed. `error` is relative: predicted / published - 1.
     """
 

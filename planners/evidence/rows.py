@@ -62,7 +62,7 @@ class Row:
 
     @property
     def document(self) -> str:
-        """The document without version or record: what is called one source when errors are grouped."""
+        """The document without version or record, which groups errors by source."""
         return re.split(r"[@ ]", self.source, maxsplit=1)[0]
 
     def number(self, field: str) -> int | None:

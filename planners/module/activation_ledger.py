@@ -83,7 +83,7 @@ class _Run:
         self.readers.update(seeing[-1:])  # the caller keeps it
 
     def stack(self, scope: str, index_bytes: int) -> None:
-        """Run the nodes of a scope; what its layers share is kept until its end, its result longer."""
+        """Run the nodes of a scope; tensors that its layers share live until its end, its result longer."""
         self.ledger.take(index_bytes)
         nodes = [node for node in self.graph.nodes if node.scope == scope]
         for _, run in groupby(nodes, key=lambda node: node.id if node.layer is None else str(node.layer)):
@@ -127,9 +127,9 @@ class _Run:
 
 
 def allocate(node: LayerNode, work: Work, ledger: Ledger) -> None:
-    """Let the ledger see one forward pass of a layer's module; what is allocated more at the end is the output.
+    """Record one forward pass of a layer's module in the ledger; the memory that remains at the end is the output.
 
-    Of a kind without a ledger of its own: what it declares to be alive at its peak, then the output.
+    For a kind without a ledger of its own: the buffers declared alive at its peak, then the output.
     """
     eager = eager_layer(node.kind)
     if eager is not None:

@@ -1,4 +1,4 @@
-"""FLOPs that our module executes: exactly what a FLOP counter counts.
+"""FLOPs that our module executes, exactly as a FLOP counter counts them.
 
 More than `model_flops` where dense blocks of attention compute pairs that the mask forbids, where a cached latent is
 expanded again, and in training, where the backward pass is counted operation by operation instead of as twice the

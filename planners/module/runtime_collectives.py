@@ -250,7 +250,7 @@ def _telling_the_loss(own: _Rank, step: Pass) -> Iterator[_Call]:
 
 
 def _table_bytes(own: _Rank, step: Pass) -> int:
-    """Of a tied table what is left to a rank, of the rows in which dp x ep ranks share it."""
+    """Bytes of a tied table on a rank, after dp x ep ranks divide its rows."""
     node = next(node for node in own.graph.nodes if node.role == "embedding")
     rows, width = map(len, region_of(node, node.declaration.parameters[0], own.layout, own.place))
     data = own.layout.dp * own.layout.ep

@@ -68,7 +68,7 @@ def cache_on_rank(
 ) -> int:
     """Bytes that a rank of `stage` caches for `sequences` of its own, of `tokens` tokens each that it runs.
 
-    Each layer keeps what its law says; `item` is the size of a cached number.
+    Each layer's cache follows its law; `item` is the size of a cached number.
     """
     return cache_bytes(cache_rows(graph, stage, layout.tp, item), engine("ideal"), tokens, sequences)
 
@@ -108,7 +108,7 @@ def _flops(operation: Operation, work: Work) -> int:
 
 
 def _operations(node: LayerNode, layout: Layout, place: MeshCoordinate, work: Work) -> list[Operation]:
-    """Of a narrower layer where the kind has one, else with what the rank holds of each weight."""
+    """Operations of a narrower layer if the kind has one, else with the rank's region of each weight."""
     spec = node.spec.narrowed(layout_for(node, layout).tp)
     operations = declaration_of(spec, node.width).executed_operations(work)
     return [_in_region(op, node, layout, place) if spec == node.spec else op for op in operations]

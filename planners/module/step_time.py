@@ -21,7 +21,7 @@ from planners.timing.layer_demand import UNIFORM, Routing
 
 ITEM_BYTES = {"fp32": 4, "bf16": 2}
 ROTATION = "rotation"
-"""Key under `layer` of what a rotation table takes, once a pass."""
+"""Key under `layer` of the time of a rotation table, once per pass."""
 _READING = ("product", "expert_product", "cached")
 """Pieces that are measured cold with other weights or another cache each time, their code as it is."""
 _CODE_LEAST, _CODE_MOST = 0.15, 0.45
@@ -56,7 +56,7 @@ class EagerModel:
         return self.constant(self.cold(work)) + sum(time.seconds for time in self.by_group(work))
 
     def cold(self, work: Work) -> float:
-        """The share of what a pass reads, code included, that comes from memory and not from the processor's caches."""
+        """Share of the bytes that a pass reads, code included, that comes from memory rather than from the caches."""
         return share_from_memory(self.times.resident[self.dtype], self.read_bytes(work))
 
     def by_group(self, work: Work) -> tuple[GroupTime, ...]:

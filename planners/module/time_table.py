@@ -1,4 +1,4 @@
-"""Between the points of a measured grid: powers of the sizes, which is what times are made of piece by piece."""
+"""Interpolation on a measured grid by powers of the sizes, which times are piecewise."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from planners.catalog.cpu_profile import Residency, SizeGrid
 
 
 def seconds_at(grid: SizeGrid, sizes: Sequence[float], cold: float = 0.0) -> float:
-    """Seconds at these sizes, one per axis; `cold` is the share of what is read that comes from memory.
+    """Seconds at these sizes, one per axis; `cold` is the share of the read bytes that comes from memory.
 
     Linear between neighbours in the logarithms of sizes and seconds. Above the grid the last two points continue, at
     most in proportion to the size (an axis of `squares`: to its square); below it the first point stands: there a piece

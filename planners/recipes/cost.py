@@ -256,7 +256,7 @@ def _step_seconds(
 
 
 def _checkpoint_bytes(graph: LayerGraph, phase: Phase) -> int:
-    """Weights, and the optimizer's state of what is trained."""
+    """Weights, and the optimizer's state of trained tensors."""
     graph = trained_graph(graph, phase)
     state = OPTIMIZER_BYTES[_OPTIMIZERS[phase.optimizer.kind]] * num_trained(graph, phase.trainable)
     return count_params(graph).total * WEIGHT_BYTES + state

@@ -10,9 +10,9 @@ from planners.recipes.rl.rl_plan import RlPhasePlan
 class TeacherPasses(Frozen):
     """Forward passes of a teacher over a phase's tokens: all of them, and this student's share of their cost.
 
-    `charged_flops` leaves out what the teacher's own training runs anyway and what other students share.
-    `cache_bytes` are those of the logits that `train --teacher-cache` keeps, in fp32, with their places in 4 bytes
-    each where the phase takes the largest alone.
+    `charged_flops` leaves out passes that the teacher's own training runs anyway, and other students' shares.
+    `cache_bytes` are those of the logits that `train --teacher-cache` keeps, in fp32, with their places in 4 bytes each
+    where the phase takes the largest alone.
     """
 
     teacher: str
@@ -27,12 +27,12 @@ class TeacherPasses(Frozen):
 class PhasePlan(Frozen):
     """One phase. `model_flops` is the mathematics of all steps, teachers aside; null times say why in `notes`.
 
-    `gpu_hours` and what follows from it include the teacher's passes. `generated_flops` are forward passes of answers
-    that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they are. A
-    checkpoint holds bf16 weights and the optimizer's state of what is trained. `trainable` names that, nothing: all;
-    `tiles_per_step` are image tiles.
-    `num_modules` of multi-token prediction train, too: `module_params` are their own parameters, `module_bytes` what
-    they add on a GPU of the last stage to weights, gradients, optimizer states and activations.
+    `gpu_hours` and quantities computed from it include the teacher's passes. `generated_flops` are forward passes of
+    answers that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they
+    are. A checkpoint has bf16 weights and the optimizer's state of trained tensors. `trainable` names that, nothing:
+    all; `tiles_per_step` are image tiles. `num_modules` of multi-token prediction train, too: `module_params` are their
+    own parameters, `module_bytes` what they add on a GPU of the last stage to weights, gradients, optimizer states and
+    activations.
     """
 
     name: str

@@ -64,7 +64,7 @@ def num_module_params(graph: LayerGraph, phase: Phase) -> int:
 
 
 def step_flops(graph: LayerGraph, phase: Phase, num_tiles: int) -> int:
-    """FLOPs of one optimizer step: forward, and what of the backward pass is needed.
+    """FLOPs of one optimizer step: forward, and the needed parts of the backward pass.
 
     A module of multi-token prediction runs on all tokens of a row, its head too.
     """

@@ -1,7 +1,7 @@
 """The search for deployments: every candidate of the space, the ones that meet all limits by price, the others' bounds.
 
 The space: hardware x sizes of a replica (powers of two, and all GPUs that there are) x layouts x schemes x KV dtypes x
-engines x replicas, or loads of one replica. Nothing is sampled: what is left out is ruled out by proof and counted.
+engines x replicas, or loads of one replica. Nothing is sampled: candidates are only left out by proof, and counted.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ MOST_RANKED = 1000
 
 
 def search_deployments(graph: LayerGraph, request: SearchRequest, *, progress: Progress | None = None) -> SearchAnswer:
-    """Rank every deployment that serves the request within its limits; say of the others what binds them.
+    """Rank every deployment that serves the request within its limits, and report the limits that exclude the others.
 
     `progress` is called with the numbers of kinds of deployment, done and in all. Raises UserError for unknown names
-    and for what cannot be asked.
+    and for invalid requests.
     """
     request.check_level()
     pools = pools_of(request)
@@ -174,7 +174,7 @@ def plan_of(point: Candidate, request: SearchRequest) -> PlanRequest:
 
 
 def _losers(kinds: list[ReplicaKind], points: list[Candidate], tally: Tally, request: SearchRequest) -> Iterator[Loser]:
-    """Kinds without a candidate that meets every limit, each with what binds its nearest one."""
+    """Kinds without a candidate that meets every limit, each with the limits that its nearest one misses."""
     nearest, meeting = dict[ReplicaKind, Candidate](), set[ReplicaKind]()
     for point in points:
         if not point.needs:

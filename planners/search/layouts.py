@@ -22,7 +22,7 @@ MANY_DEVICES = 4096
 def largest(room: Callable[[int], int], limit: int) -> int:
     """The largest n in 1..limit with `room(n) >= 0`, which it is up to some point and not after it; 0 if it never is.
 
-    Memory grows nearly linearly, so most steps interpolate between the ends; every third one halves what is left.
+    Memory grows nearly linearly, so most steps interpolate between the ends; every third one halves the interval.
     """
     if limit < 1 or (room_low := room(1)) < 0:
         return 0

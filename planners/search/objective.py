@@ -55,7 +55,7 @@ def untimed(rows: tuple[LayoutRow, ...]) -> int:
 
 
 def choose(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRow, ChosenBy]:
-    """The row that serves the objective best, and by what it was chosen: `time` or `memory`.
+    """The best row for the objective, and the criterion of the choice: `time` or `memory`.
 
     fastest: the shortest request (without output tokens the shortest decode step; in training the shortest step).
     cheapest: the most tokens of a GPU. Where no time is estimated the simplest; for the other objectives by memory.

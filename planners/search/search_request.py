@@ -25,7 +25,7 @@ CHOSEN_HERE = {
     "host_memory": "a search ranks by estimated time, which has not been measured with weights in host memory",
     "draft_acceptance": "a search ranks engines by estimated time, and no measured row drafts",
 }
-"""Options of a plan that a search of serving decides by itself, with what to give instead."""
+"""Options of a plan that a search of serving decides by itself, with the option to give instead."""
 _CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})
 CHOSEN_IN_TRAINING = {"cp": NOT_TIMED_UNDER_CP, "objective": "a search ranks by price"}
 """The same of a search of training."""
@@ -114,7 +114,7 @@ class SearchRequest(PlanRequest):
     ] = None
 
     def candidate(self, **options: object) -> PlanRequest:
-        """The plan of one candidate: what both have in common, and `options` of the candidate."""
+        """The plan request of one candidate: the search's options, and `options` of the candidate."""
         shared = {
             name: value
             for name, value in self.echo().items()
@@ -128,7 +128,7 @@ class SearchRequest(PlanRequest):
         return self.most_gpus or (MOST_SERVING if self.mode == "serve" else MOST_TRAINING)
 
     def check_level(self) -> None:
-        """Raise UserError for what a search cannot do without, and for what it chooses itself."""
+        """Raise UserError for missing required options, and for options that a search chooses itself."""
         training = self.mode == "train"
         problems = [*(self._missing_in_training() if training else self._missing()), *self._chosen(), *self._twice()]
         if problems:

@@ -24,7 +24,7 @@ _AS_ASKED: Mapping[str, None] = {}
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A changed deployment; `what` says the change to a person."""
+    """A changed deployment; `what` describes the change."""
 
     what: str
     deployment: Deployment
@@ -44,8 +44,9 @@ class _Change:
 def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
     """Changes after which the plan fits, each with the complete options that plan it.
 
-    First what keeps the work and the GPUs: one smaller format, or where none is enough two; memory of the host beside
-    one GPU. Then less work, then more GPUs; where no format was enough, both again together with the smallest one.
+    First changes that keep the workload and the GPUs: one smaller format, or two if one is not enough; memory of the
+    host beside one GPU. Then less work, then more GPUs; where no format was enough, both again together with the
+    smallest one.
     """
     asked, training = _as_asked(deployment), deployment.setting.train is not None
     single = _fitting(_leaner_training(asked) if training else _smaller_formats(asked))

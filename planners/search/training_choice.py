@@ -1,5 +1,4 @@
-"""Choice of the memory settings of training that are left open: ZeRO stage, checkpointing and micro-batch of each
-layout.
+"""Choice of memory settings of training that are left open: ZeRO stage, checkpointing and micro-batch per layout.
 
 The fastest that leaves `ROOM` of the device free; if nothing does, the fastest that fits. Exact: a setting is skipped
 only if a bound of its time is no better than a time that was found. Times are compared with `caution`.
@@ -22,7 +21,7 @@ from planners.timing.machine import Machine
 from planners.timing.training_report import TimedTraining
 
 ZERO_STAGES = (1, 2, 3)
-"""Stage 0 sends what stage 1 sends and keeps more."""
+"""Stage 0 has the traffic of stage 1 and needs more memory."""
 MICRO_BATCHES = (1, 2, 4, 8)
 ROOM = 0.1
 """Share of the device that a comfortable setting leaves free: fragmentation and buffers are in no plan."""

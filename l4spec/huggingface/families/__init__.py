@@ -1,4 +1,4 @@
-"""One file per model family: what its config says, how a spec says it, and what its checkpoints call the tensors.
+"""One file per model family: reading and writing its config, and the names of tensors in its checkpoints.
 
 A file with a `FAMILY` is found by its being here. An export tries the families of `_FIRST` in order, then the others by
 name, those with towers at the end.

@@ -36,7 +36,7 @@ _STREAMS = {"count": "hc_mult", "sinkhorn_iterations": "hc_sinkhorn_iters"}
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """The base model; what drafts further tokens (`num_nextn_predict_layers`) stands outside of it."""
+    """The base model; modules of multi-token prediction (`num_nextn_predict_layers`) are outside of it."""
     fields.expect("hidden_act", "silu")
     fields.expect("router_jitter_noise", 0.0, 0)
     count = num_layers(fields)
@@ -314,7 +314,7 @@ _SAVED: Renames = {
     "text.layers.#.attention_streams.": f"{_LAYER}hc_attn_",
     "text.layers.#.ffn_streams.": f"{_LAYER}hc_ffn_",
 }
-"""Names that `save_pretrained` of transformers 5 writes, by what its conversion_mapping.py undoes."""
+"""Names that `save_pretrained` of transformers 5 writes, from the inverse of its conversion_mapping.py."""
 _PUBLISHED: Renames = {
     "text.embedding.": "embed.",
     f"{_ATTENTION}kv_norm.": "layers.#.attn.kv_norm.",

@@ -1,4 +1,4 @@
-"""`qwen2`: Qwen 2 and 2.5, with biases on queries, keys and values; also what Qwen 3 shares with them."""
+"""`qwen2`: Qwen 2 and 2.5, with biases on queries, keys and values; and the parts that Qwen 3 shares."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Families that are known and not read, each with what the layer kinds lack to say it."""
+"""Known families that cannot be imported, each with the missing layer kinds."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -48,4 +48,4 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "bert": "an encoder without a causal mask",
     }
 )
-"""`model_type` to what is missing, as it completes "… is not read: ". What is unknown is not listed."""
+"""Missing features by `model_type`, to complete "… is not read: ". What is unknown is not listed."""

@@ -147,7 +147,7 @@ class RlSimulation:
             self.ends[index] = self.replicas[index].next_end()
 
     def _take(self) -> None:
-        """Let the idle learner begin, if what has ended is what it waits for."""
+        """Let the idle learner begin if the answers that it waits for have ended."""
         setup, size = self.setup, self.awaited
         if not self._has_next(size):
             return
@@ -184,7 +184,7 @@ class RlSimulation:
         self._set_limits()
 
     def _push(self) -> None:
-        """Replicas stand still while they take new weights: at once, or when they have ended what they began."""
+        """Replicas pause while they load new weights: at once, or when their answers have ended."""
         for index, replica in enumerate(self.replicas):
             replica.advance(self.now)
             if self.setup.is_partial or not replica.ends:

@@ -27,7 +27,7 @@ def planned_decode(
 ) -> PlannedDecode:
     """A replica on `gpus`, with sequences of `context` tokens in the mean and room for `longest` in one of them.
 
-    Sizes double up to the slots of `rollouts`, or to what the GPUs hold. Raises UserError where not one sequence fits.
+    Sizes double up to the slots of `rollouts`, or to the GPUs' capacity. Raises UserError where not one sequence fits.
     """
     known: list[tuple[int, float]] = []
     is_bound = False

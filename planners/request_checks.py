@@ -13,7 +13,7 @@ from planners.video import video_problems
 
 
 def check(request: PlanRequest, graph: LayerGraph) -> None:
-    """Raise UserError with everything that is wrong with planning `graph` as asked."""
+    """Raise UserError with all problems of planning `graph` by the request."""
     of_mode = _training_only(request) if request.mode == "serve" else _serving_only(request)
     of_model = (*_tokens(request, graph), *_vision(request, graph))
     problems = [

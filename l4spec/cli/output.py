@@ -34,7 +34,7 @@ def write(
     *,
     force: bool,
 ) -> None:
-    """Write a report as asked for: the document itself as JSON, else its page as text, Markdown or HTML.
+    """Write a report in the requested format: the document itself as JSON, else its page as text, Markdown or HTML.
 
     This is the one place that knows the formats; a page, and a document that is a function, is made only where one
     is written.

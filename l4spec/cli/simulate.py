@@ -82,7 +82,7 @@ def simulate_command(
 
 
 def _show(result: "SimulationResult", svg: Path | None, style: o.Format, out: Path | None, force: bool) -> None:
-    """The page, drawn where it can be, and the picture that was asked for."""
+    """Show the page, with charts if possible, and write the requested picture."""
     from l4spec.report.simulate_page import curves_svg, simulate_page, simulate_report
 
     page = simulate_report if style is o.Format.HTML else simulate_page
@@ -99,7 +99,7 @@ def _simulated(
     files: Mapping[str, Path | None],
     force: bool,
 ) -> "SimulationResult":
-    """One simulation, with the files that were asked for."""
+    """Run one simulation and write the requested files."""
     from planners.simulate.exports import requests_csv, timeline
     from planners.simulate.run import Simulation
 

@@ -107,7 +107,7 @@ class Explorer:
 def _read(
     question: Question, parent: ExploredModel, controls: Mapping[str, Control]
 ) -> tuple[ExploredModel, PlanRequest]:
-    """The variant and the options asked for; the problems of both at once."""
+    """The requested variant and options, or the problems of both."""
     problems: list[Problem] = []
     variant, request = parent, PlanRequest()
     try:

@@ -8,7 +8,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOSTS = ("127.0.0.1", "localhost")
-"""Names under which this machine is asked. A page of another site whose name was bound to 127.0.0.1 sends its own."""
+"""Host names of this machine in requests. A page of another site whose name was bound to 127.0.0.1 sends its own."""
 HEADERS: Mapping[str, str] = {
     "cache-control": "no-store",
     "cross-origin-opener-policy": "same-origin",

@@ -21,7 +21,7 @@ _PLACES = {"FAMILIES": "families", "export_config": "exporting"}
 
 
 def __getattr__(name: str) -> Any:
-    """Families are imported when one is asked for: every plan passes by here on its way to a spec."""
+    """Families are imported on first use, because every plan imports this package."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'importing')}"), name)

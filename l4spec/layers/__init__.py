@@ -1,9 +1,8 @@
 """All layer kinds: the ones of this package, listed by name, and those that other packages register.
 
-A kind of ours is imported when it is first asked for by name, so that a model costs only the kinds that it has. A
-package adds a kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are
-loaded for a name that is not ours, or for the list of all kinds, because the packages that they load import this
-module.
+A kind of ours is imported on first access by name, so that a model imports only the kinds that it has. A package adds a
+kind by an entry point in the group `l4spec.layers` whose object is a `LayerKind`. Entry points are loaded for a name
+that is not ours, or for the list of all kinds, because the packages that they load import this module.
 """
 
 import os
@@ -54,7 +53,7 @@ OWN_KINDS_ONLY = "L4SPEC_OWN_KINDS_ONLY"
 
 
 class _Kinds(Mapping[str, LayerKind]):
-    """Every known layer kind by its name, imported when it is asked for."""
+    """Every known layer kind by its name, imported on first access."""
 
     def __getitem__(self, name: str) -> LayerKind:
         return _own(name) if name in OWN_NAMES else _others()[name]
@@ -71,7 +70,7 @@ class _Kinds(Mapping[str, LayerKind]):
 
 
 KINDS: Mapping[str, LayerKind] = _Kinds()
-"""Every known layer kind by its name, imported when it is asked for."""
+"""Every known layer kind by its name, imported on first access."""
 
 
 @lru_cache(maxsize=len(OWN_NAMES))

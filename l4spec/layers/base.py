@@ -40,7 +40,7 @@ class LayerSpec(Spec):
         """The layer that each of `tp` tensor-parallel ranks computes, whose outputs add up to this one's.
 
         Kinds with axes that are cut (`l4spec.sharding.rules.MESH_AXIS`) override it; every other one is the same on all
-        ranks. Sizes are taken as divisible: whoever cuts has asked whether the layout is legal.
+        ranks. Sizes are assumed divisible: the caller has checked the layout.
         """
         return self
 

@@ -1,4 +1,4 @@
-"""A page as one HTML file that asks for nothing: style, drawings and every number's origin inside, no script at all."""
+"""A page as one self-contained HTML file: style, drawings and every number's origin inside, without scripts."""
 
 from dataclasses import replace
 

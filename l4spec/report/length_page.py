@@ -19,7 +19,7 @@ _Shares = dict[int, list[float]]
 
 
 def length_section(name: str, runs: Runs) -> Section | None:
-    """Right answers by length of each variant and phase, drawn after the last; None where none were asked for."""
+    """Right answers by length of each variant and phase, drawn after the last; None without a length test."""
     curves = {
         (variant, phase): shares
         for variant in dict.fromkeys(variant for variant, _ in runs)
@@ -53,7 +53,7 @@ def length_section(name: str, runs: Runs) -> Section | None:
 
 
 def length_svg(name: str, runs: Runs) -> str:
-    """The curves as a picture of their own. Raises UserError without jinja2, and where nothing was asked for."""
+    """The curves as a picture of their own. Raises UserError without jinja2, and without a length test."""
     section = length_section(name, runs)
     if section is None:
         raise UserError(f"{name}: no phase was run, so no length was asked at")

@@ -28,7 +28,7 @@ def output_price(plan: Plan) -> float | None:
 
 
 def run_price(plan: Plan) -> float | None:
-    """USD of a training run; None where no price is known, or no run was asked for."""
+    """USD of a training run; None without a price or a run."""
     price, hours = price_of(plan), times_of(plan).gpu_hours
     return None if price is None or hours is None else price[0] * hours
 

@@ -27,7 +27,7 @@ MODEL = "spec"
 
 @dataclass(frozen=True, slots=True)
 class DocumentKind:
-    """One kind of document: its word after `kind:`, and `module:Class` of its schema, imported when asked for."""
+    """One kind of document: its name after `kind:`, and `module:Class` of its schema, imported on use."""
 
     name: str
     schema: str

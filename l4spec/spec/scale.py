@@ -56,7 +56,7 @@ def scale_spec(spec: ModelSpec, scale: Scale = Fraction(1), *, num_layers: int |
 
     `tiny` makes the stream about 64 wide, the vocabulary 512, and lays each pattern once. Widths are rounded to
     multiples of 8 and heads to at least two, so that counts shrink about as `scale` squared: no checkpoint of the
-    original fits. Raises UserError when the model has fewer blocks than asked for.
+    original fits. Raises UserError if the model has fewer blocks than requested.
     """
     if num_layers is not None and not 1 <= num_layers <= spec.text.num_layers:
         raise UserError(f"--layers: expected 1 to {spec.text.num_layers} layers, found {num_layers}")

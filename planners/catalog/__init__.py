@@ -4,7 +4,7 @@
     quantization("w4a16").law_for(Target("q_proj.weight", "attention", "linear"))
     engine("vllm-hybrid").reserved_for(tp=4)
 
-A path to a YAML file works wherever a name does. Shipped entries are read when first asked for, and once.
+A path to a YAML file works wherever a name does. Shipped entries are read once, on first use.
 """
 
 from functools import lru_cache

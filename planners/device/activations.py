@@ -146,7 +146,7 @@ def buffer_bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout)
 
 
 def _passing_bytes(group: LayerGroup, layout: Layout) -> int:
-    """Two blocks of what travels, as large as an own one, a block's result, and all blocks' results in fp32."""
+    """Two blocks of passed rows, as large as an own one, a block's result, and all blocks' results in fp32."""
     results = (b for b in group.declaration.live(Work(1, 1)) if b.name == "attended")
     width = sum(shard_size(dim, layout) for buffer in results for dim in buffer.dims)
     return 2 * bytes_per_token(group, layout, ACTIVATION_BYTES) + width * (ACTIVATION_BYTES + SUM_BYTES)

@@ -102,7 +102,7 @@ def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layou
 
 @kept_with(maxsize=256)
 def _sizes_by_tp(graph: LayerGraph, scheme: Scheme, tp: int) -> dict[str, _Size]:
-    """Sizes of layers by their id, which `_node_size` fills in as they are asked for."""
+    """Cache of the sizes of layers by their id, filled by `_node_size`."""
     return {}
 
 

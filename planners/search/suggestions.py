@@ -105,7 +105,7 @@ def _holds(asked: _Change, num_gpus: int, options: dict[str, None]) -> bool:
 def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, None] = _AS_ASKED) -> Iterator[Placement]:
     """Every legal layout of so many GPUs that could hold the weights; `options` are degrees that are given up.
 
-    Placed one by one, those with most shards first: whoever asks for one that fits is done at the first.
+    Placements one by one, those with most shards first, so that a search for one that fits ends early.
     """
     request, setting, context = deployment.request, deployment.setting, deployment.context
     fixed = {axis: getattr(request, axis) for axis in ("tp", "ep", "pp", "dp")} | dict(options)

@@ -32,7 +32,7 @@ class _Tried:
     setting: TrainSetting
     seconds: float
     compared: float
-    """Seconds with the caution that the setting asks for."""
+    """Seconds times the setting's caution."""
     room: int
     comfortable: bool
     place_in_line: int

@@ -1,6 +1,6 @@
 """Simulation of a deployment under load, request by request.
 
-    requests    what one request asks for and what became of it
+    requests    sizes, times and outcome of one request
     cache/      blocks of the KV cache: pool, shared prefixes, laws by which a sequence's blocks grow
     engines/    schedulers of vLLM, SGLang and TensorRT-LLM, one policy each, by their own documented rules
     times/      seconds of a step: from the planner's step model, from tables of kernels, or fixed

@@ -1,4 +1,4 @@
-"""The highest rate that a deployment holds under its service levels, and what a trace needs by the hour."""
+"""The highest rate that a deployment sustains within its service levels, and the GPUs by hour for a trace."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -31,7 +31,7 @@ class EventClock:
         heappush(self._events, (time, self._count, action, arguments))
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Go from event to event until none is left, or `stop`, asked now and then, says so; True in that case."""
+        """Process events until none is left, or until `stop`, called now and then, returns True; then return True."""
         events, ticks = self._events, 0
         while events:
             time, _, action, arguments = heappop(events)

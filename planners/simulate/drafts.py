@@ -75,7 +75,7 @@ class Besides:
     """Bytes on one device that a model's own plan does not count: of `others`, of its draft, and per token of a cache.
 
     A module of multi-token prediction (`is_module`) is on the last pipeline stage alone. The model's cache may take
-    `share` of what is left.
+    `share` of the remaining memory.
     """
 
     others: int

@@ -18,7 +18,7 @@ _US = 1e3
 
 
 def requests_csv(requests: Sequence[Request]) -> str:
-    """One line a request, times in seconds; what did not happen is empty."""
+    """One line per request, times in seconds; times of events that did not happen are empty."""
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

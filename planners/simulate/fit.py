@@ -1,12 +1,12 @@
-"""`--fit`: an engine's factors from one run of one's own, so that simulated requests take what measured ones took.
+"""`--fit`: an engine's factors from a user's own run, so that simulated times equal the measured ones.
 
 The run's requests are served again with other factors until the first `num_fitted` of them fit best:
 
     cost = mean of log(simulated / measured)^2 over end-to-end latency and, at half weight, time to first token
            + WEIGHT x sum of (log(factor / prior) / spread)^2
 
-The prior is the engine's published fit, its spreads those of that fit. It keeps what a run does not determine where it
-was; such factors are named. Requests of one model have one constant, `request`: its prior is that of dense models, and
+The prior is the engine's published fit, its spreads those of that fit. Factors that a run does not determine keep their
+prior values, and are named. Requests of one model have one constant, `request`: its prior is that of dense models, and
 `moe_request` is 0. All arrivals and lengths of the run are used, only the first requests' latencies.
 """
 
@@ -49,7 +49,7 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Fitted factors, their errors on the requests they saw and on the others, and what the run does not determine."""
+    """Fitted factors, their errors on the requests of the fit and on others, and the undetermined factors."""
 
     factors: ServingEfficiency
     seen: Errors
@@ -162,7 +162,7 @@ def _fields(times: PlannedTimes) -> tuple[str, ...]:
 
 
 def _moved(prior: ServingEfficiency, fields: Sequence[str], point: Sequence[float]) -> ServingEfficiency:
-    """The prior with factors multiplied by the exponentials of `point`, none beyond what its term allows."""
+    """The prior with factors multiplied by the exponentials of `point`, each within the limits of its term."""
     values = {}
     for name, x in zip(fields, point, strict=True):
         value = getattr(prior, name) * exp(max(-5.0, min(5.0, x)))

@@ -2,7 +2,8 @@
 
 Decoding requests are not touched step by step. They share a clock of decode steps: a request that joined at tick j with
 c computed tokens has c + clock - j now, it takes a block whenever that is a multiple of the block size, and its last
-step is known when it joins. So a step costs what changes in it, and runs of equal steps are taken at once.
+step is known when it joins. So the cost of a step is proportional to its changes, and runs of equal steps are processed
+at once.
 """
 
 from collections import deque
@@ -34,7 +35,7 @@ class Scheduler(Protocol):
         ...
 
     def claims(self, rank: "Rank") -> int:
-        """Blocks that a rank needs for what it has begun, which others must leave to it."""
+        """Blocks that a rank needs for its unfinished work, which others must leave free."""
         ...
 
 
@@ -338,7 +339,7 @@ class Rank:
 
 
 def _goal(request: Request) -> int:
-    """Tokens that a waiting request must compute: its prompt, and after a preemption what it had generated."""
+    """Tokens that a waiting request must compute: its prompt, and after a preemption its generated tokens."""
     return request.prompt + request.generated
 
 

@@ -17,6 +17,6 @@ class Recorder:
                 column.append(value)
 
     def state(self, now: int, server: int, running: int, waiting: int, used: int) -> None:
-        """Note what a server holds from `now` on."""
+        """Record a server's state from `now` on."""
         for column, value in zip(self.states, (now, server, running, waiting, used), strict=True):
             column.append(value)

@@ -94,7 +94,7 @@ class Replica:
         rank.policy.enqueue(rank, request)
 
     def start(self, now: int) -> int | None:
-        """Plan what comes next; returns when it ends, or None where nothing can be done."""
+        """Plan the next steps; returns the time of their end, or None if nothing can run."""
         if self.gpus is not None:
             for rank in self.ranks:
                 rank.stall(now - self.ended_at)  # others had the GPUs since then
@@ -120,7 +120,7 @@ class Replica:
         return self.run.end
 
     def _schedule(self, now: int) -> None:
-        """Plan the step of each rank; those that share a pool leave each other what they have begun."""
+        """Plan the step of each rank; ranks that share a pool leave free the blocks of the others' unfinished work."""
         if len(self.pools) == len(self.ranks):
             for rank in self.ranks:
                 rank.policy.schedule(rank, now)

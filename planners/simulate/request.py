@@ -128,7 +128,7 @@ class SimulateRequest(Options):
     )
 
     def assignments(self, key: str) -> Mapping[tuple[str, ...], tuple[Any, str]]:
-        """Field of a scenario → what the options say there, as YAML would, and the option; `key` is the model's."""
+        """Assignments of the options by field of the scenario: (value as in YAML, option); `key` is the model's."""
         assigned: dict[tuple[str, ...], tuple[Any, str]] = {}
 
         def assign(path: tuple[str, ...], name: str, value: Any = None) -> None:

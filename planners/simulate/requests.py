@@ -1,4 +1,4 @@
-"""One request: what it asks for, and when what became of it. Times are integer nanoseconds."""
+"""One request: its sizes, and the times of its events. Times are integer nanoseconds."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,8 +14,8 @@ Outcome = Literal["waiting", "finished", "refused", "cut"]
 class Request:
     """A prompt of `prompt` tokens that is answered with `output` tokens.
 
-    `path` are the ids of the prompt's whole blocks, for sharing; `tail` is the first id of what follows the path (the
-    rest of the prompt, and the answer). `session` tells requests of one conversation.
+    `path` are the ids of the prompt's whole blocks, for sharing; `tail` is the first id after the path (the rest of the
+    prompt, and the answer). `session` tells requests of one conversation.
     """
 
     number: int

@@ -100,7 +100,7 @@ class Simulation:
         return Simulation(self.loaded, {**self.servers, key: replace(self.servers[key], times=times)})
 
     def run(self, *, time_limit: float | None = None, progress: Progress | None = None) -> Outcome:
-        """Run to the end, or for `time_limit` seconds of real time. Ctrl-C ends it too; what is done counts."""
+        """Run to the end, or for `time_limit` seconds of real time. Ctrl-C ends it too; completed requests count."""
         began = monotonic()
         ended: Ended = "finished"
 

@@ -1,4 +1,4 @@
-"""The plan of a scenario, without simulating: what each server holds, GPUs and price in all, and one request alone.
+"""The plan of a scenario, without simulation: memory of each server, GPUs and price in all, and one request alone.
 
 A request of mean length passes the chain while nothing else runs, by the same step times as in the simulation. It is
 the first turn of its session and finds nothing cached, as the first request of a simulation does.
@@ -34,9 +34,9 @@ class _Frozen(BaseModel):
 class ServerPlan(_Frozen):
     """One model's servers. Bytes are of the fullest device of one replica.
 
-    `own_bytes` are the model's weights, activations and engine overhead, `beside_bytes` what else is there (models
-    and stages on the same GPUs, drafts), `cache_bytes` what is left for its cache. `sequences` of the mean request fit
-    at a time in all replicas. `num_gpus` counts all replicas; a model on another's GPUs is counted there.
+    `own_bytes` are the model's weights, activations and engine overhead, `beside_bytes` those of other models and
+    stages on the same GPUs and of drafts, `cache_bytes` the rest for its cache. `sequences` of the mean request fit at
+    a time in all replicas. `num_gpus` counts all replicas; a model on another's GPUs is counted there.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""From a model's deployment to servers: layout, blocks of cache, step times, and what all of it rests on."""
+"""Servers of a model's deployment: layout, blocks of cache, step times, and their basis."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,9 +44,9 @@ FindFile = Callable[[str], Path]
 
 @dataclass(frozen=True, slots=True)
 class ServerMemory:
-    """Bytes on the fullest device of a replica: the model's `own` besides its cache, what else lies `beside` it.
+    """Bytes on the fullest device of a replica: the model's `own` without its cache, and others' `beside` it.
 
-    `cache` is what is left for the model's cache, `capacity` all that the engine may use; None where nothing limits.
+    `cache` is the rest for the model's cache, `capacity` the limit of the engine; None without a limit.
     """
 
     own: int
@@ -322,7 +322,7 @@ def _kernel_times(
     layout: Layout,
     find: FindFile,
 ) -> KernelStepTimes:
-    """Tables of kernels, and for routed layers how many experts a step reaches and what their exchange takes.
+    """Tables of kernels, and for routed layers the experts that a step reaches and the time of the exchange.
 
     Tokens are gathered by all ranks and partial results scattered back, as vLLM's default `allgather_reducescatter`.
     """

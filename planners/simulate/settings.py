@@ -1,4 +1,4 @@
-"""A scheduler's settings: what a scenario says over the defaults of the engine's named version."""
+"""A scheduler's settings: those of a scenario over the defaults of the engine's version."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ POLICIES: dict[str, type[Policy]] = {
 
 
 def settings_of(defaults: SchedulerDefaults, chosen: SchedulerSpec, device_bytes: int | None) -> Settings:
-    """The defaults of an engine with what a scenario sets; `device_bytes` tells small devices from large ones.
+    """The defaults of an engine with a scenario's settings; some defaults depend on `device_bytes`.
 
     Raises UserError for settings that the engine's scheduler does not have.
     """

@@ -75,7 +75,7 @@ class SpeculativeRank(Rank):
         self._slots[request.order] = self._slots_up_to(request.computed)
 
     def end_step(self, steps: int, now: int) -> tuple[list[Request], list[Request]]:
-        """Advance every decoding request by what is accepted, then as a plain rank does with chunks of prompts."""
+        """Advance every decoding request by its accepted tokens, and chunks of prompts as in a plain rank."""
         done: list[Request] = []
         if self.decodes:
             self.clock += 1

@@ -1,7 +1,8 @@
 """Additional time of a prefill in small chunks: each is a step of its own, which reads the weights again.
 
 A prompt is planned as one step, and factors were fitted that way on engines whose steps take `DEFAULT_PREFILL_CHUNK`
-tokens. Smaller chunks take what their steps take more than those of that size, which is nothing for a short prompt.
+tokens. The additional time of smaller chunks is that of their steps above steps of that size; it is 0 for a short
+prompt.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
 MOST_TIMED = 16
-"""Steps of full chunks that are timed; between them the time is taken as linear in what is cached."""
+"""Number of full chunks that are timed; between them the time is interpolated linearly in the cached tokens."""
 
 
 def further_steps(prompt: int, chunk: int) -> int:

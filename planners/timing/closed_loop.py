@@ -1,7 +1,7 @@
-"""From steps to what users see: time to first token, time per output token and throughput, in a closed loop.
+"""Times of users from those of steps: time to first token, time per output token and throughput, in a closed loop.
 
 `concurrency` clients each send a request, wait for its last token and send the next. Prompts are prefilled in chunks
-mixed into decode steps (vLLM, SGLang, TensorRT-LLM), so every prompt slows everybody's tokens by what it adds:
+mixed into decode steps (vLLM, SGLang, TensorRT-LLM), so every prompt slows all requests' tokens by its additional time:
 
     TPOT = decode(n) / tokens of a step + (n - 1) / output * prefill
     TTFT = request + (waited steps + 1) * decode(n) + prefill + waiting for other prompts
@@ -113,7 +113,7 @@ def _others(model: StepModel, decoding: float, context: float, *, server: bool) 
 
 
 def most_throughput(model: StepModel, load: Load) -> Served:
-    """The best closed loop with any number of clients that the cache holds: what an offline benchmark finds."""
+    """The best closed loop with any number of clients that the cache has room for, as in an offline benchmark."""
     best = serve(model, load)
     tried = load.capacity
     while tried > 8:

@@ -28,7 +28,7 @@ def module_model(target: StepModel, module: LayerGraph) -> StepModel:
 
 
 def drafting(target: StepModel, module: LayerGraph, acceptance: tuple[float, ...]) -> StepModel:
-    """The target, whose decode steps check what the module drafts."""
+    """The target model, whose decode steps verify the module's drafts."""
     return replace(target, drafts=Drafts(module_model(target, module), acceptance))
 
 

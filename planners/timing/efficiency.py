@@ -1,4 +1,4 @@
-"""The fitted half of an estimate: what share of its peaks an engine reaches, and what it spends besides.
+"""Fitted factors of estimates: shares of the peaks that an engine reaches, and constant times.
 
 One YAML file per engine in `planners/catalog/efficiency`, written by `python -m planners.evidence` from published
 measurements that are marked for calibration. No number here is a guess, and none was fitted on a row marked `test`.
@@ -60,7 +60,7 @@ class ServingEfficiency(Entry):
     request: Seconds
     moe_request: Seconds = 0.0
     standard_errors: dict[str, float] = Field(default_factory=dict)
-    """Of each factor in log units (0.1: 10 %); what the law leaves out is not in it."""
+    """Standard error of each factor in log units (0.1: 10 %), without effects that the law leaves out."""
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
@@ -94,7 +94,7 @@ class TrainingEfficiency(Entry):
     most_devices: dict[str, int] = Field(default_factory=dict)
     """Devices of the largest fitted run by number format; beyond it an estimate is an extrapolation."""
     standard_errors: dict[str, float] = Field(default_factory=dict)
-    """Of each factor in log units (0.1: 10 %); what the law leaves out is not in it."""
+    """Standard error of each factor in log units (0.1: 10 %), without effects that the law leaves out."""
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
     """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
@@ -108,7 +108,7 @@ class TrainingEfficiency(Entry):
 
 
 def extrapolations(factors: ServingEfficiency, hardware: str, *, routed: bool, tokens: float = 0) -> tuple[str, ...]:
-    """In what a deployment is outside the rows that `factors` were fitted on: their errors are not its error.
+    """Properties of a deployment outside the rows that `factors` were fitted on, whose errors then do not apply.
 
     `tokens` of a sequence; 0 where there are many of many lengths.
     """

@@ -106,7 +106,7 @@ class GroupedMatmul(Spec):
 
 
 class GroupedMatmulLaws(Entry):
-    """Every measured kernel of an engine: what was measured, how it was fitted, and how wrong the law is."""
+    """Every measured kernel of an engine: its measurements, fit and errors."""
 
     source: Source
     fitted_on: Source

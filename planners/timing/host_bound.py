@@ -52,7 +52,7 @@ class SharedStep:
     def _with_experts_away(
         self, kind: KindProfile, use: ResourceSeconds, away: int, step: Step
     ) -> Iterator[KindLatency]:
-        """The device keeps what every token needs of each layer."""
+        """The device keeps the parts of each layer that every token needs."""
         weights = self._experts_read(kind, away, step)
         computed = use.matmul * away / kind.count * experts_part(kind)
         read = max(use.weight_read - weights / self.model.machine.bandwidth, 0.0)

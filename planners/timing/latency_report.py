@@ -1,4 +1,4 @@
-"""The `latency` section of a plan: what its layout takes, bound and estimate, for serving or for training."""
+"""The `latency` section of a plan: bound and estimate of its layout, for serving or for training."""
 
 from dataclasses import dataclass
 

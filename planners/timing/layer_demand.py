@@ -340,7 +340,7 @@ def attended(kind: KindProfile, step: Step) -> tuple[float, float]:
 
 
 def _rows_read(kind: KindProfile, context: int) -> float:
-    """Of a cache of several laws what one query reads, in tokens of `cache_bytes` bytes."""
+    """Reads of one query from a cache of several laws, in tokens of `cache_bytes` bytes."""
     read = sum(each.bytes * min(each.bound.num_read(context), each.most or context) for each in kind.reads)
     return read / kind.cache_bytes
 

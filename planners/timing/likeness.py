@@ -1,9 +1,9 @@
 """Measured rows that resemble a deployment, and the errors of their estimates, which a plan prints.
 
-A row was judged by factors fitted without its series. Rows are alike by what changes an error: whether experts are
-routed, the weights' number format, the length of a sequence, the number of GPUs, and how many requests a GPU serves.
-Lengths, GPUs and loads are alike within a factor of four. Each of these counts, in this order, where it leaves
-`LEAST_ROWS`; nothing is like a deployment of routed experts but a row of them.
+A row was judged by factors fitted without its series. Rows are alike by properties that affect the error: routed
+experts, the weights' number format, the length of a sequence, the number of GPUs, and the requests per GPU. Lengths,
+GPUs and loads are alike within a factor of four. Each of these counts, in this order, where it leaves `LEAST_ROWS`;
+nothing is like a deployment of routed experts but a row of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +91,7 @@ def _enough(rows: Sequence[JudgedRow]) -> bool:
 
 
 def errors_like(factors: "ServingEfficiency | TrainingEfficiency", case: Conditions) -> Deferred[LatencyError]:
-    """The error of each metric on the rows most like a deployment; of a file without its rows, what it states."""
+    """The error of each metric on the rows most like a deployment; for a file without rows, its own statement."""
     return Deferred(lambda: tuple(error_like(factors.judged, error.metric, case) or error for error in factors.errors))
 
 
@@ -109,8 +109,7 @@ def _summary(metric: str, rows: Sequence[JudgedRow], agreed: tuple[str, ...]) ->
 
 
 def upper(sizes: Sequence[float]) -> float:
-    """Bound that nine of ten further errors of the kind stay below: the ceil(0.9 (n + 1))-th smallest of n, or the
-    largest.
+    """Bound that nine of ten further errors stay below: the ceil(0.9 (n + 1))-th smallest of n, or the largest.
 
     Split conformal prediction (arXiv:2107.07511, section 1): the plain percentile of few errors is too small. With
     fewer than `ROWS_OF_A_P90` errors it is the largest.

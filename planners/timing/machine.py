@@ -59,7 +59,7 @@ def missing(machine: Machine, layout: Layout, dtypes: tuple[str, ...]) -> str | 
 
 
 def link_seconds(machine: Machine, layout: Layout, each: Collective) -> float:
-    """Seconds that one device's links are busy with a collective: what stays in its host, then what leaves it.
+    """Seconds that one device's links are busy with a collective: traffic inside its host, then to other hosts.
 
     `planners.collectives.link_tiers` says how much that is. Raises no error: ask `missing` first.
     """

@@ -44,7 +44,7 @@ class StaticBatch:
 
 
 class StaticBatchFactors(Spec):
-    """Shares of the published peaks that an engine reaches on one GPU, and what it spends besides."""
+    """Shares of the published peaks that an engine reaches on one GPU, and constant times."""
 
     hardware: str
     memory: Share

@@ -40,7 +40,7 @@ _ONE_ROW = ForwardPass(tokens=1, logit_rows=1)
 
 @dataclass(frozen=True, eq=False)
 class StepModel:
-    """A model under a scheme and a layout on a machine, ready to be asked for step after step.
+    """Times of a model under a scheme and a layout on a machine, for one step after another.
 
     With pipeline stages a step is one micro-batch on its way through all of them.
     """
@@ -74,7 +74,7 @@ class StepModel:
         return missing(self.machine, self.layout, dtypes)
 
     def with_efficiency(self, efficiency: ServingEfficiency) -> "StepModel":
-        """The same deployment with other factors; what does not depend on them is not computed again."""
+        """The same deployment with other factors; results that do not depend on them are shared."""
         other = replace(self, efficiency=efficiency)
         if self.unknown is None:
             vars(other).update({name: getattr(self, name) for name in _OF_ANY_EFFICIENCY})
@@ -131,7 +131,7 @@ class StepModel:
         return tuple(joined.values())
 
     def time(self, step: Step, *, server: bool = True) -> StepLatency:
-        """The time of a step, kind by kind; `server` adds what a front end costs per sequence."""
+        """The time of a step, kind by kind; `server` adds the front end's time per sequence."""
         factors, wide, uses = self.efficiency, self._wide(step), self.uses(step)
         times = tuple(
             KindLatency.of(

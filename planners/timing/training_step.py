@@ -123,7 +123,7 @@ class TrainModel:
     def _slowest_stage(self, load: TrainLoad, kinds: Sequence[KindProfile], times: Sequence[KindLatency]) -> float:
         """Time of the blocks of the slowest stage over that of a stage's equal part of all blocks; 1 where none is.
 
-        Embedding and head are left out: fitted runs have them at the ends, so that the factors hold what they add.
+        Embedding and head are left out: fitted runs have them on the end stages, so that the factors include them.
         """
         if load.pp == 1 or not load.stages:
             return 1.0

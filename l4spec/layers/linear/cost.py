@@ -6,7 +6,7 @@ from l4spec.layers.linear.spec import LinearSpec
 
 
 def declare(spec: LinearSpec, width: Width) -> Declaration:
-    """A weight [out, in], and a bias [out] when asked for: 2 * in * out FLOPs per token."""
+    """A weight [out, in], and a bias [out] if declared: 2 * in * out FLOPs per token."""
     into = Dim("adapter", width.hidden_size)
     parameters = linear("proj", Dim("projected", spec.output_size), into, "projector", bias=spec.bias)
 

@@ -9,7 +9,7 @@ from l4spec.layers.linear.spec import LinearSpec
 
 
 class LinearLayer(LayerModule):
-    """y = x W^T, with a bias when asked for."""
+    """y = x W^T, with a bias if declared."""
 
     def __init__(self, spec: LinearSpec, width: Width) -> None:
         super().__init__()

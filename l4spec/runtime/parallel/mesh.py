@@ -90,7 +90,7 @@ def _subgroup(mesh: Mesh, repeats: int) -> dist.ProcessGroup:
 
 
 def _own_of(groups: list[list[int]]) -> dist.ProcessGroup:
-    """The group that this rank belongs to; every rank has to ask for the same groups in the same order."""
+    """The group of this rank; every rank must create the same groups in the same order."""
     own: dist.ProcessGroup = dist.new_subgroups_by_enumeration(groups)[0]  # type: ignore[no-untyped-call]
     return own
 

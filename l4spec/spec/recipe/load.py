@@ -1,4 +1,4 @@
-"""Loading a recipe: its document, the model's spec (scaled where asked), and matching phases. Imports no torch."""
+"""Loading of recipes: the document, the model's spec (optionally scaled), and matching phases. Imports no torch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

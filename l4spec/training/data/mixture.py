@@ -31,7 +31,7 @@ CAPTIONED = 0.5
 
 
 class Mixture:
-    """The data of a recipe, tokenized when it is asked for; `vision` is that of the model that sees its pictures."""
+    """The data of a recipe, tokenized on use; `vision` is that of the model that sees its pictures."""
 
     def __init__(self, spec: DataSpec, seed: int, folder: Path, vision: VisionSpec | None = None) -> None:
         self.spec, self.seed, self.folder, self.vision = spec, seed, folder, vision
@@ -99,8 +99,8 @@ class Mixture:
     def _as_batch(
         self, rows: Sequence[PackedRow], weights: Mapping[str, float], *, answers_only: bool = False
     ) -> TrainBatch:
-        """Rows as tensors. Where sources have pictures `pixel_values` are there, if only no tiles, for a tower's ranks
-        run together.
+        """Rows as tensors. With pictures there are always `pixel_values`, perhaps of no tiles, for all ranks of the
+        tower.
         """
         ids = torch.tensor([row.ids for row in rows])
         documents = torch.tensor([row.documents for row in rows])

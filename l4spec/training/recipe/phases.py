@@ -165,7 +165,7 @@ def _sft(context: PhaseContext, phase: SftPhase) -> Prepared:
 
 
 def _rl(context: PhaseContext, phase: RlPhase) -> Prepared:
-    """Answers are drawn from the model as it is when the batch is asked for, or come from actors beside it."""
+    """Answers are drawn from the model as it is when the batch is requested, or come from actors."""
     codec = context.mixture.codec
     by_answer = phase.algorithm == "reinforce"
     objective = PolicyObjective(phase.clip_low, phase.clip_high, phase.kl_weight, by_answer)

@@ -1,7 +1,7 @@
 """Logits of a teacher for each batch, kept on disk: students that see the same tokens share its forward passes.
 
 A file per step, named by the digest of the teacher (spec and weights), the batch (tokens and documents, in order) and
-the selection of its logits. Who asks with another teacher, other data or another order asks for other files.
+the selection of its logits. Another teacher, other data or another order have other files.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The pool of blocks of one rank: who takes them, which of them are shared, and what may be evicted."""
+"""The pool of blocks of one rank: allocation, sharing and eviction."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class BlockPool:
         self.tree = PrefixTree()
         self.own = 0
         self.claimed = 0
-        """Blocks that other schedulers of the pool need for what they have begun: micro-batches of a pipeline."""
+        """Blocks that other schedulers of the pool need for their unfinished work: micro-batches of a pipeline."""
         self.groups = law.groups
         self.local = law.groups - law.full_groups
         self.evicted = 0
@@ -65,7 +65,7 @@ class BlockPool:
         return self.tree.peek(path, limit) if self.caching else 0
 
     def attach(self, holding: Holding, path: Path, limit: int) -> int:
-        """Let a sequence that holds nothing use what is cached of its beginning; returns the blocks of tokens."""
+        """Attach the cached prefix of a sequence without blocks; returns the blocks of tokens."""
         if not self.caching or limit <= 0:
             return 0
         node, length = self.tree.match(path, limit)
@@ -104,7 +104,7 @@ class BlockPool:
         self.own -= count * self.groups
 
     def release(self, holding: Holding, tokens: int) -> None:
-        """Let go what local layers cannot reach once `tokens` tokens are computed."""
+        """Release blocks that local layers cannot reach once `tokens` tokens are computed."""
         more = self.law.released(tokens) - holding.released
         if more <= 0:
             return

@@ -36,7 +36,7 @@ class Node:
 class PrefixTree:
     """Cached blocks by content. `num_unused` of `num_blocks` are used by nobody and may be evicted.
 
-    `num_dropped` blocks have lost what local layers kept of them, `num_unused_dropped` of these are unused.
+    `num_dropped` blocks have lost their part of local layers, `num_unused_dropped` of these are unused.
     """
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class PrefixTree:
     def drop_local(self, node: Node, length: int, first: int, upto: int) -> None:
         """Of the path that ends with `node` after `length` blocks, drop the local layers' part of blocks up to `upto`.
 
-        Only where one sequence alone uses them, and from block `first` on: what a sequence found cached is not its own.
+        Only blocks that one sequence alone uses, from block `first` on: the cached prefix of a sequence is not its own.
         """
         at, end = node, length
         while at.parent is not None and end > first:

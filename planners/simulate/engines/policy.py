@@ -53,7 +53,7 @@ class Policy(ABC):
         rank.waiting.appendleft(request)
 
     def claims(self, rank: Rank) -> int:
-        """Blocks that a rank needs for what it has begun, which others of the same pool must leave to it."""
+        """Blocks that a rank needs for its unfinished work, which others of the same pool must leave free."""
         return rank.claims()
 
     def refuses(self, rank: Rank, request: Request) -> str | None:

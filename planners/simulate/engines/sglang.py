@@ -1,12 +1,12 @@
 """SGLang's scheduler (python/sglang/srt/managers/scheduler.py, schedule_policy.py, schedule_batch.py).
 
 Prompts go before decodes: while a waiting request can be admitted, a step holds prompts alone, and decodes wait for it.
-A request is admitted when the pool has room for its prompt, for its own longest answer, and for what the running ones
-are still expected to write: their remaining tokens times the new-token ratio. The ratio begins at 0.7 and falls with
-every decode step to its least. When decodes find no room, requests are retracted, those with the fewest answers first,
-until there is room for 20 steps of the others, and the ratio rises to what the running ones would have needed.
+A request is admitted when the pool has room for its prompt, for its own longest answer, and for the expected tokens of
+the running ones: their remaining tokens times the new-token ratio. The ratio begins at 0.7 and falls with every decode
+step to its least. When decodes find no room, requests are retracted, those with the fewest answers first, until there
+is room for 20 steps of the others, and the ratio rises to what the running ones would have needed.
 
-With `longest_prefix` the queue is sorted by what is cached of each prompt, if it is short enough. Left out: mixed
+With `longest_prefix` the queue is sorted by the cached prefix of each prompt, if it is short enough. Left out: mixed
 chunks (off by default), overlap scheduling, and that prompts whose beginning another waiting one shares are put back.
 """
 

@@ -13,7 +13,7 @@ from planners.simulate.requests import Request
 
 
 class TensorRtLlmPolicy(Policy):
-    """Decodes and prompts in one step; admission by the longest answers, or by what is free."""
+    """Decodes and prompts in one step; admission by the longest answers, or by free blocks."""
 
     orders = ("fcfs",)
     without = ("watermark",)
@@ -62,7 +62,7 @@ class TensorRtLlmPolicy(Policy):
         return not self.settings.chunked_prefill and request.prompt <= self.settings.max_num_batched_tokens
 
     def _promised(self, rank: Rank) -> int:
-        """Blocks that running requests may still take: `_missing` of each, written out since each step asks for all."""
+        """Blocks that running requests may still take: `_missing` of each, inlined since every step needs the sum."""
         law, clock = rank.pool.law, rank.clock
         planned = {request.order: tokens for request, tokens in rank.chunks}
         blocks = 0

@@ -2,7 +2,7 @@
 
 A step has a budget of tokens. Running requests come first: one token for each that decodes, then chunks of prompts that
 were begun. One without blocks preempts the last admitted request (with priorities the least important, latest one),
-which computes its tokens again later, from what is still cached. Only in steps without preemption waiting requests are
+which is recomputed later, from the blocks that are still cached. Only in steps without preemption waiting requests are
 admitted, in order, while budget, sequences and blocks last: a whole prompt must fit besides what is taken, though its
 blocks are taken chunk by chunk.
 

@@ -74,7 +74,7 @@ class KernelStepTimes:
         return micro * 1e-6
 
     def _of_tokens(self, tokens: int) -> float:
-        """Microseconds of what depends on the number of new tokens alone."""
+        """Microseconds of the operations that depend on the number of new tokens alone."""
         known = self._dense.get(tokens)
         if known is None:
             known = 0.0
@@ -87,8 +87,8 @@ class KernelStepTimes:
     def _attention(self, batch: StepBatch) -> float:
         """Microseconds of one layer's attention.
 
-        The table knows one chunk beside decodes. Of several chunks the costliest stands for it, and each other one adds
-        what it takes above the smallest that was measured: chunks share the launch, not the work.
+        The table knows one chunk beside decodes. Several chunks take the time of the most expensive one, plus for each
+        other one its time above the smallest measured chunk: chunks share the launch, not the work.
         """
         tables = self.tables
         mean = batch.context / batch.decode if batch.decode else 0.0

@@ -1,4 +1,4 @@
-"""Step times from a model's spec: the planner's own step model, asked for each batch. The only file that knows it."""
+"""Step times from a model's spec, by the planner's step model for each batch. The only file that knows it."""
 
 from collections.abc import Callable, Sequence
 
@@ -44,7 +44,7 @@ class PlannedTimes:
 
     @property
     def basis(self) -> tuple[str, ...]:
-        """Factors, their source and errors, and what they extrapolate from."""
+        """Factors, their source and errors, and extrapolations."""
         factors, routed = self.factors, any(g.declaration.routed is not None for g in self.model.graph.groups)
         lines = [f"planner's step model with {factors.name}'s factors ({factors.source})"]
         for error in factors.errors:

@@ -87,7 +87,7 @@ def lengths(length: Length, random: Random, find: FindFile) -> Iterator[int]:
 
 
 def mean_length(length: Length, find: FindFile) -> float:
-    """The mean of what `lengths` draws, up to its rounding to whole tokens."""
+    """Mean of the lengths drawn from `lengths`, except for rounding to whole tokens."""
     if isinstance(length, int):
         return length
     if isinstance(length, ConstantLength):

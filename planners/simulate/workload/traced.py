@@ -79,7 +79,7 @@ class Traced(Source):
             self._schedule_next()
 
     def _set_path(self, request: Request, entry: TraceEntry) -> None:
-        """Blocks of the engine for the hashed blocks of the trace; what is not hashed is new."""
+        """Blocks of the engine for the hashed blocks of the trace; tokens without a hash are new."""
         block, size = self.contents.block, entry.hash_tokens
         own = self.contents.fresh()
         if not entry.runs or size % block:

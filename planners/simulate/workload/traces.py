@@ -55,7 +55,7 @@ Reader = Callable[[Path], Iterator[TraceEntry]]
 
 
 def read_trace(path: Path, form: str) -> Iterator[TraceEntry]:
-    """The entries of a trace in the order of the file. Raises UserError for what is no trace, or no line of one."""
+    """The entries of a trace in the order of the file. Raises UserError for an invalid trace or line."""
     if form == "auto":
         form = format_by_first_line(path)
     return READERS[form](path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from l4spec.report.length_page import length_section
 from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.report.quantities import seconds
+from planners.timing.drafts import mean_accepted
 
 if TYPE_CHECKING:
     from l4spec.training.recipe.metrics import PhaseResult, RoutingSummary
@@ -26,7 +27,7 @@ def training_page(runs: RecipeRuns) -> Page:
     """The page of a recipe's runs: phases of each, then variants side by side where there are several."""
     variants = list(dict.fromkeys(variant for variant, _ in runs.runs))
     lengths = length_section(runs.name, runs.runs)
-    more = () if lengths is None else (lengths,)
+    more = (*([] if lengths is None else [lengths]), *_depths(runs))
     if len(variants) == 1:
         return (Section(f"{runs.name}: phases", (_phases(runs, variants[0]), *_seeds(runs))), *more)
     return (Section(f"{runs.name}: variants", (_variants(runs, variants), *_seeds(runs), *_described(runs))), *more)
@@ -106,6 +107,27 @@ def _variants(runs: RecipeRuns, variants: Sequence[str | None]) -> Table:
             )
         )
     return Table(headers, tuple(rows))
+
+
+def _depths(runs: RecipeRuns) -> tuple[Section, ...]:
+    """Held-out scores of modules of multi-token prediction, and what drafting with them would bring a step."""
+    by_phase: dict[tuple[str | None, str], list[PhaseResult]] = {}
+    for (variant, _), results in runs.runs.items():
+        for one in results:
+            if one.depths:
+                by_phase.setdefault((variant, one.name), []).append(one)
+    rows = []
+    for (variant, phase), same in by_phase.items():
+        for depth in range(len(same[0].depths)):
+            scores = [one.depths[depth] for one in same]
+            tokens = [1 + mean_accepted(tuple(each.acceptance for each in one.depths[: depth + 1])) for one in same]
+            cells = ([one.loss for one in scores], [one.bits_per_byte for one in scores])
+            shares = ([one.acceptance for one in scores], tokens)
+            rows.append((variant or runs.name, phase, f"{depth + 1}", *map(spread, (*cells, *shares))))
+    if not rows:
+        return ()
+    headers = ("", "phase", "module", "held out", "bits/byte", "accepted", "tokens a step")
+    return (Section(f"{runs.name}: modules of multi-token prediction", (Table(headers, tuple(rows), "llr"),)),)
 
 
 def spread(values: Sequence[float]) -> str:

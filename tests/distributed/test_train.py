@@ -46,6 +46,7 @@ phases:
      optimizer: {learning_rate: 0.003}}
   - {name: second, kind: midtrain, tokens: 128, context: 32, batch: 4, optimizer: {learning_rate: 0.001}}
 """
+HELD_OUT = [f"mtp_{name}_{depth}" for name in ("held_out_loss", "bits_per_byte", "acceptance") for depth in (1, 2)]
 LAYOUTS = (Layout(dp=2), Layout(ep=2), Layout(tp=2))
 
 
@@ -94,7 +95,7 @@ def test_modules_of_multi_token_prediction_train_like_one_process(layout: Layout
     assert len(together) == len(alone) == 7
     assert sum("mtp_loss_2" in row for row in alone) == 4
     for ours, one in zip(together, alone, strict=True):
-        for key in ("loss", "mtp_loss_1", "mtp_loss_2", "gradient_norm", "held_out_loss"):
+        for key in ("loss", "mtp_loss_1", "mtp_loss_2", "gradient_norm", "held_out_loss", *HELD_OUT):
             expected = one.get(key)
             assert ours.get(key) == (expected and pytest.approx(expected, rel=1e-6)), (one["step"], key)
         assert ours["routing"] == one["routing"]

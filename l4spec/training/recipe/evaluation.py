@@ -9,12 +9,33 @@ import torch
 from torch import Tensor
 
 from l4spec.errors import UserError
-from l4spec.layers.common.parallel import gather, sum_over
-from l4spec.runtime.parallel.loss import IGNORED, Scored
+from l4spec.layers.common.parallel import Axis, gather, sum_over
+from l4spec.runtime.parallel.loss import IGNORED, Scored, vocab_parallel_cross_entropy
 from l4spec.runtime.parallel.model import RankModel
+from l4spec.runtime.parallel.mtp import further_targets
 from l4spec.training.data.tokens import Codec
 from l4spec.training.loop import TrainBatch, own_part
 from l4spec.training.routing import LayerLoad, RoutingLog
+
+
+@dataclass(frozen=True, slots=True)
+class DepthScore:
+    """Held-out text by a module of multi-token prediction: mean loss in nats a token, bits a byte, and acceptance.
+
+    A draft is accepted where the module's likeliest token is the one that the model finds likeliest once it has read
+    the text up to there; `acceptance` is the share of it where the drafts of all modules before were accepted.
+    """
+
+    loss: float
+    bits_per_byte: float
+    acceptance: float
+
+    @classmethod
+    def of(cls, sums: Sequence[float], to_bits: float) -> "DepthScore":
+        """From a row of `scores_by_depth`; `to_bits` are nats a token over bits a byte."""
+        total, count, compared, agreed = sums
+        loss = total / max(count, 1)
+        return cls(loss, loss / to_bits, agreed / max(compared, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +45,63 @@ class Evaluation:
     loss: float
     bits_per_byte: float
     routing: Mapping[str, LayerLoad] = field(default_factory=dict)
+    depths: Sequence[DepthScore] = ()
+    """Scores of modules of multi-token prediction, in the order of their depths."""
+
+    @property
+    def by_depth(self) -> dict[str, float]:
+        """The numbers of `depths` by their names in metrics."""
+        named: dict[str, float] = {}
+        for depth, score in enumerate(self.depths, start=1):
+            named[f"mtp_held_out_loss_{depth}"] = score.loss
+            named[f"mtp_bits_per_byte_{depth}"] = score.bits_per_byte
+            named[f"mtp_acceptance_{depth}"] = score.acceptance
+        return named
 
 
 @torch.no_grad()
-def evaluate(model: RankModel, batch: TrainBatch, bytes_per_token: float) -> Evaluation:
-    """The same on every rank; all must call it. Bits per byte are nats / ln 2 x tokens / bytes."""
+def evaluate(model: RankModel, batch: TrainBatch, bytes_per_token: float, *, modules: bool = False) -> Evaluation:
+    """The same on every rank; all must call it. Bits per byte are nats / ln 2 x tokens / bytes.
+
+    With `modules` those of multi-token prediction are scored, too.
+    """
     model.eval()
     log = RoutingLog(model)
     own = own_part(model, batch).to(model.device)
     inputs: dict[str, Any] = dict(own.inputs)
-    total = model.loss(own.input_ids, own.labels, count=torch.ones((), device=model.device), **inputs)
-    count = (own.labels != IGNORED).sum()
-    loss = float(sum_over(total, model.mesh.data)) / max(int(sum_over(count, model.mesh.data)), 1)
+    if modules:
+        sums = scores_by_depth(model, own)
+    else:
+        total = model.loss(own.input_ids, own.labels, count=torch.ones((), device=model.device), **inputs)
+        sums = torch.stack((total.double(), (own.labels != IGNORED).sum(), *total.new_zeros(2)))[None]
+    main, *further = sum_over(sums, model.mesh.data).tolist()
     routing = log.finish()
     model.record = None
-    return Evaluation(loss, loss / math.log(2) / bytes_per_token, routing)
+    loss, to_bits = main[0] / max(main[1], 1), math.log(2) * bytes_per_token
+    return Evaluation(loss, loss / to_bits, routing, tuple(DepthScore.of(one, to_bits) for one in further))
+
+
+def scores_by_depth(model: RankModel, own: TrainBatch) -> Tensor:
+    """Sums over this rank's rows, of the model and each of its modules [1 + modules, 4].
+
+    They are the losses, their number, the drafts that are compared with the model, and those among them that agree.
+    """
+    ids, labels, sequence_ids = own.input_ids, own.labels, own.inputs.get("sequence_ids")
+    likeliest: list[Tensor] = []
+    agreed = torch.ones_like(labels, dtype=torch.bool)
+
+    def score(depth: int, logits: Tensor) -> Tensor:
+        nonlocal agreed
+        targets = further_targets(ids, labels, sequence_ids, depth)[1] if depth else labels
+        columns, one = range(logits.shape[-1]), torch.ones((), device=logits.device)
+        total = vocab_parallel_cross_entropy(logits, targets, columns, Axis(), one).double()
+        likeliest.append(logits.argmax(dim=-1))
+        compared = agreed & (targets != IGNORED) if depth else torch.zeros_like(agreed)
+        if depth:
+            agreed = compared & (likeliest[depth] == likeliest[0].roll(-depth, dims=1))
+        return torch.stack((total, (targets != IGNORED).sum(), compared.sum(), (agreed & compared).sum()))
+
+    return torch.stack(model.run_with_modules(ids, score, sequence_ids=sequence_ids))
 
 
 @torch.no_grad()

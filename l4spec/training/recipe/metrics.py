@@ -9,7 +9,7 @@ from typing import Any
 
 from l4spec.runtime.parallel.checkpoints.rank_coordination import is_first
 from l4spec.training.loop import StepMetrics
-from l4spec.training.recipe.evaluation import Evaluation
+from l4spec.training.recipe.evaluation import DepthScore, Evaluation
 from l4spec.training.recipe.event_files import EventFiles
 from l4spec.training.recipe.lengths import LengthScore
 from l4spec.training.routing import LayerLoad
@@ -55,6 +55,8 @@ class PhaseResult:
     longest: int = 0
     """Tokens of the longest context trained on so far."""
     lengths: Sequence[LengthScore] = ()
+    depths: Sequence[DepthScore] = ()
+    """Held-out scores of modules of multi-token prediction, where the phase trains them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ class MetricsFile:
             held_out_loss=result.loss,
             bits_per_byte=result.bits_per_byte,
             right=right,
+            **result.by_depth,
             routing={node: load.as_json() for node, load in result.routing.items()},
         )
 

@@ -35,7 +35,7 @@ from l4spec.training.nonfinite import where_not_finite
 from l4spec.training.optimizer import make_optimizer
 from l4spec.training.parametrization import RunGrowth, TensorFactors, tensor_factors
 from l4spec.training.recipe.answers import prompts
-from l4spec.training.recipe.evaluation import Evaluation, evaluate, share_right
+from l4spec.training.recipe.evaluation import DepthScore, Evaluation, evaluate, share_right
 from l4spec.training.recipe.job import RecipeJob
 from l4spec.training.recipe.lengths import LengthScore, scores_by_length
 from l4spec.training.recipe.metrics import MetricsFile, PhaseResult, Recent, RoutingSummary, StepProgress
@@ -277,6 +277,7 @@ class RecipeRun:
             {**(prepared.notes or {}), **recent.means()},
             max(one.context for one in self.job.phases if self.starts[one.name] <= self.starts[phase.name]),
             lengths,
+            evaluation.depths,
         )
 
     def _by_length(self, phase: Phase) -> Sequence[LengthScore]:
@@ -293,7 +294,7 @@ class RecipeRun:
         count = ceil_div(self.recipe.data.evaluate_sequences, data) * data
         tokens = min(phase.context, self.job.model_spec.text.max_seq_len)
         batch, bytes_per_token = self.mixture.held_out(count, tokens, context.weights)
-        evaluation = evaluate(self.model, batch, bytes_per_token)
+        evaluation = evaluate(self.model, batch, bytes_per_token, modules=phase.modules is not None)
         if not math.isfinite(evaluation.loss):
             own = own_part(self.model, batch.to(self.model.device))
             where = where_not_finite(self.model, own.input_ids, own.inputs, evaluation.loss)
@@ -330,6 +331,7 @@ def results_of(texts: Sequence[str]) -> list[PhaseResult]:
         for name in ("routing", "evaluated"):
             row[name] = None if row[name] is None else RoutingSummary(**row[name])
         row["lengths"] = tuple(LengthScore(**score) for score in row["lengths"])
+        row["depths"] = tuple(DepthScore(**score) for score in row["depths"])
         results.append(PhaseResult(**row))
     return results
 

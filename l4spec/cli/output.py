@@ -113,7 +113,7 @@ def show_piece(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one problem to stderr; that nobody can read it there changes nothing."""
+    """Print one problem to stderr; a closed stderr is ignored."""
     with suppress(OSError, ValueError):
         typer.echo(printable(text, getattr(sys.stderr, "encoding", None)), err=True)
 

@@ -1,4 +1,4 @@
-"""`l4spec plan --emit`: the launch command or configuration of an engine that a plan stands for."""
+"""`l4spec plan --emit`: the launch command or configuration of an engine for a plan."""
 
 from collections.abc import Callable
 

@@ -57,7 +57,7 @@ def to_yaml(objects: tuple[dict[str, Any], ...], notes: tuple[str, ...], request
 
 
 def _literal(word: str) -> str:
-    """A word of a command as it stands: Kubernetes puts variables where it reads `$(NAME)`, and a `$` for `$$`."""
+    """A word of a command, escaped: Kubernetes replaces `$(NAME)` by variables, and `$$` by `$`."""
     return word.replace("$", "$$")
 
 

@@ -22,7 +22,7 @@ class FlagTable:
     flags: dict[str, str]
 
     def written(self, values: dict[str, object]) -> tuple[str, ...]:
-        """Flags with their values as arguments: True stands for a switch, None and False leave a flag out."""
+        """Flags with their values as arguments: True is a flag without a value, None and False leave a flag out."""
         arguments: list[str] = []
         for flag, value in values.items():
             assert flag in self.flags, f"{flag} is not in the table of {self.engine}"

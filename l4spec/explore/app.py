@@ -78,7 +78,7 @@ def _answering(answer: Callable[[Question], Reply]) -> Handler:
 
 
 async def _collect() -> None:
-    """Collect garbage while nobody waits, where the server has taken that over: amid an answer it takes too long."""
+    """Collect garbage between requests, if the server has disabled automatic collection, which would delay answers."""
     if not gc.isenabled():
         gc.collect()
 

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 from l4spec.spec.model import SLOTS_OF_BLOCKS
 
 MOST_LAYER_CONTROLS = 6
-"""A pattern of more entries than this is one that nobody moves by hand."""
+"""Most entries of a pattern with a control for each."""
 _OF_PARTS = (
     (("num_experts",), "experts"),
     (("num_experts_per_token",), "experts per token (top-k)"),

@@ -34,7 +34,9 @@ class ExploredModel:
 
     @classmethod
     def of(cls, name: str, overrides: tuple[str, ...]) -> "ExploredModel":
-        """Read and compiled; a shipped name is the shipped file, whatever lies here. Raises UserError."""
+        """Read and compile a model; a shipped name is the shipped file, never one in the current folder. Raises
+        UserError.
+        """
         document, _ = opening.open_document(_paths().get(name, name), overrides)
         return cls(name, overrides, document.data, opening.compiled(parse_as(document, ModelSpec)))
 

@@ -12,8 +12,8 @@ def with_modules(graph: LayerGraph) -> LayerGraph:
     """The graph with the layers that its modules have of their own.
 
     The same graph where none is declared, or all are there. They are named by `module_place` and have `module` set.
-    Embedding and head are the model's, whose nodes stand for them: the first norm of a module reads the embedding (of
-    later tokens), the second one the model's final hidden state, or the output of the previous module's block.
+    Embedding and head are the model's nodes: the first norm of a module reads the embedding (of later tokens), the
+    second one the model's final hidden state, or the output of the previous module's block.
     """
     declared, module = graph.model.text.mtp, mtp_graph(graph)
     if declared is None or module is None or any(node.module is not None for node in graph.nodes):

@@ -124,7 +124,7 @@ class HybridDecoder:
 
 
 def laid_out_blocks(layers: Sequence[Data]) -> list[Data]:
-    """The blocks that written layers stand for, one by one."""
+    """The blocks of the listed layers, one by one."""
     blocks: list[Data] = []
     for item in layers:
         inner = item.get("blocks", [item])

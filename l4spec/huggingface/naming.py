@@ -72,7 +72,7 @@ class Naming:
     modules: ModuleNaming | None = None
     """Names of modules of multi-token prediction; None where checkpoints of the family are not known to have them."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
-    """Stored tensors that older versions wrote and nobody reads."""
+    """Stored tensors that older versions wrote and that are not read."""
 
     def tagged(self, full: str, kind: str) -> str:
         """The name of a tensor of ours as the tables know it: with its kind where that has names of its own."""

@@ -100,7 +100,7 @@ OFF: Mapping[str, Any] = {
     "residual_multiplier": 1.0,
     "logits_scaling": 1.0,
 }
-"""Switches of other families as they stand when they are off: saying so changes nothing, anything else is refused."""
+"""Values of other families' switches that mean off; other values are refused."""
 
 
 def finish_common(fields: Fields, ignorable: Iterable[str]) -> dict[str, Any]:

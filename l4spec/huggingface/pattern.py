@@ -51,7 +51,7 @@ def runs(items: Sequence[T]) -> tuple[PatternRun[T], ...]:
 
 
 def laid_out(patterns: Sequence[Pattern[T]]) -> list[T]:
-    """The sequence that the patterns stand for."""
+    """The sequence of the patterns, expanded."""
     return [
         run.item for pattern in patterns for _ in range(pattern.count) for run in pattern.runs for _ in range(run.count)
     ]

@@ -1,4 +1,4 @@
-"""The vision tower of Qwen3-VL and Qwen3.5, and the sections by which their text turns, in configs.
+"""The vision tower of Qwen3-VL and Qwen3.5, and the sections of their text's rotation, in configs.
 
 Images of any sides are cut into patches of two equal frames. Learned positions are a square grid that is interpolated;
 a spec counts images of the size whose patches are that grid, since a config names no size.
@@ -42,8 +42,8 @@ def qwen_tower(
 ) -> Tower:
     """The tower of a family, by the `model_type` that its configs give it, the first where it is written.
 
-    `deepstack` are the blocks whose outputs the text gets too where a config does not say (None: never), `sections`
-    the pairs that turn by time, row and column where it does not.
+    `deepstack` are the blocks whose outputs the text gets too where a config does not say (None: never), `sections` the
+    pairs rotated by time, row and column where it does not.
     """
 
     def read(fields: Fields, text_width: int) -> Data:
@@ -149,9 +149,9 @@ def read_attention(fields: Fields, hidden: int) -> Data:
 
 
 def read_sections(text: Fields, section: Data, usual: tuple[int, int, int], *, interleaved: bool) -> None:
-    """Give the rotation of every attention layer its sections, as transformers lays them over the pairs that turn.
+    """Give the rotation of every attention layer its sections, as transformers lays them over the rotated pairs.
 
-    `interleaved`: whether the family lays them in turns, each axis up to its number, or one after the other.
+    `interleaved`: the axes alternate, each up to its number, instead of following each other.
     """
     names = (name for name in ("rope_parameters", "rope_scaling") if _says_sections(text, name))
     source: Data = next((text.data[name] for name in names), {})

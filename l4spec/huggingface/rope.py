@@ -72,7 +72,7 @@ def write_rope(rope: Rope, style: RopeStyle, head_dim: int | None = None, partia
 
 
 def _keep_sections(fields: Fields, source: Fields) -> None:
-    """Sections of a head that turn by time, row and column of an image: for text, all three are the same position."""
+    """Sections of a head rotated by time, row and column of an image: for text, all three are the same position."""
     if source.has("mrope_section"):
         source.read.update(("mrope_section", "mrope_interleaved"))
         fields.carry("rope_scaling", "rope_parameters")

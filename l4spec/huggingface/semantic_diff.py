@@ -15,7 +15,7 @@ _REL_TOLERANCE = 1e-12
 
 
 def differences(left: ResolvedModel, right: ResolvedModel) -> list[tuple[str, Any, Any]]:
-    """(path, left, right) of every fact in which two models differ; None stands for a fact that one side lacks."""
+    """(path, left, right) of every difference between two models; None for a value that one side lacks."""
     facts, others = dict(_facts(left)), dict(_facts(right))
     paths = dict.fromkeys((*facts, *others))
     return [

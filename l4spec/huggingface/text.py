@@ -158,7 +158,7 @@ def write_text(text: ResolvedText, style: RopeStyle) -> Data:
 def write_gqa(spec: GQASpec, style: RopeStyle, *, implied_by: int | None = None, partial: float = 1.0) -> Data:
     """Heads and rotary positions of an attention part; head_dim is left out where the width `implied_by` implies it.
 
-    `partial`: the share of each head that the family turns where a config does not say.
+    `partial`: the family's rotated share of each head, if a config has none.
     """
     return {
         "num_attention_heads": spec.num_heads,

@@ -125,5 +125,5 @@ class LayerKind:
 
     @property
     def name(self) -> str:
-        """The word that stands after `kind:` in YAML."""
+        """Name of the kind, as `kind:` has it in YAML."""
         return str(get_args(self.spec.model_fields["kind"].annotation)[0])

@@ -62,7 +62,7 @@ class Parameter:
 
     `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
     along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
-    is kept and stored like a parameter but is not trained, and nobody counts it as one (DeepSeek's correction bias).
+    is kept and stored like a parameter but is not trained, and is not counted as one (DeepSeek's correction bias).
     `start` is the initial value of an untrained tensor; None: by its role (norms 1, biases 0, weights random). One with
     `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
     """
@@ -90,7 +90,7 @@ class Parameter:
 
     @property
     def num_stored(self) -> int:
-        """Elements that lie in memory for this tensor: buffers count, tied tensors do not."""
+        """Elements stored for this tensor: buffers count, tied tensors do not."""
         return 0 if self.tied_to else prod(self.shape)
 
     @property
@@ -238,7 +238,7 @@ Operation = Matmul | AttentionPairs | HeadProducts | Elementwise
 
 @dataclass(frozen=True, slots=True)
 class RotaryTable:
-    """A rotation of queries and keys: `width` elements of each head turn by the `law` (theta, scaling, pairing).
+    """A rotation of queries and keys: `width` elements of each head are rotated by the `law` (theta, scaling, pairing).
 
     Equal rotations share a table of cosines and sines, with a row for each position of a sequence, or of a patch grid.
     Over `sections` an image token has three numbers; text alone is turned by positions.
@@ -296,7 +296,7 @@ class RoutedExperts:
 class CacheEntry:
     """One tensor kept for later tokens with its growth law: per token (`key`, `value`, `latent`), or a state.
 
-    Entries of a layer that share a law stand side by side; those of another law are rows of their own.
+    Entries of a layer that share a law are concatenated; those of another law are rows of their own.
 
     `least_bytes` of an element only where the kind demands it: states are added up over many tokens, and so kept in
     fp32, whatever the format of a cache. `num_chosen` rows are the most that a query reads, where an index chooses.

@@ -22,7 +22,7 @@ class Bound:
 
     @property
     def tokens_per_row(self) -> int:
-        """Tokens that a row of the cache stands for where it grows without end: 1 except for compressed ones."""
+        """Tokens per row of an unbounded cache: 1 except for compressed ones."""
         return self.size or 1 if self.kind == "compressed" else 1
 
     @property

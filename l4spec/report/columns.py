@@ -31,7 +31,7 @@ class Cells(NamedTuple):
 
 
 def wrapped(line: str, width: int | None, hanging: int = 2, *, command: bool = False) -> list[str]:
-    """A line in pieces of at most `width` columns; those after the first stand `hanging` columns further right.
+    """A line in pieces of at most `width` columns; those after the first are indented by `hanging` columns.
 
     The pieces of a `command` end as a shell continues reading.
     """
@@ -107,7 +107,7 @@ def _longest_word(texts: Sequence[str]) -> int:
 
 
 def _floor(table: Cells, index: int) -> int:
-    """The least width of a column: its longest word; numbers, which stand right, are never broken."""
+    """The least width of a column: its longest word; numbers, which are right-aligned, are never broken."""
     cells, header = _cells(table, index), _longest_word([table.headers[index]]) + _HEADER
     return max(header, _longest_word(cells) if _align(table, index) == "l" else _widest(cells))
 

@@ -77,12 +77,12 @@ def scenario_report(plan: ScenarioPlan, outcome: Outcome, sources: tuple[str, ..
 
 
 def _titles(page: Page) -> Page:
-    """The sections of a page that are shown as they stand."""
+    """The sections of a page that are shown unchanged."""
     return tuple(section for section in page if section.title not in ("", REST_ON))
 
 
 def lines_under(title: str, page: Page) -> tuple[str, ...]:
-    """The sentences of a page that stand under a title."""
+    """The sentences of a page under a title."""
     blocks = (block for section in page if section.title == title for block in section.blocks)
     return tuple(line for block in blocks if isinstance(block, Lines) for line in block.lines)
 

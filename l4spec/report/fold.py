@@ -1,4 +1,4 @@
-"""Repeated layers folded into patterns and how often they stand: the rule of every picture and listing of layers."""
+"""Repeated layers folded into patterns with their number of repeats, for every picture and listing of layers."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Fold:
         return self.start + self.period * self.repeats
 
     def copies(self, offset: int) -> range:
-        """Indices of all items that stand `offset` places from the beginning of their period."""
+        """Indices of all items at `offset` in their period."""
         return range(self.start + offset, self.stop, self.period)
 
 

@@ -32,7 +32,7 @@ class ViewNode:
 
 @dataclass(frozen=True, slots=True)
 class ViewFold:
-    """A pattern of `period` blocks that stands `repeats` times after each other, from block `first` to block `last`."""
+    """A pattern of `period` blocks, repeated `repeats` times from block `first` to block `last`."""
 
     id: str
     scope: str
@@ -255,7 +255,7 @@ def _quoted(text: str) -> str:
 
 
 def _repeats(view: View) -> dict[str, int]:
-    """For each box how often its fold stands; 1 outside of folds."""
+    """Number of repeats of each box's fold; 1 outside of folds."""
     times = {fold.id: fold.repeats for fold in view.folds}
     return {node.id: times.get(node.fold or "", 1) for node in view.nodes}
 

@@ -39,7 +39,7 @@ class BlockBox:
 
 @dataclass(frozen=True, slots=True)
 class FoldBox:
-    """Blocks in a pattern, and how often it stands."""
+    """Blocks of a pattern, and its number of repeats."""
 
     title: str
     facts: str

@@ -128,7 +128,7 @@ def _terms(plan: Plan, figures: Marked) -> Table:
 
 
 MOST_LISTED = 500
-"""Layouts that are listed at most: nobody reads thousands, and `--format json` has every one."""
+"""Most layouts in a listing; `--format json` has every one."""
 
 
 def _layouts_title(plan: Plan) -> str:

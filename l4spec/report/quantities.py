@@ -67,7 +67,7 @@ ESTIMATE_MARK = "~"
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The same, with a mark before every number that rests on fields which nobody has published."""
+    """Number formats with a mark before every number that depends on estimated fields."""
 
     estimated: bool
 

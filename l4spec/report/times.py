@@ -1,4 +1,4 @@
-"""Times drawn: where each kind of layer stands under the roofline, and estimates with their errors."""
+"""Charts of times: each kind of layer under the roofline, and estimates with their errors."""
 
 from collections.abc import Iterator
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred]", diverged: float) -> Section:
-    """Loss over rates at each growth of one axis; losses from `diverged` on stand for runs that were not finite."""
+    """Loss over rates at each growth of one axis; losses from `diverged` on are of runs that were not finite."""
     axis, rates = points[0].axis, list(dict.fromkeys(point.rate for point in points))
     means = {
         row.times: {rate: fmean(p.loss for p in points if (p.times, p.rate) == (row.times, rate)) for rate in rates}
@@ -53,7 +53,7 @@ def _level(values: Sequence[float], form: str) -> UprightAxis:
 
 
 def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: UprightAxis) -> Bars:
-    """The same for a terminal: how far up each value stands."""
+    """The same for a terminal, with a bar for each value."""
     return Bars(
         tuple(
             Bar(f"{name}, x{x:g}", level.text(value), round(1000 * level.share(value)))

@@ -17,9 +17,9 @@ from l4spec.units import gib
 class Cache:
     """Caches by node id for `batch` sequences of at most `max_len` tokens.
 
-    `length` counts the columns read so far. `lengths` [batch] counts each row's own tokens once rows differ (padding
-    is never kept); None while all rows have `length`. `image_tokens` [batch] counts those of images, where layers turn
-    by their places, images of `image_grid` rows and columns; None before the first.
+    `length` counts the columns read so far. `lengths` [batch] counts each row's own tokens once rows differ (padding is
+    never kept); None while all rows have `length`. `image_tokens` [batch] counts those of images if layers rotate by
+    their places, for images of `image_grid` rows and columns; None before the first.
     """
 
     layers: dict[str, LayerCache]

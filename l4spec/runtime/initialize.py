@@ -102,7 +102,7 @@ def _fill_normal(
 
 
 def _scatter(tensor: Tensor, values: Tensor, first: int, shape: tuple[int, ...], region: Region) -> None:
-    """Put those of `values`, numbers from `first` on of the whole tensor, that lie in the region where they belong."""
+    """Copy those of `values`, elements from `first` on of the whole tensor, that are in the region."""
     places = torch.unravel_index(torch.arange(first, first + len(values)), shape)
     is_held = torch.ones(len(values), dtype=torch.bool)
     for place, indices in zip(places, region, strict=True):

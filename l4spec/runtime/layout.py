@@ -24,7 +24,7 @@ class TokenBatch:
 def align(
     input_ids: Tensor, attention_mask: Tensor | None, sequence_ids: Tensor | None, cache: Cache | None
 ) -> TokenBatch:
-    """Move each row's real tokens to its front, and say where they stand.
+    """Move each row's real tokens to its front, and return their layout.
 
     Raises ValueError for shapes that differ, a cache of another batch or without room, and packed sequences that are
     padded or cached.

@@ -51,7 +51,7 @@ def contents_of(model: Model) -> ModuleContents:
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every tensor that the module holds for good, by name: parameters and persistent buffers as they lie there."""
+    """Every persistent tensor of the module by name: parameters and persistent buffers themselves."""
     tensors: dict[str, Tensor] = dict(module.named_parameters())
     for prefix, inner in module.named_modules():
         for name, buffer in inner._buffers.items():

@@ -1,4 +1,4 @@
-"""Effect of estimated fields: which numbers of a plan depend on values that nobody has published."""
+"""Effect of estimated fields: the numbers of a plan that depend on unpublished values."""
 
 from dataclasses import dataclass
 from typing import Literal

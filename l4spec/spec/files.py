@@ -10,7 +10,7 @@ MAX_BYTES = 1 << 20
 
 
 def label(path: Path) -> str:
-    """`path` as messages show it: relative when it lies under the current folder, otherwise absolute."""
+    """`path` as messages show it: relative if it is under the current folder, otherwise absolute."""
     absolute = _absolute(path)
     below = absolute.removeprefix(os.path.join(_here(), ""))
     return below or absolute
@@ -51,7 +51,7 @@ def read_utf8(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def require_regular(path: Path) -> None:
-    """Raise SpecError where no regular file stands: a pipe would be waited for, and a device never ends."""
+    """Raise SpecError for a path that is not a regular file: a pipe would block, and a device never ends."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:

@@ -74,7 +74,7 @@ def document_schema(root: type[Header]) -> Json:
 
 
 def _document(definition: Json, root: type[Header]) -> None:
-    """Give every property the text that stands under its field, and examples."""
+    """Add to every property the docstring of its field, and examples."""
     schema = _classes(root).get(definition.get("title", ""))
     if schema is None:
         return
@@ -112,7 +112,7 @@ def _schemas_in(annotation: Any) -> Iterator[type[Spec]]:
 
 @cache
 def field_docs(schema: type) -> dict[str, str]:
-    """The strings that stand under the fields of one class, by field; parents' fields are not repeated."""
+    """Docstrings of the fields of one class, by field; parents' fields are not repeated."""
     tree = ast.parse(dedent(inspect.getsource(schema)))
     body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
     docs = {}

@@ -93,7 +93,7 @@ def _value(text: str, path: KeyPath, place: Place) -> Tree:
 
 
 def _laid(tree: Tree, done: KeyPath, rest: KeyPath, value: Tree) -> Tree:
-    """`tree`, which lies at the path `done`, with `value` merged in at `done + rest`."""
+    """`tree`, which is at the path `done`, with `value` merged in at `done + rest`."""
     if not rest:
         return merge(tree, value)
     if isinstance(tree.value, dict):

@@ -215,7 +215,7 @@ def shown(value: Any) -> str:
 
 
 def written_path(data: Any, location: Sequence[str | int]) -> Path:
-    """pydantic's location without the tags of unions, which nobody wrote."""
+    """pydantic's location without the tags of unions, which are not in the document."""
     path: list[str | int] = []
     for index, step in enumerate(location):
         child = _child(data, step)

@@ -52,7 +52,7 @@ class _Stop(Exception):
 
 
 def compose(text: str, at: Callable[[int, int], Place], path: KeyPath = ()) -> Tree:
-    """The one document in `text`, which lies at `path`; `at` makes a `Place` from a line and a column, both from 1.
+    """The one document in `text`, from the file `path`; `at` makes a `Place` from a line and a column, both from 1.
 
     Raises SpecError with every problem found, up to `MAX_PROBLEMS`.
     """

@@ -178,7 +178,7 @@ class Engine(Entry):
         return tuple(term for term in of_version if term.min_tp <= tp <= (term.max_tp or tp))
 
     def unmeasured_for(self, tp: int) -> tuple[str, ...]:
-        """Kinds of terms of this engine that nobody measured for this version and tensor-parallel degree."""
+        """Kinds of terms of this engine without a measurement for this version and tensor-parallel degree."""
         known = {term.kind for term in self.reserved_for(tp)}
         return tuple(sorted({term.kind for term in self.reserved} - known))
 

@@ -72,7 +72,7 @@ class Links(Spec):
     intra_host: Sourced[BytesPerSecond] | None = None
     inter_host: Sourced[BytesPerSecond] | None = None
     host_memory: Sourced[BytesPerSecond] | None = None
-    """Absent where nobody prints it, and where host and device share one memory."""
+    """Absent if it is unpublished, and if host and device share one memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The planner's catalogues by name: hardware, engines and fitted factors lie here, quantization schemes in l4spec."""
+"""The planner's catalogues by name: hardware, engines and fitted factors are here, quantization schemes in l4spec."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +40,8 @@ SHELVES: Mapping[Folder, Registry] = {
 def load(folder: Folder, schema: type[E], text: str) -> E:
     """The entry that `text` names: a shipped name or alias, a path to a YAML file, or `NAME` for an own `NAME.yaml`.
 
-    An own file is in the current folder; one of hardware or of an engine may also lie in the user's. Raises UserError
-    for an unknown name, with the nearest known one, and for a file that does not fit the schema.
+    A user's file is in the current folder; one of hardware or of an engine may also be in the user's catalogue. Raises
+    UserError for an unknown name, with the nearest known one, and for a file that does not fit the schema.
     """
     name, shelf = text.strip(), SHELVES[folder]
     if folder in ("hardware", "engines") and not looks_like_path(name) and shelf.find(name) is None:

@@ -26,7 +26,7 @@ KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 class CacheRow:
     """Equal caching layers: their cache by one law of growth, and their number.
 
-    `bytes_per_token` on one device: of a row of the cache, which stands for several tokens where it is compressed.
+    `bytes_per_token` on one device: of a row of the cache, which summarizes several tokens if it is compressed.
     """
 
     bytes_per_token: int

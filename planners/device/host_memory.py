@@ -1,4 +1,4 @@
-"""Weights that lie in the host's memory because a single device has no room for them, by llama.cpp's conventions.
+"""Weights in the host's memory because a single device has no room for them, by llama.cpp's conventions.
 
 Either the routed experts of the first N layers (`--n-cpu-moe N`), or the first N layers whole with their caches (all
 but the last layers, which `-ngl` counts). N is the least with which the device has room. What the host needs besides

@@ -52,7 +52,7 @@ def predict_memory(row: Row) -> float | str:
 
 
 def non_torch(placement: Placement) -> int | None:
-    """Bytes that torch does not see on this layout; None where nobody measured them."""
+    """Bytes outside torch on this layout; None without a measurement."""
     terms = placement.setting.engine.reserved_for(placement.layout.tp)
     return next((term.num_bytes for term in terms if term.kind == "non_torch"), None)
 

@@ -52,7 +52,7 @@ def nodes_on_rank(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> I
 
 
 def nodes_with_ties(graph: LayerGraph, layout: Layout, place: MeshCoordinate) -> Iterator[LayerNode]:
-    """The nodes whose tensors a rank holds: those of its stage, and the embedding where a tied head stands apart."""
+    """The nodes with tensors on a rank: those of its stage, and the embedding if a tied head is on another stage."""
     yield from nodes_on_rank(graph, layout, place)
     if graph.model.text.head.tied and 0 < place.pp == layout.pp - 1:
         yield next(node for node in graph.nodes if node.role == "embedding")
@@ -132,7 +132,7 @@ def _with_rows(operation: Operation, arrived: int | None) -> Operation:
 
 
 def _along_cp(node: LayerNode, operations: list[Operation], work: Work, num_earlier: int) -> list[Operation] | None:
-    """Chunks lie on one rank; to a causal layer all earlier tokens' keys come, each rank's as a dense block."""
+    """A chunk is on one rank; a causal layer gets all earlier tokens' keys, each rank's as a dense block."""
     mixing, eager = node.declaration.mixing, eager_layer(node.kind)
     reach = None if mixing is None else mixing.reach
     if reach is not None and reach.kind == "chunk":

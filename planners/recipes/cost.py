@@ -123,7 +123,7 @@ def _total(values: Iterable[float | None]) -> float | None:
 
 
 def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
-    """The options of `l4spec plan --mode train` that a phase stands for."""
+    """The options of `l4spec plan --mode train` for a phase."""
     layout = phase.layout
     options: dict[str, object] = {
         "gpus": phase.gpus or gpus or recipe.gpus,

@@ -11,7 +11,7 @@ from planners.search.search_request import SearchRequest, choices
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """GPUs of one kind that may be used, with their price in USD an hour and where it stands."""
+    """GPUs of one kind that may be used, with their price in USD per hour and its source."""
 
     cluster: Cluster
     most: int

@@ -154,7 +154,7 @@ class _Served:
 
 
 def _fields(times: PlannedTimes) -> tuple[str, ...]:
-    """The factors that play a part in this deployment. Of one model, `request` stands for `moe_request` as well."""
+    """The factors that play a part in this deployment. For one model, `request` includes `moe_request`."""
     layout, routed = times.model.layout, any(kind.num_experts for kind in times.model.kinds)
     acting = {"always", "routed" if routed else "dense", *(["ranks"] if layout.tp * layout.ep > 1 else [])}
     terms = (term for term in SERVING if term.when in acting and term.name != "moe_request")

@@ -64,7 +64,7 @@ def weighted_distribution(values: Iterable[tuple[float, int]]) -> Distribution |
 
 
 def gaps_between_tokens(recorder: Recorder) -> Distribution | None:
-    """Inter-token latency over all tokens. A run of steps stands by the mean of each quarter of its length."""
+    """Inter-token latency over all tokens. A run of steps counts as the mean of each quarter of its length."""
     spans: list[tuple[float, int]] = []
     for first, growth, steps, requests in zip(*recorder.gaps, strict=True):
         if steps == 1 or growth == 0:

@@ -294,7 +294,7 @@ def _server(loaded: LoadedScenario, server: Server, request: MeanRequest) -> Ser
 
 
 def _price(server: Server) -> tuple[float | None, str]:
-    """USD per GPU and hour: the scenario's, else the lowest public list price; and where it stands."""
+    """USD per GPU and hour: the scenario's, else the lowest public list price; and its source."""
     if server.usd_per_gpu_hour is not None:
         return server.usd_per_gpu_hour, f"{server.usd_per_gpu_hour:g} USD per GPU and hour, as the scenario says"
     name = parse_cluster(server.gpus).hardware.name

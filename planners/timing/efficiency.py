@@ -62,7 +62,7 @@ class ServingEfficiency(Entry):
     standard_errors: dict[str, float] = Field(default_factory=dict)
     """Standard error of each factor in log units (0.1: 10 %), without effects that the law leaves out."""
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
-    """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
+    """Factors that the rows do not determine, which have their expected values (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
     judged: Annotated[tuple[JudgedRow, ...], AsTuple] = ()
@@ -96,7 +96,7 @@ class TrainingEfficiency(Entry):
     standard_errors: dict[str, float] = Field(default_factory=dict)
     """Standard error of each factor in log units (0.1: 10 %), without effects that the law leaves out."""
     undetermined: Annotated[tuple[str, ...], AsTuple] = ()
-    """Factors that the rows do not determine: they stand where they were expected (`planners.evidence.terms`)."""
+    """Factors that the rows do not determine, which have their expected values (`planners.evidence.terms`)."""
     notes: Annotated[tuple[str, ...], AsTuple] = ()
     errors: Annotated[tuple[LatencyError, ...], AsTuple] = ()
     judged: Annotated[tuple[JudgedRow, ...], AsTuple] = ()
@@ -128,7 +128,7 @@ def extrapolations(factors: ServingEfficiency, hardware: str, *, routed: bool, t
 def serving_efficiency(engine: str, file: str | None = None) -> ServingEfficiency | None:
     """The fitted factors of a catalogue engine, or of a `file` of one's own.
 
-    None where nobody has published measurements of the engine. Raises UserError for a file that holds no factors.
+    None without published measurements of the engine. Raises UserError for a file that holds no factors.
     """
     if file is not None:
         return load("efficiency", ServingEfficiency, file)

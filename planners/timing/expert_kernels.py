@@ -16,7 +16,7 @@ _FORMATS: dict[str, tuple[str, ...]] = {"bf16": ("bf16",), "fp8": ("fp8", "fp8_b
 
 
 def kernel_of(laws: GroupedMatmulLaws, machine: Machine, kind: KindProfile) -> GroupedMatmul | None:
-    """The kernel that computes a kind's experts; None for dense layers, and where nobody measured the setting."""
+    """The kernel that computes a kind's experts; None for dense layers, and without a measurement of the setting."""
     dtype = _dtype(kind)
     if dtype is None:
         return None

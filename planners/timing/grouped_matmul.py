@@ -127,7 +127,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def grouped_matmul_laws(engine: str) -> GroupedMatmulLaws | None:
-    """The laws of a catalogue engine; None where nobody measured its kernels."""
+    """The laws of a catalogue engine; None without measurements of its kernels."""
     if find_shipped("grouped_matmul", engine) is None:
         return None
     return load("grouped_matmul", GroupedMatmulLaws, engine)

@@ -1,9 +1,9 @@
-"""Least time of a step whose weights lie in part in the host's memory, by llama.cpp's conventions.
+"""Least time of a step whose weights are partly in the host's memory, by llama.cpp's conventions.
 
-A step of fewer than 32 tokens is computed where its weights lie: the host reads them from its own memory, and the
-token vectors cross the link to the device and back. A longer step copies them over the link and computes on the device
-(GGML_OP_OFFLOAD_MIN_BATCH; ggml/src/ggml-cuda/ggml-cuda.cu of ggml-org/llama.cpp). What the host computes takes as long
-as its memory at least; how long it takes in fact depends on a processor that nobody named, and is left out. Routed
+A step of fewer than 32 tokens is computed where its weights are: the host reads them from its own memory, and the token
+vectors cross the link to the device and back. A longer step copies them over the link and computes on the device
+(GGML_OP_OFFLOAD_MIN_BATCH; ggml/src/ggml-cuda/ggml-cuda.cu of ggml-org/llama.cpp). The host's computation takes at
+least as long as its memory reads; its actual time depends on the processor, which is unknown, and is left out. Routed
 experts that no token chose are neither read nor copied.
 """
 
@@ -25,7 +25,7 @@ COPIED_FROM = 32
 
 @dataclass(frozen=True)
 class SharedStep:
-    """A model on one device whose first `num_layers` layers, or their routed experts, lie in the host's memory."""
+    """A model on one device whose first `num_layers` layers, or their routed experts, are in the host's memory."""
 
     model: StepModel
     host: HostMemory
@@ -86,7 +86,7 @@ class SharedStep:
 
     @cached_property
     def _away(self) -> tuple[int, ...]:
-        """Of each kind of layer, how many lie in the host's memory, whole or without their experts."""
+        """Number of layers of each kind in the host's memory, whole or by their experts."""
         counts = Counter[tuple[str, int]]()
         for group in self.model.graph.groups:
             if group.first.scope == "text":

@@ -28,7 +28,7 @@ LEAST_ROWS = 8
 LEAST_SERIES = 4
 """Rows of one series err together: of fewer series the spread says little."""
 ROWS_OF_A_P90 = 20
-"""Of fewer rows the largest error stands for the 90th percentile: fewer than two lie beyond that."""
+"""With fewer rows the largest error replaces the 90th percentile, since fewer than two are beyond that."""
 FACTOR = 4.0
 """Within which lengths, numbers of GPUs and loads are alike."""
 

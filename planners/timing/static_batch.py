@@ -82,12 +82,12 @@ class StaticBatchEfficiency(Entry):
     machines: Annotated[tuple[StaticBatchFactors, ...], AsTuple, Field(min_length=1)]
 
     def find(self, hardware: str) -> StaticBatchFactors | None:
-        """The factors on a catalogue GPU; None where nobody measured."""
+        """The factors on a catalogue GPU; None without measurements."""
         return next((factors for factors in self.machines if factors.hardware == hardware), None)
 
 
 def static_batch_efficiency(engine: str) -> StaticBatchEfficiency | None:
-    """The factors of an engine; None where nobody measured batches of it."""
+    """The factors of an engine; None without measured batches."""
     if find_shipped("static_batch", engine) is None:
         return None
     return load("static_batch", StaticBatchEfficiency, engine)

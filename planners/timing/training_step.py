@@ -32,10 +32,10 @@ FLASH_RECOMPUTE = 0.5
 class TrainLoad:
     """One optimizer step over `sequences` of `length` tokens on `num_devices` devices.
 
-    `ep` experts' groups lie inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
+    `ep` experts' groups are inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
     pipeline, and `stages` are the layers of each of its stages that differ; without any, stages are equal. `recompute`
-    forward passes are done again for the backward pass; `attention_recompute` only attention's core.
-    `frozen_weights` (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
+    forward passes are done again for the backward pass; `attention_recompute` only attention's core. `frozen_weights`
+    (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
     """
 
     sequences: int

@@ -14,7 +14,7 @@ _INDEX = {"index_num_heads": "index_n_heads", "index_head_dim": "index_head_dim"
 
 
 def read_indexed(fields: Fields, layout: Literal["interleaved", "half"]) -> dict[str, Any]:
-    """As V3, with an index of which pairs turn by `layout`."""
+    """As V3, with an index whose rotated pairs follow `layout`."""
     for name, usual in (("indexer_types", "full"), ("layer_types", "indexed_attention")):
         fields.carry(name)
         if fields.has(name) and set(fields.words(name, (usual, "shared")) or ()) - {usual}:
@@ -30,7 +30,7 @@ def read_indexed(fields: Fields, layout: Literal["interleaved", "half"]) -> dict
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """The base model, whose index turns halves of a head."""
+    """The base model, whose index rotates halves of a head."""
     return read_indexed(fields, "half")
 
 

@@ -104,7 +104,7 @@ def _attentions(fields: Fields, types: list[str]) -> dict[str, Data]:
 
 
 def _turned(fields: Fields, head_dim: int) -> int:
-    """Elements of a head that turn: a number, a share of the head, or those of the release."""
+    """Rotated elements of a head: a number, a share of the head, or those of the release."""
     share = fields.number_or_none("partial_rotary_factor")
     usual = int(head_dim * (64 / 512 if share is None else share))
     if fields.has("qk_rope_head_dim"):

@@ -1,4 +1,4 @@
-"""`glm_moe_dsa`: GLM-5 and 5.1; DeepSeek-V3.2 in other sizes, whose index turns neighbouring elements."""
+"""`glm_moe_dsa`: GLM-5 and 5.1; DeepSeek-V3.2 in other sizes, whose index rotates neighbouring elements."""
 
 from typing import Any
 

@@ -77,7 +77,7 @@ def _norm(fields: Fields) -> Data:
 
 
 def _without_drafts(fields: Fields, count: int) -> None:
-    """Lists of layers end with those that draft further tokens, which stand outside of the model."""
+    """Lists of layers end with those of multi-token prediction, which are outside of the model."""
     drafts = fields.count("num_nextn_predict_layers") if fields.has("num_nextn_predict_layers") else 0
     fields.carry("num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types")
     lists = {name: fields.data[name] for name in _BY_LAYER if isinstance(fields.data.get(name), list)}

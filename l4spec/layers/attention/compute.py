@@ -150,7 +150,7 @@ class Attention:
         return result
 
     def _folded(self, query: Tensor, rows: Rows, size: int) -> Tensor:
-        """Aligned chunks from their first token on: whole chunks become a batch, the last partial one stands alone."""
+        """Aligned chunks from their first token on: whole chunks become a batch, the last partial one is separate."""
         num_tokens = query.shape[2]
         num_chunks, num_left = num_tokens // size, num_tokens % size  # divmod does not compile
         whole = num_chunks * size

@@ -13,7 +13,7 @@ from l4spec.layers.common.ledger import INDEX, WIDE, Ledger
 class Heads:
     """Queries, keys and values of `sequences` sequences. No fused kernel takes `capped` scores or `sinks`.
 
-    `by_head`: keys lie head by head, so that chunks of several sequences are copied to become a batch.
+    `by_head`: keys are stored head by head, so that chunks of several sequences are copied to form a batch.
     """
 
     sequences: int
@@ -122,7 +122,7 @@ def _unfused(ledger: Ledger, block: Block, heads: Heads) -> Iterator[int]:
 
 
 def rotated_pieces(position: Position, rows: int, dim: int) -> Iterator[Piece]:
-    """The rotation of `rows` vectors of `dim` elements, and their copy where only a part turns."""
+    """The rotation of `rows` vectors of `dim` elements, and their copy if only a part is rotated."""
     if isinstance(position, NoPosition):
         return
     turned = (position.rotary_dim or dim) if isinstance(position, Rope) else dim

@@ -55,7 +55,7 @@ def _llama3(plain: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _yarn(theta: float, dim: int, scaling: YarnScaling) -> Tensor:
-    """Pairs that turn more than beta_fast times in the original context are kept, fewer than beta_slow divided."""
+    """Pairs that rotate more than beta_fast times in the original context are kept, those below beta_slow divided."""
 
     def pair_with(rotations: float) -> float:
         return dim * math.log(scaling.original_max_seq_len / (rotations * 2 * math.pi)) / (2 * math.log(theta))
@@ -90,7 +90,7 @@ class Rotation:
     """The rotation of the first `dim` elements of each head.
 
     Its table, for the positions of a forward pass, is made once for all layers with an equal rotation. Interleaved
-    pairs are turned as complex numbers where they lie at `even` places, as those must.
+    pairs are rotated as complex numbers if they are at `even` offsets, which complex views need.
     """
 
     rope: Rope | Rope2d

@@ -1,4 +1,4 @@
-"""Schema of attention to a window of keys and to entries that each stand for several tokens."""
+"""Schema of attention to a window of keys and to entries that each summarize several tokens."""
 
 from typing import Annotated, Literal, Self
 

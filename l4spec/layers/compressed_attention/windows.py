@@ -1,4 +1,4 @@
-"""Entries that each stand for several tokens: which tokens make them, and the gated sum that does."""
+"""Entries that each summarize several tokens: the tokens of each entry, and their gated sum."""
 
 from dataclasses import dataclass
 

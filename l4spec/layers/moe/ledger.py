@@ -68,7 +68,7 @@ def _group_scores(spec: MoESpec, tokens: int) -> int:
 
 
 def _allocate_alone(spec: MoESpec, hidden_size: int, ledger: Ledger) -> int:
-    """One token: each chosen expert's weights are read where they lie. Takes the output and gives its bytes."""
+    """One token: each chosen expert's weights are read in place. Takes the output and gives its bytes."""
     out, inner = hidden_size * ledger.item, spec.intermediate_size * ledger.item
     before = out * min(2, spec.num_experts_per_token - 1)  # the sum, and the term before
     ledger.touch(before + (out if spec.router.scales == "input" else 0) + max(2 * inner, inner + out))
@@ -79,8 +79,8 @@ def _allocate_alone(spec: MoESpec, hidden_size: int, ledger: Ledger) -> int:
 def _hidden_in_an_expert(spec: MoESpec, hidden_size: int, busiest: int, ledger: Ledger) -> int:
     """Bytes between the projections of the expert that takes the most, whose output is counted already.
 
-    In fp32 a few rows go in halves (`l4spec.layers.common.modules.linear`), which are copied to lie row by row; so
-    three rows may take more than four.
+    In fp32 a few rows go in halves (`l4spec.layers.common.modules.linear`), which are copied to be contiguous by row;
+    so three rows may take more than four.
     """
     size, few = spec.intermediate_size, min(busiest, MOST_FEW_ROWS) if ledger.is_wide and busiest > 1 else 0
     made = (3 if spec.gated else 2) * few * size if size % 2 == 0 else 0  # gate, up, and the copy

@@ -110,7 +110,7 @@ class Experts(nn.Module):
         return add_bias(result, self.bias_of(name, expert))
 
     def indexed(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Row i of `x` [rows, hidden] through expert experts[i], which a compiler reads where it lies."""
+        """Row i of `x` [rows, hidden] through expert experts[i], which a compiler reads in place."""
 
         def project(name: str, rows: Tensor) -> Tensor:
             result, bias = read_rows(rows, getattr(self, f"{name}_proj")[experts]), self.bias_of(name, experts)
@@ -263,7 +263,7 @@ class MoE(LayerModule):
         return self._sorted(tokens, scores, experts, None)
 
     def _one_token(self, token: Tensor, scores: Tensor, experts: list[int]) -> Tensor:
-        """A decode step of one sequence: no sorting, each chosen expert's weights read where they lie."""
+        """A decode step of one sequence: no sorting, each chosen expert's weights are read in place."""
         scales_input = self.spec.router.scales == "input"
         total = None
         for score, expert in zip(scores.unbind(), experts, strict=True):

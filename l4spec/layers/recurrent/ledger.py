@@ -83,7 +83,7 @@ def allocate_channel_delta_rule(ledger: Ledger, work: Work, num_heads: int, head
 def allocate_scan(ledger: Ledger, work: Work, num_heads: int, key_dim: int, value_dim: int, *, by_token: bool) -> None:
     """Allocate the output in fp32 and, chunk by chunk, scores and the state before and after.
 
-    With `by_token` keys and values lie so, and a product copies both factors by head, else the larger one.
+    With `by_token` keys and values are stored by token, and a product copies both factors by head, else the larger one.
     """
     units = work.num_sequences * num_heads * WIDE
     state, sizes = units * key_dim * value_dim, chunks_of(work.num_queries)

@@ -13,7 +13,8 @@ from l4spec.runtime.calibrate.tables import TableCases
 from l4spec.runtime.calibrate.timing import Case, rotating
 
 FEW_ENOUGH_TO_STREAM = 128
-"""With more rows than this, where the rows lie matters too: just written by another operation, as in a model."""
+"""With more rows than this, the location of the rows matters too: they were just written by another operation, as in a
+model."""
 RESIDENT = (512, 1024)
 """Outputs and inputs of the matrices by which residency is measured: reading them takes longer than calling for it."""
 

@@ -76,7 +76,7 @@ class Reference:
 
     @property
     def attention(self) -> str | None:
-        """Id of the layer that turns heads."""
+        """Id of the layer that rotates heads."""
         return next((node.id for node in self.graph.nodes if node.role == "attention"), None)
 
     def cases(self) -> Iterator[Case]:

@@ -98,5 +98,5 @@ def stored_parameters(graph: LayerGraph) -> Iterable[tuple[str, Parameter]]:
 
 
 def whole(name: str, tensor: str, parameter: Parameter) -> StoredTensor:
-    """A stored tensor that is one of ours as it stands."""
+    """A stored tensor that equals one of ours."""
     return StoredTensor(name, parameter.shape, (TensorPiece(tensor),), holds_indices=parameter.index is not None)

@@ -140,7 +140,7 @@ def matrix_index(stored: StoredTensor) -> tuple[int, ...]:
 
 
 def packed_entries(stored: StoredTensor, weight: PackedWeight) -> Sequence[TensorEntry]:
-    """The tensors that stand for one packed matrix in a checkpoint."""
+    """The tensors of one packed matrix in a checkpoint."""
     index = matrix_index(stored)
     base = stored.name.removesuffix(".weight")
     rows, columns = weight.shape[-2:]

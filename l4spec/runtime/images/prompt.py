@@ -1,4 +1,4 @@
-"""Images in a prompt: the tokens that stand for them, and the tiles whose vectors take the places of patches."""
+"""Images in a prompt: their tokens, and the tiles whose vectors replace the patch tokens."""
 
 from dataclasses import dataclass
 from typing import Protocol

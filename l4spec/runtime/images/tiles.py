@@ -1,8 +1,8 @@
 """Pixels to normalised tiles, equal to transformers' `Llama4ImageProcessor` with its defaults.
 
 An image is shrunk (or enlarged up to one tile) without distortion by antialiased bilinear interpolation of bytes, laid
-into the upper left of its grid on black, scaled to [-1, 1] in bfloat16 and cut row by row; an image of several tiles
-stands a second time in one more tile, distorted to a square.
+into the upper left of its grid on black, scaled to [-1, 1] in bfloat16 and cut row by row; an image of several tiles is
+also shown as a whole in one more tile, distorted to a square.
 """
 
 import platform

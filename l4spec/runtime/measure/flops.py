@@ -51,7 +51,7 @@ def _grouped_outer(grad: Shape, x: Shape, *args: Any, **kwargs: Any) -> int:
 
 
 def _packed_mm(x: Shape, packed: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
-    """Rows [rows, in] by packed weights [out, in], however they lie."""
+    """Rows [rows, in] by packed weights [out, in], in any memory layout."""
     return 2 * prod(x) * out_shape[-1]
 
 

@@ -126,7 +126,7 @@ def _weights(model: Model, measurement: RunMeasurement) -> None:
 
 
 def _inputs(model: Model, sample: RunShape) -> tuple[Tensor, Tensor | None]:
-    """Random prompts [batch, prefill] and tiles [tiles, channels, height, width], whose places stand first in row 0."""
+    """Random prompts [batch, prefill] and tiles [tiles, channels, height, width], whose places come first in row 0."""
     generator = torch.Generator().manual_seed(sample.seed)
     vocab_size = model.graph.model.text.embedding.vocab_size
     shape = (sample.batch, sample.prefill)

@@ -48,7 +48,7 @@ _SEEN: dict[str, tuple[str, Callable[[tuple[Any, ...]], Tensor]]] = {
     "c10d::broadcast_": ("broadcast", _first),
     "c10d::send": ("send", _first),
 }
-"""Operator to collective, and where among its arguments the buffer of its payload stands."""
+"""Collective of each operator, and the position of the payload's buffer among its arguments."""
 _GATHER = "_c10d_functional::all_gather_into_tensor"
 _SEND_NOTHING = {
     "c10d::barrier",

@@ -51,7 +51,7 @@ def own_nodes(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
 
 
 def nodes_on_rank(graph: LayerGraph, mesh: Mesh) -> Iterator[LayerNode]:
-    """The nodes whose tensors this rank holds: those of its stage, and the embedding where a tied head stands apart."""
+    """The nodes with tensors on this rank: those of its stage, and the embedding if a tied head is on another stage."""
     yield from own_nodes(graph, mesh)
     if graph.model.text.head.tied and 0 < mesh.place.pp == mesh.layout.pp - 1:
         yield next(node for node in graph.nodes if node.role == "embedding")

@@ -83,7 +83,7 @@ class PrefillModel(RankModel):
         return sum_over(result if cp.index == cp.size - 1 else torch.zeros_like(result), cp)
 
     def _own_batch(self, batch: TokenBatch, cache: Cache | None) -> TokenBatch:
-        """Of whole sequences this rank's tokens, which stand after those of earlier ranks."""
+        """This rank's tokens of whole sequences, which follow those of earlier ranks."""
         layout = batch.layout
         if not layout.is_uniform or layout.num_new is not None:
             self._refuse("padded and packed sequences are not divided among ranks")

@@ -1,8 +1,8 @@
 """Training state over data-parallel ranks by FSDP2, and the gradients that tensor-parallel ranks have to add up.
 
-Weights of a layer are gathered when it runs and gradients scattered after it (ZeRO stage 3). Experts lie on one ep
-rank each, so dp ranks alone share them; everything else is shared by dp x ep. Gradients are means over all dp x ep
-ranks' losses.
+Weights of a layer are gathered when it runs and gradients scattered after it (ZeRO stage 3). Each expert is on one ep
+rank, so dp ranks alone shard it; everything else is sharded by dp x ep. Gradients are means over all dp x ep ranks'
+losses.
 """
 
 from collections import defaultdict

@@ -97,7 +97,7 @@ def _codes(law: ScaledLaw, values: Tensor) -> Tensor:
 
 
 def decode(law: ScaledLaw, coded: Coded, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The weights that codes and scales stand for, computed in `dtype`."""
+    """Weights from codes and scales, computed in `dtype`."""
     shape = (int(coded.codes.shape[-2]), int(coded.codes.shape[-1]))
     group = group_shape(law, *shape)
     if law.values == "e4m3":

@@ -1,4 +1,4 @@
-"""Routed experts whose stacks are packed: each expert's matrices as they lie, only chosen ones are touched."""
+"""Routed experts whose stacks are packed: each expert's matrices in place, only chosen ones are read."""
 
 import torch
 from torch import Tensor, nn

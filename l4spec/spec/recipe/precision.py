@@ -48,7 +48,7 @@ Precision = Annotated[
     Field(discriminator="kind"),
     BeforeValidator(_spelled_out, json_schema_input_type=Literal["bf16", "fp8"] | _Either),
 ]
-"""A word alone stands for all its defaults."""
+"""A name alone selects its defaults."""
 
 
 def written(precision: Bf16Spec | Fp8Spec) -> str:

@@ -27,7 +27,7 @@ from l4spec.training.loop import PIXELS, TrainBatch
 SAMPLE_DOCUMENTS = 400
 """Documents of each source that byte pairs are learned from."""
 CAPTIONED = 0.5
-"""Share of the documents that are pictures where a miniature stands for data with images."""
+"""Share of pictures among the documents that replace data with images in a miniature's run."""
 
 
 class Mixture:
@@ -99,8 +99,8 @@ class Mixture:
     def _as_batch(
         self, rows: Sequence[PackedRow], weights: Mapping[str, float], *, answers_only: bool = False
     ) -> TrainBatch:
-        """Rows as tensors. With pictures there are always `pixel_values`, perhaps of no tiles, for all ranks of the
-        tower.
+        """Rows as tensors. With pictures there are always `pixel_values`, perhaps of no tiles, for the tower's
+        ranks.
         """
         ids = torch.tensor([row.ids for row in rows])
         documents = torch.tensor([row.documents for row in rows])

@@ -64,7 +64,7 @@ class Operand:
     flushed: Tensor
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """The numbers that it stands for."""
+        """The numbers that the operand represents."""
         return self.codes.to(dtype) * _spread(self.scale.to(dtype), self.high, self.codes)
 
 

@@ -1,7 +1,7 @@
 """Matmuls in fp8 with gradients: three products of a linear layer, each with both operands rounded, summed in fp32.
 
-    y = x W^T, contracted over inputs; dx = dy W, over outputs; dW = dy^T x, over rows. Scales lie along the contracted
-dim of each, so that x, W and dy are rounded twice. Operands are kept in the model's format and rounded again in the
+y = x W^T, contracted over inputs; dx = dy W, over outputs; dW = dy^T x, over rows. Scales are along the contracted dim
+of each, so that x, W and dy are rounded twice. Operands are kept in the model's format and rounded again in the
 backward pass.
 """
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 BRANCHES = 4
-"""Words that may follow a word, all alike: nobody can predict better than ln 4 = 1.386 nats per token."""
+"""Words that may follow a word, equally likely: no model can predict better than ln 4 = 1.386 nats per token."""
 MOST_WORDS = 64
 _STRIDE = 1_000_003
 """Keeps the seeds of steps apart from those of other runs."""

@@ -36,10 +36,10 @@ class RlSetup:
 
     `answers` are those of a step. Answers may be begun until (updates done + 1 + `staleness`) x `answers` of them have
     been. The learner takes answers in `chunks` equal parts as they come, whole batches by default, and new weights are
-    pushed after each batch, for which generation stands still for `push_seconds`. With `is_partial`, answers that are
-    being generated continue with the new weights; else a replica begins no new ones and ends its own before it takes
-    weights. `in_order`: answers are taken as they were begun, so that none is staler than `staleness`; else as they
-    end. `is_colocated`: the same GPUs generate and train, so that nothing is generated while the learner works.
+    pushed after each batch, for which generation pauses for `push_seconds`. With `is_partial`, answers that are being
+    generated continue with the new weights; else a replica begins no new ones and ends its own before it takes weights.
+    `in_order`: answers are taken as they were begun, so that none is staler than `staleness`; else as they end.
+    `is_colocated`: the same GPUs generate and train, so that nothing is generated while the learner works.
     """
 
     answers: int

@@ -10,7 +10,7 @@ from planners.simulate.cache.prefix_tree import Node, Path, PrefixTree
 
 @dataclass(slots=True)
 class Holding:
-    """Blocks of one sequence: `cached` blocks of tokens at the beginning lie in the prefix tree down to `node`.
+    """Blocks of one sequence: `cached` blocks of tokens at the beginning are in the prefix tree down to `node`.
 
     The first `attached` of them were there before. `own` counts blocks of the pool that it holds alone; it has given
     back `released` blocks of the pool that local layers no longer reach.
@@ -47,7 +47,7 @@ class BlockPool:
 
     @property
     def available(self) -> int:
-        """Blocks that can be taken: free ones, and cached ones that nobody uses, but those that others claim."""
+        """Available blocks: free ones and unused cached ones, except those that others claim."""
         return self.capacity - self.used - self.claimed
 
     @property

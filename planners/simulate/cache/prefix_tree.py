@@ -2,8 +2,8 @@
 
 The content of a sequence is a path: runs `(start, stop)` of ids, one id a block, equal ids meaning equal content with
 an equal beginning. Runs keep the work proportional to branches, not to blocks: a conversation of 100,000 tokens is a
-handful of runs. Blocks that nobody uses stay until room is needed, the least recently used leaf first and its tail
-before its head, which is the order of vLLM's free queue (blocks are freed in reverse) and of SGLang's radix cache.
+handful of runs. Unused blocks stay until room is needed, the least recently used leaf first and its tail before its
+head, which is the order of vLLM's free queue (blocks are freed in reverse) and of SGLang's radix cache.
 """
 
 from heapq import heappop, heappush
@@ -34,7 +34,7 @@ class Node:
 
 
 class PrefixTree:
-    """Cached blocks by content. `num_unused` of `num_blocks` are used by nobody and may be evicted.
+    """Cached blocks by content. `num_unused` of `num_blocks` are unused and may be evicted.
 
     `num_dropped` blocks have lost their part of local layers, `num_unused_dropped` of these are unused.
     """

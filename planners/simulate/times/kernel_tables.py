@@ -51,7 +51,7 @@ class Grid:
         self.axes = [sorted({key[dim] for key in rows}) for dim in range(dims)]
 
     def at(self, point: Sequence[float]) -> float:
-        """The interpolated time; corners that nobody measured are left out and the others weighed again."""
+        """The interpolated time; corners without a measurement are left out and the others reweighted."""
         corners: list[tuple[tuple[float, ...], float]] = [((), 1.0)]
         for axis, x in zip(self.axes, point, strict=True):
             corners = [
@@ -130,7 +130,7 @@ def _file(prefix: Path, tp: int, name: str) -> Path | None:
 def _slice(rows: Mapping[tuple[float, ...], float], *, chunk: bool, decode: bool) -> dict[tuple[float, ...], float]:
     """The rows with or without a prompt's chunk, with or without decoding sequences, on axes that are full grids.
 
-    Zero stands for absence and is no point of an axis; a cached length of zero is one.
+    Zero means absence and is no point of an axis, except for a cached length of zero.
     """
     kept: dict[tuple[float, ...], float] = {}
     for (new, cached, sequences, context), time in rows.items():

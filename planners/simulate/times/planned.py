@@ -15,8 +15,8 @@ Draft = Callable[[StepBatch], float]
 class PlannedTimes:
     """Seconds of steps of a deployment by the planner's step model and its engine's fitted factors.
 
-    Chunks of several prompts stand for one that attends to as many pairs: its length and its cached part are the
-    chunks' means, weighed by their tokens. Raises UserError where the planner can tell no time.
+    Chunks of several prompts are timed as one that attends to as many pairs: its length and its cached part are the
+    chunks' means, weighted by their tokens. Raises UserError where the planner can tell no time.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Contents:
     _fresh: Iterator[int] = field(default_factory=lambda: count(1 << 60, IDS_PER_SEQUENCE))
 
     def fresh(self) -> int:
-        """The first id of a text that nobody else has."""
+        """The first id of a new text, unlike all others."""
         return next(self._fresh)
 
     def with_prefix(self, request: Request, group: int, prefix: int) -> None:

@@ -51,7 +51,7 @@ class WrongDescription(ValueError):
 def described(data: bytes) -> Metadata:
     """The description of a sharded checkpoint, each value of its type and within its bounds.
 
-    Pieces lie inside their tensor and cover it exactly once; each has a place of its own in a file. Raises
+    Pieces are inside their tensor and cover it exactly once; each has a place of its own in a file. Raises
     WrongDescription, or RefusedPickle for a pickle that is no such description.
     """
     state = _state(read_pickle(data, _ALLOWED), "Metadata")

@@ -70,7 +70,7 @@ class RegionSavePlanner(DefaultSavePlanner):
         ]
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        """The piece that an item stands for, where it lies."""
+        """The piece of an item, in the model's memory."""
         ours: Ours = self.state_dict["shards"]
         shard, data = ours.shards[write_item.index.fqn], write_item.tensor_data
         assert data is not None, "every item of this planner is a piece of a tensor"

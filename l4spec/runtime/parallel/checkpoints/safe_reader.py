@@ -14,7 +14,7 @@ METADATA = ".metadata"
 
 
 class TrustedReader(FileSystemReader):
-    """Torch's own reader, of a folder that nobody vouches for."""
+    """Torch's own reader, made safe for untrusted folders."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)

@@ -98,7 +98,7 @@ class Address:
     is_kept_by_launcher: bool
 
     def open(self, rank: int, timeout: float) -> TCPStore:
-        """A connection of its own. Raises DistError when nobody answers, OSError when its port is taken."""
+        """A connection of its own. Raises DistError without an answer, OSError if its port is taken."""
         if rank == 0 and not self.is_kept_by_launcher:
             return listening_store(self.host, self.port, timeout)
         return TCPStore(self.host, self.port, timeout=timedelta(seconds=timeout), wait_for_workers=False)
@@ -298,7 +298,7 @@ class Watch:
 
 
 def _tell_torchrun(message: str) -> None:
-    """Put the message where torchrun looks for it: it repeats it at the end of its own report, which stands last."""
+    """Write the message to torchrun's error file; torchrun repeats it at the end of its own report."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         text = json.dumps({"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}})

@@ -75,7 +75,7 @@ _MOST_COMPARED = 400
 
 
 def _within(name: str, names: Sequence[str]) -> list[str]:
-    """The known name all of whose words are among those of `name`, which says more: `scout` for `llama-4-scout`."""
+    """The known name whose words are all among those of the longer `name`: `scout` for `llama-4-scout`."""
     words = set(_words(name))
     inside = [known for known in names if any(map(str.isalpha, known)) and words.issuperset(_words(known))]
     return sorted(inside, key=len, reverse=True)[:1]

@@ -13,7 +13,7 @@ Source = Annotated[str, Field(min_length=3, max_length=600)]
 
 
 class Sourced(Spec, Generic[T]):
-    """A number with the document it was read from; `note` says how, when it was not copied as printed."""
+    """A number with its source document; `note` has the derivation if it was not copied as printed."""
 
     value: T
     source: Source

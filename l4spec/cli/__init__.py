@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 
 def main() -> None:
-    """Run the command line; the exit code says how it went (see `l4spec --help`)."""
+    """Run the command line; `l4spec --help` lists the exit codes."""
     accept_either_order()
     _open_closed_streams()
     gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time

@@ -40,7 +40,7 @@ class CommandGroup(TyperGroup):
             refuse(_misused(error))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command by name; a name that is an option's says so."""
+        """The command by name; the error for an option's name says that it is an option."""
         option = f"--{args[0]}"
         if args[0] not in COMMANDS and any(option in parameter.opts for parameter in self.get_params(ctx)):
             raise UserError(f"no such command {args[0]!r}", hint=f"did you mean 'l4spec {option}'?")

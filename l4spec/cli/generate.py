@@ -1,4 +1,4 @@
-"""`l4spec generate`: text generated from a checkpoint, streamed as it comes."""
+"""`l4spec generate`: text generation from a checkpoint, streamed."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -252,7 +252,7 @@ def _require_fit(spec: "ModelSpec", tokens: Sequence[int], max_new_tokens: int) 
 
 
 def _say(tokens: Iterator[int], tokenizer: "TextTokenizer | None", stop_ids: Sequence[int]) -> None:
-    """Write each piece as it comes; a stop token is no text."""
+    """Print each piece of text as it is generated, without stop tokens."""
     start, count = time.perf_counter(), 0
 
     def counted() -> Iterator[int]:

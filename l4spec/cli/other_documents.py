@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from planners.recipes.cost import RecipeOptions
 
 OF_RECIPES = {"gpus", "usd_per_gpu_hour"}
-"""Options of a plan that a recipe leaves open; everything else it says itself, phase by phase."""
+"""Options of a plan that a recipe leaves open; it sets all others itself, phase by phase."""
 _FOLDERS = ("recipes/", "scenarios/")
 _ENDINGS = (".yaml", ".yml")
 
@@ -70,7 +70,7 @@ def recipe_options(request: PlanRequest) -> "RecipeOptions":
 
 
 def refuse_options_of_scenarios(request: PlanRequest) -> None:
-    """Raise UserError naming every option that is given: a scenario says them model by model."""
+    """Raise UserError naming every option that is given, since a scenario sets them per model."""
     hint = "each model says it; --set models.KEY.… changes it"
     refuse_options(request, set(), "a scenario is planned by its own", hint)
 

@@ -69,7 +69,7 @@ def page_in(page: "Page", style: Format, *, to_file: bool = False) -> str:
 
 
 def _columns(to_file: bool) -> int:
-    """Columns of a line: the terminal's, or 100 where there is none; `COLUMNS` says otherwise."""
+    """Columns of a line: the terminal's, or 100 without one; `COLUMNS` overrides both."""
     from l4spec.report.columns import LEAST, PIPED
 
     given = os.environ.get("COLUMNS", "")

@@ -32,7 +32,7 @@ REFUSED = {
         "no claim is about it",
     ),
 }
-"""Options of a plan that no claim leaves open, and why. Every other one fills in what a claim does not say."""
+"""Options of a plan that no claim leaves open, and why. Every other one completes a claim."""
 
 
 def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[Problem]:

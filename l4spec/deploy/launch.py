@@ -56,7 +56,7 @@ class Emission:
 class LaunchRequest:
     """A plan to launch, with the checkpoint and the images of a prompt, which the plan lacks.
 
-    `changed` says that the model is not the shipped one (`--set`), so that no published checkpoint has its shape.
+    `changed`: the model differs from the shipped one (`--set`), so that no published checkpoint has its shape.
     """
 
     plan: Plan

@@ -56,7 +56,7 @@ class Decoder:
     """Fields of every attention part that are always the same."""
     layout: Layout = "half"
     partial: float = 1.0
-    """Share of each head that is turned where the config does not say."""
+    """Default of the rotated share of each head."""
     windows: Windows = "none"
     window_names: tuple[str, str] = ("sliding", "full")
     usual_types: tuple[str, ...] = (SLIDING, FULL)

@@ -16,13 +16,13 @@ Places = Literal["all", "after_dense", "by_step"]
 
 @dataclass(frozen=True, slots=True)
 class ExpertFields:
-    """Names of the fields of a mixture, and fixed values. Without a name a thing is as its value says."""
+    """Names of the fields of a mixture, and fixed values. A field without a name has a constant value."""
 
     num: str = "num_experts"
     per_token: str = "num_experts_per_tok"
     width: str = "moe_intermediate_size"
     shared: str | int = 0
-    """Number of shared experts, or the field that says it."""
+    """Number of shared experts, or the field that has it."""
     shared_width: str | None = None
     """Field of a shared expert's own width."""
     renormalize: str | bool = True

@@ -22,7 +22,7 @@ _STORED = ("quantization_config", "compression_config", "quantization")
 
 
 def export_config(spec: ModelSpec) -> Data:
-    """The Hugging Face config of a model: the family it was imported from, or the first one that can say it.
+    """The Hugging Face config of a model: the family it was imported from, or the first one that can express it.
 
     Equal to the imported config in every field that the family's mathematics reads, in number formats, and in the
     fields without effect that the import carried along; fields that transformers fills in are written out. Raises
@@ -54,7 +54,7 @@ class _Failure:
 
 
 def _try(model: ResolvedModel, spec: ModelSpec, family: Family) -> Data | _Failure:
-    """The config that means `model`: first as it was once written, where fields say a thing twice."""
+    """The config of `model`, first in the form of the imported one if fields are redundant."""
     origin = spec.huggingface
     style: RopeStyle = origin.rope_style if origin else "rope_scaling"
     try:

@@ -16,7 +16,7 @@ METADATA = re.compile(
     r"|_token_(id|ids|index|idx)$|^(bos|eos|pad|unk|cls|sep|mask|boi|eoi|image|video|audio)_token$|_version$"
     r"|loss_(coef|coeff|alpha|weight)$|^(attn|mlp|resid|embd|embed|hidden|classifier|ffn)_(pdrop|dropout)$"
 )
-"""Names of fields that say who, when, with which tokens or how it was trained: they change no number of a forward pass.
+"""Names of metadata fields (author, date, tokens, training), which change no number of a forward pass.
 
 Private fields (`_commit_hash`) are among them, unless they repeat a public one."""
 
@@ -34,7 +34,7 @@ class Fields:
     path: str = ""
     problems: list[Problem] = field(default_factory=list)
     consequences: list[Problem] = field(default_factory=list)
-    """Problems of fields that are measured by other fields: nothing to say while one of those is wrong itself."""
+    """Problems of fields that depend on others; reported only if the others have none."""
     notes: list[str] = field(default_factory=list)
     """Notes for the user on fields that the import left out or assumed."""
     read: set[str] = field(default_factory=set)

@@ -36,7 +36,7 @@ _DROPPED_IF_NULL = ("architectures", "quantization_config", "compression_config"
 
 @dataclass(frozen=True, slots=True)
 class ImportedSpec:
-    """An imported model: as plain data, as commented YAML that says the same, and checked.
+    """An imported model: as plain data, as the equal commented YAML, and as a checked spec.
 
     `notes` name fields that were left out, ignored or assumed; they are in the YAML too.
     """
@@ -64,8 +64,8 @@ def import_config(
 
     Raises SpecError that names every unknown field, every value that would change the mathematics without the spec
     language having words for it, an unknown `model_type`, and a class with another head than a language model's.
-    `ignore` names fields that are read as if the config did not have them (`text_config.rope_scaling` in a mapping):
-    a last resort, which the result says. `file` stands for the config in messages.
+    `ignore` names fields that are read as if the config did not have them (`text_config.rope_scaling` in a mapping): a
+    last resort, which the result notes. `file` stands for the config in messages.
     """
     family = _family(config, file)
     notes = [f"read as if the config had no {path}, as asked" for path in ignore]

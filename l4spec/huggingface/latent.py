@@ -13,7 +13,7 @@ LATENT_NAMES = {
 }
 """Our names of tensors to those of checkpoints."""
 _NORM_EPS = 1e-6
-"""Of the norms of the latent vectors; fixed in the reference, whatever rms_norm_eps says."""
+"""Of the norms of the latent vectors; fixed in the reference, independent of rms_norm_eps."""
 
 
 def read_latent(fields: Fields, position: Data) -> Data:

@@ -42,8 +42,8 @@ def qwen_tower(
 ) -> Tower:
     """The tower of a family, by the `model_type` that its configs give it, the first where it is written.
 
-    `deepstack` are the blocks whose outputs the text gets too where a config does not say (None: never), `sections` the
-    pairs rotated by time, row and column where it does not.
+    `deepstack` is the default of the blocks whose outputs the text gets too (None: never), `sections` that of the pairs
+    rotated by time, row and column.
     """
 
     def read(fields: Fields, text_width: int) -> Data:

@@ -29,8 +29,7 @@ _SCALINGS: dict[str, type[Spec]] = {
 def read_rope(fields: Fields, layout: Layout, *, head_dim: int | None = None, partial: float = 1.0) -> dict[str, Any]:
     """The `position` of a spec from `rope_parameters`, or from `rope_theta` and `rope_scaling`.
 
-    `partial`: the share of a head of `head_dim` that is turned where the config does not say; without `head_dim` a head
-    is turned whole.
+    `partial`: default of the rotated share of a head of `head_dim`; without `head_dim` the whole head is rotated.
     """
     parameters, scaling = fields.mapping("rope_parameters"), fields.mapping("rope_scaling")
     if parameters and scaling and parameters.data and scaling.data and parameters.data != scaling.data:
@@ -59,7 +58,7 @@ def rope_style(fields: Fields) -> RopeStyle:
 
 
 def write_rope(rope: Rope, style: RopeStyle, head_dim: int | None = None, partial: float = 1.0) -> dict[str, Any]:
-    """The config fields that say the same; raises nothing, for every scaling has a spelling.
+    """The equivalent config fields; every scaling has a form.
 
     The share of a head of `head_dim` that is turned is written where it is not `partial`, the family's own.
     """

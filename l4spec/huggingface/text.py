@@ -85,7 +85,7 @@ def block(attention: str, ffn: str, form: str = "pre_norm") -> Block:
 def read_gqa(fields: Fields, layout: Layout = "half", *, partial: float = 1.0, **more: Any) -> Data:
     """An attention part with causal mask and rotary positions; `more` adds and replaces fields.
 
-    `partial`: the share of each head that is turned where the config does not say.
+    `partial`: default of the rotated share of each head.
     """
     heads, head_dim = fields.size("num_attention_heads"), fields.size_or_none("head_dim")
     hidden = fields.size("hidden_size")
@@ -106,7 +106,7 @@ def read_gqa(fields: Fields, layout: Layout = "half", *, partial: float = 1.0, *
 
 
 def both_biases(fields: Fields) -> Data:
-    """Biases on all four projections, if `attention_bias` says so."""
+    """Biases on all four projections, if `attention_bias` is true."""
     return {"qkv_bias": True, "output_bias": True} if fields.flag("attention_bias") else {}
 
 

@@ -1,4 +1,4 @@
-"""Writing a spec as YAML that people like to read: short mappings on one line, and comments that say where from."""
+"""Writing a spec as readable YAML: short mappings on one line, and comments on sources."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -61,10 +61,10 @@ class Parameter:
     """A named tensor that a module of this kind holds, with a logical axis for each dimension.
 
     `input_dim` is the index of the contracted dimension of a matmul weight: scales of a quantized weight are laid out
-    along it. `num_active` says how many slices of an `experts` axis one token uses (None: the whole tensor). A `buffer`
-    is kept and stored like a parameter but is not trained, and is not counted as one (DeepSeek's correction bias).
-    `start` is the initial value of an untrained tensor; None: by its role (norms 1, biases 0, weights random). One with
-    `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
+    along it. `num_active` is the number of slices of an `experts` axis that one token uses (None: the whole tensor). A
+    `buffer` is kept and stored like a parameter but is not trained, and is not counted as one (DeepSeek's correction
+    bias). `start` is the initial value of an untrained tensor; None: by its role (norms 1, biases 0, weights random).
+    One with `index` holds numbers of so many things, in 8 bytes each (DeepSeek-V4's experts of every token id).
     """
 
     name: str

@@ -19,7 +19,7 @@ _ROLES = ("linear", "expert", "head")
 
 
 def matmul_table(matmuls: str, scaling: "Scaling" = "tensorwise") -> Quantization:
-    """The rule table of the scheme `matmuls`: a weight that it packs is an operand in e4m3, scaled as `scaling` says.
+    """The rule table of the scheme `matmuls`: a weight that it packs is an operand in e4m3, scaled by `scaling`.
 
     Raises UserError for an unknown scheme, and for one that packs into something else than e4m3.
     """

@@ -1,4 +1,4 @@
-"""The format that a model's weights are published in, as its spec says (`stored_as`)."""
+"""The format of a model's published weights, by its spec (`stored_as`)."""
 
 from functools import lru_cache
 

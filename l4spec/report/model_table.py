@@ -23,7 +23,7 @@ PRECISIONS = ("bf16", "fp8", "int4")
 
 
 class ModelRow(Frozen):
-    """One model in one precision. `refusal` says why a scheme cannot store the model; then nothing else is known."""
+    """One model in one precision. `refusal` is the reason why a scheme cannot store it; then nothing else is known."""
 
     model: str
     estimated: bool

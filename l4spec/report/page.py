@@ -18,7 +18,7 @@ _ASCII = str.maketrans(
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Plain sentences, one per line. A `tone` says that the first one is a verdict, which a terminal may colour."""
+    """Plain sentences, one per line. With a `tone` the first one is a verdict, which a terminal may colour."""
 
     lines: tuple[str, ...]
     tone: Tone = ""

@@ -27,7 +27,7 @@ _SUM = "the sum of all phases"
 
 @dataclass(frozen=True, slots=True)
 class PhaseOrigins:
-    """A phase, the plan of one of its steps, and the recipe that says the rest."""
+    """A phase, the plan of one of its steps, and its recipe."""
 
     phase: PhasePlan
     step: Plan

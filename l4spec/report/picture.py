@@ -70,7 +70,7 @@ class ModelPicture:
 
 
 def picture_of(graph: LayerGraph, quantization: str | None = None) -> ModelPicture:
-    """The picture of a model, its weights stored by a scheme, by default as the spec says that they are published."""
+    """The picture of a model, its weights stored by a scheme, by default that of the published weights."""
     drawer = _Drawer(graph, quantization or published_name(graph.model.spec))
     vision = drawer.column("vision") if graph.model.vision is not None else None
     names = [node.role for node in graph.nodes if node.scope == "text" and node.layer is None]

@@ -30,7 +30,7 @@ _NOTABLE = 0.1
 
 
 def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
-    """Verdict first; `max_seq_len` lets it say when the model, and not memory, limits the context."""
+    """Verdict first; with `max_seq_len` it states if the model, and not memory, limits the context."""
     figures = marks_of(plan)
     sections = [
         # the first reason is the verdict in bytes

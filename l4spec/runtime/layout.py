@@ -12,7 +12,7 @@ from l4spec.runtime.cache import Cache
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Aligned token ids [rows, tokens] with their layout; `order` [rows, tokens] says where each column came from."""
+    """Aligned token ids [rows, tokens] with their layout; `order` [rows, tokens] is the original column of each."""
 
     input_ids: Tensor
     layout: TokenLayout
@@ -106,8 +106,8 @@ def restore(result: Tensor, batch: TokenBatch) -> Tensor:
 def with_images(layout: TokenLayout, mask: Tensor | None, grid: tuple[int, int], before: Tensor | None) -> TokenLayout:
     """The layout with `places` [rows, tokens, 3]: time, row and column of each token (M-RoPE, arXiv:2409.12191).
 
-    `mask` [rows, tokens] says which tokens are an image's, of `grid` rows and columns; `before` [rows] how many the
-    cache has. An image starts at the next number, counts rows and columns from there, and the text continues after the
+    `mask` [rows, tokens] marks an image's tokens, of `grid` rows and columns; `before` [rows] counts those in the
+    cache. An image starts at the next number, counts rows and columns from there, and the text continues after the
     larger of its sides. Raises ValueError for a sequence that is divided among ranks.
     """
     if layout.runs:

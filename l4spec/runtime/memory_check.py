@@ -40,7 +40,7 @@ def weight_bytes(graph: LayerGraph, dtype: str, table: Quantization | None = Non
 
 
 def free_bytes(device: str) -> int | None:
-    """Bytes that can be allocated on `cpu` or a `cuda` device now; None where the system does not say."""
+    """Bytes that can be allocated on `cpu` or a `cuda` device now; None if the system does not report them."""
     if device.startswith("cuda"):
         import torch
 

@@ -146,7 +146,7 @@ class HuggingFaceTokenizer(TextTokenizer):
             return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As the base class says; ids outside the vocabulary have no text."""
+        """See `TextTokenizer.decode`; ids outside the vocabulary have no text."""
         with self._refusals("cannot decode these ids"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
@@ -181,7 +181,7 @@ class TiktokenTokenizer(TextTokenizer):
         return [number for ids in encoded for number in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As the base class says; ids outside the vocabulary have no text."""
+        """See `TextTokenizer.decode`; ids outside the vocabulary have no text."""
         first_special = min(self._names)
         return str(self._encoding.decode([number for number in ids if 0 <= number < first_special]))
 

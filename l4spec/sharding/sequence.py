@@ -73,7 +73,7 @@ def short_reason(graph: LayerGraph, cp: int, num_tokens: int) -> str | None:
 def sent_tokens(graph: LayerGraph, runs: tuple[range, ...]) -> Iterator[tuple[LayerGroup, tuple[int, ...]]]:
     """Layers of which something travels, and the tokens of one sequence that each rank sends on in one of them.
 
-    What a rank sees of earlier ones comes through the rank before it, which so sends on as much.
+    Rows of earlier ranks come through the previous rank, which therefore passes on as many.
     """
     for group in graph.groups:
         if passes_on(group.first):

@@ -77,7 +77,7 @@ def load_document(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Do
 def load_mapping(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Document:
     """As `load_document`, for a spec as nested mappings and lists; files that it extends are beside the current folder.
 
-    Raises SpecError also for values that YAML cannot say.
+    Raises SpecError also for values that YAML cannot express.
     """
     try:
         text = yaml.safe_dump(data if isinstance(data, dict) else dict(data), sort_keys=False)

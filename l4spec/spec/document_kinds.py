@@ -51,7 +51,7 @@ DOCUMENT_KINDS: Mapping[str, DocumentKind] = {
 
 
 def kind_of(document: Document) -> DocumentKind:
-    """The kind that a document says it is. Raises SpecError for an unknown one, with the nearest spelling."""
+    """The kind that a document declares. Raises SpecError for an unknown one, with the nearest spelling."""
     word = document.data.get("kind", MODEL)
     if isinstance(word, str) and word in DOCUMENT_KINDS:
         return DOCUMENT_KINDS[word]

@@ -1,7 +1,7 @@
 """The JSON Schema of a kind of document, for editors, with descriptions from the docstrings of its fields.
 
-A file that `extends` another one may leave out whatever it likes and say null to drop a field; for it there is a
-second, partial copy of every definition.
+A file that `extends` another one may leave out any field, and set null to drop one; for it there is a second, partial
+copy of every definition.
 """
 
 import ast

@@ -23,8 +23,8 @@ _EXAMPLE = "write path=value, like text.parts.moe.num_experts=32 or text.layers[
 def override(tree: Tree, overrides: Iterable[str]) -> Tree:
     """`tree` with each `path=value` applied in turn.
 
-    The last key of a path, and mappings on the way to it, may be new: whether they exist is for the schema to say. A
-    mapping as value merges as `extends` does. Raises SpecError with the problems of all overrides.
+    The last key of a path, and mappings on the way to it, may be new: the schema checks whether they exist. A mapping
+    as value merges as `extends` does. Raises SpecError with the problems of all overrides.
     """
     problems: list[Problem] = []
     given: set[str] = set()

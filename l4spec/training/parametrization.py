@@ -1,7 +1,7 @@
 """Factors of initial scales, rates, decay and epsilon for every tensor, from which of its declared dims grow.
 
-Nothing asks which kind a layer is: a declaration names the axis of each dim, and the base model's declaration of the
-same tensor says how far each has grown. With r_in and r_out the growth of the contracted dim and of the other one:
+The kind of a layer does not matter: a declaration names the axis of each dim, and the base model's declaration of the
+same tensor gives the growth of each. With r_in and r_out the growth of the contracted dim and of the other one:
 
     input-like   (r_in = 1)            deviation 1             rate 1
     hidden       (both grow)           deviation r_in^-1/2     rate 1 / r_in

@@ -47,7 +47,7 @@ class Report(Frozen):
 def verify(graph: LayerGraph, request: PlanRequest | None = None) -> Report:
     """Compute the value of every claim of the model's spec, under the conditions that it names.
 
-    What a claim leaves open is planned as `request` says, by default as `plan` would.
+    Settings that a claim leaves open are those of `request`, by default those of `plan`.
 
     A number holds when it is within the claim's relative tolerance of the computed one; a `max_context` on named
     GPUs is a bound that somebody reached, and holds when at least as much fits. Raises UserError for a claim that

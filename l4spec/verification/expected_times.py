@@ -19,7 +19,7 @@ USUAL_ERROR = max(PREFILL.p90, DECODE.p90)
 
 @dataclass(frozen=True, slots=True)
 class ExpectedTimes:
-    """Seconds of a prefill and of a decode step in the middle of the run; None: not predicted. `note` says why."""
+    """Seconds of a prefill and of a decode step in the middle of the run; None: not predicted. `note` is the reason."""
 
     prefill: float | None = None
     decode: float | None = None

@@ -13,7 +13,7 @@ ON_DEMAND = "on-demand"
 
 
 class GpuOffer(Spec):
-    """A provider's list price of one GPU for one hour in USD, as it stood on a day; `note` says how it was derived."""
+    """A provider's list price of one GPU for one hour in USD, on a day; `note` has its derivation."""
 
     hardware: str
     provider: str

@@ -1,4 +1,4 @@
-"""Versions of engines: which laws hold for one, as `since` and `before` say."""
+"""Versions of engines, and the ranges from `since` to `before` that laws hold for."""
 
 import re
 

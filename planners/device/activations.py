@@ -24,7 +24,7 @@ SUM_BYTES = 4
 _MANY = 1 << 20
 """Tokens of which experts that choose tokens take whole numbers, nearly."""
 ACTIVATION_BYTES = 2
-"""bf16 activations; a buffer that fixes its own dtype (fp32 logits) says so in its declaration."""
+"""bf16 activations; a buffer with a fixed dtype (fp32 logits) declares it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ActivationRates:
 def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = False) -> ActivationRates:
     """The rates of a layout; everything is proportional to tokens, rows or tiles.
 
-    `divided` says that other ranks have other tokens of the same sequences.
+    `divided`: other ranks have other tokens of the same sequences.
     """
     layout = Layout(tp=tp, ep=ep)
     stream = graph.stream_width * ACTIVATION_BYTES

@@ -12,7 +12,7 @@ from planners.device.activations import ACTIVATION_BYTES, ActivationRates
 from planners.device.stages import PipelineStage
 
 ROWS_WITHOUT_HARDWARE = 256
-"""Sampled rows where neither an option nor a scheduler's defaults say how many."""
+"""Default number of sampled rows, without an option or a scheduler's default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,7 +203,7 @@ def _quantization(row: Row) -> str:
 
 
 def _kv_dtype(row: Row, model: str) -> str:
-    """The cache's format. Where a row does not say, fp8 weights go with an fp8 cache (InferenceMAX's launch scripts).
+    """The cache's format. By default, fp8 weights go with an fp8 cache (InferenceMAX's launch scripts).
 
     Llama 4 rows of TensorRT-LLM say fp8, yet the throughput of those marked for calibration needs twice the bytes a
     token: the engine kept bf16.

@@ -179,7 +179,7 @@ def _group(engine: str, dtype: str, judged: Sequence[tuple[Cell, float]]) -> Ker
 
 
 def directions(judged: Sequence[tuple[Cell, float]]) -> list[bool]:
-    """For each skewed cell that is more than a tenth from its balanced one: whether the law says on which side."""
+    """For each skewed cell that is more than a tenth from its balanced one: True if the law predicts the sign."""
     balanced = {cell.case: (cell.milliseconds, predicted) for cell, predicted in judged if not cell.skew}
     right = []
     for cell, predicted in judged:

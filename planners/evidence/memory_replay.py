@@ -16,7 +16,7 @@ from planners.evidence.rows import Row
 
 METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "kv_pool_per_gpu", "kv_cache_size_tokens")
 _CHUNK = 8192
-"""vLLM's max_num_batched_tokens on these devices, where a row does not say."""
+"""vLLM's default of max_num_batched_tokens on these devices."""
 _ROOM_FOR_WEIGHTS = 0.8
 """Share of a device for weights. Unpublished degrees are taken as the fewest ranks whose weights fit into it."""
 

@@ -1,7 +1,7 @@
 """Every factor that turns bounds into estimates: unit, meaning, where it is expected and why. One table for all.
 
 A fit starts at `expected`; `spread` (in log units: 0.1 is about 10 %) is one standard deviation of what is plausible
-before any row is seen. A factor that rows do not determine stays there, and its file says so.
+before any row is seen. A factor that rows do not determine keeps that value, which its file notes.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ When = Literal["always", "dense", "routed", "ranks", "server"]
 class Term:
     """One factor. `share` is of a published peak, `factor` multiplies a time, `seconds` is a constant.
 
-    `most` is the largest value that anything measured allows, `source` says where `expected` is from. `when` says in
-    which deployments it acts: of dense or routed models, of several ranks, or only in the limits of a whole server,
-    which the requests of one run do not show.
+    `most` is the largest value that measurements allow, `source` that of `expected`. `when` selects the deployments in
+    which it acts: of dense or routed models, of several ranks, or only in the limits of a whole server, which the
+    requests of one run do not show.
     """
 
     name: str

@@ -17,7 +17,7 @@ from planners.timing.step import gathered
 
 
 def eager_latency(deployment: Deployment, hardware: Hardware, layout: Layout, routing: Routing) -> Latency:
-    """Time of our module on the machine. What was not calibrated is null, and says why."""
+    """Time of our module on the machine. Times without a calibration are null, with the reason."""
     times, setting = hardware.eager, deployment.setting
     assert times is not None
     dtype = setting.scheme.name

@@ -1,7 +1,7 @@
 """From a recipe to its cost: each phase is a training plan with its own settings, multiplied by its steps.
 
 Left out: failures and restarts, evaluation, writing checkpoints, reading data, the time in which RL draws its answers
-where it does not say `rollouts`, and energy beyond the GPUs' own rated power.
+without `rollouts`, and energy beyond the GPUs' own rated power.
 """
 
 from collections.abc import Iterable

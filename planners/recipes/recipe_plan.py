@@ -25,13 +25,13 @@ class TeacherPasses(Frozen):
 
 
 class PhasePlan(Frozen):
-    """One phase. `model_flops` is the mathematics of all steps, teachers aside; null times say why in `notes`.
+    """One phase. `model_flops` is the mathematics of all steps, teachers aside; `notes` explain null times.
 
     `gpu_hours` and quantities computed from it include the teacher's passes. `generated_flops` are forward passes of
-    answers that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they
-    are. A checkpoint has bf16 weights and the optimizer's state of trained tensors. `trainable` names that, nothing:
-    all; `tiles_per_step` are image tiles. `num_modules` of multi-token prediction train, too: `module_params` are their
-    own parameters, `module_bytes` what they add on a GPU of the last stage to weights, gradients, optimizer states and
+    answers that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` if `rl` plans them. A
+    checkpoint has bf16 weights and the optimizer's state of trained tensors. `trainable` names that, nothing: all;
+    `tiles_per_step` are image tiles. `num_modules` of multi-token prediction train, too: `module_params` are their own
+    parameters, `module_bytes` what they add on a GPU of the last stage to weights, gradients, optimizer states and
     activations.
     """
 

@@ -101,7 +101,7 @@ def _graph_flops(
 
 
 def _passes(place: str, op: Operation, trained: Set[str], *, flows: bool) -> int:
-    """Passes of one operation of the layer at `place`; `flows` says that gradients go through it."""
+    """Passes of one operation of the layer at `place`; `flows`: gradients go through it."""
     if not isinstance(op, Matmul):
         return 3 if flows else 1
     name = op.weight.tied_to or f"{place}.{op.weight.name}"

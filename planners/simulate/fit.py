@@ -189,7 +189,7 @@ def _undetermined(
 def _described(
     fitted: ServingEfficiency, times: PlannedTimes, source: str, seen: Errors, undetermined: Sequence[str]
 ) -> ServingEfficiency:
-    """The factors as an entry of the catalogue that says where they come from."""
+    """The factors as a catalogue entry with their source."""
     model = times.model
     notes = [f"prior: {times.factors.name} ({times.factors.source})"]
     if undetermined:

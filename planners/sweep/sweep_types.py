@@ -9,8 +9,8 @@ class SweepRow(Frozen):
     """One variant: the values of its fields as a document writes them, and its cost. Unknown numbers are null.
 
     `kv_bytes_per_token` counts every layer. `usd_per_million_output_tokens` and `train_usd` are at the price in
-    `prices`. `extrapolated`: the factors of the serving times were fitted elsewhere. `problem` says why a variant
-    is no valid spec or cannot be planned.
+    `prices`. `extrapolated`: the factors of the serving times were fitted elsewhere. `problem` is the reason why a
+    variant is invalid or cannot be planned.
     """
 
     values: dict[str, Any]
@@ -44,8 +44,8 @@ class SweepRow(Frozen):
 class SweepTable(Frozen):
     """Every variant in the order of its values, the last list varying fastest.
 
-    `serving` and `training` are the options of both plans, as `planners.PlanRequest` takes them; `prices` says whose
-    prices were used.
+    `serving` and `training` are the options of both plans, as `planners.PlanRequest` takes them; `prices` names the
+    sources of prices.
     """
 
     l4spec_sweep: Literal[1] = 1

@@ -155,7 +155,7 @@ def _variant(
 
 
 def _value_at(data: Any, link: Link) -> object:
-    """The value of the field that a link follows. Raises UserError where the document says none."""
+    """The value of the field that a link follows. Raises UserError if the document has none."""
     for step in key_path(link.source):
         try:
             data = data[step]

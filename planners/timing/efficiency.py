@@ -44,7 +44,7 @@ class ServingEfficiency(Entry):
     routed: bool | None = None
     """True if the fitted rows include a model with routed experts; None: not stated."""
     longest: int | None = None
-    """Tokens of the longest sequence among the rows, prompt and output; None: not said."""
+    """Tokens of the longest sequence among the rows, prompt and output; None: not stated."""
     memory: Share
     cache: Share
     compute: Share

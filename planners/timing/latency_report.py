@@ -44,7 +44,7 @@ def model_of(deployment: Deployment, layout: Layout) -> StepModel:
 
 
 def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
-    """Time of a layout on the deployment's cluster under its engine. What is not known is null, and says why.
+    """Time of a layout on the deployment's cluster under its engine. Unknown times are null, with the reason.
 
     `max_batch` sequences of the whole deployment fit at once.
     """

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BITS = {"fp4": 4, "int8": 8, "fp8": 8, "fp16": 16, "bf16": 16, "tf32": 32, "fp32": 32}
 LEAST_ROWS = 8
 LEAST_SERIES = 4
-"""Rows of one series err together: of fewer series the spread says little."""
+"""Rows of one series err together: the spread of fewer series means little."""
 ROWS_OF_A_P90 = 20
 """With fewer rows the largest error replaces the 90th percentile, since fewer than two are beyond that."""
 FACTOR = 4.0

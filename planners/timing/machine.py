@@ -61,7 +61,7 @@ def missing(machine: Machine, layout: Layout, dtypes: tuple[str, ...]) -> str | 
 def link_seconds(machine: Machine, layout: Layout, each: Collective) -> float:
     """Seconds that one device's links are busy with a collective: traffic inside its host, then to other hosts.
 
-    `planners.collectives.link_tiers` says how much that is. Raises no error: ask `missing` first.
+    See `planners.collectives.link_tiers`. Raises no error: ask `missing` first.
     """
     sent = ring_factor(each.operation) * each.payload * (each.ranks - 1) / each.ranks
     if each.operation == "send":

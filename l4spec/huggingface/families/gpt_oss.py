@@ -23,7 +23,7 @@ DECODER_OF = Decoder(
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """As the table says, with the clamp of gate and product."""
+    """Read by the table, with the clamp of gate and product."""
     clamp = {"limit": fields.number("swiglu_limit"), "alpha": fields.number("swiglu_alpha"), "up_offset": 1.0}
     spec = DECODER_OF.read(fields)
     if "moe" in spec["text"]["parts"]:

@@ -79,7 +79,7 @@ def read(fields: Fields) -> dict[str, Any]:
 
 
 def _kda(fields: Fields, linear: Fields) -> Data:
-    """Sizes as `linear_attn_config` says, else as the fields beside it."""
+    """Sizes of `linear_attn_config`, else of the fields beside it."""
     sizes = {}
     for ours, theirs in _KDA.items():
         if theirs in linear.data:

@@ -18,9 +18,9 @@ from l4spec.spec.origin import RopeStyle
 from l4spec.spec.resolve import ResolvedModel, ResolvedVision
 
 _LAYERNORM_EPS = 1e-5
-"""Fixed in the reference, whatever norm_eps says."""
+"""Fixed in the reference, independent of norm_eps."""
 MAX_TILES = 16
-"""Of the released processors; a config does not say it."""
+"""Of the released processors; configs lack it."""
 _TEXT, _VISION = "text_config", "vision_config"
 
 

@@ -42,7 +42,7 @@ _NAMES: dict[_Kind, str] = {
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """Rotary positions where `no_rope_layers` says 1 (sic), chunks by `layer_types`, experts in `moe_layers`."""
+    """Rotary positions where `no_rope_layers` is 1 (sic), chunks by `layer_types`, experts in `moe_layers`."""
     fields.expect("hidden_act", "silu")
     fields.expect("router_jitter_noise", 0.0, 0)
     count = num_layers(fields)

@@ -37,7 +37,7 @@ DECODER_OF = Decoder(
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """As the table says, where every layer attends fully."""
+    """Read by the table; every layer must attend fully."""
     kinds = fields.integers("attn_type_list") if fields.has("attn_type_list") else None
     if kinds is not None and set(kinds) - {1}:
         fields.problem("attn_type_list", "expected 1, full attention, for every layer: lightning attention is not read")

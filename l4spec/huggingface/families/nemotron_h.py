@@ -109,7 +109,7 @@ def _mlp(fields: Fields) -> Data:
 
 
 def _moe(fields: Fields) -> Data:
-    """The shared expert is one, of its own width, whatever `n_shared_experts` says."""
+    """There is one shared expert, of its own width, for any `n_shared_experts`."""
     latent = fields.size_or_none("moe_latent_size")
     return {**_EXPERTS.read(fields), **({} if latent is None else {"latent_size": latent})}
 

@@ -43,7 +43,7 @@ _NAMES: dict[_Kind, str] = {
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """Rotary positions where `no_rope_layers` says 1 (sic), windows by `layer_types`."""
+    """Rotary positions where `no_rope_layers` is 1 (sic), windows by `layer_types`."""
     fields.expect("hidden_act", "silu")
     count = num_layers(fields)
     kinds = _attention_kinds(fields, count)

@@ -35,7 +35,7 @@ from l4spec.spec.resolve import ResolvedModel
 
 _NAMES = {SLIDING: "sliding", FULL: "full"}
 _FIRST_SPARSE = 3
-"""Layers before this one are dense where a config does not say which are."""
+"""Layers before this one are dense by default."""
 _BY_LAYER = ("layer_types", "mlp_layer_types", "rope_theta", "partial_rotary_factors")
 _AT_THE_TOP = ("architectures", "model_type", "transformers_version", "quantization_config", "dtype", "torch_dtype")
 _WINDOW_HEADS = ("num_sliding_attention_heads", "attention_other_setting")
@@ -309,7 +309,7 @@ _NESTED = language_model(
 
 
 def read_either(fields: Fields) -> dict[str, Any]:
-    """The language model of `text_config`, or of a config that says its fields at the top."""
+    """The language model of `text_config`, or of a config with its fields at the top."""
     if fields.has("text_config") or not fields.has("hidden_size"):
         return _NESTED.read(fields)
     text = {name: value for name, value in fields.data.items() if name not in _AT_THE_TOP}

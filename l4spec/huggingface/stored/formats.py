@@ -19,7 +19,7 @@ matrix with embedding and head."""
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """One packing law, and the modules that it is for: patterns of names, or all that `reach` says."""
+    """One packing law, and its modules: patterns of names, or all in `reach`."""
 
     law: ScaledLaw
     compute: ComputeDType
@@ -41,7 +41,7 @@ class StoredFormat:
 
 
 class UnreadFormat(Exception):
-    """A format that is not understood; its text says why."""
+    """Raised for an unsupported format, with the reason."""
 
 
 def read_format(config: Data) -> StoredFormat | None:

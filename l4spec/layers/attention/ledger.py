@@ -32,7 +32,7 @@ class Heads:
 
 
 def allocate_attention(ledger: Ledger, walk: Walk, heads: Heads) -> int:
-    """Take the attended values, and say how many bytes their copy takes where heads must be put side by side."""
+    """Allocate the output of attention; returns the bytes of its copy if heads must be concatenated."""
     if walk.cut:
         return _windows(ledger, walk.blocks, heads)
     width = max(heads.dim, heads.value_dim) if heads.is_fused else heads.value_dim

@@ -25,7 +25,7 @@ _WIDEST_ON_CUDA = 256
 
 @dataclass(frozen=True, slots=True)
 class RingAttention(Attention):
-    """Attention along `cp`, where the layout of a forward pass says that its sequences are divided; without gradients.
+    """Attention along `cp`, if the layout of a forward pass divides its sequences; without gradients.
 
     A cache takes this rank's tokens: the token at place p of its run is in slot p % num_slots.
     """

@@ -18,7 +18,7 @@ from l4spec.layers.common.modules import Context, group_last, wide
 
 
 def inverse_frequencies(rope: Rope, dim: int) -> Tensor:
-    """The angle per position of each of the dim / 2 pairs, fp32 on the CPU, scaled as `rope.scaling` says.
+    """The angle per position of each of the dim / 2 pairs, fp32 on the CPU, scaled by `rope.scaling`.
 
     Computed in fp32 by the reference's own formula, because a difference in the last bit grows with the position.
     """

@@ -9,7 +9,7 @@ from l4spec.layers.embedding.spec import EmbeddingSpec
 
 
 class Embedding(LayerModule):
-    """A row of the table per token, scaled where the spec says so."""
+    """A row of the table per token, with the spec's scale."""
 
     def __init__(self, spec: EmbeddingSpec, width: Width) -> None:
         super().__init__()

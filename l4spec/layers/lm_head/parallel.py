@@ -12,7 +12,7 @@ from l4spec.layers.lm_head.spec import LMHeadSpec
 class VocabHead(LMHead):
     """Holds the rows of the weight for a run of the logits.
 
-    `gathers` says whether the others' logits are needed too; a loss does without them.
+    `gathers`: the others' logits are needed too; a loss needs only its own.
     """
 
     joins_itself = True

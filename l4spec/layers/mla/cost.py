@@ -3,7 +3,7 @@
 Keys and values of a head can be expanded from the latent, or the expansion can be absorbed into query and output, whose
 attention then runs over the latent itself (DeepSeek-V2, arXiv:2405.04434, section 2.1.2). `operations` counts a pair by
 the cheaper form, which is the expanded one for every published model, and leaves out expanding cached latents again;
-`executed_operations` says which form our module takes, and counts those.
+`executed_operations` counts the form that our module uses.
 """
 
 from functools import partial

@@ -50,7 +50,7 @@ class SequenceRows:
 def last_columns(x: Tensor, before: Tensor, layout: TokenLayout) -> Tensor:
     """The last `before.shape[1]` real columns of each row, from `before` where a row has fewer new ones.
 
-    `x` is [rows, tokens, width], `before` [rows, count, width]; as many columns as `before` has come back.
+    `x` is [rows, tokens, width], `before` [rows, count, width]; returns as many columns as `before` has.
     """
     count, num_tokens = before.shape[1], x.shape[1]
     if layout.num_new is None:

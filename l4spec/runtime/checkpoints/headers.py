@@ -37,7 +37,7 @@ class TensorHeader:
 
 
 class DuplicateKeyError(ValueError):
-    """A JSON object says a key twice."""
+    """Raised for a JSON object with a repeated key."""
 
 
 def read_headers(directory: Path) -> dict[str, TensorHeader]:
@@ -176,7 +176,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file. Raises UserError when it is none, is larger than 100 MB, or says a key twice."""
+    """A JSON file. Raises UserError if it is invalid, is larger than 100 MB, or repeats a key."""
     place = Place(path.name)
     try:
         if not path.is_file() or path.stat().st_size > MAX_HEADER_BYTES:

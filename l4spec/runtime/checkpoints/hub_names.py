@@ -70,7 +70,7 @@ def hub_groups(
 
 
 def native_layout(graph: LayerGraph) -> CheckpointLayout:
-    """Our own names and shapes: for models that no family can say."""
+    """Our own names and shapes, for models that no family can express."""
     groups = (StoredGroup(((whole(full, full, parameter),),)) for full, parameter in stored_parameters(graph))
     of_modules = (re.compile(r"^mtp\.layers\."),) if graph.model.text.mtp else ()
     return CheckpointLayout(NATIVE, tuple(groups), partial(_is_ignored, of_modules))

@@ -71,7 +71,7 @@ class StoredGroup:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointLayout:
-    """One way to name all tensors of a model. `ignored` says which other stored tensors are no mistake."""
+    """One way to name all tensors of a model. `ignored` selects other stored tensors that are allowed."""
 
     name: str
     groups: tuple[StoredGroup, ...]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], Tensor]
 QUANTIZATION = "quantization.yaml"
-"""The file beside the weights that says the scheme in full."""
+"""The file beside the weights with the complete scheme."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,6 @@ def _codes(weight: PackedWeight, payload: Tensor) -> Tensor:
 
 
 def quantization_file(directory: Path) -> Path | None:
-    """The file of a checkpoint folder that says how its weights are packed, if there is one."""
+    """The file of a checkpoint folder with its packing scheme, if there is one."""
     path = directory / QUANTIZATION
     return path if path.is_file() else None

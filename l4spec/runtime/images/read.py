@@ -29,7 +29,7 @@ _HINT = "pip install 'l4spec[vision]'"
 
 
 def read_image(path: Path) -> Tensor:
-    """The pixels of an image file, [3, height, width] in uint8, turned as its EXIF data say. Raises UserError."""
+    """The pixels of an image file, [3, height, width] in uint8, rotated by its EXIF data. Raises UserError."""
     try:
         from PIL import Image
     except ImportError:

@@ -41,7 +41,7 @@ class Line:
         return arriving
 
     def send(self, hidden: Tensor) -> None:
-        """Send to the stage after, and wait until it has come there, unless `runs_ahead`."""
+        """Send to the next stage, and wait until it has arrived, unless `runs_ahead`."""
         self.settle()
         hidden = hidden.contiguous()
         work = dist.isend(hidden, group=group_of(self.pp), group_dst=self.pp.index + 1)

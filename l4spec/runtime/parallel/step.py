@@ -276,7 +276,7 @@ class _Stage(PipelineStage):
     def backward_one_chunk(
         self, bwd_chunk_id: int, loss: Tensor | None = None, full_backward: bool = True, last_backward: bool = False
     ) -> None:
-        """As torch's; `last_backward` says whether this is the step's last microbatch."""
+        """As torch's; `last_backward` is true for the step's last microbatch."""
         part = self.submod
         assert isinstance(part, _Part)
         _announce(part._model[0], is_last=last_backward)

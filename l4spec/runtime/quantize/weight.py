@@ -22,7 +22,7 @@ Index = tuple[int, ...] | slice
 
 
 class PackedWeight(nn.Module):
-    """Weights [..., out, in] as the buffers that a law says, and nothing beside them.
+    """Weights [..., out, in], stored only as the buffers of a law.
 
     `weight_packed` is the canonical payload (`words`), or a kernel's own layout of it where torch has a product for the
     law, the sizes and the device; states are canonical on every device. `weight_scale` [..., groups of rows, groups of

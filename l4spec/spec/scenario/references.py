@@ -16,7 +16,7 @@ from l4spec.spec.tree import KeyPath, dotted
 
 @dataclass(frozen=True, slots=True)
 class LoadedScenario:
-    """A scenario with the specs of its models, and the document that says where everything was written."""
+    """A scenario with the specs of its models, and the document with the location of every entry."""
 
     scenario: Scenario
     document: Document
@@ -26,7 +26,7 @@ class LoadedScenario:
     """Specs of draft models, by key of the model that they draft for."""
 
     def file(self, path: KeyPath, name: str, *, prefix: bool = False) -> Path:
-        """The file that the field at `path` names, relative to the document that says so.
+        """The file that the field at `path` names, relative to its document.
 
         With `prefix` it is the common beginning of several file names. Raises SpecError where there is none.
         """

@@ -46,7 +46,7 @@ class RowBuilder:
         self.num_bytes += num_bytes
 
     def image(self, ids: Sequence[int], tiles: Sequence[Tensor]) -> bool:
-        """An image, if all of it has room before the row's last id; else the row is filled, and false comes back."""
+        """An image, if all of it has room before the row's last id; else the row is filled, and False is returned."""
         if len(self.ids) + len(ids) >= self.length:
             self._add([self.end_id] * (self.length - len(self.ids)), learned=False, is_text=False)
             return False

@@ -123,7 +123,7 @@ class Actors:
         self._send(index, sorted(lost.numbers))
 
     def _receive(self) -> None:
-        """Whatever has come; an actor that is gone is replaced."""
+        """Receive pending answers; an actor that is gone is replaced."""
         ready = wait([actor.pipe for actor in self.actors])
         for index, actor in enumerate(self.actors):
             if actor.pipe not in ready:

@@ -68,7 +68,7 @@ def _load(
 
 
 def train(job: Job, model: RankModel, optimizer: torch.optim.Optimizer, start: int, log: Log) -> None:
-    """Steps from `start` to the job's, saved as often as it says and at the end."""
+    """Train from step `start` to the job's last, with checkpoints at its interval and at the end."""
 
     def batch_at(step: int) -> TrainBatch:
         ids = batch_of(job.seed, step, job.batch, job.context, job.model_spec.text.vocab_size)

@@ -27,8 +27,7 @@ FORWARD = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Infrastructure:
-    """Settings common to all setups of a phase. `train_seconds` are those of the updates on a batch of answers, on all
-    GPUs.
+    """Settings common to all setups of a phase. `train_seconds` are of the updates on a batch of answers, on all GPUs.
 
     Besides, the learner computes log probabilities of the policy, and with a KL of the reference, once for each batch.
     """
@@ -175,7 +174,7 @@ def _infrastructure(
 def _replica(
     rollouts: RolloutSpec, graph: LayerGraph, device: str, most: int, context: int, longest: int
 ) -> tuple[int, PlannedDecode]:
-    """GPUs of a replica and its times: as the phase says, or the smallest power of two that holds the longest."""
+    """GPUs of a replica and its times: the phase's, or the smallest power of two with room for the longest answer."""
     size = rollouts.gpus_per_replica or 1
     while True:
         try:

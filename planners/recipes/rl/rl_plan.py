@@ -13,7 +13,7 @@ class RlCondition(Frozen):
 
 
 class RlPhasePlan(Frozen):
-    """Online RL on the phase's GPUs; `step_seconds` is of the mode that the phase says.
+    """Online RL on the phase's GPUs; `step_seconds` is of the phase's mode.
 
     `speed_up` is the synchronous step over the asynchronous one, on as many GPUs. `generating` and `training` are
     shares of time at work, of replicas and the learner. Staleness counts updates between an answer's first token and

@@ -65,7 +65,7 @@ class ConstantStepTimes:
 
     @property
     def basis(self) -> tuple[str, ...]:
-        """That the scenario says so."""
+        """Note that the scenario sets the times."""
         return (f"steps of {self.step * 1e3:g} ms, as the scenario says; no hardware stands for them",)
 
     @property

@@ -199,7 +199,7 @@ class Drawn(Source):
         self._arrive(request)
 
     def _continue_path(self, request: Request, last: Request) -> None:
-        """All that was said, then new text: the ids continue after the last turn's."""
+        """The conversation so far, then new text: the ids continue after the last turn's."""
         blocks = request.prompt // self.contents.block
         grown = last.tail + blocks - last.path_blocks
         if last.path and last.path[-1][1] == last.tail:

@@ -327,7 +327,8 @@ def _token_ids(path: Path, line: int, text: str) -> list[int]:
 def _requests(path: Path) -> Iterator[TraceEntry]:
     """Arrivals in nanoseconds (`arrival_time_ns`) or seconds, counted from the first.
 
-    Where the engine said when it queued a request (`queued_ts`), that counts, as its latencies count from there.
+    If the engine logged the time of queueing (`queued_ts`), arrivals are those times, since its latencies count from
+    them.
     """
     as_json = next(_text_lines(path), "").startswith("{")
     first: int | None = None

@@ -2,7 +2,7 @@
 
 The first rank to fail writes its error under one key; a thread of every other rank sees it within a second and ends its
 process, whatever collective it is waiting in. A rank that is killed cannot write: its heartbeat stops, which the next
-rank reports. So every rank ends in bounded time, and one message says why.
+rank reports. So every rank ends in bounded time, with one message on the reason.
 """
 
 import json
@@ -35,7 +35,7 @@ LOST_SECONDS = 10.0
 """Longest wait for the cause once a peer has closed its connection, and for how long its heartbeat must be still."""
 STILL_SECONDS = 2.0
 _LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "socket")
-"""Words of errors by which a collective says that a peer is gone; torch raises plain RuntimeErrors for most."""
+"""Words in errors of collectives whose peer is gone; torch raises plain RuntimeErrors for most."""
 _MEMORY = ("can't allocate memory", "out of memory", "cannot allocate memory")
 
 

@@ -29,7 +29,7 @@ TIME_UP = Failure("the time limit has come", 0)
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """Raised on SIGTERM."""
 
 
 def launch(

@@ -153,7 +153,7 @@ SANDWICH: Mapping[str, str] = {
     "text.layers.#.ffn_norm.": "model.layers.#.pre_feedforward_layernorm.",
     "text.layers.#.ffn_post_norm.": "model.layers.#.post_feedforward_layernorm.",
 }
-"""Gemma's names of four norms a block."""
+"""Gemma's names of four norms per block."""
 GATED: Mapping[str, str] = {**DECODER, f"{FFN}router.": "model.layers.#.mlp.gate."}
 """Names of a mixture of experts whose router is called gate."""
 

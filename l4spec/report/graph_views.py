@@ -75,7 +75,7 @@ class View:
 
 
 def view_of(graph: LayerGraph, level: str) -> View:
-    """The graph at `op` level, one box a layer with its operations, or at `block` level, repeated layers folded."""
+    """The graph at `op` level, one box per layer with its operations, or at `block` level, repeated layers folded."""
     folding = _folded(graph) if level == "block" else _Folding((), {}, {})
     box_of = {node.id: folding.box_of.get(node.id, node.id) for node in graph.nodes}
     members: dict[str, list[LayerNode]] = {}

@@ -41,7 +41,7 @@ def _bytes(value: object) -> object:
 Duration = Annotated[float, Field(ge=0, le=_MOST_SECONDS), BeforeValidator(_duration), _schema("200 ms")]
 """Seconds, written with their unit: `200 ms`, `1.5 s`, `5 min`, `1 h`."""
 Rate = Annotated[float, Field(gt=0, le=1e9), BeforeValidator(_rate), _schema("4/s")]
-"""Events a second, written `4/s`, `90/min` or `2000/h`."""
+"""Events per second, written `4/s`, `90/min` or `2000/h`."""
 Tokens = Annotated[int, Field(ge=1, le=LARGEST), BeforeValidator(_tokens), _schema("2k", number=True)]
 """A number of tokens: 2048, 2k, 128Ki."""
 TrainTokens = Annotated[int, Field(ge=1, le=10**18), BeforeValidator(_tokens), _schema("40T", number=True)]
@@ -49,7 +49,7 @@ TrainTokens = Annotated[int, Field(ge=1, le=10**18), BeforeValidator(_tokens), _
 ByteCount = Annotated[int, Field(ge=0, le=LARGEST * 1024), BeforeValidator(_bytes), _schema("1.5 GiB")]
 """Bytes, written with their unit."""
 Bandwidth = Annotated[float, Field(gt=0, le=1e18), BeforeValidator(_bandwidth), _schema("50 GB/s")]
-"""Bytes a second, written with their unit."""
+"""Bytes per second, written with their unit."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share or a probability."""
 

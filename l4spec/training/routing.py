@@ -107,7 +107,7 @@ def move_biases(model: Model, loads: Mapping[str, LayerLoad]) -> None:
 
 
 class CollapseDetector:
-    """Warns, once a layer, when the mean load of the last steps leaves few experts in use."""
+    """Warns, once per layer, when the mean load of the last steps leaves few experts in use."""
 
     def __init__(self, window: int = WINDOW, share: float = COLLAPSED_SHARE) -> None:
         self.window, self.share = window, share

@@ -369,7 +369,7 @@ def data_collectives(
 def _synchronised(
     train: TrainSetting, micro_batches: int, what: str, gathers: int
 ) -> Iterator[tuple[str, str, int, int]]:
-    """(operation, tensor, calls, bytes a parameter) of weights gathered `gathers` times a micro-batch by ZeRO 3."""
+    """(operation, tensor, calls, bytes per parameter) of weights gathered `gathers` times per micro-batch by ZeRO 3."""
     zero = train.zero_stage
     times = micro_batches if zero >= 2 else 1
     yield "all-reduce" if zero == 0 else "reduce-scatter", f"gradients of {what}", times, train.gradient_bytes

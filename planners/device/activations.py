@@ -174,7 +174,7 @@ def training_bytes(
 ) -> int:
     """Bytes of a stage's activations: those saved for `in_flight` micro-batches of `tokens` tokens.
 
-    Beside them what one layer makes again in the backward pass, and of a stage that gives `logits` rows a token (the
+    Beside them what one layer makes again in the backward pass, and of a stage that gives `logits` rows per token (the
     last: one, and one of each module of multi-token prediction) all of them and the gradient of one.
     """
     kept = in_flight * sum(layer.kept for layer in layers) + max(layer.again for layer in layers)

@@ -20,7 +20,7 @@ from planners.plan_types import HostMemoryUse
 
 OnHost = Literal["experts", "layers"]
 ASSUMED_BANDWIDTH = 89.6e9
-"""Bytes per second of two channels of DDR5-5600 (JEDEC JESD79-5: 2 channels x 8 bytes x 5.6e9 transfers a second)."""
+"""Bytes per second of two channels of DDR5-5600 (JEDEC JESD79-5: 2 channels x 8 bytes x 5.6e9 transfers per second)."""
 
 
 @dataclass(frozen=True, slots=True)

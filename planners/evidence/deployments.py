@@ -205,7 +205,7 @@ def _quantization(row: Row) -> str:
 def _kv_dtype(row: Row, model: str) -> str:
     """The cache's format. By default, fp8 weights go with an fp8 cache (InferenceMAX's launch scripts).
 
-    Llama 4 rows of TensorRT-LLM say fp8, yet the throughput of those marked for calibration needs twice the bytes a
+    Llama 4 rows of TensorRT-LLM say fp8, yet the throughput of those marked for calibration needs twice the bytes per
     token: the engine kept bf16.
     """
     if model in ("maverick", "scout") and engine_of(row) == "tensorrt-llm":

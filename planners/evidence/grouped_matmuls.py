@@ -71,7 +71,7 @@ def _cell(row: Mapping[str, str]) -> Cell:
 
 @lru_cache(maxsize=4096)
 def rows_of_busiest(tokens: int, experts: int, ep: int, skew: float) -> tuple[tuple[float, float], ...]:
-    """Pairs (experts, rows) of the rank with most tokens, one choice a token.
+    """Pairs (experts, rows) of the rank with most tokens, one choice per token.
 
     Balanced tokens go round the experts, evenly spread where they are fewer. With skew every expert's share is drawn
     from a density x^-skew, on [1, 0.8 tokens], or on [0.01, 2] where tokens do not outnumber experts; shares are

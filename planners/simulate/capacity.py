@@ -23,7 +23,7 @@ _HOUR = 3600 * 1_000_000_000
 
 
 class ServiceCapacity(BaseModel):
-    """`rate` requests a second meet the service levels, `beyond` do not; `result` is the simulation at `rate`.
+    """`rate` requests per second meet the service levels, `beyond` do not; `result` is the simulation at `rate`.
 
     `hours` are the replicas that each hour of a trace needs at that rate for one deployment.
     """

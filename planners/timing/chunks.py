@@ -26,7 +26,7 @@ def further_steps(prompt: int, chunk: int) -> int:
 
 
 def further_seconds(prompt: int, chunk: int, seconds: Callable[[Step], float], decode: float = 0.0) -> float:
-    """Seconds that those steps add beside `decode` sequences of one token each; `seconds` times a step."""
+    """Seconds that those steps add beside `decode` sequences of one token each; `seconds` times per step."""
     if not further_steps(prompt, chunk):
         return 0.0
     few = _all(prompt, DEFAULT_PREFILL_CHUNK, seconds, decode)

@@ -7,9 +7,9 @@ A device reads each activated expert's weights once and multiplies its rows. Ker
     read      = bytes of an expert / bandwidth * (1 / memory + narrow_memory * 256 / width)
     multiply  = rows * FLOPs of a row / peak * (1 / compute + narrow_compute * 256 / width)
 
-Decoding (up to `DECODE_TOKENS` tokens a step) and prefill have shares of the bandwidth of their own. With shares of at
-most 1 no time is below the roofline of any expert, so none is below that of all. Skewed routing activates fewer experts
-(faster where weights bound) and gives some of them, or one rank, more rows (slower where matmuls bound).
+Decoding (up to `DECODE_TOKENS` tokens per step) and prefill have shares of the bandwidth of their own. With shares of
+at most 1 no time is below the roofline of any expert, so none is below that of all. Skewed routing activates fewer
+experts (faster where weights bound) and gives some of them, or one rank, more rows (slower where matmuls bound).
 """
 
 from collections.abc import Sequence

@@ -155,7 +155,7 @@ class UnitCosts:
         )
 
     def of_rows(self, step: Step, ep: int, routing: Routing) -> RowAmounts:
-        """The part of `use` that depends on how many rows a step has, and not on how long their contexts are."""
+        """The part of `use` that depends on the number of rows of a step, and not on how long their contexts are."""
         kind, rows = self.kind, rows_of(self.kind, step)
         read, multiplied = self.weight_read, rows
         if kind.num_experts:

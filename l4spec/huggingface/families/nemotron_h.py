@@ -40,7 +40,7 @@ _EXPERTS = ExpertFields(
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """One layer a block, in the order of `layers_block_type` or of the letters of `hybrid_override_pattern`."""
+    """One layer per block, in the order of `layers_block_type` or of the letters of `hybrid_override_pattern`."""
     types = _types(fields)
     eps = fields.number("layer_norm_epsilon")
     for name in ("norm_eps", "rms_norm_eps"):

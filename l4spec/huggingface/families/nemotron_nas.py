@@ -18,7 +18,7 @@ _UNUSED = ("replace_with_linear", "sparsify", "num_sink_tokens", "window_length"
 
 
 def read(fields: Fields) -> dict[str, Any]:
-    """Each block by its entry of `block_configs`: attention with so many queries a key, or none; a width, or none."""
+    """Each block by its entry of `block_configs`: attention with so many queries per key, or none; a width, or none."""
     fields.expect("hidden_act", "silu")
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     configs = fields.raw("block_configs")

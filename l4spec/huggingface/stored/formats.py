@@ -224,7 +224,7 @@ def _bitsandbytes(q: Data) -> StoredFormat:
 
 
 def _mlx(q: Data) -> StoredFormat:
-    """Scale and bias of 16 bits a group, embedding and head included; modules may have numbers of their own."""
+    """Scale and bias of 16 bits per group, embedding and head included; modules may have numbers of their own."""
     own = tuple(_mlx_modules(q))
     skipped = tuple(name for name, setting in q.items() if setting is False)
     return StoredFormat("mlx", (*own, Packing(_mlx_law(q), "bf16", reach="matrices")), skipped)

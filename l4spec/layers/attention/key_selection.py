@@ -9,7 +9,7 @@ from l4spec.layers.common.modules import wide
 
 
 class IndexSizes(Protocol):
-    """Heads of an index, their width, and how many keys a query attends to."""
+    """Heads of an index, their width, and the number of keys that a query attends to."""
 
     @property
     def index_num_heads(self) -> int:

@@ -29,7 +29,7 @@ RATE, STEP = log(8.5), log(expm1(0.01))
 def declare(spec: KDASpec, width: Width) -> Declaration:
     """Projections q, k, v, b; gates f and g of rank head_dim; convolutions; per head a state [head_dim, head_dim].
 
-    The recurrence needs 6 * head_dim^2 FLOPs per token and head, as with one decay a head: the state is read for the
+    The recurrence needs 6 * head_dim^2 FLOPs per token and head, as with one decay per head: the state is read for the
     key, corrected, and read for the query. Decays, convolutions, norms and gates count no FLOPs by convention.
     """
     hidden, stream = Dim("hidden", width.hidden_size), tokens_of(width.hidden_size)

@@ -8,7 +8,7 @@ from l4spec.layers.patch_embedding.spec import PatchEmbeddingSpec
 
 
 def declare(spec: PatchEmbeddingSpec, width: Width) -> Declaration:
-    """A projection [hidden, channels * frames * patch^2] over grid^2 patches a tile, and a class token [hidden].
+    """A projection [hidden, channels * frames * patch^2] over grid^2 patches per tile, and a class token [hidden].
 
     Here a sequence is a tile: `work.num_sequences` tiles are embedded.
     """

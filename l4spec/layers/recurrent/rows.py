@@ -34,7 +34,7 @@ class SequenceRows:
         return cls(rows, number.view_as(layout.positions) * longest + layout.positions)
 
     def apart(self, x: Tensor) -> Tensor:
-        """[rows, tokens, width] to one row a sequence, zeros where there is no token."""
+        """[rows, tokens, width] to one row per sequence, zeros where there is no token."""
         if self.places is None:
             return x
         apart = x.new_zeros(self.layout.num_rows * self.layout.num_tokens, x.shape[-1])
@@ -43,7 +43,7 @@ class SequenceRows:
         )
 
     def together(self, x: Tensor) -> Tensor:
-        """One row a sequence back to [rows, tokens, width]."""
+        """One row per sequence back to [rows, tokens, width]."""
         return x if self.places is None else x.flatten(0, 1)[self.places]
 
 

@@ -1,7 +1,7 @@
 """Checkpoints of quantized models in the format of compressed-tensors, which vLLM reads.
 
 Whole numbers go into `pack-quantized` (`X.weight_packed` in int32 words, `X.weight_scale`, `X.weight_shape`), 8-bit
-floats into `float-quantized` (`X.weight`, `X.weight_scale`), whose activations are rounded while it runs, one scale a
+floats into `float-quantized` (`X.weight`, `X.weight_scale`), whose activations are rounded while it runs, one scale per
 token. Every expert is a linear layer of its own, as that format knows nothing of stacks. The payload is ours, byte for
 byte. Source: vllm-project/compressed-tensors, compressors/pack_quantized and compressors/naive_quantized.
 """

@@ -12,7 +12,7 @@ from l4spec.runtime.parallel.loss import IGNORED
 class MTPLoss:
     """`weight` of the mean of the modules' losses beside the model's own (DeepSeek-V3, arXiv:2412.19437, eq. 24, 25).
 
-    `depths` [modules] is the mean cross entropy of each module over all labels of the last step, in nats a token,
+    `depths` [modules] is the mean cross entropy of each module over all labels of the last step, in nats per token,
     without the weight; the same on every rank.
     """
 

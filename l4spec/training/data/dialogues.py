@@ -1,4 +1,4 @@
-"""Dialogues of one's own, a JSON object a line: a prompt, its answer, and for preferences a rejected answer."""
+"""Dialogues of one's own, a JSON object per line: a prompt, its answer, and for preferences a rejected answer."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -60,7 +60,7 @@ class Mixture:
         return self._as_batch(rows, weights, answers_only=answers_only)
 
     def held_out(self, sequences: int, tokens: int, weights: Mapping[str, float]) -> tuple[TrainBatch, float]:
-        """Rows that are never trained on, and bytes a token."""
+        """Rows that are never trained on, and bytes per token."""
         rows = [self.row(HELD_OUT + row, tokens, weights) for row in range(sequences)]
         num_text = sequences * tokens - sum(row.is_text.count(False) for row in rows)
         return self._as_batch(rows, weights), sum(row.num_bytes for row in rows) / max(num_text, 1)

@@ -52,7 +52,7 @@ FORMATS = {"e4m3": Float8(torch.float8_e4m3fn), "e5m2": Float8(torch.float8_e5m2
 class Operand:
     """A matrix [rows, contracted] in fp8: `codes` times the scale of their group.
 
-    `scale` has one element a group: of the matrix [], of each row [rows, 1], of each block [blocks, blocks] of `high`
+    `scale` has one element per group: of the matrix [], of each row [rows, 1], of each block [blocks, blocks] of `high`
     rows. `overflowed` counts elements beyond the format after scaling, or not finite to begin with; `flushed` those
     that became zero.
     """

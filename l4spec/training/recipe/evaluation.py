@@ -20,7 +20,7 @@ from l4spec.training.routing import LayerLoad, RoutingLog
 
 @dataclass(frozen=True, slots=True)
 class DepthScore:
-    """Held-out text by a module of multi-token prediction: mean loss in nats a token, bits a byte, and acceptance.
+    """Held-out text by a module of multi-token prediction: mean loss in nats per token, bits a byte, and acceptance.
 
     A draft is accepted where the module's likeliest token is the one that the model finds likeliest once it has read
     the text up to there; `acceptance` is the share of it where the drafts of all modules before were accepted.
@@ -32,7 +32,7 @@ class DepthScore:
 
     @classmethod
     def of(cls, sums: Sequence[float], to_bits: float) -> "DepthScore":
-        """From a row of `scores_by_depth`; `to_bits` are nats a token over bits a byte."""
+        """From a row of `scores_by_depth`; `to_bits` are nats per token over bits a byte."""
         total, count, compared, agreed = sums
         loss = total / max(count, 1)
         return cls(loss, loss / to_bits, agreed / max(compared, 1))
@@ -40,7 +40,7 @@ class DepthScore:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Of held-out text: mean loss in nats a token, bits a byte, and load of experts, tokens choosing."""
+    """Of held-out text: mean loss in nats per token, bits a byte, and load of experts, tokens choosing."""
 
     loss: float
     bits_per_byte: float

@@ -22,7 +22,7 @@ MOST_TOKENS = 1 << 31
 
 @dataclass(frozen=True)
 class Job(Task):
-    """One run. Degrees are in `layout`; `steps` are counted from the first run, `generate` are tokens a sequence."""
+    """One run. Degrees are in `layout`; `steps` are counted from the first run, `generate` are tokens per sequence."""
 
     batch: int = 4
     context: int = 64

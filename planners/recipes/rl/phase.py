@@ -20,7 +20,8 @@ from planners.recipes.rl.setup import RlSetup, RlTimes
 
 EIGHTHS = tuple(eighth / 8 for eighth in range(1, 8))
 SAMPLED_ANSWERS, ANSWERS_IN_ORDER, MOST_PARTS = 128, 512, 32
-"""A sample has at least so many answers a step, more where they are taken in order, and is so great a part at least."""
+"""A sample has at least so many answers per step, more where they are taken in order, and is so great a part at
+least."""
 FORWARD = 1 / 3
 """FLOPs of a forward pass, as one for log probabilities is, over those of an update."""
 
@@ -98,7 +99,7 @@ class Infrastructure:
 
 
 def sample_of(setup: RlSetup, least: int = SAMPLED_ANSWERS) -> RlSetup:
-    """A setup with fewer replicas and as many times fewer answers a step, `least` or more: steps take as long.
+    """A setup with fewer replicas and as many times fewer answers per step, `least` or more: steps take as long.
 
     They differ where answers are taken in order, by some percent: the longest one in flight depends on how many there
     are. Where a whole batch is waited for, the setup itself.

@@ -97,5 +97,5 @@ class RlTimes:
 
     @property
     def staleness_by_littles_law(self) -> float:
-        """Answers in flight over answers a step."""
+        """Answers in flight over answers per step."""
         return self.in_flight_at_updates / self.answers

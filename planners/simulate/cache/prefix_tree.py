@@ -1,6 +1,6 @@
 """Shared beginnings of sequences as a radix tree whose edges are runs of block ids.
 
-The content of a sequence is a path: runs `(start, stop)` of ids, one id a block, equal ids meaning equal content with
+The content of a sequence is a path: runs `(start, stop)` of ids, one id per block, equal ids meaning equal content with
 an equal beginning. Runs keep the work proportional to branches, not to blocks: a conversation of 100,000 tokens is a
 handful of runs. Unused blocks stay until room is needed, the least recently used leaf first and its tail before its
 head, which is the order of vLLM's free queue (blocks are freed in reverse) and of SGLang's radix cache.

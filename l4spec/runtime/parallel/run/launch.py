@@ -118,7 +118,7 @@ def _be_rank(task: Task, rank: int, world: int, port: Connection) -> None:
 
 
 def _share_cores(world: int, hidden_size: int) -> None:
-    """As many threads a rank as there are cores for it, and one for a narrow model: threads that wait only crawl."""
+    """As many threads per rank as there are cores for it, and one for a narrow model: threads that wait only crawl."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:

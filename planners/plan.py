@@ -97,7 +97,7 @@ def plan_deployment(deployment: Deployment) -> Plan:
         deployment=_deployment_info(deployment, chosen_by if len(rows) > 1 else "given"),
         cluster=_cluster_info(cluster, request.gpus),
         params=count_params(graph),
-        flops=count_flops(graph, context=context, batch=batch),
+        flops=count_flops(graph, context=context, batch=batch, prompt=deployment.prompt_tokens),
         weights=weigh(graph, setting.scheme),
         kv_cache=plan_cache(graph, setting.engine, dtype=request.kv_dtype, context=context, batch=batch),
         layout=chosen.layout,

@@ -47,10 +47,10 @@ class LayerParams(Frozen):
 class Flops(Frozen):
     """FLOPs of the mathematics (`model_flops`): a multiply-add is 2; only attended pairs and chosen experts count.
 
-    `forward_per_token`: text matmuls and head for one token, without attention pairs. `prefill`: the whole batch over
-    the planned context with logits at the last position only. `decode`: one token per sequence whose own token is the
-    last of the context. `train_step`: 3 x the forward pass with all logits, no recompute. `vision_per_tile`: tower,
-    adapter and projector for one image tile.
+    `forward_per_token`: text matmuls and head for one token, without attention pairs. `prefill`: the prompts of the
+    whole batch (the planned context except output tokens) with logits at the last position only. `decode`: one token
+    per sequence whose own token is the last of the context. `train_step`: 3 x the forward pass with all logits, no
+    recompute. `vision_per_tile`: tower, adapter and projector for one image tile.
     """
 
     forward_per_token: int

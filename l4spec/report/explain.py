@@ -9,6 +9,7 @@ from l4spec.layers.declaration import AttentionPairs, HeadProducts, Matmul, Oper
 from l4spec.quantization.published import scheme_for
 from l4spec.report.explain_times import time_sections
 from l4spec.report.page import Facts, Page, Section, Table
+from l4spec.report.plan_page import prompt_of
 from l4spec.report.quantities import exact_bytes, flops, whole
 from l4spec.spec.storage import BlockLaw, PlainLaw, ScaledLaw
 from planners.catalog import engine, hardware
@@ -27,9 +28,9 @@ def explain_page(graph: LayerGraph, plan: Plan) -> Page:
         _flops_section("FLOPs of one token before attention", graph, Work(1, 1), text_only=True, pairs=False),
     ]
     if serving:
-        prefill = Work(asked.batch, asked.context, phase="prefill", num_logits=1)
+        prefill = Work(asked.batch, prompt_of(plan), phase="prefill", num_logits=1)
         decode = Work(asked.batch, 1, asked.context - 1, phase="decode")
-        tokens = f"{whole(asked.batch)} × {whole(asked.context)} tokens"
+        tokens = f"{whole(asked.batch)} × {whole(prompt_of(plan))} tokens"
         sections += [
             _flops_section(f"FLOPs of the prefill of {tokens}", graph, prefill),
             _flops_section(f"FLOPs of a decode step at {whole(asked.context)} tokens", graph, decode),

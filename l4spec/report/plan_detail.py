@@ -2,7 +2,7 @@
 
 from l4spec.report.latency import latency_sections
 from l4spec.report.page import Facts, Lines, Page, Section, Table, ranges
-from l4spec.report.plan_page import marks_of, term_figures
+from l4spec.report.plan_page import marks_of, prompt_of, term_figures
 from l4spec.report.quantities import Figures, Marked, share, whole
 from l4spec.units import gib
 from planners.plan_types import KeptState, LayoutRow, Plan, TrainTraffic
@@ -88,7 +88,7 @@ def _flops(plan: Plan, figures: Marked) -> Facts:
     rows = [
         ("forward pass per token, without attention", sizes.flops(costs.forward_per_token)),
         ("attention of one (query, key) pair, all layers", work.flops(costs.attention_per_pair)),
-        (f"prefill of {tokens}, last logits", work.flops(costs.prefill)),
+        (f"prefill of {whole(asked.batch)} × {whole(prompt_of(plan))} tokens, last logits", work.flops(costs.prefill)),
         (f"decode step at {whole(asked.context)} tokens", work.flops(costs.decode)),
         (f"training step of {tokens}, no recompute", work.flops(costs.train_step)),
     ]

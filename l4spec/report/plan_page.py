@@ -249,6 +249,11 @@ def _seconds(row: LayoutRow) -> float | None:
     return row.time_per_output_token_seconds or row.step_time_seconds
 
 
+def prompt_of(plan: Plan) -> int:
+    """Tokens of each prompt: the planned context except its output tokens."""
+    return max(1, plan.deployment.context - (plan.request.get("output_tokens") or 0))
+
+
 def _compute(plan: Plan, figures: Marked) -> str:
     costs = plan.flops
     if plan.deployment.mode == "train":

@@ -8,16 +8,17 @@ from planners.plan_types import Flops
 
 
 @kept_with(maxsize=1024)
-def count_flops(graph: LayerGraph, *, context: int, batch: int) -> Flops:
+def count_flops(graph: LayerGraph, *, context: int, batch: int, prompt: int | None = None) -> Flops:
     """`model_flops` of the usual passes: multiply-adds count 2, only attended pairs and chosen experts count.
 
-    Norms, softmax, rotations and activations are left out by convention.
+    Norms, softmax, rotations and activations are left out by convention. The first `prompt` tokens of the context are
+    prefilled; None: all of them.
     """
     forward, pair, tile = _rates(graph)
     return Flops(
         forward_per_token=forward,
         attention_per_pair=pair,
-        prefill=model_flops(graph, Work(batch, context, phase="prefill", num_logits=min(1, context))),
+        prefill=model_flops(graph, Work(batch, prompt or context, phase="prefill", num_logits=min(1, context))),
         decode=model_flops(graph, Work(batch, 1, max(context - 1, 0), phase="decode")),
         train_step=3 * model_flops(graph, Work(batch, context, phase="train")),
         vision_per_tile=tile,

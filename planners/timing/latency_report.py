@@ -70,6 +70,7 @@ def _beside_host(model: StepModel, deployment: Deployment, host: HostMemory) -> 
     layers = place(deployment.setting, model.layout).layers_on_host(context, batch)
     shared = SharedStep(model, host, layers)
     prefill = shared.time(Step(prompt_tokens=prompt, prompt_length=prompt))
+    images = deployment.setting.num_tiles * model.tile_bound_seconds
     decode = shared.time(Step(decode=batch, context=context))
     return Latency(
         reason="nobody measured weights in host memory with a known processor: bounds only",
@@ -78,7 +79,7 @@ def _beside_host(model: StepModel, deployment: Deployment, host: HostMemory) -> 
         concurrency=batch if deployment.request.rate is None else None,
         prefill=prefill,
         decode=decode,
-        ttft_bound_seconds=prefill.bound_seconds,
+        ttft_bound_seconds=prefill.bound_seconds + images,
         time_per_output_token_bound_seconds=decode.bound_seconds,
         notes=(f"steps of {COPIED_FROM} tokens and more copy weights to the device, as llama.cpp does",),
     )
@@ -101,9 +102,9 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         concurrency=deployment.batch if deployment.request.rate is None else None,
         prefill=prefill,
         decode=decode,
-        ttft_bound_seconds=prefill.bound_seconds,
+        ttft_bound_seconds=prefill.bound_seconds + deployment.setting.num_tiles * model.tile_bound_seconds,
         time_per_output_token_bound_seconds=decode.bound_seconds / brought,
-        notes=(*_beyond(model, deployment.context), *_notes(model, layout), *_over_limit(deployment, micro)),
+        notes=(*_beyond(model, deployment.context), *_notes(model, deployment), *_over_limit(deployment, micro)),
     )
     if efficiency is None:
         return section
@@ -149,6 +150,8 @@ class Service:
     running: float = 1.0
     prefill_seconds: float = 0.0
     waited: float = 0.0
+    images: float = 0.0
+    """Of `ttft`, what the vision tower takes for the image tiles of a step."""
 
 
 def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tuple[float, float]) -> Service:
@@ -157,11 +160,12 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     In a loop only as many sequences decode at once as fit, `max_batch`, and as a step of the engine takes.
     """
     layout, output_tokens = model.layout, deployment.output_tokens
-    ranks = layout.dp * layout.ep
+    ranks, images = layout.dp * layout.ep, deployment.setting.num_tiles * model.tile_seconds
     if output_tokens is None:
         prefill, tpot = alone[0], alone[1] / tokens_per_step(model)
-        ttft = prefill + model.request_seconds
-        return Service(ttft, tpot, deployment.batch / ranks / tpot * ranks / layout.num_devices)
+        ttft = prefill + model.request_seconds + images
+        per_gpu = deployment.batch / ranks / tpot * ranks / layout.num_devices
+        return Service(ttft, tpot, per_gpu, images=images)
     from planners.timing.closed_loop import Load, open_loop, serve
 
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
@@ -177,10 +181,10 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
     else:
         served = serve(model, load)
         # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
-        per_second = micro * _user_rate(served.ttft, served.tpot, output_tokens) * servers
+        per_second = micro * _user_rate(served.ttft + images, served.tpot, output_tokens) * servers
     decoding = served.tpot * output_tokens - (served.running - 1) * served.prefill_seconds
     return Service(
-        served.ttft,
+        served.ttft + images,
         served.tpot,
         per_second / layout.num_devices,
         served.decode,
@@ -188,6 +192,7 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         served.running,
         served.prefill_seconds,
         served.waited,
+        images,
     )
 
 
@@ -200,10 +205,11 @@ def _parts(
     """
     share = "" if brought == 1 else f", over {brought:,.4g} tokens that it brings"
     of_request = TimePart(what="each request, whatever its prompt", seconds=request)
+    seen = (TimePart(what="image tiles through the vision tower", seconds=given.images),) if given.images else ()
     if output_tokens is None:
         prefill = TimePart(what="the prefill of one prompt", seconds=alone[0])
         step = TimePart(what=f"a decode step of the whole batch{share}", seconds=alone[1] / brought)
-        return (prefill, of_request), (step,)
+        return (prefill, *seen, of_request), (step,)
     added = (given.running - 1) / output_tokens * given.prefill_seconds
     sequences = f"a decode step of {given.running:,.4g} sequences, half answered"
     step = TimePart(what=sequences, seconds=(given.tpot - added) * brought)
@@ -212,9 +218,9 @@ def _parts(
     prompt = TimePart(what="what a prompt adds to the steps that read it", seconds=given.prefill_seconds)
     steps = "decode steps of the others before it is read, and between its chunks"
     waited = (TimePart(what=steps, seconds=given.waited),) if given.waited else ()
-    waiting = given.ttft - request - step.seconds - prompt.seconds - given.waited
+    waiting = given.ttft - request - step.seconds - prompt.seconds - given.waited - given.images
     queueing = TimePart(what="waiting behind other prompts, or for room", seconds=max(0.0, waiting))
-    return (step, prompt, *waited, queueing, of_request), (of_token, TimePart(what=others, seconds=added))
+    return (step, prompt, *waited, queueing, *seen, of_request), (of_token, TimePart(what=others, seconds=added))
 
 
 def _user_rate(ttft: float, tpot: float, output_tokens: int | None) -> float:
@@ -231,12 +237,12 @@ def _beyond(model: StepModel, tokens: int) -> tuple[str, ...]:
     return extrapolations(model.efficiency, model.machine.hardware.name, routed=routed, tokens=tokens)
 
 
-def _notes(model: StepModel, layout: Layout) -> tuple[str, ...]:
+def _notes(model: StepModel, deployment: Deployment) -> tuple[str, ...]:
     notes = []
-    if layout.pp > 1:
-        notes.append(f"a batch is cut into {layout.pp} micro-batches")
-    if model.graph.model.vision is not None:
-        notes.append("image tiles are not timed")
+    if model.layout.pp > 1:
+        notes.append(f"a batch is cut into {model.layout.pp} micro-batches")
+    if deployment.setting.num_tiles and deployment.output_tokens is not None:
+        notes.append("image tiles delay the first token of their own request; steps of the others leave them out")
     if model.drafts is not None:
         notes.append("no measured row drafts by a module: an extrapolation, at the acceptance that was given")
     if wanted_routing := model.routing.layers:

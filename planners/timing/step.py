@@ -196,14 +196,17 @@ class StepModel:
         return self.efficiency.request + (self.efficiency.moe_request if routed else 0.0)
 
     @cached_property
+    def tile_bound_seconds(self) -> float:
+        """Seconds of the vision tower for one image tile, cut over tp, at the bf16 peak; 0 without tower or peak."""
+        flops, peak = count_flops(self.graph, context=1, batch=1).vision_per_tile, self.machine.peak(ATTENTION_DTYPE)
+        return flops / self.layout.tp / peak if flops and peak else 0.0
+
+    @cached_property
     def tile_seconds(self) -> float:
-        """Seconds of the vision tower for one image tile, cut over tp, in bf16; 0 without tower, factors or peak."""
-        flops = count_flops(self.graph, context=1, batch=1).vision_per_tile
-        peak = self.machine.peak(ATTENTION_DTYPE)
-        if not flops or peak is None or self.efficiency is None:
+        """The same at the share of the peak that bf16 matmuls reach; 0 without factors."""
+        if self.efficiency is None:
             return 0.0
-        tensor_cores = flops / self.layout.tp / peak / MATMUL_REACH[ATTENTION_DTYPE]
-        return matmul_seconds(0.0, tensor_cores, self.efficiency)
+        return matmul_seconds(0.0, self.tile_bound_seconds / MATMUL_REACH[ATTENTION_DTYPE], self.efficiency)
 
     def head_seconds(self, step: Step) -> float:
         """The head's part of `seconds`."""

@@ -3,12 +3,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import l4spec
 import planners
 from l4spec.errors import UserError
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency
-from planners.timing.efficiency import serving_efficiency
+from planners.timing.efficiency import MATMUL_REACH, serving_efficiency
 
 SCOUT = l4spec.compile(l4spec.load("scout"))
 
@@ -158,3 +160,39 @@ def test_what_makes_no_sense_is_refused_by_name(options: dict[str, object], path
     with pytest.raises(UserError) as error:
         latency(**options)
     assert error.value.problems[0].path == path
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    images=st.integers(1, 20),
+    output=st.sampled_from([None, 1, 500]),
+    tp=st.sampled_from([1, 2, 8]),
+    engine=st.sampled_from(["vllm", "sglang", "tensorrt-llm", "ideal"]),
+)
+def test_images_delay_the_first_token_by_their_tiles_at_the_tower_s_rate(
+    images: int, output: int | None, tp: int, engine: str
+) -> None:
+    """An image of Scout is 17 tiles, as in the plan of a scenario; one more image, one more share of the delay."""
+    options: dict[str, Any] = {"tp": tp, "gpus": f"{tp}xB300", "prompt_tokens": 4000, "output_tokens": output}
+    options = {name: value for name, value in options.items() if value is not None} | {"engine": engine}
+    plain, one, seen = (latency(**options, images=number) for number in (0, 1, images))
+    of_image = 17 * 1_015_628_557_312 / tp / 2.25e15
+    assert (seen.ttft_bound_seconds or 0) - (plain.ttft_bound_seconds or 0) == pytest.approx(images * of_image)
+    factors = serving_efficiency(engine)
+    if factors is None:  # bounds alone
+        assert seen.ttft_seconds is None
+        return
+    assert seen.ttft_seconds is not None
+    assert one.ttft_seconds is not None
+    assert plain.ttft_seconds is not None
+    delay = seen.ttft_seconds - plain.ttft_seconds
+    assert delay == pytest.approx(images * (one.ttft_seconds - plain.ttft_seconds), rel=1e-6)
+    assert delay == pytest.approx(images * of_image / factors.compute / MATMUL_REACH["bf16"], rel=1e-6)
+    assert sum(part.seconds for part in seen.ttft_parts) == pytest.approx(seen.ttft_seconds)
+
+
+@given(prompt=st.integers(1, 20_000), output=st.integers(1, 5_000), batch=st.integers(1, 64))
+def test_the_prefill_of_requests_is_that_of_their_prompts(prompt: int, output: int, batch: int) -> None:
+    flops = planners.plan(SCOUT, prompt_tokens=prompt, output_tokens=output, batch=batch).flops
+    assert flops.prefill == planners.plan(SCOUT, context=prompt, batch=batch).flops.prefill
+    assert flops.decode == planners.plan(SCOUT, context=prompt + output, batch=batch).flops.decode

@@ -22,6 +22,7 @@ from l4spec.errors import UserError
 from l4spec.quantization.scheme import scheme_named
 from planners.device.training_state import TrainSetting
 from planners.plan import plan
+from planners.request import PlanRequest
 from tests.planners.models import graph
 
 KNOWN = Path(__file__).with_name("known")
@@ -42,7 +43,7 @@ def requested(name: str, gpus: str, engine: str = "vllm-hybrid", *, images: int 
 
 def trained(name: str, gpus: str, batch: int, train: TrainSetting, **asked: Any) -> LaunchRequest:
     model = graph(name)
-    options = {name: value for name, value in asdict(train).items() if name != "trainable"}
+    options = {name: value for name, value in asdict(train).items() if name in PlanRequest.model_fields}
     options["sequence_parallel"] = "on" if train.sequence_parallel else "off"
     return LaunchRequest(plan(model, gpus=gpus, mode="train", batch=batch, **options, **asked), model)
 

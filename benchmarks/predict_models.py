@@ -1,6 +1,6 @@
 """Random models and workloads with which predictions of time are compared: all attentions, masks and feed-forwards.
 
-A seed gives the same models everywhere. What would take too long or too much memory is drawn again.
+A seed gives the same models everywhere. Models that would take too much time or memory are drawn again.
 """
 
 import random

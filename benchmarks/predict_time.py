@@ -6,8 +6,8 @@
 Each model is predicted by the profile of `l4spec calibrate`, then run: a prefill into a cache, one unmeasured and three
 of which the median counts, and decode steps likewise. Before and after, a product and a read of weights are timed;
 where either takes much longer or shorter than the profile says, the machine is not as it was calibrated (others compute
-beside us, or no longer do), and the model is measured again later. What never had such a moment is named, and left out.
-`--lock FILE` is kept locked while measuring.
+beside us, or no longer do), and the model is measured again later. Models that were never measured on an undisturbed
+machine are named, and left out. `--lock FILE` is kept locked while measuring.
 """
 
 import argparse

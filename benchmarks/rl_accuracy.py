@@ -4,7 +4,7 @@
 
 STEP_TIMES is a CSV, a row for each published run: id, framework, model, hardware, gpus_total, gpus_train, gpus_rollout,
 mode, staleness, max_len, mean_len, rollouts_per_step, step_s, gen_s, logprob_s, update_s. Factors of a workload are
-fitted on its synchronous rows alone; the others are judged. What a row leaves open is assumed, as ASSUMED says.
+fitted on its synchronous rows alone; the others are judged. Settings that a row leaves open are those of ASSUMED.
 """
 
 import csv

@@ -32,7 +32,7 @@ class Times:
 class Timed:
     """Something to time: `run` is timed, `prepare` runs before it and is not.
 
-    What `is_slow` runs once a round and is not warmed up: it takes seconds, and has run before.
+    With `is_slow` it runs once per round without warm-up: it takes seconds, and has run before.
     """
 
     run: Callable[[], object]
@@ -41,13 +41,13 @@ class Timed:
 
 
 Clock = Literal["wall", "cpu"]
-"""`cpu` is the time that all threads of this process computed: on one thread, what a busy machine does not disturb."""
+"""`cpu` is the processor time of all threads of this process, which on one thread a busy machine does not disturb."""
 
 
 def interleaved(things: Mapping[str, Timed], rounds: int, device: torch.device, clock: Clock = "wall") -> Times:
     """Run everything once unmeasured, then `rounds` times in turn.
 
-    What is quick is repeated within a round, and the median of the repeats taken.
+    Quick functions are repeated within a round, of which the median counts.
     """
     repeats = {name: 1 if thing.is_slow else _repeats(_once(thing, device, clock)) for name, thing in things.items()}
     by_thing: dict[str, list[float]] = {name: [] for name in things}

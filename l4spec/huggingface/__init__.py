@@ -3,9 +3,9 @@
 spec = l4spec.huggingface.import_file("config.json").spec
 config = l4spec.huggingface.export_config(spec)
 
-What "equal" means for a config that came back: every field that the family's mathematics reads, the number format, and
-every field without effect that the import carried along (token ids, architectures, training settings). Fields that the
-config left to transformers are written out, and class names of classification heads are dropped.
+An exported config is equal to the imported one in every field that the family's mathematics reads, in the number
+format, and in every field without effect that the import carried along (token ids, architectures, training settings).
+Fields that the config left to transformers are written out, and class names of classification heads are dropped.
 """
 
 from importlib import import_module

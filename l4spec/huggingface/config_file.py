@@ -22,7 +22,7 @@ _CACHED = re.compile(r"models--(?:.+?--)?(.+)")
 def read_config(path: Path) -> tuple[Data, str]:
     """(the config, the name of its model) of a `config.json` or of the folder that holds one. Raises SpecError.
 
-    What is in `hf_quant_config.json` beside it is put under `quantization_config` where the config has none.
+    Contents of `hf_quant_config.json` beside it are added under `quantization_config` if the config has none.
     """
     path = path / CONFIG if path.is_dir() else path
     config = _read_mapping(path)

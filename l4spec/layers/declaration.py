@@ -146,8 +146,8 @@ class Work:
 class Matmul:
     """`rows` vectors through `weight`: rows * in * out multiply-adds, 2 FLOPs each.
 
-    For a routed expert tensor, `rows` counts (token, expert) pairs and one pair uses one expert's slice. What reads
-    the model's own input (pixels) is a `leaf`: its input needs no gradient.
+    For a routed expert tensor, `rows` counts (token, expert) pairs and one pair uses one expert's slice. `leaf`: it
+    reads the model's own input (pixels), which needs no gradient.
     """
 
     name: str

@@ -28,9 +28,9 @@ _START = {"norm": 1.0, "bias": 0.0}
 def initialize(model: nn.Module, graph: LayerGraph, seed: int = 0, *, progress: Progress | None = None) -> None:
     """Fill every tensor of the model: norms with ones, biases with zeros, the rest from a normal of deviation 0.02.
 
-    What holds indices goes through them in order. A norm that multiplies by 1 + weight starts at zeros. The same seed
-    gives a tensor of the same name the same values in every model, up to rounding to its dtype, however many threads
-    draw them.
+    Tensors of indices are filled with them in order. A norm that multiplies by 1 + weight starts at zeros. The same
+    seed gives a tensor of the same name the same values in every model, up to rounding to its dtype, however many
+    threads draw them.
     """
     regions = ((node, p, tuple(map(range, p.shape))) for node, p in graph.parameters() if p.tied_to is None)
     fill(model.state_dict(keep_vars=True), regions, seed, progress=progress)

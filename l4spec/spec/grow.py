@@ -24,7 +24,7 @@ def grow(spec: ModelSpec, *, width: int = 1, depth: int = 1) -> ModelSpec:
 def relative(spec: ModelSpec, name: str, text: TextSpec) -> ModelSpec:
     """The spec with another text part and a matching projector, without the published facts about `spec`.
 
-    What is estimated of `spec` stays so.
+    Estimated fields of `spec` stay estimated.
     """
     vision = spec.vision
     if vision is not None:

@@ -97,7 +97,8 @@ def _schema_problems(
 def _details(root: type[Header], document: Document, error: ValidationError) -> list[ErrorDetails]:
     """pydantic's errors; where there are very many, which take a kilobyte each, those of a shorter document.
 
-    Its lists are cut, to the first length at which something is wrong. What depends on a whole list is left out then.
+    Its lists are cut, to the first length at which something is wrong. Errors that depend on a whole list are left out
+    then.
     """
     most = _CUT_LENGTH if error.error_count() > _MOST_ERRORS else MAX_NODES
     while most < MAX_NODES:

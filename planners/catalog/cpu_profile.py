@@ -41,7 +41,7 @@ class SizeGrid(Spec):
 class HotColdSeconds(Spec):
     """Seconds of an operation of fixed size, with everything in the processor's caches and without.
 
-    What is left when pieces that were measured one by one are taken off a whole: below 0 where they share something.
+    The difference between a whole and its separately measured pieces: below 0 if the pieces share work.
     """
 
     seconds: float

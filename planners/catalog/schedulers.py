@@ -25,7 +25,7 @@ class SmallDevices(Spec):
 
 
 class SchedulerDefaults(Entry):
-    """Defaults of one engine's scheduler. What an engine does not have is left out."""
+    """Defaults of one engine's scheduler. Settings that an engine lacks are left out."""
 
     source: Source
     version: str

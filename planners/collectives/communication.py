@@ -30,7 +30,7 @@ def communication(
 ) -> tuple[Communication, ...]:
     """A row per mesh axis and collective of a forward pass; with the host's size also by tier of links.
 
-    What travels along cp is that of the prefill of `context` tokens.
+    Traffic along cp is that of a prefill of `context` tokens.
     """
     return _rows(graph, layout, host_size, context if layout.cp > 1 else 1)
 

@@ -1,8 +1,8 @@
 """Weights in the host's memory because a single device has no room for them, by llama.cpp's conventions.
 
 Either the routed experts of the first N layers (`--n-cpu-moe N`), or the first N layers whole with their caches (all
-but the last layers, which `-ngl` counts). N is the least with which the device has room. What the host needs besides
-(operating system, a copy of the file while loading) is not known and not counted.
+but the last layers, which `-ngl` counts). N is the least with which the device has room. Other memory of the host
+(operating system, a copy of the file while loading) is unknown and not counted.
 """
 
 from bisect import bisect_right

@@ -2,7 +2,7 @@
 
 A layer is the matrix products that it declares, the element-wise work and attention between them, each looked up in the
 measured tables at its sizes, and a constant for its kind. A pass adds a constant, and one for each rotation table.
-What is read from weights and caches comes from memory or from the processor's caches, by how much a pass reads in all.
+Weights and caches are read from memory or from the processor's caches, depending on the bytes that a pass reads in all.
 """
 
 from collections import Counter

@@ -2,7 +2,7 @@
 
 Estimates are noisy, and the smallest of many is too small: layouts whose time is within the estimate's median error of
 the best one are taken as equally fast. Of these the one with the most free memory is planned, in training the simplest
-of those that leave room. What no measured row is like is compared with `caution`.
+of those that leave room. Layouts unlike every measured row are compared with `caution`.
 """
 
 from l4spec.sharding.layout import Layout

@@ -49,9 +49,9 @@ class KindProfile:
     """`count` equal layers on one device: rates per token of one layer, before any step is known.
 
     `flops_per_row` is by number format of the matmul, and so of those that selective checkpointing runs again
-    `core_flops_per_row`. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token`
-    describe its routing. `cache_bytes` is per cached token; `bound` the cache's law, and `reads` its entries where they
-    grow by several. What layers send is in the list of `planners.collectives.collectives`.
+    `core_flops_per_row`. `expert_bytes` is one expert's shard; `num_experts`, `experts_per_token` describe its routing.
+    `cache_bytes` is per cached token; `bound` the cache's law, and `reads` its entries where they grow by several.
+    Traffic is in the list of `planners.collectives.collectives`.
     """
 
     name: str

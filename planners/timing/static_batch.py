@@ -2,7 +2,7 @@
 
     seconds = request + prefill of all prompts + steps * (step + sequence * batch + decode step at the mean context)
 
-Prefill and decoding have shares of the matmul peak of their own. What the cache does not hold at once follows in
+Prefill and decoding have shares of the matmul peak of their own. Requests that the cache has no room for follow in
 further waves. Factors were fitted engine by engine and GPU by GPU on batches (`planners/catalog/static_batch`).
 """
 

@@ -37,6 +37,7 @@ ROOMS = ("l4spec", "planners", "website", "examples", "benchmarks")
 QUESTION = re.compile(r"(What|How|Which|Whether|Where|When|Who|Whose|Why)\b")
 """Begins a docstring that hides the thing behind a question: write a noun phrase ("Bytes of …", "Reason why …", "True
 if …") or an imperative, with the field's term first."""
+SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z])")
 
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -81,8 +82,16 @@ def docstrings(text: str) -> Iterator[tuple[int, str]]:
 
 
 def questions(text: str) -> list[int]:
-    """Lines of a module whose docstrings begin with a question word."""
-    return [line for line, docstring in docstrings(text) if QUESTION.match(docstring.strip())]
+    """Lines of docstrings that begin with a question word, or that have a sentence with What or Who as its subject.
+
+    Further sentences may begin with "How" and "Where": these begin adverbial clauses too.
+    """
+    return [line for line, docstring in docstrings(text) if _asks(" ".join(docstring.split()))]
+
+
+def _asks(docstring: str) -> bool:
+    first, *others = SENTENCE.split(docstring)
+    return QUESTION.match(first) is not None or any(re.match(r"(What|Who)\b", sentence) for sentence in others)
 
 
 def test_pages_and_templates_use_plain_words() -> None:
@@ -156,6 +165,7 @@ def test_words_of_the_field_stay_allowed(text: str) -> None:
         'class Cache:\n    size: int\n    """How many tokens fit."""',
         '"""Which ranks send to each other."""',
         'LIMIT = 3\n"""\nWhere it ends."""',
+        'def f(model):\n    """Cost of a model. What it does not need is left out."""',
     ],
 )
 def test_a_docstring_that_begins_with_a_question_is_noticed(text: str) -> None:

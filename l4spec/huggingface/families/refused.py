@@ -48,4 +48,4 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "bert": "an encoder without a causal mask",
     }
 )
-"""Missing features by `model_type`, to complete "… is not read: ". What is unknown is not listed."""
+"""Missing features by `model_type`, to complete "… is not read: ". Unknown families are not listed."""

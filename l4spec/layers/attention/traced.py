@@ -1,7 +1,7 @@
 """Attention of a compiled decode step: one opaque operator, which attends as the layer does outside the compiler.
 
-What a step attends to grows with every token, and where it is written wanders round rings and chunks. A compiler that
-saw that would compile again and again; one that sees an operator compiles once, for every position of every cache.
+The attended rows grow with every token, and the place of writing moves in rings and chunks. With these in the graph a
+compiler would compile again and again; with an operator it compiles once, for every position of every cache.
 """
 
 from collections.abc import Iterator

@@ -330,7 +330,7 @@ def add_bias(x: Tensor, bias: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GatedProduct:
-    """act(gate) * up, clamped if so. What no autograd watches is overwritten: a third less memory traffic."""
+    """act(gate) * up, with clamps. Without autograd results are overwritten: a third less memory traffic."""
 
     act: str
     clamp: GateClamp | None = None

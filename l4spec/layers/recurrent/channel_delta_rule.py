@@ -1,9 +1,9 @@
 """The gated delta rule with a decay per channel of a key (Kimi Delta Attention, arXiv:2510.26692).
 
 S_t = D_t S_{t-1} + k_t (beta_t (v_t - (D_t S_{t-1})^T k_t))^T with D_t = diag(exp(g_t)), and a token reads S_t^T q_t.
-Chunks of tokens go at once, as with one decay per head. What is left at token i of a key of token j is different in
-each channel, so that it is no factor of their product: keys are decayed for each later token of their chunk, by powers
-that are never above 1, however fast a channel forgets.
+Chunks of tokens go at once, as with one decay per head. The decay from token j to token i differs by channel, so that
+it is not a factor of the product of key and query: keys are decayed for each later token of their chunk, by factors
+that are never above 1.
 """
 
 import torch

@@ -39,7 +39,7 @@ class IndexedAttention(Attention):
     """Attention to tokens that an index chooses, with queries and index queries as one vector.
 
     A query [.., 1, heads * width + index heads * index width + index heads] is those of all heads, those of the index,
-    and the weight of each index head. What is kept is a latent with its index key; `inner` makes keys and values of
+    and the weight of each index head. Cached rows are a latent and its index key; `inner` computes keys and values from
     latents, [batch, heads, tokens, width].
     """
 

@@ -126,10 +126,11 @@ def form_groups(graph: LayerGraph, mesh: Mesh) -> None:
 def summed_gradients(
     modules: dict[str, LayerModule], shards: dict[str, Shard], mesh: Mesh, *, sequence_parallel: bool
 ) -> dict[str, Axis]:
-    """Over which ranks the gradients of a tensor have to be added up, by its name.
+    """Ranks over which the gradients of a tensor are summed, by its name.
 
-    What tensor-parallel ranks hold whole, inside a layer whose outputs they add up, gets from each rank the gradient of
-    its part of the outputs; and so does a KV head that neighbours hold together, and with sequence parallelism a norm.
+    A tensor that each tensor-parallel rank has whole, in a layer whose outputs are summed over ranks, gets on each rank
+    the gradient of its part of the outputs; so does a KV head that neighbours share, and with sequence parallelism a
+    norm.
     """
     axes = {}
     for name, shard in shards.items():

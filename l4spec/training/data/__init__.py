@@ -1,1 +1,1 @@
-"""Data of a recipe: sources, tokenizers, packing. What is in a step depends on seed and step alone."""
+"""Data of a recipe: sources, tokenizers, packing. The contents of a step depend on seed and step alone."""

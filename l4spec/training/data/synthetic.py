@@ -127,7 +127,7 @@ def needles(draw: random.Random, length: int) -> TextDocument:
     """`length` characters: a sentence again and again, in it a letter of each of five groups; digits ask for them.
 
     The sentence begins anywhere, the letters stand anywhere in it, and all five are asked for at the end, in any order:
-    `0` for the one of A to E, `1` for F to J. Who does not find a letter guesses right one time in five.
+    `0` for the one of A to E, `1` for F to J. A guess is right one time in five.
     """
     letters = [draw.choice(group) for group in _GROUPS]
     start, size = draw.randrange(len(_FILLER)), length - 2 * len(_GROUPS)

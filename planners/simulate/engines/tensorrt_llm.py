@@ -1,9 +1,9 @@
 """TensorRT-LLM's in-flight batching (docs/source/features/paged-attention-ifb-scheduler.md, capacitySchedulerPolicy).
 
-A step holds the decodes and, within a budget of tokens, prompts, whole unless chunked context is on. What is admitted
-is decided before: `guaranteed_no_evict` starts a request when the blocks that it and all running ones may need for
-their longest answers fit, so nothing is ever paused; `max_utilization` starts whatever fits now, and pauses the latest
-requests when blocks run out.
+A step holds the decodes and, within a budget of tokens, prompts, whole unless chunked context is on. Admission is
+decided before: `guaranteed_no_evict` starts a request when the blocks that it and all running ones may need for their
+longest answers fit, so that none is ever paused; `max_utilization` starts requests while blocks are free, and pauses
+the latest ones when blocks run out.
 """
 
 from l4spec.units import ceil_div

@@ -23,7 +23,7 @@ class Frozen(BaseModel):
 class KindLatency:
     """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them.
 
-    `estimate_seconds` is null where no factors are fitted. A plain dataclass: searches make millions of them.
+    `estimate_seconds` is null if no factors are fitted. A plain dataclass: searches make millions of them.
     """
 
     name: str

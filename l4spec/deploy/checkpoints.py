@@ -44,7 +44,7 @@ def _of_model(request: LaunchRequest) -> tuple[KnownCheckpoint, ...]:
 
 
 def known_checkpoint(request: LaunchRequest, scheme: str) -> KnownCheckpoint | None:
-    """The published checkpoint of the planned model and length in a scheme; None where none is known, or one named."""
+    """The published checkpoint of the planned model and length in a scheme; None if none is known, or one named."""
     if request.model is not None or request.changed:
         return None
     each = (each for each in _of_model(request) if each.scheme == scheme and each.max_tokens >= request.tokens)

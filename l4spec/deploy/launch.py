@@ -90,7 +90,7 @@ class LaunchRequest:
 
     @property
     def memory_fraction(self) -> float | None:
-        """The planned share of device memory; None where the whole device was planned, which no engine takes."""
+        """The planned share of device memory; None if the whole device was planned, which no engine takes."""
         share = self.plan.deployment.memory_fraction
         return None if share >= 1 else share
 

@@ -133,7 +133,7 @@ def _layout_notes(request: LaunchRequest) -> list[str]:
 
 
 def _images(request: LaunchRequest, notes: list[str]) -> str | None:
-    """The limit of images per request; None where none were planned, and then images are not enabled."""
+    """The limit of images per request; None if none were planned, and then images are not enabled."""
     if request.plan.deployment.num_tiles and not request.images:
         refuse(TABLE.engine, "it limits images, and tiles were planned", "give --images instead of --tiles")
     if request.graph.model.vision is not None and not request.images:

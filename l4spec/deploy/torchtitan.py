@@ -106,7 +106,7 @@ def _flavor(request: LaunchRequest) -> Flavor:
 
 
 def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
-    """Width, layers, heads, KV heads, width of dense layers, experts and mixtures; None where layers are unlike."""
+    """Width, layers, heads, KV heads, width of dense layers, experts and mixtures; None if layers are unlike."""
     blocks = [node for node in graph.nodes if node.scope == "text" and node.layer is not None]
     attention = (node.declaration for node in blocks if node.role == "attention")
     ffn = [node.declaration for node in blocks if node.role == "ffn"]

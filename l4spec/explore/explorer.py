@@ -155,7 +155,7 @@ def _model(name: str, overrides: tuple[str, ...]) -> ExploredModel:
 
 @lru_cache(maxsize=16)
 def _plan_of_parent(name: str, overrides: tuple[str, ...], request: PlanRequest) -> Plan | None:
-    """The same options for the unchanged model; None where it does not allow them, as a longer context."""
+    """The same options for the unchanged model; None if it does not allow them, as a longer context."""
     try:
         return plan(_model(name, overrides).graph, request)
     except UserError:

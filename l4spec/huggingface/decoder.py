@@ -51,7 +51,7 @@ class Decoder:
     output_bias: Switch = False
     qk_norm: Literal["head", "width"] | None = None
     qk_norm_field: str | None = None
-    """Field that switches `qk_norm` on; None where it always is."""
+    """Field that switches `qk_norm` on; None if it always is."""
     attention: Mapping[str, Any] = field(default_factory=dict)
     """Fields of every attention part that are always the same."""
     layout: Layout = "half"

@@ -32,7 +32,7 @@ def written_modules(model: ResolvedModel, count_field: str) -> Data:
 
 
 def modules_left_out(config: Mapping[str, Any], sections: Sequence[str] = ("text_config",)) -> str | None:
-    """One line on modules that a config counts; None where it counts none. For a spec that declares none."""
+    """One line on modules that a config counts; None if it counts none. For a spec that declares none."""
     inner = (config.get(section) for section in sections)
     for fields in (config, *(given for given in inner if isinstance(given, Mapping))):
         for name in MODULE_COUNTS:

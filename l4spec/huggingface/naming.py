@@ -70,7 +70,7 @@ class Naming:
     next_token_layers: int = 0
     """Layers after the last one that published checkpoints hold, for multi-token prediction (DeepSeek-V3: 1)."""
     modules: ModuleNaming | None = None
-    """Names of modules of multi-token prediction; None where checkpoints of the family are not known to have them."""
+    """Names of modules of multi-token prediction; None if checkpoints of the family are not known to have them."""
     optional: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
     """Stored tensors that older versions wrote and that are not read."""
 
@@ -79,7 +79,7 @@ class Naming:
         return full.replace(".attention.", f".{kind}.", 1) if kind in self.kinds else full
 
     def heads_of(self, stored: str) -> str:
-        """The tensor of ours whose heads count where rows go head by head; nothing where parts follow whole."""
+        """The tensor of ours whose heads count where rows go head by head; nothing if parts follow whole."""
         pattern, index = _pattern(stored)
         return self.heads.get(pattern, "").replace("#", index)
 
@@ -88,13 +88,13 @@ class Naming:
         return self.unit_dims.get(_pattern(stored)[0], (0, 0))
 
     def joining(self, full: str) -> str | None:
-        """The stored tensor that holds this one of ours among others; None where it is stored alone."""
+        """The stored tensor that holds this one of ours among others; None if it is stored alone."""
         pattern, index = _pattern(full)
         result = (stored for stored, ours in self.joined.items() if pattern in ours)
         return next((stored.replace("#", index) for stored in result), None)
 
     def of_modules(self) -> "Naming | None":
-        """The naming of modules, whose tensors are `mtp.layers.{index}.…` of ours; None where none is known."""
+        """The naming of modules, whose tensors are `mtp.layers.{index}.…` of ours; None if none is known."""
         if self.modules is None:
             return None
         prefix, block = self.modules.prefix, self.modules.prefix + self.modules.block

@@ -31,7 +31,7 @@ class Quantization(Entry):
 
     @property
     def group_sizes(self) -> frozenset[int]:
-        """The sizes of its groups along the input dim; empty where it has none."""
+        """The sizes of its groups along the input dim; empty if it has none."""
         laws = (self.default, *(rule.law for rule in self.rules))
         return frozenset(law.group for law in laws if isinstance(law, ScaledLaw) and isinstance(law.group, int))
 

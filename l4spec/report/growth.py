@@ -23,7 +23,7 @@ Series = list[tuple[str, tuple[Point, ...]]]
 
 
 def growth_section(graph: LayerGraph, plan: Plan) -> Iterator[Section]:
-    """Both charts, for one sequence; nothing where nothing is cached."""
+    """Both charts, for one sequence; nothing if nothing is cached."""
     if plan.deployment.mode != "serve" or not plan.kv_cache.layers:
         return
     policy, dtype = plan.kv_cache.policy, plan.kv_cache.dtype
@@ -36,7 +36,7 @@ def growth_section(graph: LayerGraph, plan: Plan) -> Iterator[Section]:
 
 
 def compared_growth(pairs: Sequence[tuple[LayerGraph, Plan]]) -> Iterator[Section]:
-    """One chart with a line a model, each under the policy of its plan; nothing where none caches."""
+    """One chart with a line a model, each under the policy of its plan; nothing if none caches."""
     series: Series = []
     for graph, plan in pairs:
         if plan.deployment.mode == "serve" and plan.kv_cache.layers:

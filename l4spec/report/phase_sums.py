@@ -123,7 +123,7 @@ def _flops(rest: PhaseOrigins, graph: LayerGraph, one_step: str) -> Details:
 
 
 def _times(rest: PhaseOrigins, one_step: str) -> Iterator[Block]:
-    """The step and its rates; nothing where no time is known."""
+    """The step and its rates; nothing if no time is known."""
     phase, figures = rest.phase, rest.figures
     if phase.step_seconds is None or phase.num_gpus is None:
         return
@@ -254,7 +254,7 @@ def _number(value: float) -> str:
 def _sum(
     total: float | None, terms: list[float | None], unit: float, before: str = "", after: str = ""
 ) -> tuple[str, list[str]]:
-    """A sum and its terms in a unit; empty where a term is not known."""
+    """A sum and its terms in a unit; empty if a term is not known."""
     if total is None:
         return "", []
     shown = [f"{before}{_number((value or 0.0) / unit)}{after}" for value in (total, *terms)]

@@ -12,7 +12,7 @@ def times_of(plan: Plan) -> Latency:
 
 
 def price_of(plan: Plan) -> tuple[float, str] | None:
-    """USD of a GPU for an hour, and whose price it is: the one given, or the lowest listed; None where none is."""
+    """USD of a GPU for an hour, and whose price it is: the one given, or the lowest listed; None if none is."""
     if plan.cluster is None or plan.latency is None:
         return None
     if plan.latency.usd_per_gpu_hour is not None:
@@ -22,7 +22,7 @@ def price_of(plan: Plan) -> tuple[float, str] | None:
 
 
 def output_price(plan: Plan) -> float | None:
-    """USD of a million output tokens; None where no price or no rate is known."""
+    """USD of a million output tokens; None if no price or no rate is known."""
     price, rate = price_of(plan), times_of(plan).tokens_per_second_per_gpu
     return None if price is None or not rate else price[0] / 3600 / rate * 1e6
 

@@ -17,7 +17,7 @@ SHOWN_REQUESTS = 24
 
 
 def latency_figure(requests: Sequence[Request], levels: Sequence[LevelResult], figures: Figures) -> Iterator[Figure]:
-    """The share of finished requests within a time, for each latency; nothing where none finished."""
+    """The share of finished requests within a time, for each latency; nothing if none finished."""
     done = [request for request in requests if request.outcome == "finished"]
     values = {
         "TTFT": [request.ttft / _NS for request in done],
@@ -48,7 +48,7 @@ def _curve(values: Sequence[float]) -> Iterator[tuple[float, float]]:
 
 
 def stretch_figure(requests: Sequence[Request], figures: Figures) -> Iterator[Figure]:
-    """The requests around the one that waited longest for its first token, one row each; nothing where none did."""
+    """The requests around the one that waited longest for its first token, one row each; nothing if none did."""
     served = sorted((one for one in requests if one.first_token_at >= 0), key=lambda one: (one.arrival, one.number))
     if not served:
         return

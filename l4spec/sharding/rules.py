@@ -49,7 +49,7 @@ def shard_size(dim: Dim, layout: Layout) -> int:
 def shard_ranges(dim: Dim, layout: Layout) -> tuple[range, ...]:
     """The elements of this dim that each rank of its mesh axis holds, in order of ranks.
 
-    Runs of whole pieces, the last ones shorter or empty where the number is uneven. With fewer KV heads than ranks,
+    Runs of whole pieces, the last ones shorter or empty if the number is uneven. With fewer KV heads than ranks,
     neighbouring ranks hold the same one.
     """
     degree, piece = degree_of(dim, layout), dim.size // dim.units

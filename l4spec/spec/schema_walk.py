@@ -10,7 +10,7 @@ from l4spec.layers.base import LayerSpec
 
 
 def schema_at(root: type[BaseModel], data: Any, path: Sequence[str | int]) -> type[BaseModel] | None:
-    """The model that describes the mapping at `path` of `data`; None where none does, as inside a scalar."""
+    """The model that describes the mapping at `path` of `data`; None if none does, as inside a scalar."""
     annotation: Any = root
     for step in path:
         annotation = _step(_chosen(annotation, data), step)

@@ -21,7 +21,7 @@ def folder_of(parent: Path, step: int) -> Path:
 
 
 def latest_step(parent: Path | None) -> Path | None:
-    """The folder of the most steps, the same on every rank; None where there is none yet."""
+    """The folder of the most steps, the same on every rank; None if there is none yet."""
     newest = on_first(lambda: _latest(parent))
     return None if newest is None else Path(newest)
 

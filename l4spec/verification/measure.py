@@ -37,7 +37,7 @@ Unit = Literal["parameters", "calls", "flops", "bytes", "tokens", "experts", "se
 
 
 class MeasuredRow(Frozen):
-    """One number, planned and measured, in base units. `agrees` is null where one is missing or nothing holds it.
+    """One number, planned and measured, in base units. `agrees` is null if one is missing or nothing holds it.
 
     `ranks` are those that have these two numbers; none where the number is of all together.
     """

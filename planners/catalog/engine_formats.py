@@ -20,7 +20,7 @@ class WeightFormats:
     online: dict[str, str]
     """Schemes that the engine packs itself while it loads a bf16 checkpoint, by its method."""
     packed: dict[str, str | None]
-    """Schemes that it reads from a packed checkpoint, by its method; None where the checkpoint's config names it."""
+    """Schemes that it reads from a packed checkpoint, by its method; None if the checkpoint's config names it."""
 
     @property
     def schemes(self) -> tuple[str, ...]:

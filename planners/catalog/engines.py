@@ -184,7 +184,7 @@ class Engine(Entry):
 
     @property
     def profiling_run(self) -> ProfilingRun | None:
-        """The law of this version's activations; None where no reading of it is known."""
+        """The law of this version's activations; None if no reading of it is known."""
         return next((run for run in self.profiling if holds(self.version, run.since, run.before)), None)
 
     def at_version(self, version: str) -> "Engine":

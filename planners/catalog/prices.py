@@ -38,7 +38,7 @@ class PriceList(Entry):
 
 
 def lowest_offer(hardware: str) -> GpuOffer | None:
-    """The lowest listed price of a catalogue name; None where no provider in the list offers it."""
+    """The lowest listed price of a catalogue name; None if no provider in the list offers it."""
     offers = load("prices", PriceList, ON_DEMAND).offers
     ours = [offer for offer in offers if offer.hardware == hardware]
     return min(ours, key=lambda offer: offer.usd_per_gpu_hour, default=None)

@@ -117,7 +117,7 @@ def _candidates(pools: list[Pool], request: SearchRequest) -> Iterator[_Candidat
 
 
 def _ruled_out(graph: LayerGraph, candidate: _Candidate, request: SearchRequest) -> LostTraining | None:
-    """The proof that a candidate cannot do; None where there is none."""
+    """The proof that a candidate cannot do; None if there is none."""
     cluster = resized(candidate.pool.cluster, candidate.num_gpus)
     hardware = cluster.hardware
     factors = training_efficiency(hardware.name)

@@ -43,7 +43,7 @@ CUT_ROLES = ("attention", "ffn", "embedding")
 class Collective:
     """`calls` calls of one collective over one axis, that together pass `payload` bytes.
 
-    `group` are the layers that call it, None where it is the stage's or the optimizer's. `ranks` may be a part of the
+    `group` are the layers that call it, None if it is the stage's or the optimizer's. `ranks` may be a part of the
     axis: neighbours that repeat a KV head.
     """
 

@@ -71,7 +71,7 @@ class PhasePlan(Frozen):
 
 
 class RecipePlan(Frozen):
-    """All phases, and their sums; a sum is null where one of its terms is."""
+    """All phases, and their sums; a sum is null if one of its terms is."""
 
     l4spec_recipe_plan: int = 1
     recipe: str

@@ -117,7 +117,7 @@ def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, Non
 
 @kept_with(lambda setting: setting.graph, maxsize=1024)
 def _placed(setting: Setting, layout: Layout) -> Placement | None:
-    """The placement, or None where the scheme cannot pack a shard."""
+    """The placement, or None if the scheme cannot pack a shard."""
     try:
         return place(setting, layout)
     except UserError:

@@ -113,7 +113,7 @@ def training_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
 
 
 def _fastest(deployment: Deployment, layout: Layout) -> _Tried | None:
-    """The best setting, tried in the order of their bounds; None where no time is estimated."""
+    """The best setting, tried in the order of their bounds; None if no time is estimated."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
     machine = Machine(cluster.hardware, cluster.gpus_per_host)

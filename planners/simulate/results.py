@@ -229,7 +229,7 @@ def _curve_of(server: Server, cluster: ReplicaGroup, recorder: Recorder, end: in
 
 
 def _usd(servers: Sequence[tuple[Server, ReplicaGroup]], seconds: float) -> float | None:
-    """Dollars of all GPUs over the time; None where a price is not given."""
+    """Dollars of all GPUs over the time; None if a price is not given."""
     total = 0.0
     for server, cluster in servers:
         if server.usd_per_gpu_hour is None:

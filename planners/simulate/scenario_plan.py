@@ -75,7 +75,7 @@ class StagePlan(_Frozen):
 
 
 class ScenarioPlan(_Frozen):
-    """Servers, stages, and the whole. `usd_per_hour` is None where a price is not given."""
+    """Servers, stages, and the whole. `usd_per_hour` is None if a price is not given."""
 
     l4spec_scenario_plan: int = 1
     scenario: str

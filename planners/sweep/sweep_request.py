@@ -65,7 +65,7 @@ class SweepRequest(PlanRequest):
         return PlanRequest(**{name: value for name, value in self.echo().items() if name in names})
 
     def trained(self) -> PlanRequest | None:
-        """The plan of the training run; None where no tokens of one were given."""
+        """The plan of the training run; None if no tokens of one were given."""
         if self.train_tokens is None:
             return None
         options: dict[str, Any] = {

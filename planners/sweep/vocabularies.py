@@ -27,7 +27,7 @@ class CountedText:
 
 
 class VocabularyRow(Frozen):
-    """A vocabulary on a text. Null where there is no text.
+    """A vocabulary on a text. Null if there is no text.
 
     `vocabulary_params` are those of embedding and head. `flops_per_token` is the forward pass without attention, which
     a byte takes `tokens_per_byte` of; `kv_bytes_per_byte` is every layer's bf16 cache of the tokens of a byte.

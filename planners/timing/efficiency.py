@@ -138,7 +138,7 @@ def serving_efficiency(engine: str, file: str | None = None) -> ServingEfficienc
 
 
 def training_efficiency(hardware: str) -> TrainingEfficiency | None:
-    """The fitted factors of the hardware's family; None where nothing was fitted on it."""
+    """The fitted factors of the hardware's family; None if nothing was fitted on it."""
     name = f"train-{hardware}"
     try:
         return load("efficiency", TrainingEfficiency, name)

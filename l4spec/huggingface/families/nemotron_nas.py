@@ -54,7 +54,7 @@ def _is_block(config: Any) -> bool:
 
 
 def _entry(fields: Fields, config: Data, path: str) -> Fields | None:
-    """The fields of one layer; None where the search left it out."""
+    """The fields of one layer; None if the search left it out."""
     entry = Fields(config, {}, fields.file, path, fields.problems, fields.consequences, fields.notes)
     for name in _UNUSED[:-1]:
         if entry.has(name):

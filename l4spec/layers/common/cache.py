@@ -129,7 +129,7 @@ class StateCache(LayerCache):
         return sum(state.numel() * state.element_size() for state in self.states)
 
     def before(self, layout: "StateRows") -> tuple[Tensor, ...] | None:
-        """The states before a pass's first token, zero for rows that begin; None where every sequence begins."""
+        """The states before a pass's first token, zero for rows that begin; None if every sequence begins."""
         if layout.start == 0:
             return None
         if layout.lengths is None:

@@ -87,7 +87,7 @@ def _buffers(widths: tuple[tuple[str, Dim], ...], work: Work) -> tuple[Buffer, .
 
 
 def _cache(spec: MLASpec) -> tuple[CacheEntry, ...]:
-    """The latent and the rotated key that all heads share; nothing where later tokens are seen."""
+    """The latent and the rotated key that all heads share; nothing if later tokens are seen."""
     bound = cache_bound(spec.mask)
     widths = {"latent": spec.kv_lora_rank, "rope_key": spec.qk_rope_head_dim}
     return tuple(CacheEntry(name, (Dim("latent", size),), bound) for name, size in widths.items()) if bound else ()

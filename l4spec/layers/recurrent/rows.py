@@ -13,7 +13,7 @@ from l4spec.layers.common.modules import Context, LayerModule, TokenLayout
 class SequenceRows:
     """Rows [sequences, tokens] that each hold one sequence, and where they came from.
 
-    `places` are the rows and columns of packed tokens as flat indices [rows, tokens]; None where rows are sequences.
+    `places` are the rows and columns of packed tokens as flat indices [rows, tokens]; None if rows are sequences.
     """
 
     layout: TokenLayout

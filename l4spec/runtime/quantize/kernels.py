@@ -80,7 +80,7 @@ CUDA = Int4Kernel("int4pack", 8, _pack_cuda, _aten._weight_int4pack_mm)
 
 
 def int4_kernel(law: ScaledLaw, num_rows: int, num_columns: int, device: torch.device) -> Int4Kernel | None:
-    """The 4-bit kernel of a device for matrices of this shape; None where it takes no such groups or sizes."""
+    """The 4-bit kernel of a device for matrices of this shape; None if it takes no such groups or sizes."""
     is_int4 = law.values == "int" and law.bits == 4 and kernel_group(law, num_columns) is not None
     if not is_int4 or (num_columns * 4) % law.word_bits:
         return None

@@ -142,7 +142,7 @@ class PackedWeight(nn.Module):
         self.weight_packed, self.kernel = packed, kernel
 
     def _product(self, x: Tensor, index: int | None) -> Callable[[Tensor], Tensor] | None:
-        """Torch's product with the packed matrix; None where there is none, for gradients and for no rows at all."""
+        """Torch's product with the packed matrix; None if there is none, for gradients and for no rows at all."""
         if x.dtype not in _PRODUCT_DTYPES or not x.numel() or (x.requires_grad and torch.is_grad_enabled()):
             return None
         at, columns = () if index is None else (index,), self.shape[-1]

@@ -39,7 +39,7 @@ class Codec(ABC):
 
     @abstractmethod
     def id_of(self, token: str) -> int | None:
-        """The id of one of `IMAGE_MARKS`; None where the tokenizer has no such token."""
+        """The id of one of `IMAGE_MARKS`; None if the tokenizer has no such token."""
 
 
 class ByteCodec(Codec):

@@ -272,7 +272,7 @@ def _vllm(path: Path) -> Iterator[TraceEntry]:
 
 
 def _vllm_times(path: Path, fields: dict[str, Any], count: int) -> list[tuple[int, int] | None]:
-    """Time to the first and to the last token of each request, from `ttfts` and `itls`; None where they are not."""
+    """Time to the first and to the last token of each request, from `ttfts` and `itls`; None if they are not."""
     ttfts, itls = fields.get("ttfts"), fields.get("itls")
     if not isinstance(ttfts, list) or not isinstance(itls, list) or not len(ttfts) == len(itls) == count:
         return [None] * count

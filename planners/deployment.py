@@ -101,11 +101,13 @@ class Deployment:
 
 
 def _as_trained(request: PlanRequest, before: TrainSetting | None) -> TrainSetting | None:
-    """Training as the request has it, with the trained tensors and modules of a recipe's phase."""
+    """Training as the request has it, with the trained tensors, modules and reference of a recipe's phase."""
     train = request.training
     if train is None or before is None:
         return train
-    return replace(train, trainable=before.trainable, with_modules=before.with_modules)
+    return replace(
+        train, trainable=before.trainable, with_modules=before.with_modules, with_reference=before.with_reference
+    )
 
 
 def _sequences(request: PlanRequest, cluster: Cluster | None, context: int) -> int:

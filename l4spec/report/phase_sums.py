@@ -181,6 +181,9 @@ def _costs(rest: PhaseOrigins) -> Iterator[Block]:
     teacher = phase.teacher
     if teacher is not None and teacher.gpu_hours is not None:
         formula += f" + {_number(teacher.gpu_hours)} GPU-hours of {teacher.teacher}'s passes"
+    reference = None if phase.reference is None or phase.reference.in_step else phase.reference
+    if reference is not None and reference.gpu_hours is not None:
+        formula += f" + {_number(reference.gpu_hours)} GPU-hours of the reference model's passes"
     yield opened("GPU-hours", f"{mark}{_number(phase.gpu_hours)}", formula, rest.time_source, rest.time_error)
     if teacher is not None and teacher.gpu_hours is not None:
         charged = (
@@ -189,6 +192,10 @@ def _costs(rest: PhaseOrigins) -> Iterator[Block]:
         )
         value = f"{mark}{_number(teacher.gpu_hours)} GPU-hours"
         yield opened("teacher passes", value, charged, rest.source, rest.time_error)
+    if reference is not None and reference.gpu_hours is not None:
+        passes = f"{reference.flops:.3g} FLOPs of a forward pass over each batch, at the update's rate of a GPU"
+        value = f"{mark}{_number(reference.gpu_hours)} GPU-hours"
+        yield opened("reference passes", value, passes, rest.source, rest.time_error)
     if phase.days is not None:
         formula = f"{hours} / {gpus} / {HOURS_PER_DAY}"
         yield opened("days", f"{mark}{_number(phase.days)}", formula, rest.time_source, rest.time_error)

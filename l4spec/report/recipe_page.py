@@ -7,6 +7,8 @@ from l4spec.report.page import Lines, Page, Section, Table
 from l4spec.units import gib
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from l4spec.verification.recipe_claims import RecipeReport
     from planners.recipes.recipe_plan import PhasePlan, RecipePlan
     from planners.recipes.rl.rl_plan import RlPhasePlan
@@ -49,15 +51,10 @@ def recipe_page(answer: "RecipePlan") -> Page:
         Section("Phases", (Table(headers, tuple(rows), "llrrllrrrrrr"),)),
         Section("", (Lines(_facts(answer)),)),
     ]
-    fp8 = tuple(_fp8_line(phase) for phase in answer.phases if phase.fp8 is not None)
-    if fp8:
-        sections.append(Section("Matmuls in fp8", (Lines(fp8),)))
-    modules = tuple(_module_line(phase) for phase in answer.phases if phase.num_modules)
-    if modules:
-        sections.append(Section("Multi-token prediction", (Lines(modules),)))
-    teachers = tuple(_teacher_line(phase) for phase in answer.phases if phase.teacher is not None)
-    if teachers:
-        sections.append(Section("Teacher passes", (Lines(teachers),)))
+    for title, line, is_there in _LINES:
+        lines = tuple(line(phase) for phase in answer.phases if is_there(phase))
+        if lines:
+            sections.append(Section(title, (Lines(lines),)))
     sections += [_rollouts(phase.name, phase.rl) for phase in answer.phases if phase.rl is not None]
     notes = tuple(dict.fromkeys(f"{phase.name}: {note}" for phase in answer.phases for note in phase.notes))
     if notes:
@@ -134,6 +131,26 @@ def _teacher_line(phase: "PhasePlan") -> str:
         f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged "
         f"here; its logits, kept: {gib(teacher.cache_bytes)}"
     )
+
+
+def _reference_line(phase: "PhasePlan") -> str:
+    reference = phase.reference
+    assert reference is not None
+    hours = "unknown GPU-hours" if reference.gpu_hours is None else f"{reference.gpu_hours:,.0f} GPU-hours"
+    charged = "part of the step" if reference.in_step else f"{hours} at the rate of the update"
+    return (
+        f"{phase.name}: {reference.flops:.2e} FLOPs forward, {charged}; its weights take "
+        f"{gib(reference.weights_bytes)} of the fullest GPU"
+    )
+
+
+_LINES: tuple[tuple[str, "Callable[[PhasePlan], str]", "Callable[[PhasePlan], bool]"], ...] = (
+    ("Matmuls in fp8", _fp8_line, lambda phase: phase.fp8 is not None),
+    ("Multi-token prediction", _module_line, lambda phase: phase.num_modules > 0),
+    ("Teacher passes", _teacher_line, lambda phase: phase.teacher is not None),
+    ("Passes of the reference model", _reference_line, lambda phase: phase.reference is not None),
+)
+"""Sections with a line of each phase that has something of the kind."""
 
 
 def _rollouts(name: str, rl: "RlPhasePlan") -> Section:

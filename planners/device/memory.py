@@ -64,6 +64,7 @@ class DeviceUse:
     gathered: int = 0
     module_weights: int = 0
     module_cache: int = 0
+    reference_weights: int = 0
 
     @property
     def total(self) -> int:
@@ -227,6 +228,7 @@ class Placement:
             gradients=state.gradients,
             optimizer=state.optimizer,
             gathered=state.gathered,
+            reference_weights=state.reference,
         )
 
     def room(self, context: int, batch: int) -> int:

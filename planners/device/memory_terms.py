@@ -49,7 +49,7 @@ def _named_terms(placement: Placement, use: DeviceUse) -> tuple[MemoryTerm, ...]
     return (
         MemoryTerm(
             name="weights",
-            bytes=use.weights - use.module_weights,
+            bytes=use.weights - use.module_weights - use.reference_weights,
             origin="exact",
             source=scheme.table.source,
             arithmetic=f"{scheme.name}, {placement.layout}",
@@ -89,6 +89,11 @@ def _training_terms(train: TrainSetting, use: DeviceUse) -> tuple[MemoryTerm, ..
         "optimizer": (use.optimizer, f"{state} B of {train.optimizer} × {use.optimizer // state:,} parameters, {zero}"),
         "gathered": (use.gathered, f"whole tensors of the blocks at work, {zero}"),
     }
+    if use.reference_weights:
+        texts["reference weights"] = (
+            use.reference_weights,
+            f"a frozen copy of the model, shared as its weights, {zero}",
+        )
     return tuple(
         MemoryTerm(name=name, bytes=size, origin="exact", source=source, arithmetic=text)
         for name, (size, text) in texts.items()

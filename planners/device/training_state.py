@@ -51,6 +51,8 @@ class TrainSetting:
     """Sequence parallelism: tensor-parallel ranks have a share of the tokens each between the layers that they cut."""
     with_modules: bool = False
     """Training of the declared modules of multi-token prediction, too (`planners.device.trained_modules`)."""
+    with_reference: bool = False
+    """A frozen copy of the model beside it, whose weights are shared as the model's are."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -60,13 +62,17 @@ class TrainSetting:
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """Bytes on one device; `gathered` are the whole tensors that ZeRO gathers for the running blocks."""
+    """Bytes on one device; `gathered` are the whole tensors that ZeRO gathers for the running blocks.
+
+    `reference` is the part of `weights` that a frozen copy of the model has.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     gathered: int
+    reference: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +90,15 @@ class StageState:
     at_work: int
     depth: int
     micro_batch: int
+    reference: int = 0
+    """The part of `weights` that a frozen copy of the model has."""
 
     def with_batch(self, context: int, sequences: int) -> TrainingState:
         """The state with the activations of one optimizer step over `sequences` sequences of `context` tokens."""
         micro = min(self.micro_batch, max(sequences, 1))
         in_flight = min(self.depth, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
         activations = micro * context * (in_flight * self.kept + self.at_work)
-        return TrainingState(self.weights, self.gradients, self.optimizer, activations, self.gathered)
+        return TrainingState(self.weights, self.gradients, self.optimizer, activations, self.gathered, self.reference)
 
 
 def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
@@ -108,8 +116,9 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
     layers = (*(of_layers[layer] for layer in stage.layers), *modules)
     logits = 1 + len(modules) if stage.last else 0
     at_work = training_bytes(rates, layers, tokens=1, in_flight=0, logits=logits)
+    weights = WEIGHT_BYTES * kept(every, 3)
     return StageState(
-        weights=WEIGHT_BYTES * kept(every, 3),
+        weights=2 * weights if train.with_reference else weights,
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
         gathered=_gathered(graph, train, layout, stage),
@@ -117,6 +126,7 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
         at_work=at_work,
         depth=layout.pp - stage.index,
         micro_batch=train.micro_batch,
+        reference=weights if train.with_reference else 0,
     )
 
 

@@ -4,7 +4,7 @@ Left out: failures and restarts, evaluation, writing checkpoints, reading data, 
 without `rollouts`, and energy beyond the GPUs' own rated power.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,7 +29,8 @@ from planners.device.training_state import OPTIMIZER_BYTES, WEIGHT_BYTES
 from planners.plan import plan_deployment
 from planners.plan_types import Plan
 from planners.recipes.fp8 import fp8_share
-from planners.recipes.recipe_plan import PhasePlan, RecipePlan, TeacherPasses
+from planners.recipes.recipe_plan import PhasePlan, RecipePlan, ReferencePasses, TeacherPasses
+from planners.recipes.reference import needs_reference, reference_passes
 from planners.recipes.rl.rl_plan import RlPhasePlan
 from planners.recipes.trained_work import (
     num_module_params,
@@ -153,18 +154,17 @@ def _step(recipe: Recipe, phase: Phase, graph: LayerGraph, asked: RecipeOptions)
 def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, asked: RecipeOptions) -> PhasePlan:
     recipe, request = loaded.recipe, request_of(phase, loaded.recipe, asked.gpus)
     cluster = None if request.gpus is None else parse_cluster(request.gpus)
-    num_gpus = None if cluster is None else cluster.num_gpus
-    flops = step_flops(graph, phase, tiles := tiles_of_step(graph, recipe.data, phase))
+    num_gpus, tiles = None if cluster is None else cluster.num_gpus, tiles_of_step(graph, recipe.data, phase)
+    flops = step_flops(graph, phase, tiles)
     seconds, source = _step_seconds(phase, answer, cluster, flops)
     rollouts = _rollouts(phase, graph, request.gpus, seconds)
     if phase.kind == "rl" and rollouts is not None:
         seconds = rollouts.step_seconds / phase.iterations
     steps = phase.tokens / (phase.batch * phase.context)
-    teacher = _teacher(loaded, phase, asked, _rate(flops, seconds, num_gpus))
-    hours = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
-    if hours is not None and teacher is not None:
-        hours = None if teacher.gpu_hours is None else hours + teacher.gpu_hours
-    price, watts = asked.usd_per_gpu_hour, recipe.watts_per_gpu
+    rate = _rate(flops, seconds, num_gpus)
+    teacher, reference = _teacher(loaded, phase, asked, rate), reference_passes(phase, graph, rate, answer)
+    update = None if seconds is None or num_gpus is None else seconds * steps * num_gpus / SECONDS_PER_HOUR
+    hours = _total((update, *_hours_beside(teacher, reference)))
     return PhasePlan(
         name=phase.name,
         kind=phase.kind,
@@ -187,19 +187,24 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         step_seconds=seconds,
         step_seconds_source=source,
         tokens_per_second=None if seconds is None else phase.batch * phase.context / seconds,
-        flops_per_second_per_gpu=_rate(flops, seconds, num_gpus),
+        flops_per_second_per_gpu=rate,
         utilization=phase.utilization or (answer.latency.mfu if answer.latency else None),
         gpu_hours=hours,
         days=None if hours is None or num_gpus is None else hours / num_gpus / HOURS_PER_DAY,
-        usd=None if hours is None or price is None else hours * price,
-        energy_joules=None if hours is None or watts is None else hours * SECONDS_PER_HOUR * watts,
+        usd=None if hours is None or asked.usd_per_gpu_hour is None else hours * asked.usd_per_gpu_hour,
+        energy_joules=_energy(hours, recipe.watts_per_gpu),
         checkpoint_bytes=_checkpoint_bytes(graph, phase),
         teacher=teacher,
+        reference=reference,
         errors=tuple(answer.latency.errors) if answer.latency and source == "estimate" else (),
         rl=rollouts,
         fp8=None if phase.fp8 is None else fp8_share(graph, phase.fp8, _work(phase), steps),
         notes=_notes(phase, answer, seconds, tiles) + (rollouts.notes if rollouts else ()),
     )
+
+
+def _energy(gpu_hours: float | None, watts: float | None) -> float | None:
+    return None if gpu_hours is None or watts is None else gpu_hours * SECONDS_PER_HOUR * watts
 
 
 def _work(phase: Phase) -> Work:
@@ -211,7 +216,9 @@ def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deploy
     made = Deployment.resolve(graph, request)
     train = made.setting.train
     assert train is not None, "phases are trained"
-    train = replace(train, trainable=phase.trainable, with_modules=phase.modules is not None)
+    train = replace(
+        train, trainable=phase.trainable, with_modules=phase.modules is not None, with_reference=needs_reference(phase)
+    )
     return replace(made, setting=replace(made.setting, train=train))
 
 
@@ -287,6 +294,14 @@ def _teacher(loaded: LoadedRecipe, phase: Phase, asked: RecipeOptions, rate: flo
     )
 
 
+def _hours_beside(teacher: TeacherPasses | None, reference: ReferencePasses | None) -> Iterator[float | None]:
+    """GPU-hours of passes that are no part of the planned step."""
+    if teacher is not None:
+        yield teacher.gpu_hours
+    if reference is not None and not reference.in_step:
+        yield reference.gpu_hours
+
+
 def _cache_bytes(phase: DistillPhase, vocab_size: int) -> int:
     """Bytes of the logits that a run keeps of all steps: all in fp32, or the largest with their places."""
     top_k = None if phase.weighting == "dynamic" else phase.top_k
@@ -304,9 +319,7 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tup
     if answer.latency is not None and seconds is None:
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
-        notes = (*notes, "the time in which answers are drawn is not in the hours: `rollouts` plans it")
-    if phase.kind == "dpo" or (phase.kind == "rl" and phase.rollouts is None and phase.kl_weight):
-        notes = (*notes, "forward passes of the reference model, a third of an update each, are not in the hours")
+        notes = (*notes, "the time in which answers are drawn and scored is not in the hours: `rollouts` plans it")
     if phase.trainable or tiles:
         notes = (*notes, _SCALED)
     if phase.modules is not None:

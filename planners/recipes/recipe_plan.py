@@ -24,14 +24,27 @@ class TeacherPasses(Frozen):
     cache_bytes: int
 
 
-class PhasePlan(Frozen):
-    """One phase. `model_flops` is the mathematics of all steps, teachers aside; `notes` explain null times.
+class ReferencePasses(Frozen):
+    """Forward passes of the model as it entered the phase: DPO's of every step, of RL with a KL one of every batch.
 
-    `gpu_hours` and quantities computed from it include the teacher's passes. `generated_flops` are forward passes of
-    answers that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` if `rl` plans them. A
-    checkpoint has bf16 weights and the optimizer's state of trained tensors. `trainable` names that, nothing: all;
-    `tiles_per_step` are image tiles. `num_modules` of multi-token prediction train, too: `module_params` are their own
-    parameters, `module_bytes` what they add on a GPU of the last stage to weights, gradients, optimizer states and
+    `flops` are those of all steps. `gpu_hours` are at the rate of a GPU that the update reaches; with `in_step` they
+    are part of the step that `rollouts` plan. `weights_bytes` are on the fullest GPU, shared as the model's weights.
+    """
+
+    flops: int
+    gpu_hours: float | None
+    in_step: bool
+    weights_bytes: int
+
+
+class PhasePlan(Frozen):
+    """One phase. `model_flops` is the mathematics of all steps but other models' passes; `notes` explain null times.
+
+    `gpu_hours` and quantities computed from it include their passes. `generated_flops` are forward passes of
+    answers that RL draws, once for all `iterations` of a batch; their time is in `gpu_hours` where `rl` says how they
+    are. A checkpoint has bf16 weights and the optimizer's state of trained tensors. `trainable` names that, nothing:
+    all; `tiles_per_step` are image tiles. `num_modules` of multi-token prediction train, too: `module_params` are their
+    own parameters, `module_bytes` what they add on a GPU of the last stage to weights, gradients, optimizer states and
     activations.
     """
 
@@ -64,6 +77,7 @@ class PhasePlan(Frozen):
     energy_joules: float | None
     checkpoint_bytes: int
     teacher: TeacherPasses | None = None
+    reference: ReferencePasses | None = None
     rl: RlPhasePlan | None = None
     fp8: Fp8Share | None = None
     errors: tuple[LatencyError, ...] = ()

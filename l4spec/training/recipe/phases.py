@@ -14,7 +14,7 @@ from l4spec.runtime.parallel.mtp import MTPLoss
 from l4spec.spec.recipe import DpoPhase, Phase, RlPhase
 from l4spec.spec.recipe.phase import DistillPhase, PretrainPhase, SftPhase
 from l4spec.training.data.mixture import Mixture, weights_of
-from l4spec.training.loop import TrainBatch
+from l4spec.training.loop import TrainBatch, reshard
 from l4spec.training.losses.distillation import DistillObjective
 from l4spec.training.losses.policy import (
     PolicyObjective,
@@ -188,7 +188,7 @@ def _rl(context: PhaseContext, phase: RlPhase) -> Prepared:
             **rows.extras,
         }
         if phase.kl_weight:
-            extras["reference"] = log_probs_of(context.reference, rows).cpu()
+            extras["reference"] = _reference_log_probs(context, rows)
         return replace(rows, extras=extras, metrics={**_reward_metrics(rewards), **rows.metrics})
 
     def batch(step: int) -> TrainBatch:
@@ -200,6 +200,13 @@ def _rl(context: PhaseContext, phase: RlPhase) -> Prepared:
         return kept[number]
 
     return Prepared(batch, objective, close=None if actors is None else actors.close)
+
+
+def _reference_log_probs(context: PhaseContext, rows: TrainBatch) -> Tensor:
+    """log p of each label [sequences, tokens] by the model that entered the phase, whose weights are shared again."""
+    log_probs = log_probs_of(context.reference, rows).cpu()
+    reshard(context.reference)
+    return log_probs
 
 
 def _drawn_here(context: PhaseContext, phase: RlPhase, number: int) -> DrawnAnswers:
@@ -237,7 +244,7 @@ def _dpo(context: PhaseContext, phase: DpoPhase) -> Prepared:
         ]
         width = max(len(one.prompt) + len(ids) for one, ids in zip(doubled, answers, strict=True))
         rows = answer_rows(doubled, answers, width, codec.end_id)
-        reference = log_probs_of(context.reference, rows).cpu().sum(dim=1)
+        reference = _reference_log_probs(context, rows).sum(dim=1)
         return replace(rows, extras={"reference": reference})
 
     return Prepared(batch, DpoObjective(phase.beta, pairs))

@@ -22,7 +22,11 @@ DENSE = {"tp": 1, "ep": 1, "pp": 1}
 
 
 def trained(model: LayerGraph, train: TrainSetting, **arguments: Any) -> DeviceMemory:
-    options = {name: value for name, value in asdict(train).items() if name not in ("trainable", "with_modules")}
+    options = {
+        name: value
+        for name, value in asdict(train).items()
+        if name not in ("trainable", "with_modules", "with_reference")
+    }
     options["sequence_parallel"] = "on" if train.sequence_parallel else "off"
     return plan(model, mode="train", **options, **arguments).memory_per_device
 

@@ -271,7 +271,8 @@ def test_updates_on_the_same_answers_cost_their_time_and_generate_once() -> None
     """In turns a batch takes its generation, its updates, and a third of one for each model's log probabilities."""
 
     def synchronous(*changes: str) -> tuple[float, float, int]:
-        asked = ("phases[0].rollouts.mode=synchronous", *changes)
+        layout = "{tp: 8, ep: 8, pp: 8, dp: 8}"  # with a reference beside it the model would be laid out otherwise
+        asked = ("phases[0].rollouts.mode=synchronous", f"phases[0].layout={layout}", *changes)
         (phase,) = plan_recipe(load_recipe("recipes/behemoth-rl", asked)).phases
         assert phase.rl is not None
         assert phase.step_seconds is not None

@@ -69,6 +69,10 @@ class Claim(Spec):
             raise ValueError("a claim of a training rate needs `on`")
         if self.precision is not None and not trains:
             raise ValueError(f"precision is that of training, and a claim of {self.quantity} is of none")
+        for name in ("quantization", "kv_dtype", "engine"):
+            if trains and getattr(self, name) is not None:
+                hint = "; precision is the format of its matmuls" if name == "quantization" else ""
+                raise ValueError(f"{name} is that of serving, and a training rate has none{hint}")
         return self
 
 

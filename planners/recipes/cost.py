@@ -21,7 +21,7 @@ from l4spec.spec.recipe.phase import DistillPhase
 from l4spec.spec.recipe.precision import written
 from l4spec.spec.resolve import resolve
 from planners.catalog.cluster import Cluster, parse_cluster
-from planners.counts.flops import count_flops, model_flops
+from planners.counts.flops import model_flops
 from planners.counts.params import count_params
 from planners.deployment import Deployment
 from planners.device.memory import place
@@ -52,6 +52,10 @@ _SCALED = (
 _MODULES = (
     "modules of multi-token prediction: FLOPs at the rate of the language model's own training; `train` runs them "
     "without pipeline stages and sequence parallelism"
+)
+_TEACHER = (
+    "the teacher's passes run at the student's FLOP/s, without images; its weights and activations are not in the "
+    "memory of a GPU, and phases that train it are not in the hours"
 )
 _OPTIMIZERS = {"adamw": "adamw", "sgd": "sgd"}
 
@@ -183,7 +187,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         fits=answer.fits,
         precision=written(phase.precision),
         model_flops=round(flops * steps),
-        generated_flops=_generated(graph, phase),
+        generated_flops=_generated(graph, phase, steps),
         step_seconds=seconds,
         step_seconds_source=source,
         tokens_per_second=None if seconds is None else phase.batch * phase.context / seconds,
@@ -309,9 +313,9 @@ def _cache_bytes(phase: DistillPhase, vocab_size: int) -> int:
     return phase.num_steps * phase.batch * phase.context * of_token
 
 
-def _generated(graph: LayerGraph, phase: Phase) -> int:
-    per_token = count_flops(graph, context=phase.context, batch=1).forward_per_token
-    return per_token * phase.tokens // phase.iterations if phase.kind == "rl" else 0
+def _generated(graph: LayerGraph, phase: Phase, steps: float) -> int:
+    """FLOPs of the forward passes, attended pairs included, in which answers of an RL phase are drawn."""
+    return round(model_flops(graph, _work(phase)) * steps / phase.iterations) if phase.kind == "rl" else 0
 
 
 def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:
@@ -320,6 +324,10 @@ def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tup
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
         notes = (*notes, "the time in which answers are drawn and scored is not in the hours: `rollouts` plans it")
+    if phase.kind == "sft" and phase.drop_easy:
+        notes = (*notes, "forward passes over the dialogues of which `drop_easy` drops some are not in the hours")
+    if phase.kind == "distill":
+        notes = (*notes, _TEACHER)
     if phase.trainable or tiles:
         notes = (*notes, _SCALED)
     if phase.modules is not None:

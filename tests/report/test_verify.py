@@ -127,6 +127,10 @@ def test_a_claim_that_cannot_be_computed_is_named(compiled: Compile, written: st
         ("{quantity: total_params, value: true, source: me}", "needs a number"),
         ("{quantity: train_flops_per_second_per_gpu, value: 4.0e+14, source: me}", "needs `on`"),
         ("{quantity: total_params, value: 3, precision: fp8, source: me}", "precision"),
+        *(
+            (f"{{quantity: train_flops_per_second_per_gpu, value: 4.0e+14, on: 8xH100, {one}, source: me}}", "serving")
+            for one in ("quantization: fp8", "kv_dtype: fp8", "engine: vllm")
+        ),
     ],
 )
 def test_a_claim_that_says_nothing_to_check_is_refused_with_the_spec(

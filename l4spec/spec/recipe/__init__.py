@@ -94,6 +94,14 @@ class Recipe(Header):
         return self
 
     @model_validator(mode="after")
+    def _claims_name_phases(self) -> Self:
+        names = [phase.name for phase in self.phases]
+        for index, claim in enumerate(self.claims):
+            if claim.phase is not None and claim.phase not in names:
+                raise located(("claims", index, "phase"), f"no phase {claim.phase!r}", nearest(claim.phase, names))
+        return self
+
+    @model_validator(mode="after")
     def _teachers_train_no_modules(self) -> Self:
         for name, teacher in self.teachers.items():
             for index, phase in enumerate(teacher.phases):

@@ -137,6 +137,12 @@ def test_articles_numbers_are_judged_one_by_one(name: str, holds: list[bool]) ->
     assert [check.holds for check in checks] == holds
 
 
+def test_a_claim_about_a_phase_that_is_not_there_is_refused_at_its_place() -> None:
+    claim = "claims=[{what: gpu_hours, value: 1000000, phase: pretrian, source: me}]"
+    with pytest.raises(UserError, match=r"claims\[0\].phase: no phase 'pretrian'.*pretrain"):
+        load_recipe("recipes/scout", [claim])
+
+
 def test_degrees_that_do_not_make_the_gpus_are_refused_by_phase() -> None:
     with pytest.raises(UserError, match=r"phase pretrain: .*needs 32768 GPUs, and 24576xh100-sxm has 24576"):
         plan_recipe(load_recipe("recipes/articles/behemoth-24k", ["gpus=24576xH100"]))

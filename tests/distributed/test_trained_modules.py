@@ -117,6 +117,28 @@ def test_a_module_without_checkpointing_keeps_what_is_planned() -> None:
         assert 0 <= kept[number, "none"] - kept[number - 1, "none"] - NUM_TOKENS * each <= SCALARS
 
 
+def test_logits_of_all_depths_and_one_gradient_are_the_peak() -> None:
+    """With a vocabulary so wide that the losses' backward passes are; beside them a few numbers of each token."""
+    vocab, few = 2048, 4 * INT64 * NUM_TOKENS
+    for number in (0, 1, 2):
+        model = made(graph_of(text(number, DENSE, DENSE) | {"vocab_size": vocab}), Layout())
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        ids, counts = token_ids(SEQUENCES, TOKENS, vocab=96), torch.ones(1 + number)
+        with tracking_memory(model.device) as memory:
+            if number:
+                loss, further = model.losses_with_modules(ids, ids, weight=1.0, counts=counts)
+                loss = loss + further.mean()
+                del further
+            else:
+                loss = model.loss(ids, ids, count=counts[0])
+            kept, memory.peak_bytes = memory.live_bytes, 0
+            torch.autograd.backward(loss)
+        row = NUM_TOKENS * activation_rates(dense(2), 1, 1).per_logit_row * vocab // 96
+        assert row <= memory.peak_bytes - kept <= row + few
+        assert kept >= (1 + number) * row
+
+
 @dataclass(frozen=True)
 class Held:
     """Elements that a rank holds of weights, gradients, and one moment of AdamW."""

@@ -6,7 +6,9 @@ import pytest
 from torch import nn
 
 import l4spec
+from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.layers.declaration import Work
+from l4spec.library import shipped_specs
 from l4spec.report.document_reports import recipe_report
 from l4spec.report.page import to_text
 from l4spec.report.recipe_page import recipe_page
@@ -20,6 +22,7 @@ from l4spec.training.recipe.phases import prepare
 from l4spec.training.recipe.worker import RecipeRun
 from planners.counts.flops import model_flops
 from planners.counts.params import count_params
+from planners.device.activations import activation_rates, kept_per_token, serving_bytes, training_bytes
 from planners.module.executed import executed_flops
 from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe, planned_recipe
 
@@ -121,6 +124,17 @@ def test_the_reference_s_weights_lie_beside_the_model_s(layout: str, shared: int
     assert terms["weights"] == pytest.approx(
         2 * (params.total - params.by_part["routed_experts"] + experts) / shared, 8
     )
+
+
+def test_a_forward_pass_takes_no_more_activations_than_an_update() -> None:
+    """So that the peak of a GPU is the update's, whatever is checkpointed: of every shipped model."""
+    for name in shipped_specs():
+        graph = l4spec.compile(l4spec.load(name))
+        rates = activation_rates(graph, 1, 1)
+        forward = serving_bytes(rates, chunk_tokens=64, sequences=64, num_tiles=0)
+        for kind in CHECKPOINTING:
+            layers = kept_per_token(graph, 1, 1, kind)
+            assert forward <= training_bytes(rates, layers, tokens=64, in_flight=1, logits=1), (name, kind)
 
 
 def test_a_report_names_the_reference(tmp_path: Path) -> None:

@@ -83,10 +83,25 @@ class LaunchRequest:
         return self.graph.num_experts
 
     @property
-    def sequences(self) -> int:
-        """Sequences that the busiest data-parallel rank serves at a time."""
-        layout = self.plan.layout
-        return ceil_div(self.plan.deployment.batch, layout.dp * layout.ep)
+    def sequences(self) -> int | None:
+        """Most sequences in a step of a data-parallel rank: `--max-num-seqs`, or as many as it has of the load.
+
+        None, for the engine's own limit, where requests arrive at a rate or no load was given.
+        """
+        plan, given = self.plan, self.plan.request.get("max_num_seqs")
+        if given is not None:
+            return int(given)
+        if plan.request.get("rate") is not None or plan.deployment.batch_origin == "default":
+            return None
+        return ceil_div(plan.deployment.batch, plan.layout.dp * plan.layout.ep)
+
+    @property
+    def load_notes(self) -> tuple[str, ...]:
+        """Notes on the limit of sequences, where it is the engine's own."""
+        if self.sequences is not None:
+            return ()
+        why = "no load was planned" if self.plan.request.get("rate") is None else "requests arrive at a rate"
+        return (f"{why}: the engine keeps its own limit of sequences; --max-num-seqs changes it",)
 
     @property
     def memory_fraction(self) -> float | None:

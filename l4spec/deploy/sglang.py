@@ -71,7 +71,7 @@ def emit_sglang(request: LaunchRequest) -> Emission:
 
 def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dict[str, object], tuple[str, ...]]:
     layout, asked = request.plan.layout, request.plan.deployment
-    notes = [*_layout_notes(request)]
+    notes = [*request.load_notes, *_layout_notes(request)]
     dtype, quantization = weight_flags(SGLANG_FORMATS, TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         refuse(TABLE.engine, f"it keeps no cache in {asked.kv_dtype}", f"--kv-dtype {', '.join(KV_DTYPES)}")
@@ -87,7 +87,7 @@ def _flags(request: LaunchRequest, model: str, *, own_copies: bool) -> tuple[dic
         "--quantization": quantization,
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
         "--context-length": asked.max_context or asked.context,
-        "--max-running-requests": request.sequences * layout.ep,
+        "--max-running-requests": None if request.sequences is None else request.sequences * layout.ep,
         "--chunked-prefill-size": asked.prefill_chunk * layout.ep,
         "--mem-fraction-static": request.memory_fraction,
         "--enable-multimodal": images is not None,

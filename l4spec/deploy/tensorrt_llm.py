@@ -82,7 +82,7 @@ def _flags(request: LaunchRequest) -> dict[str, object]:
         "--enable_attention_dp": layout.ep > 1,
         "--max_seq_len": asked.max_context or asked.context,
         "--max_batch_size": request.sequences,
-        "--max_num_tokens": max(asked.prefill_chunk, request.sequences),
+        "--max_num_tokens": max(asked.prefill_chunk, request.sequences or 0),
         "--enable_chunked_prefill": asked.context > asked.prefill_chunk,
         "--kv_cache_dtype": KV_DTYPES[asked.kv_dtype],
         "--free_gpu_memory_fraction": request.memory_fraction,
@@ -100,7 +100,7 @@ def _command(server: LaunchedServer, argv: tuple[str, ...], room: int) -> Comman
 
 
 def _notes(request: LaunchRequest) -> tuple[str, ...]:
-    asked, notes = request.plan.deployment, []
+    asked, notes = request.plan.deployment, [*request.load_notes]
     if asked.as_published and asked.quantization not in ("bf16", "fp16"):
         notes.append(f"the published checkpoint is stored as planned ({asked.quantization}), and its config says how")
     elif needed := TENSORRT_LLM_FORMATS[asked.quantization]:

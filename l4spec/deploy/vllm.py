@@ -72,7 +72,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
     layout, asked = request.plan.layout, request.plan.deployment
     if asked.mode != "serve":
         refuse(TABLE.engine, "it serves, and the plan is of training", "leave --mode train out, or --emit torchtitan")
-    notes = [*_expert_notes(request)]
+    notes = [*request.load_notes, *_expert_notes(request)]
     dtype, quantization = weight_flags(VLLM_FORMATS, TABLE.engine, request, notes)
     if asked.kv_dtype not in KV_DTYPES:
         known = ", ".join(KV_DTYPES)
@@ -87,7 +87,7 @@ def arguments(request: LaunchRequest, model: str) -> tuple[tuple[str, ...], tupl
         "--kv-cache-dtype": KV_DTYPES[asked.kv_dtype],
         "--max-model-len": asked.max_context or asked.context,
         "--max-num-seqs": request.sequences,
-        "--max-num-batched-tokens": max(asked.prefill_chunk, request.sequences),
+        "--max-num-batched-tokens": max(asked.prefill_chunk, request.sequences or 0),
         "--gpu-memory-utilization": request.memory_fraction,
         "--limit-mm-per-prompt": _images(request, notes),
         "--disable-hybrid-kv-cache-manager": asked.engine == "vllm",

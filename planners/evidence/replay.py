@@ -14,14 +14,15 @@ from planners.evidence.deployments import ServingCase, graph_of, machine_of, mod
 from planners.evidence.memory_replay import predict_memory
 from planners.evidence.rows import Row
 from planners.evidence.training_replay import predict_training
+from planners.request import DEFAULT_PREFILL_CHUNK
 from planners.search.layouts import max_batch
-from planners.timing.closed_loop import Load, Served, most_throughput, open_loop, serve
+from planners.timing.closed_loop import Load, Served, most_throughput, serve
 from planners.timing.efficiency import ServingEfficiency, serving_efficiency
 from planners.timing.grouped_matmul import grouped_matmul_laws
 from planners.timing.layer_demand import Step
+from planners.timing.open_loop import open_loop
 from planners.timing.step import StepModel
 
-DEFAULT_PREFILL_CHUNK = 8192
 THROUGHPUT = ("output_throughput_total", "output_throughput_per_gpu")
 
 

@@ -65,7 +65,7 @@ def _scenario(spec: str, overrides: Sequence[str], row: RankedDeployment, reques
     """One replica of a row under its share of the load."""
     clients = row.concurrency_per_replica
     options: dict[str, Any] = {name: value for name, value in row.request.items() if name in _SIMULATED}
-    options |= {"rate": f"{row.rate_per_replica}/s"} if clients is None else {"clients": clients}
+    options |= {"rate": f"{row.rate_per_replica}/s"} if clients is None else {"concurrency": clients}
     options |= {name: getattr(request, name) for name in ("prompt_tokens", "output_tokens")}
     options |= {name: f"{limit} s" for name in ("ttft", "tpot") if (limit := getattr(request, name)) is not None}
     return scenario_of(spec, SimulateRequest(**options, requests=max(_FEWEST, _WAVES * (clients or 0))), overrides)

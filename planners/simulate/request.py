@@ -70,12 +70,19 @@ class SimulateRequest(Options):
         Field(gt=0, le=1e6),
     ] = None
     rate: Annotated[str | None, Option("Poisson arrivals, as 4/s or 200/min.", metavar="RATE", parse=read_rate)] = None
-    clients: Annotated[
-        _Degree, Option("A closed loop of N clients instead of arrivals at a rate.", parse=read_count)
+    concurrency: Annotated[
+        _Degree,
+        Option(
+            "A closed loop of N clients instead of arrivals at a rate.",
+            flags=("--concurrency", "--clients"),
+            parse=read_count,
+        ),
     ] = None
     think: Annotated[
         str | None,
-        Option("With --clients: mean time from an answer to the client's next request.", metavar="TIME", default="0 s"),
+        Option(
+            "With --concurrency: mean time from an answer to the client's next request.", metavar="TIME", default="0 s"
+        ),
     ] = None
     trace: Annotated[
         str | None, Option("Requests of a trace instead: Azure, Mooncake, vLLM, BLIS, agentic.", metavar="FILE")
@@ -140,7 +147,7 @@ class SimulateRequest(Options):
             assign(("models", key, name), name)
         arrivals = ("workload", "arrivals")
         assign(arrivals, "rate", {"kind": "poisson", "rate": self.rate})
-        assign(arrivals, "clients", {"kind": "closed", "clients": self.clients, "think": self.think or "0 s"})
+        assign(arrivals, "concurrency", {"kind": "closed", "clients": self.concurrency, "think": self.think or "0 s"})
         assign(arrivals, "trace", {"kind": "trace", "path": self.trace})
         for name in ("prompt_tokens", "output_tokens", "requests"):
             assign(("workload", name), name)

@@ -35,8 +35,8 @@ def _made_for(spec: str, model: ModelSpec, request: SimulateRequest, overrides: 
     missing = []
     if request.gpus is None:
         missing.append(Problem("is needed: a simulation runs on GPUs", path="--gpus", hint="as --gpus 8xH100"))
-    if request.rate is None and request.clients is None and not _traced(request):
-        hint = "--rate 4/s, --clients 20 or --trace FILE; or name a scenario: `l4spec ls scenarios`"
+    if request.rate is None and request.concurrency is None and not _traced(request):
+        hint = "--rate 4/s, --concurrency 20 or --trace FILE; or name a scenario: `l4spec ls scenarios`"
         missing.append(Problem("no requests arrive", path="--rate", hint=hint))
     if not _traced(request):
         for name in ("prompt_tokens", "output_tokens"):
@@ -100,12 +100,12 @@ def _traced(request: SimulateRequest) -> bool:
 
 
 def _refuse_contradictions(request: SimulateRequest) -> None:
-    given = [name for name in ("rate", "clients", "trace", "fit") if getattr(request, name) is not None]
+    given = [name for name in ("rate", "concurrency", "trace", "fit") if getattr(request, name) is not None]
     if len(given) > 1:
         both = " and ".join(f"--{name}" for name in given)
         raise SpecError([Problem(f"{both} each say when requests come", hint="leave all but one out")])
-    if request.think is not None and request.clients is None:
-        raise SpecError([Problem("needs --clients: only clients think", path="--think")])
+    if request.think is not None and request.concurrency is None:
+        raise SpecError([Problem("needs --concurrency: only clients think", path="--think")])
     if _traced(request):
         lengths = [name for name in ("prompt_tokens", "output_tokens", "prefix_tokens") if getattr(request, name)]
         if lengths:

@@ -354,6 +354,8 @@ def _kernel_times(
 def _assumptions(layout: Layout, model: ModelDeployment) -> tuple[str, ...]:
     """Assumptions about a layout's ranks."""
     lines = []
+    if layout.num_devices > 1 and not any((model.tp, model.ep, model.pp, model.dp)):
+        lines.append("a layout that is fastest for one request at a time; `l4spec plan --rate` finds one for a load")
     if layout.pp > 1:
         lines.append(f"{layout.pp} pipeline stages as {layout.pp} ranks in lockstep: micro-batches with one cache")
     if layout.ep > 1:

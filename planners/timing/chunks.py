@@ -1,8 +1,7 @@
-"""Additional time of a prefill in small chunks: each is a step of its own, which reads the weights again.
+"""Additional time of a prefill in chunks: each is a step of its own, which reads the weights again.
 
-A prompt is planned as one step, and factors were fitted that way on engines whose steps take `DEFAULT_PREFILL_CHUNK`
-tokens. The additional time of smaller chunks is that of their steps above steps of that size; it is 0 for a short
-prompt.
+A prompt that fits in one step is planned as one, and factors were fitted on such prompts. A longer one, or one that is
+read in smaller chunks, takes what its steps take more than a single step would.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from itertools import pairwise
 
 from l4spec.units import ceil_div
 from planners.latency_types import KindLatency, StepLatency
-from planners.request import DEFAULT_PREFILL_CHUNK
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
@@ -19,18 +17,16 @@ MOST_TIMED = 16
 
 
 def further_steps(prompt: int, chunk: int) -> int:
-    """Steps that a prompt takes in chunks of `chunk` tokens beyond those of the default size."""
-    if chunk >= DEFAULT_PREFILL_CHUNK:
-        return 0
-    return ceil_div(prompt, chunk) - ceil_div(prompt, DEFAULT_PREFILL_CHUNK)
+    """Steps that a prompt takes in chunks of `chunk` tokens beyond the first."""
+    return ceil_div(prompt, chunk) - 1
 
 
 def further_seconds(prompt: int, chunk: int, seconds: Callable[[Step], float], decode: float = 0.0) -> float:
     """Seconds that those steps add beside `decode` sequences of one token each; `seconds` times per step."""
     if not further_steps(prompt, chunk):
         return 0.0
-    few = _all(prompt, DEFAULT_PREFILL_CHUNK, seconds, decode)
-    return max(0.0, _all(prompt, chunk, seconds, decode) - few)
+    single = seconds(_step(prompt, 0, decode, gives_token=True))
+    return max(0.0, _all(prompt, chunk, seconds, decode) - single)
 
 
 def in_chunks(model: StepModel, prefill: StepLatency, prompt: int, chunk: int) -> StepLatency:

@@ -20,6 +20,9 @@ from planners.timing.drafts import decode_seconds, tokens_per_step
 from planners.timing.layer_demand import Step
 from planners.timing.step import StepModel
 
+WAITED_STEPS = 1.5
+"""Steps that others decode before a prompt is read: between one and, planned ahead, two. Fits rows of vLLM best."""
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -63,8 +66,31 @@ _MOST_PREFILL = 0.8
 """Share of time in prefill beyond which the waiting formula would leave its range."""
 
 
-WAITED_STEPS = 1.5
-"""Steps that others decode before a prompt is read: between one and, planned ahead, two. Fits rows of vLLM best."""
+@dataclass(frozen=True, slots=True)
+class MixedSteps:
+    """Steps that decode `running` sequences and read prompts beside them.
+
+    `seconds` is one step without a prompt, `prefill` what each prompt adds, `between_chunks` the steps of the others
+    from the first chunk of a prompt to its last.
+    """
+
+    running: float
+    decode: Step
+    seconds: float
+    prefill: float
+    between_chunks: float
+
+
+def mixed_steps(model: StepModel, load: Load, running: float, together: float = 1.0) -> MixedSteps:
+    """The steps of a replica that decodes `running` sequences of a load and reads `together` prompts in a step."""
+    decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
+    seconds = decode_seconds(model, decode, server=load.server)
+    prefill = added_by_prompt(model, load.prompt, running, together)
+    waited = 0.0
+    if count := further_steps(round(load.prompt), load.chunk):
+        waited = count * _others(model, running - 1, decode.context, server=load.server)
+        prefill += added_by_chunks(model, round(load.prompt), load.chunk, running - 1)
+    return MixedSteps(running, decode, seconds, prefill, waited)
 
 
 def serve(model: StepModel, load: Load) -> Served:
@@ -72,32 +98,27 @@ def serve(model: StepModel, load: Load) -> Served:
 
     Raises no error: ask `model.unknown` and `model.efficiency` first.
     """
-    running = max(1.0, min(load.concurrency, load.capacity))
-    decode = Step(decode=running, context=load.prompt + load.output / 2 + 0.5)
-    step = decode_seconds(model, decode, server=load.server)
-    prefill = added_by_prompt(model, load.prompt, running)
-    waited = WAITED_STEPS * min(1.0, running - 1) * step  # nobody else decodes where one client is alone
-    if count := further_steps(round(load.prompt), load.chunk):
-        waited += count * _others(model, running - 1, decode.context, server=load.server)
-        prefill += added_by_chunks(model, round(load.prompt), load.chunk, running - 1)
+    steps = mixed_steps(model, load, max(1.0, min(load.concurrency, load.capacity)))
+    running, prefill = steps.running, steps.prefill
+    # nobody else decodes where one client is alone
+    waited = WAITED_STEPS * min(1.0, running - 1) * steps.seconds + steps.between_chunks
     others = (running - 1) / load.output * prefill
-    tpot = step / tokens_per_step(model) + others
+    tpot = steps.seconds / tokens_per_step(model) + others
     busy = min(_MOST_PREFILL, others / tpot)
     rate = running / (load.output * tpot)
-    first = model.request_seconds
-    ttft = first + waited + step + prefill + busy * prefill / 2
+    ttft = model.request_seconds + waited + steps.seconds + prefill + busy * prefill / 2
     if load.waves is not None:
         ttft += (running - 1) / 2 * prefill / load.waves
     if load.concurrency > running:
         ttft = max(ttft, load.concurrency / rate - load.output * tpot)
-    return Served(ttft, tpot, rate, running, decode, prefill, waited)
+    return Served(ttft, tpot, rate, running, steps.decode, prefill, waited)
 
 
-def added_by_prompt(model: StepModel, prompt: float, decoding: float) -> float:
-    """Seconds that one prompt adds to steps in which `decoding` sequences read the weights anyway."""
-    with_prompt = Step(decode=decoding, context=1.0, prompt_tokens=prompt, prompt_length=prompt)
+def added_by_prompt(model: StepModel, prompt: float, decoding: float, together: float = 1.0) -> float:
+    """Seconds that one of `together` prompts adds to steps in which `decoding` sequences read the weights anyway."""
+    with_prompts = Step(decode=decoding, context=1.0, prompt_tokens=together * prompt, prompt_length=prompt)
     without = Step(decode=decoding, context=1.0)
-    return max(0.0, model.seconds(with_prompt, server=False) - model.seconds(without, server=False))
+    return max(0.0, model.seconds(with_prompts, server=False) - model.seconds(without, server=False)) / together
 
 
 def added_by_chunks(model: StepModel, prompt: int, chunk: int, others: float) -> float:
@@ -122,20 +143,3 @@ def most_throughput(model: StepModel, load: Load) -> Served:
         if served.requests_per_second > best.requests_per_second:
             best = served
     return best
-
-
-def open_loop(model: StepModel, load: Load, rate: float) -> Served:
-    """Requests that arrive at `rate` per second whatever the service: by Little's law rate x time are under way.
-
-    The fixed point is approached from an empty system; a rate beyond the capacity ends at the capacity. Requests
-    wait for as many steps as in a closed loop, though they arrive at any time in a step: up to a step too long.
-    """
-    running, served = 1.0, serve(model, load)
-    for _ in range(40):
-        served = serve(model, replace(load, concurrency=running, waves=None))
-        concurrency = rate * (served.ttft + load.output * served.tpot)
-        following = min(max(1.0, concurrency), load.capacity)
-        if abs(following - running) < 1e-3 * running:
-            break
-        running = (running + following) / 2
-    return served

@@ -166,7 +166,8 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         ttft = prefill + model.request_seconds + images
         per_gpu = deployment.batch / ranks / tpot * ranks / layout.num_devices
         return Service(ttft, tpot, per_gpu, images=images)
-    from planners.timing.closed_loop import Load, open_loop, serve
+    from planners.timing.closed_loop import Load, serve
+    from planners.timing.open_loop import open_loop
 
     servers = ranks * layout.pp  # each with its own sequences: ranks of attention, and micro-batches of a pipeline
     sequences = ceil_div(deployment.batch, ranks)

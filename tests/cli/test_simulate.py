@@ -38,8 +38,8 @@ def test_the_same_seed_gives_the_same_bytes(run: Run) -> None:
     [
         (("--rate", "4"), "--gpus: is needed"),
         (("--gpus", "8xH100"), "--rate: no requests arrive"),
-        ((*LOAD, "--clients", "3"), "--rate and --clients each say when requests come"),
-        ((*LOAD, "--think", "3 s"), "--think: needs --clients"),
+        ((*LOAD, "--clients", "3"), "--rate and --concurrency each say when requests come"),
+        ((*LOAD, "--think", "3 s"), "--think: needs --concurrency"),
         ((*LOAD, "--trace", "x"), "--rate and --trace each say when requests come"),
         ((*LOAD, "--ttft", "3"), "--ttft: slo.ttft: expected a quantity in s with its unit"),
         ((*LOAD, "--tp", "3"), "models.model: tp=3 x ep=1 x pp=1 x dp=1 = 3 devices do not divide the 8 GPUs"),

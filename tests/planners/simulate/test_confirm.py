@@ -34,7 +34,7 @@ def test_the_first_ten_are_simulated_as_by_the_command() -> None:
     assert [each.rank for each in answer.ranked if each.simulated] == list(range(1, MOST_CONFIRMED + 1))
     for each in answer.ranked[:2]:
         options = {name: value for name, value in each.request.items() if name in TAKEN}
-        load = SimulateRequest(**options, clients=each.concurrency_per_replica, ttft="0.5 s", requests=200)
+        load = SimulateRequest(**options, concurrency=each.concurrency_per_replica, ttft="0.5 s", requests=200)
         result = Simulation(scenario_of("scout", load)).run().result
         service = each.simulated
         assert service is not None

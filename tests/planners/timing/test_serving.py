@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from planners.timing.closed_loop import Load, most_throughput, open_loop, serve
+from planners.timing.closed_loop import Load, most_throughput, serve
 from planners.timing.layer_demand import Step
+from planners.timing.open_loop import open_loop
 from planners.timing.step import StepModel
 
 Build = Callable[..., StepModel]
@@ -46,9 +47,17 @@ def test_a_common_start_delays_the_first_prompts(model: Build) -> None:
 
 
 def test_an_open_loop_obeys_littles_law(model: Build) -> None:
+    """A request decodes beside as many as decode on average (PASTA)."""
     served = open_loop(dense(model), Load(1024, 256, 1), 4.0)
-    under_way = 4.0 * (served.ttft + 256 * served.tpot)
-    assert served.running == pytest.approx(under_way, rel=0.02)  # the iteration stops at a tenth of a percent a round
+    assert served.running == pytest.approx(1 + 4.0 * 256 * served.tpot, rel=1e-3)  # where the iteration stops
+    assert served.requests_per_second == 4.0
+
+
+def test_a_rate_beyond_the_capacity_ends_at_the_capacity(model: Build) -> None:
+    for capacity, rate in ((8, 4.0), (1e6, 1e4)):  # no room for more sequences, and prompts alone take all the time
+        served = open_loop(dense(model), Load(1024, 256, 1, capacity=capacity), rate)
+        assert served.requests_per_second < rate
+        assert served.running == capacity
 
 
 def test_the_best_throughput_is_no_less_than_that_of_any_tried_load(model: Build) -> None:

@@ -19,7 +19,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class KindLatency:
     """All layers of one kind in one step. Each resource at its published peak; the bound is the longest of them.
 
@@ -58,7 +58,7 @@ class KindLatency:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class StepLatency:
     """One step of the busiest device: its roofline bound, and the estimate for an engine."""
 

@@ -51,7 +51,7 @@ class Setting:
     """Include weights and cache of the declared module of multi-token prediction, which drafts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class DeviceUse:
     """Bytes on one device of one pipeline stage; `module_weights` and `module_cache` are those of a drafting module."""
 

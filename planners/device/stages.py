@@ -94,16 +94,12 @@ def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layou
     """Device bytes and parameters of a layer; one that ep does not cut is sized once for every ep."""
     if any(MESH_AXIS.get(dim.axis) == "ep" for parameter in node.declaration.parameters for dim in parameter.dims):
         return _cut_size(graph, node, scheme, layout)
-    known = _sizes_by_tp(graph, scheme, layout.tp)
-    if node.id not in known:
-        known[node.id] = _cut_size(graph, node, scheme, layout)
-    return known[node.id]
+    return _size_for_any_ep(graph, node.id, scheme, layout.tp)
 
 
-@kept_with(maxsize=256)
-def _sizes_by_tp(graph: LayerGraph, scheme: Scheme, tp: int) -> dict[str, _Size]:
-    """Cache of the sizes of layers by their id, filled by `_node_size`."""
-    return {}
+@kept_with(maxsize=4096)
+def _size_for_any_ep(graph: LayerGraph, node_id: str, scheme: Scheme, tp: int) -> _Size:
+    return _cut_size(graph, graph.by_id[node_id], scheme, Layout(tp=tp))
 
 
 def _cut_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:

@@ -43,7 +43,7 @@ class Shares(Protocol):
         """Seconds of a call."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class ResourceSeconds:
     """Resource use of layers in one step: seconds of each resource at its published peak, and counts for constant
     terms.

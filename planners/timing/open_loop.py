@@ -1,4 +1,4 @@
-"""What users see where requests arrive at random, at a rate that the service does not change (Poisson).
+"""Time to first token and per token of an open loop: requests arrive at random, at a given rate (Poisson).
 
 A closed loop's clients wait for their answers; here arrivals do not, so prompts bunch: the queue for prompts is that of
 steps which each read what arrived during the one before. Compared with the simulator in
@@ -17,7 +17,7 @@ def open_loop(model: StepModel, load: Load, rate: float) -> Served:
     """Requests that arrive at `rate` per second at random (Poisson), whatever the service.
 
     By Little's law rate * output * TPOT decode, and a request decodes beside that many others (PASTA). The fixed point
-    is approached from an empty system; a rate beyond the capacity ends at the closed loop of the capacity.
+    is approached from an empty system; a rate beyond the capacity, which must be finite, ends at its closed loop.
     """
     running = 1.0
     for _ in range(60):

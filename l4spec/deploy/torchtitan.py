@@ -25,6 +25,7 @@ TABLE = FlagTable(
         "training.local_batch_size": "sequences of a data-parallel rank in one forward pass",
         "training.global_batch_size": "batch",
         "training.seq_len": "context",
+        "training.steps": "tokens of the run over those of a step",
         "training.dtype": "format of the kept weights",
         "training.mixed_precision_param": "format of computation",
         "training.mixed_precision_reduce": "format of gradients",
@@ -130,6 +131,8 @@ def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
         refuse(TABLE.engine, f"its filters do not say what {asked.fp8_matmuls} does", "leave out --fp8-matmuls")
     if optimizer not in _DTYPES:
         refuse(TABLE.engine, f"it has no optimizer {optimizer}", f"--optimizer {' or '.join(_DTYPES)}")
+    if asked.gradient_bytes == 2 and _DTYPES[optimizer] == "float32":
+        refuse(TABLE.engine, "it keeps gradients of its fp32 weights in fp32", "--gradient-bytes 4")
     if asked.batch % ranks:
         refuse(TABLE.engine, f"a batch of {asked.batch} does not divide among dp x ep = {ranks} ranks")
     replicate, shard, reshard = _zero(request)
@@ -143,6 +146,7 @@ def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
         "training.local_batch_size": asked.batch // ranks if layout.pp > 1 else micro,
         "training.global_batch_size": asked.batch,
         "training.seq_len": asked.context,
+        **_steps(request),
         "training.dtype": _DTYPES[optimizer],
         "training.mixed_precision_param": "bfloat16",
         "training.mixed_precision_reduce": "float32",
@@ -162,6 +166,12 @@ def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
         settings["quantize.linear.float8.filter_fqns"] = ["output", "router.gate"]
         settings["quantize.grouped_mm.float8.fqns"] = ["experts"] if flavor.num_experts else []
     return settings
+
+
+def _steps(request: LaunchRequest) -> dict[str, object]:
+    """Optimizer steps of the planned tokens; torchtitan's own number where none were planned."""
+    asked, tokens = request.plan.deployment, request.plan.request.get("train_tokens")
+    return {} if tokens is None else {"training.steps": max(1, round(tokens / (asked.batch * asked.context)))}
 
 
 def _converters(request: LaunchRequest) -> list[str]:
@@ -187,6 +197,10 @@ def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str,
     notes = [f"model.hf_assets_path has to hold the tokenizer of {request.graph.name}"]
     if flavor.name == "llama4":
         notes += _LLAMA4_NOTES
+    if request.plan.request.get("train_tokens") is None:
+        notes.append("training.steps is torchtitan's own: --tokens plans a run's")
+    if request.plan.layout.tp > 1 and not request.plan.deployment.sequence_parallel:
+        notes.append("its tensor parallelism divides norms and residual streams, too, as --sequence-parallel on plans")
     if request.plan.layout.pp == 1:
         notes.append("gradients are accumulated until global_batch_size sequences are seen")
     if (request.plan.deployment.zero_stage or 0) >= 2:

@@ -84,7 +84,9 @@ def step_sum(step: StepLatency, time: float) -> str:
     """A training step as a sum: kinds of layers, other time, and waiting for data parallelism."""
     estimate, busy = step.estimate_seconds or 0.0, sum(kind.estimate_seconds or 0.0 for kind in step.by_kind)
     kinds = f"{seconds(busy)} of all kinds of layers, one after the other"
-    besides = f"{seconds(estimate - busy)} of exchanges that nothing hides, of uneven stages and of the pipeline's bubble"
+    besides = (
+        f"{seconds(estimate - busy)} of exchanges that nothing hides, of uneven stages and of the pipeline's bubble"
+    )
     longer = "; links of data parallelism take longer" if time > estimate * (1 + 1e-9) else ""
     return f"{kinds} + {besides}{longer}" if estimate > busy * (1 + 1e-9) else f"{kinds}{longer}"
 

@@ -181,8 +181,8 @@ def service(model: StepModel, deployment: Deployment, max_batch: int, alone: tup
         per_second = min(rate, served.requests_per_second * servers) * output_tokens
     else:
         served = serve(model, load)
-        # a client that waits for its own prompt asks for no tokens meanwhile (Little's law)
-        per_second = micro * _user_rate(served.ttft + images, served.tpot, output_tokens) * servers
+        # a client that waits for its own prompt asks for no tokens meanwhile (Little's law); some ranks may have fewer
+        per_second = deployment.batch * _user_rate(served.ttft + images, served.tpot, output_tokens)
     decoding = served.tpot * output_tokens - (served.running - 1) * served.prefill_seconds
     return Service(
         served.ttft + images,

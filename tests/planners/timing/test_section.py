@@ -196,3 +196,22 @@ def test_the_prefill_of_requests_is_that_of_their_prompts(prompt: int, output: i
     flops = planners.plan(SCOUT, prompt_tokens=prompt, output_tokens=output, batch=batch).flops
     assert flops.prefill == planners.plan(SCOUT, context=prompt, batch=batch).flops.prefill
     assert flops.decode == planners.plan(SCOUT, context=prompt + output, batch=batch).flops.decode
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    degrees=st.sampled_from([(8, 1, 1, 1), (1, 1, 1, 8), (1, 1, 8, 1), (2, 4, 1, 1), (2, 1, 2, 2), (1, 2, 2, 2)]),
+    clients=st.integers(1, 100),
+    engine=st.sampled_from(["vllm", "sglang", "tensorrt-llm"]),
+)
+def test_the_tokens_of_all_gpus_are_those_of_the_clients(
+    degrees: tuple[int, int, int, int], clients: int, engine: str
+) -> None:
+    """Also where some of the ranks or micro-batches have none, and the price is that of what clients get."""
+    options: dict[str, Any] = dict(zip(("tp", "ep", "pp", "dp"), degrees, strict=True))
+    load = {"prompt_tokens": 1000, "output_tokens": 200, "concurrency": clients, "usd_per_gpu_hour": 2.0}
+    result = latency(**options, **load, gpus="8xH200", engine=engine, quantization="fp8")
+    assert result.tokens_per_second_per_gpu is not None
+    assert result.tokens_per_second_per_gpu * 8 == pytest.approx(clients * (result.tokens_per_second_per_user or 0))
+    dollars = 8 * 2.0 / 3600 / (clients * (result.tokens_per_second_per_user or 0)) * 1e6
+    assert result.usd_per_million_output_tokens == pytest.approx(dollars)

@@ -66,7 +66,7 @@ def save(way: str, model: Model, target: Path) -> None:
         save_sharded(model, target, chunk_bytes=4096)
 
 
-@draws(50, 500)
+@draws(50)
 @given(RANDOMS)
 def test_a_save_that_is_killed_leaves_the_whole_or_nothing(quick_folder: Path, random: Random) -> None:
     way, model = random.choice(["whole", "sharded"]), small_model()

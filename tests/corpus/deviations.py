@@ -86,6 +86,7 @@ DEVIATIONS: tuple[Deviation, ...] = (
         ("deepseek-v3", "maverick"),
     ),
     Deviation(_sections("suggestions"), _PLANS, "suggested where one GPU is too small", ("1xH100",)),
+    Deviation(_sections("rest"), ("plan ",), "FLOPs of a plan's prefill were those", ("--output-tokens",)),
     Deviation(_sections("suggestions"), ("plan ",), "leaves room for the output tokens", ("--output-tokens",)),
     Deviation(
         _FIT | {"memory", "rest"}, _PLANS, "It is the default of `plan`, decides what fits", ("deepseek-v3",), "--quant"

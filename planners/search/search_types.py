@@ -37,7 +37,8 @@ class RankedDeployment(Frozen):
     time that prefill and decode keep them busy; both together over a request's tokens are the cost of the request. Null
     without a price. `within_error`: its price is above the best one's by no more than the estimate's median error.
     `on_front`: no fitting deployment has more tokens per second both per GPU and per user. `extrapolated`: the factors
-    were fitted elsewhere.
+    were fitted elsewhere. `tokens_per_second_per_gpu` is of all replicas, of which some may have a client fewer than
+    `concurrency_per_replica`.
     """
 
     rank: int

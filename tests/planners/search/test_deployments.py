@@ -65,7 +65,8 @@ def brute_force(graph: LayerGraph) -> list[tuple[float, int, str, Plan]]:
                 continue
             if (time.time_per_output_token_seconds or 9) > LEVEL["tpot"]:
                 continue
-            per_second = (time.tokens_per_second_per_gpu or 0.0) / SLOW["output_tokens"]
+            there = 12 / (replicas * -(-12 // replicas))  # a replica may have a client fewer than the fullest
+            per_second = there * (time.tokens_per_second_per_gpu or 0.0) / SLOW["output_tokens"]
             doing.append((price.usd_per_gpu_hour / 3600 / per_second, size * replicas, scheme, plan))
     return sorted(doing, key=lambda each: each[:2])
 
@@ -96,7 +97,19 @@ def test_every_ranked_deployment_is_what_its_plan_gives(scout: LayerGraph) -> No
         assert plan.latency is not None
         assert plan.latency.ttft_seconds == pytest.approx(ranked.ttft_seconds)
         assert plan.latency.time_per_output_token_seconds == pytest.approx(ranked.time_per_output_token_seconds)
-        assert plan.latency.tokens_per_second_per_gpu == pytest.approx(ranked.tokens_per_second_per_gpu)
+        there = SLOW["concurrency"] / (ranked.replicas * (ranked.concurrency_per_replica or 1))
+        assert ranked.tokens_per_second_per_gpu == pytest.approx(there * (plan.latency.tokens_per_second_per_gpu or 0))
+
+
+@pytest.mark.parametrize("clients", [1, 5, 7, 12])
+def test_replicas_are_priced_by_the_clients_that_there_are(scout: LayerGraph, clients: int) -> None:
+    """A request's GPU seconds are those of all replicas over the requests of all clients, evenly divided or not."""
+    load: dict[str, Any] = {"prompt_tokens": 1000, "output_tokens": 100, "concurrency": clients}
+    answer = search_deployments(scout, SearchRequest(gpus="8xH200", quantization="fp8", **load))
+    assert clients == 1 or {ranked.replicas for ranked in answer.ranked} > {1}
+    for ranked in answer.ranked:
+        tokens = clients * ranked.tokens_per_second_per_user
+        assert ranked.tokens_per_second_per_gpu * ranked.num_gpus == pytest.approx(tokens)
 
 
 def test_every_candidate_is_timed_or_ruled_out(scout: LayerGraph) -> None:

@@ -79,9 +79,11 @@ def inputs(case: Case) -> tuple[Tensor, Tensor, Tensor | None]:
     return ids, labels, tiles
 
 
-def one_process(case: Case, dtype: str = "fp64") -> RankResult:
-    """The whole of it."""
+def one_process(case: Case, dtype: str = "fp64", *, nudged: bool = False) -> RankResult:
+    """The whole of it; `nudged` with weights that differ by one rounding of fp64."""
     model = whole_model(case, dtype)
+    if nudged:
+        _nudge(model)
     ids, labels, tiles = inputs(case)
     prefill, decode, generated, cache_bytes = _served(model, case, ids, tiles, {})
     loss = _loss_of_parts(model.train(), case, ids, labels, tiles)
@@ -89,6 +91,14 @@ def one_process(case: Case, dtype: str = "fp64") -> RankResult:
         name: (tuple(map(range, p.shape)), p.grad) for name, p in model.named_parameters() if p.grad is not None
     }
     return RankResult(MeshCoordinate(0, 0, 0, 0, 0), prefill, decode, generated, loss, gradients, 0, cache_bytes, {})
+
+
+def _nudge(model: Model) -> None:
+    """Change every weight by at most a unit roundoff of fp64, up or down at random."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1 + 2.0**-52 * torch.randint(-1, 2, weight.shape, generator=generator).to(weight.dtype))
 
 
 def _loss_of_parts(model: Model, case: Case, ids: Tensor, labels: Tensor, tiles: Tensor | None) -> float:

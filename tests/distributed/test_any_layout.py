@@ -19,7 +19,7 @@ from tests.distributed.anywhere import Case, RankResult, on_rank, one_process
 from tests.distributed.sent import check_forward, check_training
 from tests.distributed.test_divided_specs import tamed
 from tests.distributed.test_truth import ONE_KV_HEAD
-from tests.distributed.whole import explained, graph_from
+from tests.distributed.whole import NARROWER, explained, graph_from
 from tests.distributed.world import run_world
 from tests.runtime.hybrid_families import KDA
 from tests.runtime.tiny import SWIGLU, any_sides, gqa, moe, text_of, vision
@@ -84,8 +84,8 @@ def cases(draw: Draw, most_ranks: int) -> Case:
 def check(case: Case) -> None:
     """Everything that is promised of a layout."""
     ranks = run_world(case.layout.num_devices, on_rank, case)
-    whole, narrow = one_process(case), one_process(case, "fp32")
-    check_results(case, ranks, whole, narrow)
+    whole = one_process(case)
+    check_results(case, ranks, whole, one_process(case, "fp32"), one_process(case, nudged=True))
     check_held(case, ranks)
     check_forward(case, ranks, "prefill", case.tokens)
     if graph_from(case.text).can_cache:
@@ -94,9 +94,15 @@ def check(case: Case) -> None:
         check_training(case, ranks)
 
 
-def noise(expected: Tensor, narrow: Tensor) -> float:
-    """The largest difference of fp32 from fp64."""
-    return float((narrow.double() - expected).abs().max()) if expected.numel() else 0.0
+def noise(expected: Tensor, narrow: Tensor, nudged: Tensor) -> float:
+    """The largest difference of fp32 from fp64, or of fp64 from itself with other roundings, as large as in fp32.
+
+    Either may be the smaller by chance: deep blocks without a final norm magnified one rounding of the weights five
+    times as much in fp64.
+    """
+    if not expected.numel():
+        return 0.0
+    return max(size_of(narrow.double() - expected), size_of(nudged - expected) / NARROWER)
 
 
 def size_of(x: Tensor) -> float:
@@ -104,30 +110,34 @@ def size_of(x: Tensor) -> float:
     return float(x.abs().max()) if x.numel() else 0.0
 
 
-def check_results(case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult) -> None:
+def check_results(
+    case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult, nudged: RankResult
+) -> None:
     graph, last = graph_from(case.text), case.layout.pp - 1
     for own in ranks:
         data = own.place.dp * case.layout.ep + own.place.ep
         for name in ("prefill", "decode"):
-            logits, expected, other = (getattr(one, name) for one in (own, whole, narrow))
+            logits, expected, *others = (getattr(one, name) for one in (own, whole, narrow, nudged))
             if expected is not None and own.place.pp == last:
-                most = explained(graph, noise(expected, other), size_of(expected))
+                most = explained(graph, noise(expected, *others), size_of(expected))
                 off = (logits - expected.chunk(case.data_ranks)[data]).abs().max()
                 assert off <= most, f"{name} at {own.place}"
         assert own.generated == whole.generated, own.place
-        shaken = abs(narrow.loss - whole.loss) + noise(whole.prefill, narrow.prefill)
+        shaken = abs(narrow.loss - whole.loss) + noise(whole.prefill, narrow.prefill, nudged.prefill)
         most = explained(graph, shaken, size_of(whole.prefill) + abs(whole.loss))
         assert math.isclose(own.loss, whole.loss, rel_tol=0, abs_tol=most), own.place
-    check_gradients(case, ranks, whole, narrow)
+    check_gradients(case, ranks, whole, narrow, nudged)
 
 
-def check_gradients(case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult) -> None:
+def check_gradients(
+    case: Case, ranks: list[RankResult], whole: RankResult, narrow: RankResult, nudged: RankResult
+) -> None:
     """All regions of all tensors; a gradient passes through the contractions of two passes more.
 
     The loss's gradient is a difference of shares, each up to 1: where all of them cancel their rounding is left.
     """
-    pairs = [(grad, narrow.gradients[name][1]) for name, (_, grad) in whole.gradients.items()]
-    shaken, largest = max(noise(*pair) for pair in pairs), max(size_of(grad) for grad, _ in pairs)
+    runs = [tuple(one.gradients[name][1] for one in (whole, narrow, nudged)) for name in whole.gradients]
+    shaken, largest = max(noise(*grads) for grads in runs), max(size_of(grad) for grad, *_ in runs)
     most = explained(graph_from(case.text), shaken, max(3 * largest, 1.0))
     covered = dict.fromkeys(whole.gradients, 0)
     for own in ranks:

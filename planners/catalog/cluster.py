@@ -58,9 +58,11 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
 
 def _split(written: str) -> tuple[tuple[str, ...], str]:
     """Counts in the order of hosts and GPUs, and the hardware's name."""
-    if not looks_like_path(written) and _is_known(written):
+    match = _LEADING.match(written)
+    counted = match is not None and find_shipped("hardware", match[3].strip()) is not None  # no file is looked for
+    if not counted and not looks_like_path(written) and _is_known(written):
         return (), written
-    if match := _LEADING.match(written):
+    if match is not None:
         counts = tuple(count for count in (match[1], match[2]) if count is not None)
         return counts, match[3].strip()
     if (match := _TRAILING.match(written)) and _is_known(match[1].strip()):

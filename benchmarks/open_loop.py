@@ -40,7 +40,7 @@ def main() -> None:
         result = Simulation(scenario_of(spec, asked)).run().result
         assert result.ttft is not None, "requests finished"
         assert result.e2e is not None, "requests finished"
-        too_high = any("rate is too high" in note for note in latency.notes)
+        too_high = any("rate is too high" in caution for caution in latency.cautions)
         if not too_high:
             errors.append((abs(ttft / result.ttft.mean - 1), abs(e2e / result.e2e.mean - 1)))
         cells = (f"{spec} {gpus}", f"{prompt} / {output}", f"{rate}/s" + " (too high)" * too_high)

@@ -178,4 +178,6 @@ class Latency(Frozen):
     usd_per_million_output_tokens: float | None = None
     errors: Deferred[LatencyError] = Field(default_factory=_no_errors)
     sources: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
+    """Reasons to trust the times less: extrapolations, idle devices, loads that are not served."""
     notes: tuple[str, ...] = ()

@@ -6,9 +6,6 @@ from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
 from planners.timing.likeness import ROWS_OF_A_P90
 
-_CAUTIONED = ("extrapolation", "idle", "the step waits", "rate is too high", "a step of the engine has at most")
-"""Words of the notes that every reader of a plan sees."""
-
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     """The few lines of the answer's page; none without GPUs."""
@@ -118,8 +115,7 @@ def _error(latency: Latency, metric: str) -> LatencyError | None:
 
 def _origin(latency: Latency) -> tuple[tuple[str, str], ...]:
     """Cautions about the times: no factors at all, factors of other hardware, or devices without work."""
-    cautions = [note for note in latency.notes if any(word in note for word in _CAUTIONED)]
-    remarks = [latency.reason] if latency.reason else cautions
+    remarks = (latency.reason,) if latency.reason else latency.cautions
     return (("caution", "; ".join(remarks)),) if remarks else ()
 
 
@@ -136,7 +132,7 @@ def latency_sections(plan: Plan) -> tuple[Section, ...]:
     ):
         if step is not None:
             sections.append(Section(title, (kind_table(step, figures),)))
-    lines = (*(f"source: {source}" for source in latency.sources), *latency.notes)
+    lines = (*(f"source: {source}" for source in latency.sources), *latency.cautions, *latency.notes)
     if lines:
         sections.append(Section("Where the times come from", (Lines(lines), Facts(error_facts(latency)))))
     return tuple(sections)

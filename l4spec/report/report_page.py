@@ -134,7 +134,10 @@ def _times(plan: Plan) -> Iterator[Section]:
         return
     figures = Figures(bool(plan.estimates.work))
     steps = {"TTFT": latency.prefill, "TPOT": latency.decode, "step": latency.train}
-    origin = (Facts(error_facts(latency)), Lines((*(f"source: {one}" for one in latency.sources), *latency.notes)))
+    origin = (
+        Facts(error_facts(latency)),
+        Lines((*(f"source: {one}" for one in latency.sources), *latency.cautions, *latency.notes)),
+    )
     blocks: list[Block] = list(times_figure(plan))
     for label, value in facts:
         step: StepLatency | None = steps.get(label)

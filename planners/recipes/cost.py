@@ -319,7 +319,8 @@ def _generated(graph: LayerGraph, phase: Phase, steps: float) -> int:
 
 
 def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:
-    notes = answer.latency.notes if answer.latency else ("no GPUs were given: no time",)
+    latency = answer.latency
+    notes = (*latency.cautions, *latency.notes) if latency else ("no GPUs were given: no time",)
     if answer.latency is not None and seconds is None:
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:

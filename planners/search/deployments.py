@@ -61,7 +61,7 @@ def search_deployments(graph: LayerGraph, request: SearchRequest, *, progress: P
         loosen=() if meeting else loosen(points, tally, request),
         prices=tuple(f"{name}: {source or 'no list price known'}" for name, source in sources.items()),
         errors=tuple(latency.errors) if latency else (),
-        cautions=tuple(note for note in latency.notes if "extrapolation" in note) if latency else (),
+        cautions=latency.cautions if latency else (),
     )
 
 

@@ -104,7 +104,8 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         decode=decode,
         ttft_bound_seconds=prefill.bound_seconds + deployment.setting.num_tiles * model.tile_bound_seconds,
         time_per_output_token_bound_seconds=decode.bound_seconds / brought,
-        notes=(*_beyond(model, deployment.context), *_notes(model, deployment), *_over_limit(deployment, micro)),
+        cautions=(*_beyond(model, deployment.context), *_unlike_any_row(model), *_over_limit(deployment, micro)),
+        notes=_notes(model, deployment),
     )
     if efficiency is None:
         return section
@@ -128,7 +129,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         "usd_per_million_output_tokens": _price(price, per_gpu),
         "errors": errors_like(efficiency, serving_conditions(model, deployment.context, deployment.batch)),
         "sources": (efficiency.source,),
-        "notes": (*section.notes, *_overloaded(deployment, per_gpu * layout.num_devices)),
+        "cautions": (*section.cautions, *_overloaded(deployment, per_gpu * layout.num_devices)),
     }
     return section.model_copy(update=estimates)
 
@@ -244,11 +245,15 @@ def _notes(model: StepModel, deployment: Deployment) -> tuple[str, ...]:
         notes.append(f"a batch is cut into {model.layout.pp} micro-batches")
     if deployment.setting.num_tiles and deployment.output_tokens is not None:
         notes.append("image tiles delay the first token of their own request; steps of the others leave them out")
-    if model.drafts is not None:
-        notes.append("no measured row drafts by a module: an extrapolation, at the acceptance that was given")
     if wanted_routing := model.routing.layers:
         notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)
+
+
+def _unlike_any_row(model: StepModel) -> tuple[str, ...]:
+    if model.drafts is None:
+        return ()
+    return ("no measured row drafts by a module: an extrapolation, at the acceptance that was given",)
 
 
 def _over_limit(deployment: Deployment, sequences: int) -> tuple[str, ...]:

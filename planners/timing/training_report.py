@@ -104,20 +104,25 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
         train=time,
         step_time_bound_seconds=time.bound_seconds,
-        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()), *_idle(load)),
+        cautions=_idle(load),
+        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ())),
     )
     if factors is None or not fitted:
         return section
     beyond = _beyond(factors, layout.num_devices, train.precision)
     waited = timed.shared_seconds()
     seconds = max(time.estimate_seconds or 0.0, waited)
-    hidden = (_SLOW, *section.notes[1:]) if waited > (time.estimate_seconds or 0.0) else section.notes
-    remarks = {"extrapolated": bool(beyond), "notes": (*hidden, *beyond)}
+    slow = waited > (time.estimate_seconds or 0.0)
+    remarks = {
+        "extrapolated": bool(beyond),
+        "cautions": (*((_SLOW,) if slow else ()), *section.cautions, *beyond),
+        "notes": section.notes[1:] if slow else section.notes,  # links are not hidden then
+    }
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:
-    """Notes on idle work: data-parallel ranks without a sequence or with one fewer, and most of a pipeline's time."""
+    """Cautions on idle work: data-parallel ranks without a sequence or with one fewer, most of a pipeline's time."""
     ranks, notes = load.ranks, []
     if load.sequences < ranks:
         without = ranks - load.sequences

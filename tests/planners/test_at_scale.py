@@ -27,7 +27,7 @@ def test_the_published_cluster_is_planned_with_memory_traffic_and_rate() -> None
     assert all(between[axis] for axis in ("ep", "pp", "dp", "dp_ep"))
     assert planned.latency is not None
     assert planned.latency.extrapolated
-    assert any("32,768 are an extrapolation" in note for note in planned.latency.notes)
+    assert any("32,768 are an extrapolation" in note for note in planned.latency.cautions)
     assert planned.latency.model_flops_per_second_per_gpu == pytest.approx(PUBLISHED, rel=0.287)
 
 
@@ -80,4 +80,4 @@ def test_a_step_is_no_shorter_than_its_gradients_keep_the_links_busy() -> None:
     assert planned.train_traffic is not None
     between = sum(row.inter_host_bytes or 0 for row in planned.train_traffic.rows)
     assert (planned.latency.step_time_seconds or 0) >= between / 50e9
-    assert any("links" in note for note in planned.latency.notes)
+    assert any("links" in note for note in planned.latency.cautions)

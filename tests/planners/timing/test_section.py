@@ -66,15 +66,15 @@ def test_only_what_rows_are_like_is_no_extrapolation() -> None:
     assert like is not None
     assert longer is not None
     assert not like.extrapolated
-    assert any("at most 8,294 tokens" in note for note in longer.notes)
-    assert any("dense models: an extrapolation to routed experts" in note for note in latency().notes)
-    assert not any("routed experts" in note for note in latency(engine="sglang-hybrid").notes)
+    assert any("at most 8,294 tokens" in note for note in longer.cautions)
+    assert any("dense models: an extrapolation to routed experts" in note for note in latency().cautions)
+    assert not any("routed experts" in note for note in latency(engine="sglang-hybrid").cautions)
 
 
 def test_other_hardware_is_called_an_extrapolation() -> None:
     result = latency(gpus="8xB200")
     assert result.extrapolated
-    assert any("extrapolation" in note for note in result.notes)
+    assert any("extrapolation" in note for note in result.cautions)
 
 
 def test_an_unmeasured_engine_gets_bounds_and_a_reason() -> None:

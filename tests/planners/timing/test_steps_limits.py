@@ -33,7 +33,7 @@ def test_no_more_sequences_decode_at_once_than_a_step_takes() -> None:
 def test_a_batch_that_a_step_does_not_take_is_named() -> None:
     planned = plan("scout", gpus="8xH100", tp=8, batch=64, max_num_seqs=16).latency
     assert planned is not None
-    assert "a step of the engine has at most 16 sequences, the decode step here has 64" in planned.notes
+    assert "a step of the engine has at most 16 sequences, the decode step here has 64" in planned.cautions
 
 
 @pytest.mark.parametrize("chunk", [128, 512, 2048, 8000])
@@ -59,11 +59,11 @@ def test_larger_chunks_never_delay_a_first_token() -> None:
 
 def test_a_rate_that_is_not_served_is_named() -> None:
     """What most clients get in a closed loop is about the most that any rate gets."""
-    notes = {}
+    cautions = {}
     for rate in (1.0, 200.0):
         planned = plan("scout", **LOOP, rate=rate).latency
         assert planned is not None
-        notes[rate] = [note for note in planned.notes if "rate is too high" in note]
-    assert not notes[1.0]
-    assert notes[200.0]
-    assert "200 requests a second arrive" in notes[200.0][0]
+        cautions[rate] = [each for each in planned.cautions if "rate is too high" in each]
+    assert not cautions[1.0]
+    assert cautions[200.0]
+    assert "200 requests a second arrive" in cautions[200.0][0]

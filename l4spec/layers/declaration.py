@@ -142,7 +142,7 @@ class Work:
         return self.num_sequences * (self.num_queries if self.num_logits is None else self.num_logits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class Matmul:
     """`rows` vectors through `weight`: rows * in * out multiply-adds, 2 FLOPs each.
 
@@ -171,7 +171,7 @@ class Matmul:
         return self.flops if self.leaf else 2 * self.flops
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class AttentionPairs:
     """Scores and weighted values over `pairs` attended (query, key) pairs for each of `num_heads` heads.
 
@@ -198,7 +198,7 @@ class AttentionPairs:
         return 2 * self.pairs * self.num_heads * (2 * self.qk_dim + 2 * self.v_dim + again)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take five times as long to make
 class Elementwise:
     """Element-wise work or a gather on `elements` elements: memory traffic, no FLOPs by convention."""
 

@@ -58,7 +58,7 @@ def marks_of(plan: Plan) -> Marked:
 
 
 def estimate_notes(estimated: tuple[str, ...], estimates: Estimates) -> tuple[str, ...]:
-    """Notes on the estimated fields behind the marked numbers, and on those without effect."""
+    """Notes on the estimated fields that marked numbers depend on, and on those without effect."""
     harmless = tuple(field for field in estimated if field not in estimates.work)
     notes = (
         ("~ depends on values that the spec estimates because they are unpublished", estimates.work),

@@ -35,7 +35,7 @@ PLAINER = {
 
 ROOMS = ("l4spec", "planners", "website", "examples", "benchmarks")
 QUESTION = re.compile(r"(What|How|Which|Whether|Where|When|Who|Whose|Why)\b")
-"""Begins a docstring that hides the thing behind a question: write a noun phrase ("Bytes of …", "Reason why …", "True
+"""Begins a docstring with a question instead of its subject: write a noun phrase ("Bytes of …", "Reason why …", "True
 if …") or an imperative, with the field's term first."""
 SENTENCE = re.compile(r"(?<=[.])\s+(?=[A-Z])")
 

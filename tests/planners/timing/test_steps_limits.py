@@ -67,3 +67,17 @@ def test_a_rate_that_is_not_served_is_named() -> None:
     assert not cautions[1.0]
     assert cautions[200.0]
     assert "200 requests a second arrive" in cautions[200.0][0]
+
+
+def test_a_rate_about_as_high_as_what_is_served_is_named() -> None:
+    """Near its limit a queue is long for long: of any rate that fills the engine a caution says so."""
+    limits = {"gpus": "1xH100", "engine": "vllm", "prompt_tokens": 1000, "output_tokens": 300, "max_num_seqs": 250}
+    full = []
+    for quarters in range(60, 80):
+        planned = plan("llama-3.1-8b", **limits, rate=quarters / 4).latency
+        assert planned is not None
+        (step, *_) = planned.time_per_output_token_parts
+        full.append("of 250 sequences" in step.what)
+        assert full[-1] == any(each.startswith("the rate is") for each in planned.cautions), quarters / 4
+    assert full == sorted(full)
+    assert set(full) == {False, True}

@@ -35,6 +35,15 @@ def test_a_plan_imports_nothing_slow() -> None:
     assert not imported & SLOW
 
 
+def test_no_garbage_is_collected_at_exit() -> None:
+    code = (
+        "import atexit, gc, sys; atexit.register(lambda: print(len(gc.get_objects()))); "
+        "sys.argv = ['l4spec', '--version']; import l4spec.cli; l4spec.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout.split()[-1]) < 100  # thousands of modules' functions and classes without `gc.freeze`
+
+
 def test_tables_are_drawn_by_tabulate_only_when_there_are_any() -> None:
     assert "tabulate" in imported_by("plan", "scout", "--gpus", "8xH100", "-v")
 

@@ -185,11 +185,16 @@ def check_drawing(svg: Path, *, force: bool) -> None:
     """Raise UserError, before the work whose result is drawn, where no picture could be drawn or written after it."""
     from l4spec.report.templating import require_templates
 
-    if os.path.lexists(svg) and not force:
-        raise UserError([Problem(f"{str(svg)[:200]} exists", "--svg", hint="--force overwrites it")])
-    if not svg.parent.is_dir():
-        raise UserError([Problem(f"{str(svg.parent)[:200]} is no folder", "--svg")])
+    check_file(svg, "--svg", force=force)
     require_templates()
+
+
+def check_file(path: Path, option: str, *, force: bool) -> None:
+    """Raise UserError, before the work whose result an option writes, where no file could be written after it."""
+    if os.path.lexists(path) and not force:
+        raise UserError([Problem(f"{str(path)[:200]} exists", option, hint="--force overwrites it")])
+    if not path.parent.is_dir():
+        raise UserError([Problem(f"{str(path.parent)[:200]} is no folder", option)])
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -1,7 +1,7 @@
 """`l4spec transfer`: does a learning rate that is best for a small model stay the best as it grows?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +9,7 @@ import typer
 
 from l4spec.cli import options as o
 from l4spec.cli.app import app
-from l4spec.cli.output import check_drawing, complain, show_page, write_file
+from l4spec.cli.output import check_drawing, check_file, complain, show_page, write_file
 from l4spec.cli.train import RecipeArgument
 from l4spec.errors import Problem, UserError
 from l4spec.report.csv_text import to_csv
@@ -79,12 +79,16 @@ def transfer_command(
     job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()
     axes = _axes({"width": width_times, "depth": depth_times, "batch": batch_times, "tokens": tokens_times})
+    _check(job, axes)
+    factors = _numbers(rates)
     if svg is not None:
         _can_draw(axes, svg, force=force)
+    if csv_file is not None:
+        check_file(csv_file, "--csv", force=force)
     seeds = range(job.loaded.recipe.seed, job.loaded.recipe.seed + repeats)
     shown = []
     for axis, times in axes:
-        work = Sweep(axis, times, _numbers(rates), seeds)
+        work = Sweep(axis, times, factors, seeds)
         shown.append(_swept(job, work) if features is None else _features(job, work, features))
         show_page((shown[-1].section,))
     if csv_file is not None:
@@ -96,11 +100,22 @@ def transfer_command(
 
 
 def _axes(asked: "Mapping[GrowthAxis, str | None]") -> "list[tuple[GrowthAxis, list[int]]]":
-    """The axes to grow, each with its growths."""
-    axes = [(axis, _whole_numbers(text, f"--{axis}-times")) for axis, text in asked.items() if text]
+    """The axes to grow, each with its growths in order, each once."""
+    axes = [(axis, _whole_numbers(text, f"--{axis}-times")) for axis, text in asked.items() if text is not None]
     if not axes:
         raise UserError([Problem("nothing to do", hint="--width-times 1,2,4 grows the width")])
     return axes
+
+
+def _check(job: "TransferJob", axes: "Sequence[tuple[GrowthAxis, list[int]]]") -> None:
+    """Raise UserError, before the first run, where a grown one could not run or has no room."""
+    from l4spec.runtime.parallel.run.memory_check import require_room
+
+    for axis, times in axes:
+        for number in times:
+            grown = replace(job, axis=axis, times=number)
+            grown.check()
+            require_room(grown)
 
 
 def _can_draw(axes: "Sequence[tuple[GrowthAxis, list[int]]]", svg: Path, *, force: bool) -> None:
@@ -120,10 +135,10 @@ class _Shown:
 
 def _swept(job: "TransferJob", asked: "Sweep") -> _Shown:
     from l4spec.report.transfer_page import sweep_section
-    from l4spec.training.transfer import DIVERGED, sweep, transferred
+    from l4spec.training.transfer import sweep, transferred
 
     points = sweep(job, asked, _tell)
-    return _Shown(sweep_section(points, transferred(points), DIVERGED / 2), [asdict(point) for point in points])
+    return _Shown(sweep_section(points, transferred(points)), [asdict(point) for point in points])
 
 
 def _features(job: "TransferJob", asked: "Sweep", num_steps: int) -> _Shown:
@@ -145,11 +160,11 @@ def _numbers(text: str) -> list[float]:
         numbers = []
     if not numbers or not all(0 < number < 1e6 for number in numbers):
         raise UserError([Problem(f"expected numbers above 0, as 0.5,1,2, found {text[:60]!r}", "--rates")])
-    return numbers
+    return sorted(set(numbers))
 
 
 def _whole_numbers(text: str, flag: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdecimal() and 1 <= int(part) <= 1024 for part in parts):
         raise UserError([Problem(f"expected whole numbers from 1, as 1,2,4, found {text[:60]!r}", flag)])
-    return [int(part) for part in parts]
+    return sorted({int(part) for part in parts})

@@ -1,7 +1,7 @@
 """Report of `l4spec transfer`: loss over learning rates at each size, and feature sizes, as charts and tables."""
 
 from collections.abc import Mapping, Sequence
-from math import floor
+from math import floor, isfinite
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from l4spec.training.transfer import FeatureSize, TransferPoint, Transferred
 
 
-def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred]", diverged: float) -> Section:
-    """Loss over rates at each growth of one axis; losses from `diverged` on are of runs that were not finite."""
+def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred]") -> Section:
+    """Loss over rates at each growth of one axis; infinite losses are of runs that diverged."""
     axis, rates = points[0].axis, list(dict.fromkeys(point.rate for point in points))
     means = {
         row.times: {rate: fmean(p.loss for p in points if (p.times, p.rate) == (row.times, rate)) for rate in rates}
@@ -21,9 +21,9 @@ def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred
     }
     losses = Table(
         ("", *(f"rate x{rate:g}" for rate in rates)),
-        tuple((f"{axis} x{row.times}", *_losses(means[row.times], row.best_rate, diverged)) for row in rows),
+        tuple((f"{axis} x{row.times}", *_losses(means[row.times], row.best_rate)) for row in rows),
     )
-    finite = {times: {r: loss for r, loss in by.items() if loss < diverged} for times, by in means.items()}
+    finite = {times: {r: loss for r, loss in by.items() if isfinite(loss)} for times, by in means.items()}
     series = [(f"{axis} x{times}", sorted(by.items())) for times, by in finite.items() if by]
     about = f"{_means_of(len({point.seed for point in points}))} of the loss of the last steps."
     blocks: list[Block] = [losses]
@@ -31,25 +31,26 @@ def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred
         level = _level([loss for _, by in series for _, loss in by], "{:.2f}")
         chart = level_chart(series, sorted(rates), (), "factor on the learning rate; up: loss", level)
         blocks = [Figure(about, losses, "chart.svg.j2", {"chart": chart}), _bars(series, level)]
-    return Section(f"Loss over {axis}", (*blocks, _transfer_table(axis, rows, diverged), Lines((_moves(rows),))))
+    return Section(f"Loss over {axis}", (*blocks, _transfer_table(axis, rows), Lines((_moves(rows),))))
 
 
 def _means_of(num_seeds: int) -> str:
     return "One seed" if num_seeds == 1 else f"Means over {num_seeds} seeds"
 
 
-def _losses(means: Mapping[float, float], best: float, diverged: float) -> tuple[str, ...]:
-    """A cell for each rate; the best is starred."""
+def _losses(means: Mapping[float, float], best: float) -> tuple[str, ...]:
+    """A cell for each rate; the best is starred if it is finite."""
     return tuple(
-        ("diverged" if mean >= diverged else f"{mean:.4f}") + ("*" if rate == best else " ")
+        (f"{mean:.4f}" if isfinite(mean) else "diverged") + ("*" if rate == best and isfinite(mean) else " ")
         for rate, mean in means.items()
     )
 
 
 def _level(values: Sequence[float], form: str) -> UprightAxis:
-    """An axis from the least to the largest of positive values, rounded outwards to tenths of the largest."""
-    step = max(values) / 10
-    return UprightAxis(step * floor(min(values) / step), max(values), form.format)
+    """An axis from the least to the largest value, rounded outwards to tenths of the largest; never of no length."""
+    step = max(map(abs, values)) / 10 or 1.0
+    low = step * floor(min(values) / step)
+    return UprightAxis(low if low < max(values) else max(values) - step, max(values), form.format)
 
 
 def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: UprightAxis) -> Bars:
@@ -64,16 +65,16 @@ def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: Up
     )
 
 
-def _transfer_table(axis: str, rows: "Sequence[Transferred]", diverged: float) -> Table:
+def _transfer_table(axis: str, rows: "Sequence[Transferred]") -> Table:
     first = rows[0].best_rate
     return Table(
         ("", "best rate", "steps moved", f"loss at x{first:g} less the best", "standard error", "transfers"),
         tuple(
             (
                 f"{axis} x{row.times}",
-                f"x{row.best_rate:g}",
-                f"{row.moved:+d}" if row.moved else "0",
-                "diverged" if row.excess >= diverged else f"{row.excess:.4f} ({row.excess / row.tuned:.2%})",
+                f"x{row.best_rate:g}" if isfinite(row.tuned) else "-",
+                (f"{row.moved:+d}" if row.moved else "0") if isfinite(row.tuned) else "-",
+                f"{row.excess:.4f} ({row.excess / row.tuned:.2%})" if isfinite(row.excess) else "diverged",
                 "-" if row.error is None else f"{row.error:.4f}",
                 "yes" if row.is_close else "no",
             )
@@ -83,7 +84,9 @@ def _transfer_table(axis: str, rows: "Sequence[Transferred]", diverged: float) -
 
 
 def _moves(rows: "Sequence[Transferred]") -> str:
-    moved = [row.moved for row in rows]
+    moved = [row.moved for row in rows if isfinite(row.tuned)]
+    if not isfinite(rows[0].tuned):
+        return f"runs at x{rows[0].times} diverge at every rate: there is no best one to transfer"
     return (
         f"the best rate moves by {max(moved) - min(moved)} steps of the grid; a rate transfers where its loss is "
         "within the larger of 0.5 % and two standard errors of the best"
@@ -98,10 +101,7 @@ def features_section(sizes: "Sequence[FeatureSize]", num_steps: int) -> Section:
         by.setdefault(one.node, {}).setdefault(one.times, []).append(one.size)
     common = {node: grown for node, grown in by.items() if all(number in grown for number in times)}
     means = {node: [fmean(grown[number]) for number in times] for node, grown in common.items()}
-    rows = tuple(
-        (node, *(_size(common[node][number]) for number in times), f"{max(means[node]) / min(means[node]):.2f}")
-        for node in common
-    )
+    rows = tuple((node, *(_size(common[node][number]) for number in times), _spread(means[node])) for node in common)
     table = Table(("", *(f"{axis} x{number}" for number in times), "largest / least"), rows)
     series = [(node, list(zip(map(float, times), each, strict=True))) for node, each in means.items()]
     level = _level([mean for each in means.values() for mean in each], "{:.3g}")
@@ -109,6 +109,10 @@ def features_section(sizes: "Sequence[FeatureSize]", num_steps: int) -> Section:
     about = f"{_means_of(len({one.seed for one in sizes}))} of every layer's outputs."
     figure = Figure(about, table, "chart.svg.j2", {"chart": chart})
     return Section(f"Mean |output| after {num_steps} steps", (figure, _bars(series, level)))
+
+
+def _spread(means: Sequence[float]) -> str:
+    return f"{max(means) / min(means):.2f}" if min(means) > 0 else "-"
 
 
 def _size(values: Sequence[float]) -> str:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from l4spec.errors import UserError
 from l4spec.runtime.parallel.loss import Objective
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.mtp import MTPLoss
@@ -18,7 +17,7 @@ from l4spec.runtime.parallel.step import train_step
 from l4spec.spec.recipe.phase import ScheduleSpec
 from l4spec.spec.recipe.precision import Fp8Spec
 from l4spec.training.fp8.watch import Fp8Step, Fp8Watch, in_training
-from l4spec.training.nonfinite import where_not_finite
+from l4spec.training.nonfinite import NotFiniteError, where_not_finite
 from l4spec.training.optimizer import GradientNorm, clip, rate_at, set_rate
 from l4spec.training.routing import LayerLoad, RoutingLog, move_biases
 
@@ -111,8 +110,8 @@ def train_steps(
     """Steps from `start` to `settings.num_steps`, one by one; `batch_of(step)` depends on the step alone.
 
     So a run that continues from step n has the losses of one that never stopped. All ranks must go along. With `mtp`
-    the modules' losses train too, and are `mtp_loss_{depth}` of the metrics. Raises UserError, on all ranks and before
-    weights change, where a loss or a gradient is not finite, naming step and layer.
+    the modules' losses train too, and are `mtp_loss_{depth}` of the metrics. Raises NotFiniteError, on all ranks
+    and before weights change, where a loss or a gradient is not finite, naming step and layer.
     """
     goal = StepGoal(objective, mtp)
     with in_training(model, settings.fp8) as watch:
@@ -142,7 +141,7 @@ def _steps(
         if not (math.isfinite(loss) and bool(torch.isfinite(size))):
             own = own_part(model, batch)
             where = where_not_finite(model, own.input_ids, own.inputs, loss)
-            raise UserError(f"step {step + 1}: {where}{'' if watch is None else watch.finish().as_text()}")
+            raise NotFiniteError(f"step {step + 1}: {where}{'' if watch is None else watch.finish().as_text()}")
         if settings.clip is not None:
             clip(model.parameters(), size, settings.clip)
         optimizer.step()

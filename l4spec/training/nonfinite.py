@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l4spec.errors import UserError
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.training import local_of
+
+
+class NotFiniteError(UserError):
+    """Raised for a loss or a gradient that is not finite, naming step and layer."""
 
 
 def where_not_finite(model: RankModel, input_ids: Tensor, inputs: Mapping[str, Tensor], loss: float) -> str:

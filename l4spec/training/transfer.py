@@ -1,5 +1,6 @@
 """Learning-rate transfer: a recipe's first phase trained at several sizes and rates, and coordinate checks."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -7,17 +8,17 @@ from statistics import fmean, stdev
 import torch
 from torch import Tensor, nn
 
-from l4spec.errors import UserError
 from l4spec.spec.recipe import Phase
 from l4spec.training.loop import LoopSettings, StepMetrics, train_steps
+from l4spec.training.nonfinite import NotFiniteError
 from l4spec.training.optimizer import make_optimizer
 from l4spec.training.recipe.metrics import Recent
 from l4spec.training.recipe.phases import prepare
 from l4spec.training.recipe.worker import RecipeRun
 from l4spec.training.transfer_job import GrowthAxis, Sweep, TransferJob
 
-DIVERGED = 1e9
-"""Stands for the loss of a run that is not finite."""
+DIVERGED = math.inf
+"""The loss of a run that stopped being finite, and of every mean that such a run is part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def final_loss(job: TransferJob) -> float:
     try:
         for done in _steps(run, phase, phase.num_steps):
             recent.add(done)
-    except UserError:
+    except NotFiniteError:
         return DIVERGED
     return recent.loss
 
@@ -51,9 +52,10 @@ def _run(job: TransferJob) -> RecipeRun:
 
 
 def _steps(run: RecipeRun, phase: Phase, num_steps: int) -> Iterator[StepMetrics]:
+    run.freeze(phase)
     optimizer = make_optimizer(run.model, phase.optimizer, run.factors, run.growth(phase).rate)
     prepared = prepare(run.context(phase))
-    settings = LoopSettings(num_steps, phase.schedule, phase.optimizer.clip)
+    settings = LoopSettings(num_steps, phase.schedule, phase.optimizer.clip, fp8=phase.fp8)
     return train_steps(
         run.model, optimizer, prepared.batch_of, settings, objective=prepared.objective, mtp=prepared.mtp
     )
@@ -100,7 +102,8 @@ class Transferred:
 
     `moved` counts steps of the grid from that rate to the best one here. `excess` is the loss at that rate less the
     loss at the best one, in the mean over seeds, and `error` its standard error over pairs of one seed; None for one
-    seed.
+    seed. `excess` is infinite where a run at that rate diverged, and NaN where one did at every rate, here or at the
+    first growth; `error` is None then.
     """
 
     times: int
@@ -112,8 +115,8 @@ class Transferred:
 
     @property
     def is_close(self) -> bool:
-        """Within the larger of 0.5 % and two standard errors."""
-        return self.excess <= max(0.005 * self.tuned, 2 * (self.error or 0.0))
+        """Within the larger of 0.5 % and two standard errors; False where a run diverged."""
+        return math.isfinite(self.excess) and self.excess <= max(0.005 * abs(self.tuned), 2 * (self.error or 0.0))
 
 
 def transferred(points: Sequence[TransferPoint]) -> tuple[Transferred, ...]:
@@ -123,9 +126,11 @@ def transferred(points: Sequence[TransferPoint]) -> tuple[Transferred, ...]:
     first = best[points[0].times]
     losses = {(point.times, point.rate, point.seed): point.loss for point in points}
     seeds = list(dict.fromkeys(point.seed for point in points))
+    is_known = all(math.isfinite(losses[points[0].times, first, seed]) for seed in seeds)
+    unknown = 0.0 if is_known else math.nan
     rows = []
     for times, rate in best.items():
-        excess = [losses[times, first, seed] - losses[times, rate, seed] for seed in seeds]
+        excess = [losses[times, first, seed] - losses[times, rate, seed] + unknown for seed in seeds]
         rows.append(
             Transferred(
                 times=times,
@@ -133,10 +138,15 @@ def transferred(points: Sequence[TransferPoint]) -> tuple[Transferred, ...]:
                 moved=rates.index(rate) - rates.index(first),
                 tuned=fmean(losses[times, rate, seed] for seed in seeds),
                 excess=fmean(excess),
-                error=stdev(excess) / len(seeds) ** 0.5 if len(seeds) > 1 else None,
+                error=_standard_error(excess),
             )
         )
     return tuple(rows)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of several finite values."""
+    return stdev(values) / len(values) ** 0.5 if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def features(job: TransferJob, num_steps: int) -> dict[str, float]:
@@ -149,7 +159,7 @@ def features(job: TransferJob, num_steps: int) -> dict[str, float]:
     sizes: dict[str, float] = {}
 
     for node in run.model.nodes:
-        if node.role in ("attention", "ffn", "head", "final_norm"):
+        if node.role in ("attention", "ffn", "head"):
             run.model.get_submodule(node.id).register_forward_hook(_recorder(node.id, sizes))
     with torch.no_grad():
         run.model.eval()(batch.input_ids, **dict(batch.inputs))

@@ -1,10 +1,11 @@
 """Job of a comparison of learning rates over sizes: the runs of a recipe's first phase, grown. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from l4spec.errors import Problem
 from l4spec.spec.grow import grow
 from l4spec.spec.model import ModelSpec
 from l4spec.spec.recipe import Phase
@@ -42,6 +43,16 @@ class TransferJob(RecipeJob):
             width=self.times if self.axis == "width" else 1,
             depth=self.times if self.axis == "depth" else 1,
         )
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Task`."""
+        yield from super().problems()
+        (phase,) = self.phases
+        if phase.batch * phase.context > phase.tokens and self.times > 1:
+            tokens = f"{phase.batch:,} sequences of {phase.context:,} tokens, more than the phase has: {phase.tokens:,}"
+            yield Problem(
+                f"a step has {tokens}", f"--{self.axis}-times {self.times}", hint="fewer times, or more tokens"
+            )
 
     @cached_property
     def phases(self) -> tuple[Phase, ...]:

@@ -39,22 +39,65 @@ def test_the_rate_of_the_first_growth_is_judged_at_the_others_over_pairs_of_seed
 
 def test_a_sweep_is_drawn_with_its_best_rates_and_what_the_first_costs() -> None:
     swept = points(LOSSES)
-    text = to_text((sweep_section(swept, transferred(swept), DIVERGED / 2),))
+    text = to_text((sweep_section(swept, transferred(swept)),))
     for part in ("2.1000*", "1.8500*", "+1", "0.1500 (8.11%)", "0.0500", "moves by 1 steps", "Means over 2 seeds"):
         assert part in text, part
-    svg = figure_svg(sweep_section(swept, transferred(swept), DIVERGED / 2))
+    svg = figure_svg(sweep_section(swept, transferred(swept)))
     assert svg.count("<circle") == 4
     assert "width x4, 2: 1.85" in svg
 
 
-def test_runs_that_diverge_are_called_so_and_left_out_of_the_picture() -> None:
-    swept = points({1: {1.0: (2.0,), 2.0: (DIVERGED,)}, 2: {1.0: (DIVERGED,), 2.0: (1.0,)}})
-    section = sweep_section(swept, transferred(swept), DIVERGED / 2)
-    assert to_text((section,)).count("diverged") == 3  # two runs, and the rate that does not transfer
+@pytest.mark.parametrize("others", [(), (2.0,), (2.0, 2.0)])
+def test_runs_that_diverge_are_called_so_and_left_out_of_the_picture(others: tuple[float, ...]) -> None:
+    """One seed of several that diverges is no mean of a third of a billion."""
+    diverged = (DIVERGED, *others)
+    fine = (2.0,) * len(diverged)
+    swept = points({1: {1.0: fine, 2.0: diverged}, 2: {1.0: diverged, 2.0: (1.0,) * len(diverged)}})
+    section = sweep_section(swept, transferred(swept))
+    assert to_text((section,)).count("diverged") == 3  # two rates, and the rate that does not transfer
     assert figure_svg(section).count("<circle") == 2
-    lost = points({1: {1.0: (DIVERGED,)}})
+    assert not transferred(swept)[1].is_close
+
+
+def test_a_rate_that_diverges_does_not_transfer() -> None:
+    lost = points({1: {1.0: (DIVERGED,)}, 2: {1.0: (2.0,)}})
     with pytest.raises(UserError, match="nothing to draw"):
-        figure_svg(sweep_section(lost, transferred(lost), DIVERGED / 2))
+        figure_svg(sweep_section(lost[:1], transferred(lost[:1])))
+    text = to_text((sweep_section(lost, transferred(lost)),))
+    assert "diverge at every rate" in text
+    assert "yes" not in text
+    assert not any(row.is_close for row in transferred(lost))
+
+
+def test_one_loss_alone_and_outputs_of_one_size_are_drawn() -> None:
+    alone = points({1: {1.0: (2.0,)}})
+    assert figure_svg(sweep_section(alone, transferred(alone))).count("<circle") == 1
+    for size in (0.0, 3.0):
+        section = features_section([FeatureSize("width", times, 0, "text.head", size) for times in (1, 2)], 1)
+        assert figure_svg(section).count("<circle") == 2
+
+
+def test_a_run_that_cannot_be_is_refused_before_any_other(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "old.csv").touch()
+    for arguments, words in (
+        (("--width-times", "1,1024"), "are free"),
+        (("--batch-times", "1,1000"), "more than the phase has"),
+        (("--width-times", ""), "expected whole numbers"),
+        (("--width-times", "1", "--csv", str(tmp_path / "old.csv")), "--force overwrites it"),
+        (("--width-times", "1", "--csv", str(tmp_path / "no" / "a.csv")), "is no folder"),
+    ):
+        result = run("transfer", "recipes/transfer", *arguments)
+        assert result.exit_code == 2
+        assert words in result.stderr
+        assert "loss" not in result.stderr
+
+
+def test_a_growth_or_a_rate_that_is_named_twice_is_trained_once(run: Run) -> None:
+    few = ("--set", "phases[0].tokens=512")
+    result = run("transfer", "recipes/transfer", *few, "--width-times", "2,1,2", "--rates", "1,0.5,1")
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.count("loss") == 4
+    assert result.stdout.index("width x1") < result.stdout.index("width x2")
 
 
 def test_features_are_means_over_seeds_and_say_how_much_they_change() -> None:

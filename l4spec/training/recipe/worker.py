@@ -108,7 +108,7 @@ class RecipeRun:
     def _phase(self, phase: Phase) -> PhaseResult:
         start, began = self.starts[phase.name], time.perf_counter()
         reshard(self.model)
-        self._freeze(phase)
+        self.freeze(phase)
         optimizer = make_optimizer(self.model, phase.optimizer, self.factors, self.growth(phase).rate)
         self._load(optimizer if self.done > start else None)
         if self.job.out is not None and self.done == start > 0:
@@ -251,7 +251,8 @@ class RecipeRun:
         model.record = None
         return model.eval()
 
-    def _freeze(self, phase: Phase) -> None:
+    def freeze(self, phase: Phase) -> None:
+        """Let the tensors that a phase trains have gradients, and no others."""
         trained = trained_names(self.model.graph, phase.trainable)
         idle = tuple(f"{node.id}." for node in self.model.module_nodes if phase.modules is None)
         for name, parameter in self.model.named_parameters():

@@ -9,8 +9,9 @@ import typer
 from l4spec.cli import options as o
 from l4spec.cli.app import app
 from l4spec.cli.generated import takes
-from l4spec.cli.output import complain, deliver, write, write_file
+from l4spec.cli.output import check_file, complain, deliver, write, write_file
 from l4spec.cli.progress import progress_bar
+from l4spec.errors import Problem, UserError
 from planners.simulate.request import SimulateRequest
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def simulate_command(
     """
     from planners.simulate.requested_scenario import scenario_of
 
+    _check_files(request, {"--requests-csv": requests_csv, "--timeline": timeline, "--svg": svg}, force=force)
     if request.fit is not None:
         fitted, text = _fit(scenario, request, overrides or (), bar)
         deliver(text, out, force=force)
@@ -77,8 +79,34 @@ def simulate_command(
     else:
         result = _simulated(loaded, request, bar, {"csv": requests_csv, "timeline": timeline}, force)
     result = result.model_copy(update={"echo": request.echo()})
-
     _show(result, svg, format, out, force)
+
+
+def _check_files(request: SimulateRequest, files: Mapping[str, Path | None], *, force: bool) -> None:
+    """Raise UserError, before anything runs, for options without effect and files that could not be written."""
+    kind, unused = _unused(request)
+    given = [flag for flag, path in files.items() if path is not None]
+    if request.time_limit is not None:
+        given.append("--time-limit")
+    if request.repeats > 1:
+        given.append("--repeats")
+    if request.capacity:
+        given.append("--capacity")
+    if ignored := [flag for flag in given if flag in unused]:
+        raise UserError([Problem(f"has no effect with {kind}", flag, hint="leave it out") for flag in ignored])
+    for flag, path in files.items():
+        if path is not None:
+            check_file(path, flag, force=force)
+
+
+def _unused(request: SimulateRequest) -> tuple[str, tuple[str, ...]]:
+    """The option that asks for more than one run, and options that a single run alone has."""
+    single = ("--requests-csv", "--timeline", "--time-limit")
+    if request.fit is not None:
+        return "--fit", (*single, "--svg", "--repeats", "--capacity")
+    if request.capacity:
+        return "--capacity", (*single, "--svg", "--repeats")
+    return "--repeats", single if request.repeats > 1 else ()
 
 
 def _show(result: "SimulationResult", svg: Path | None, style: o.Format, out: Path | None, force: bool) -> None:

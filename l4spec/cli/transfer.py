@@ -79,12 +79,9 @@ def transfer_command(
     job = TransferJob(recipe, Layout(), tuple(overrides or ()), threads=threads)
     job.check()
     axes = _axes({"width": width_times, "depth": depth_times, "batch": batch_times, "tokens": tokens_times})
-    _check(job, axes)
     factors = _numbers(rates)
-    if svg is not None:
-        _can_draw(axes, svg, force=force)
-    if csv_file is not None:
-        check_file(csv_file, "--csv", force=force)
+    _check(job, axes)
+    _check_files(axes, svg, csv_file, force=force)
     seeds = range(job.loaded.recipe.seed, job.loaded.recipe.seed + repeats)
     shown = []
     for axis, times in axes:
@@ -118,8 +115,14 @@ def _check(job: "TransferJob", axes: "Sequence[tuple[GrowthAxis, list[int]]]") -
             require_room(grown)
 
 
-def _can_draw(axes: "Sequence[tuple[GrowthAxis, list[int]]]", svg: Path, *, force: bool) -> None:
-    """Raise UserError, before hours of runs, where no picture could be drawn or written after them."""
+def _check_files(
+    axes: "Sequence[tuple[GrowthAxis, list[int]]]", svg: Path | None, csv: Path | None, *, force: bool
+) -> None:
+    """Raise UserError, before hours of runs, where no picture or table could be drawn or written after them."""
+    if csv is not None:
+        check_file(csv, "--csv", force=force)
+    if svg is None:
+        return
     if len(axes) > 1:
         raise UserError([Problem("one picture is of one axis", "--svg", hint=f"only --{axes[0][0]}-times")])
     check_drawing(svg, force=force)

@@ -1,8 +1,9 @@
 """The highest rate that a deployment sustains within its service levels, and the GPUs by hour for a trace."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import ceil
+from itertools import islice
+from math import ceil, inf
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,7 +20,9 @@ MOST_REQUESTS = 100_000
 MOST_DOUBLINGS = 10
 LIFETIMES = 20
 """Of a request, by the median: a run that is to show a steady state lasts as long."""
-_HOUR = 3600 * 1_000_000_000
+MOST_HOURS = 100_000
+NS = 1_000_000_000
+_HOUR = 3600 * NS
 
 
 class ServiceCapacity(BaseModel):
@@ -55,13 +58,13 @@ def capacity(loaded: LoadedScenario, jobs: int = 1) -> ServiceCapacity:
                 high = factor
                 break
             low, result = factor, tried
-    base = _base_rate(loaded, result, low)
+    rate = _rate(_at(loaded, low, 1.0), result)
     return ServiceCapacity(
-        rate=base * low,
-        beyond=base * high,
+        rate=rate,
+        beyond=rate * high / low,
         attainment=result.attainment,
         result=result,
-        hours=_hours(loaded, base * low),
+        hours=_hours(loaded, rate),
     )
 
 
@@ -137,29 +140,54 @@ def _at(loaded: LoadedScenario, factor: float, length: float) -> LoadedScenario:
     return replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload}))
 
 
-def _base_rate(loaded: LoadedScenario, result: SimulationResult, factor: float) -> float:
-    """Requests a second of the scenario as it is written."""
-    arrivals = loaded.scenario.workload.arrivals
+def _rate(loaded: LoadedScenario, result: SimulationResult) -> float:
+    """Requests that arrive a second; of sessions in a trace, which wait for their answers, those that end."""
+    workload = loaded.scenario.workload
+    arrivals = workload.arrivals
     if isinstance(arrivals, Poisson | Gamma | Constant):
         return arrivals.rate
     if isinstance(arrivals, Bursts):
         return sum(arrivals.rates) / len(arrivals.rates)
-    return result.requests / result.duration / factor
+    end = inf if workload.seconds is None else workload.seconds * NS
+    times = [time for time in islice(_arrivals(loaded), workload.requests) if time < end]
+    if not times:
+        return result.requests / result.duration
+    if times[-1] == times[0]:
+        hint = "a trace of requests that arrive one after the other"
+        raise UserError([Problem("all requests arrive at once: they have no rate", "workload.arrivals", hint=hint)])
+    return (len(times) - 1) / (times[-1] - times[0]) * NS
+
+
+def _arrivals(loaded: LoadedScenario) -> Iterator[int]:
+    """Nanoseconds at which requests of a trace arrive, at its speed; none of sessions."""
+    arrivals = loaded.scenario.workload.arrivals
+    if isinstance(arrivals, Trace):
+        path = loaded.file(("workload", "arrivals", "path"), arrivals.path)
+        for entry in read_trace(path, arrivals.format):
+            if not entry.session:
+                yield round(entry.arrival / arrivals.speed)
 
 
 def _hours(loaded: LoadedScenario, rate: float) -> tuple[int, ...]:
     """Copies of the deployment that each hour of a trace needs, by its mean rate."""
-    arrivals = loaded.scenario.workload.arrivals
-    if not isinstance(arrivals, Trace):
-        return ()
-    path = loaded.file(("workload", "arrivals", "path"), arrivals.path)
     counts: dict[int, int] = {}
-    for entry in read_trace(path, arrivals.format):
-        hour = round(entry.arrival / arrivals.speed) // _HOUR
-        counts[hour] = counts.get(hour, 0) + 1
-    return replicas_by_hour([counts.get(hour, 0) for hour in range(max(counts) + 1)], rate)
+    last = 0
+    for last in _arrivals(loaded):
+        counts[last // _HOUR] = counts.get(last // _HOUR, 0) + 1
+    if not counts:
+        return ()
+    if max(counts) >= MOST_HOURS:
+        message = f"the trace lasts {max(counts):,} hours, more than {MOST_HOURS:,}"
+        raise UserError([Problem(message, "workload.arrivals.path", hint="check the times of its requests")])
+    covered = last % _HOUR / NS
+    return replicas_by_hour([counts.get(hour, 0) for hour in range(max(counts) + 1)], rate, covered)
 
 
-def replicas_by_hour(requests: Sequence[int], rate: float) -> tuple[int, ...]:
-    """ceil(arrivals / capacity) of each hour; an hour without requests needs none."""
-    return tuple(ceil(count / 3600 / rate) for count in requests)
+def replicas_by_hour(requests: Sequence[int], rate: float, last_seconds: float = 3600.0) -> tuple[int, ...]:
+    """ceil(arrivals / capacity) of each hour; an hour without requests needs none.
+
+    `last_seconds` of the last hour are in the trace; they count as a minute at least where hours come before it.
+    """
+    least = 60.0 if len(requests) > 1 else 1.0
+    lasting = [*[3600.0] * (len(requests) - 1), max(last_seconds, least)]
+    return tuple(ceil(count / seconds / rate) for count, seconds in zip(requests, lasting, strict=True))

@@ -87,3 +87,27 @@ def test_a_report_of_a_simulation_holds_the_picture(run: Run, tmp_path: Path) ->
     page = path.read_text("utf-8")
     assert page.count("<polyline") > 10
     assert "Over " in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (("--repeats", "2", "--requests-csv", "a.csv"), "--requests-csv"),
+        (("--repeats", "2", "--timeline", "a.json"), "--timeline"),
+        (("--repeats", "2", "--time-limit", "1"), "--time-limit"),
+        (("--capacity", "--ttft", "1 s", "--svg", "a.svg"), "--svg"),
+        (("--capacity", "--ttft", "1 s", "--repeats", "2"), "--repeats"),
+        (("--requests-csv", "old"), "--requests-csv"),
+        (("--svg", "no/a.svg"), "--svg"),
+    ],
+)
+def test_an_option_without_effect_and_a_file_that_cannot_be_are_refused_before_the_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], flag: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old").touch()
+    load = ("--gpus", "1xH100", "--rate", "2/s", "--prompt-tokens", "50", "--output-tokens", "5", "--requests", "5")
+    result = run("simulate", "tiny/scout", *load, *arguments)
+    assert result.exit_code == 2
+    assert flag in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

@@ -188,7 +188,7 @@ class Drawn(Source):
 
     def _next_turn(self, last: Request, now: int) -> None:
         turns, turn = self._left.pop(last.session)
-        if last.outcome != "finished" or not self._more():
+        if last.outcome != "finished" or not self._more() or (self.end is not None and now >= self.end):
             return
         request = self._request(now)
         request.session = last.session

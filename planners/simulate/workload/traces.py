@@ -12,10 +12,11 @@ A malformed line is refused with its number.
 
 import csv
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ MOST_LINE, MOST_DOCUMENT = 64 << 20, 1 << 30
 UNREADABLE = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 """Exceptions of reading a file, or a compressed one."""
 MOONCAKE_BLOCK, AGENTIC_BLOCK = 512, 64
+MOST_BACK = 10 * NS
+"""Nanoseconds that a request may stand below one that arrived later."""
 
 
 @dataclass(slots=True)
@@ -58,7 +61,21 @@ def read_trace(path: Path, form: str) -> Iterator[TraceEntry]:
     """The entries of a trace in the order of the file. Raises UserError for an invalid trace or line."""
     if form == "auto":
         form = format_by_first_line(path)
-    return READERS[form](path)
+    return _in_order(path, READERS[form](path))
+
+
+def _in_order(path: Path, entries: Iterator[TraceEntry]) -> Iterator[TraceEntry]:
+    """The entries, arriving from 0 on and none before the last. Raises UserError where one is out of order.
+
+    Logs of servers are out of order by moments: such a request arrives with the one above it.
+    """
+    latest = 0
+    for number, entry in enumerate(entries, 1):
+        if entry.arrival < latest - MOST_BACK:
+            message = f"request {number:,} arrives {(latest - entry.arrival) / NS:,.6g} s before one above it"
+            raise UserError([Problem(message, place=Place(str(path)), hint="sort the trace by arrival")])
+        entry.arrival = latest = max(latest, entry.arrival)
+        yield entry
 
 
 def format_by_first_line(path: Path) -> str:
@@ -164,22 +181,30 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _azure(path: Path) -> Iterator[TraceEntry]:
-    begin: datetime | None = None
+    begin: int | None = None
     for line, row in _rows(path, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")):
-        text = row["TIMESTAMP"]
-        try:
-            time = datetime.fromisoformat(text[:26])
-        except ValueError:
-            raise _refused(path, line, f"expected a time like 2023-11-16 18:17:03.97, found {text[:40]!r}") from None
-        begin = begin or time
-        since = time - begin
-        nanoseconds = (since.days * 86400 + since.seconds) * NS + since.microseconds * 1000
+        time = _timestamp(path, line, row["TIMESTAMP"])
+        begin = time if begin is None else begin
         prompt = _whole(path, line, "ContextTokens", row["ContextTokens"])
         output = _whole(path, line, "GeneratedTokens", row["GeneratedTokens"])
-        yield TraceEntry(max(nanoseconds, 0), max(prompt, 1), max(output, 1))
+        yield TraceEntry(time - begin, max(prompt, 1), max(output, 1))
+
+
+def _timestamp(path: Path, line: int, text: str) -> int:
+    """Nanoseconds from 1970 of a date and time, in UTC unless it names another zone; digits below are dropped."""
+    parts = re.fullmatch(r"(.{19})(?:\.(\d{1,20}))?(Z|[+-]\d\d(?::?\d\d)?)?", text.strip())
+    try:
+        time = datetime.fromisoformat(parts[1] + (parts[3] or "+00:00")) if parts else None
+    except ValueError:
+        time = None
+    if parts is None or time is None:
+        raise _refused(path, line, f"expected a time like 2023-11-16 18:17:03.97, found {text[:40]!r}")
+    since = time - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86400 + since.seconds) * NS + int((parts[2] or "0")[:9].ljust(9, "0"))
 
 
 def _mooncake(path: Path) -> Iterator[TraceEntry]:
+    first: int | None = None
     for line, fields in _objects(path):
         for name in ("timestamp", "input_length", "output_length"):
             if name not in fields:
@@ -187,8 +212,10 @@ def _mooncake(path: Path) -> Iterator[TraceEntry]:
         ids = fields.get("hash_ids", [])
         if not isinstance(ids, list) or not all(type(number) is int and 0 <= number < 1 << 62 for number in ids):
             raise _refused(path, line, "expected hash_ids as a list of whole numbers")
+        time = _whole(path, line, "timestamp", fields["timestamp"]) * 1_000_000
+        first = time if first is None else first
         yield TraceEntry(
-            _whole(path, line, "timestamp", fields["timestamp"]) * 1_000_000,
+            time - first,
             _whole(path, line, "input_length", fields["input_length"], 1),
             max(_whole(path, line, "output_length", fields["output_length"]), 1),
             runs_of(ids),
@@ -302,8 +329,7 @@ def _blis(path: Path) -> Iterator[TraceEntry]:
         for start in range(0, len(prompt) - 15, 16):
             before = numbers.setdefault((before, tuple(prompt[start : start + 16])), len(numbers))
             ids.append(before)
-        arrival = max(round((time - first) * NS), 0)
-        yield TraceEntry(arrival, max(len(prompt), 1), max(len(answer), 1), runs_of(ids), 16)
+        yield TraceEntry(round((time - first) * NS), max(len(prompt), 1), max(len(answer), 1), runs_of(ids), 16)
 
 
 def _is_number(text: str) -> bool:
@@ -340,7 +366,7 @@ def _requests(path: Path) -> Iterator[TraceEntry]:
             time = round(_seconds(path, line, name, row.get(name)) * NS)
         first = time if first is None else first
         prompt = _whole(path, line, "input_toks", row.get("input_toks"), 1)
-        entry = TraceEntry(max(time - first, 0), prompt, _whole(path, line, "output_toks", row.get("output_toks"), 1))
+        entry = TraceEntry(time - first, prompt, _whole(path, line, "output_toks", row.get("output_toks"), 1))
         if "first_token_ts" in row and "last_token_ts" in row:
             ends = (round(_seconds(path, line, name, row[name]) * NS) for name in ("first_token_ts", "last_token_ts"))
             ttft, e2e = (max(end - time, 1) for end in ends)

@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
+from math import ceil
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from l4spec.errors import UserError
 from l4spec.report.page import Code, Figure
 from l4spec.report.simulate_page import capacity_page
 from l4spec.spec.scenario.references import LoadedScenario
+from l4spec.spec.scenario.workload import Sessions
 from planners.simulate.capacity import capacity, replicas_by_hour
 from planners.simulate.exports import COLUMNS, requests_csv, timeline
 from planners.simulate.repeats import repeated, side_by_side, student
@@ -65,6 +68,37 @@ def test_a_rate_that_is_sustained_stays_so_however_long_the_load() -> None:
 
 def test_replicas_by_hour_round_up() -> None:
     assert replicas_by_hour([0, 3600, 3601, 36_000], 1.0) == (0, 1, 2, 10)
+    assert replicas_by_hour([3600, 1800], 1.0, 900.0) == (1, 2)  # the trace ends in a quarter of its second hour
+    assert replicas_by_hour([3600, 2], 1.0, 0.1) == (1, 1)  # two requests are no rate of 20 a second
+    assert replicas_by_hour([600], 5.0, 60.0) == (2,)
+
+
+def test_the_rate_of_a_trace_is_that_of_its_arrivals_whatever_its_clock(tmp_path: Path) -> None:
+    """Answers that outlast the last arrival do not count, and hours count from the first one."""
+    levels = LOAD.changed(rate=None, prompt_tokens=None, output_tokens=None, requests=None, ttft="2 s")
+    answers = []
+    for begin in (0, 1_700_000_000_000):
+        lines = [
+            json.dumps({"timestamp": begin + 250 * index, "input_length": 4000, "output_length": 400})
+            for index in range(120)
+        ]
+        (tmp_path / "trace").write_text("\n".join(lines), encoding="utf-8")
+        answers.append(capacity(scenario_of("llama-3.1-8b", levels.changed(trace=str(tmp_path / "trace")))))
+    early, late = answers
+    assert early == late
+    last = early.result.duration
+    assert early.rate > 1.02 * 120 / last  # until the last token, two answers' time after the last arrival
+    assert len(early.hours) == 1
+    assert early.hours[0] == ceil(4 / early.rate)
+
+
+def test_sessions_send_nothing_after_the_load_has_ended() -> None:
+    loaded = scenario_of("llama-3.1-8b", LOAD)
+    sessions = Sessions(turns=8, think=2.0)
+    workload = loaded.scenario.workload.model_copy(update={"seconds": 5.0, "requests": None, "sessions": sessions})
+    scenario = loaded.scenario.model_copy(update={"workload": workload})
+    outcome = Simulation(replace(loaded, scenario=scenario)).run()
+    assert 0 < max(request.arrival for request in outcome.requests) < 5 * 10**9
 
 
 def test_every_request_has_a_line_and_a_place_on_the_timeline() -> None:

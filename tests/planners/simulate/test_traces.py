@@ -60,6 +60,30 @@ def test_times_lengths_and_prefixes_are_read(tmp_path: Path) -> None:
     assert (first.prompt, first.measured, second.arrival) == (6, (2 * 10**9, 5 * 10**9), 10**9)
 
 
+def test_times_have_zones_and_any_number_of_digits(tmp_path: Path) -> None:
+    """Azure's trace of 2024 names its zone, and writes whole seconds without a fraction."""
+    times = ("2024-05-10 00:00:00.009930+00:00", "2024-05-10 00:00:07+00:00", "2024-05-10T02:00:08.1234567+02:00")
+    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+        f"{time},5,5\n" for time in (*times, "2024-05-10 00:00:09")
+    )
+    assert [entry.arrival for entry in entries(tmp_path, text)] == [0, 6_990_070_000, 8_113_526_700, 8_990_070_000]
+
+
+def test_arrivals_count_from_the_first_and_are_in_order(tmp_path: Path) -> None:
+    """A trace in another order would arrive all at once: it is refused. Moments of a server's log are none."""
+
+    def mooncake(*times: int) -> str:
+        return "".join(json.dumps({"timestamp": t, "input_length": 5, "output_length": 5}) + "\n" for t in times)
+
+    late = [
+        entry.arrival for entry in entries(tmp_path, mooncake(1_700_000_000_000, 1_700_000_002_000, 1_700_000_001_900))
+    ]
+    assert late == [0, 2 * 10**9, 2 * 10**9]
+    for text in (mooncake(60_000, 0), AZURE + "2023-11-16 18:10:00,1,2\n"):
+        with pytest.raises(UserError, match="sort the trace by arrival"):
+            entries(tmp_path, text)
+
+
 def test_sub_agents_begin_when_the_request_before_them_has_ended(tmp_path: Path) -> None:
     first, sub, next_sub, second, other = entries(tmp_path, AGENTIC)
     assert (first.after, sub.after, next_sub.after, second.after, other.after) == (None, 0, 1, 0, None)

@@ -6,7 +6,7 @@ from typing import Any
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.latency import latency_facts
 from l4spec.report.plan_page import estimate_notes, marks_of, verdict
-from l4spec.report.quantities import Figures, difference, whole
+from l4spec.report.quantities import Figures, difference, usd, whole
 from l4spec.units import gib
 from planners.latency_types import Latency
 from planners.plan_types import Plan
@@ -133,7 +133,7 @@ _ROWS: tuple[Row, ...] = (
     ("tokens/s per GPU", _timed(lambda latency: latency.tokens_per_second_per_gpu, lambda f, v: f"{f.mark}{v:,.1f}")),
     (
         "$ per million output tokens",
-        _timed(lambda latency: latency.usd_per_million_output_tokens, lambda f, v: f"{f.mark}${v:,.2f}"),
+        _timed(lambda latency: latency.usd_per_million_output_tokens, lambda f, v: f.mark + usd(v)),
     ),
 )
 """Rows of the page, in order."""

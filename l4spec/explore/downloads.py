@@ -33,8 +33,10 @@ def as_yaml(name: str, overrides: Sequence[str], data: dict[str, Any]) -> str:
 
     `data` is the document with the overrides applied.
     """
-    title = f"{PurePosixPath(name).stem}-variant"
-    if name not in shipped_specs():
+    is_shipped = name in shipped_specs()
+    path = PurePosixPath(name)
+    title = f"{path.name if is_shipped else path.stem}-variant"
+    if not is_shipped:
         kept = {key: value for key, value in data.items() if key not in NOT_INHERITED and key != "l4spec"}
         return to_yaml({"l4spec": 1, "name": title, **kept})
     spec: dict[str, Any] = {"l4spec": 1, "extends": name, "name": title}

@@ -10,7 +10,7 @@ from l4spec.report.growth import compared_growth
 from l4spec.report.page import Bar, Bars, Block, Details, Lines, Page, Section
 from l4spec.report.phase_sums import recipe_sums
 from l4spec.report.plan_page import verdict
-from l4spec.report.quantities import ESTIMATE_MARK, Figures
+from l4spec.report.quantities import ESTIMATE_MARK, Figures, amount
 from l4spec.report.recipe_page import recipe_claims_page, recipe_page
 from l4spec.report.report_page import architecture, report_page
 from l4spec.report.request_charts import latency_figure, stages_figure, stretch_figure
@@ -117,7 +117,7 @@ def _shares(answer: RecipePlan) -> Iterator[Section]:
     timed = [phase for phase in answer.phases if phase.gpu_hours]
     if timed:
         mark = ESTIMATE_MARK if answer.estimated else ""
-        bars = tuple(Bar(phase.name, f"{mark}{phase.gpu_hours:,.0f}", _minutes(phase)) for phase in timed)
+        bars = tuple(Bar(phase.name, f"{mark}{amount(phase.gpu_hours or 0.0)}", _minutes(phase)) for phase in timed)
         yield Section("Where the GPU-hours go", (Bars(bars, sum(map(_minutes, timed))),))
 
 

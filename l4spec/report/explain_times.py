@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from l4spec.report.page import Page, Section, Table
-from l4spec.report.quantities import count, seconds, whole
+from l4spec.report.quantities import amount, count, seconds, usd, whole
 from planners.latency_types import Latency, StepLatency, TimePart
 from planners.plan_types import Plan
 
@@ -44,7 +44,7 @@ def _serving(plan: Plan, latency: Latency) -> Rows:
         yield "tokens/s per GPU", f"tokens/s of all clients (Little's law) / {gpus} GPUs", f"{gpu:,.1f}"
     if latency.usd_per_million_output_tokens is not None:
         price = f"${latency.usd_per_gpu_hour:,.2f} × 1,000,000 / ({gpu:,.1f} tokens/s × 3,600 s)"
-        yield "$ per million output tokens", price, f"${latency.usd_per_million_output_tokens:,.2f}"
+        yield "$ per million output tokens", price, usd(latency.usd_per_million_output_tokens)
 
 
 def _training(plan: Plan, latency: Latency) -> Rows:
@@ -71,13 +71,10 @@ def _training(plan: Plan, latency: Latency) -> Rows:
         )
     if latency.gpu_hours is not None and latency.train_tokens is not None:
         run = f"{count(latency.train_tokens)} tokens / {speed:,.0f} tokens/s × {whole(gpus)} GPUs / 3,600 s"
-        yield "GPU-hours", run, f"{latency.gpu_hours:,.0f}"
-    if latency.usd is not None:
-        yield (
-            "$ of the run",
-            f"{latency.gpu_hours:,.0f} GPU-hours × ${latency.usd_per_gpu_hour:,.2f}",
-            f"${latency.usd:,.0f}",
-        )
+        yield "GPU-hours", run, amount(latency.gpu_hours)
+        if latency.usd is not None:
+            hours = f"{amount(latency.gpu_hours)} GPU-hours"
+            yield "$ of the run", f"{hours} × ${latency.usd_per_gpu_hour:,.2f}", f"${amount(latency.usd)}"
 
 
 def step_sum(step: StepLatency, time: float) -> str:

@@ -1,7 +1,7 @@
 """The time that a plan takes, as lines of its page and as tables of its detail: bound, estimate, error."""
 
 from l4spec.report.page import Facts, Lines, Section, Table
-from l4spec.report.quantities import Figures, count, whole
+from l4spec.report.quantities import Figures, count, short_amount, usd, whole
 from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
 from planners.timing.likeness import ROWS_OF_A_P90
@@ -51,7 +51,7 @@ def _factors_of(latency: Latency) -> str:
 
 def _cost_of_tokens(latency: Latency) -> str:
     price = latency.usd_per_million_output_tokens
-    return "" if price is None else f", ${price:,.2f} per million output tokens"
+    return "" if price is None else f", {usd(price)} per million output tokens"
 
 
 def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str], ...]:
@@ -63,11 +63,11 @@ def _training_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str]
         rows.append(("speed", f"{mark}{speed:,.0f} tokens/s, {flops}"))
     if latency.gpu_hours is not None and latency.train_tokens is not None:
         price = latency.usd_per_gpu_hour
-        cost = "" if latency.usd is None else f", ${count(round(latency.usd))} at ${price:,.2f} per hour"
+        cost = "" if latency.usd is None else f", ${short_amount(latency.usd)} at ${price:,.2f} per hour"
         rows.append(
             (
                 "training run",
-                f"{count(latency.train_tokens)} tokens take {mark}{count(round(latency.gpu_hours))} GPU-hours{cost}",
+                f"{count(latency.train_tokens)} tokens take {mark}{short_amount(latency.gpu_hours)} GPU-hours{cost}",
             )
         )
     return (*rows, *_origin(latency))

@@ -12,7 +12,7 @@ from l4spec.report.latency import error_facts, kind_table
 from l4spec.report.opened import opened
 from l4spec.report.page import Block, Details, Facts, Lines, Section, Table
 from l4spec.report.plan_page import fields_in_words, layout_in_words, verdict
-from l4spec.report.quantities import Figures, seconds, usd, whole
+from l4spec.report.quantities import Figures, amount, seconds, usd, whole
 from l4spec.report.report_page import memory_terms
 from l4spec.spec.recipe import Recipe
 from planners.counts.mtp import count_mtp
@@ -176,35 +176,35 @@ def _costs(rest: PhaseOrigins) -> Iterator[Block]:
     if phase.gpu_hours is None or phase.step_seconds is None or phase.num_gpus is None:
         return
     steps = phase.tokens / (phase.batch * phase.context)
-    hours, gpus = f"{_number(phase.gpu_hours)} GPU-hours", f"{whole(phase.num_gpus)} GPUs"
+    hours, gpus = f"{amount(phase.gpu_hours)} GPU-hours", f"{whole(phase.num_gpus)} GPUs"
     formula = f"{seconds(phase.step_seconds)} × {steps:,.1f} steps × {gpus} / {whole(SECONDS_PER_HOUR)} s"
     teacher = phase.teacher
     if teacher is not None and teacher.gpu_hours is not None:
-        formula += f" + {_number(teacher.gpu_hours)} GPU-hours of {teacher.teacher}'s passes"
+        formula += f" + {amount(teacher.gpu_hours)} GPU-hours of {teacher.teacher}'s passes"
     reference = None if phase.reference is None or phase.reference.in_step else phase.reference
     if reference is not None and reference.gpu_hours is not None:
-        formula += f" + {_number(reference.gpu_hours)} GPU-hours of the reference model's passes"
-    yield opened("GPU-hours", f"{mark}{_number(phase.gpu_hours)}", formula, rest.time_source, rest.time_error)
+        formula += f" + {amount(reference.gpu_hours)} GPU-hours of the reference model's passes"
+    yield opened("GPU-hours", f"{mark}{amount(phase.gpu_hours)}", formula, rest.time_source, rest.time_error)
     if teacher is not None and teacher.gpu_hours is not None:
         charged = (
             f"{teacher.flops:.3g} FLOPs forward × (1 - {teacher.in_training:g} in its own training) / "
             f"{teacher.students} students, at the student's rate of a GPU"
         )
-        value = f"{mark}{_number(teacher.gpu_hours)} GPU-hours"
+        value = f"{mark}{amount(teacher.gpu_hours)} GPU-hours"
         yield opened("teacher passes", value, charged, rest.source, rest.time_error)
     if reference is not None and reference.gpu_hours is not None:
         passes = f"{reference.flops:.3g} FLOPs of a forward pass over each batch, at the update's rate of a GPU"
-        value = f"{mark}{_number(reference.gpu_hours)} GPU-hours"
+        value = f"{mark}{amount(reference.gpu_hours)} GPU-hours"
         yield opened("reference passes", value, passes, rest.source, rest.time_error)
     if phase.days is not None:
         formula = f"{hours} / {gpus} / {HOURS_PER_DAY}"
-        yield opened("days", f"{mark}{_number(phase.days)}", formula, rest.time_source, rest.time_error)
+        yield opened("days", f"{mark}{amount(phase.days)}", formula, rest.time_source, rest.time_error)
     if phase.usd is not None:
         formula = f"{hours} × {usd(phase.usd / phase.gpu_hours)}"
         yield opened("cost", f"{mark}{usd(phase.usd)}", formula, "the price that was given", rest.time_error)
     if phase.energy_joules is not None:
         formula = f"{hours} × {rest.recipe.watts_per_gpu:g} W of a GPU, without hosts, network and cooling"
-        value = f"{mark}{_number(phase.energy_joules / _JOULES_PER_MWH)} MWh"
+        value = f"{mark}{amount(phase.energy_joules / _JOULES_PER_MWH)} MWh"
         yield opened("energy", value, formula, rest.source, rest.time_error)
 
 
@@ -253,18 +253,13 @@ def _huge(flops: int, figures: Figures) -> str:
     return f"{figures.mark}{flops:.2e} FLOPs"
 
 
-def _number(value: float) -> str:
-    """Hours, days, dollars: whole from a hundred on, three digits below."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _sum(
     total: float | None, terms: list[float | None], unit: float, before: str = "", after: str = ""
 ) -> tuple[str, list[str]]:
     """A sum and its terms in a unit; empty if a term is not known."""
     if total is None:
         return "", []
-    shown = [f"{before}{_number((value or 0.0) / unit)}{after}" for value in (total, *terms)]
+    shown = [f"{before}{amount((value or 0.0) / unit)}{after}" for value in (total, *terms)]
     return shown[0], shown[1:]
 
 

@@ -1,6 +1,6 @@
 """Prices of a plan: at the given price, or at the lowest public list price of its GPUs."""
 
-from l4spec.report.quantities import count, usd
+from l4spec.report.quantities import short_amount, usd
 from planners.catalog.prices import lowest_offer
 from planners.latency_types import Latency
 from planners.plan_types import Plan
@@ -43,7 +43,7 @@ def price_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     whose = f"at {offer.provider}'s list price of {usd(offer.usd_per_gpu_hour)} a GPU ({offer.date})"
     parts = [f"{usd(offer.usd_per_gpu_hour * plan.cluster.num_gpus)} an hour"]
     if plan.deployment.mode == "train":
-        parts += [f"${count(round(cost))} the run" for cost in (run_price(plan),) if cost is not None]
+        parts += [f"${short_amount(cost)} the run" for cost in (run_price(plan),) if cost is not None]
     elif times_of(plan).output_tokens is not None:
         parts += [f"{usd(cost)} a million output tokens" for cost in (output_price(plan),) if cost is not None]
     return (("price", f"{', '.join(parts)}, {whose}"),)

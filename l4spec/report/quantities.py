@@ -56,10 +56,22 @@ def seconds(value: float) -> str:
 
 
 def usd(value: float | None) -> str:
-    """Dollars: `$0.137`, `$4.20`, `$5,651,239`; a dash without a price."""
+    """Dollars: `$0.137`, `$0.0021`, `$4.20`, `$5,651,239`; a dash without a price. No price above 0 reads as 0."""
     if value is None:
         return "-"
+    if value < 0.0995:
+        return f"${value:.2g}"
     return f"${value:,.3f}" if value < 1 else f"${value:,.2f}" if value < 1000 else f"${value:,.0f}"
+
+
+def amount(value: float) -> str:
+    """Hours, days, dollars, MWh: `4,321`, `12.3`, `0.00417`: whole from a hundred on, three digits below."""
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def short_amount(value: float) -> str:
+    """The same by the thousand: `1.23M`, `4.32K`, `12.3`."""
+    return count(round(value)) if value >= 1000 else amount(value)
 
 
 ESTIMATE_MARK = "~"

@@ -68,7 +68,7 @@ def _verdict(answer: "RecipePlan") -> str:
     if answer.fits is False:
         wrong = ", ".join(phase.name for phase in answer.phases if phase.fits is False)
         return f"{answer.recipe} {state}: {wrong}{mark}"
-    hours = "unknown GPU-hours" if answer.gpu_hours is None else f"{answer.gpu_hours:,.0f} GPU-hours"
+    hours = "unknown GPU-hours" if answer.gpu_hours is None else f"{quantities.amount(answer.gpu_hours)} GPU-hours"
     return f"{answer.recipe} of {answer.model} {state} {hours}{mark}"
 
 
@@ -82,17 +82,17 @@ def _phase_row(phase: "PhasePlan") -> tuple[str, ...]:
         phase.gpus or "-",
         phase.layout + ("" if phase.fits is not False else " (does not fit)"),
         "-" if phase.step_seconds is None else quantities.seconds(phase.step_seconds),
-        "-" if rate is None else f"{rate / 1e12:,.0f}",
+        "-" if rate is None else quantities.amount(rate / 1e12),
         *_costs(phase.gpu_hours, phase.days, phase.usd, phase.energy_joules),
     )
 
 
 def _costs(hours: float | None, days: float | None, usd: float | None, joules: float | None) -> tuple[str, ...]:
     return (
-        "-" if hours is None else f"{hours:,.0f}",
-        "-" if days is None else f"{days:,.1f}",
-        "-" if usd is None else f"{usd:,.0f}",
-        "-" if joules is None else f"{joules / _JOULES_PER_MWH:,.0f}",
+        "-" if hours is None else quantities.amount(hours),
+        "-" if days is None else quantities.amount(days),
+        "-" if usd is None else quantities.amount(usd),
+        "-" if joules is None else quantities.amount(joules / _JOULES_PER_MWH),
     )
 
 
@@ -125,7 +125,7 @@ def _module_line(phase: "PhasePlan") -> str:
 def _teacher_line(phase: "PhasePlan") -> str:
     teacher = phase.teacher
     assert teacher is not None
-    charged = "unknown" if teacher.gpu_hours is None else f"{teacher.gpu_hours:,.0f} GPU-hours"
+    charged = "unknown" if teacher.gpu_hours is None else f"{quantities.amount(teacher.gpu_hours)} GPU-hours"
     shared = f"{teacher.in_training:.0%} of them in its own training, the rest for {teacher.students} student(s)"
     return (
         f"{phase.name}: {teacher.teacher} runs {teacher.flops:.2e} FLOPs forward, {shared}: {charged} charged "
@@ -136,7 +136,9 @@ def _teacher_line(phase: "PhasePlan") -> str:
 def _reference_line(phase: "PhasePlan") -> str:
     reference = phase.reference
     assert reference is not None
-    hours = "unknown GPU-hours" if reference.gpu_hours is None else f"{reference.gpu_hours:,.0f} GPU-hours"
+    hours = (
+        "unknown GPU-hours" if reference.gpu_hours is None else f"{quantities.amount(reference.gpu_hours)} GPU-hours"
+    )
     charged = "part of the step" if reference.in_step else f"{hours} at the rate of the update"
     return (
         f"{phase.name}: {reference.flops:.2e} FLOPs forward, {charged}; its weights take "
@@ -182,8 +184,8 @@ def recipe_claims_page(report: "RecipeReport") -> Page:
         (
             check.what.replace("_", " "),
             check.phase or "all phases",
-            f"{check.claimed:,.0f}",
-            ("~" if check.rests_on_estimates else "") + f"{check.computed:,.0f}",
+            quantities.amount(check.claimed),
+            ("~" if check.rests_on_estimates else "") + quantities.amount(check.computed),
             quantities.difference(check.difference),
             "yes" if check.holds else "NO",
             check.source,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from l4spec.report.front import draw_front, front_figure
 from l4spec.report.latency import error_words
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import seconds, whole
+from l4spec.report.quantities import seconds, usd, whole
 from planners.search.search_types import RankedDeployment, SearchAnswer
 
 _FRONT = "Tokens/s of a GPU over tokens/s of a user"
@@ -196,7 +196,7 @@ def _where(each: RankedDeployment) -> str:
 
 
 def _usd(value: float | None) -> str:
-    return "unknown" if value is None else f"${value:,.3f}" if value < 1 else f"${value:,.2f}"
+    return "unknown" if value is None else usd(value)
 
 
 _DEGREES, _OF_SIMULATION = ("tp", "ep", "pp"), ("simulated", "not_simulated")

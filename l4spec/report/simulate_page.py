@@ -2,7 +2,7 @@
 
 from l4spec.report.charts import time_chart
 from l4spec.report.page import Code, Facts, Figure, Lines, Page, Section, Table
-from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, whole
+from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, usd, whole
 from l4spec.report.templating import render
 from planners.simulate.capacity import ServiceCapacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
@@ -114,7 +114,7 @@ def _rates(result: SimulationResult) -> Facts:
         ("good", _good(result, mark)),
     ]
     if result.usd_per_million_output_tokens is not None:
-        rows.append(("cost", f"{mark}${result.usd_per_million_output_tokens:,.2f} a million output tokens"))
+        rows.append(("cost", f"{mark}{usd(result.usd_per_million_output_tokens)} a million output tokens"))
     for name, interval in result.intervals.items():
         rows.append((name, f"{interval.mean:.4g} ± {interval.half_width:.2g} (95 %, {interval.repeats} repeats)"))
     return Facts(tuple(rows))

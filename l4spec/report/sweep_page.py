@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from l4spec.report.page import Lines, Page, Section, Table
-from l4spec.report.quantities import count, exact_bytes, flops, seconds, usd, whole
+from l4spec.report.quantities import amount, count, exact_bytes, flops, seconds, usd, whole
 from l4spec.units import gib
 from planners.sweep.sweep_types import SweepRow, SweepTable
 
@@ -55,7 +55,7 @@ _SERVING: tuple[tuple[str, Cell], ...] = (
     ("$/M out", lambda row: usd(row.usd_per_million_output_tokens) if row.fits else "-"),
 )
 _TRAINING: tuple[tuple[str, Cell], ...] = (
-    ("GPU-hours", lambda row: "-" if row.train_gpu_hours is None else f"{row.train_gpu_hours:,.0f}"),
+    ("GPU-hours", lambda row: "-" if row.train_gpu_hours is None else amount(row.train_gpu_hours)),
     ("training $", lambda row: usd(row.train_usd)),
     ("MFU", lambda row: "-" if row.train_mfu is None else f"{100 * row.train_mfu:.1f} %"),
 )

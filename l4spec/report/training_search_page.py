@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from l4spec.report.latency import error_words
 from l4spec.report.page import Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import count, whole
+from l4spec.report.quantities import short_amount, whole
 from l4spec.report.search_page import REASONS
 from planners.clusters.training_search_types import RankedTraining, TrainingSearchAnswer
 from planners.plan_types import KeptState
@@ -45,7 +45,7 @@ def _ranked_sections(answer: TrainingSearchAnswer, spec: str, top: int) -> Itera
             f"{each.training.zero_stage}, {each.training.activation_checkpointing}, {each.training.micro_batch}",
             f"{each.mfu:.1%}",
             f"{each.days:,.1f}",
-            count(round(each.gpu_hours)),
+            short_amount(each.gpu_hours),
             _bill(each),
         )
         for each in answer.ranked[:top]
@@ -86,7 +86,7 @@ def _losers(answer: TrainingSearchAnswer) -> Table:
 
 def _bill(each: RankedTraining) -> str:
     """Cost of the run, rounded to the precision of an estimate."""
-    return "unknown" if each.usd is None else f"${count(round(each.usd))}"
+    return "unknown" if each.usd is None else f"${short_amount(each.usd)}"
 
 
 _DEGREES = ("tp", "ep", "pp", "dp")

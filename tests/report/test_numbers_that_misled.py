@@ -158,3 +158,14 @@ def test_a_comparison_times_and_prices_only_what_fits(options: dict[str, object]
     for label in labels:
         assert rows[label][0] != "-"
         assert rows[label][1] == "-"
+
+
+def test_a_short_run_and_a_cheap_token_are_not_free() -> None:
+    """5M tokens of a small model take 0.02 GPU-hours and six cents, and a million of its tokens are not $0.00."""
+    short = plan("compare/qwen3-0.6b", gpus="8xH100", mode="train", train_tokens=5_000_000, usd_per_gpu_hour=2.5)
+    cheap = plan("compare/qwen3-0.6b", gpus="1xH100", batch=256, output_tokens=20, context=100, usd_per_gpu_hour=0.01)
+    for text in (short.report(verbose=True), short.explain(), cheap.report(verbose=True), cheap.explain()):
+        words = text.replace(",", " ").split()
+        assert "$0" not in words
+        assert "$0.00" not in words
+        assert "take 0 GPU-hours" not in text

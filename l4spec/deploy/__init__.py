@@ -9,6 +9,7 @@ from l4spec.deploy.sglang import emit_sglang
 from l4spec.deploy.tensorrt_llm import emit_tensorrt_llm
 from l4spec.deploy.torchtitan import emit_torchtitan
 from l4spec.deploy.vllm import emit_vllm
+from planners.catalog.engine_formats import unsupported
 
 EMITTERS: dict[str, Callable[[LaunchRequest], Emission]] = {
     "vllm": emit_vllm,
@@ -31,6 +32,11 @@ def emit(engine: str, request: LaunchRequest) -> str:
         )
     if request.plan.drafts is not None:
         refuse(engine, "launches with drafts are not written", "plan it without --draft-acceptance, and add its option")
+    launched = engine
+    if engine in ("k8s", "sbatch"):
+        launched = "vllm" if request.plan.deployment.mode == "serve" else "torchtitan"
+    if reason := unsupported(launched, request.hardware, request.plan.deployment.quantization):
+        refuse(engine, reason, "other GPUs, another engine or another --quantization")
     if engine == "sbatch":
         return to_sbatch(request)
     if engine == "k8s":

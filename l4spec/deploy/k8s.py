@@ -23,6 +23,8 @@ TABLE = FlagTable(
         "Service": "their port",
     },
 )
+_DEVICES = {"AMD": ("amd.com/gpu", IMAGE.replace("vllm-openai", "vllm-openai-rocm"))}
+"""By vendor the resource of its device plugin, and the image of vLLM; NVIDIA's is the default."""
 _SHARED_MEMORY = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 _NAME_LENGTH = 50
 
@@ -36,7 +38,7 @@ def emit_k8s(request: LaunchRequest) -> tuple[tuple[dict[str, Any], ...], tuple[
     name = _name(request.graph.name)
     notes += (
         *more,
-        f"the pods run {IMAGE}; its flags are those of vLLM {VLLM.version}",
+        f"the pods run {_device(request)[1]}; its flags are those of vLLM {VLLM.version}",
         "HF_TOKEN is read from the secret hf-token, if there is one",
     )
     if any(server.devices for server in server_list):
@@ -69,15 +71,21 @@ def _name(model: str) -> str:
     return name if name[0].isalpha() else f"m-{name}"
 
 
+def _device(request: LaunchRequest) -> tuple[str, str]:
+    """The name of a GPU as a resource, and the image that runs on it."""
+    return _DEVICES.get(request.hardware.description.partition(" ")[0], ("nvidia.com/gpu", IMAGE))
+
+
 def _container(name: str, argv: tuple[str, ...], num_gpus: int, request: LaunchRequest) -> dict[str, Any]:
     token = {"secretKeyRef": {"name": "hf-token", "key": "token", "optional": True}}
     env = [{"name": key, "value": value} for key, value in cache_env(request)]
+    resource, image = _device(request)
     return {
         "name": name,
-        "image": IMAGE,
+        "image": image,
         "command": list(argv),
         "env": [*env, {"name": "HF_TOKEN", "valueFrom": token}],
-        "resources": {"limits": {"nvidia.com/gpu": num_gpus}},
+        "resources": {"limits": {resource: num_gpus}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }
 

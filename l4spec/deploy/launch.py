@@ -7,6 +7,8 @@ from typing import NoReturn
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.units import ceil_div
+from planners.catalog.cluster import parse_cluster
+from planners.catalog.hardware import Hardware
 from planners.plan_types import ClusterInfo, Plan
 
 HEAD = "host-0"
@@ -70,6 +72,11 @@ class LaunchRequest:
         """The GPUs of the plan; the command line refuses a plan without."""
         assert self.plan.cluster is not None, "asked before"
         return self.plan.cluster
+
+    @property
+    def hardware(self) -> Hardware:
+        """The catalogue's entry of the GPUs, or the user's own."""
+        return parse_cluster(self.cluster.text).hardware
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,6 @@
-"""Weight formats that each serving engine reads, by our schemes' names: for searches and for the launches of `--emit`.
+"""Weight formats that each serving engine reads, by our schemes' names, and GPUs that it runs on.
+
+For plans, searches and the launches of `--emit`.
 
 Sources are the versions that `l4spec.deploy` writes launches for: vLLM's `vllm/config/quantization.py`, SGLang's
 `QUANTIZATION_CHOICES`, and the checkpoints that TensorRT-LLM's documentation lists.
@@ -7,6 +9,7 @@ Sources are the versions that `l4spec.deploy` writes launches for: vLLM's `vllm/
 from dataclasses import dataclass
 
 from l4spec.quantization.scheme import SCHEMES
+from planners.catalog.hardware import Hardware, PeakDType
 
 BF16 = "bf16"
 
@@ -76,6 +79,30 @@ _SCHEMES: dict[str, frozenset[str]] = {
     "tensorrt-llm": frozenset(TENSORRT_LLM_FORMATS),
 }
 """By the first words of an engine's name."""
+
+
+_NOT_ON: dict[str, tuple[str, ...]] = {
+    "vllm": ("Apple",),
+    "sglang": ("Apple",),
+    "tensorrt-llm": ("Apple", "AMD"),
+    "torchtitan": ("Apple",),
+}
+"""Vendors whose GPUs an engine does not run on, by the first words of its name (the engines' installation guides)."""
+_COMPUTED_IN: dict[str, dict[str, PeakDType]] = {"tensorrt-llm": {"fp8": "fp8", "fp8-block": "fp8", "nvfp4": "fp4"}}
+"""By engine and scheme the format that a GPU has to compute in: TensorRT-LLM's documentation, quantization, hardware
+support matrix. vLLM and SGLang unpack such weights on older GPUs (Marlin)."""
+
+
+def unsupported(engine: str, hardware: Hardware, scheme: str) -> str | None:
+    """Reason why an engine does not run on a GPU, or not with weights in a scheme; None if it does, as far as known."""
+    for name, vendors in _NOT_ON.items():
+        if engine.startswith(name) and hardware.description.startswith(vendors):
+            return f"{engine} does not run on {hardware.description}"
+    for name, schemes in _COMPUTED_IN.items():
+        dtype = schemes.get(scheme) if engine.startswith(name) else None
+        if dtype is not None and hardware.native_dtypes and dtype not in hardware.native_dtypes:
+            return f"{engine} needs GPUs that compute in {dtype} for weights in {scheme}, and {hardware.name} does not"
+    return None
 
 
 def unreadable(engine: str, scheme: str, published: str) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from l4spec.quantization.published import published_name
 from l4spec.sharding.layout import Layout, candidate_layouts
 from l4spec.units import ceil_div, gib
-from planners.catalog.engine_formats import unreadable
+from planners.catalog.engine_formats import unreadable, unsupported
 from planners.deployment import Deployment
 from planners.device.memory import Placement, place
 from planners.search.layouts import largest, max_batch, why_not
@@ -14,13 +14,6 @@ from planners.search.search_request import SearchRequest
 from planners.search.search_types import Limit
 from planners.timing.latency_report import Service, model_of, service
 from planners.timing.step import StepModel
-
-_NOT_ON: dict[str, tuple[str, ...]] = {
-    "vllm": ("Apple",),
-    "sglang": ("Apple",),
-    "tensorrt-llm": ("Apple", "AMD"),
-}
-"""Vendors whose GPUs an engine does not run on, by the first words of its name (the engines' installation guides)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,11 +219,9 @@ def _shares(request: SearchRequest, most_replicas: int) -> list[tuple[int, int, 
 def _refused(kind: ReplicaKind) -> str | None:
     hardware = kind.deployment.setting.hardware
     assert hardware is not None, "a search is over hardware"
-    for engine, vendors in _NOT_ON.items():
-        if kind.engine.startswith(engine) and hardware.description.startswith(vendors):
-            return f"{kind.engine} does not run on {hardware.description}"
-    deployment = kind.deployment
-    return unreadable(kind.engine, deployment.setting.scheme.name, published_name(deployment.graph.model.spec))
+    deployment, scheme = kind.deployment, kind.deployment.setting.scheme.name
+    published = published_name(deployment.graph.model.spec)
+    return unsupported(kind.engine, hardware, scheme) or unreadable(kind.engine, scheme, published)
 
 
 def _too_large(placement: Placement, deployment: Deployment) -> tuple[str, float]:

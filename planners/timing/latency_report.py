@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from l4spec.graph.build import mtp_graph
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
+from planners.catalog.engine_formats import unsupported
 from planners.deployment import Deployment
 from planners.device.host_memory import HostMemory
 from planners.device.memory import place
@@ -108,7 +109,12 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         decode=decode,
         ttft_bound_seconds=prefill.bound_seconds + deployment.setting.num_tiles * model.tile_bound_seconds,
         time_per_output_token_bound_seconds=decode.bound_seconds / brought,
-        cautions=(*_beyond(model, deployment.context), *_unlike_any_row(model), *_over_limit(deployment, micro)),
+        cautions=(
+            *_not_run(deployment),
+            *_beyond(model, deployment.context),
+            *_unlike_any_row(model),
+            *_over_limit(deployment, micro),
+        ),
         notes=_notes(model, deployment),
     )
     if efficiency is None:
@@ -257,6 +263,15 @@ def _notes(model: StepModel, deployment: Deployment) -> tuple[str, ...]:
     if wanted_routing := model.routing.layers:
         notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)
+
+
+def _not_run(deployment: Deployment) -> tuple[str, ...]:
+    """That the engine does not run on these GPUs, or not with these weights: the times are of no launch."""
+    setting = deployment.setting
+    reason = (
+        None if setting.hardware is None else unsupported(setting.engine.name, setting.hardware, setting.scheme.name)
+    )
+    return () if reason is None else (reason,)
 
 
 def _unlike_any_row(model: StepModel) -> tuple[str, ...]:

@@ -28,6 +28,18 @@ _OF_DENSE = {
 """Tensor of the dense gated layer that each expert of a stack is a copy of."""
 
 
+_OF_EXPERTS = {"activation", "gated", "clamp"}
+"""Fields of a mixture that a dense layer has too."""
+_OF_KIND: Mapping[str, Mapping[str, object]] = {
+    "swiglu": {"activation": "silu"},
+    "geglu": {"activation": "gelu_tanh"},
+    "mlp": {"gated": False},
+}
+"""Those that a kind of dense layer fixes."""
+_SIZES = {"intermediate_size", "balance"}
+"""Fields that the shapes of tensors tell, and that act in training alone."""
+
+
 def upcycle(
     graph: LayerGraph,
     directory: Path | str,
@@ -45,6 +57,8 @@ def upcycle(
     if problems:
         raise UserError(problems)
     parent = open_model(directory, "cpu", dtype, progress=progress)
+    if problems := list(_unlike_parent(graph, parent.graph)):
+        raise UserError(problems)
     model = build(graph, "cpu", dtype or graph.model.text.dtype, seed=None)
     initialize(model, graph, seed)
     _copy(graph, model.state_dict(keep_vars=True), parent.state_dict())
@@ -67,6 +81,28 @@ def _unlike_dense(node: LayerNode) -> Iterator[Problem]:
     for need, is_met in needs.items():
         if not is_met:
             yield Problem(f"an upcycled mixture gives its parent's output only if {need}", path=node.id)
+
+
+def _unlike_parent(graph: LayerGraph, parent: LayerGraph) -> Iterator[Problem]:
+    """Problems of layers that would compute something else with the parent's weights; of equal layers one is named."""
+    known = {node.id: node.spec for node in parent.nodes}
+    seen = set[tuple[str, str]]()
+    for node in graph.nodes:
+        before = known.get(node.id)
+        if before is None:
+            continue  # tensors without a source are refused by name
+        ours = node.spec.model_dump()
+        theirs = {"gated": True, "clamp": None, **before.model_dump(), **_OF_KIND.get(before.kind, {})}
+        if theirs.get("approximate") == "none":
+            theirs["activation"] = "gelu"
+        becomes_mixture = isinstance(node.spec, MoESpec) and not isinstance(before, MoESpec)
+        for field in sorted((_OF_EXPERTS if becomes_mixture else {*ours}) - _SIZES):
+            if ours[field] != theirs.get(field) and (node.role, field) not in seen:
+                seen.add((node.role, field))
+                message = (
+                    f"{field} is {ours[field]}, and {theirs.get(field)} in the checkpoint's model: outputs would differ"
+                )
+                yield Problem(message, path=node.id)
 
 
 @torch.no_grad()

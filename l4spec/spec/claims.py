@@ -64,6 +64,8 @@ class Claim(Spec):
             raise ValueError("a claim that something fits needs `on` and a value of true or false")
         if self.quantity != "fits" and isinstance(self.value, bool):
             raise ValueError(f"a claim of {self.quantity} needs a number, found {str(self.value).lower()}")
+        if self.value < 0:
+            raise ValueError(f"a claim needs a value of at least 0, found {self.value}")
         trains = self.quantity == "train_flops_per_second_per_gpu"
         if trains and self.on is None:
             raise ValueError("a claim of a training rate needs `on`")

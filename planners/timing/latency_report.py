@@ -109,12 +109,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
         decode=decode,
         ttft_bound_seconds=prefill.bound_seconds + deployment.setting.num_tiles * model.tile_bound_seconds,
         time_per_output_token_bound_seconds=decode.bound_seconds / brought,
-        cautions=(
-            *_not_run(deployment),
-            *_beyond(model, deployment.context),
-            *_unlike_any_row(model),
-            *_over_limit(deployment, micro),
-        ),
+        cautions=_cautions(model, deployment, micro),
         notes=_notes(model, deployment),
     )
     if efficiency is None:
@@ -263,6 +258,12 @@ def _notes(model: StepModel, deployment: Deployment) -> tuple[str, ...]:
     if wanted_routing := model.routing.layers:
         notes.append(f"experts are chosen as measured in {len(wanted_routing)} layers, uniformly elsewhere")
     return tuple(notes)
+
+
+def _cautions(model: StepModel, deployment: Deployment, sequences: int) -> tuple[str, ...]:
+    """Reasons to trust the times less; `sequences` are those of a planned decode step."""
+    extrapolated = _beyond(model, deployment.context)
+    return (*_not_run(deployment), *extrapolated, *_unlike_any_row(model), *_over_limit(deployment, sequences))
 
 
 def _not_run(deployment: Deployment) -> tuple[str, ...]:

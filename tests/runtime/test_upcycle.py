@@ -60,8 +60,18 @@ def test_experts_differ_after_a_step_of_training(parent: Path) -> None:
         ({"capacity_factor": 1.0}, "capacity_factor"),
         ({"intermediate_size": 32}, "shape"),
         ({"expert_bias": True}, "found none"),
+        ({"activation": "gelu_tanh"}, "activation is gelu_tanh, and silu"),
+        ({"clamp": {"limit": 1.0}}, "clamp"),
     ],
 )
 def test_a_mixture_that_would_change_the_logits_is_refused(parent: Path, others: Json, reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         upcycle(model(mixture() | others), parent)
+
+
+def test_other_layers_compute_what_the_parent_s_do(parent: Path) -> None:
+    """Positions have no tensors, so that no shape tells of them."""
+    parts = {"attention": gqa(position={**ROPE, "theta": 100.0}), "ffn": mixture()}
+    child = graph_of(text_of(parts, [{"attention": "attention", "ffn": "ffn", "repeat": 2}]))
+    with pytest.raises(UserError, match=r"attention: position is .* outputs would differ"):
+        upcycle(child, parent)

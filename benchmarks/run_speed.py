@@ -2,7 +2,7 @@
 
     python -m benchmarks.run_speed [--models 16-experts 128-experts] [--dtypes fp32 bf16] [--rounds 5] [--threads 2]
                                    [--parts prefill decode-1 decode-8 train contexts] [--clock wall|cpu]
-                                   [--processes 1] [--json RESULTS.json] [--tiny]
+                                   [--processes 1] [--apart] [--json RESULTS.json] [--tiny]
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
@@ -14,6 +14,9 @@ long the context is.
 
 Where its memory lies is chance for each process, and changes how fast it is read by up to a half. `--processes` runs
 everything in so many, one after another, and tells of each result the process with the median share of the limit.
+
+`--apart` is for models whose training steps do not fit into memory together: in each round a process of ours and one
+of transformers take a step, one after the other, with the same weights; losses and gradients' norms are compared.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.speed_apart import Apart, train_apart
 from benchmarks.speed_decode import bytes_per_step, our_steps, prefilled, reference_steps
 from benchmarks.speed_limits import plain_matmuls, streaming
 from benchmarks.speed_models import (
@@ -51,6 +55,8 @@ from l4spec.runtime.compiled import CompiledStep, compile_step
 from l4spec.runtime.model import Model
 
 MODELS = ("16-experts", "128-experts")
+FEWER_LAYERS = "128-experts-4-layers"
+"""Model (b) with half of its layers, of which each side's training step fits into 12 GiB."""
 PARTS = ("prefill", "decode-1", "decode-8", "train", "contexts")
 """Parts that can be measured separately; the number after `decode` is that of sequences decoded at once."""
 NUM_STEPS = 8
@@ -79,6 +85,8 @@ class Options:
     streamed_bytes: int
     device: str = "cpu"
     clock: Clock = "wall"
+    threads: int = 2
+    apart: bool = False
     contexts_dtype: str = "fp32"
 
 
@@ -136,6 +144,13 @@ def _train(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[s
         "of_matmul_rate": flops / matmul_flops * times.ratio("matmuls", "train"),
         "seconds_of_rounds": dict(times.rounds),
     }
+
+
+def _train_apart(name: str, dtype: str, options: Options) -> dict[str, Any]:
+    """The same without a moment at which both sides are in memory; losses and gradients' norms are compared alone."""
+    asked = Apart(name, dtype, options.overrides, options.tokens, options.threads, options.clock)
+    about = {"model": name, "dtype": dtype, "load_average": load_average()}
+    return about | train_apart(asked, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _decode(
@@ -235,7 +250,7 @@ def long_contexts(options: Options, dtype: str) -> list[dict[str, Any]]:
 
 def _options() -> tuple[Options, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, FEWER_LAYERS), default=MODELS)
     parser.add_argument("--dtypes", nargs="+", choices=("fp32", "bf16"), default=("fp32", "bf16"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
@@ -244,19 +259,22 @@ def _options() -> tuple[Options, argparse.Namespace]:
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: for one thread of a busy machine"
     )
     parser.add_argument("--processes", type=int, default=1, help="run so often, and tell the median")
+    parser.add_argument("--apart", action="store_true", help="a process for each side's training step, no other part")
     parser.add_argument("--json", type=Path, help="add results to this file, instead of older ones of the same")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes: the numbers mean nothing")
     given = parser.parse_args()
     options = Options(
         given.models,
         given.dtypes,
-        given.parts,
+        ("train",) if given.apart else given.parts,
         given.rounds,
         tokens=272 if given.tiny else 1024,
         contexts=(256, 512) if given.tiny else CONTEXTS,
         overrides=TINY if given.tiny else (),
         streamed_bytes=1 << 20 if given.tiny else 1 << 28,
         clock=given.clock,
+        threads=given.threads,
+        apart=given.apart,
     )
     return options, given
 
@@ -267,6 +285,9 @@ def results(options: Options) -> Iterator[dict[str, Any]]:
         exact: dict[str, Tensor] = {}
         for dtype in options.dtypes:
             print(f"measuring {name} in {dtype} …", file=sys.stderr, flush=True)
+            if options.apart:
+                yield _train_apart(name, dtype, options)
+                continue
             if dtype != "fp32" and name not in exact:
                 exhausted = measure(name, "fp32", replace(options, parts=()), exact)
                 assert not list(exhausted), "no part, no result: the run leaves its exact logits"

@@ -53,3 +53,21 @@ def test_a_clipped_gradient_has_the_largest_norm_and_a_small_one_is_left_alone()
     assert float(norm()) == pytest.approx(0.5, rel=1e-5)
     clip(model.parameters(), norm(), 1.0)
     assert float(norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_a_fused_step_is_adamw_by_its_definition() -> None:
+    from tests.runtime.tiny import graph_of
+
+    model = distribute(build(graph_of(llama4_text()), "meta", "fp64"), Layout(), device="cpu", train=True)
+    spec = OptimizerSpec(learning_rate=0.1, weight_decay=0.5)
+    optimizer = make_optimizer(model, spec)
+    expected, (beta1, beta2) = {}, spec.betas
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.randn_like(parameter)
+        decayed = parameter.detach() * (1 - 0.1 * (0.5 if parameter.dim() > 1 else 0.0))
+        first, second = (1 - beta1) * parameter.grad, (1 - beta2) * parameter.grad.square()
+        step = first / (1 - beta1) / ((second / (1 - beta2)).sqrt() + spec.eps)
+        expected[name] = decayed - 0.1 * step
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, expected[name], rtol=1e-12, atol=1e-12), name  # fp64's rounding, tenfold

@@ -39,9 +39,14 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 @torch.library.custom_op("l4spec::grouped_outer", mutates_args=())
 def _grouped_outer(grad: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
     """Per expert, grad^T x over its rows [experts, out, in]: the gradient of its matrix; zeros without rows."""
-    result = x.new_zeros(offsets.shape[0], grad.shape[1], x.shape[1])
-    for expert, start, stop in hit(offsets):
-        torch.mm(grad[start:stop].t(), x[start:stop], out=result[expert])
+    result = x.new_empty(offsets.shape[0], grad.shape[1], x.shape[1])
+    start = 0
+    for expert, stop in enumerate(offsets.tolist()):
+        if stop > start:
+            torch.mm(grad[start:stop].t(), x[start:stop], out=result[expert])
+        else:
+            result[expert].zero_()
+        start = stop
     return result
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.report.latency import latency_facts
 from l4spec.report.plan_page import estimate_notes, marks_of, verdict
-from l4spec.report.quantities import Figures, difference, usd, whole
+from l4spec.report.quantities import Figures, difference, per_second, usd, whole
 from l4spec.units import gib
 from planners.latency_types import Latency
 from planners.plan_types import Plan
@@ -129,8 +129,14 @@ _ROWS: tuple[Row, ...] = (
     ("most users that fit", _limit(lambda plan: plan.max_batch)),
     ("TTFT", _timed(lambda latency: latency.ttft_seconds, Figures.seconds)),
     ("TPOT", _timed(lambda latency: latency.time_per_output_token_seconds, Figures.seconds)),
-    ("tokens/s per user", _timed(lambda latency: latency.tokens_per_second_per_user, lambda f, v: f"{f.mark}{v:,.1f}")),
-    ("tokens/s per GPU", _timed(lambda latency: latency.tokens_per_second_per_gpu, lambda f, v: f"{f.mark}{v:,.1f}")),
+    (
+        "tokens/s per user",
+        _timed(lambda latency: latency.tokens_per_second_per_user, lambda f, v: f.mark + per_second(v)),
+    ),
+    (
+        "tokens/s per GPU",
+        _timed(lambda latency: latency.tokens_per_second_per_gpu, lambda f, v: f.mark + per_second(v)),
+    ),
     (
         "$ per million output tokens",
         _timed(lambda latency: latency.usd_per_million_output_tokens, lambda f, v: f.mark + usd(v)),

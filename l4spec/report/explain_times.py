@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from l4spec.report.page import Page, Section, Table
-from l4spec.report.quantities import amount, count, seconds, usd, whole
+from l4spec.report.quantities import amount, count, per_second, seconds, usd, whole
 from planners.latency_types import Latency, StepLatency, TimePart
 from planners.plan_types import Plan
 
@@ -37,13 +37,13 @@ def _serving(plan: Plan, latency: Latency) -> Rows:
         return
     output, gpus = latency.output_tokens, plan.layout.num_devices
     if output is None:
-        yield "tokens/s per user", "1 / TPOT", f"{user:,.1f}"
-        yield "tokens/s per GPU", f"{whole(plan.deployment.batch)} sequences / TPOT / {gpus} GPUs", f"{gpu:,.1f}"
+        yield "tokens/s per user", "1 / TPOT", per_second(user)
+        yield "tokens/s per GPU", f"{whole(plan.deployment.batch)} sequences / TPOT / {gpus} GPUs", per_second(gpu)
     else:
-        yield "tokens/s per user", f"{whole(output)} / (TTFT + {whole(output - 1)} × TPOT)", f"{user:,.1f}"
-        yield "tokens/s per GPU", f"tokens/s of all clients (Little's law) / {gpus} GPUs", f"{gpu:,.1f}"
+        yield "tokens/s per user", f"{whole(output)} / (TTFT + {whole(output - 1)} × TPOT)", per_second(user)
+        yield "tokens/s per GPU", f"tokens/s of all clients (Little's law) / {gpus} GPUs", per_second(gpu)
     if latency.usd_per_million_output_tokens is not None:
-        price = f"${latency.usd_per_gpu_hour:,.2f} × 1,000,000 / ({gpu:,.1f} tokens/s × 3,600 s)"
+        price = f"${latency.usd_per_gpu_hour:,.2f} × 1,000,000 / ({per_second(gpu)} tokens/s × 3,600 s)"
         yield "$ per million output tokens", price, usd(latency.usd_per_million_output_tokens)
 
 

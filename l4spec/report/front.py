@@ -5,6 +5,7 @@ from math import ceil, log10
 
 from l4spec.report.charts import front_chart
 from l4spec.report.page import Figure, Table
+from l4spec.report.quantities import per_second
 from l4spec.report.templating import render
 from planners.search.search_types import FrontPoint
 
@@ -44,8 +45,8 @@ def front_figure(points: tuple[FrontPoint, ...]) -> Figure:
             f"{p.num_gpus}x{p.hardware}",
             str(p.layout),
             p.quantization,
-            f"{p.tokens_per_second_per_user:,.1f}",
-            f"{p.tokens_per_second_per_gpu:,.1f}",
+            per_second(p.tokens_per_second_per_user),
+            per_second(p.tokens_per_second_per_gpu),
             "yes" if p.meets_limits else "no",
         )
         for number, p in enumerate(ordered, 1)
@@ -60,7 +61,7 @@ def front_figure(points: tuple[FrontPoint, ...]) -> Figure:
 
 
 def _name(point: FrontPoint) -> str:
-    rates = f"{point.tokens_per_second_per_user:.1f} of a user, {point.tokens_per_second_per_gpu:.1f} of a GPU"
+    rates = f"{per_second(point.tokens_per_second_per_user)} of a user, {per_second(point.tokens_per_second_per_gpu)} of a GPU"
     return f"{point.num_gpus}x{point.hardware} {point.layout}, {point.quantization} weights: tokens/s {rates}"
 
 

@@ -1,7 +1,7 @@
 """The time that a plan takes, as lines of its page and as tables of its detail: bound, estimate, error."""
 
 from l4spec.report.page import Facts, Lines, Section, Table
-from l4spec.report.quantities import Figures, count, short_amount, usd, whole
+from l4spec.report.quantities import Figures, count, per_second, short_amount, usd, whole
 from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
 from planners.timing.likeness import ROWS_OF_A_P90
@@ -27,7 +27,7 @@ def _requests_in_flight(plan: Plan, latency: Latency) -> tuple[tuple[str, str], 
         return ()
     number = rate * (first + (latency.output_tokens - 1) * following)
     mark = Figures(bool(plan.estimates.work)).mark
-    mean = f"{mark}{number:,.1f} requests on average at {rate:g} a second, with TTFT and TPOT as estimated"
+    mean = f"{mark}{per_second(number)} requests on average at {rate:g} a second, with TTFT and TPOT as estimated"
     return (("in flight", f"{mean}; {whole(plan.max_batch or 0)} fit"),)
 
 
@@ -38,7 +38,7 @@ def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str],
     rows = [("TTFT", f"{first}; prompt of {whole(latency.prompt_tokens or 0)} tokens"), ("TPOT", token)]
     if latency.tokens_per_second_per_user is not None and latency.tokens_per_second_per_gpu is not None:
         mark, user, gpu = figures.mark, latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
-        speed = f"{mark}{user:,.1f} tokens/s per user, {mark}{gpu:,.1f} tokens/s per GPU{_cost_of_tokens(latency)}"
+        speed = f"{mark}{per_second(user)} tokens/s per user, {mark}{per_second(gpu)} tokens/s per GPU{_cost_of_tokens(latency)}"
         span = "while decoding" if latency.output_tokens is None else "prompt included"
         rows.append(("speed", f"{speed}, {span} ({_factors_of(latency)})"))
     return (*rows, *_origin(latency))

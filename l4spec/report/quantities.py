@@ -69,6 +69,11 @@ def amount(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
+def per_second(value: float) -> str:
+    """Tokens a second: `1,234.5`, `0.0312`: one decimal from ten on, three digits below."""
+    return f"{value:,.1f}" if value >= 9.995 else f"{value:.3g}"
+
+
 def short_amount(value: float) -> str:
     """The same by the thousand: `1.23M`, `4.32K`, `12.3`."""
     return count(round(value)) if value >= 1000 else amount(value)

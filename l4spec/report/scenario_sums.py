@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from l4spec.report.opened import opened
 from l4spec.report.page import Block, Details, Section
-from l4spec.report.quantities import Figures, seconds, usd, whole
+from l4spec.report.quantities import Figures, amount, per_second, seconds, usd, whole
 from l4spec.units import gib
 from planners.simulate.result_types import ServerResult, SimulationResult
 from planners.simulate.scenario_plan import ScenarioPlan, ServerPlan
@@ -74,9 +74,11 @@ def _rates(rest: ScenarioOrigins) -> Iterator[Block]:
     rate = f"{whole(result.finished)} finished / {span}"
     yield opened("requests", f"{mark}{result.requests_per_second:.3g}/s", rate, _STEPS, error)
     tokens = f"tokens of the finished requests' answers / {span}"
-    yield opened("tokens out", f"{mark}{result.output_tokens_per_second:,.0f}/s", tokens, _STEPS, error)
-    each = f"{result.output_tokens_per_second:,.0f} tokens/s / {whole(result.num_gpus)} GPUs"
-    yield opened("tokens of a GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f}/s", each, _STEPS, error)
+    yield opened("tokens out", f"{mark}{amount(result.output_tokens_per_second)}/s", tokens, _STEPS, error)
+    each = f"{amount(result.output_tokens_per_second)} tokens/s / {whole(result.num_gpus)} GPUs"
+    yield opened(
+        "tokens of a GPU", f"{mark}{per_second(result.output_tokens_per_second_per_gpu)}/s", each, _STEPS, error
+    )
     area = f"integral of the requests in the system over {span}, by that time"
     yield opened("in the system", f"{mark}{result.mean_in_system:.1f} requests", area, _STEPS, error)
     for level in result.levels:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from l4spec.report.front import draw_front, front_figure
 from l4spec.report.latency import error_words
 from l4spec.report.page import Code, Facts, Lines, Page, Section, Table
-from l4spec.report.quantities import seconds, usd, whole
+from l4spec.report.quantities import amount, seconds, usd, whole
 from planners.search.search_types import RankedDeployment, SearchAnswer
 
 _FRONT = "Tokens/s of a GPU over tokens/s of a user"
@@ -85,7 +85,7 @@ def _ranked_sections(answer: SearchAnswer, spec: str, top: int) -> Iterator[Sect
             each.engine.removesuffix("-hybrid"),
             seconds(each.ttft_seconds),
             seconds(each.time_per_output_token_seconds),
-            f"{each.tokens_per_second_per_gpu:,.0f}",
+            amount(each.tokens_per_second_per_gpu),
             _usd(each.usd_per_million_input_tokens),
             _usd(each.usd_per_million_output_tokens),
         )

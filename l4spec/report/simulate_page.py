@@ -2,7 +2,7 @@
 
 from l4spec.report.charts import time_chart
 from l4spec.report.page import Code, Facts, Figure, Lines, Page, Section, Table
-from l4spec.report.quantities import ESTIMATE_MARK, Figures, seconds, usd, whole
+from l4spec.report.quantities import ESTIMATE_MARK, Figures, amount, per_second, seconds, usd, whole
 from l4spec.report.templating import render
 from planners.simulate.capacity import ServiceCapacity
 from planners.simulate.result_types import Distribution, ServerResult, SimulationResult, TimeSeries
@@ -108,9 +108,18 @@ def _columns(values: Distribution) -> tuple[float, ...]:
 def _rates(result: SimulationResult) -> Facts:
     mark = _figures(result).mark
     rows = [
-        ("requests", f"{mark}{result.requests_per_second:.3g}/s, {result.mean_in_system:.1f} in the system on average"),
-        ("tokens", f"{mark}{result.input_tokens_per_second:,.0f}/s in, {result.output_tokens_per_second:,.0f}/s out"),
-        ("per GPU", f"{mark}{result.output_tokens_per_second_per_gpu:,.1f} tokens/s out on each of {result.num_gpus}"),
+        (
+            "requests",
+            f"{mark}{result.requests_per_second:.3g}/s, {per_second(result.mean_in_system)} in the system on average",
+        ),
+        (
+            "tokens",
+            f"{mark}{amount(result.input_tokens_per_second)}/s in, {amount(result.output_tokens_per_second)}/s out",
+        ),
+        (
+            "per GPU",
+            f"{mark}{per_second(result.output_tokens_per_second_per_gpu)} tokens/s out on each of {result.num_gpus}",
+        ),
         ("good", _good(result, mark)),
     ]
     if result.usd_per_million_output_tokens is not None:

@@ -75,7 +75,7 @@ def test_shown_memory_is_within_half_a_hundredth_of_a_gib(num_bytes: int) -> Non
     assert abs(float(shown) * GiB - num_bytes) <= 0.005 * GiB + 1
 
 
-@pytest.mark.parametrize("write", [quantities.usd, quantities.amount, quantities.short_amount])
+@pytest.mark.parametrize("write", [quantities.usd, quantities.amount, quantities.short_amount, quantities.per_second])
 @pytest.mark.parametrize("value", [10.0**exponent * digit for exponent in range(-9, 7) for digit in (1, 4.9, 9.96)])
 def test_no_amount_above_zero_reads_as_another(write: Callable[[float], str], value: float) -> None:
     """A rounding of two digits is off by 5 % at most; a price of $0.0003 is none of $0.000."""

@@ -61,7 +61,8 @@ def front_figure(points: tuple[FrontPoint, ...]) -> Figure:
 
 
 def _name(point: FrontPoint) -> str:
-    rates = f"{per_second(point.tokens_per_second_per_user)} of a user, {per_second(point.tokens_per_second_per_gpu)} of a GPU"
+    user, gpu = point.tokens_per_second_per_user, point.tokens_per_second_per_gpu
+    rates = f"{per_second(user)} of a user, {per_second(gpu)} of a GPU"
     return f"{point.num_gpus}x{point.hardware} {point.layout}, {point.quantization} weights: tokens/s {rates}"
 
 

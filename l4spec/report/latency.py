@@ -38,7 +38,8 @@ def _serving_facts(latency: Latency, figures: Figures) -> tuple[tuple[str, str],
     rows = [("TTFT", f"{first}; prompt of {whole(latency.prompt_tokens or 0)} tokens"), ("TPOT", token)]
     if latency.tokens_per_second_per_user is not None and latency.tokens_per_second_per_gpu is not None:
         mark, user, gpu = figures.mark, latency.tokens_per_second_per_user, latency.tokens_per_second_per_gpu
-        speed = f"{mark}{per_second(user)} tokens/s per user, {mark}{per_second(gpu)} tokens/s per GPU{_cost_of_tokens(latency)}"
+        of_user, of_gpu = f"{mark}{per_second(user)} tokens/s per user", f"{mark}{per_second(gpu)} tokens/s per GPU"
+        speed = f"{of_user}, {of_gpu}{_cost_of_tokens(latency)}"
         span = "while decoding" if latency.output_tokens is None else "prompt included"
         rows.append(("speed", f"{speed}, {span} ({_factors_of(latency)})"))
     return (*rows, *_origin(latency))

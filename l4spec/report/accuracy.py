@@ -154,9 +154,10 @@ KNOWN_WRONG = (
     "faster there, which plain decoding cannot do: drafted tokens are not planned. Left out of the fit.",
     "Attention data parallelism (tp 1, ep 8): neither routing imbalance nor ranks waiting for each other is "
     "modelled; maximum throughput of DeepSeek-R1 is predicted about twice too high.",
-    "Maverick on 8 x H100, maximum throughput: throughput is limited by the little memory left for the cache, and "
-    "the engine's workspaces are not among the memory terms; predictions are 17 to 56 % high. On 8 x H200 with tp 8 "
-    "they are 1 to 28 % low.",
+    "Maverick on 8 x H100, maximum throughput: 18 to 54 % too high. H200 is published at 2.4 to 3.8 times H100's rate, "
+    "with 1.43 times its bandwidth. All seven rows are met with 10 to 14 GiB less for the cache on each GPU than the "
+    "28 that the memory terms leave: the engine uses memory that nobody measured, and no row marked calibrate has the "
+    "setting. On 8 x H200 with tp 8 predictions are 2 to 29 % low.",
     "Training on GB200: the share of the nvfp4 peak was fitted on 405B alone and makes 70B 16 to 28 % too fast; that "
     "of fp8 and mxfp8 was fitted mostly on 70B and makes 405B 9 to 14 % too slow. Width, tp and pp differ together "
     "among these rows, so that calibration rows do not determine which form is missing.",

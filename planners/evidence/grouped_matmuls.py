@@ -122,6 +122,7 @@ def work_of(cell: Cell) -> ExpertWork:
         width=width,
         hidden=HIDDEN,
         tokens=cell.tokens,
+        mean_rows=cell.tokens / cell.experts,
     )
 
 

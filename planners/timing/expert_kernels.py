@@ -41,6 +41,7 @@ def work_of_experts(kind: KindProfile, step: Step, layout: Layout, routing: Rout
         width=width,
         hidden=hidden,
         tokens=step.tokens * layout.ep,
+        mean_rows=step.tokens * layout.ep * kind.experts_per_token / kind.num_experts,
     )
 
 

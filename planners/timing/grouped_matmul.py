@@ -4,16 +4,20 @@ A device reads each activated expert's weights once and multiplies its rows. Ker
 
     seconds = launch + expert * activated + passes over rows and tokens
               + sum over activated experts of (read^s + multiply^s)^(1/s)
+              + lone * bytes of an expert / bandwidth
     read      = bytes of an expert / bandwidth * (1 / memory + narrow_memory * 256 / width)
-    multiply  = rows * FLOPs of a row / peak * (1 / compute + narrow_compute * 256 / width)
+    multiply  = rows in whole tiles * FLOPs of a row / peak * (1 / compute + narrow_compute * 256 / width)
 
-Decoding (up to `DECODE_TOKENS` tokens per step) and prefill have shares of the bandwidth of their own. With shares of
-at most 1 no time is below the roofline of any expert, so none is below that of all. Skewed routing activates fewer
+Kernels choose tiles of about as many rows as an expert has in the mean (8 to 128, a power of 2), and an expert's last
+tile is computed whole: skewed rows fill more tiles. The last term is that of few experts, whose tiles do not fill the
+GPU. Decoding (up to `DECODE_TOKENS` tokens per step) and prefill have shares of the bandwidth of their own. With shares
+of at most 1 no time is below the roofline of any expert, so none is below that of all. Skewed routing activates fewer
 experts (faster where weights bound) and gives some of them, or one rank, more rows (slower where matmuls bound).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Annotated
 
 from pydantic import Field
@@ -27,6 +31,9 @@ DECODE_TOKENS = 128
 """Tokens of all ranks up to which kernels are tuned for few rows an expert."""
 ROW_BYTES = 4
 """A pass over a row reads and writes one bf16 number for each of its entries."""
+_SMALLEST_TILE, _LARGEST_TILE = 8, 128
+_ROUNDING = 1e-9
+"""Share of a tile that is rounding of a mean."""
 _NARROW = 256
 """The width that the terms of narrow experts refer to."""
 Part = Annotated[float, Field(gt=0, le=1)]
@@ -39,7 +46,8 @@ class ExpertWork:
 
     `rows` are pairs (experts, rows): a number of activated experts (a mean, so not an integer) with that many rows
     each. `expert_bytes` are one expert's weights on this device, `row_flops` a row's FLOPs there; `width` is the
-    intermediate width on this device and `hidden` the residual stream's. `tokens` are those of all ranks.
+    intermediate width on this device and `hidden` the residual stream's. `tokens` are those of all ranks, `mean_rows`
+    the rows of an expert in the mean over all experts of all ranks, reached or not.
     """
 
     rows: tuple[tuple[float, float], ...]
@@ -48,6 +56,16 @@ class ExpertWork:
     width: float
     hidden: int
     tokens: float
+    mean_rows: float
+
+    @property
+    def tile(self) -> int:
+        """Rows of a tile."""
+        return min(_LARGEST_TILE, max(_SMALLEST_TILE, 1 << (ceil(self.mean_rows) - 1).bit_length()))
+
+    def in_tiles(self, rows: float) -> float:
+        """Rows that are computed for an expert's `rows`: whole tiles."""
+        return self.tile * ceil(rows / self.tile - _ROUNDING)
 
     @property
     def activated(self) -> float:
@@ -88,6 +106,7 @@ class GroupedMatmul(Spec):
     narrow_compute: Positive
     row: Positive
     token: Positive
+    lone: Positive
     sharpness: Annotated[float, Field(ge=1)]
     fitted: KernelError
     unfitted: KernelError
@@ -99,10 +118,13 @@ class GroupedMatmul(Spec):
         read = work.expert_bytes / bandwidth * (1 / share + self.narrow_memory * narrow)
         row = work.row_flops / peak * (1 / self.compute + self.narrow_compute * narrow)
         power = self.sharpness
-        experts: float = sum(count * (read**power + (rows * row) ** power) ** (1 / power) for count, rows in work.rows)
+        experts: float = sum(
+            count * (read**power + (work.in_tiles(rows) * row) ** power) ** (1 / power) for count, rows in work.rows
+        )
         passes = self.row * work.num_rows + self.token * work.tokens
         moved = passes * work.hidden * ROW_BYTES / bandwidth
-        return self.launch + self.expert * work.activated + experts + moved
+        lone = self.lone * work.expert_bytes / bandwidth * min(1.0, work.activated)
+        return self.launch + self.expert * work.activated + experts + lone + moved
 
 
 class GroupedMatmulLaws(Entry):

@@ -15,12 +15,12 @@ _KERNELS = (
     "coefficient was fitted on; each with balanced and with skewed routing (shares drawn from a power law, exponent "
     "1.2; the busiest rank). Direction: of the pairs whose times differ by more than 10 %, how often the law says "
     "which one is faster.",
-    "How far these times can be predicted at all (`benchmarks/kernel_noise.py`, all 298,329 cells): a cell's own time on "
-    "a sibling GPU (H100 and H200; B200, GB200, B300 and GB300), scaled by the median ratio of both, is 3.1 % off in the "
-    "median and 19.6 % in one of ten, and has the direction of skew right in 91 % (TensorRT-LLM on Blackwell: 34.2 % in "
-    "one of ten, 85 %). In 8 % of TensorRT-LLM's cases a kernel takes 1.4 to 7 times as long as in all like shapes, "
-    "with every number of tokens: its autotuner settled on a slow tactic, which no law of shapes can know. Without them "
-    "the law is 6.6 % off in the median and 27.9 % in one of ten.",
+    "How far these times can be predicted at all (`benchmarks/kernel_noise.py`, all 298,329 cells): a cell's own time "
+    "on a sibling GPU (H100 and H200; B200, GB200, B300 and GB300), scaled by the median ratio of both, is 3.1 % off "
+    "in the median and 19.6 % in one of ten, and has the direction of skew right in 91 % (TensorRT-LLM on Blackwell: "
+    "34.2 % in one of ten, 85 %). In 8 % of TensorRT-LLM's cases a kernel takes 1.4 to 7 times as long as in all like "
+    "shapes, with every number of tokens: its autotuner settled on a slow tactic, which no law of shapes can know. "
+    "Without them the law is 6.6 % off in the median and 27.9 % in one of ten.",
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from math import ceil, inf
+from math import ceil
 
 from pydantic import BaseModel, ConfigDict
 
@@ -148,8 +148,7 @@ def _rate(loaded: LoadedScenario, result: SimulationResult) -> float:
         return arrivals.rate
     if isinstance(arrivals, Bursts):
         return sum(arrivals.rates) / len(arrivals.rates)
-    end = inf if workload.seconds is None else workload.seconds * NS
-    times = [time for time in islice(_arrivals(loaded), workload.requests) if time < end]
+    times = list(islice(_arrivals(loaded), result.requests))
     if not times:
         return result.requests / result.duration
     if times[-1] == times[0]:

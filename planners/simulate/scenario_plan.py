@@ -20,6 +20,7 @@ from planners.simulate.planning import PREFILL, planned_servers
 from planners.simulate.servers import Server
 from planners.simulate.times.interface import Chunk, StepBatch
 from planners.simulate.workload.draws import mean_length
+from planners.simulate.workload.traced import sent
 from planners.simulate.workload.traces import read_trace
 from planners.timing.drafts import mean_accepted
 
@@ -139,7 +140,8 @@ def mean_request(loaded: LoadedScenario, server: Server) -> MeanRequest:
     find = partial(loaded.file, ("workload",))
     if isinstance(workload.arrivals, Trace):
         path = loaded.file(("workload", "arrivals", "path"), workload.arrivals.path)
-        sizes = [(entry.prompt, entry.output) for entry in read_trace(path, workload.arrivals.format)]
+        entries = sent(read_trace(path, workload.arrivals.format), workload)
+        sizes = [(entry.prompt, entry.output) for entry in entries]
         prompts, outputs = zip(*sizes, strict=True)
         return MeanRequest(prompt=_mean(prompts), output=_mean(outputs))
     assert workload.prompt_tokens is not None and workload.output_tokens is not None, "only traces bring their own"

@@ -1,7 +1,7 @@
 """Requests of a trace at their own times, or sessions of a trace that wait for their answers."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain, count
+from itertools import chain, count, islice
 from math import inf
 
 from l4spec.errors import Problem, UserError
@@ -10,6 +10,23 @@ from planners.simulate.requests import Request
 from planners.simulate.workload.draws import NS, stream
 from planners.simulate.workload.source import Contents, Source
 from planners.simulate.workload.traces import TraceEntry
+
+
+def sent(entries: Iterator[TraceEntry], workload: Workload) -> Iterator[TraceEntry]:
+    """The entries of a trace that a workload sends: the first `requests` of them, and those before its `seconds`.
+
+    Sessions, whose arrivals follow from answers, have no times to cut. Raises UserError if no entry is left.
+    """
+    assert isinstance(workload.arrivals, Trace), "other arrivals have no entries"
+    end = inf if workload.seconds is None else round(workload.seconds * NS)
+    is_any = False
+    for entry in islice(entries, workload.requests):
+        if not entry.session and round(entry.arrival / workload.arrivals.speed) >= end:
+            break
+        is_any = True
+        yield entry
+    if not is_any:
+        raise UserError([Problem("the trace holds no request", path="workload.arrivals.path")])
 
 
 class Traced(Source):

@@ -1,6 +1,7 @@
 """The plan of a scenario: one request alone takes what a simulation of one takes; memory and GPUs add up."""
 
 from itertools import islice
+from pathlib import Path
 from random import Random
 from statistics import fmean, stdev
 
@@ -184,3 +185,22 @@ def test_a_check_sees_the_images_of_the_prompt_if_it_reads_the_prompt(reads: str
     assert_alone(shown)
     plain, seen = planned(text).stages[1], planned(shown).stages[1]
     assert (seen.seconds > plain.seconds, seen.prompt_tokens > plain.prompt_tokens) == (reads != "answer",) * 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "prompt", "output"), [("", 400, 40), (", requests: 2", 150, 15), (", seconds: 1 s", 100, 10)]
+)
+def test_the_mean_request_of_a_trace_is_of_what_is_sent(tmp_path: Path, limits: str, prompt: int, output: int) -> None:
+    lines = [(0, 100, 10), (1500, 200, 20), (3000, 900, 90)]
+    rows = [f'{{"timestamp": {t}, "input_length": {p}, "output_length": {o}}}' for t, p, o in lines]
+    (tmp_path / "trace").write_text("\n".join(rows), encoding="utf-8")
+    models = "models: {m: {spec: llama-3.1-8b, gpus: 1xH100}}\n"
+    plan = planned(models + f"workload: {{arrivals: {{kind: trace, path: {tmp_path / 'trace'}}}{limits}}}\n")
+    assert (plan.prompt_tokens, plan.output_tokens) == (prompt, output)
+
+
+def test_a_trace_without_a_request_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "trace").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n", encoding="utf-8")
+    models = "models: {m: {spec: llama-3.1-8b, gpus: 1xH100}}\n"
+    with pytest.raises(UserError, match="the trace holds no request"):
+        planned(models + f"workload: {{arrivals: {{kind: trace, path: {tmp_path / 'trace'}}}}}\n")

@@ -7,16 +7,15 @@ mistake stays an ordinary exception, so that it is never mistaken for bad input.
 import re
 from bisect import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
+from typing import NamedTuple
 
 MAX_PROBLEMS = 50
 """Most problems that are reported at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Location in an input: a file (or an option such as `--set`), with line and column from 1 where they are known."""
 
     file: str
@@ -27,8 +26,7 @@ class Place:
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One error in an input.
 
     `message` has the expected and the given value, `path` the field (`text.parts.moe.num_experts`), `place` its

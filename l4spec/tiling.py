@@ -1,11 +1,10 @@
 """Image tiling as in Llama 4: grid of tiles and number of tokens (huggingface/transformers `llama4`)."""
 
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class TileGrid:
+class TileGrid(NamedTuple):
     """Tiles of an image: rows and columns."""
 
     rows: int

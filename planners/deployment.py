@@ -1,7 +1,7 @@
 """`Deployment`: a request resolved against a model, with every name looked up; the argument of all later stages."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -19,8 +19,7 @@ from planners.request_checks import check
 from planners.training_batch import chosen_batch
 
 
-@dataclass(frozen=True, slots=True)
-class Deployment:
+class Deployment(NamedTuple):
     """The model and the complete request of a plan, with every default filled in.
 
     `setting` is the part that device memory depends on besides layout, context and batch. `context` counts tokens of a
@@ -69,9 +68,8 @@ class Deployment:
         check(request, self.graph)
         setting = self.setting
         if "quantization" in options or "mode" in options:
-            setting = replace(setting, scheme=scheme_of(scheme_for(self.graph.model.spec, _format_of(request))))
-        setting = replace(
-            setting,
+            setting = setting._replace(scheme=scheme_of(scheme_for(self.graph.model.spec, _format_of(request))))
+        setting = setting._replace(
             kv_dtype_bytes=cache_dtype_bytes(request.kv_dtype),
             memory_fraction=request.memory_fraction,
             prefill_chunk=request.prefill_chunk,

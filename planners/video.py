@@ -1,8 +1,7 @@
 """Video options of a request: still frames, their tiles and tokens."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -63,8 +62,7 @@ FrameSize = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Clip:
+class Clip(NamedTuple):
     """The options of a clip as they were given."""
 
     video: float | None

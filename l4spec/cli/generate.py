@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -152,7 +151,7 @@ def _images(
     frames: int | None,
 ) -> "ImagePrompt | None":
     """Images or frames of the prompt, read and cut; None without any. Raises UserError if the model takes none."""
-    problems = [replace(p, path=f"--{p.path}") for p in sampling_problems(video, fps, frames)]
+    problems = [p._replace(path=f"--{p.path}") for p in sampling_problems(video, fps, frames)]
     if fps is not None and not 0 < fps <= MOST_FPS:
         problems.append(Problem(f"expected a number above 0 and at most {MOST_FPS:,}, found {fps:g}", path="--fps"))
     if problems:

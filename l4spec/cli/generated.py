@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import wraps
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
@@ -99,4 +98,4 @@ def options_named(cls: type[Options]) -> Iterator[None]:
 
 
 def _in_options(cls: type[Options], problem: Problem) -> Problem:
-    return replace(problem, path=flag_of(cls, problem.path)) if problem.path in cls.model_fields else problem
+    return problem._replace(path=flag_of(cls, problem.path)) if problem.path in cls.model_fields else problem

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ def _placed(error: UserError, spec: str, overrides: Sequence[str]) -> Iterator[P
     document = open_document(spec, overrides)[0]
     for problem in error.problems:
         match = re.fullmatch(r"claims\[([0-9]+)\]", problem.path)
-        yield replace(problem, place=place_of(document, ("claims", int(match[1])))) if match else problem
+        yield problem._replace(place=place_of(document, ("claims", int(match[1])))) if match else problem
 
 
 def _verify_recipe(

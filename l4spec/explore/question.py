@@ -1,7 +1,6 @@
 """Requests of the page: a model, changed fields and options, as text; problems are reported at their field."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -84,7 +83,7 @@ def _not_known(given: Mapping[str, str]) -> Iterator[Problem]:
         try:
             look_up(text)
         except UserError as error:
-            yield from (replace(problem, path=name) for problem in error.problems)
+            yield from (problem._replace(path=name) for problem in error.problems)
 
 
 def price_note(request: PlanRequest) -> str:
@@ -104,7 +103,7 @@ def at_controls(problems: tuple[Problem, ...], controls: Mapping[str, Control]) 
         path = _field_of(problem, controls)
         entry = {
             "path": path,
-            "text": str(replace(problem, path="" if path == problem.path else problem.path, place=None)),
+            "text": str(problem._replace(path="" if path == problem.path else problem.path, place=None)),
         }
         if entry not in shown:  # the same at two fields that move together
             shown.append(entry)

@@ -1,6 +1,6 @@
 """From a resolved model to its layer graph, with shapes checked across every edge."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from l4spec.errors import Problem, SpecError
 from l4spec.graph.kept import kept_with
@@ -48,9 +48,9 @@ def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     text = graph.model.text
     if text.mtp is None:
         return None
-    stack = replace(text.stack, blocks=(text.mtp.block,))
-    own = replace(text, stack=stack, position=None, final_norm=True, mtp=None)
-    width, wide = stack.width, replace(stack.width, hidden_size=2 * stack.width.hidden_size)
+    stack = text.stack._replace(blocks=(text.mtp.block,))
+    own = text._replace(stack=stack, position=None, final_norm=True, mtp=None)
+    width, wide = stack.width, stack.width._replace(hidden_size=2 * stack.width.hidden_size)
     builder = _Builder(text.dtype)
     embedded = builder.add("embedding", text.embedding, width)
     embedded = builder.add("embedding_norm", stack.norm, width, embedded)
@@ -60,7 +60,7 @@ def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     stream = _block(builder, stack, text.mtp.block, stream)
     stream = builder.add("norm", stack.norm, width, stream)
     builder.add("head", text.head, width, stream)
-    model = replace(graph.model, name=f"{graph.name} MTP", text=own, vision=None)
+    model = graph.model._replace(name=f"{graph.name} MTP", text=own, vision=None)
     return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
 
 

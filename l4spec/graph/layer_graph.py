@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.declaration import Declaration, Parameter, Part, Shape
@@ -47,8 +47,7 @@ class LayerNode:
         return "vision" if self.scope == "vision" and parameter.part != "projector" else parameter.part
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(NamedTuple):
     """Tensor on an edge: its name, symbolic shape and number format."""
 
     name: str
@@ -56,8 +55,7 @@ class TensorType:
     dtype: str
 
 
-@dataclass(frozen=True, slots=True)
-class LayerEdge:
+class LayerEdge(NamedTuple):
     """An edge between two nodes by their ids; `port` counts the inputs of the target from 0."""
 
     source: str

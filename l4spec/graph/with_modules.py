@@ -29,7 +29,7 @@ def with_modules(graph: LayerGraph) -> LayerGraph:
             layer = graph.num_layers + index
             nodes.append(replace(node, id=names[node.id], layer=layer, module=index))
             for edge in by_target[node.id]:
-                edges.append(replace(edge, source=names[edge.source], target=names[node.id]))
+                edges.append(edge._replace(source=names[edge.source], target=names[node.id]))
             if node.role == "hidden_norm":
                 edges.append(_given(graph, hidden, names[node.id]))
         hidden = names[last]
@@ -46,4 +46,4 @@ def module_place(index: int, node_id: str) -> str:
 
 def _given(graph: LayerGraph, source: str, target: str) -> LayerEdge:
     into_head = next(edge for edge in graph.edges if edge.target == "text.head")
-    return LayerEdge(source, target, 0, replace(into_head.tensor, name=f"{source}.output"))
+    return LayerEdge(source, target, 0, into_head.tensor._replace(name=f"{source}.output"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -49,8 +49,7 @@ class LayerSpec(Spec):
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class Shrink:
+class Shrink(NamedTuple):
     """Rules by which a miniature of a model shrinks one layer: number of `heads`, and `width` relative to the stream.
 
     `per_head` takes (width of a head, heads before, heads in the miniature), so that all heads together shrink as the
@@ -94,8 +93,7 @@ class InnerWidthSpec(LayerSpec):
         return self.model_copy(update={"intermediate_size": self.intermediate_size // tp})
 
 
-@dataclass(frozen=True, slots=True)
-class Width:
+class Width(NamedTuple):
     """Sizes of a layer's surroundings: the stream's width, the longest sequence, and the vocabulary of the text."""
 
     hidden_size: int

@@ -7,7 +7,7 @@ Everything is logical: no parallel degree, no hardware, and no byte except where
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from l4spec.layers.growth import Bound as Bound  # noqa: PLC0414 (whoever declares imports it from here)
 
@@ -116,8 +116,7 @@ def linear(
     return (weight, Parameter(f"{name}.bias", (out,), part, "bias")) if bias else (weight,)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Work of one forward pass: `num_sequences` sequences, each with `num_queries` new tokens after `num_cached`.
 
     `num_logits` is the number of positions per sequence whose logits are computed (None: all new tokens),
@@ -210,8 +209,7 @@ class Elementwise:
     backward_flops: ClassVar[int] = 0
 
 
-@dataclass(frozen=True, slots=True)
-class HeadProducts:
+class HeadProducts(NamedTuple):
     """Products of activations or states with each other, as in a recurrence: `multiply_adds` in each of `num_heads`.
 
     2 FLOPs each. `backward` counts the multiply-adds of the gradients (None: a product for each factor).
@@ -236,8 +234,7 @@ class HeadProducts:
 Operation = Matmul | AttentionPairs | HeadProducts | Elementwise
 
 
-@dataclass(frozen=True, slots=True)
-class RotaryTable:
+class RotaryTable(NamedTuple):
     """A rotation of queries and keys: `width` elements of each head are rotated by the `law` (theta, scaling, pairing).
 
     Equal rotations share a table of cosines and sines, with a row for each position of a sequence, or of a patch grid.
@@ -249,8 +246,7 @@ class RotaryTable:
     over: Literal["positions", "grid", "sections"] = "positions"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenMixing:
+class TokenMixing(NamedTuple):
     """Dependence of a token on others of its sequence: `reach` is the law of the mask, None if later ones count too.
 
     The law is also that of the cache: all earlier tokens, those of the token's aligned chunk, or the last ones of a
@@ -261,8 +257,7 @@ class TokenMixing:
     rotations: tuple[RotaryTable, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RoutedExperts:
+class RoutedExperts(NamedTuple):
     """Work that a router spreads: each token goes through `num_per_token` of `num_experts` experts.
 
     Expert parallelism sends a token's hidden state to each expert it chose, and back. With a `capacity_factor` an
@@ -292,8 +287,7 @@ class RoutedExperts:
         return self.num_per_token if self.num_trained is None else self.num_trained
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
+class CacheEntry(NamedTuple):
     """One tensor kept for later tokens with its growth law: per token (`key`, `value`, `latent`), or a state.
 
     Entries of a layer that share a law are concatenated; those of another law are rows of their own.
@@ -318,8 +312,7 @@ class CacheEntry:
         return max(dtype_bytes, self.least_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Buffer:
+class Buffer(NamedTuple):
     """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype."""
 
     name: str

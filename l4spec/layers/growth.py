@@ -1,11 +1,9 @@
 """The laws by which caches grow with the context."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """The law by which a cache grows with the context: everything, or at most `size` tokens of a chunk or a window.
 
     A `state` does not grow: it is kept once per sequence, as if it were one token. A `compressed` cache has an entry

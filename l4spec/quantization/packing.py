@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import NamedTuple
 
 from l4spec.spec.storage import BYTES_PER_ELEMENT, BlockLaw, Law, PlainLaw, ScaledLaw
 from l4spec.units import ceil_div
@@ -28,15 +29,13 @@ class StoredSize:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Reason why a law cannot store a tensor of this shape."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Stack:
+class _Stack(NamedTuple):
     """A tensor as `num_matrices` matrices [num_rows, row_length] with the contracted dim along a row."""
 
     num_matrices: int

@@ -1,7 +1,6 @@
 """`l4spec report` of several models, of a scenario and of a recipe: one page each, to read and to send."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -63,10 +62,10 @@ def scenario_report(plan: ScenarioPlan, outcome: Outcome, sources: tuple[str, ..
     stretch = tuple(stretch_figure(outcome.requests, figures))
     return (
         Section("", (Lines((headline(result), *lines_under("", planned))),)),
-        *(replace(one, blocks=(*one.blocks, *curves)) if one.title == LATENCY else one for one in _titles(simulated)),
+        *(one._replace(blocks=(*one.blocks, *curves)) if one.title == LATENCY else one for one in _titles(simulated)),
         *((Section("A stretch of the timeline", stretch),) if stretch else ()),
         *(
-            replace(one, blocks=(stages_figure(plan.stages, Figures(bool(plan.estimated))), *one.blocks))
+            one._replace(blocks=(stages_figure(plan.stages, Figures(bool(plan.estimated))), *one.blocks))
             if one.title == ONE_ALONE
             else one
             for one in _titles(planned)

@@ -1,7 +1,5 @@
 """A page as one self-contained HTML file: style, drawings and every number's origin inside, without scripts."""
 
-from dataclasses import replace
-
 from l4spec.report.page import Block, Figure, Lines, Page
 from l4spec.report.templating import markup, render
 
@@ -19,7 +17,7 @@ def _titled(page: Page) -> tuple[str, Page]:
         return "l4spec", page
     title, *others = blocks[0].lines
     left = (Lines(tuple(others)), *blocks[1:]) if others else blocks[1:]
-    return title, (replace(page[0], blocks=left), *page[1:])
+    return title, (page[0]._replace(blocks=left), *page[1:])
 
 
 def _kind(block: Block) -> str:

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from l4spec.report.columns import Cells, fitted, wrapped
 
@@ -16,23 +15,20 @@ _ASCII = str.maketrans(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Lines:
+class Lines(NamedTuple):
     """Plain sentences, one per line. With a `tone` the first one is a verdict, which a terminal may colour."""
 
     lines: tuple[str, ...]
     tone: Tone = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(NamedTuple):
     """Labelled values, one per line."""
 
     rows: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """A table; columns are aligned right except those whose letter in `align` is `l` (the first one by default).
 
     On a terminal the last column is wrapped at `wrap` characters, if given, and a table that is too wide is cut into
@@ -46,8 +42,7 @@ class Table:
     keys: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """One bar: `part` of the `whole` that all bars of a chart share; `hollow` for free space."""
 
     label: str
@@ -56,23 +51,20 @@ class Bar:
     hollow: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Bars:
+class Bars(NamedTuple):
     """Bars on one scale, `whole` at full width."""
 
     bars: tuple[Bar, ...]
     whole: int
 
 
-@dataclass(frozen=True, slots=True)
-class Code:
+class Code(NamedTuple):
     """Text that is drawn with characters of equal width."""
 
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
+class Figure(NamedTuple):
     """A drawing where there can be one: a template with its values, in words for who cannot see it, and as a table."""
 
     about: str
@@ -81,8 +73,7 @@ class Figure:
     values: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Details:
+class Details(NamedTuple):
     """A labelled value that expands to its formula, source and error."""
 
     label: str
@@ -93,8 +84,7 @@ class Details:
 Block = Lines | Facts | Table | Bars | Code | Figure | Details
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """Blocks under a title; a section with an empty title continues the previous one."""
 
     title: str
@@ -177,7 +167,7 @@ def _section_markdown(section: Section) -> str:
 def _block_markdown(block: Block) -> list[str]:
     if isinstance(block, Table):
         cells = tuple(tuple(map(_markdown, row)) for row in block.rows)
-        return _table(replace(block, rows=cells), "github")
+        return _table(block._replace(rows=cells), "github")
     if isinstance(block, Facts):
         return [f"- {_markdown(label)}: {_markdown(value)}" for label, value in block.rows]
     if isinstance(block, Figure):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.units import gib
 
@@ -118,8 +119,7 @@ class Figures:
         return self.mark + seconds(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Marked:
+class Marked(NamedTuple):
     """Figures for numbers that rest on the sizes of tensors alone, and for all others."""
 
     sizes: Figures

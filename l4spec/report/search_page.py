@@ -1,7 +1,6 @@
 """The report of `l4spec search`: the best deployment, a ranked table, the Pareto front, and limits of the others."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from l4spec.report.front import draw_front, front_figure
 from l4spec.report.latency import error_words
@@ -44,7 +43,7 @@ def search_page(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> 
 def search_report(answer: SearchAnswer, spec: str, *, top: int, explain: bool) -> Page:
     """The page with its front drawn, for documents that can hold pictures."""
     return tuple(
-        replace(section, blocks=(front_figure(answer.front),)) if section.title == _FRONT else section
+        section._replace(blocks=(front_figure(answer.front),)) if section.title == _FRONT else section
         for section in search_page(answer, spec, top=top, explain=explain)
     )
 

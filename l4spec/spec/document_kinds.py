@@ -8,10 +8,9 @@ marks and the JSON Schema follow from the class.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import NamedTuple, TypeVar, get_args
 
 from l4spec.errors import Problem, SpecError, nearest
 from l4spec.library import FOLDERS
@@ -25,8 +24,7 @@ MODEL = "spec"
 """Kind of a document without `kind`."""
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentKind:
+class DocumentKind(NamedTuple):
     """One kind of document: its name after `kind:`, and `module:Class` of its schema, imported on use."""
 
     name: str

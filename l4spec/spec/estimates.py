@@ -1,7 +1,6 @@
 """Effect of estimated fields: the numbers of a plan that depend on unpublished values."""
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from l4spec.layers.attention.positions import Rope
 from l4spec.layers.base import LayerSpec
@@ -22,8 +21,7 @@ _WORK_ONLY = frozenset(("mask", "logit_softcap", "capacity_factor", "max_tiles",
 _ROTATION = frozenset(("theta", "layout", "scaling"))
 
 
-@dataclass(frozen=True, slots=True)
-class EstimatedFields:
+class EstimatedFields(NamedTuple):
     """Estimated fields by the numbers that depend on them: `params` for parameter counts, `work` for any number.
 
     Estimated fields in neither change no number of a plan.

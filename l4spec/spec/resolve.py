@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.layers.base import LayerSpec, Width
 from l4spec.layers.embedding.spec import EmbeddingSpec
@@ -26,8 +27,7 @@ from l4spec.spec.model import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class NamedPart:
+class NamedPart(NamedTuple):
     """A layer with the name its author gave it."""
 
     name: str
@@ -60,8 +60,7 @@ class ResolvedBlock:
         return " + ".join(names) or None
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedStack:
+class ResolvedStack(NamedTuple):
     """A stack of blocks, one entry per layer."""
 
     width: Width
@@ -69,8 +68,7 @@ class ResolvedStack:
     blocks: tuple[ResolvedBlock, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedMTP:
+class ResolvedMTP(NamedTuple):
     """Modules of multi-token prediction: their number, their block, and tables that the checkpoint stores again."""
 
     num_modules: int
@@ -79,8 +77,7 @@ class ResolvedMTP:
     copies_head: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedText:
+class ResolvedText(NamedTuple):
     """The language model from token ids to logits."""
 
     embedding: EmbeddingSpec
@@ -93,8 +90,7 @@ class ResolvedText:
     mtp: ResolvedMTP | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedVision:
+class ResolvedVision(NamedTuple):
     """The vision part from pixels to image tokens in the text stream."""
 
     patch_embedding: PatchEmbeddingSpec
@@ -120,8 +116,7 @@ class ResolvedVision:
         return isinstance(self.adapter, PatchMergerSpec) and (self.position is None or self.position.interpolated)
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
+class ResolvedModel(NamedTuple):
     """A model with nothing left to look up: one entry per layer, every default filled."""
 
     name: str

@@ -1,7 +1,6 @@
 """Storage of weights: packing laws, and rules that select the tensors of each law."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -66,8 +65,7 @@ class BlockLaw(Spec):
 Law: TypeAlias = Annotated[PlainLaw | ScaledLaw | BlockLaw, Field(discriminator="kind")]
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Properties of a tensor that rules select by; `layer` is the index of its layer, from 0, among `num_layers`."""
 
     name: str

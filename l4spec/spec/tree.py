@@ -1,8 +1,7 @@
 """Plain data that remembers where every value was written, so that merging files keeps each value's place."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from l4spec.errors import Place
 
@@ -12,8 +11,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 """Keys and list indices from the top: `("text", "layers", 0, "repeat")`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
+class Tree(NamedTuple):
     """One value and its place: that of its key in a mapping, of itself in a list."""
 
     value: "Scalar | list[Tree] | dict[str, Tree]"

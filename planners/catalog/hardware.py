@@ -1,7 +1,6 @@
 """Hardware entries: memory, dense peaks, links, and devices per host."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -75,8 +74,7 @@ class Links(Spec):
     """Absent if it is unpublished, and if host and device share one memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
+class Capacity(NamedTuple):
     """The device memory that a plan may count on, and how it is known."""
 
     num_bytes: int

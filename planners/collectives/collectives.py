@@ -19,7 +19,7 @@ numbers that travel beside tokens (chosen ids, how many rows go to each expert).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
@@ -39,8 +39,7 @@ CUT_ROLES = ("attention", "ffn", "embedding")
 """Layers whose output tensor-parallel ranks add up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Collective:
+class Collective(NamedTuple):
     """`calls` calls of one collective over one axis, that together pass `payload` bytes.
 
     `group` are the layers that call it, None if it is the stage's or the optimizer's. `ranks` may be a part of the
@@ -62,8 +61,7 @@ class Collective:
         return ring_bytes(self.operation, self.payload, self.ranks)
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardPass:
+class ForwardPass(NamedTuple):
     """A prefill or a decode step on one rank: its new tokens, the rows of logits needed, numbers of `item_bytes`.
 
     `context` is the length of each divided sequence (cp), whose payload is that of one sequence. `logit_bytes` is the

@@ -1,21 +1,19 @@
 """`CostSheet`: elements and FLOPs of each group of equal layers, independent of hardware."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.declaration import AttentionPairs, Operation, Work
 
 
-@dataclass(frozen=True, slots=True)
-class PassTokens:
+class PassTokens(NamedTuple):
     """One forward pass: text tokens, and image tiles that the vision tower sees in it."""
 
     text: Work
     num_tiles: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class CostRow:
+class CostRow(NamedTuple):
     """The cost of one layer of a group under a workload; `group.count` such layers exist. FLOPs are `model_flops`."""
 
     group: LayerGroup
@@ -30,8 +28,7 @@ class CostRow:
         return self.group.count * (self.matmul_flops + self.attention_flops)
 
 
-@dataclass(frozen=True, slots=True)
-class CostSheet:
+class CostSheet(NamedTuple):
     """One row per group of equal layers, in graph order."""
 
     graph: LayerGraph

@@ -1,6 +1,6 @@
 """Parameters and cost of the modules of multi-token prediction, apart from the model that they belong to."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.graph.build import MTP_SHARED, mtp_graph
 from l4spec.graph.kept import kept_with
@@ -12,8 +12,7 @@ from l4spec.sharding.rules import shard_shape
 from planners.counts.flops import model_flops
 
 
-@dataclass(frozen=True, slots=True)
-class MTPCounts:
+class MTPCounts(NamedTuple):
     """Counts over all declared modules; FLOPs are those of one token in every module, without attention pairs.
 
     `own` parameters are norms, projections and blocks, `copies` those of embedding and head that the checkpoint stores

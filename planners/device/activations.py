@@ -7,6 +7,7 @@ and two results, one of them in fp32. Training: the tensors that autograd saves 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -27,8 +28,7 @@ ACTIVATION_BYTES = 2
 """bf16 activations; a buffer with a fixed dtype (fp32 logits) declares it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ActivationRates:
+class ActivationRates(NamedTuple):
     """Bytes on one device: per token of a chunk, per row of logits, and per image tile."""
 
     per_token: int
@@ -62,8 +62,7 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
     )
 
 
-@dataclass(frozen=True, slots=True)
-class KeptOfLayer:
+class KeptOfLayer(NamedTuple):
     """Bytes of one token that a layer's block keeps for the backward pass, and those that it makes again there."""
 
     kept: int

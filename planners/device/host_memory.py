@@ -8,7 +8,7 @@ but the last layers, which `-ngl` counts). N is the least with which the device 
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
@@ -23,8 +23,7 @@ ASSUMED_BANDWIDTH = 89.6e9
 """Bytes per second of two channels of DDR5-5600 (JEDEC JESD79-5: 2 channels x 8 bytes x 5.6e9 transfers per second)."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostMemory:
+class HostMemory(NamedTuple):
     """Host memory for weights: bytes, its bandwidth, and that of the link to the device, both in bytes/s."""
 
     part: OnHost

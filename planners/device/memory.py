@@ -6,6 +6,7 @@ ask it again and again, so asking is cheap.
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from l4spec.graph.build import mtp_graph
 from l4spec.graph.kept import kept_with
@@ -26,8 +27,7 @@ from planners.device.training_state import StageState, TrainingState, TrainSetti
 from planners.plan_types import MemoryTerm
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(NamedTuple):
     """Everything about a deployment except layout, context and batch, which searches vary.
 
     `num_tiles` image tiles go through the vision tower of one device at once. With `train`, engine and cache play no
@@ -73,8 +73,7 @@ class DeviceUse:
         return state + self.cache + self.activations + self.reserved
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(NamedTuple):
     """Memory limit of a device: all terms in `usable_bytes`, and those that `covers` lists in `fraction` of it.
 
     `after_load`: the fraction is of the memory left once all but the cache is there, and is for the cache alone.

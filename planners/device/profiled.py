@@ -1,6 +1,6 @@
 """Activations as an engine's profiling run finds them: the law of its catalogue entry on a graph and a layout."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -15,8 +15,7 @@ ROWS_WITHOUT_HARDWARE = 256
 """Default number of sampled rows, without an option or a scheduler's default."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProfiledActivations:
+class ProfiledActivations(NamedTuple):
     """Bytes on a device of the last stage, which samples, and of the stages before it."""
 
     last: int

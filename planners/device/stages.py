@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from math import prod
+from typing import NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
@@ -27,8 +28,7 @@ class PipelineStage:
     last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _LayerTable:
+class _LayerTable(NamedTuple):
     """Device bytes and parameters of every text layer, and of the layers before the first and after the last."""
 
     layers: tuple["_Size", ...]

@@ -7,7 +7,7 @@ are left out.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
@@ -113,7 +113,7 @@ class _Run:
         before = self.ledger.now - self.ledger.shared_bytes
         work = work_of(self.graph, LayerGroup((node,)), self.workload)
         if node.id in self.expert_load:
-            work = replace(work, busiest_expert=max(self.expert_load[node.id]))
+            work = work._replace(busiest_expert=max(self.expert_load[node.id]))
         allocate(node, work, self.ledger)
         self.sizes[node.id] = self.ledger.now - self.ledger.shared_bytes - before
 

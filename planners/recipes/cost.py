@@ -223,7 +223,7 @@ def _deployment(graph: LayerGraph, request: PlanRequest, phase: Phase) -> Deploy
     train = replace(
         train, trainable=phase.trainable, with_modules=phase.modules is not None, with_reference=needs_reference(phase)
     )
-    return replace(made, setting=replace(made.setting, train=train))
+    return made._replace(setting=made.setting._replace(train=train))
 
 
 def _module_bytes(deployment: Deployment, layout: Layout) -> int:
@@ -231,7 +231,7 @@ def _module_bytes(deployment: Deployment, layout: Layout) -> int:
     setting, train = deployment.setting, deployment.setting.train
     if train is None or not train.with_modules:
         return 0
-    without = replace(setting, train=replace(train, with_modules=False))
+    without = setting._replace(train=replace(train, with_modules=False))
     whole, rest = (place(one, layout).uses(deployment.context, deployment.batch)[-1] for one in (setting, without))
     return whole.total - rest.total
 

@@ -163,10 +163,10 @@ def _timed(
         known.add(share)
         tally.timed += 1
         asked = deployment.request if rate is None else deployment.request.model_copy(update={"rate": rate})
-        given = service(model, replace(deployment, batch=clients, request=asked), most, (0.0, 0.0))
+        given = service(model, deployment._replace(batch=clients, request=asked), most, (0.0, 0.0))
         if request.concurrency is not None:  # other replicas may have a client fewer
             there = request.concurrency / (replicas * clients)
-            given = replace(given, tokens_per_second_per_gpu=there * given.tokens_per_second_per_gpu)
+            given = given._replace(tokens_per_second_per_gpu=there * given.tokens_per_second_per_gpu)
         yield _candidate(kind, model, (replicas, clients, rate), given, request)
 
 

@@ -1,6 +1,5 @@
 """Limits that a failed search could relax, and by how much: shown when no candidate meets every limit."""
 
-from dataclasses import replace
 from math import inf, prod
 
 from planners.search.candidates import Candidate, ReplicaKind, Tally
@@ -67,7 +66,7 @@ def _enough(limit: Limit, kind: ReplicaKind, missing: float, request: SearchRequ
         return str(longest) if longest else ""
     if limit != "memory":
         return ""
-    least = least_gpus(replace(kind.deployment, batch=request.concurrency or 1))
+    least = least_gpus(kind.deployment._replace(batch=request.concurrency or 1))
     return "" if least is None else f"{least.num_gpus}x{kind.hardware}"
 
 

@@ -1,8 +1,7 @@
 """Suggestions for a plan that does not fit: the nearest changes, each verified by planning it."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
@@ -22,8 +21,7 @@ _HOST_MEMORY = ("16GB", "32GB", "64GB", "128GB", "256GB", "512GB", "1TB", "2TB")
 _AS_ASKED: Mapping[str, None] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     """A changed deployment; `what` describes the change."""
 
     what: str

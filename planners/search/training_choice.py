@@ -70,7 +70,7 @@ def left_open(request: PlanRequest) -> tuple[str, ...]:
 
 def with_setting(deployment: Deployment, train: TrainSetting) -> Deployment:
     """The deployment whose training keeps its state so."""
-    return replace(deployment, setting=replace(deployment.setting, train=train))
+    return deployment._replace(setting=deployment.setting._replace(train=train))
 
 
 def as_in_row(deployment: Deployment, row: LayoutRow) -> Deployment:

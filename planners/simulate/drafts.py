@@ -1,7 +1,7 @@
 """Costs of speculative decoding: the draft's own steps, weights and cache."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from l4spec.graph.build import mtp_graph
 from l4spec.graph.layer_graph import LayerGraph
@@ -35,7 +35,7 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
 def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepModel:
     """The step model of a draft on the target's GPUs: at its tensor-parallel degree, or on one device."""
     tp = target.layout.tp
-    cut = why_not(replace(setting, graph=graph), Layout(tp=tp), 1) is None
+    cut = why_not(setting._replace(graph=graph), Layout(tp=tp), 1) is None
     return step_model(
         graph,
         setting.scheme,

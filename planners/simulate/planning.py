@@ -107,4 +107,4 @@ def _placed(problem: Problem, loaded: LoadedScenario, key: str) -> Problem:
     """The problem with the place of the field of a model that it is about."""
     field = problem.path.removeprefix(f"models.{key}").lstrip(".")
     path = ("models", key, field) if field else ("models", key)
-    return problem if problem.place is not None else replace(problem, place=place_of(loaded.document, path))
+    return problem if problem.place is not None else problem._replace(place=place_of(loaded.document, path))

@@ -168,4 +168,4 @@ def _value_at(data: Any, link: Link) -> object:
 def _linking(problem: Problem) -> Problem:
     """A problem of fields that have to be equal, with the link that keeps them so."""
     source = _KNOWN_LINKS.get(problem.path)
-    return problem if source is None else replace(problem, hint=f"--link {problem.path}={source}")
+    return problem if source is None else problem._replace(hint=f"--link {problem.path}={source}")

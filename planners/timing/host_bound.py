@@ -9,8 +9,9 @@ experts that no token chose are neither read nor copied.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
+from typing import NamedTuple
 
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.host_memory import HostMemory, moved_weights
@@ -23,8 +24,7 @@ COPIED_FROM = 32
 """Tokens of a step from which on weights are copied to the device."""
 
 
-@dataclass(frozen=True)
-class SharedStep:
+class SharedStep(NamedTuple):
     """A model on one device whose first `num_layers` layers, or their routed experts, are in the host's memory."""
 
     model: StepModel

@@ -1,6 +1,6 @@
 """The `latency` section of a plan: bound and estimate of its layout, for serving or for training."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.graph.build import mtp_graph
 from l4spec.sharding.layout import Layout
@@ -139,8 +139,7 @@ def _serving(model: StepModel, deployment: Deployment, max_batch: int) -> Latenc
     return section.model_copy(update=estimates)
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(NamedTuple):
     """Service that clients of a deployment see, in seconds and output tokens per second and GPU.
 
     `decode` is the step that decodes their tokens; None for the whole batch at the planned context. `prefill_share` is

@@ -6,6 +6,7 @@ costs a few multiplications per kind.
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -35,8 +36,7 @@ from planners.timing.expert_coverage import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRead:
+class CacheRead(NamedTuple):
     """An entry of a cache: its law, bytes of a row on one device, and the most rows that a query reads (None: all)."""
 
     bound: Bound
@@ -73,8 +73,7 @@ class KindProfile:
     """True if an index scores earlier tokens to choose those that are attended to."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """Workload of one forward pass on a device: decoding sequences, and tokens of prompts.
 
     `decode` sequences each bring one token that is the last of `context` tokens. `prompt_tokens` new tokens are in

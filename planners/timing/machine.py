@@ -1,8 +1,8 @@
 """Machine parameters of a roofline: bandwidth, peaks by number format, and the links of a group of devices."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
+from typing import NamedTuple
 
 from l4spec.sharding.layout import Layout
 from planners.catalog.hardware import Hardware
@@ -13,8 +13,7 @@ _FALLBACK = {"fp8": "bf16", "int8": "bf16", "fp4": "fp8", "fp16": "bf16"}
 """Next wider format, to which kernels unpack on a device without a unit for the format."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(NamedTuple):
     """One device of `hardware` in its host; `host_size` devices reach each other at the inner links."""
 
     hardware: Hardware

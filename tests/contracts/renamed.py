@@ -81,7 +81,7 @@ def times(graph: LayerGraph) -> Any:
     assert profile is not None
     works = (WORK, Work(2, 1, 40, phase="decode", num_logits=1), Work(1, 1, 3, phase="decode"))
     seconds = [EagerModel(graph, profile, dtype).seconds(work) for dtype in ("fp32", "bf16") for work in works]
-    return seconds, [row.flops for row in executed_rows(graph, replace(WORK, phase="train"))]
+    return seconds, [row.flops for row in executed_rows(graph, WORK._replace(phase="train"))]
 
 
 def shards(graph: LayerGraph) -> Iterator[Any]:
@@ -99,7 +99,7 @@ def shards(graph: LayerGraph) -> Iterator[Any]:
             yield forward_on_rank(graph, layout, rank, Pass(WORK, 37, 2))
             stage = stage_on_rank(graph, scheme, layout, place)
             if layout.cp == 1:
-                yield training_on_rank(graph, layout, rank, stage, Pass(replace(WORK, phase="train"), 37, 2), 2)
+                yield training_on_rank(graph, layout, rank, stage, Pass(WORK._replace(phase="train"), 37, 2), 2)
 
 
 def plan_problem(graph: LayerGraph, layout: Layout) -> bool:

@@ -1,7 +1,5 @@
 """The layer graph: a read-only DAG whose nodes, edges, order and shapes follow the spec."""
 
-from dataclasses import replace
-
 import networkx as nx
 import pytest
 
@@ -114,6 +112,6 @@ def test_widths_that_do_not_meet_are_refused_with_both_ends() -> None:
     model = resolve(l4spec.load("scout"))
     assert model.vision is not None
     narrow = model.vision.projector.model_copy(update={"output_size": 4})
-    broken = replace(model, vision=replace(model.vision, projector=narrow))
+    broken = model._replace(vision=model.vision._replace(projector=narrow))
     with pytest.raises(SpecError, match=r"vision\.projector: gives a tensor .*4\], but text\.merge takes .*5120\]"):
         build_graph(broken)

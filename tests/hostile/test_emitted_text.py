@@ -4,7 +4,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from xml.etree import ElementTree
@@ -66,7 +65,7 @@ def test_an_id_from_the_sources_gets_the_checks_of_the_option(random: Random) ->
     source = f"Hugging Face {random.choice(['-', '--', '', '.'])}{random.choice(['x', 'meta', '-y'])}/{text(random)}"
     model = GRAPH.model
     spec = model.spec.model_copy(update={"sources": (source,)})
-    changed = LayerGraph(replace(model, spec=spec), GRAPH.nodes, GRAPH.edges)
+    changed = LayerGraph(model._replace(spec=spec), GRAPH.nodes, GRAPH.edges)
     try:
         name, _ = checkpoint(LaunchRequest(PLAN, changed))
     except UserError:
@@ -105,7 +104,7 @@ PLANS = {
 def named(name: str) -> LayerGraph:
     """Scout under another name."""
     model = GRAPH.model
-    return LayerGraph(replace(model, spec=model.spec.model_copy(update={"name": name})), GRAPH.nodes, GRAPH.edges)
+    return LayerGraph(model._replace(spec=model.spec.model_copy(update={"name": name})), GRAPH.nodes, GRAPH.edges)
 
 
 @pytest.mark.skipif(BASH is None, reason="bash reads the scripts")

@@ -175,9 +175,9 @@ def mutants_of_parameters(declaration: Declaration) -> Iterator[tuple[str, Decla
 
 def mutants_of_caches(declaration: Declaration) -> Iterator[tuple[str, Declaration]]:
     for index, entry in enumerate(declaration.cache):
-        changed: list[tuple[str, CacheEntry]] = [("width", replace(entry, dims=(Dim("latent", 1),)))]
+        changed: list[tuple[str, CacheEntry]] = [("width", entry._replace(dims=(Dim("latent", 1),)))]
         if entry.bound.size:
-            unbounded = tuple(replace(e, bound=replace(e.bound, kind="full", size=None)) for e in declaration.cache)
+            unbounded = tuple(e._replace(bound=e.bound._replace(kind="full", size=None)) for e in declaration.cache)
             yield "cache without its bound", replace(declaration, cache=unbounded)
         for name, other in changed:
             entries = (*declaration.cache[:index], other, *declaration.cache[index + 1 :])

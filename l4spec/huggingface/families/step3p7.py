@@ -316,7 +316,7 @@ def read_either(fields: Fields) -> dict[str, Any]:
     fields.data = {name: value for name, value in fields.data.items() if name in _AT_THE_TOP} | {"text_config": text}
     section = _NESTED.read(fields)
     for problems in (fields.problems, fields.consequences):
-        problems[:] = [replace(problem, path=problem.path.removeprefix("text_config.")) for problem in problems]
+        problems[:] = [problem._replace(path=problem.path.removeprefix("text_config.")) for problem in problems]
     if SLIDING in (text.get("layer_types") or ()) and not text.keys() & {*_WINDOW_HEADS}:
         fields.note("windows have as many query heads as other layers, as transformers reads a config that names none")
     return section

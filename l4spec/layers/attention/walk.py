@@ -6,6 +6,7 @@ the batch, windows and queries after a past go in bands of BLOCK queries. Here i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from l4spec.layers.attention.masks import (
     ChunkedMask,
@@ -39,8 +40,7 @@ class Block:
     whole: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Walk:
+class Walk(NamedTuple):
     """Attention work of one sequence: its blocks, and the number of tokens whose keys and values are computed.
 
     `folded`: whole chunks became a batch. `joined`: cached and new rows became one tensor. `cut`: each block's queries,

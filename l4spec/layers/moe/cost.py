@@ -1,6 +1,5 @@
 """Cost of a mixture of experts: memory of all experts, compute of the chosen ones."""
 
-from dataclasses import replace
 from functools import partial
 
 from l4spec.layers.base import Width
@@ -92,10 +91,10 @@ def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, 
     """Tensors that eager autograd saves: those of the experts, the sum of latents, and the router's fp32 logits."""
     kept = partial(gated_saved, clamped=spec.clamp is not None) if spec.gated else plain_live
     dispatched, *inside = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
-    of_routed = (replace(dispatched, name="dispatched"), *inside)
+    of_routed = (dispatched._replace(name="dispatched"), *inside)
     of_shared = kept(work.num_tokens, Dim("ffn", spec.shared_size), hidden) if spec.num_shared_experts else ()
     if spec.input_norm is not None:  # then what shared experts read is not the layer's own input
-        of_shared = tuple(replace(buffer, name=buffer.name.replace("_input", "_tokens")) for buffer in of_shared)
+        of_shared = tuple(buffer._replace(name=buffer.name.replace("_input", "_tokens")) for buffer in of_shared)
     of_router = (Buffer("router_input", work.num_tokens, (hidden,), bytes_per_element=4),) if spec.router.norm else ()
     of_latent = () if spec.latent_size is None else (Buffer("latent_sum", work.num_tokens, (given,)),)
     logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)

@@ -69,7 +69,7 @@ def declare(spec: SparseMLASpec, width: Width) -> Declaration:
         scores = Buffer("index_scores", work.num_tokens, (Dim("index", spec.index_num_heads * key.size),))
         return (*dense.live(work), scores)
 
-    latents = (replace(entry, num_chosen=spec.index_topk) for entry in dense.cache)
+    latents = (entry._replace(num_chosen=spec.index_topk) for entry in dense.cache)
     return replace(
         dense,
         parameters=(*dense.parameters, *parameters),

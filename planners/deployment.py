@@ -1,7 +1,7 @@
 """`Deployment`: a request resolved against a model, with every name looked up; the argument of all later stages."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
@@ -13,10 +13,12 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.host_memory import ASSUMED_BANDWIDTH, HostMemory
 from planners.device.memory import Setting
-from planners.device.training_state import TrainSetting
 from planners.request import HOST_OPTIONS, LARGEST, PlanRequest, has_experts
 from planners.request_checks import check
 from planners.training_batch import chosen_batch
+
+if TYPE_CHECKING:
+    from planners.device.training_state import TrainSetting
 
 
 class Deployment(NamedTuple):
@@ -98,7 +100,7 @@ class Deployment(NamedTuple):
         return max(1, self.context - (self.output_tokens or 0))
 
 
-def _as_trained(request: PlanRequest, before: TrainSetting | None) -> TrainSetting | None:
+def _as_trained(request: PlanRequest, before: "TrainSetting | None") -> "TrainSetting | None":
     """Training as the request has it, with the trained tensors, modules and reference of a recipe's phase."""
     train = request.training
     if train is None or before is None:

@@ -40,7 +40,6 @@ from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
 from planners.search.layouts import layouts_for, row_of, why_not
 from planners.search.objective import choose, timed, untimed
 from planners.search.suggestions import suggest
-from planners.search.training_choice import as_in_row, left_open
 from planners.timing.drafts import is_of_module, mean_accepted
 from planners.timing.latency_report import engine_latency
 from planners.timing.routing import read_routing
@@ -84,7 +83,10 @@ def plan_deployment(deployment: Deployment) -> Plan:
     rows, illegal = _rows(deployment)
     rows = timed(deployment, rows)
     chosen, chosen_by = choose(deployment, rows)
-    deployment = as_in_row(deployment, chosen)
+    if chosen.training is not None:
+        from planners.search.training_choice import as_in_row
+
+        deployment = as_in_row(deployment, chosen)
     setting = deployment.setting
     placement, modules = place(setting, chosen.layout), count_mtp(graph)
     latency = _latency(deployment, chosen.layout, chosen.max_batch) if cluster else None
@@ -255,8 +257,17 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,
         fp8_matmuls=train.fp8_matmuls if train and train.precision == "fp8" else None,
-        left_open=left_open(request),
+        left_open=_left_open(request),
     )
+
+
+def _left_open(request: PlanRequest) -> tuple[str, ...]:
+    """Options of training that are chosen with the layout."""
+    if request.mode == "serve":
+        return ()
+    from planners.search.training_choice import left_open
+
+    return left_open(request)
 
 
 def _batch_origin(deployment: Deployment) -> Literal["given", "default", "chosen"]:

@@ -1,6 +1,6 @@
 """Options of a plan: one model for the command line, Python, suggestions and the JSON echo."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -11,10 +11,12 @@ from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.sharding.layout import Layout
 from l4spec.tiling import seen_tiles
 from l4spec.units import parse_rate
-from planners.device.training_state import TrainSetting
 from planners.draft_options import DraftAcceptance
 from planners.plan_types import Objective
 from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info
+
+if TYPE_CHECKING:
+    from planners.device.training_state import TrainSetting
 
 DEFAULT_CONTEXT = 8192
 DEFAULT_PREFILL_CHUNK = 8192
@@ -326,13 +328,15 @@ class PlanRequest(Options):
         return self.batch if self.concurrency is None else self.concurrency
 
     @property
-    def training(self) -> TrainSetting | None:
+    def training(self) -> "TrainSetting | None":
         """Training settings of the request; None for serving.
 
         Settings left out take the least memory on GPUs: `planners.search.training_choice` chooses what is faster.
         """
         if self.mode == "serve":
             return None
+        from planners.device.training_state import TrainSetting
+
         stage = 1 if self.gpus is None else LEAST_MEMORY
         return TrainSetting(
             optimizer=self.optimizer,

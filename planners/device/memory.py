@@ -6,7 +6,7 @@ ask it again and again, so asking is cheap.
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from l4spec.graph.build import mtp_graph
 from l4spec.graph.kept import kept_with
@@ -23,8 +23,10 @@ from planners.device.engine_overhead import reserved_terms, uncovered_bytes
 from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
-from planners.device.training_state import StageState, TrainingState, TrainSetting, stage_state
 from planners.plan_types import MemoryTerm
+
+if TYPE_CHECKING:
+    from planners.device.training_state import StageState, TrainingState, TrainSetting
 
 
 class Setting(NamedTuple):
@@ -42,7 +44,7 @@ class Setting(NamedTuple):
     memory_fraction: float | None
     prefill_chunk: int
     num_tiles: int = 0
-    train: TrainSetting | None = None
+    train: "TrainSetting | None" = None
     max_num_seqs: int | None = None
     """Rows that an engine samples at most; None for its default."""
     host: HostMemory | None = None
@@ -141,7 +143,7 @@ class Placement:
     reserved: int
     budget: Budget | None
     spill: Spill | None = None
-    states: tuple[StageState, ...] = ()
+    states: "tuple[StageState, ...]" = ()
     """Training state of the device of each stage."""
     module: tuple[int, tuple[CacheRow, ...]] | None = None
     """Bytes of the weights of a drafting module on a device of the last stage, and its cache."""
@@ -218,7 +220,7 @@ class Placement:
         tiles = self.setting.num_tiles
         return serving_bytes(self.rates, chunk_tokens=chunk, sequences=sequences, num_tiles=tiles)
 
-    def _training_use(self, state: TrainingState) -> DeviceUse:
+    def _training_use(self, state: "TrainingState") -> DeviceUse:
         return DeviceUse(
             weights=state.weights,
             cache=0,
@@ -271,9 +273,18 @@ def place(setting: Setting, layout: Layout) -> Placement:
         spill=_spill(setting, setting.host, stage_list[0], state_bytes)
         if setting.host is not None and layout.num_devices == 1
         else None,
-        states=tuple(stage_state(graph, train, layout, stage) for stage in stage_list) if train else (),
+        states=_states(graph, train, layout, stage_list) if train else (),
         module=module_on(graph, setting.scheme, layout, setting.kv_dtype_bytes) if setting.with_module else None,
     )
+
+
+def _states(
+    graph: LayerGraph, train: "TrainSetting", layout: Layout, stage_list: tuple[PipelineStage, ...]
+) -> "tuple[StageState, ...]":
+    """Training state of a device of each stage."""
+    from planners.device.training_state import stage_state
+
+    return tuple(stage_state(graph, train, layout, stage) for stage in stage_list)
 
 
 def module_on(

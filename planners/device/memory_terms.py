@@ -1,8 +1,12 @@
 """The memory of the tightest device in words: every term with its origin and source."""
 
+from typing import TYPE_CHECKING
+
 from planners.device.memory import DeviceUse, Placement, Setting, terms_besides
-from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting
 from planners.plan_types import DeviceMemory, HostMemoryUse, MemoryTerm
+
+if TYPE_CHECKING:
+    from planners.device.training_state import TrainSetting
 
 
 def describe_device(placement: Placement, context: int, batch: int) -> DeviceMemory:
@@ -80,8 +84,10 @@ def _module_terms(use: DeviceUse) -> tuple[MemoryTerm, ...]:
     )
 
 
-def _training_terms(train: TrainSetting, use: DeviceUse) -> tuple[MemoryTerm, ...]:
+def _training_terms(train: "TrainSetting", use: DeviceUse) -> tuple[MemoryTerm, ...]:
     """Memory terms of training beside weights: bytes per parameter, times parameters with state on the device."""
+    from planners.device.training_state import OPTIMIZER_BYTES
+
     zero, source = f"ZeRO stage {train.zero_stage}", "planners/device/training_state.py"
     gradient, state = train.gradient_bytes, OPTIMIZER_BYTES[train.optimizer]
     texts = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
@@ -11,9 +12,11 @@ from l4spec.sharding.rules import illegal_reason
 from l4spec.sharding.sequence import short_reason
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
-from planners.device.training_state import TrainSetting
 from planners.plan_types import IllegalLayout, KeptState, LayoutRow, Objective
 from planners.request import PlanRequest
+
+if TYPE_CHECKING:
+    from planners.device.training_state import TrainSetting
 
 MAX_BATCH = 1 << 20
 MANY_DEVICES = 4096
@@ -126,7 +129,7 @@ def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:
     )
 
 
-def _training(train: TrainSetting | None) -> KeptState | None:
+def _training(train: "TrainSetting | None") -> KeptState | None:
     if train is None:
         return None
     return KeptState(

@@ -11,7 +11,6 @@ from planners.deployment import Deployment
 from planners.plan_types import BY_TIME, ChosenBy, LayoutRow, Objective
 from planners.search.caution import caution, errors_of
 from planners.search.layouts import by_memory
-from planners.search.training_choice import is_comfortable, needs_sharing, training_row
 from planners.timing.chunks import further_seconds
 from planners.timing.drafts import decode_seconds
 from planners.timing.latency_report import Service, model_of, service
@@ -37,14 +36,18 @@ def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRo
         return rows
     fitting = sorted((row for row in rows if row.fits), key=lambda row: _place_in_line(deployment, row.layout))
     chosen = {row.layout for row in fitting[:MOST_TIMED]}
-    with_time = _serving_row if deployment.setting.train is None else training_row
+    with_time = _serving_row if deployment.setting.train is None else _training_row
     return _marked(deployment, tuple(with_time(deployment, row) if row.layout in chosen else row for row in rows))
 
 
 def _place_in_line(deployment: Deployment, layout: Layout) -> tuple[bool, int]:
     """Sort key of layouts to time: those that need no sharing of weights and gradients first, then by replicas."""
-    shared = deployment.setting.train is not None and needs_sharing(deployment, layout)
-    return shared, layout.num_devices // layout.dp
+    replica = layout.num_devices // layout.dp
+    if deployment.setting.train is None:
+        return False, replica
+    from planners.search.training_choice import needs_sharing
+
+    return needs_sharing(deployment, layout), replica
 
 
 def untimed(rows: tuple[LayoutRow, ...]) -> int:
@@ -87,6 +90,8 @@ def _marked(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[Layout
         return rows
     known = [row for row in rows if row.fits and _cost(deployment, row) is not None]
     if deployment.setting.train is not None:
+        from planners.search.training_choice import is_comfortable
+
         known = [row for row in known if is_comfortable(deployment, row)] or known
     if not known:
         return rows
@@ -114,6 +119,12 @@ def _cost(deployment: Deployment, row: LayoutRow) -> float | None:
     if output is None:
         return row.time_per_output_token_seconds
     return row.ttft_seconds + (output - 1) * row.time_per_output_token_seconds
+
+
+def _training_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:
+    from planners.search.training_choice import training_row
+
+    return training_row(deployment, row)
 
 
 def _serving_row(deployment: Deployment, row: LayoutRow) -> LayoutRow:

@@ -7,7 +7,6 @@ mistake stays an ordinary exception, so that it is never mistaken for bad input.
 import re
 from bisect import bisect
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from itertools import islice
 from typing import NamedTuple
 
@@ -91,6 +90,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     if len(name) > _LONGEST_NAME:
         return ""
+    from difflib import get_close_matches
+
     names = sorted(set(known))
     if len(names) > _MOST_COMPARED:
         start = max(0, bisect(names, name) - _MOST_COMPARED // 2)

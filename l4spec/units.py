@@ -23,7 +23,7 @@ _PREFIXES: dict[str, dict[str, int | Fraction]] = {
     "s": {"": 1, **_SMALL},
 }
 _COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12, "ki": KiB, "mi": MiB, "gi": GiB}
-_COUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z", re.IGNORECASE)
+_COUNT = r"([0-9]+(?:\.[0-9]+)?)(|[KMBT]|[KMG]i)\Z"
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-zµ/]+)\s*\Z")
 
 _MEMORY = ((GiB // 100, GiB, "GiB"), (MiB, MiB, "MiB"), (KiB, KiB, "KiB"))
@@ -67,7 +67,7 @@ def parse_count(text: str) -> int:
     plain = text.strip()
     if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+|[0-9]{1,3}(_[0-9]{3})+", plain):
         plain = plain.replace(",", "").replace("_", "")
-    match = _COUNT.match(plain) if len(plain) <= 40 else None
+    match = re.match(_COUNT, plain, re.IGNORECASE) if len(plain) <= 40 else None
     value = Fraction(match[1]) * _COUNTS[match[2].lower()] if match else None
     if value is None or value.denominator != 1:
         shown = f"{text[:40]}…" if len(text) > 40 else text
@@ -94,19 +94,19 @@ Seconds = Annotated[float, Field(ge=0), _rate("s")]
 
 
 _LONG = {"min": 60, "h": 3600, "d": 86400}
-_LONG_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(min|h|d)\s*\Z")
-_RATE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h|d)\s*\Z")
+_LONG_DURATION = r"\s*([0-9]+(?:\.[0-9]+)?)\s*(min|h|d)\s*\Z"
+_RATE = r"\s*([0-9]+(?:\.[0-9]+)?)\s*/\s*(s|min|h|d)\s*\Z"
 
 
 def parse_duration(text: object) -> Fraction:
     """Seconds from `200 ms`, `1.5 s`, `5 min`, `2 h` or `30 d`, exactly. Raises ValueError, for a bare number too."""
-    match = _LONG_DURATION.match(text) if isinstance(text, str) and len(text) <= 64 else None
+    match = re.match(_LONG_DURATION, text) if isinstance(text, str) and len(text) <= 64 else None
     return Fraction(match[1]) * _LONG[match[2]] if match else parse_quantity(text, "s")
 
 
 def parse_rate(text: object) -> Fraction:
     """Events per second from `4/s`, `90/min`, `2000/h` or `50000/d`, exactly. Raises ValueError for anything else."""
-    match = _RATE.match(text) if isinstance(text, str) and len(text) <= 64 else None
+    match = re.match(_RATE, text) if isinstance(text, str) and len(text) <= 64 else None
     if match is None:
         raise ValueError(f"expected a rate like '4/s', '90/min' or '2000/h', found {text!r}")
     return Fraction(match[1]) / {"s": 1, **_LONG}[match[2]]

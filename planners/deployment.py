@@ -11,13 +11,13 @@ from planners.catalog import engine as engine_of
 from planners.catalog.cluster import Cluster, parse_cluster, resized
 from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
-from planners.device.host_memory import ASSUMED_BANDWIDTH, HostMemory
 from planners.device.memory import Setting
 from planners.request import HOST_OPTIONS, LARGEST, PlanRequest, has_experts
 from planners.request_checks import check
 from planners.training_batch import chosen_batch
 
 if TYPE_CHECKING:
+    from planners.device.host_memory import HostMemory
     from planners.device.training_state import TrainSetting
 
 
@@ -123,7 +123,7 @@ def _format_of(request: PlanRequest) -> str:
     return UNQUANTIZED if published_in_training else request.quantization
 
 
-def _host(request: PlanRequest, cluster: Cluster | None, graph: LayerGraph) -> HostMemory | None:
+def _host(request: PlanRequest, cluster: Cluster | None, graph: LayerGraph) -> "HostMemory | None":
     """The host's memory of a request; None without it.
 
     Raises UserError for more than one GPU, and if the bandwidth between GPU and host memory is unknown.
@@ -133,6 +133,8 @@ def _host(request: PlanRequest, cluster: Cluster | None, graph: LayerGraph) -> H
     if cluster.num_gpus > 1:
         message = f"is planned for one GPU, and {cluster} has {cluster.num_gpus}"
         raise UserError([Problem(message, path="host_memory", hint=f"--gpus 1x{cluster.written}")])
+    from planners.device.host_memory import ASSUMED_BANDWIDTH, HostMemory
+
     given = request.host_bandwidth
     return HostMemory(
         part=request.on_host or ("experts" if has_experts(graph) else "layers"),

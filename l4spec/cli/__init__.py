@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import TextIO
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
+gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time
 
 from l4spec.cli.app import USER_ERROR, app
 from l4spec.cli.completion import accept_either_order
@@ -21,7 +22,6 @@ def main() -> None:
     """Run the command line; `l4spec --help` lists the exit codes."""
     accept_either_order()
     _open_closed_streams()
-    gc.set_threshold(100_000, 20, 20)  # a command makes objects and ends: collecting often is a quarter of its time
     atexit.register(gc.freeze)  # Python collects once more at exit, a sixth of a plan's time; memory is freed anyway
     code = _exit_code()
     _settle(sys.stderr)

@@ -1,6 +1,5 @@
 """From a path to a config as plain data: JSON of `config.json`, alone or in the folder of a model, and its name."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ MAX_CONFIG_BYTES = 64 << 20
 """A quantized mixture of experts lists its exceptions one by one: published configs of 3 MB exist."""
 BESIDE = "hf_quant_config.json"
 """File of NVIDIA's ModelOpt with the weight format, beside configs without it."""
-_CACHED = re.compile(r"models--(?:.+?--)?(.+)")
+_CACHED = r"models--(?:.+?--)?(.+)"
 
 
 def read_config(path: Path) -> tuple[Data, str]:
@@ -52,12 +51,14 @@ def _name_of(config: Mapping[str, Any], path: Path) -> str:
         return str(given).rstrip("/").rsplit("/", 1)[-1]
     folder = path.resolve().parent
     for part in reversed(folder.parts):
-        if match := _CACHED.fullmatch(part):
+        if match := re.fullmatch(_CACHED, part):
             return match[1]
     return folder.name if path.stem == "config" else path.stem
 
 
 def _parse_json(text: str, file: str) -> Any:
+    import json  # configs are rarer than specs
+
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:

@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from l4spec.spec.yaml_scalars import MAX_INTEGER
-from l4spec.spec.yaml_tree import MAX_KEY_LENGTH, UNPRINTABLE
+from l4spec.spec.yaml_tree import MAX_KEY_LENGTH, unprintable
 
 Data = dict[str, Any]
 MOST_LEVELS = 32
@@ -95,6 +95,6 @@ class _Copy:
 
     def _text(self, text: str, longest: int) -> str:
         self.num_bytes += 6 * len(text) + 8  # a character takes at most six when it is escaped, and marks around it
-        if len(text) > longest or self.num_bytes > MOST_BYTES or UNPRINTABLE.search(text):
+        if len(text) > longest or self.num_bytes > MOST_BYTES or unprintable(text):
             raise _TooMuch
         return text

@@ -15,8 +15,8 @@ MAX_LENGTH = 1 << 16
 OPTION = "--set "
 """Prefix of the place of an override."""
 _NAME = r"[^.\[\]\s]+"
-_PATH = re.compile(rf"{_NAME}(\.{_NAME}|\[[0-9]{{1,9}}\])*")
-_STEP = re.compile(rf"\[([0-9]+)\]|({_NAME})")
+_PATH = rf"{_NAME}(\.{_NAME}|\[[0-9]{{1,9}}\])*"
+_STEP = rf"\[([0-9]+)\]|({_NAME})"
 _EXAMPLE = "write path=value, like text.parts.moe.num_experts=32 or text.layers[0].repeat=6"
 
 
@@ -60,17 +60,17 @@ def _in_a_line(path: str, value: Any) -> str:
 
 def key_path(text: str) -> KeyPath:
     """The steps of a path as `text.layers[0].repeat`. Raises SpecError for an invalid path."""
-    if not _PATH.fullmatch(text) or len(text) > MAX_LENGTH:
+    if not re.fullmatch(_PATH, text) or len(text) > MAX_LENGTH:
         message = f"expected the path of a field, found {shortened(text)}"
         raise SpecError([Problem(message, hint="like text.parts.moe.num_experts or text.layers[0].repeat")])
-    return tuple(int(index) if index else name for index, name in _STEP.findall(text))
+    return tuple(int(index) if index else name for index, name in re.findall(_STEP, text))
 
 
 def _apply(tree: Tree, text: str) -> Tree:
     path_text, equals, value_text = text.partition("=")
     path_text = path_text.strip()
     place = Place(f"{OPTION}{path_text if len(path_text) <= 200 else path_text[:200] + '…'}")
-    if not equals or not _PATH.fullmatch(path_text) or len(text) > MAX_LENGTH:
+    if not equals or not re.fullmatch(_PATH, path_text) or len(text) > MAX_LENGTH:
         raise SpecError([Problem(f"expected a path and a value, found {shortened(text)}", "", place, _EXAMPLE)])
     path = key_path(path_text)
     if len(path) > MAX_DEPTH:

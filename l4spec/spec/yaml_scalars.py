@@ -24,7 +24,7 @@ _SPECIAL = {"=": "YAML 1.1 gives a lone '=' a meaning of its own", "<<": "YAML 1
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]*([eE][-+][0-9]+)?|\.[0-9]+([eE][-+][0-9]+)?")
-_EXPONENT = re.compile(r"([-+]?)([0-9]*)(?:\.([0-9]*))?[eE]([-+]?[0-9]+)")
+_EXPONENT = r"([-+]?)([0-9]*)(?:\.([0-9]*))?[eE]([-+]?[0-9]+)"
 _NOT_FINITE = re.compile(r"[-+]?\.?(inf|nan|infinity)", re.IGNORECASE)
 
 
@@ -80,7 +80,7 @@ def _not_finite(text: str) -> Trap:
 def _ambiguous(text: str) -> Trap | None:
     """The trap in a text that starts like a number but is none, if some YAML reads it as one."""
     for pattern, why, mends in _AMBIGUOUS:
-        if pattern.fullmatch(text):
+        if re.fullmatch(pattern, text):
             spellings = [mend for mend in mends(text) if isinstance(read_plain(mend), int | float)]
             write = f"write {' or '.join(spellings)}; " if spellings and len(text) <= 40 else ""
             return Trap(
@@ -121,7 +121,7 @@ def _with_leading_zero(text: str) -> list[str]:
 
 def _with_full_exponent(text: str) -> list[str]:
     """`5e5` as `500000` and `5.0e+5`."""
-    match = _EXPONENT.fullmatch(text)
+    match = re.fullmatch(_EXPONENT, text)
     if match is None or len(text) > 40:
         return []
     sign, whole, fraction, exponent = match.groups()
@@ -131,32 +131,33 @@ def _with_full_exponent(text: str) -> list[str]:
     return [f"{value:.0f}", full] if value.is_finite() and value == value.to_integral_value() else [full]
 
 
-_AMBIGUOUS: tuple[tuple[re.Pattern[str], str, Callable[[str], list[str]]], ...] = (
+_AMBIGUOUS: tuple[tuple[str, str, Callable[[str], list[str]]], ...] = (
     (
-        re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(([Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}.*)?"),
+        r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(([Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}.*)?",
         "a date in YAML 1.1 and text in YAML 1.2",
         _none,
     ),
     (
-        re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"),
+        r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?",
         "a base-60 number in YAML 1.1 and text in YAML 1.2",
         _none,
     ),
-    (re.compile(r"[-+]?0[xXoObB][0-9a-fA-F_]+"), "not every YAML reads it as a number", _decimal),
+    (r"[-+]?0[xXoObB][0-9a-fA-F_]+", "not every YAML reads it as a number", _decimal),
     (
-        re.compile(r"(?=[^_]*_)[-+]?[0-9.][0-9_.]*([eE][-+]?[0-9_]+)?"),
+        r"(?=[^_]*_)[-+]?[0-9.][0-9_.]*([eE][-+]?[0-9_]+)?",
         "a number in YAML 1.1 and text in YAML 1.2",
         _without_underscores,
     ),
     (
-        re.compile(r"[-+]?0[0-9]+(\.[0-9]*)?([eE][-+][0-9]+)?"),
+        r"[-+]?0[0-9]+(\.[0-9]*)?([eE][-+][0-9]+)?",
         "the leading zero means octal in YAML 1.1",
         _without_leading_zeros,
     ),
     (
-        re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
+        r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+",
         "text in YAML 1.1 and a number in YAML 1.2",
         _with_full_exponent,
     ),
-    (re.compile(r"[-+]\.[0-9]+"), "text in YAML 1.1 and a number in YAML 1.2", _with_leading_zero),
+    (r"[-+]\.[0-9]+", "text in YAML 1.1 and a number in YAML 1.2", _with_leading_zero),
 )
+"""Patterns of ambiguous scalars with the reason and the spellings to write; compiled where one is looked for."""

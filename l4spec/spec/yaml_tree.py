@@ -34,7 +34,7 @@ _LOADER: "type[yaml.SafeLoader] | type[yaml.CSafeLoader]" = getattr(yaml, "CSafe
 _UNREADABLE = "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 """Characters that are not text, are line breaks to YAML 1.1 but not to editors, or are invisible (U+FEFF)."""
 _MAYBE_UNREADABLE = re.compile("[^\t\n\r\x20-\x7e]")
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")
+_UNPRINTABLE = "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]"
 """Characters that no string of a spec may hold, however they are written."""
 _TOO_DEEP = f"expected at most {MAX_DEPTH} levels of nesting"
 _EMPTY = "expected a value, found nothing"
@@ -45,6 +45,14 @@ _SYNTAX_HINTS = {
     "did not find expected '-' indicator": "check the indentation",
     "could not find expected ':'": "a key ends with ': '",
 }
+
+
+def unprintable(text: str) -> str:
+    """The first character that no string of a spec may hold, however it is written; empty without one."""
+    if text.replace("\n", "").isprintable():  # as nearly all are; the pattern takes long to compile
+        return ""
+    match = re.search(_UNPRINTABLE, text)
+    return match[0] if match else ""
 
 
 class _Stop(Exception):
@@ -127,8 +135,8 @@ class _Composer:
         self._refuse_tag(event, path)
         place = self._place(event)
         if not event.implicit[0]:
-            if match := UNPRINTABLE.search(event.value):
-                self._problem(f"expected printable text, found U+{ord(match[0]):04X} in a string", event, path)
+            if found := unprintable(event.value):
+                self._problem(f"expected printable text, found U+{ord(found):04X} in a string", event, path)
             return Tree(event.value, place)
         value = read_plain(event.value)
         if isinstance(value, Trap):

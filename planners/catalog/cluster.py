@@ -1,8 +1,7 @@
 """A cluster as people write it: `8xH100`, `2x8xH100`, `8 × h100`, `h100*8`, `1x./my-gpu.yaml`."""
 
 import re
-from dataclasses import field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 from l4spec.catalog.registry import looks_like_path
 from l4spec.errors import UserError
@@ -21,7 +20,8 @@ _BAD_COUNT = re.compile(r"(?:[-+]\s*[0-9]|[0-9]*[.,][0-9]+\s*[x×*]|0x[0-9])", r
 _MIXED = re.compile(r"[+,;&]|\s(?:and|plus)\s", re.IGNORECASE)
 
 
-class Cluster(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Cluster:
     """`num_gpus` devices of one kind in `num_hosts` hosts of `gpus_per_host`; the last host may be partly used."""
 
     hardware: Hardware
@@ -47,13 +47,13 @@ def parse_cluster(text: str) -> Cluster:
     counts, name = _split(written)
     _check_name(written, name)
     device = hardware(name)
-    return _in_hosts(written, device, counts)._replace(written=name)
+    return replace(_in_hosts(written, device, counts), written=name)
 
 
 def resized(cluster: Cluster, num_gpus: int) -> Cluster:
     """As `parse_cluster` of that many GPUs of the same hardware, without reading the catalogue."""
     counted = _in_hosts(f"{num_gpus}x{cluster.written}", cluster.hardware, (str(num_gpus),))
-    return counted._replace(written=cluster.written)
+    return replace(counted, written=cluster.written)
 
 
 def _split(written: str) -> tuple[tuple[str, ...], str]:

@@ -20,12 +20,12 @@ from planners.counts.mtp import mtp_weight_bytes
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
-from planners.device.host_memory import HostMemory, Spill, moved_weights
 from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
 from planners.plan_types import MemoryTerm
 
 if TYPE_CHECKING:
+    from planners.device.host_memory import HostMemory, Spill
     from planners.device.training_state import StageState, TrainingState, TrainSetting
 
 
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     train: "TrainSetting | None" = None
     max_num_seqs: int | None = None
     """Rows that an engine samples at most; None for its default."""
-    host: HostMemory | None = None
+    host: "HostMemory | None" = None
     """Host memory to which a single device offloads."""
     with_module: bool = False
     """Include weights and cache of the declared module of multi-token prediction, which drafts."""
@@ -142,7 +142,7 @@ class Placement:
     profiled: ProfiledActivations | None
     reserved: int
     budget: Budget | None
-    spill: Spill | None = None
+    spill: "Spill | None" = None
     states: "tuple[StageState, ...]" = ()
     """Training state of the device of each stage."""
     module: tuple[int, tuple[CacheRow, ...]] | None = None
@@ -199,18 +199,18 @@ class Placement:
         sequences = self.sequences(batch)
         return self._spilled(self.spill, self._without_host(context, sequences)[0], context, sequences)
 
-    def _spilled(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> int:
+    def _spilled(self, spill: "Spill", whole: DeviceUse, context: int, sequences: int) -> int:
         def has_room(num_layers: int) -> bool:
             return self.has_room(self._without(spill, whole, num_layers, context, sequences))
 
         most = spill.most(context, sequences)
         return min(most, bisect_left(range(most + 1), True, key=has_room))
 
-    def _without(self, spill: Spill, whole: DeviceUse, num_layers: int, context: int, sequences: int) -> DeviceUse:
+    def _without(self, spill: "Spill", whole: DeviceUse, num_layers: int, context: int, sequences: int) -> DeviceUse:
         weights = whole.weights - spill.weights[num_layers]
         return replace(whole, weights=weights, cache=spill.device_cache(num_layers, context, sequences))
 
-    def _relieved(self, spill: Spill, whole: DeviceUse, context: int, sequences: int) -> DeviceUse:
+    def _relieved(self, spill: "Spill", whole: DeviceUse, context: int, sequences: int) -> DeviceUse:
         num_layers = self._spilled(spill, whole, context, sequences)
         return self._without(spill, whole, num_layers, context, sequences)
 
@@ -297,8 +297,10 @@ def module_on(
     return mtp_weight_bytes(graph, scheme, layout), model_rows(module, Layout(tp=layout.tp), dtype_bytes)
 
 
-def _spill(setting: Setting, host: HostMemory, stage: PipelineStage, state_bytes: int) -> Spill:
+def _spill(setting: Setting, host: "HostMemory", stage: PipelineStage, state_bytes: int) -> "Spill":
     """State that can move from the device to the host; `stage` is the whole model."""
+    from planners.device.host_memory import Spill, moved_weights
+
     graph = setting.graph
 
     def rows(layers: tuple[int, ...]) -> tuple[CacheRow, ...]:

@@ -1,25 +1,26 @@
 """The `latency` section of a plan: bound and estimate of its layout, for serving or for training."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from l4spec.graph.build import mtp_graph
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 from planners.catalog.engine_formats import unsupported
 from planners.deployment import Deployment
-from planners.device.host_memory import HostMemory
 from planners.device.memory import place
 from planners.draft_options import acceptance_of
 from planners.latency_types import NOT_TIMED_UNDER_CP, Latency, TimePart
 from planners.timing.chunks import in_chunks
 from planners.timing.drafts import decode_time, drafting, tokens_per_step
 from planners.timing.efficiency import extrapolations, serving_efficiency
-from planners.timing.host_bound import COPIED_FROM, SharedStep
 from planners.timing.layer_demand import Step
 from planners.timing.likeness import errors_like, serving_conditions
 from planners.timing.machine import Machine
 from planners.timing.routing import read_routing
 from planners.timing.step import StepModel, step_model
+
+if TYPE_CHECKING:
+    from planners.device.host_memory import HostMemory
 
 _SECONDS_PER_HOUR = 3600
 _MILLION = 1_000_000
@@ -69,8 +70,10 @@ def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> La
     return _serving(model, deployment, max_batch)
 
 
-def _beside_host(model: StepModel, deployment: Deployment, host: HostMemory) -> Latency:
+def _beside_host(model: StepModel, deployment: Deployment, host: "HostMemory") -> Latency:
     """Bounds alone: no published row has weights in the host's memory and names the processor."""
+    from planners.timing.host_bound import COPIED_FROM, SharedStep
+
     context, batch, prompt = deployment.context, deployment.batch, deployment.prompt_tokens
     layers = place(deployment.setting, model.layout).layers_on_host(context, batch)
     shared = SharedStep(model, host, layers)

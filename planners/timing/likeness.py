@@ -8,7 +8,6 @@ nothing is like a deployment of routed experts but a row of them.
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, log2
-from statistics import median
 from typing import TYPE_CHECKING
 
 from l4spec.graph.kept import kept_with
@@ -96,6 +95,8 @@ def errors_like(factors: "ServingEfficiency | TrainingEfficiency", case: Conditi
 
 
 def _summary(metric: str, rows: Sequence[JudgedRow], agreed: tuple[str, ...]) -> LatencyError:
+    from statistics import median
+
     sizes = [abs(row.error) for row in rows]
     return LatencyError(
         metric=metric,

@@ -9,6 +9,7 @@ estimate  every resource at the share of its peak that an engine was measured to
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
@@ -18,8 +19,6 @@ from planners.counts.flops import count_flops
 from planners.counts.weights import Scheme
 from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import MATMUL_REACH, ServingEfficiency
-from planners.timing.expert_kernels import correction, kernel_of, work_of_experts
-from planners.timing.grouped_matmul import GroupedMatmul, GroupedMatmulLaws
 from planners.timing.layer_demand import (
     UNIFORM,
     KindProfile,
@@ -30,6 +29,9 @@ from planners.timing.layer_demand import (
 )
 from planners.timing.machine import Machine, link_seconds, missing
 from planners.timing.resources import ResourceSeconds, StepAmounts, UnitCosts, matmul_seconds
+
+if TYPE_CHECKING:
+    from planners.timing.grouped_matmul import GroupedMatmul, GroupedMatmulLaws
 
 ATTENTION_DTYPE = "bf16"
 INDEX_DTYPE = "fp8"
@@ -54,7 +56,7 @@ class StepModel:
     routing: Routing = UNIFORM
     drafts: "Drafts | None" = None
     """The module whose drafts decode steps check (`planners.timing.drafts`)."""
-    laws: GroupedMatmulLaws | None = None
+    laws: "GroupedMatmulLaws | None" = None
     """Of the engine's expert kernels; None prices experts by the engine's shares of the peaks."""
 
     @cached_property
@@ -90,14 +92,18 @@ class StepModel:
             for use, law, kind in zip(used, self._kernels, self.kinds, strict=True)
         )
 
-    def _by_law(self, law: GroupedMatmul, kind: KindProfile, step: Step) -> float:
+    def _by_law(self, law: "GroupedMatmul", kind: KindProfile, step: Step) -> float:
+        from planners.timing.expert_kernels import correction, work_of_experts
+
         assert self.efficiency is not None, "corrections are of an estimate"
         work = work_of_experts(kind, step, self.layout, self.routing)
         return kind.count * correction(law, work, self.machine, self.efficiency)
 
     @cached_property
-    def _kernels(self) -> tuple[GroupedMatmul | None, ...]:
+    def _kernels(self) -> "tuple[GroupedMatmul | None, ...]":
         """The measured kernel of each kind's experts."""
+        from planners.timing.expert_kernels import kernel_of
+
         assert self.laws is not None, "asked for with laws only"
         return tuple(kernel_of(self.laws, self.machine, kind) for kind in self.kinds)
 

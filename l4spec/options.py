@@ -23,9 +23,9 @@ Options of an existing class are shared by inheritance: `class SearchRequest(Pla
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, Self, get_args
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
@@ -74,8 +74,7 @@ def read_bandwidth(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """Description of a field as a command-line option.
 
     `parse` converts its text and raises ValueError with what it expected. `flags` replace the flag derived from the
@@ -92,7 +91,7 @@ class Option:
     default: str = ""
     expects: str = ""
     too_large: str = ""
-    renamed: Mapping[str, str] = field(default_factory=dict, hash=False)
+    renamed: Mapping[str, str] = MappingProxyType({})
 
     def names(self, field: str) -> tuple[str, ...]:
         """The spellings of the option, the long one first."""

@@ -1,9 +1,9 @@
 """Sampling of still frames from a video: by rate or by number, at most as many as Llama 4 was trained with."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
+from typing import NamedTuple
 
 from l4spec.errors import Problem
 from l4spec.units import parse_duration
@@ -29,15 +29,14 @@ def read_clip(text: str) -> float:
         raise ValueError(f"expected a duration like 60s, 1.5 min or 2 h, found {short}") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Stills:
+class Stills(NamedTuple):
     """Times of a clip's stills, in seconds from its start; `sampled` is their number before the limit."""
 
     seconds: tuple[float, ...]
     sampled: int
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # tuple has a method of this name
         """Number of stills."""
         return len(self.seconds)
 

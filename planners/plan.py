@@ -38,11 +38,8 @@ from planners.plan_types import (
 )
 from planners.request import DEFAULT_CONTEXT, MAX, PlanRequest, max_seq_len
 from planners.search.layouts import layouts_for, row_of, why_not
-from planners.search.objective import choose, timed, untimed
+from planners.search.objective import choose, untimed
 from planners.search.suggestions import suggest
-from planners.timing.drafts import is_of_module, mean_accepted
-from planners.timing.latency_report import engine_latency
-from planners.timing.routing import read_routing
 from planners.video import video_info
 
 
@@ -62,6 +59,14 @@ def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) ->
     return plan_deployment(Deployment.resolve(graph, _with_context(graph, asked)))
 
 
+def plan_for_page(graph: LayerGraph, request: PlanRequest) -> Plan:
+    """`plan` for its page of one screen, which shows no times where nothing fits: `latency` is None there."""
+    names_files = request.factors is not None or request.routing is not None  # which may be wrong
+    timed_anyway = names_files or request.draft_acceptance is not None
+    deployment = Deployment.resolve(graph, _with_context(graph, request))
+    return plan_deployment(deployment, times_without_fit=timed_anyway)
+
+
 def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
     """The request with a number instead of `max`: the longest context that fits in any requested layout.
 
@@ -76,12 +81,15 @@ def _with_context(graph: LayerGraph, asked: PlanRequest) -> PlanRequest:
     return asked.changed(context=limit or min(DEFAULT_CONTEXT, max_seq_len(graph)))
 
 
-def plan_deployment(deployment: Deployment) -> Plan:
-    """`plan` for a resolved request."""
+def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -> Plan:
+    """`plan` for a resolved request; without `times_without_fit`, no latency is estimated where nothing fits."""
     graph, cluster, request = deployment.graph, deployment.cluster, deployment.request
     context, batch = deployment.context, deployment.batch
     rows, illegal = _rows(deployment)
-    rows = timed(deployment, rows)
+    if any(row.fits for row in rows):
+        from planners.search.row_times import timed
+
+        rows = timed(deployment, rows)
     chosen, chosen_by = choose(deployment, rows)
     if chosen.training is not None:
         from planners.search.training_choice import as_in_row
@@ -89,7 +97,8 @@ def plan_deployment(deployment: Deployment) -> Plan:
         deployment = as_in_row(deployment, chosen)
     setting = deployment.setting
     placement, modules = place(setting, chosen.layout), count_mtp(graph)
-    latency = _latency(deployment, chosen.layout, chosen.max_batch) if cluster else None
+    has_times = cluster is not None and (chosen.fits or times_without_fit)
+    latency = _latency(deployment, chosen.layout, chosen.max_batch) if has_times else None
     memory, host = describe_device(placement, context, batch), describe_host(placement, context, batch)
     made = Plan(
         model=graph.name,
@@ -127,8 +136,11 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
     if cluster.hardware.eager is None:
+        from planners.timing.latency_report import engine_latency
+
         return engine_latency(deployment, layout, max_batch)
     from planners.module.report import eager_latency
+    from planners.timing.routing import read_routing
 
     routing = read_routing(deployment.request.routing, deployment.graph)
     return eager_latency(deployment, cluster.hardware, layout, routing)
@@ -139,6 +151,8 @@ def _drafts(deployment: Deployment, placement: Placement, latency: Latency | Non
     acceptance = acceptance_of(deployment.request.draft_acceptance)
     if not acceptance:
         return None
+    from planners.timing.drafts import is_of_module, mean_accepted
+
     use = max(placement.uses(deployment.context, deployment.batch), key=lambda use: use.module_weights)
     step = latency.decode if latency else None
     drafting = [kind.estimate_seconds for kind in step.by_kind if is_of_module(kind)] if step else []

@@ -6,7 +6,7 @@ The pages are rendered by `l4spec.report`, which is above the planner and is the
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from l4spec.errors import UserError
 
@@ -19,6 +19,8 @@ _PAGES = "l4spec.report.plan_in_session"
 
 class ShownPlan(BaseModel):
     """Base class of a plan, with its views. Equality compares the document and ignores the graph it was made from."""
+
+    model_config = ConfigDict(defer_build=True)
 
     _graph: "LayerGraph | None" = PrivateAttr(default=None)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
-from l4spec.quantization.matmuls import matmul_problems
 from l4spec.quantization.published import UNQUANTIZED
 from planners.draft_options import draft_problems
 from planners.request import BEYOND, MAX, PlanRequest, has_experts, max_seq_len
@@ -59,6 +58,8 @@ def serving_only(name: str) -> Problem:
 
 def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
     if request.precision == "fp8":
+        from l4spec.quantization.matmuls import matmul_problems
+
         yield from matmul_problems(graph, request.fp8_matmuls, "fp8_matmuls")
     elif request.fp8_matmuls != "fp8" and request.mode == "train":
         yield Problem("needs --precision fp8", path="fp8_matmuls")

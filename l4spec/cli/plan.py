@@ -86,9 +86,10 @@ def plan_command(
         return
     if model is not None:
         raise UserError([Problem("--model needs --emit", hint="it names the checkpoint that an engine loads")])
-    from planners.plan import plan
+    from planners.plan import plan, plan_for_page
 
-    answer = plan(graph, request)
+    on_one_screen = format in (o.Format.TABLE, o.Format.MARKDOWN) and not (verbose or explain)
+    answer = plan_for_page(graph, request) if on_one_screen else plan(graph, request)
     page = _report if format is o.Format.HTML else partial(_page, verbose=verbose, explain=explain)
     write(answer, lambda: page(graph, answer), format, out, force=force)
     if answer.fits is False:

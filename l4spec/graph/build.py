@@ -1,6 +1,7 @@
 """From a resolved model to its layer graph, with shapes checked across every edge."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from l4spec.errors import Problem, SpecError
 from l4spec.graph.kept import kept_with
@@ -8,8 +9,7 @@ from l4spec.graph.layer_graph import LayerEdge, LayerGraph, LayerNode, Scope, St
 from l4spec.layers import declaration_of
 from l4spec.layers.add.spec import AddSpec
 from l4spec.layers.base import LayerSpec, Width
-from l4spec.layers.concat.spec import ConcatSpec
-from l4spec.layers.declaration import Shape
+from l4spec.layers.declaration import Declaration, Shape
 from l4spec.layers.linear.spec import LinearSpec
 from l4spec.layers.merge.spec import MergeSpec
 from l4spec.layers.residual_streams.spec import ResidualStreamsSpec, Step, Streams
@@ -55,7 +55,7 @@ def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     embedded = builder.add("embedding", text.embedding, width)
     embedded = builder.add("embedding_norm", stack.norm, width, embedded)
     hidden = builder.add("hidden_norm", stack.norm, width)
-    stream = builder.add("joined", ConcatSpec(kind="concat", num_inputs=2), width, embedded, hidden)
+    stream = builder.add("joined", _concat(2), width, embedded, hidden)
     stream = builder.add("projection", LinearSpec(kind="linear", output_size=width.hidden_size), wide, stream)
     stream = _block(builder, stack, text.mtp.block, stream)
     stream = builder.add("norm", stack.norm, width, stream)
@@ -64,7 +64,7 @@ def mtp_graph(graph: LayerGraph) -> LayerGraph | None:
     return LayerGraph(model, tuple(builder.nodes), tuple(builder.edges))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Builder:
     """Adds nodes and checked edges; `scope` and `stream` are those of the next node."""
 
@@ -73,6 +73,8 @@ class _Builder:
     edges: list[LayerEdge] = field(default_factory=list)
     scope: Scope = "text"
     stream: Stream = "text"
+    declared: dict[tuple[int, Width], Declaration] = field(default_factory=dict)
+    """Declarations by the identity of a spec, which a node keeps alive: comparing specs takes longer."""
 
     def add(
         self,
@@ -93,12 +95,18 @@ class _Builder:
             layer=layer,
             spec=spec,
             width=width,
-            declaration=declaration_of(spec, width),
+            declaration=self._declaration(spec, width),
         )
         self.nodes.append(node)
         for port, source in enumerate(inputs):
             self._connect(source, node, port)
         return node
+
+    def _declaration(self, spec: LayerSpec, width: Width) -> Declaration:
+        key = id(spec), width
+        if key not in self.declared:
+            self.declared[key] = declaration_of(spec, width)
+        return self.declared[key]
 
     def _connect(self, source: LayerNode, target: LayerNode, port: int) -> None:
         given, expected = source.declaration.output, target.declaration.inputs[port]
@@ -123,9 +131,10 @@ def _text(builder: _Builder, text: ResolvedText, image: LayerNode | None) -> Non
     if text.position is not None:
         stream = builder.add("position", text.position, width, stream)
     if text.streams is None:
+        num_vectors = 0 if image is None else _merge(image, width).num_vectors
         for block in text.stack.blocks:
             stream = _block(builder, text.stack, block, stream)
-            if image is not None and block.index + 1 < _merge(image, width).num_vectors:
+            if image is not None and block.index + 1 < num_vectors:
                 merge, path = _merge(image, width, block.index + 1), f"layers.{block.index}.deepstack"
                 stream = builder.add(path, merge, width, stream, image, layer=block.index)
     else:
@@ -162,7 +171,14 @@ def _vision(builder: _Builder, vision: ResolvedVision, text: ResolvedText) -> La
     stream = builder.add("projector", vision.projector, narrow, stream)
     if not added:
         return stream
-    return builder.add("join", ConcatSpec(kind="concat", num_inputs=1 + len(added)), text.stack.width, stream, *added)
+    return builder.add("join", _concat(1 + len(added)), text.stack.width, stream, *added)
+
+
+def _concat(num_inputs: int) -> LayerSpec:
+    """Spec of a node that joins vectors, a kind that few models have."""
+    from l4spec.layers.concat.spec import ConcatSpec
+
+    return ConcatSpec(kind="concat", num_inputs=num_inputs)
 
 
 def _merge(image: LayerNode, width: Width, index: int = 0) -> MergeSpec:
@@ -235,14 +251,19 @@ def _sublayer(
         branches = [builder.add(f"{prefix}_inner_norm", stack.norm, width, stream, layer=block.index)]
         stream = _normed_layer(builder, stack, block, "second_ffn", block.second_ffn, residual)
         branches.append(builder.add(f"{second}_inner_norm", stack.norm, width, stream, layer=block.index))
-        stream = builder.add(f"{prefix}_sum", AddSpec(kind="add"), width, *branches, layer=block.index)
+        stream = builder.add(f"{prefix}_sum", _sum(), width, *branches, layer=block.index)
     if block.form in ("sandwich", "output_norm"):
         stream = builder.add(f"{prefix}_post_norm", stack.norm, width, stream, layer=block.index)
-    add = AddSpec(kind="add", scaled=scaled)
-    stream = builder.add(f"{prefix}_add", add, width, residual, stream, layer=block.index)
+    stream = builder.add(f"{prefix}_add", _sum(scaled=scaled), width, residual, stream, layer=block.index)
     if block.form == "post_norm":
         stream = builder.add(f"{prefix}_norm", stack.norm, width, stream, layer=block.index)
     return stream
+
+
+@lru_cache(maxsize=8)
+def _sum(num_inputs: int = 2, *, scaled: bool = False) -> AddSpec:
+    """Spec of a node that adds its inputs."""
+    return AddSpec(kind="add", num_inputs=num_inputs, scaled=scaled)
 
 
 def _normed_layer(
@@ -271,5 +292,5 @@ def _parallel(builder: _Builder, stack: ResolvedStack, block: ResolvedBlock, str
         )
         for role, part in (("attention", block.attention), ("ffn", block.ffn))
     ]
-    add = AddSpec(kind="add", num_inputs=3, scaled=block.output_scale)
+    add = _sum(num_inputs=3, scaled=block.output_scale)
     return builder.add(f"{prefix}.add", add, width, stream, *branches, layer=block.index)

@@ -64,8 +64,7 @@ class LayerEdge(NamedTuple):
     tensor: TensorType
 
 
-@dataclass(frozen=True, slots=True)
-class LayerGroup:
+class LayerGroup(NamedTuple):
     """All nodes that are the same layer in the same place of their block: one declaration and a count."""
 
     nodes: tuple[LayerNode, ...]
@@ -76,7 +75,7 @@ class LayerGroup:
         return self.nodes[0]
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # tuple has a method of this name
         """Number of layers in the group."""
         return len(self.nodes)
 

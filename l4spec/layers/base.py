@@ -1,7 +1,6 @@
 """Base types of layer kinds: a strict schema, a declaration function and the path of the torch module."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -101,8 +100,7 @@ class Width(NamedTuple):
     vocab_size: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LayerKind:
+class LayerKind(NamedTuple):
     """A layer kind: schema, declaration, and `module:Class` of the torch module, imported only when built."""
 
     spec: type[LayerSpec]

@@ -1,6 +1,5 @@
 """Bytes of a tensor under a packing law: exact integers, scales, zero points and rounding included."""
 
-from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
@@ -8,8 +7,7 @@ from l4spec.spec.storage import BYTES_PER_ELEMENT, BlockLaw, Law, PlainLaw, Scal
 from l4spec.units import ceil_div
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSize:
+class StoredSize(NamedTuple):
     """Bytes of a stored tensor. Blocks (GGUF) hold their scales inside and count as payload."""
 
     payload_bytes: int
@@ -21,7 +19,7 @@ class StoredSize:
         """Everything that is stored for the tensor."""
         return self.payload_bytes + self.scale_bytes + self.zero_point_bytes
 
-    def __add__(self, other: "StoredSize") -> "StoredSize":
+    def __add__(self, other: "StoredSize") -> "StoredSize":  # type: ignore[override]  # tuple has a method of this name
         return StoredSize(
             self.payload_bytes + other.payload_bytes,
             self.scale_bytes + other.scale_bytes,

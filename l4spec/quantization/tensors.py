@@ -1,8 +1,8 @@
 """A model's tensors under a quantization scheme: which law stores each, and in how many bytes."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd, prod
+from typing import NamedTuple
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.kept import kept_with
@@ -47,7 +47,8 @@ def stored_size(
     if parameter.index is not None:
         return StoredSize(prod(shape) * INDEX_BYTES)
     law = scheme.table.law_for(target_of(graph, node, parameter))
-    size = cut_block(law, parameter.shape, shape) or stored_bytes(law, shape, parameter.input_dim)
+    cut = cut_block(law, parameter.shape, shape) if isinstance(law, ScaledLaw) else None
+    size = cut or stored_bytes(law, shape, parameter.input_dim)
     if isinstance(size, Refusal):
         path = f"{node.id}.{parameter.name}"
         problem = Problem(
@@ -57,13 +58,12 @@ def stored_size(
     return size
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensors:
+class StoredTensors(NamedTuple):
     """`count` tensors of a model, of equal layers, that are stored alike; `size` is that of one."""
 
     node: LayerNode
     parameter: Parameter
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
     size: StoredSize
 
 

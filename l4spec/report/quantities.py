@@ -1,7 +1,6 @@
 """Formats of numbers, defined only here: GiB for memory, decimal K/M/B/T for parameters, GFLOP for FLOPs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from l4spec.units import gib
@@ -83,8 +82,7 @@ def short_amount(value: float) -> str:
 ESTIMATE_MARK = "~"
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(NamedTuple):
     """Number formats with a mark before every number that depends on estimated fields."""
 
     estimated: bool
@@ -102,7 +100,7 @@ class Figures:
         """Bytes to the digit."""
         return self.mark + exact_bytes(num_bytes)
 
-    def count(self, number: int) -> str:
+    def count(self, number: int) -> str:  # type: ignore[override]  # tuple has a method of this name
         """Parameters."""
         return self.mark + count(number)
 

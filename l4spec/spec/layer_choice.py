@@ -1,7 +1,6 @@
 """A field that holds a layer of whatever kind its author names: the kind alone is imported, not every one there is."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, NamedTuple, Union
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
@@ -10,8 +9,7 @@ from l4spec.layers import KINDS, specs_for
 from l4spec.layers.base import LayerSpec, Slot
 
 
-@dataclass(frozen=True)
-class KindOf:
+class KindOf(NamedTuple):
     """Beside `LayerSpec` in an annotation: a layer of a kind that fits one of the slots.
 
     It accepts the same as a union of all their schemas discriminated by `kind`, and is that union in the JSON Schema.

@@ -1,7 +1,6 @@
 """Stage 3: `ResolvedModel`, the spec with names replaced by parts and repeats laid out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from l4spec.layers.base import LayerSpec, Width
@@ -34,11 +33,10 @@ class NamedPart(NamedTuple):
     spec: LayerSpec
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedBlock:
+class ResolvedBlock(NamedTuple):
     """One block of a stack, `index` from 0."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
     form: Form
     attention: NamedPart | None
     ffn: NamedPart | None

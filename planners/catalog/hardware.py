@@ -1,14 +1,18 @@
 """Hardware entries: memory, dense peaks, links, and devices per host."""
 
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field
 
-from l4spec.catalog.entry import Entry, Sourced
+from l4spec.catalog.entry import Entry, PartOf, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
 from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
-from planners.catalog.cpu_profile import EagerTimes
+
+if TYPE_CHECKING:
+    from planners.catalog.cpu_profile import EagerTimes
+else:
+    EagerTimes = Annotated[Any, PartOf("planners.catalog.cpu_profile:EagerTimes")]
 
 PeakDType = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8", "fp4"]
 

@@ -4,10 +4,10 @@ A layer's law is the mathematical minimum (`l4spec.layers.declaration.Bound`). A
 every layer, whole blocks, groups of layers of equal size, pools in a fixed ratio. So every figure names its policy.
 """
 
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, prod
+from typing import NamedTuple
 
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
@@ -22,8 +22,7 @@ from planners.plan_types import CacheLayer, KvCache
 KV_DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1, "int8": 1}
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRow:
+class CacheRow(NamedTuple):
     """Equal caching layers: their cache by one law of growth, and their number.
 
     `bytes_per_token` on one device: of a row of the cache, which summarizes several tokens if it is compressed.
@@ -31,7 +30,7 @@ class CacheRow:
 
     bytes_per_token: int
     bound: Bound
-    count: int
+    count: int  # type: ignore[assignment]  # tuple has a method of this name
 
 
 def cache_dtype_bytes(dtype: str) -> int:

@@ -57,7 +57,7 @@ def activation_rates(graph: LayerGraph, tp: int, ep: int, *, divided: bool = Fal
     return ActivationRates(
         per_token=2 * stream + sharded_bytes(widest),
         per_logit_row=logits,
-        per_tile=_tile_bytes(graph, layout),
+        per_tile=_tile_bytes(graph, tp),
         widest=f"{widest.first.role} ({widest.first.label})",
     )
 
@@ -151,9 +151,10 @@ def _passing_bytes(group: LayerGroup, layout: Layout) -> int:
     return 2 * bytes_per_token(group, layout, ACTIVATION_BYTES) + width * (ACTIVATION_BYTES + SUM_BYTES)
 
 
-def _tile_bytes(graph: LayerGraph, layout: Layout) -> int:
-    """The widest moment of the vision tower for one tile, its residual stream twice included."""
-    peak = 0
+@kept_with(maxsize=64)
+def _tile_bytes(graph: LayerGraph, tp: int) -> int:
+    """The widest moment of the vision tower for one tile, its residual stream twice included; ep divides none of it."""
+    layout, peak = Layout(tp=tp), 0
     for group in graph.groups:
         if group.first.scope == "vision":
             work = work_of(graph, group, PassTokens(Work(0, 0), num_tiles=1))

@@ -327,7 +327,7 @@ def _rows_of(
     for index, count in cache_counts:
         for row in rows_of(graph.groups[index], layout, dtype_bytes, state_bytes, count):
             known = counts.get((row.bytes_per_token, row.bound))
-            merged = replace(row, count=count + (known.count if known else 0))
+            merged = row._replace(count=count + (known.count if known else 0))
             counts[row.bytes_per_token, row.bound] = merged
     return tuple(counts.values())
 

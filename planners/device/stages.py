@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from typing import NamedTuple
@@ -11,15 +10,14 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import MESH_AXIS, is_after_blocks, shard_shape, split_layers
+from l4spec.sharding.rules import MESH_AXIS, is_after_blocks, layout_for, shard_size, split_layers
 from planners.counts.weights import Scheme, stored_size
 
 
-@dataclass(frozen=True, slots=True)
-class PipelineStage:
+class PipelineStage(NamedTuple):
     """One pipeline stage on one device: weight bytes, its layers' cache rows, and which ends of the model it holds."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
     weights: StoredSize
     num_params: int
     layers: tuple[int, ...]
@@ -49,16 +47,22 @@ def _layer_table(graph: LayerGraph, scheme: Scheme, tp: int, ep: int) -> _LayerT
                 _node_size(graph, node, scheme, layout) for node in nodes if node.declaration.parameters
             )
         layers.append(sizes[key])
+    return _LayerTable(tuple(layers), *_ends(graph, scheme, tp))
+
+
+@kept_with(maxsize=256)
+def _ends(graph: LayerGraph, scheme: Scheme, tp: int) -> tuple["_Size", "_Size", "_Size"]:
+    """Sizes before the first block, after the last, and of the embedding; ep cuts only blocks of the language model."""
     before = after = embedding = _NOTHING
     for group in graph.groups:
         if group.first.scope == "vision" or group.first.layer is None:
-            size = _times(_node_size(graph, group.first, scheme, layout), group.count)
+            size = _times(_cut_size(graph, group.first, scheme, Layout(tp=tp)), group.count)
             if is_after_blocks(group.first):
                 after = _sum(after, size)
             else:
                 before = _sum(before, size)
                 embedding = size if group.first.role == "embedding" else embedding
-    return _LayerTable(tuple(layers), before, after, embedding)
+    return before, after, embedding
 
 
 @kept_with(maxsize=64)
@@ -91,25 +95,49 @@ def _sum(a: _Size, b: _Size) -> _Size:
 
 
 def _node_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:
-    """Device bytes and parameters of a layer; one that ep does not cut is sized once for every ep."""
-    if any(MESH_AXIS.get(dim.axis) == "ep" for parameter in node.declaration.parameters for dim in parameter.dims):
-        return _cut_size(graph, node, scheme, layout)
-    return _size_for_any_ep(graph, node.id, scheme, layout.tp)
+    """Device bytes and parameters of a layer in a block; equal ones are sized once, for every ep if none cuts them."""
+    alike = node.id if scheme.depends_on_layer else _foremost(graph)[id(node.declaration)]
+    ep = layout.ep if id(node.declaration) in _cut_by_ep(graph) else 1
+    return _size_of(graph, alike, scheme, layout.tp, ep)
+
+
+@kept_with(maxsize=64)
+def _foremost(graph: LayerGraph) -> dict[int, str]:
+    """The foremost node of each declaration in blocks of the language model, by the declaration's identity."""
+    nodes = (node for layer in nodes_by_layer(graph) for node in layer)
+    foremost: dict[int, str] = {}
+    for node in nodes:
+        foremost.setdefault(id(node.declaration), node.id)
+    return foremost
+
+
+@kept_with(maxsize=64)
+def _cut_by_ep(graph: LayerGraph) -> frozenset[int]:
+    """Identities of the declarations that have an axis which ep cuts."""
+    declarations = (group.declaration for group in graph.groups)
+    return frozenset(
+        id(declaration)
+        for declaration in declarations
+        if any(MESH_AXIS.get(dim.axis) == "ep" for parameter in declaration.parameters for dim in parameter.dims)
+    )
 
 
 @kept_with(maxsize=4096)
-def _size_for_any_ep(graph: LayerGraph, node_id: str, scheme: Scheme, tp: int) -> _Size:
-    return _cut_size(graph, graph.by_id[node_id], scheme, Layout(tp=tp))
+def _size_of(graph: LayerGraph, node_id: str, scheme: Scheme, tp: int, ep: int) -> _Size:
+    return _cut_size(graph, graph.by_id[node_id], scheme, Layout(tp=tp, ep=ep))
 
 
 def _cut_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout) -> _Size:
-    total, count = StoredSize(0), 0
+    cut, count = layout_for(node, layout), 0
+    payload = scales = zero_points = 0
     for parameter in node.declaration.parameters:
         if not parameter.tied_to:
-            shape = shard_shape(node, parameter, layout)
-            total = total + stored_size(graph, node, parameter, shape, scheme)
+            shape = tuple(shard_size(dim, cut) for dim in parameter.dims)
+            size = stored_size(graph, node, parameter, shape, scheme)
+            payload, scales = payload + size.payload_bytes, scales + size.scale_bytes
+            zero_points += size.zero_point_bytes
             count += prod(shape)
-    return total, count
+    return StoredSize(payload, scales, zero_points), count
 
 
 @kept_with(maxsize=1024)
@@ -131,14 +159,13 @@ def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) ->
     return _filled(graph, scheme, tp, ep, _cut(graph, pp))
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
+class _Part(NamedTuple):
     """Layers of a pipeline stage, independent of precision and of the division of its layers.
 
     `class_counts` pairs the first layer of each class (`_layer_classes`) with the number of layers of that class.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple has a method of this name
     layers: tuple[int, ...]
     class_counts: tuple[tuple[int, int], ...]
     cache_counts: tuple[tuple[int, int], ...]

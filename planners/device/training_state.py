@@ -6,7 +6,7 @@ too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weight
 dp * ep.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 
@@ -218,7 +218,7 @@ def params_on_device(
 
 def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()) -> int:
     """Dense parameters of a stage outside blocks: before the first one, and after the last."""
-    blocks = params_on_device(graph, layout, replace(stage, first=False, last=False), trainable)
+    blocks = params_on_device(graph, layout, stage._replace(first=False, last=False), trainable)
     return params_on_device(graph, layout, stage, trainable)[0] - blocks[0]
 
 

@@ -1,6 +1,6 @@
 """Suggestions for a plan that does not fit: the nearest changes, each verified by planning it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from l4spec.errors import UserError
@@ -126,23 +126,25 @@ def _placed(setting: Setting, layout: Layout) -> Placement | None:
 def _legal(setting: Setting, num_gpus: int, degrees: tuple[int | None, ...]) -> tuple[Layout, ...]:
     """Every layout with these degrees that the model's axes allow and that could hold the weights, by shards."""
     axes = tuple(zip(("tp", "ep", "pp", "dp", "cp"), degrees, strict=True))
-    promising = (
-        layout
-        for layout in layouts_to_try(setting.graph, num_gpus, degrees[-1] or 1)
-        if _least_weights(setting, layout) <= _most_weights(setting, layout.tp)
-        and all(degree in (None, getattr(layout, axis)) for axis, degree in axes)
-    )
+    least, most = _least_weights(setting), dict[int, int]()
+    promising = []
+    for layout in layouts_to_try(setting.graph, num_gpus, degrees[-1] or 1):
+        if layout.tp not in most:
+            most[layout.tp] = _most_weights(setting, layout.tp)
+        if least(layout) <= most[layout.tp] and all(degree in (None, getattr(layout, axis)) for axis, degree in axes):
+            promising.append(layout)
     legal = [layout for layout in promising if ruled_out(setting, layout) is None]
     return tuple(sorted(legal, key=lambda layout: (-_most_shards(setting, layout), layout.pp)))
 
 
-def _least_weights(setting: Setting, layout: Layout) -> float:
-    """Bytes of weights that some device of the layout has at least: the mean over the devices that may share them."""
+def _least_weights(setting: Setting) -> Callable[[Layout], float]:
+    """Bytes of weights that some device of a layout has at least: the mean over the devices that may share them."""
     weights = weigh(setting.graph, setting.scheme).bytes
     if setting.train is not None or setting.host is not None:
-        return (weights - (setting.host.num_bytes if setting.host else 0)) / _most_shards(setting, layout)
+        left = weights - (setting.host.num_bytes if setting.host else 0)
+        return lambda layout: left / _most_shards(setting, layout)
     experts = expert_bytes(setting.graph, setting.scheme)
-    return (weights - experts + experts / layout.ep) / (layout.tp * layout.pp)
+    return lambda layout: (weights - experts + experts / layout.ep) / (layout.tp * layout.pp)
 
 
 def _most_weights(setting: Setting, tp: int) -> int:

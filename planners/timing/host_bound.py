@@ -9,9 +9,8 @@ experts that no token chose are neither read nor copied.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.host_memory import HostMemory, moved_weights
@@ -24,7 +23,8 @@ COPIED_FROM = 32
 """Tokens of a step from which on weights are copied to the device."""
 
 
-class SharedStep(NamedTuple):
+@dataclass(frozen=True)
+class SharedStep:
     """A model on one device whose first `num_layers` layers, or their routed experts, are in the host's memory."""
 
     model: StepModel

@@ -1,6 +1,5 @@
 """Laws of the planner over random models: sums, shards, caches, FLOPs and packing."""
 
-from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -178,7 +177,7 @@ def test_no_engine_keeps_less_for_more_tokens_or_sequences(
 ) -> None:
     rows = model_rows(graph, Layout(), 2)
     if engine(name).kv.kind == "layer_groups" and not uniform(graph):
-        rows = tuple(replace(row, bytes_per_token=8) for row in rows)
+        rows = tuple(row._replace(bytes_per_token=8) for row in rows)
     now = cache_bytes(rows, engine(name), context, batch)
     assert now <= cache_bytes(rows, engine(name), context + 1, batch)
     assert now <= cache_bytes(rows, engine(name), context, batch + 1)

@@ -1,12 +1,16 @@
 """The answer of `plan`: the verdict stands first, and the numbers are those of the plan."""
 
+from typing import Any
+
 import pytest
 
+from l4spec.errors import UserError
 from l4spec.report.page import Bars, Table, to_text
 from l4spec.report.plan_detail import MOST_LISTED, detail_page
 from l4spec.report.plan_page import plan_page, verdict
 from l4spec.units import gib
-from planners.plan import plan
+from planners.plan import plan, plan_for_page
+from planners.request import PlanRequest
 from tests.report.conftest import Compile
 
 
@@ -14,6 +18,31 @@ def test_the_first_line_is_the_verdict(compiled: Compile) -> None:
     for gpus, words in (("8xH100", "fits on 8xH100"), ("2xH100", "does not fit on 2xH100")):
         text = to_text(plan_page(plan(compiled("scout"), gpus=gpus)))
         assert words in text.splitlines()[0]
+
+
+TOO_SMALL: tuple[dict[str, Any], ...] = (
+    {"gpus": "2xH100"},
+    {"gpus": "2xH100", "engine": "vllm", "output_tokens": 100, "concurrency": 8},
+    {"gpus": "1xH100", "host_memory": "16GB"},
+    {"gpus": "2xH100", "mode": "train", "train_tokens": 10**9, "usd_per_gpu_hour": 2.0},
+)
+
+
+@pytest.mark.parametrize("options", TOO_SMALL, ids=lambda options: " ".join(map(str, options.values())))
+def test_the_page_of_what_does_not_fit_is_the_same_without_times(compiled: Compile, options: dict[str, Any]) -> None:
+    graph = compiled("scout")
+    whole, timeless = plan(graph, **options), plan_for_page(graph, PlanRequest(**options))
+    assert whole.fits is False
+    assert whole.latency is not None
+    assert timeless.latency is None
+    assert plan_page(timeless) == plan_page(whole)
+
+
+@pytest.mark.parametrize("option", ["factors", "routing"])
+def test_a_missing_file_is_refused_whether_or_not_times_are_shown(compiled: Compile, option: str) -> None:
+    request = PlanRequest(**{"gpus": "2xH100", option: "no-such-file.yaml"})
+    with pytest.raises(UserError, match="no-such-file"):
+        plan_for_page(compiled("scout"), request)
 
 
 def test_scout_on_eight_h100_shows_the_published_numbers(compiled: Compile) -> None:

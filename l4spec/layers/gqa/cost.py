@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from l4spec.layers.attention.masks import attended_pairs, cache_bound
 from l4spec.layers.attention.positions import rotations_of
-from l4spec.layers.attention.walk import walk
 from l4spec.layers.base import Width
 from l4spec.layers.declaration import (
     AttentionPairs,
@@ -46,6 +45,8 @@ def declare(spec: GQASpec, width: Width) -> Declaration:
         return _operations(spec, work, pairs, weights, (spec.head_dim, spec.value_dim))
 
     def executed(work: Work) -> tuple[Operation, ...]:
+        from l4spec.layers.attention.walk import walk  # for plans of our own module alone
+
         pairs = walk(spec.mask, work.num_queries, work.num_cached).pairs(capped=not spec.is_fused)
         widest = max(spec.head_dim, spec.value_dim)  # a fused kernel takes one width
         dims = (widest, widest) if spec.is_fused else (spec.head_dim, spec.value_dim)

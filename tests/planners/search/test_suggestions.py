@@ -111,7 +111,7 @@ def test_no_layout_is_passed_over_that_would_fit(name: str, quantization: str, e
             if ruled_out(setting, layout) is not None:
                 continue
             placement = place(setting, layout)
-            least = suggestions._least_weights(setting, layout)
+            least = suggestions._least_weights(setting)(layout)
             assert least <= max(stage.weights.total_bytes for stage, _ in placement.stages)
             if placement.fits(1, 1):
                 fitting += 1

@@ -40,7 +40,7 @@ def test_the_page_of_what_does_not_fit_is_the_same_without_times(compiled: Compi
 
 @pytest.mark.parametrize("option", ["factors", "routing"])
 def test_a_missing_file_is_refused_whether_or_not_times_are_shown(compiled: Compile, option: str) -> None:
-    request = PlanRequest(**{"gpus": "2xH100", option: "no-such-file.yaml"})
+    request = PlanRequest.from_text({"gpus": "2xH100", option: "no-such-file.yaml"})
     with pytest.raises(UserError, match="no-such-file"):
         plan_for_page(compiled("scout"), request)
 

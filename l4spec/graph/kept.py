@@ -7,7 +7,7 @@ than `maxsize` results of a function.
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,11 +34,12 @@ def kept_with(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def kept(*args: P.args, **kwargs: P.kwargs) -> R:
-            results = of(args[0]).results
-            cached = results.get(function)
+            first: Any = args[0]
+            results = (first if of is itself else of(first)).results
+            cached: Any = results.get(function)
             if cached is None:
                 cached = results[function] = lru_cache(maxsize=maxsize)(function)
-            result: R = cast("Any", cached)(*args, **kwargs)
+            result: R = cached(*args, **kwargs)
             return result
 
         kept.cache_parameters = lambda: {"maxsize": maxsize, "typed": False}  # type: ignore[attr-defined]

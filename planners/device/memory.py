@@ -168,14 +168,14 @@ class Placement:
     def _without_host(self, context: int, sequences: int) -> tuple[DeviceUse, ...]:
         """Memory use in serving with nothing in the host's memory."""
         activations, profiled = self._activations(context, sequences), self.profiled
-        uses = []
+        engine, reserved, uses = self.setting.engine, self.reserved, []
         for stage, rows in self.stages:
             module, cached = self._module(context, sequences) if stage.last else (0, 0)
             use = DeviceUse(
                 weights=stage.weights.total_bytes + module,
-                cache=cache_bytes(rows, self.setting.engine, context, sequences) + cached,
+                cache=cache_bytes(rows, engine, context, sequences) + cached,
                 activations=activations if profiled is None else max(activations, profiled.of(stage)),
-                reserved=self.reserved,
+                reserved=reserved,
                 module_weights=module,
                 module_cache=cached,
             )

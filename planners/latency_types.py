@@ -3,20 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from planners.deferred import Deferred
+from planners.frozen import Frozen
 
 NOT_TIMED_UNDER_CP = "the time of prefills divided among ranks (cp) is not estimated"
 """No row of the evidence was measured under cp, so that neither exposed sends nor uneven ranks could be judged."""
 Resource = Literal["compute", "memory", "links"]
 """The resource that bounds a step."""
-
-
-class Frozen(BaseModel):
-    """Base of a plan's parts: immutable, without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 @dataclass(slots=True)  # frozen, it would take five times as long to make

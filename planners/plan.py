@@ -1,7 +1,7 @@
 """`plan`: from a layer graph and a deployment to a `Plan`."""
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from l4spec.errors import Problem, UserError
 from l4spec.graph.kept import kept_with
@@ -14,7 +14,6 @@ from planners.catalog.cluster import Cluster
 from planners.collectives.communication import communication
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import plan_cache
-from planners.counts.mtp import count_mtp
 from planners.counts.params import count_params
 from planners.counts.weights import weigh
 from planners.deferred import Deferred
@@ -23,7 +22,6 @@ from planners.device.memory import Placement, place
 from planners.device.memory_terms import describe_device, describe_host
 from planners.device.stages import stages
 from planners.draft_options import acceptance_of
-from planners.latency_types import Latency
 from planners.plan_types import (
     ChosenBy,
     ClusterInfo,
@@ -41,6 +39,9 @@ from planners.search.layouts import layouts_for, row_of, why_not
 from planners.search.objective import choose, untimed
 from planners.search.suggestions import suggest
 from planners.video import video_info
+
+if TYPE_CHECKING:
+    from planners.latency_types import Latency
 
 
 def plan(model: Model, request: PlanRequest | None = None, /, **options: Any) -> Plan:
@@ -96,7 +97,7 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
 
         deployment = as_in_row(deployment, chosen)
     setting = deployment.setting
-    placement, modules = place(setting, chosen.layout), count_mtp(graph)
+    placement = place(setting, chosen.layout)
     has_times = cluster is not None and (chosen.fits or times_without_fit)
     latency = _latency(deployment, chosen.layout, chosen.max_batch) if has_times else None
     memory, host = describe_device(placement, context, batch), describe_host(placement, context, batch)
@@ -124,14 +125,14 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
         max_batch=chosen.max_batch if cluster else None,
         suggestions=Deferred(partial(suggest, deployment) if cluster and not chosen.fits else tuple),
         latency=latency,
-        module_params=modules.stored if modules else None,
+        module_params=_module_params(graph),
         drafts=_drafts(deployment, placement, latency),
     )
     made.made_from(graph)
     return made
 
 
-def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
+def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> "Latency":
     """Latency by the engine's factors, or on a calibrated machine by the measured pieces of our own module."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
@@ -146,7 +147,17 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> Latency:
     return eager_latency(deployment, cluster.hardware, layout, routing)
 
 
-def _drafts(deployment: Deployment, placement: Placement, latency: Latency | None) -> DraftPlan | None:
+def _module_params(graph: LayerGraph) -> int | None:
+    """Parameters that modules of multi-token prediction add to a checkpoint; None without any."""
+    if graph.model.text.mtp is None:
+        return None
+    from planners.counts.mtp import count_mtp
+
+    modules = count_mtp(graph)
+    return modules.stored if modules else None
+
+
+def _drafts(deployment: Deployment, placement: Placement, latency: "Latency | None") -> DraftPlan | None:
     """Memory of the drafting modules on the last stage, and their part of the estimated step; None without drafts."""
     acceptance = acceptance_of(deployment.request.draft_acceptance)
     if not acceptance:

@@ -3,17 +3,23 @@
 Bytes, FLOPs, parameters and tokens are exact integers in base units. Unknown values are null, never guessed.
 """
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.options import Mode
 from l4spec.sharding.layout import Layout
+from l4spec.spec.part import PartOf
 from planners.deferred import Deferred
-from planners.latency_types import Frozen, Latency
+from planners.frozen import Frozen
 from planners.plan_views import ShownPlan
 from planners.video import VideoInfo
+
+if TYPE_CHECKING:
+    from planners.latency_types import Latency
+else:
+    Latency = Annotated[Any, PartOf("planners.latency_types:Latency")]
 
 Objective = Literal["fastest", "cheapest", "max-context", "min-gpus", "max-free-memory", "simplest"]
 BY_TIME: tuple[Objective, ...] = ("fastest", "cheapest")

@@ -34,8 +34,6 @@ BEYOND = "set a larger text.max_seq_len to plan beyond the model's own limit"
 
 _Degree = Annotated[int | None, Field(ge=1, le=LARGEST)]
 _Tokens = Annotated[int | None, Field(ge=1, le=LONGEST)]
-
-
 HOST_OPTIONS = ("host_memory", "host_bandwidth", "on_host")
 """Options of one GPU beside its host's memory."""
 

@@ -19,7 +19,7 @@ from l4spec.stills import (
     stills_by_rate,
 )
 from l4spec.tiling import grid_for, image_tokens, seen_tiles
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 
 Video = Annotated[
     Annotated[float, Field(gt=0, le=LONGEST_CLIP)] | None,

@@ -1,11 +1,9 @@
 """Base of catalogue entries: a name, aliases, and numbers with their sources."""
 
 from functools import cached_property
-from importlib import import_module
-from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, model_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, model_validator
 
 from l4spec.layers.base import AsTuple, Spec
 
@@ -20,32 +18,6 @@ class Sourced(Spec, Generic[T]):
     value: T
     source: Source
     note: str = ""
-
-
-class PartOf(NamedTuple):
-    """Beside `Any` in an annotation: a part that few documents have, whose schema is imported for those that have it.
-
-    `schema` is the place of its class, as `module:Class`. Documents and the JSON Schema are those of the class.
-    """
-
-    schema: str
-
-    @property
-    def cls(self) -> type[Spec]:
-        """The class, imported now."""
-        module, _, name = self.schema.partition(":")
-        found: type[Spec] = getattr(import_module(module), name)
-        return found
-
-    def read(self, value: Any) -> Spec:
-        """The part as a document writes it, or an object of the class already."""
-        return self.cls.model_validate(value)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.read)
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return handler(TypeAdapter(self.cls).core_schema)
 
 
 class Entry(Spec):

@@ -14,7 +14,7 @@ from planners.evidence.repeats import repeats
 from planners.evidence.replay import Prediction
 from planners.evidence.static_batches import BatchGroup, read_batches, summarise_batches
 from planners.evidence.summary import Group, quantity_of, summarise
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.timing.likeness import ROWS_OF_A_P90
 
 FAMILIES = {

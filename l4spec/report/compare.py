@@ -10,7 +10,7 @@ from l4spec.report.prices import output_price, price_of, run_price, times_of
 from l4spec.report.quantities import Figures, Marked, usd, whole
 from l4spec.spec.about import About
 from l4spec.units import gib
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.plan_types import Plan
 from planners.search.layouts import MAX_BATCH
 

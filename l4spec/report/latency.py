@@ -4,6 +4,7 @@ from l4spec.report.page import Facts, Lines, Section, Table
 from l4spec.report.quantities import Figures, count, per_second, short_amount, usd, whole
 from planners.latency_types import Latency, LatencyError, StepLatency
 from planners.plan_types import Plan
+from planners.timing.likeness import ROWS_OF_A_P90
 
 
 def latency_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
@@ -151,8 +152,6 @@ def error_facts(latency: Latency) -> tuple[tuple[str, str], ...]:
 
 
 def _upper_name(error: LatencyError) -> str:
-    from planners.timing.likeness import ROWS_OF_A_P90
-
     return "largest" if error.alike and error.num_rows < ROWS_OF_A_P90 else "90th percentile"
 
 

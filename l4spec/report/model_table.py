@@ -13,7 +13,7 @@ from planners.catalog import quantization as quantization_of
 from planners.catalog.cluster import parse_cluster
 from planners.counts.params import count_params
 from planners.deployment import Deployment
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.plan import plan, plan_deployment
 from planners.plan_types import Estimates
 from planners.request import PlanRequest

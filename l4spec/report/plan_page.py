@@ -2,9 +2,7 @@
 
 from l4spec.options import flag_of
 from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED
-from l4spec.report.latency import latency_facts
 from l4spec.report.page import Bar, Bars, Block, Facts, Lines, Page, Section, Table, Tone
-from l4spec.report.prices import price_facts
 from l4spec.report.quantities import Figures, Marked, marked, whole
 from l4spec.units import gib
 from planners.plan_types import (
@@ -39,7 +37,7 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
         Section(_memory_title(plan), _memory_blocks(plan, figures)),
     ]
     if plan.cluster is not None:
-        gives = (*limit_facts(plan, figures, max_seq_len), *latency_facts(plan), *price_facts(plan))
+        gives = (*limit_facts(plan, figures, max_seq_len), *(_time_and_price(plan) if plan.fits else ()))
         sections.append(Section("", (Facts(gives),)))
     if plan.suggestions:
         sections.append(Section("What would make it fit", (suggestion_table(plan, figures),)))
@@ -50,6 +48,13 @@ def plan_page(plan: Plan, *, max_seq_len: int | None = None) -> Page:
     if notes:
         sections.append(Section("", (Lines(notes),)))
     return tuple(sections)
+
+
+def _time_and_price(plan: Plan) -> tuple[tuple[str, str], ...]:
+    from l4spec.report.latency import latency_facts
+    from l4spec.report.prices import price_facts
+
+    return (*latency_facts(plan), *price_facts(plan))
 
 
 def marks_of(plan: Plan) -> Marked:

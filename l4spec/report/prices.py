@@ -1,13 +1,9 @@
 """Prices of a plan: at the given price, or at the lowest public list price of its GPUs."""
 
-from typing import TYPE_CHECKING
-
 from l4spec.report.quantities import short_amount, usd
+from planners.catalog.prices import lowest_offer
 from planners.latency_types import Latency
 from planners.plan_types import Plan
-
-if TYPE_CHECKING:
-    from planners.catalog.prices import GpuOffer
 
 
 def times_of(plan: Plan) -> Latency:
@@ -21,15 +17,8 @@ def price_of(plan: Plan) -> tuple[float, str] | None:
         return None
     if plan.latency.usd_per_gpu_hour is not None:
         return plan.latency.usd_per_gpu_hour, "as given"
-    offer = _offer(plan.cluster.hardware)
+    offer = lowest_offer(plan.cluster.hardware)
     return None if offer is None else (offer.usd_per_gpu_hour, offer.origin)
-
-
-def _offer(hardware: str) -> "GpuOffer | None":
-    """The lowest listed offer; the list is read where a price is shown."""
-    from planners.catalog.prices import lowest_offer
-
-    return lowest_offer(hardware)
 
 
 def output_price(plan: Plan) -> float | None:
@@ -48,7 +37,7 @@ def price_facts(plan: Plan) -> tuple[tuple[str, str], ...]:
     """List price of the GPUs per hour, and of tokens or the run; nothing if a price was given."""
     if plan.cluster is None or plan.fits is False or times_of(plan).usd_per_gpu_hour is not None:
         return ()
-    offer = _offer(plan.cluster.hardware)
+    offer = lowest_offer(plan.cluster.hardware)
     if offer is None:
         return ()
     whose = f"at {offer.provider}'s list price of {usd(offer.usd_per_gpu_hour)} a GPU ({offer.date})"

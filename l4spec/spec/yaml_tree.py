@@ -135,8 +135,8 @@ class _Composer:
         self._refuse_tag(event, path)
         place = self._place(event)
         if not event.implicit[0]:
-            if found := unprintable(event.value):
-                self._problem(f"expected printable text, found U+{ord(found):04X} in a string", event, path)
+            if character := unprintable(event.value):
+                self._problem(f"expected printable text, found U+{ord(character):04X} in a string", event, path)
             return Tree(event.value, place)
         value = read_plain(event.value)
         if isinstance(value, Trap):

@@ -7,7 +7,7 @@ from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import Mode, option_of
 from l4spec.spec.claims import Claim, Quantity
 from l4spec.spec.estimates import estimates_of
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.plan import plan
 from planners.plan_types import Estimates, Objective, Plan
 from planners.request import PlanRequest

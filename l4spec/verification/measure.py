@@ -16,7 +16,7 @@ from planners.catalog import engine, quantization
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
 from planners.counts.weights import scheme_of, weigh
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.module.activation_ledger import activation_bytes
 from planners.module.executed import executed_rows
 from planners.timing.expert_coverage import expected_coverage

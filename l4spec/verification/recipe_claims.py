@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from l4spec.errors import Problem, UserError
 from l4spec.spec.recipe import RecipeClaim
 from l4spec.spec.recipe.load import LoadedRecipe
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 from planners.recipes.cost import SECONDS_PER_HOUR, RecipeOptions, plan_recipe
 from planners.recipes.recipe_plan import PhasePlan, RecipePlan
 

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import AfterValidator, Field
 
-from l4spec.catalog.entry import Entry, PartOf, Sourced
+from l4spec.catalog.entry import Entry, Sourced
 from l4spec.errors import UserError
 from l4spec.layers.base import Spec
+from l4spec.spec.part import PartOf
 from l4spec.units import Bytes, BytesPerSecond, FlopsPerSecond, MiB
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ import re
 
 from l4spec.errors import Problem, UserError
 
-_VERSION = re.compile(r"v?(\d{1,4}(?:\.\d{1,4}){0,3})(?:[a-z.+-].{0,40})?")
+_VERSION = r"v?(\d{1,4}(?:\.\d{1,4}){0,3})(?:[a-z.+-].{0,40})?"
 
 
 def parse_version(text: str) -> tuple[int, ...]:
     """Numbers of `0.19`, `v0.19.1` or `1.3.0rc20`, without a release candidate's own. Raises UserError."""
-    match = _VERSION.fullmatch(text.strip())
+    match = re.fullmatch(_VERSION, text.strip())
     if match is None:
         raise UserError(
             [Problem(f"expected a version, found {text[:40]!r}", path="engine", hint="write it as vllm@0.19")]

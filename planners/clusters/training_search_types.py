@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from l4spec.sharding.layout import Layout
-from planners.latency_types import Frozen, LatencyError
+from planners.frozen import Frozen
+from planners.latency_types import LatencyError
 from planners.plan_types import KeptState
 from planners.search.search_types import Limit, Loosening, SpaceSize
 

@@ -16,16 +16,15 @@ from l4spec.sharding.sequence import longest_run
 from l4spec.units import ceil_div
 from planners.catalog import Engine, Hardware
 from planners.counts.kv_cache import CacheRow, cache_bytes, model_rows, rows_of, state_bytes_of
-from planners.counts.mtp import mtp_weight_bytes
 from planners.counts.weights import Scheme
 from planners.device.activations import ActivationRates, activation_rates, serving_bytes
 from planners.device.engine_overhead import reserved_terms, uncovered_bytes
-from planners.device.profiled import ProfiledActivations, default_rows, profiled_activations
 from planners.device.stages import PipelineStage, cache_counts, stages
 from planners.plan_types import MemoryTerm
 
 if TYPE_CHECKING:
     from planners.device.host_memory import HostMemory, Spill
+    from planners.device.profiled import ProfiledActivations
     from planners.device.training_state import StageState, TrainingState, TrainSetting
 
 
@@ -139,7 +138,7 @@ class Placement:
     layout: Layout
     stages: tuple[tuple[PipelineStage, tuple[CacheRow, ...]], ...]
     rates: ActivationRates
-    profiled: ProfiledActivations | None
+    profiled: "ProfiledActivations | None"
     reserved: int
     budget: Budget | None
     spill: "Spill | None" = None
@@ -294,6 +293,8 @@ def module_on(
     module = mtp_graph(graph)
     if module is None:
         return None
+    from planners.counts.mtp import mtp_weight_bytes
+
     return mtp_weight_bytes(graph, scheme, layout), model_rows(module, Layout(tp=layout.tp), dtype_bytes)
 
 
@@ -337,9 +338,11 @@ def terms_besides(setting: Setting, tp: int) -> tuple[MemoryTerm, ...]:
     return reserved_terms(setting.graph, setting.engine, setting.hardware, tp)
 
 
-def _profiled(setting: Setting, layout: Layout, rates: ActivationRates) -> ProfiledActivations | None:
+def _profiled(setting: Setting, layout: Layout, rates: ActivationRates) -> "ProfiledActivations | None":
     run = setting.engine.profiling_run
     if run is None:
         return None
+    from planners.device.profiled import default_rows, profiled_activations
+
     rows = setting.max_num_seqs or default_rows(setting.engine.name, setting.hardware)
     return profiled_activations(setting.graph, layout, run, rates, chunk=setting.prefill_chunk, rows=rows)

@@ -5,7 +5,7 @@ from l4spec.layers.declaration import Matmul, Work
 from l4spec.quantization.matmuls import in_fp8, is_in_fp8, matmul_table
 from l4spec.quantization.tensors import scheme_of, stored_size
 from l4spec.spec.recipe.precision import Fp8Spec
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 
 
 class Fp8Share(Frozen):

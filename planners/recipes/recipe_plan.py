@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from planners.latency_types import Frozen, LatencyError
+from planners.frozen import Frozen
+from planners.latency_types import LatencyError
 from planners.recipes.fp8 import Fp8Share
 from planners.recipes.rl.rl_plan import RlPhasePlan
 

@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from l4spec.sharding.layout import Layout
-from planners.latency_types import Frozen, LatencyError
+from planners.frozen import Frozen
+from planners.latency_types import LatencyError
 
 Limit = Literal[
     "memory", "max_context", "ttft", "tpot", "rate", "budget", "deadline", "no_layout", "no_engine", "no_time"

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 
 
 class SweepRow(Frozen):

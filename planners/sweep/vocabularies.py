@@ -10,7 +10,7 @@ from planners.catalog import engine
 from planners.counts.flops import count_flops
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 
 MULTIPLE = 128
 """Rows of a tokenizer's table are padded to a multiple of it, so that tensor parallelism divides them."""

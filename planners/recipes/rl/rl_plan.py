@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from planners.latency_types import Frozen
+from planners.frozen import Frozen
 
 
 class RlCondition(Frozen):

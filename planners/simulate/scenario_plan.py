@@ -95,11 +95,11 @@ class ScenarioPlan(_Frozen):
 
 
 class MeanRequest(_Frozen):
-    """A request of mean length; `tiles` are image tiles, whose tokens `prompt` counts."""
+    """A request of mean length; `tiles` is the mean number of image tiles, whose tokens `prompt` counts."""
 
     prompt: int
     output: int
-    tiles: int = 0
+    tiles: float = 0.0
 
 
 def plan_scenario(loaded: LoadedScenario, servers: dict[str, Server] | None = None) -> ScenarioPlan:
@@ -148,11 +148,11 @@ def mean_request(loaded: LoadedScenario, server: Server) -> MeanRequest:
     prompt = mean_length(workload.prompt_tokens, find)
     if workload.prefix is not None:
         prompt += mean_length(workload.prefix.tokens, find)
-    tiles = 0
+    tiles = 0.0
     if workload.images is not None:
-        tiles = round(workload.images.per_request * (workload.images.tiles or server.tiles_per_image))
+        tiles = workload.images.per_request * (workload.images.tiles or server.tiles_per_image)
     return MeanRequest(
-        prompt=max(1, round(prompt)) + tiles * server.tokens_per_tile,
+        prompt=max(1, round(prompt + tiles * server.tokens_per_tile)),
         output=max(1, round(mean_length(workload.output_tokens, find))),
         tiles=tiles,
     )
@@ -186,7 +186,7 @@ def _stage(stage: Stage, servers: dict[str, Server], user: MeanRequest) -> Stage
 
 def _check_of(stage: Stage, user: MeanRequest) -> MeanRequest:
     read = (user.prompt if stage.reads != "answer" else 0) + (user.output if stage.reads != "prompt" else 0)
-    tiles = user.tiles if sees_images(stage) else 0
+    tiles = user.tiles if sees_images(stage) else 0.0
     return MeanRequest(prompt=(stage.template_tokens or 0) + read, output=stage.output_tokens or 1, tiles=tiles)
 
 

@@ -18,14 +18,15 @@ class Chunk:
 class StepBatch:
     """The work of one rank in a step.
 
-    `decode` sequences bring one token each and read `context` tokens in all, their own included; `checked` is how many
-    tokens each of them brings when drafts are checked. `chunks` are pieces of prompts; `tiles` image tiles.
+    `decode` sequences bring one token each and read `context` tokens in all, their own included; `checked` is how
+    many tokens each of them brings when drafts are checked. `chunks` are pieces of prompts; `tiles` image tiles, in
+    the mean where a request is a mean one.
     """
 
     decode: int
     context: int
     chunks: Sequence[Chunk] = ()
-    tiles: int = 0
+    tiles: float = 0
     checked: int = 1
 
     @property

@@ -204,3 +204,16 @@ def test_a_trace_without_a_request_is_refused(tmp_path: Path) -> None:
     models = "models: {m: {spec: llama-3.1-8b, gpus: 1xH100}}\n"
     with pytest.raises(UserError, match="the trace holds no request"):
         planned(models + f"workload: {{arrivals: {{kind: trace, path: {tmp_path / 'trace'}}}}}\n")
+
+
+@pytest.mark.parametrize(("per_request", "tiles"), [(0.5, 1), (1.5, 5), (2, 3)])
+def test_images_of_a_part_of_the_requests_count_by_their_mean(per_request: float, tiles: int) -> None:
+    """The mean of many drawn requests, within four standard errors: an image more or less in each."""
+    models = "models: {m: {spec: scout, gpus: 8xH100, tp: 8}}\n"
+    images = f"requests: 400, images: {{per_request: {per_request}, tiles: {tiles}}}"
+    load = f"workload: {{arrivals: {{kind: poisson, rate: 1/s}}, prompt_tokens: 100, output_tokens: 1, {images}}}\n"
+    document = read_text(HEAD + models + load, "test.yaml")
+    loaded = with_models(parse_as(document, Scenario), document)
+    drawn = [request.prompt for request in Simulation(loaded).run().requests]
+    error = stdev(drawn) / len(drawn) ** 0.5
+    assert abs(plan_scenario(loaded).prompt_tokens - fmean(drawn)) <= 4 * error + 0.5

@@ -34,16 +34,19 @@ def mtp_seconds(model: StepModel, layers: int, drafted: int) -> Callable[[StepBa
 
 def draft_model(target: StepModel, graph: LayerGraph, setting: Setting) -> StepModel:
     """The step model of a draft on the target's GPUs: at its tensor-parallel degree, or on one device."""
-    tp = target.layout.tp
-    cut = why_not(setting._replace(graph=graph), Layout(tp=tp), 1) is None
     return step_model(
         graph,
         setting.scheme,
-        Layout(tp=tp if cut else 1),
+        _draft_layout(graph, setting, target.layout.tp),
         machine=target.machine,
         kv_dtype_bytes=target.kv_dtype_bytes,
         efficiency=target.efficiency,
     )
+
+
+def _draft_layout(graph: LayerGraph, setting: Setting, tp: int) -> Layout:
+    """The target's tensor-parallel degree, or one device where it does not divide the draft."""
+    return Layout(tp=tp if why_not(setting._replace(graph=graph), Layout(tp=tp), 1) is None else 1)
 
 
 def draft_seconds(draft: StepModel, drafted: int) -> Callable[[StepBatch], float]:
@@ -65,9 +68,9 @@ def module_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[i
 
 def draft_bytes(graph: LayerGraph, setting: Setting, layout: Layout) -> tuple[int, int]:
     """Bytes of a draft's weights and of its cache per token on one device."""
-    weights = weigh(graph, setting.scheme).bytes
-    rows = model_rows(graph, Layout(tp=layout.tp), setting.kv_dtype_bytes)
-    return weights // layout.tp, growth_per_token(rows)
+    weights, own = weigh(graph, setting.scheme).bytes, _draft_layout(graph, setting, layout.tp)
+    rows = model_rows(graph, own, setting.kv_dtype_bytes)
+    return weights // own.tp, growth_per_token(rows)
 
 
 @dataclass(frozen=True, slots=True)

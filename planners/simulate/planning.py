@@ -11,6 +11,7 @@ from l4spec.spec.parse import place_of
 from l4spec.spec.resolve import resolve
 from l4spec.spec.scenario.deployment import ModelDeployment
 from l4spec.spec.scenario.references import LoadedScenario
+from planners.catalog.cluster import parse_cluster
 from planners.deployment import Deployment
 from planners.device.memory import place
 from planners.plan import plan_deployment
@@ -36,9 +37,8 @@ def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
             neighbours = _neighbours(loaded, graphs, key, drafts)
             servers[key] = _server(loaded, graphs[key], key, model, neighbours)
             if model.disaggregated is not None:
-                apart = model.model_copy(update={"gpus": model.disaggregated.prefill_gpus or model.gpus})
                 prefill = replace(
-                    _server(loaded, graphs[key], key, apart, neighbours), key=key + PREFILL, acceptance=()
+                    _server(loaded, graphs[key], key, _apart(model), neighbours), key=key + PREFILL, acceptance=()
                 )
                 servers[key + PREFILL], servers[key] = prefill, _linked(servers[key], prefill)
         except UserError as error:
@@ -46,6 +46,16 @@ def planned_servers(loaded: LoadedScenario) -> dict[str, Server]:
     if problems:
         raise UserError(problems)
     return servers
+
+
+def _apart(model: ModelDeployment) -> ModelDeployment:
+    """The deployment of a model's prefills, with their GPUs and the price of these."""
+    split = model.disaggregated
+    assert split is not None, "asked for with prefills apart"
+    gpus, price = split.prefill_gpus or model.gpus, split.prefill_usd_per_gpu_hour
+    if price is None and parse_cluster(gpus).hardware.name == parse_cluster(model.gpus).hardware.name:
+        price = model.usd_per_gpu_hour
+    return model.model_copy(update={"gpus": gpus, "usd_per_gpu_hour": price})
 
 
 def _linked(decode: Server, prefill: Server) -> Server:

@@ -34,7 +34,13 @@ class SimulateRequest(Options):
         str | None, Option("GPUs of a replica, as 8xH100, 2x8xH100 for hosts, or N x a YAML file.", metavar="GPUS")
     ] = None
     quantization: Annotated[
-        str | None, Option("Weights: `l4spec ls quantization`.", metavar="SCHEME", flags=("--quantization", "-q"))
+        str | None,
+        Option(
+            "Weights: `l4spec ls quantization`.",
+            metavar="SCHEME",
+            flags=("--quantization", "-q"),
+            default="as published",
+        ),
     ] = None
     kv_dtype: Annotated[str | None, Option("KV cache: bf16, fp16, fp32, fp8 or int8.", metavar="DTYPE")] = None
     engine: Annotated[

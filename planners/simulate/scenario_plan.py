@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 
+from l4spec.quantization.published import AS_PUBLISHED, published_name
 from l4spec.spec.scenario import Stage
 from l4spec.spec.scenario.references import LoadedScenario
 from l4spec.spec.scenario.workload import Trace
@@ -283,7 +284,7 @@ def _server(loaded: LoadedScenario, server: Server, request: MeanRequest) -> Ser
         num_gpus=num_gpus,
         shares_gpus_with=shares,
         layout=str(server.layout),
-        quantization=model.quantization,
+        quantization=published_name(loaded.models[key]) if model.quantization == AS_PUBLISHED else model.quantization,
         engine=server.engine,
         own_bytes=server.memory.own,
         beside_bytes=server.memory.beside,

@@ -60,6 +60,8 @@ class Disaggregated(Spec):
     """Replicas that prefill; `replicas` of the model then decode."""
     prefill_gpus: str | None = None
     """GPUs of a prefill replica; by default those of the model."""
+    prefill_usd_per_gpu_hour: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Price of a GPU that prefills; by default that of the model's GPUs if they are of the same kind."""
     link: Bandwidth | Literal["infinite"] | None = None
     """Bandwidth between a prefill and a decode replica, as `50 GB/s`; by default that of all devices between hosts."""
 
@@ -112,8 +114,8 @@ class ModelDeployment(Spec):
     """Equal servers that one router serves."""
     router: Router = "round_robin"
     """Rule that assigns requests to replicas."""
-    quantization: str = "bf16"
-    """Scheme of the weights."""
+    quantization: str = "as-published"
+    """Scheme of the weights; by default that of the published ones (`stored_as` of the spec), as `l4spec plan` does."""
     kv_dtype: str = "bf16"
     """Number format of the cache."""
     tp: Size | None = None

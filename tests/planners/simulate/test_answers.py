@@ -7,9 +7,11 @@ from dataclasses import replace
 from io import StringIO
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import planners
 from l4spec.errors import UserError
 from l4spec.report.page import Code, Figure
 from l4spec.report.simulate_page import capacity_page
@@ -140,3 +142,24 @@ def test_a_load_that_has_its_own_length_is_simulated_once_at_each_rate(monkeypat
     workload = loaded.scenario.workload.model_copy(update={"seconds": 5.0, "requests": None})
     capacity(replace(loaded, scenario=loaded.scenario.model_copy(update={"workload": workload})))
     assert len(tried) == len(set(tried)) > 3
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("compare/gpt-oss-20b", "1xH100"), ("compare/deepseek-v3", "16xH200"), ("scout", "8xH100")]
+)
+def test_a_simulation_takes_the_weights_that_a_plan_takes(name: str, gpus: str) -> None:
+    """Models are published in mxfp4, fp8 and bf16: by default both have these, and one client sees the same times."""
+    asked: dict[str, Any] = {
+        "gpus": gpus,
+        "engine": "vllm-hybrid",
+        "prompt_tokens": 500,
+        "output_tokens": 50,
+        "concurrency": 1,
+    }
+    latency = planners.plan(name, **asked).latency
+    result = simulate(scenario_of(name, SimulateRequest(**asked, requests=3)))
+    assert latency is not None
+    assert result.ttft is not None
+    assert result.tpot is not None
+    assert result.ttft.mean == pytest.approx(latency.ttft_seconds, rel=1e-3)
+    assert result.tpot.mean == pytest.approx(latency.time_per_output_token_seconds, rel=1e-3)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
+import planners
 from l4spec.errors import UserError
 from l4spec.library import shipped_of
 from l4spec.report.page import to_text
@@ -217,3 +218,31 @@ def test_images_of_a_part_of_the_requests_count_by_their_mean(per_request: float
     drawn = [request.prompt for request in Simulation(loaded).run().requests]
     error = stdev(drawn) / len(drawn) ** 0.5
     assert abs(plan_scenario(loaded).prompt_tokens - fmean(drawn)) <= 4 * error + 0.5
+
+
+@pytest.mark.parametrize(
+    ("prefill", "given", "usd_per_hour"),
+    [
+        ("8xH100", "", 8 * 2.0 + 8 * 2.0),
+        ("4xB200", ", prefill_usd_per_gpu_hour: 5", 8 * 2.0 + 4 * 5.0),
+        ("4xB200", "", 8 * 2.0 + 4 * 6.79),
+    ],
+)
+def test_prefill_gpus_of_another_kind_have_a_price_of_their_own(prefill: str, given: str, usd_per_hour: float) -> None:
+    """The list price where none is given: B200 costs 6.79 (RunPod, 2026-09-25)."""
+    split = f"disaggregated: {{prefill_replicas: 1, prefill_gpus: {prefill}{given}}}"
+    models = f"models: {{m: {{spec: scout, gpus: 8xH100, usd_per_gpu_hour: 2, {split}}}}}\n"
+    plan = planned(models + ONE.format(1000, 10))
+    assert plan.usd_per_hour == pytest.approx(usd_per_hour)
+
+
+@pytest.mark.parametrize("draft", ["compare/qwen3-0.6b", "compare/qwen2.5-7b"])
+def test_a_draft_that_tensor_parallelism_does_not_divide_is_whole_on_its_device(draft: str) -> None:
+    """28 heads of Qwen2.5 7B are not cut in 8; its time was of one device, and its memory an eighth."""
+    speculation = f"speculation: {{kind: draft, spec: {draft}, acceptance: [0.7]}}"
+    head = "models: {m: {spec: scout, gpus: 8xH100, tp: 8"
+    alone, beside = (
+        planned(f"{head}{more}}}}}\n" + ONE.format(1000, 10)).servers[0] for more in ("", f", {speculation}")
+    )
+    weights = planners.plan(draft, quantization="bf16").weights.bytes
+    assert beside.beside_bytes - alone.beside_bytes == (weights if "2.5" in draft else weights // 8)

@@ -1,5 +1,7 @@
 """Options of a plan: one model for the command line, Python, suggestions and the JSON echo."""
 
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -347,15 +349,11 @@ class PlanRequest(Options):
             sequence_parallel=self.sequence_parallel == "on",
         )
 
-    def allows(self, layout: Layout) -> bool:
-        """True if the layout has the requested degrees; `cp` left out means 1, since it is never chosen."""
-        return (
-            self.tp in (None, layout.tp)
-            and self.ep in (None, layout.ep)
-            and self.pp in (None, layout.pp)
-            and self.dp in (None, layout.dp)
-            and layout.cp == (self.cp or 1)
-        )
+    def allowed(self, layouts: Iterable[Layout]) -> list[Layout]:
+        """The layouts that have the requested degrees; `cp` left out means 1, since it is never chosen."""
+        degrees = attrgetter("cp", *(axis for axis in ("tp", "ep", "pp", "dp") if getattr(self, axis) is not None))
+        requested = degrees(self.fixed_layout())
+        return [layout for layout in layouts if degrees(layout) == requested]
 
     def fixed_layout(self) -> Layout:
         """The layout of the given degrees, 1 for the others."""

@@ -1,5 +1,6 @@
 """A field whose schema is imported only for documents that have the field, not for every document of its kind."""
 
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -23,16 +24,22 @@ class PartOf(NamedTuple):
     @property
     def schema(self) -> type[BaseModel]:
         """The class, imported now."""
-        module, _, name = self.place.partition(":")
-        schema: type[BaseModel] = getattr(import_module(module), name)
-        return schema
+        return _schema_at(self.place)
 
     def read(self, value: Any) -> BaseModel:
         """The part as a document writes it, or an object of the class already."""
-        return self.schema.model_validate(value)
+        schema = _schema_at(self.place)
+        return value if isinstance(value, schema) else schema.model_validate(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self.read)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return handler(TypeAdapter(self.schema).core_schema)
+
+
+@cache
+def _schema_at(place: str) -> type[BaseModel]:
+    module, _, name = place.partition(":")
+    schema: type[BaseModel] = getattr(import_module(module), name)
+    return schema

@@ -104,7 +104,7 @@ class Tally:
 def candidates_of(kind: ReplicaKind, request: SearchRequest, tally: Tally) -> Iterator[Candidate]:
     """Every candidate of a kind that can serve, timed; the others are counted in `tally` with the reason."""
     number = len(_shares(request, kind.most_replicas))
-    layouts = [layout for layout in candidate_layouts(kind.size) if layout.dp == 1 and request.allows(layout)]
+    layouts = [layout for layout in request.allowed(candidate_layouts(kind.size)) if layout.dp == 1]
     tally.candidates += number * max(len(layouts), 1)
     refused = _refused(kind)
     if refused is not None:

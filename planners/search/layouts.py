@@ -62,13 +62,12 @@ def layouts_for(
 ) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
     """Legal layouts of `num_devices` devices that a request allows for `context` tokens, and the illegal with why."""
     legal, illegal = [], []
-    for layout in layouts_to_try(setting.graph, num_devices, request.cp or 1):
-        if request.allows(layout):
-            reason = why_not(setting, layout, context)
-            if reason is None:
-                legal.append(layout)
-            else:
-                illegal.append(IllegalLayout(layout=layout, reason=reason))
+    for layout in request.allowed(layouts_to_try(setting.graph, num_devices, request.cp or 1)):
+        reason = why_not(setting, layout, context)
+        if reason is None:
+            legal.append(layout)
+        else:
+            illegal.append(IllegalLayout(layout=layout, reason=reason))
     return tuple(legal), tuple(illegal)
 
 

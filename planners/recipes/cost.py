@@ -192,7 +192,7 @@ def _phase(loaded: LoadedRecipe, phase: Phase, answer: Plan, graph: LayerGraph, 
         step_seconds_source=source,
         tokens_per_second=None if seconds is None else phase.batch * phase.context / seconds,
         flops_per_second_per_gpu=rate,
-        utilization=phase.utilization or (answer.latency.mfu if answer.latency else None),
+        utilization=phase.utilization or (answer.latency.mfu if answer.latency and seconds is not None else None),
         gpu_hours=hours,
         days=None if hours is None or num_gpus is None else hours / num_gpus / HOURS_PER_DAY,
         usd=None if hours is None or asked.usd_per_gpu_hour is None else hours * asked.usd_per_gpu_hour,
@@ -253,10 +253,10 @@ def _step_seconds(
 ) -> tuple[float | None, StepSource | None]:
     """Seconds of a step: by the utilization that the phase gives, on any GPUs whose peak is published, or estimated.
 
-    None without GPUs, and without factors where no utilization is given.
+    None without GPUs, where the phase does not fit, and without factors where no utilization is given.
     """
     latency = answer.latency
-    if latency is None or cluster is None:
+    if latency is None or cluster is None or answer.fits is False:
         return None, None
     peak = Machine(cluster.hardware, cluster.gpus_per_host).peak(phase.precision.kind)
     if phase.utilization is not None and peak is not None:
@@ -321,7 +321,9 @@ def _generated(graph: LayerGraph, phase: Phase, steps: float) -> int:
 def _notes(phase: Phase, answer: Plan, seconds: float | None, tiles: int) -> tuple[str, ...]:
     latency = answer.latency
     notes = (*latency.cautions, *latency.notes) if latency else ("no GPUs were given: no time",)
-    if answer.latency is not None and seconds is None:
+    if answer.fits is False:
+        notes = ("the phase does not fit, so that it takes no time", *notes)
+    elif answer.latency is not None and seconds is None:
         notes = (answer.latency.reason or "no estimate of the step", *notes)
     if phase.kind == "rl" and phase.rollouts is None:
         notes = (*notes, "the time in which answers are drawn and scored is not in the hours: `rollouts` plans it")

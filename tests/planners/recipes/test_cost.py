@@ -153,3 +153,19 @@ def test_every_shipped_recipe_is_planned(name: str) -> None:
     answer = plan_recipe(load_recipe(name))
     assert answer.model_flops > 0
     assert answer.fits is not False or name.startswith("recipes/articles/")
+
+
+def test_a_phase_that_does_not_fit_takes_no_time_and_costs_nothing_known() -> None:
+    """`compare` and `sweep` show no times of what does not fit; 28.9M GPU-hours of such a run were none."""
+    answer = plan_recipe(load_recipe("recipes/articles/behemoth-24k"), RecipeOptions(usd_per_gpu_hour=2.0))
+    (phase,) = answer.phases
+    assert answer.fits is False
+    assert (phase.step_seconds, phase.gpu_hours, phase.usd, phase.utilization, phase.errors) == (
+        None,
+        None,
+        None,
+        None,
+        (),
+    )
+    assert (answer.gpu_hours, answer.days, answer.usd, answer.energy_joules) == (None, None, None, None)
+    assert phase.notes[0].startswith("the phase does not fit")

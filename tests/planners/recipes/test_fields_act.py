@@ -20,7 +20,7 @@ l4spec: 1
 kind: recipe
 name: fields
 model: {model}
-gpus: 64xH100
+gpus: 64xB200
 watts_per_gpu: 700
 data:
   sources:
@@ -66,7 +66,7 @@ CHANGED: dict[str, Any] = {
     "layout.sequence_parallel": True,
     "trainable": ["text.layers.*.attention"],
     "mixture": {"text": 1.0},
-    "gpus": "128xH100",
+    "gpus": "128xB200",
     "utilization": 0.4,
     "precision.matmuls": "fp8-experts",
     "precision.scaling": "blockwise",

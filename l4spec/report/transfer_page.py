@@ -1,6 +1,6 @@
 """Report of `l4spec transfer`: loss over learning rates at each size, and feature sizes, as charts and tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import floor, isfinite
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ def sweep_section(points: "Sequence[TransferPoint]", rows: "Sequence[Transferred
         level = _level([loss for _, by in series for _, loss in by], "{:.2f}")
         chart = level_chart(series, sorted(rates), (), "factor on the learning rate; up: loss", level)
         blocks = [Figure(about, losses, "chart.svg.j2", {"chart": chart}), _bars(series, level)]
-    return Section(f"Loss over {axis}", (*blocks, _transfer_table(axis, rows), Lines((_moves(rows),))))
+    conclusions = Lines(tuple(_moves(axis, rows, rates)))
+    return Section(f"Loss over {axis}", (*blocks, _transfer_table(axis, rows, rates), conclusions))
 
 
 def _means_of(num_seeds: int) -> str:
@@ -65,7 +66,7 @@ def _bars(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], level: Up
     )
 
 
-def _transfer_table(axis: str, rows: "Sequence[Transferred]") -> Table:
+def _transfer_table(axis: str, rows: "Sequence[Transferred]", rates: Sequence[float]) -> Table:
     first = rows[0].best_rate
     return Table(
         ("", "best rate", "steps moved", f"loss at x{first:g} less the best", "standard error", "transfers"),
@@ -76,21 +77,29 @@ def _transfer_table(axis: str, rows: "Sequence[Transferred]") -> Table:
                 (f"{row.moved:+d}" if row.moved else "0") if isfinite(row.tuned) else "-",
                 f"{row.excess:.4f} ({row.excess / row.tuned:.2%})" if isfinite(row.excess) else "diverged",
                 "-" if row.error is None else f"{row.error:.4f}",
-                "yes" if row.is_close else "no",
+                ("yes" if row.is_close else "no") if len(rates) > 1 else "-",
             )
             for row in rows
         ),
     )
 
 
-def _moves(rows: "Sequence[Transferred]") -> str:
+def _moves(axis: str, rows: "Sequence[Transferred]", rates: Sequence[float]) -> Iterator[str]:
+    """Conclusions of a sweep, and their limits: a grid of one rate has none, and beyond its ends nothing is known."""
     moved = [row.moved for row in rows if isfinite(row.tuned)]
     if not isfinite(rows[0].tuned):
-        return f"runs at x{rows[0].times} diverge at every rate: there is no best one to transfer"
-    return (
+        yield f"runs at x{rows[0].times} diverge at every rate: there is no best one to transfer"
+        return
+    if len(rates) < 2:
+        yield "one rate alone says nothing about transfer: give several as --rates"
+        return
+    yield (
         f"the best rate moves by {max(moved) - min(moved)} steps of the grid; a rate transfers where its loss is "
         "within the larger of 0.5 % and two standard errors of the best"
     )
+    ends = [f"{axis} x{row.times}" for row in rows if isfinite(row.tuned) and row.best_rate in (min(rates), max(rates))]
+    if ends:
+        yield f"the best rate of {', '.join(ends)} is at an end of the grid: rates beyond it may be better"
 
 
 def features_section(sizes: "Sequence[FeatureSize]", num_steps: int) -> Section:

@@ -69,6 +69,16 @@ def test_a_rate_that_diverges_does_not_transfer() -> None:
     assert not any(row.is_close for row in transferred(lost))
 
 
+def test_one_rate_shows_no_transfer_and_the_end_of_a_grid_no_best_rate() -> None:
+    alone = points({1: {1.0: (2.0,)}, 2: {1.0: (1.9,)}})
+    text = to_text((sweep_section(alone, transferred(alone)),))
+    assert "says nothing about transfer" in text
+    assert "yes" not in text
+    grid: Losses = {1: {1.0: (2.0,), 2.0: (1.8,), 4.0: (1.9,)}, 2: {1.0: (2.0,), 2.0: (1.8,), 4.0: (1.7,)}}
+    text = to_text((sweep_section(points(grid), transferred(points(grid))),), 200)
+    assert "the best rate of width x2 is at an end of the grid" in text
+
+
 def test_one_loss_alone_and_outputs_of_one_size_are_drawn() -> None:
     alone = points({1: {1.0: (2.0,)}})
     assert figure_svg(sweep_section(alone, transferred(alone))).count("<circle") == 1

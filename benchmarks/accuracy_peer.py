@@ -80,7 +80,7 @@ class Compared:
 
 
 def requests_of(row: Row, case: ServingCase) -> list[dict[str, Any]]:
-    """What the peer is asked for a row, once for each number of clients; nothing if it cannot express the row."""
+    """The peer's requests for a row, one for each number of clients; none if it cannot express the row."""
     layout = case.layout
     known = case.model in MODELS and case.hardware in GPUS and case.engine in ENGINES and case.quantization in FORMATS
     if not known or layout.ep > 1 or layout.pp > 1 or row.metric not in QUANTITIES or case.rate is not None:

@@ -71,15 +71,22 @@ class KeptOfLayer(NamedTuple):
 
 @kept_with(maxsize=1024)
 def kept_per_token(
-    graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing, *, split: bool = False
+    graph: LayerGraph,
+    tp: int,
+    ep: int,
+    checkpointing: Checkpointing,
+    *,
+    split: bool = False,
+    unsaved: frozenset[str] = frozenset(),
 ) -> tuple[KeptOfLayer, ...]:
     """Activation bytes that each layer of the language model saves per token on one device.
 
     `full` saves a block's input alone, `selective` everything except the results of attention's core
     (`Declaration.recomputed`). With `split` (sequence parallelism), ranks of tp save a share of the stream, of norms
-    and of the gathered inputs of cut layers, which are gathered again in the backward pass.
+    and of the gathered inputs of cut layers, which are gathered again in the backward pass. Buffers named in `unsaved`
+    are not kept at all.
     """
-    layers = _saved_per_token(graph, tp, ep)
+    layers = _saved_per_token(graph, tp, ep, unsaved)
     stream = graph.stream_width * ACTIVATION_BYTES
     if not split:
         if checkpointing == "full":
@@ -110,14 +117,15 @@ class _Saved:
 
 
 @kept_with(maxsize=512)
-def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
+def _saved_per_token(graph: LayerGraph, tp: int, ep: int, unsaved: frozenset[str]) -> tuple[_Saved, ...]:
     layout, layers = Layout(tp=tp, ep=ep), tuple(_Saved() for _ in range(graph.num_layers))
     for group in graph.groups:
         if group.first.scope != "text":
             continue
         use, recomputed = token_use(group.first), group.declaration.recomputed
         tokens = _MANY if group.declaration.routed is not None and group.declaration.routed.experts_choose else 1
-        buffers = group.declaration.saved(Work(1, tokens, phase="train"))
+        saved = group.declaration.saved(Work(1, tokens, phase="train"))
+        buffers = tuple(b for b in saved if b.name not in unsaved)
         every = ceil_div(buffer_bytes(group, buffers, layout), tokens)
         core = ceil_div(buffer_bytes(group, tuple(b for b in buffers if b.name in recomputed), layout), tokens)
         own = every if use == "own" else 0
@@ -131,6 +139,20 @@ def _saved_per_token(graph: LayerGraph, tp: int, ep: int) -> tuple[_Saved, ...]:
                 of_layer.own += own
                 of_layer.gathered += gathered
     return layers
+
+
+@kept_with(maxsize=512)
+def saved_per_token(graph: LayerGraph, tp: int, ep: int, names: frozenset[str]) -> tuple[int, ...]:
+    """Bytes of one token of the named saved buffers, of each layer of the language model."""
+    layout, layers = Layout(tp=tp, ep=ep), [0] * graph.num_layers
+    for group in graph.groups:
+        if group.first.scope == "text":
+            buffers = tuple(b for b in group.declaration.saved(Work(1, 1, phase="train")) if b.name in names)
+            own = buffer_bytes(group, buffers, layout)
+            for node in group.nodes:
+                if node.layer is not None:
+                    layers[node.layer] += own
+    return tuple(layers)
 
 
 def buffer_bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:

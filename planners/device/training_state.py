@@ -19,9 +19,10 @@ from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
 from l4spec.units import ceil_div
-from planners.device.activations import activation_rates, kept_per_token, training_bytes
+from planners.device.activations import activation_rates
 from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
+from planners.device.trainer_memory import trainer_memory
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes per parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
@@ -53,6 +54,8 @@ class TrainSetting:
     """Training of the declared modules of multi-token prediction, too (`planners.device.trained_modules`)."""
     with_reference: bool = False
     """A frozen copy of the model beside it, whose weights are shared as the model's are."""
+    trainer: str | None = None
+    """The trainer whose memory is planned (`planners.device.trainer_memory`); None: our own runtime."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -102,7 +105,7 @@ class StageState:
 
 
 def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
-    """State of one device of a stage; activations as `training_bytes` counts them."""
+    """State of one device of a stage; activations as `planners.device.trainer_memory` says."""
     modules = module_kept(graph, layout.tp, layout.ep, train.checkpointing) if _has_modules(train, stage) else ()
     every = _with_modules(graph, train, layout, stage, ())
     trained = _with_modules(graph, train, layout, stage, train.trainable) if train.trainable else every
@@ -110,24 +113,31 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
     def kept(params: tuple[int, int], level: int) -> int:
         return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
 
-    rates = activation_rates(graph, layout.tp, layout.ep)
+    law = trainer_memory(train.trainer)
     split = train.sequence_parallel and layout.tp > 1
-    of_layers = kept_per_token(graph, layout.tp, layout.ep, train.checkpointing, split=split)
+    of_layers = law.layers(graph, layout.tp, layout.ep, train.checkpointing, split=split)
     layers = (*(of_layers[layer] for layer in stage.layers), *modules)
-    logits = 1 + len(modules) if stage.last else 0
-    at_work = training_bytes(rates, layers, tokens=1, in_flight=0, logits=logits)
-    weights = WEIGHT_BYTES * kept(every, 3)
+    row = activation_rates(graph, layout.tp, layout.ep).per_logit_row
+    loss = law.loss_bytes(row, 1 + len(modules)) if stage.last else 0
+    workspace = law.workspace_bytes(graph, layout.tp, layout.ep, stage.layers)
+    weights = law.weight_bytes * kept(every, 3)
+    head = _head_gradient(graph, layout, train) if stage.last and law.head_gradient else 0
     return StageState(
         weights=2 * weights if train.with_reference else weights,
         gradients=train.gradient_bytes * kept(trained, 2),
-        optimizer=OPTIMIZER_BYTES[train.optimizer] * kept(trained, 1),
-        gathered=_gathered(graph, train, layout, stage),
-        kept=training_bytes(rates, layers, tokens=1, in_flight=1, logits=logits) - at_work,
-        at_work=at_work,
+        optimizer=law.optimizer_bytes.get(train.optimizer, OPTIMIZER_BYTES[train.optimizer]) * kept(trained, 1),
+        gathered=_gathered(graph, train, layout, stage) + head,
+        kept=sum(layer.kept for layer in layers),
+        at_work=max(layer.again for layer in layers) + loss + workspace,
         depth=layout.pp - stage.index,
         micro_batch=train.micro_batch,
         reference=weights if train.with_reference else 0,
     )
+
+
+def _head_gradient(graph: LayerGraph, layout: Layout, train: TrainSetting) -> int:
+    """Bytes of the head's gradient in bf16."""
+    return WEIGHT_BYTES * sum(_device_params(graph, layout.tp, layout.ep, train.trainable).after_largest)
 
 
 def _has_modules(train: TrainSetting, stage: PipelineStage) -> bool:

@@ -278,6 +278,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         zero_stage=train.zero_stage if train else None,
         activation_checkpointing=train.checkpointing if train else None,
         sequence_parallel=train.sequence_parallel if train else None,
+        trainer=train.trainer if train else None,
         micro_batch=train.micro_batch if train else None,
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,

@@ -303,6 +303,8 @@ class DeploymentInfo(Frozen):
     zero_stage: int | None = None
     activation_checkpointing: str | None = None
     sequence_parallel: bool | None = None
+    trainer: str | None = None
+    """The trainer whose time and memory are planned; None: memory of our own runtime, time of Megatron."""
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from l4spec.graph.layer_graph import LayerGraph
-from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.options import Mode, Option, Options, read_bandwidth, read_count, read_memory, read_number, read_tokens
 from l4spec.quantization.published import AS_PUBLISHED
 from l4spec.sharding.layout import Layout
@@ -15,6 +14,14 @@ from l4spec.tiling import seen_tiles
 from l4spec.units import parse_rate
 from planners.draft_options import DraftAcceptance
 from planners.plan_types import Objective
+from planners.training_options import (
+    ActivationCheckpointing,
+    GradientBytes,
+    Optimizer,
+    SequenceParallel,
+    TrainerName,
+    ZeroStage,
+)
 from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info
 
 if TYPE_CHECKING:
@@ -198,39 +205,12 @@ class PlanRequest(Options):
         ),
         Field(ge=1, le=LARGEST),
     ] = None
-    optimizer: Annotated[
-        Literal["adamw", "adamw-bf16", "sgd"],
-        Option("For training: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
-    ] = "adamw"
-    zero_stage: Annotated[
-        int | None,
-        Option(
-            "For training: what data-parallel ranks shard.",
-            metavar="0-3",
-            parse=read_count,
-            mode="train",
-            default="the fastest of 1 to 3; 1 without --gpus",
-        ),
-        Field(ge=0, le=3),
-    ] = None
-    checkpointing: Annotated[
-        Checkpointing | None,
-        Option(
-            "For training: activation checkpointing, none, selective (attention's core) or full.",
-            metavar="KIND",
-            mode="train",
-            default="the fastest; full without --gpus",
-        ),
-    ] = None
-    sequence_parallel: Annotated[
-        Literal["on", "off"],
-        Option("For training: norms and residual streams divided among tp ranks, on or off.", "KIND", mode="train"),
-    ] = "off"
-    gradient_bytes: Annotated[
-        int,
-        Option("For training: bytes of a gradient, 2 or 4.", parse=read_count, mode="train", expects="2 or 4"),
-        Field(ge=2, le=4, multiple_of=2),
-    ] = 4
+    optimizer: Optimizer = "adamw"
+    zero_stage: ZeroStage = None
+    checkpointing: ActivationCheckpointing = None
+    sequence_parallel: SequenceParallel = "off"
+    gradient_bytes: GradientBytes = 4
+    trainer: TrainerName = None
     micro_batch: Annotated[
         int | None,
         Option(
@@ -347,6 +327,7 @@ class PlanRequest(Options):
             precision=self.precision,
             fp8_matmuls=self.fp8_matmuls,
             sequence_parallel=self.sequence_parallel == "on",
+            trainer=self.trainer,
         )
 
     def allowed(self, layouts: Iterable[Layout]) -> list[Layout]:

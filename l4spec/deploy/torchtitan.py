@@ -81,6 +81,8 @@ def emit_torchtitan(request: LaunchRequest) -> Emission:
     asked = request.plan.deployment
     if asked.mode != "train":
         refuse(TABLE.engine, "it trains, and the plan is of serving", "give --mode train")
+    if asked.trainer not in (None, TABLE.engine):
+        refuse(TABLE.engine, f"the plan is of {asked.trainer}", f"give --trainer {TABLE.engine}")
     flavor = _flavor(request)
     settings = _settings(request, flavor)
     assert settings.keys() <= TABLE.flags.keys(), "a setting is not in the table"
@@ -201,6 +203,8 @@ def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str,
         notes.append("training.steps is torchtitan's own: --tokens plans a run's")
     if request.plan.layout.tp > 1 and not request.plan.deployment.sequence_parallel:
         notes.append("its tensor parallelism divides norms and residual streams, too, as --sequence-parallel on plans")
+    if request.plan.deployment.trainer is None:
+        notes.append("memory is planned as l4spec's own runtime uses it: --trainer torchtitan plans torchtitan's")
     if request.plan.layout.pp == 1:
         notes.append("gradients are accumulated until global_batch_size sequences are seen")
     if (request.plan.deployment.zero_stage or 0) >= 2:

@@ -23,6 +23,7 @@ FAMILIES = {
     "TRN": "Training steps",
     "MEM": "Memory of an engine",
     "KV": "Cache of an engine",
+    "FIT": "What fits",
     "FLOP": "Model FLOPs",
     "KER": "Kernels",
 }

@@ -201,6 +201,8 @@ def _training(plan: Plan) -> str:
     )
     if asked.sequence_parallel and plan.layout.tp > 1:
         state += ", sequence parallelism"
+    if asked.trainer:
+        state += f", by {asked.trainer}"
     passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
     flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
     return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}"

@@ -1,10 +1,10 @@
 """Memory laws of trainers: what they keep of a step, where that differs from our own runtime.
 
 Our runtime keeps every operand of every operation; `planners.device.activations` counts it, and ranks measure the same
-bytes. Megatron-Core fuses SwiGLU, so that the activated gate is made again; it keeps 4 bytes an entry of logits (a fused
-cross entropy), and holds two more things at the peak: 4 bytes for each entry of the widest layer's gate and up while
-their gradients are made, and the gradient of the head in bf16 beside the accumulated one. torchtitan compiles blocks
-and loss: SwiGLU is fused too, logits and their gradient take 8 bytes an entry (14 where the loss runs in eager mode, as
+bytes. Megatron-Core fuses SwiGLU, so that the activated gate is made again; it keeps 4 bytes an entry of logits (fused
+cross entropy), and has two more things at the peak: 4 bytes for each entry of the widest layer's gate and up while
+their gradients are made, and the head's gradient in bf16 beside the accumulated one. torchtitan compiles blocks and
+loss: SwiGLU is fused too, logits and their gradient take 8 bytes an entry (14 where the loss runs in eager mode, as
 until 2024). Its FSDP2 shards fp32 weights beside two fp32 moments, and casts what it gathers to bf16; its selective
 checkpointing keeps the results of attention and of every second matmul.
 
@@ -14,18 +14,17 @@ buffers of communication, whatever a trainer's options change. Sources: Megatron
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.checkpointing import Checkpointing
 from planners.device.activations import KeptOfLayer, kept_per_token, saved_per_token
 
-Trainer = Literal["megatron", "torchtitan", "maxtext"]
 _BF16, _FP32 = 2, 4
 _FUSED = frozenset({"activated_gate"})
 _GATE_AND_UP = frozenset({"gate", "up"})
 _EVERY_SECOND = frozenset({"query", "value", "gate", "attended", "log_sum_exp"})
-"""Saved results of a block's first, third and fifth matmul (query, key, value, output, gate, up, down), and attention's."""
+"""Saved results of a block's first, third and fifth matmul (of query, key, value, output, gate, up, down), and of
+attention."""
 
 
 @dataclass(frozen=True, slots=True)

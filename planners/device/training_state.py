@@ -22,7 +22,7 @@ from l4spec.units import ceil_div
 from planners.device.activations import activation_rates
 from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
-from planners.device.trainer_memory import trainer_memory
+from planners.device.trainer_memory import TrainerMemory, trainer_memory
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes per parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
@@ -104,8 +104,10 @@ class StageState:
         return TrainingState(self.weights, self.gradients, self.optimizer, activations, self.gathered, self.reference)
 
 
-def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> StageState:
-    """State of one device of a stage; activations as `planners.device.trainer_memory` says."""
+def stage_state(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, law: TrainerMemory | None = None
+) -> StageState:
+    """State of one device of a stage, by `law`; the one of the setting's trainer if none is given."""
     modules = module_kept(graph, layout.tp, layout.ep, train.checkpointing) if _has_modules(train, stage) else ()
     every = _with_modules(graph, train, layout, stage, ())
     trained = _with_modules(graph, train, layout, stage, train.trainable) if train.trainable else every
@@ -113,7 +115,7 @@ def stage_state(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: P
     def kept(params: tuple[int, int], level: int) -> int:
         return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
 
-    law = trainer_memory(train.trainer)
+    law = law or trainer_memory(train.trainer)
     split = train.sequence_parallel and layout.tp > 1
     of_layers = law.layers(graph, layout.tp, layout.ep, train.checkpointing, split=split)
     layers = (*(of_layers[layer] for layer in stage.layers), *modules)

@@ -14,7 +14,16 @@ from planners.device.memory import Placement, Setting, place
 from planners.evidence.deployments import graph_of, hardware_of, model_of
 from planners.evidence.rows import Row
 
-METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "kv_pool_per_gpu", "kv_cache_size_tokens")
+POOLS = ("kv_pool_per_gpu", "kv_cache_size_tokens", "max_concurrency_at_8192")
+METRICS = ("weights_per_gpu", "activation_peak_per_gpu", "non_torch_per_gpu", "non_kv_total_per_gpu", *POOLS)
+_NOT_MEASURED = "nobody measured memory outside torch for this version and degree"
+_REASONS = {
+    "cuda_graph_estimate_per_gpu": "the engine logs this estimate and reserves nothing for it",
+    "num_gpu_blocks": "blocks of hybrid caches are in a table of their own (planners/evidence/hybrid_caches.csv)",
+    "initial_free_memory": "memory that the driver takes is no plan's number",
+}
+_SERVED = 8192
+"""Tokens of a sequence in `max_concurrency_at_8192`."""
 _CHUNK = 8192
 """vLLM's default of max_num_batched_tokens on these devices."""
 _ROOM_FOR_WEIGHTS = 0.8
@@ -31,8 +40,10 @@ class MemoryCase:
 
 def predict_memory(row: Row) -> float | str:
     """The row's figure in its unit, or why there is none."""
+    if row.metric == "kv_needed_per_gpu":
+        return _cache_of_one_sequence(row)
     if row.metric not in METRICS:
-        return "the share of memory that the engine was given is not published in the row"
+        return _REASONS.get(row.metric, "the share of memory that the engine was given is not published in the row")
     case = _case(row)
     if isinstance(case, str):
         return case
@@ -44,11 +55,42 @@ def predict_memory(row: Row) -> float | str:
         return (max(stage.weights for stage in use) + _rope_table(setting)) / GiB  # engines log them together
     if row.metric == "activation_peak_per_gpu":
         return use[0].activations / GiB  # the log of the first stage
+    return _predict_pool(row, case)
+
+
+def _predict_pool(row: Row, case: MemoryCase) -> float | str:
+    """The cache pool, what it holds, or all that is outside of it."""
+    if row.metric == "non_kv_total_per_gpu":
+        used = _outside_pool(case.placement)
+        return _NOT_MEASURED if used is None else used / GiB
     pool = _pool(case)
     if isinstance(pool, str) or row.metric == "kv_pool_per_gpu":
         return pool if isinstance(pool, str) else pool / GiB
     token = sum(cached.bytes_per_token * cached.count for _, rows in case.placement.stages for cached in rows)
-    return pool / token
+    return pool / token / (_SERVED if row.metric == "max_concurrency_at_8192" else 1)
+
+
+def _cache_of_one_sequence(row: Row) -> float | str:
+    """GiB of a sequence's cache on one rank, every layer keeping every token, as these reports have it."""
+    name, tokens, tp = model_of(row), row.number("isl"), row.number("tp")
+    if name is None or tokens is None or tp is None:
+        return "model, lengths or degrees are not published in the row"
+    setting = Setting(
+        graph=graph_of(name),
+        scheme=scheme_of(quantization("bf16")),
+        engine=engine("full"),
+        hardware=None,
+        kv_dtype_bytes=cache_dtype_bytes(row.precision_kv),
+        memory_fraction=None,
+        prefill_chunk=_CHUNK,
+    )
+    return place(setting, Layout(tp=tp)).uses(tokens, 1)[0].cache / GiB
+
+
+def _outside_pool(placement: Placement) -> int | None:
+    """Bytes of all but the cache; None where memory outside torch was not measured."""
+    use, outside = placement.uses(_CHUNK, 1)[0], non_torch(placement)
+    return None if outside is None else use.weights + _rope_table(placement.setting) + use.activations + outside
 
 
 def non_torch(placement: Placement) -> int | None:
@@ -58,13 +100,11 @@ def non_torch(placement: Placement) -> int | None:
 
 
 def _pool(case: MemoryCase) -> float | str:
-    outside, device = non_torch(case.placement), case.placement.setting.hardware
+    used, device = _outside_pool(case.placement), case.placement.setting.hardware
     if case.utilization is None or device is None:
         return "the share of memory that the engine was given is not published in the row"
-    if outside is None:
-        return "nobody measured memory outside torch for this version and degree"
-    use = case.placement.uses(_CHUNK, 1)[0]
-    used = use.weights + _rope_table(case.placement.setting) + use.activations + outside
+    if used is None:
+        return _NOT_MEASURED
     return case.utilization * device.usable.num_bytes - used
 
 

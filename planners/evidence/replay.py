@@ -11,8 +11,11 @@ from planners.counts.kv_cache import cache_dtype_bytes
 from planners.counts.weights import scheme_of
 from planners.device.memory import Setting, place
 from planners.evidence.deployments import ServingCase, graph_of, machine_of, model_of, serving_case
+from planners.evidence.fit_replay import predict_fit
 from planners.evidence.memory_replay import predict_memory
-from planners.evidence.rows import Row
+from planners.evidence.rows import YES_OR_NO, Row
+from planners.evidence.training_memory import METRICS as OF_TRAINING
+from planners.evidence.training_memory import predict_training_memory
 from planners.evidence.training_replay import predict_training
 from planners.request import DEFAULT_PREFILL_CHUNK
 from planners.search.layouts import max_batch
@@ -41,8 +44,12 @@ class Prediction:
 
     @property
     def error(self) -> float | None:
-        """Relative error; None without a prediction."""
-        return None if self.predicted is None or not self.row.published else self.predicted / self.row.published - 1
+        """Relative error; None without a prediction. Of what fits or does not: 0 if that is predicted, else 1."""
+        if self.predicted is None:
+            return None
+        if self.row.unit == YES_OR_NO:
+            return abs(self.predicted - self.row.published)
+        return self.predicted / self.row.published - 1 if self.row.published else None
 
 
 def replay(rows: Iterable[Row], *, expert_kernels: bool = False) -> tuple[Prediction, ...]:
@@ -57,12 +64,18 @@ def predict(row: Row, *, expert_kernels: bool = False) -> Prediction:
     if row.family == "TRN":
         predicted = predict_training(row)
         return Prediction(row, reason=predicted) if isinstance(predicted, str) else Prediction(row, *predicted)
-    if row.family in ("MEM", "KV"):
-        size = predict_memory(row)
+    if row.family in ("MEM", "KV", "FIT"):
+        size = _predict_size(row)
         return Prediction(row, reason=size) if isinstance(size, str) else Prediction(row, size)
     if row.family == "FLOP":
         return _predict_flops(row)
     return Prediction(row, reason="kernels are not planned one by one")
+
+
+def _predict_size(row: Row) -> float | str:
+    if row.family == "FIT":
+        return predict_fit(row)
+    return predict_training_memory(row) if row.metric in OF_TRAINING else predict_memory(row)
 
 
 def _predict_flops(row: Row) -> Prediction:

@@ -14,7 +14,9 @@ from l4spec.spec.files import read_utf8
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MOST_BYTES = 8 << 20
-FAMILIES = ("SRV", "THR", "TRN", "MEM", "KV", "FLOP", "KER")
+YES_OR_NO = "bool"
+"""Unit of a row that says whether something fits."""
+FAMILIES = ("SRV", "THR", "TRN", "MEM", "KV", "FIT", "FLOP", "KER")
 """Prefixes of ids: serving, most throughput, training, memory, KV cache, counts of FLOPs, kernels."""
 _TEXTS = frozenset(("notes", "source"))
 _LONGEST = (200, 10_000)
@@ -96,11 +98,10 @@ def read_rows(path: Path) -> tuple[Row, ...]:
 
 def _problems(row: Row, line: int, place: str) -> Iterator[Problem]:
     """Problems that prevent a row's replay: no id or model, an invalid figure, a cell that is too long."""
-    try:
-        is_number = math.isfinite(float(row.value)) and float(row.value) > 0
-    except ValueError:
-        is_number = False
-    if not is_number:
+    if row.unit == YES_OR_NO:
+        if row.value not in ("0", "1"):
+            yield Problem(f"line {line}: '{row.value[:60]}' is neither 0 nor 1", path=place)
+    elif not _is_positive(row.value):
         yield Problem(f"line {line}: '{row.value[:60]}' is no number above 0", path=place)
     if row.family not in FAMILIES:
         yield Problem(f"line {line}: the id '{row.id[:60]}' begins with none of {', '.join(FAMILIES)}", path=place)
@@ -111,6 +112,13 @@ def _problems(row: Row, line: int, place: str) -> Iterator[Problem]:
         cell: str = getattr(row, name)
         if len(cell) > _LONGEST[name in _TEXTS]:
             yield Problem(f"line {line}: the cell of {name} has {len(cell):,} characters", path=place)
+
+
+def _is_positive(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and float(text) > 0
+    except ValueError:
+        return False
 
 
 @lru_cache(maxsize=1)

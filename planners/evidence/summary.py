@@ -4,8 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from planners.evidence.fit_replay import METRICS as OF_FITS
 from planners.evidence.replay import THROUGHPUT, Prediction
 from planners.evidence.spread import errors_of
+from planners.evidence.training_memory import METRICS as OF_TRAINING
 
 _METRICS = {
     "tpot_mean": "time per output token",
@@ -26,7 +28,13 @@ _METRICS = {
     "non_torch_per_gpu": "memory outside torch",
     "kv_pool_per_gpu": "cache pool",
     "kv_cache_size_tokens": "cache pool",
+    "max_concurrency_at_8192": "sequences at a time",
+    "num_gpu_blocks": "cache pool",
+    "kv_needed_per_gpu": "cache of a sequence",
+    "non_kv_total_per_gpu": "all but the cache pool",
     "total_kv_blocks": "cache pool",
+    **dict.fromkeys(OF_TRAINING, "training memory"),
+    **dict.fromkeys(OF_FITS, "fit"),
     "model_flops_per_sample_fwd_bwd": "model FLOPs",
 }
 

@@ -23,6 +23,10 @@ METRICS = (
 _CUT = {
     "cut to 2 layers": ("text.layers=[{attention: local, ffn: moe, repeat: 2}]", "vision=null"),
 }
+_BLOCK = "{attention: attention, ffn: %s, repeat: %d}"
+_ONE_DENSE = f"text.layers=[{_BLOCK % ('dense', 1)}, {_BLOCK}]"
+"""SimuMax's cuts of DeepSeek models, which its page does not describe: peaks of DeepSeek-V3 with four layers (marked
+calibrate) are met by one dense block alone."""
 _SCHEMES = {"bf16": "bf16", "fp8": "fp8", "fp8-cs": "fp8", "mxfp8": "fp8", "nvfp4": "nvfp4"}
 
 
@@ -37,16 +41,23 @@ def train_case(row: Row) -> tuple[TrainModel, TrainLoad] | str:
         return "global batch or parallel degrees are not published in the row"
     if row.metric not in METRICS:
         return f"{row.metric} is not predicted"
-    if cut := re.search(r"\b(\d+) layers,", row.notes):
-        return f"the model is cut to {cut[1]} layers, and of which kinds is not published in the row"
-    overrides = next((extra for text, extra in _CUT.items() if text in row.model), ())
+    if re.search(r"\b\d+ layers,", row.notes):
+        return "what a step takes besides its layers weighs too much in a model cut to 4 of them: it is not planned"
     model = TrainModel(
-        graph=graph_of(name, overrides),
+        graph=graph_of(name, cut_of(row, name)),
         scheme=scheme_of(quantization(scheme)),
         machine=machine_of(device, "HBM2e" in row.hardware),
         efficiency=training_efficiency(device),
     )
     return model, _load(row, batch, length, gpus)
+
+
+def cut_of(row: Row, name: str) -> tuple[str, ...]:
+    """Overrides of the spec `name` where a row's model has fewer layers."""
+    if cut := re.search(r"\b(\d+) layers,", row.notes):
+        layers = _ONE_DENSE % ("moe", int(cut[1]) - 1)
+        return (layers, "text.mtp=null") if name == "deepseek-v3" else (layers,)
+    return next((extra for text, extra in _CUT.items() if text in row.model), ())
 
 
 def _load(row: Row, batch: int, length: int, gpus: int) -> TrainLoad:
@@ -61,7 +72,7 @@ def _load(row: Row, batch: int, length: int, gpus: int) -> TrainLoad:
         ep=ep,
         cp=row.noted(r"CP (\d+)", 1),
         ep_span=ep * row.noted(r"ETP (\d+)", 1),
-        micro_batch=row.noted(r"MBS (\d+)", 1),
+        micro_batch=row.noted(r"(?:MBS|micro-batches of) (\d+)", 1),
         virtual_stages=row.noted(r"VP (\d+)", 1),
         recompute=1.0 if re.search("full (AC|recompute)", row.notes) else 0.0,
         attention_recompute=1.0 if re.search("selective (AC|recompute)|SAC", row.notes) else 0.0,

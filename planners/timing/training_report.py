@@ -8,6 +8,7 @@ from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
 from planners.device.stages import PipelineStage, stages
+from planners.device.trainer_memory import is_known
 from planners.device.training_state import TrainSetting
 from planners.latency_types import Latency
 from planners.request import PlanRequest
@@ -20,6 +21,7 @@ _SECONDS_PER_HOUR = 3600
 _SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
 _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
 _CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
+_OWN_MEMORY = "nobody published the memory of {}: it is planned as that of l4spec's own runtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class TimedTraining:
             recompute=1.0 if train.checkpointing == "full" else 0.0,
             sequence_parallel=train.sequence_parallel,
             attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
+            trainer=train.trainer or "megatron",
         )
 
     def replica_seconds(self) -> float | None:
@@ -105,7 +108,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         train=time,
         step_time_bound_seconds=time.bound_seconds,
         cautions=_idle(load),
-        notes=(_HIDDEN, *((_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ())),
+        notes=_notes(train),
     )
     if factors is None or not fitted:
         return section
@@ -119,6 +122,13 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         "notes": section.notes[1:] if slow else section.notes,  # links are not hidden then
     }
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
+
+
+def _notes(train: TrainSetting) -> tuple[str, ...]:
+    """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known."""
+    casts = (_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()
+    own = () if is_known(train.trainer) else (_OWN_MEMORY.format(train.trainer),)
+    return _HIDDEN, *casts, *own
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ CHANGED: dict[str, Any] = {
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",
     "train_tokens": "1T",
+    "trainer": "torchtitan",
 }
 
 

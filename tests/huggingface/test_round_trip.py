@@ -31,6 +31,24 @@ TEXT_FAMILIES = [
     for model_type, family in FAMILIES.items()
     if model_type in transformers.CONFIG_MAPPING and model_type != "llama4" and not family.naming.of_towers
 ]
+GEMMA: Config = {
+    "hidden_size": 4,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "num_hidden_layers": 1,
+    "intermediate_size": 8,
+    "vocab_size": 8,
+    "max_position_embeddings": 1025,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 500000.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "dtype": "bfloat16",
+    "sliding_window": 1,
+    "query_pre_attn_scalar": 1,
+}
+"""Fields of Gemma 3 with a rotation for each kind of layer."""
 configs = st.sampled_from(TEXT_FAMILIES).flatmap(lambda kind: families(kind).map(lambda model_spec: (kind, model_spec)))
 
 
@@ -61,6 +79,25 @@ def assert_comes_back(config: Config) -> None:
 @settings(max_examples=100)
 def test_a_config_comes_back_field_for_field(drawn: tuple[str, Config]) -> None:
     assert_comes_back(built(*drawn))
+
+
+@pytest.mark.parametrize("kind", ["full_attention", "sliding_attention"])
+def test_a_rotation_that_no_layer_has_comes_back(kind: str) -> None:
+    assert_comes_back(built("gemma3_text", GEMMA | {"layer_types": [kind]}))
+
+
+@given(families("gemma4_text"))
+@settings(max_examples=10)
+def test_so_does_that_of_gemma_4_with_global_layers_alone(fields: Config) -> None:
+    assert_comes_back(built("gemma4_text", fields | {"layer_types": ["full_attention"] * fields["num_hidden_layers"]}))
+
+
+def test_a_carried_rotation_gives_way_to_the_one_of_the_spec() -> None:
+    imported = import_config(built("gemma3_text", GEMMA | {"layer_types": ["full_attention"]}))
+    assert "theta: 10000," in imported.yaml
+    text = imported.yaml.replace("theta: 10000,", "theta: 77777,")
+    exported = export_config(parse_spec(read_text(text, "changed.yaml")))
+    assert exported["rope_parameters"]["full_attention"]["rope_theta"] == 77777
 
 
 @given(families("llama4_text"), st.integers(1, 4), st.integers(1, 3), st.sampled_from([1.0, 0.5, 0.25]))

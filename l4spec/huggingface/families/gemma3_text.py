@@ -51,6 +51,8 @@ def read(fields: Fields) -> dict[str, Any]:
         fields.problem("sliding_window", "missing, but there are layers of sliding_attention")
     if SLIDING not in types:
         fields.carry("sliding_window")
+    if len(set(types)) == 1:
+        fields.carry("rope_parameters")  # the rotation of the other kind of layer
     norm = {"kind": "rmsnorm", "eps": fields.number("rms_norm_eps"), "unit_offset": True}
     scale: Data = {"scale": fields.number("query_pre_attn_scalar") ** -0.5}
     cap = fields.number_or_none("attn_logit_softcapping")

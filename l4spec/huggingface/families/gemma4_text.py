@@ -101,7 +101,7 @@ def _attentions(fields: Fields, types: list[str], norm: Data) -> dict[str, Data]
     ropes, size, heads = _read_ropes(fields), fields.size("sliding_window"), _heads(fields, types)
     more: Data = {"scale": 1.0, **both_biases(fields), "qk_norm": norm, "value_norm": {"eps": norm["eps"]}}
     if SLIDING not in types:
-        fields.carry("sliding_window")
+        fields.carry("sliding_window", "rope_parameters")
     kinds: dict[str, Data] = {}
     for kind in sorted(set(types), reverse=True):
         part = read_gqa(fields, position=ropes[kind], mask=window(size if kind == SLIDING else None), **more)

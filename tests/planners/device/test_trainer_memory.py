@@ -97,6 +97,9 @@ def test_the_option_plans_memory_and_time_of_a_trainer() -> None:
     assert own.deployment.trainer is None
     assert megatron.deployment.trainer == "megatron"
     assert megatron.memory_per_device.activation_bytes < own.memory_per_device.activation_bytes
+    assert own.latency is not None
+    assert megatron.latency is not None
+    assert maxtext.latency is not None
     assert megatron.latency.step_time_seconds == own.latency.step_time_seconds
     assert maxtext.memory_per_device.total_bytes == own.memory_per_device.total_bytes
     assert any("maxtext" in note for note in maxtext.latency.notes)

@@ -52,6 +52,7 @@ EXAMPLES: dict[str, str] = {
     "checkpointing": "none",
     "sequence_parallel": "on",
     "gradient_bytes": "2",
+    "trainer": "megatron",
     "micro_batch": "2",
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",

@@ -111,7 +111,8 @@ def broken_laws(case: Case, plan: LayerGraph) -> set[str]:
 
 def without_factor(value: Any, name: str) -> Any:
     """An operation, dimension or entry with one of its factors set to 1."""
-    return replace(value, **{name: 1})
+    change = getattr(value, "_replace", None)
+    return replace(value, **{name: 1}) if change is None else change(**{name: 1})
 
 
 def mutated(graph: LayerGraph, change: Callable[[LayerNode], Declaration]) -> LayerGraph:

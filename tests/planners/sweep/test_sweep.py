@@ -107,6 +107,7 @@ OF_TRAINING: dict[str, Any] = {
     "checkpointing": "full",
     "sequence_parallel": "on",
     "gradient_bytes": 2,
+    "trainer": "megatron",
     "micro_batch": 2,
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",

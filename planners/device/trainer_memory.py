@@ -31,13 +31,13 @@ attention."""
 class TrainerMemory:
     """Differences of a trainer's memory from our own runtime's.
 
-    `weight_bytes` of a stored parameter, `optimizer_bytes` of one by optimizer, `unsaved` the saved buffers that fused
-    kernels make again, `logit_bytes` of an entry of logits at the peak (None: as the head declares, and a gradient),
-    `workspace` and `head_gradient` whether the peak has those terms, `every_second` whether selective checkpointing
-    keeps every second matmul.
+    `weight_bytes` of a stored parameter and `optimizer_bytes` of its state, by optimizer, where they differ; `unsaved`
+    the saved buffers that fused kernels make again, `logit_bytes` of an entry of logits at the peak (None: as the head
+    declares, and a gradient), `workspace` and `head_gradient` whether the peak has those terms, `every_second` whether
+    selective checkpointing keeps every second matmul.
     """
 
-    weight_bytes: int = _BF16
+    weight_bytes: dict[str, int] = field(default_factory=dict)
     optimizer_bytes: dict[str, int] = field(default_factory=dict)
     unsaved: frozenset[str] = frozenset()
     logit_bytes: int | None = None
@@ -77,7 +77,11 @@ OWN = TrainerMemory()
 _OF_TRAINERS = {
     "megatron": TrainerMemory(unsaved=_FUSED, logit_bytes=4, workspace=True, head_gradient=True),
     "torchtitan": TrainerMemory(
-        weight_bytes=_FP32, optimizer_bytes={"adamw": 8}, unsaved=_FUSED, logit_bytes=8, every_second=True
+        weight_bytes={"adamw": _FP32, "sgd": _FP32},  # which are the master copy
+        optimizer_bytes={"adamw": 8, "sgd": 0},
+        unsaved=_FUSED,
+        logit_bytes=8,
+        every_second=True,
     ),
 }
 

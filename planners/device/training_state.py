@@ -122,7 +122,7 @@ def stage_state(
     row = activation_rates(graph, layout.tp, layout.ep).per_logit_row
     loss = law.loss_bytes(row, 1 + len(modules)) if stage.last else 0
     workspace = law.workspace_bytes(graph, layout.tp, layout.ep, stage.layers)
-    weights = law.weight_bytes * kept(every, 3)
+    weights = law.weight_bytes.get(train.optimizer, WEIGHT_BYTES) * kept(every, 3)
     head = _head_gradient(graph, layout, train) if stage.last and law.head_gradient else 0
     return StageState(
         weights=2 * weights if train.with_reference else weights,

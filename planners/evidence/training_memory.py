@@ -34,8 +34,8 @@ def predict_training_memory(row: Row) -> float | str:
     train = _setting(row)
     if isinstance(train, str):
         return train
-    batch, length, gpus = row.number("batch_or_concurrency"), row.number("isl"), row.number("n_gpus")
-    if batch is None or length is None or gpus is None:
+    batch, length = row.number("batch_or_concurrency"), row.number("isl")
+    if batch is None or length is None:
         return "batch or lengths are not published in the row"
     tp, pp, ep, dp, cp = *(row.number(name) or 1 for name in ("tp", "pp", "ep", "dp")), row.noted(r"CP (\d+)", 1)
     layout = Layout(tp=tp, pp=pp, ep=ep, dp=max(1, dp * cp // ep))

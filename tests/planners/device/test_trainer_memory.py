@@ -53,10 +53,13 @@ def test_megatron_keeps_one_width_less_of_a_gated_layer_than_our_runtime() -> No
     assert own.at_work - (megatron.at_work - 4 * 2 * 14336) == 4 * 128_256
 
 
-def test_torchtitan_shards_fp32_weights_and_two_moments() -> None:
-    params = 8_030_261_248
-    state = last_stage("llama-3.1-8b", TrainSetting(zero_stage=3, trainer="torchtitan"), Layout(dp=8))
-    assert state.weights + state.gradients + state.optimizer == 16 * params // 8
+@pytest.mark.parametrize(("optimizer", "weights", "states"), [("adamw", 4, 8), ("adamw-bf16", 2, 4), ("sgd", 4, 0)])
+def test_torchtitan_has_one_copy_of_the_weights(optimizer: str, weights: int, states: int) -> None:
+    """Of fp32, which is AdamW's master copy; of bf16 with moments in bf16, which has none."""
+    shard = 8_030_261_248 // 8
+    train = TrainSetting(zero_stage=3, trainer="torchtitan", optimizer=optimizer)
+    state = last_stage("llama-3.1-8b", train, Layout(dp=8))
+    assert (state.weights, state.optimizer) == (weights * shard, states * shard)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

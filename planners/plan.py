@@ -100,6 +100,7 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
     placement = place(setting, chosen.layout)
     has_times = cluster is not None and (chosen.fits or times_without_fit)
     latency = _latency(deployment, chosen.layout, chosen.max_batch) if has_times else None
+    prefilled = context if setting.train is None else 0
     memory, host = describe_device(placement, context, batch), describe_host(placement, context, batch)
     made = Plan(
         model=graph.name,
@@ -117,7 +118,7 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
         illegal_layouts=illegal,
         memory_per_device=memory,
         host_memory=host,
-        communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None, context),
+        communication=communication(graph, chosen.layout, cluster.gpus_per_host if cluster else None, prefilled),
         train_traffic=_traffic(deployment, chosen.layout),
         fits=chosen.fits if cluster else None,
         reasons=_reasons(memory, chosen, deployment, untimed(rows)),
@@ -181,10 +182,11 @@ def _traffic(deployment: Deployment, layout: Layout) -> TrainTraffic | None:
     graph, setting, cluster = deployment.graph, deployment.setting, deployment.cluster
     if setting.train is None:
         return None
-    from planners.collectives.training_traffic import StepTokens, train_traffic
+    from planners.collectives.step_tokens import StepTokens
+    from planners.collectives.training_traffic import train_traffic
 
     load = StepTokens.of(setting.train, layout, deployment.context, deployment.batch)
-    cut = stages(graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+    cut = stages(graph, setting.scheme, layout.tp, layout.ep, layout.pp, setting.virtual_stages)
     return train_traffic(graph, setting.train, layout, load, cut, cluster.gpus_per_host if cluster else None)
 
 
@@ -201,11 +203,11 @@ def _rows(deployment: Deployment) -> tuple[tuple[LayoutRow, ...], tuple[IllegalL
     request, cluster = deployment.request, deployment.cluster
     if cluster is None:
         layout = request.fixed_layout()
-        reason = why_not(deployment.setting, layout, deployment.context)
+        reason = why_not(deployment.setting, layout, deployment.context, deployment.batch)
         if reason:
             raise UserError([Problem(reason, path=str(layout))])
         return (row_of(deployment, layout),), ()
-    legal, illegal = layouts_for(deployment.setting, cluster.num_gpus, request, deployment.context)
+    legal, illegal = layouts_for(deployment.setting, cluster.num_gpus, request, deployment.context, deployment.batch)
     if not legal:
         raise UserError(_no_layout(cluster, request, illegal))
     return tuple(row_of(deployment, layout) for layout in legal), illegal
@@ -279,6 +281,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         activation_checkpointing=train.checkpointing if train else None,
         sequence_parallel=train.sequence_parallel if train else None,
         trainer=train.trainer if train else None,
+        virtual_stages=train.virtual_stages if train else None,
         micro_batch=train.micro_batch if train else None,
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,

@@ -217,10 +217,10 @@ class CollectiveTraffic(Frozen):
     """One kind of collective of one device in a training step, all its calls together.
 
     `payload_bytes` is the size of the buffer passed in (of an all-gather: returned), `ring_bytes` the bytes sent by a
-    ring over `ranks` ranks. `dp_ep` are the ranks of dp and ep together.
+    ring over `ranks` ranks. `dp_ep` are the ranks of dp and ep together, with those of cp `dp_cp` and `dp_ep_cp`.
     """
 
-    axis: Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
+    axis: Literal["tp", "cp", "ep", "pp", "dp", "dp_ep", "dp_cp", "dp_ep_cp"]
     collective: str
     what: str
     ranks: int
@@ -305,6 +305,7 @@ class DeploymentInfo(Frozen):
     sequence_parallel: bool | None = None
     trainer: str | None = None
     """The trainer whose time and memory are planned; None: memory of our own runtime, time of Megatron."""
+    virtual_stages: int | None = None
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None

@@ -20,6 +20,7 @@ from planners.training_options import (
     Optimizer,
     SequenceParallel,
     TrainerName,
+    VirtualStages,
     ZeroStage,
 )
 from planners.video import Clip, Fps, Frames, FrameSize, Video, video_info
@@ -140,7 +141,7 @@ class PlanRequest(Options):
     dp: Annotated[_Degree, Option("Fix the data-parallel degree.", parse=read_count)] = None
     cp: Annotated[
         _Degree,
-        Option("Divide the tokens of a long prefill among N devices.", parse=read_count, default="1"),
+        Option("Divide the tokens of a long prefill or training sequence among N GPUs.", parse=read_count, default="1"),
     ] = None
     engine: Annotated[
         str,
@@ -211,6 +212,7 @@ class PlanRequest(Options):
     sequence_parallel: SequenceParallel = "off"
     gradient_bytes: GradientBytes = 4
     trainer: TrainerName = None
+    virtual_stages: VirtualStages = 1
     micro_batch: Annotated[
         int | None,
         Option(
@@ -328,6 +330,7 @@ class PlanRequest(Options):
             fp8_matmuls=self.fp8_matmuls,
             sequence_parallel=self.sequence_parallel == "on",
             trainer=self.trainer,
+            virtual_stages=self.virtual_stages,
         )
 
     def allowed(self, layouts: Iterable[Layout]) -> list[Layout]:

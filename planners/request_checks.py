@@ -41,8 +41,8 @@ def _serving_only(request: PlanRequest) -> Iterator[Problem]:
         unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
         if option_of(type(request), name).mode == "serve" and getattr(request, name) not in unchanged:
             yield serving_only(name)
-    if (request.cp or 1) > 1:
-        yield Problem("training with context parallelism is not there yet", path="cp", hint="leave it out")
+    if request.virtual_stages > 1 and request.pp == 1:
+        yield Problem("needs a pipeline", path="virtual_stages", hint="leave --pp out, or give more than 1")
 
 
 def serving_only(name: str) -> Problem:

@@ -49,3 +49,8 @@ TrainerName = Annotated[
         default="l4spec's own memory, Megatron's time",
     ),
 ]
+VirtualStages = Annotated[
+    int,
+    Option("For training: chunks of layers per pipeline stage (interleaved 1F1B).", parse=read_count, mode="train"),
+    Field(ge=1, le=1024),
+]

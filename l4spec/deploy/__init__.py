@@ -22,7 +22,7 @@ EMITTERS: dict[str, Callable[[LaunchRequest], Emission]] = {
 
 def emit(engine: str, request: LaunchRequest) -> str:
     """The text to run or apply, its notes in comments. Raises UserError for what the engine cannot express."""
-    if request.plan.layout.cp > 1:
+    if request.plan.layout.cp > 1 and request.plan.deployment.mode == "serve":
         refuse(engine, "it divides sequences among ranks for their prefill alone (cp)", "plan the serving without --cp")
     if request.plan.host_memory is not None:
         refuse(

@@ -135,6 +135,8 @@ def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
         refuse(TABLE.engine, f"it has no optimizer {optimizer}", f"--optimizer {' or '.join(_DTYPES)}")
     if asked.gradient_bytes == 2 and _DTYPES[optimizer] == "float32":
         refuse(TABLE.engine, "it keeps gradients of its fp32 weights in fp32", "--gradient-bytes 4")
+    if (asked.virtual_stages or 1) > 1:
+        refuse(TABLE.engine, "its interleaved schedules cut the layers otherwise", "leave out --virtual-stages")
     if asked.batch % ranks:
         refuse(TABLE.engine, f"a batch of {asked.batch} does not divide among dp x ep = {ranks} ranks")
     replicate, shard, reshard = _zero(request)
@@ -159,7 +161,7 @@ def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
         "parallelism.pipeline_parallel_degree": layout.pp,
         "parallelism.pipeline_parallel_schedule": "1F1B",
         "parallelism.pipeline_parallel_microbatch_size": micro,
-        "parallelism.context_parallel_degree": 1,
+        "parallelism.context_parallel_degree": layout.cp,
         "parallelism.expert_parallel_degree": layout.ep,
         "parallelism.expert_tensor_parallel_degree": layout.tp if layout.ep > 1 else 1,
         "activation_checkpoint.mode": asked.activation_checkpointing,
@@ -187,12 +189,13 @@ def _zero(request: LaunchRequest) -> tuple[int, int, str]:
     """Ranks that replicate, ranks that shard, and when weights are gathered, for the plan's ZeRO stage."""
     layout, stage = request.plan.layout, request.plan.deployment.zero_stage
     ranks = layout.dp * layout.ep
-    if stage == 0 and layout.ep == 1:
+    if stage == 0 and layout.ep == layout.cp == 1:
         return ranks, 1, "default"
     if stage in (2, 3):
         return 1, ranks, "always" if stage == 3 else "never"
-    where = f"ZeRO stage {stage}" + (f" with ep {layout.ep}" if layout.ep > 1 else "")
-    return refuse(TABLE.engine, f"it has no {where}", "--zero-stage 2 or 3 are its FSDP, 0 without ep its DDP")
+    degrees = " and ".join(f"{axis} {getattr(layout, axis)}" for axis in ("ep", "cp") if getattr(layout, axis) > 1)
+    where = f"ZeRO stage {stage}" + (f" with {degrees}" if degrees else "")
+    return refuse(TABLE.engine, f"it has no {where}", "--zero-stage 2 or 3 are its FSDP, 0 without ep and cp its DDP")
 
 
 def _notes(request: LaunchRequest, flavor: Flavor, num_hosts: int) -> tuple[str, ...]:

@@ -201,11 +201,15 @@ def _training(plan: Plan) -> str:
     )
     if asked.sequence_parallel and plan.layout.tp > 1:
         state += ", sequence parallelism"
+    if (asked.virtual_stages or 1) > 1:
+        state += f", {asked.virtual_stages} virtual stages"
     if asked.trainer:
         state += f", by {asked.trainer}"
     passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
     flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
-    return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}"
+    other = plan.layout.cp > 1 or (asked.virtual_stages or 1) > 1
+    not_run = "; planned, not run by l4spec.distribute" if other else ""
+    return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}{not_run}"
 
 
 def _as_fast(plan: Plan) -> str | None:

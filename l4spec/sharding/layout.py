@@ -27,6 +27,16 @@ class Layout(BaseModel):
         return self.tp * self.ep * self.pp * self.dp * self.cp
 
     @property
+    def dense_copies(self) -> int:
+        """Ranks with the same shards of all weights but experts: dp * ep * cp."""
+        return self.dp * self.ep * self.cp
+
+    @property
+    def expert_copies(self) -> int:
+        """Ranks with the same shards of experts: dp * cp."""
+        return self.dp * self.cp
+
+    @property
     def data_axis(self) -> str:
         """Name of the ranks of dp and ep together: `dp_ep`, or the one axis if the other has a single rank."""
         return "dp_ep" if self.dp > 1 and self.ep > 1 else "dp" if self.dp > 1 else "ep"

@@ -87,13 +87,17 @@ def is_after_blocks(node: LayerNode) -> bool:
 
 
 @kept_with(maxsize=1024)
-def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False) -> str | None:
+def illegal_reason(
+    graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False, virtual_stages: int = 1, trains: bool = False
+) -> str | None:
     """Reason why the model does not allow this layout, or None. KV heads may be repeated and the vocabulary uneven.
 
     Our runtime gives every rank as many experts; with `uneven_experts` some ranks may have one more than others.
+    `trains`: a sequence may be divided among ranks (cp) of several pipeline stages.
     """
-    if layout.pp > graph.num_layers:
-        return f"pp={layout.pp} exceeds the {graph.num_layers} layers"
+    if layout.pp * virtual_stages > graph.num_layers:
+        chunks = f" x {virtual_stages} virtual stages" if virtual_stages > 1 else ""
+        return f"pp={layout.pp}{chunks} exceeds the {graph.num_layers} layers"
     for axis, units in _text_axes(graph):
         degree = getattr(layout, MESH_AXIS[axis])
         if axis == "kv_heads":
@@ -107,9 +111,9 @@ def illegal_reason(graph: LayerGraph, layout: Layout, *, uneven_experts: bool = 
         return f"ep={layout.ep} needs experts, and the model has none"
     return (
         _uncut_reason(graph, layout)
-        or undivided_reason(graph, layout)
+        or undivided_reason(graph, layout, trains=trains)
         or _unseen_reason(graph, layout)
-        or _far_from_tower(graph, layout)
+        or _far_from_tower(graph, layout, virtual_stages)
     )
 
 
@@ -136,13 +140,13 @@ def _unseen_reason(graph: LayerGraph, layout: Layout) -> str | None:
     return None
 
 
-def _far_from_tower(graph: LayerGraph, layout: Layout) -> str | None:
+def _far_from_tower(graph: LayerGraph, layout: Layout, virtual_stages: int) -> str | None:
     """Reason why a block of the text cannot take the tower's vectors, or None: both must be on the first stage."""
     vision = graph.model.vision
     if vision is None or vision.deepstack is None or layout.pp == 1:
         return None
     num_taking = len(vision.deepstack.blocks)
-    if _stage_by_layer(graph.num_layers, layout.pp)[num_taking - 1] == 0:
+    if _stage_by_layer(graph.num_layers, layout.pp * virtual_stages)[num_taking - 1] == 0:
         return None
     return f"pp={layout.pp} parts the vision tower from block {num_taking - 1} of the text, which takes image vectors"
 
@@ -170,6 +174,12 @@ def split_layers(num_layers: int, pp: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(start, start + size)) for start, size in zip(starts, sizes, strict=True))
 
 
+def chunks_of_stages(num_layers: int, pp: int, virtual_stages: int = 1) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Layers of each chunk of each stage: the i-th of stage s is run i * pp + s of all (arXiv:2104.04473)."""
+    runs = split_layers(num_layers, pp * virtual_stages)
+    return tuple(runs[stage::pp] for stage in range(pp))
+
+
 Region = tuple[range, ...]
 """A device's part of a tensor: a run of elements along each of its dims."""
 
@@ -179,12 +189,12 @@ def _stage_by_layer(num_layers: int, pp: int) -> tuple[int, ...]:
     return tuple(stage for stage, layers in enumerate(split_layers(num_layers, pp)) for _ in layers)
 
 
-def stage_of(graph: LayerGraph, node: LayerNode, pp: int) -> int:
+def stage_of(graph: LayerGraph, node: LayerNode, pp: int, virtual_stages: int = 1) -> int:
     """The pipeline stage that a node runs on; vision and embedding on the first, nodes after the blocks on the last."""
     if node.module is not None:
         return pp - 1
     if node.scope == "text" and node.layer is not None:
-        return _stage_by_layer(graph.num_layers, pp)[node.layer]
+        return _stage_by_layer(graph.num_layers, pp * virtual_stages)[node.layer] % pp
     return pp - 1 if is_after_blocks(node) else 0
 
 

@@ -1,8 +1,13 @@
 """Context parallelism: division of a sequence's tokens among ranks, and their traffic in a prefill.
 
+In a prefill:
+
 Each rank runs one run of neighbouring tokens, cut only between chunks of the chunked layers, so that these layers need
 nothing from other ranks. Otherwise a layer's cached rows are sent to the next rank, and on to those after it: all
 earlier tokens for a causal mask (ring attention, arXiv:2310.01889), the last window - 1 for a sliding one.
+
+In training: each rank runs two of 2 x cp equal pieces of a sequence, the i-th and the i-th from the end, as Megatron
+and torchtitan cut them (arXiv:2407.21783, section 3.3.2), so that all have the same pairs of a causal mask.
 """
 
 from collections.abc import Iterator
@@ -41,11 +46,11 @@ def longest_run(graph: LayerGraph, num_tokens: int, cp: int) -> int:
     return min(ceil_div(num_tokens, chunk * cp) * chunk, num_tokens)
 
 
-def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
+def undivided_reason(graph: LayerGraph, layout: Layout, *, trains: bool = False) -> str | None:
     """Reason why no sequence of this model can be divided as the layout requires, or None."""
     if layout.cp == 1:
         return None
-    if layout.pp > 1:
+    if layout.pp > 1 and not trains:
         return f"cp={layout.cp} with pp={layout.pp}: the stages of a pipeline run whole sequences"
     for node in (group.first for group in graph.groups if _attends(group.first)):
         if not KINDS[node.kind].divides_sequence:
@@ -54,6 +59,22 @@ def undivided_reason(graph: LayerGraph, layout: Layout) -> str | None:
         if node.declaration.mixing is not None and node.declaration.mixing.reach is None:
             return f"cp={layout.cp} divides what sees only earlier tokens, and {node.id} sees every token"
     return None
+
+
+def piece_of(num_tokens: int, cp: int) -> int:
+    """Tokens of a piece of a sequence on which `cp` ranks train: all of them on one rank, else two pieces to a rank."""
+    return num_tokens if cp == 1 else num_tokens // (2 * cp)
+
+
+def unbalanced_reason(cp: int, num_tokens: int) -> str | None:
+    """Reason why `cp` ranks cannot train on equal parts of a sequence of this many tokens, or None."""
+    if cp == 1 or num_tokens % (2 * cp) == 0:
+        return None
+    whole = max(2 * cp, num_tokens - num_tokens % (2 * cp))
+    return (
+        f"cp={cp} trains on {2 * cp} equal pieces of a sequence, two to a rank, and {num_tokens:,} tokens are no "
+        f"multiple of {2 * cp}: {whole:,} are one"
+    )
 
 
 def short_reason(graph: LayerGraph, cp: int, num_tokens: int) -> str | None:

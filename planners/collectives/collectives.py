@@ -103,22 +103,22 @@ def collectives(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: int 
 
 
 @kept_with(maxsize=1024)
-def _groups_by_stage(graph: LayerGraph, pp: int) -> tuple[tuple[LayerGroup, ...], ...]:
+def _groups_by_stage(graph: LayerGraph, pp: int, virtual_stages: int) -> tuple[tuple[LayerGroup, ...], ...]:
     """For each pipeline stage the groups of equal text layers, of the nodes that it runs."""
     stages: list[list[LayerGroup]] = [[] for _ in range(pp)]
     for group in graph.groups:
         if group.first.scope == "text":
             nodes: dict[int, list[LayerNode]] = {}
             for node in group.nodes:
-                nodes.setdefault(stage_of(graph, node, pp), []).append(node)
+                nodes.setdefault(stage_of(graph, node, pp, virtual_stages), []).append(node)
             for stage, here in nodes.items():
                 stages[stage].append(LayerGroup(tuple(here)))
     return tuple(map(tuple, stages))
 
 
-def groups_of_stage(graph: LayerGraph, layout: Layout, stage: int) -> tuple[LayerGroup, ...]:
+def groups_of_stage(graph: LayerGraph, layout: Layout, stage: int, virtual_stages: int = 1) -> tuple[LayerGroup, ...]:
     """The text layers of a stage, equal ones together."""
-    return _groups_by_stage(graph, layout.pp)[stage]
+    return _groups_by_stage(graph, layout.pp, virtual_stages)[stage]
 
 
 def adds_up(group: LayerGroup, layout: Layout) -> bool:
@@ -148,17 +148,6 @@ def _of_the_stage(graph: LayerGraph, layout: Layout, run: ForwardPass, stage: in
     if layout.cp > 1 and run.context:
         for group, tokens, size in earlier_tokens(graph, layout, run):
             yield Collective("cp", "send", "earlier tokens", 1, group.count * tokens * size, layout.cp, group)
-
-
-def key_value_ring(graph: LayerGraph, cp: int, tokens: int) -> Collective:
-    """Keys and values that trainers pass around a ring of cp ranks in a step: once forward and twice backward.
-
-    `tokens` are those of one rank. Latents are not sent as such. Our own runtime trains without cp.
-    """
-    groups = (group for group in graph.groups if group.first.scope == "text")
-    kept = ((g.count, e) for g in groups for e in g.declaration.cache if all(d.axis != "latent" for d in e.dims))
-    elements = sum(count * entry.elements_per_token for count, entry in kept)
-    return Collective("cp", "all-gather", "keys and values", 1, 3 * cp * tokens * elements * ACTIVATION_BYTES, cp)
 
 
 def earlier_tokens(graph: LayerGraph, layout: Layout, run: ForwardPass) -> Iterator[tuple[LayerGroup, int, int]]:

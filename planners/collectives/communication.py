@@ -30,7 +30,8 @@ def communication(
 ) -> tuple[Communication, ...]:
     """A row per mesh axis and collective of a forward pass; with the host's size also by tier of links.
 
-    Traffic along cp is that of a prefill of `context` tokens.
+    Traffic along cp is that of a prefill of `context` tokens; with 0 there is none, as in training, which sends other
+    blocks (`planners.collectives.key_value_ring`).
     """
     return _rows(graph, layout, host_size, context if layout.cp > 1 else 1)
 
@@ -54,7 +55,7 @@ def _rows(graph: LayerGraph, layout: Layout, host_size: int | None, context: int
     if layout.pp > 1:
         width = graph.stream_width * ACTIVATION_BYTES
         rows.append(_row(layout, "pp", "send", width, f"{width:,} B to the next stage", host_size))
-    if layout.cp > 1:
+    if layout.cp > 1 and context:
         rows.append(_passed_on(graph, layout, host_size, context))
     return tuple(rows)
 
@@ -100,7 +101,8 @@ def _passed_on(graph: LayerGraph, layout: Layout, host_size: int | None, context
 def _row(
     layout: Layout, axis: Axis, collective: str, payload: int, arithmetic: str, host_size: int | None
 ) -> Communication:
-    assert axis != "dp_ep", "a forward pass gathers no weights"
+    if axis == "dp_ep" or axis == "dp_cp" or axis == "dp_ep_cp":  # noqa: PLR1714 - narrows the type
+        raise AssertionError("a forward pass gathers no weights")
     sent = ring_bytes(collective, payload, getattr(layout, axis))
     outside = None if host_size is None else inter_host_bytes(layout, axis, collective, sent, host_size)
     return Communication(

@@ -13,8 +13,8 @@ from typing import Literal
 from l4spec.sharding.layout import Layout
 from l4spec.units import ceil_div
 
-Axis = Literal["tp", "cp", "ep", "pp", "dp", "dp_ep"]
-"""A mesh axis, or the ranks of dp and ep together, which share all weights but experts."""
+Axis = Literal["tp", "cp", "ep", "pp", "dp", "dp_ep", "dp_cp", "dp_ep_cp"]
+"""A mesh axis, or the ranks of dp and ep together, which share all weights but experts; in training with cp."""
 Pattern = Literal["ring", "peers", "chain"]
 """Communication pattern: each rank to the next and the last to the first; all to all; each stage to the next."""
 
@@ -22,6 +22,8 @@ Pattern = Literal["ring", "peers", "chain"]
 def span_of(layout: Layout, axis: Axis) -> tuple[int, int]:
     """(ranks of a group, distance of neighbours in it) along an axis."""
     inner = layout.tp * layout.cp
+    if axis in ("dp_cp", "dp_ep_cp"):  # neighbours are those of cp
+        return layout.expert_copies if axis == "dp_cp" else layout.dense_copies, layout.tp
     return {
         "tp": (layout.tp, 1),
         "cp": (layout.cp, layout.tp),
@@ -42,6 +44,9 @@ def between_hosts(layout: Layout, axis: Axis, pattern: Pattern, host_size: int) 
     size, stride = span_of(layout, axis)
     if size == 1:
         return Fraction(0)
+    if axis == "dp_cp" and layout.ep > 1:  # from the last rank of cp to the next of dp
+        inside = between_hosts(layout, "cp", "chain", host_size) * (layout.cp - 1)
+        return (inside + between_hosts(layout, "dp", pattern, host_size)) / layout.cp
     if stride >= host_size:
         return Fraction(1)
     num_groups, period = layout.num_devices // (size * stride), host_size // gcd(size * stride, host_size)

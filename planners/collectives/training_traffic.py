@@ -1,8 +1,8 @@
 """Traffic of one device in a training step: every collective by axis, pass and count, with payload and ring bytes.
 
 The convention, call by call, of one pipeline stage whose device holds the planned shards. Payload and ring bytes are
-defined in `planners.collectives.communication`; T are the tokens of a data-parallel rank in a step, and s = T x
-hidden_size x 2 B its stream; each row is the sum over all micro-batches.
+defined in `planners.collectives.communication`; T are the tokens of a device in a step (those of its data-parallel
+rank, over cp), and s = T x hidden_size x 2 B its stream; each row is the sum over all micro-batches.
 
 - tp, forward: an all-reduce of s after attention and after each feed-forward layer of every block, and after the
   embedding on the first stage. Backward: an all-reduce of s in front of the same layers (the gradient of what each
@@ -17,10 +17,13 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
   rank of tp sends its whole stream to the rank of the same tp index. Routing is taken as even; indices and scores are
   not counted.
 - dp and ep, of each mixture that is balanced over ranks: an all-reduce of fp32 loads of experts for its auxiliary
-  loss, or an all-gather of fp32 scores of every token and expert where experts choose, once a micro-batch.
+  loss (over cp, of each sequence, where loads are those of a sequence), or an all-gather of fp32 scores of every token
+  and expert where experts choose, once a micro-batch.
+- cp: `planners.collectives.key_value_ring`.
 - pp: the stream to the next stage, its gradient to the one before; each rank of tp sends it whole, or its share of the
-  tokens with sequence parallelism.
-- dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp.
+  tokens with sequence parallelism. v virtual stages send v times as often, the last stage to the first.
+- dp: gradients and weights by ZeRO stage. Weights but experts are shared by dp x ep ranks (`dp_ep`), experts by dp;
+  with cp by `dp_ep_cp` and `dp_cp`, since ranks along cp have the same weights.
   0: an all-reduce of gradients a step. 1: a reduce-scatter of gradients and an all-gather of bf16 weights a step.
   2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward;
   once for what stands outside the blocks (embedding, last norm, head, vision), which is kept in between as FSDP2 keeps
@@ -29,11 +32,11 @@ hidden_size x 2 B its stream; each row is the sum over all micro-batches.
   a part of its gradient on each, and so have norms with sequence parallelism; once a step an all-reduce adds them up,
   of shards where ZeRO 2 or 3 has made such. KV heads that neighbours hold together are added up among these.
 
-Left out: padding of uneven shards, image tiles, the norm of gradients.
+Left out: padding of uneven shards, image tiles, the norm of gradients. The tiers of sends are those of a chain, with
+virtual stages too.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from math import prod
 
 from l4spec.graph.kept import kept_with
@@ -50,7 +53,9 @@ from planners.collectives.collectives import (
     inter_host_bytes,
     ranks_of,
 )
+from planners.collectives.key_value_ring import key_value_ring
 from planners.collectives.link_tiers import Axis
+from planners.collectives.step_tokens import StepTokens
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.stages import PipelineStage
 from planners.device.training_state import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
@@ -63,20 +68,6 @@ BALANCE = ("expert loads", "router scores")
 """Rows of traffic that balance experts."""
 LOSS_NUMBERS, LOSS_BYTES = 3, 4
 """Maximum, sum and the target's logit of a token, in fp32, when the vocabulary is divided."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTokens:
-    """Work of a data-parallel rank in one training step: `tokens` in `micro_batches`."""
-
-    tokens: int
-    micro_batches: int
-
-    @classmethod
-    def of(cls, train: TrainSetting, layout: Layout, context: int, batch: int) -> "StepTokens":
-        """The share of the busiest rank of `batch` sequences of `context` tokens."""
-        sequences = max(ceil_div(batch, layout.dp * layout.ep), 1)
-        return cls(sequences * context, ceil_div(sequences, min(train.micro_batch, sequences)))
 
 
 def train_traffic(
@@ -122,36 +113,37 @@ def training_collectives(
     data_place: tuple[int, int] = (0, 0),
 ) -> tuple[Collective, ...]:
     """Collectives of a device of a stage in one optimizer step: all passes, gradients and weights."""
-    recomputes = train.checkpointing == "full"
+    recomputes, chunks = train.checkpointing == "full", train.virtual_stages
     split = train.sequence_parallel and layout.tp > 1
     listed = (
-        *(shares if split else reductions)(graph, layout, load, stage.index, recomputes=recomputes),
+        *(shares if split else reductions)(graph, layout, load, stage.index, recomputes=recomputes, chunks=chunks),
         *_partial_gradients(graph, train, layout, stage, data_place),
         *_loss(layout, load, stage),
-        *exchanges(graph, layout, load, stage.index, recomputes=recomputes),
+        *exchanges(graph, layout, load, stage.index, recomputes=recomputes, chunks=chunks),
+        *key_value_ring(graph, layout, stage.layers, load, recomputes=train.checkpointing != "none"),
         *_balance(graph, layout, load, stage),
-        *_pipeline(graph, layout, load, stage, divided_by=layout.tp if split else 1),
+        *_pipeline(graph, layout, load, stage, chunks, divided_by=layout.tp if split else 1),
         *data_collectives(graph, train, layout, load, stage),
     )
     return tuple(each for each in listed if each.payload)
 
 
 def reductions(
-    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool, chunks: int = 1
 ) -> Iterator[Collective]:
     """All-reduces over tp: of layers' outputs in forward and recomputed passes, and of their inputs' gradients."""
     if layout.tp == 1:
         return
-    stream, counts = load.tokens * graph.hidden_size * ACTIVATION_BYTES, _num_reductions(graph, layout, stage)
+    stream, counts = load.tokens * graph.hidden_size * ACTIVATION_BYTES, _num_reductions(graph, layout, stage, chunks)
     for name in _passes(recomputes):
         calls, payload = counts[name] * load.micro_batches, counts[name] * stream
         yield Collective("tp", "all-reduce", f"activations, {name}", calls, payload, layout.tp)
 
 
 @kept_with(maxsize=1024)
-def _num_reductions(graph: LayerGraph, layout: Layout, stage: int) -> dict[str, int]:
+def _num_reductions(graph: LayerGraph, layout: Layout, stage: int, chunks: int) -> dict[str, int]:
     """All-reduces of a micro-batch by pass."""
-    groups, last = groups_of_stage(graph, layout, stage), _last_of_blocks(graph)
+    groups, last = groups_of_stage(graph, layout, stage, chunks), _last_of_blocks(graph)
     reduced = [group for group in groups if adds_up(group, layout)]
     blocks = sum(group.count for group in reduced if group.first.layer is not None)
     head = sum(group.count for group in groups if group.first.role == "head")
@@ -160,12 +152,12 @@ def _num_reductions(graph: LayerGraph, layout: Layout, stage: int) -> dict[str, 
 
 
 def shares(
-    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool, chunks: int = 1
 ) -> Iterator[Collective]:
     """With sequence parallelism, instead of `reductions`: tokens that tp gathers and sums that it scatters."""
     if layout.tp == 1:
         return
-    stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage)
+    stream, groups = load.tokens * graph.hidden_size * ACTIVATION_BYTES, groups_of_stage(graph, layout, stage, chunks)
     calls: dict[tuple[str, str], int] = {}
     for group in groups:
         for (name, operation), each in _calls_of_shares(graph, group, recomputes=recomputes).items():
@@ -215,10 +207,10 @@ def _last_of_blocks(graph: LayerGraph) -> frozenset[str]:
 
 
 def exchanges(
-    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: int, *, recomputes: bool, chunks: int = 1
 ) -> Iterator[Collective]:
     """All-to-alls over ep of every pass: tokens to the experts that they go through in training, and back."""
-    declared = ((group.count, group.declaration.routed) for group in groups_of_stage(graph, layout, stage))
+    declared = ((group.count, group.declaration.routed) for group in groups_of_stage(graph, layout, stage, chunks))
     routed = [(count, experts) for count, experts in declared if experts is not None]
     if layout.ep == 1 or not routed:
         return
@@ -241,13 +233,12 @@ def _loss(layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Co
 
 
 def _pipeline(
-    graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage, *, divided_by: int
+    graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage, chunks: int, *, divided_by: int
 ) -> Iterator[Collective]:
     stream = load.tokens * graph.stream_width * ACTIVATION_BYTES // divided_by
-    if not stage.last:
-        yield Collective("pp", "send", "activations, forward", load.micro_batches, stream, layout.pp)
-    if not stage.first:
-        yield Collective("pp", "send", "gradients, backward", load.micro_batches, stream, layout.pp)
+    for tensor, is_end in (("activations, forward", stage.last), ("gradients, backward", stage.first)):
+        if times := chunks - is_end:
+            yield Collective("pp", "send", tensor, times * load.micro_batches, times * stream, layout.pp)
 
 
 def _row(each: Collective, layout: Layout, host_size: int | None) -> CollectiveTraffic:
@@ -323,17 +314,21 @@ def _gradient_elements(
         return first * prod(rest)
     dp, ep = data_place
     is_expert = parameter.is_per_expert
-    share = ceil_div(first, layout.dp if is_expert else layout.dp * layout.ep)
-    start = share * (dp if is_expert else dp * layout.ep + ep)
+    share = ceil_div(first, layout.expert_copies if is_expert else layout.dense_copies)
+    start = share * layout.cp * (dp if is_expert else dp * layout.ep + ep)
     return max(0, min(share, first - start)) * prod(rest)
 
 
 def _balance(graph: LayerGraph, layout: Layout, load: StepTokens, stage: PipelineStage) -> Iterator[Collective]:
-    loads: dict[Axis, list[int]] = {"dp_ep": [], "ep": []}
+    every = dense_axis(layout)
+    loads: dict[Axis, list[int]] = {every: [], "ep": []}
     scored = []
     for routed in _mixtures(graph, stage):
         if routed.loads_counted_over in ("batch", "ep_group"):
-            loads["ep" if routed.loads_counted_over == "ep_group" else "dp_ep"].append(routed.num_experts)
+            loads["ep" if routed.loads_counted_over == "ep_group" else every].append(routed.num_experts)
+        if routed.loads_counted_over == "sequence" and layout.cp > 1:
+            payload = load.tokens // (2 * load.piece) * routed.num_experts * BALANCE_BYTES
+            yield Collective("cp", "all-reduce", BALANCE[0], load.micro_batches, payload, layout.cp)
         if routed.experts_choose:
             scored.append(routed.num_experts)
     times = load.micro_batches
@@ -341,9 +336,14 @@ def _balance(graph: LayerGraph, layout: Layout, load: StepTokens, stage: Pipelin
         if (ranks := ranks_of(layout, axis)) > 1:
             payload = times * sum(experts) * BALANCE_BYTES
             yield Collective(axis, "all-reduce", BALANCE[0], times * len(experts), payload, ranks)
-    if (data := ranks_of(layout, "dp_ep")) > 1:
+    if (data := ranks_of(layout, every)) > 1:
         payload = data * load.tokens * sum(scored) * BALANCE_BYTES
-        yield Collective("dp_ep", "all-gather", BALANCE[1], times * len(scored), payload, data)
+        yield Collective(every, "all-gather", BALANCE[1], times * len(scored), payload, data)
+
+
+def dense_axis(layout: Layout) -> Axis:
+    """The ranks that share all weights but experts."""
+    return "dp_ep" if layout.cp == 1 else "dp_ep_cp"
 
 
 def data_collectives(
@@ -354,10 +354,11 @@ def data_collectives(
     ends = ends_on_device(graph, layout, stage)
     trained, trained_experts = params_on_device(graph, layout, stage, train.trainable)
     trained_ends = ends_on_device(graph, layout, stage, train.trainable)
+    everywhere = dense_axis(layout)
     shares: tuple[tuple[Axis, str, int, int, int], ...] = (
-        ("dp_ep", "dense weights of blocks", dense - ends, trained - trained_ends, 2),
-        ("dp_ep", "weights outside blocks", ends, trained_ends, 1),
-        ("dp", "experts", experts, trained_experts, 2),
+        (everywhere, "dense weights of blocks", dense - ends, trained - trained_ends, 2),
+        (everywhere, "weights outside blocks", ends, trained_ends, 1),
+        ("dp" if layout.cp == 1 else "dp_cp", "experts", experts, trained_experts, 2),
     )
     for axis, what, every, moving, gathers in shares:
         if (ranks := ranks_of(layout, axis)) > 1:

@@ -155,6 +155,27 @@ def saved_per_token(graph: LayerGraph, tp: int, ep: int, names: frozenset[str]) 
     return tuple(layers)
 
 
+_PASSED = frozenset({"key", "value"})
+
+
+@kept_with(maxsize=512)
+def passed_per_token(graph: LayerGraph, tp: int, piece: int = 1) -> tuple[int, ...]:
+    """Bytes of one token's keys and values on one device, of each layer whose ranks pass them along cp in training.
+
+    As attention takes them: of a latent they are expanded. `piece` are the tokens of a piece of a sequence: chunked
+    layers pass nothing where pieces are whole chunks. A window passes all of them, as trainers do.
+    """
+    passed = list(saved_per_token(graph, tp, 1, _PASSED))
+    for group in graph.groups:
+        mixing = group.declaration.mixing
+        reach = None if mixing is None else mixing.reach
+        if reach is not None and reach.kind == "chunk" and reach.size and piece % reach.size == 0:
+            for node in group.nodes:
+                if node.layer is not None:
+                    passed[node.layer] = 0
+    return tuple(passed)
+
+
 def buffer_bytes(group: LayerGroup, buffers: tuple[Buffer, ...], layout: Layout) -> int:
     """Bytes on one device of buffers that a layer of a group declares."""
     layout, total = layout_for(group.first, layout), 0

@@ -51,6 +51,11 @@ class Setting(NamedTuple):
     with_module: bool = False
     """Include weights and cache of the declared module of multi-token prediction, which drafts."""
 
+    @property
+    def virtual_stages(self) -> int:
+        """Chunks of layers of each pipeline stage: more than one in training with an interleaved pipeline."""
+        return 1 if self.train is None else self.train.virtual_stages
+
 
 @dataclass(slots=True)  # frozen, it would take five times as long to make
 class DeviceUse:
@@ -158,9 +163,10 @@ class Placement:
         For a sequence whose tokens are divided, it has those of the busiest rank.
         """
         setting, sequences = self.setting, self.sequences(batch)
-        context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         if setting.train is not None:
-            return tuple(self._training_use(state.with_batch(context, sequences)) for state in self.states)
+            tokens = ceil_div(context, self.layout.cp)
+            return tuple(self._training_use(state.with_batch(tokens, sequences)) for state in self.states)
+        context = longest_run(setting.graph, context, self.layout.cp) if self.layout.cp > 1 else context
         uses = self._without_host(context, sequences)
         return uses if self.spill is None else (self._relieved(self.spill, uses[0], context, sequences),)
 
@@ -255,10 +261,10 @@ class Placement:
 @kept_with(lambda setting: setting.graph, maxsize=1024)
 def place(setting: Setting, layout: Layout) -> Placement:
     """The placement of a setting on a legal layout. Raises UserError where the scheme cannot pack a shard."""
-    graph, tp = setting.graph, layout.tp
-    stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp)
-    terms, state_bytes, train = terms_besides(setting, tp), state_bytes_of(setting.engine), setting.train
-    rates = activation_rates(graph, tp, layout.ep, divided=layout.cp > 1)
+    graph, tp, train = setting.graph, layout.tp, setting.train
+    stage_list = stages(graph, setting.scheme, tp, layout.ep, layout.pp, setting.virtual_stages)
+    terms, state_bytes = terms_besides(setting, tp), state_bytes_of(setting.engine)
+    rates = activation_rates(graph, tp, layout.ep, divided=layout.cp > 1 and train is None)
     return Placement(
         setting=setting,
         layout=layout,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from functools import reduce
+from itertools import chain
 from math import prod
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.quantization.packing import StoredSize
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import MESH_AXIS, is_after_blocks, layout_for, shard_size, split_layers
+from l4spec.sharding.rules import MESH_AXIS, chunks_of_stages, is_after_blocks, layout_for, shard_size
 from planners.counts.weights import Scheme, stored_size
 
 
@@ -24,6 +25,8 @@ class PipelineStage(NamedTuple):
     cache_counts: tuple[tuple[int, int], ...]
     first: bool
     last: bool
+    chunks: tuple[tuple[int, ...], ...]
+    """Its layers by virtual stage: one chunk, unless the pipeline is interleaved."""
 
 
 class _LayerTable(NamedTuple):
@@ -141,12 +144,14 @@ def _cut_size(graph: LayerGraph, node: LayerNode, scheme: Scheme, layout: Layout
 
 
 @kept_with(maxsize=1024)
-def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tuple[PipelineStage, ...]:
+def stages(
+    graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int, virtual_stages: int = 1
+) -> tuple[PipelineStage, ...]:
     """Of the pipeline stages, as `every_stage` gives them, those that differ.
 
     Of the stages with equal layers and ends the one with the heaviest weights, among equals the foremost.
     """
-    cut = _cut(graph, pp) if scheme.depends_on_layer else _different(graph, pp)
+    cut = _cut(graph, pp, virtual_stages) if scheme.depends_on_layer else _different(graph, pp, virtual_stages)
     heaviest: dict[object, PipelineStage] = {}
     for part, stage in zip(cut, _filled(graph, scheme, tp, ep, cut), strict=True):
         if part.kind not in heaviest or stage.weights.total_bytes > heaviest[part.kind].weights.total_bytes:
@@ -154,9 +159,11 @@ def stages(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> tupl
     return tuple(heaviest.values())
 
 
-def every_stage(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int) -> list[PipelineStage]:
+def every_stage(
+    graph: LayerGraph, scheme: Scheme, tp: int, ep: int, pp: int, virtual_stages: int = 1
+) -> list[PipelineStage]:
     """The pipeline stages, as one device of each has them. A tied head on another stage has a table of its own."""
-    return _filled(graph, scheme, tp, ep, _cut(graph, pp))
+    return _filled(graph, scheme, tp, ep, _cut(graph, pp, virtual_stages))
 
 
 class _Part(NamedTuple):
@@ -171,35 +178,46 @@ class _Part(NamedTuple):
     cache_counts: tuple[tuple[int, int], ...]
     first: bool
     last: bool
+    chunks: tuple[tuple[int, ...], ...]
+    chunk_classes: tuple[object, ...]
+    """The same for chunks with equal layers; empty for a single chunk."""
 
     @property
     def kind(self) -> object:
         """The same for parts with equal layers and ends."""
-        return frozenset(self.class_counts), self.first, self.last
+        return frozenset(self.class_counts), self.first, self.last, self.chunk_classes
 
 
 @kept_with(maxsize=1024)
-def _cut(graph: LayerGraph, pp: int) -> tuple[_Part, ...]:
+def _cut(graph: LayerGraph, pp: int, virtual_stages: int) -> tuple[_Part, ...]:
     """The parts of the model that `pp` stages hold."""
     classes = _layer_classes(graph)
-    return tuple(
-        _Part(
+
+    def counted(layers: tuple[int, ...]) -> Counter[int]:
+        return Counter(classes[layer] for layer in layers)
+
+    parts = []
+    for index, chunks in enumerate(chunks_of_stages(graph.num_layers, pp, virtual_stages)):
+        layers = tuple(chain.from_iterable(chunks))
+        part = _Part(
             index=index,
             layers=layers,
-            class_counts=tuple(Counter(classes[layer] for layer in layers).items()),
+            class_counts=tuple(counted(layers).items()),
             cache_counts=cache_counts(graph, layers),
             first=index == 0,
             last=index == pp - 1,
+            chunks=chunks,
+            chunk_classes=tuple(frozenset(counted(c).items()) for c in chunks) if virtual_stages > 1 else (),
         )
-        for index, layers in enumerate(split_layers(graph.num_layers, pp))
-    )
+        parts.append(part)
+    return tuple(parts)
 
 
 @kept_with(maxsize=1024)
-def _different(graph: LayerGraph, pp: int) -> tuple[_Part, ...]:
+def _different(graph: LayerGraph, pp: int, virtual_stages: int) -> tuple[_Part, ...]:
     """Of the parts with equal layers and ends the foremost."""
     foremost: dict[object, _Part] = {}
-    for part in _cut(graph, pp):
+    for part in _cut(graph, pp, virtual_stages):
         foremost.setdefault(part.kind, part)
     return tuple(foremost.values())
 
@@ -210,7 +228,7 @@ def _filled(graph: LayerGraph, scheme: Scheme, tp: int, ep: int, cut: tuple[_Par
     result = []
     for part in cut:
         weights, num_params = _part_size(graph, table, part, each=scheme.depends_on_layer)
-        ends = (part.first, part.last)
+        ends = (part.first, part.last, part.chunks)
         result.append(PipelineStage(part.index, weights, num_params, part.layers, part.cache_counts, *ends))
     return result
 

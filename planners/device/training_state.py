@@ -3,7 +3,11 @@
 Mixed precision with AdamW: bf16 weights, gradients of `gradient_bytes`, an fp32 master copy and two fp32 moments (12 B
 per parameter). ZeRO shards over data-parallel ranks (arXiv:1910.02054): stage 1 optimizer states, stage 2 gradients
 too, stage 3 (FSDP) weights too. Experts are already divided by ep; other weights are repeated over ep, and sharded over
-dp * ep.
+dp * ep. Ranks along cp have the same weights, too, and share them: dp * ep * cp, and dp * cp of experts. Megatron's
+numbers are the same (its ranks of data parallelism are our dp * ep); an ep that spans ranks of cp has no layout here.
+
+Activations are those of a device's tokens: of a sequence that cp ranks divide a part. Beside them the ring has two
+blocks of keys and values and two of their gradients (`RING_BLOCKS`), while no logits are there.
 """
 
 from dataclasses import dataclass
@@ -19,7 +23,8 @@ from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import is_after_blocks, shard_shape
 from l4spec.units import ceil_div
-from planners.device.activations import activation_rates
+from planners.device.activations import activation_rates, passed_per_token
+from planners.device.pipeline_schedule import most_kept
 from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
 from planners.device.trainer_memory import TrainerMemory, trainer_memory
@@ -27,6 +32,8 @@ from planners.device.trainer_memory import TrainerMemory, trainer_memory
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes per parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
 WEIGHT_BYTES = 2
+RING_BLOCKS = 4
+"""Keys and values at work and those that arrive, and the gradients of both (Transformer Engine, context_parallel)."""
 PRECISIONS = ("bf16", "fp8")
 """Formats of matmuls in training; saved tensors have their own."""
 
@@ -56,6 +63,8 @@ class TrainSetting:
     """A frozen copy of the model beside it, whose weights are shared as the model's are."""
     trainer: str | None = None
     """The trainer whose memory is planned (`planners.device.trainer_memory`); None: our own runtime."""
+    virtual_stages: int = 1
+    """Chunks of layers of each pipeline stage: more than one interleave the pipeline."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -82,25 +91,35 @@ class TrainingState:
 class StageState:
     """State of one device of a stage, independent of the batch, and its activation bytes per token.
 
-    `kept` is per micro-batch in flight, of which there are at most `depth`; `at_work` is of one micro-batch.
+    `kept` is per micro-batch in flight, in each chunk of the stage's layers; `at_work` is of one micro-batch. The stage
+    is `index` of `pp` (`planners.device.pipeline_schedule`).
     """
 
     weights: int
     gradients: int
     optimizer: int
     gathered: int
-    kept: int
+    chunks: tuple[int, ...]
     at_work: int
-    depth: int
+    pp: int
+    index: int
     micro_batch: int
     reference: int = 0
     """The part of `weights` that a frozen copy of the model has."""
 
+    @property
+    def kept(self) -> int:
+        """Activation bytes per token of a micro-batch in flight in all of the stage's layers."""
+        return sum(self.chunks)
+
     def with_batch(self, context: int, sequences: int) -> TrainingState:
-        """The state with the activations of one optimizer step over `sequences` sequences of `context` tokens."""
+        """The state with the activations of one optimizer step over `sequences` sequences.
+
+        The device has `context` tokens of each.
+        """
         micro = min(self.micro_batch, max(sequences, 1))
-        in_flight = min(self.depth, ceil_div(max(sequences, 1), micro))  # one forward, one backward (1F1B)
-        activations = micro * context * (in_flight * self.kept + self.at_work)
+        in_flight = most_kept(self.chunks, self.pp, self.index, ceil_div(max(sequences, 1), micro))
+        activations = micro * context * (in_flight + self.at_work)
         return TrainingState(self.weights, self.gradients, self.optimizer, activations, self.gathered, self.reference)
 
 
@@ -119,6 +138,8 @@ def stage_state(
     split = train.sequence_parallel and layout.tp > 1
     of_layers = law.layers(graph, layout.tp, layout.ep, train.checkpointing, split=split)
     layers = (*(of_layers[layer] for layer in stage.layers), *modules)
+    chunks = [sum(of_layers[layer].kept for layer in chunk) for chunk in stage.chunks]
+    chunks[-1] += sum(module.kept for module in modules)
     row = activation_rates(graph, layout.tp, layout.ep).per_logit_row
     loss = law.loss_bytes(row, 1 + len(modules)) if stage.last else 0
     workspace = law.workspace_bytes(graph, layout.tp, layout.ep, stage.layers)
@@ -129,12 +150,21 @@ def stage_state(
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=law.optimizer_bytes.get(train.optimizer, OPTIMIZER_BYTES[train.optimizer]) * kept(trained, 1),
         gathered=_gathered(graph, train, layout, stage) + head,
-        kept=sum(layer.kept for layer in layers),
-        at_work=max(layer.again for layer in layers) + loss + workspace,
-        depth=layout.pp - stage.index,
+        chunks=tuple(chunks),
+        at_work=max(layer.again for layer in layers) + max(loss, _ring(graph, layout, stage)) + workspace,
+        pp=layout.pp,
+        index=stage.index,
         micro_batch=train.micro_batch,
         reference=weights if train.with_reference else 0,
     )
+
+
+def _ring(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> int:
+    """Bytes of one token of the blocks that a ring of cp ranks has at work; 0 without one."""
+    if layout.cp == 1:
+        return 0
+    passed = passed_per_token(graph, layout.tp)
+    return RING_BLOCKS * max(passed[layer] for layer in stage.layers)
 
 
 def _head_gradient(graph: LayerGraph, layout: Layout, train: TrainSetting) -> int:
@@ -183,7 +213,7 @@ def _sizes_of_blocks(
     blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last
     if _has_modules(train, stage):
         blocks += _module_blocks(module_params(graph, layout.tp, layout.ep, trainable), elements.after_largest)
-    shares_dense, shares_experts = layout.dp * layout.ep > 1, layout.dp > 1
+    shares_dense, shares_experts = layout.dense_copies > 1, layout.expert_copies > 1
     return [dense * shares_dense + experts * shares_experts for dense, experts in blocks]
 
 
@@ -193,7 +223,7 @@ def _module_blocks(modules: ModuleParams, head: tuple[int, int]) -> list[tuple[i
 
 
 def _over_ranks(dense: int, experts: int, layout: Layout) -> int:
-    return ceil_div(dense, layout.dp * layout.ep) + ceil_div(experts, layout.dp)
+    return ceil_div(dense, layout.dense_copies) + ceil_div(experts, layout.expert_copies)
 
 
 @dataclass(frozen=True, slots=True)

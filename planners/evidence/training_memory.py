@@ -6,7 +6,7 @@ from dataclasses import replace
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.sharding.layout import Layout
-from l4spec.units import GiB
+from l4spec.units import GiB, ceil_div
 from planners.catalog import quantization
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
@@ -37,13 +37,12 @@ def predict_training_memory(row: Row) -> float | str:
     batch, length = row.number("batch_or_concurrency"), row.number("isl")
     if batch is None or length is None:
         return "batch or lengths are not published in the row"
-    tp, pp, ep, dp, cp = *(row.number(name) or 1 for name in ("tp", "pp", "ep", "dp")), row.noted(r"CP (\d+)", 1)
-    layout = Layout(tp=tp, pp=pp, ep=ep, dp=max(1, dp * cp // ep))
+    tp, pp, ep, dp = (row.number(name) or 1 for name in ("tp", "pp", "ep", "dp"))
+    layout = Layout(tp=tp, pp=pp, ep=ep, dp=max(1, dp // ep), cp=row.noted(r"CP (\d+)", 1))
     law = _law(row, train)
-    placed = stages(graph, scheme_of(quantization("bf16")), tp, ep, pp)
-    states = (
-        stage_state(graph, train, layout, stage, law).with_batch(length // cp, max(1, batch // dp)) for stage in placed
-    )
+    placed = stages(graph, scheme_of(quantization("bf16")), tp, ep, pp, train.virtual_stages)
+    tokens, sequences = ceil_div(length, layout.cp), max(1, batch // dp)
+    states = (stage_state(graph, train, layout, stage, law).with_batch(tokens, sequences) for stage in placed)
     idle = row.metric == "train_memory_allocated"
     return max(_bytes(state, idle=idle) for state in states) / GiB
 
@@ -75,6 +74,7 @@ def _setting(row: Row) -> TrainSetting | str:
         gradient_bytes=2 if row.source.startswith("NVIDIA") else 4,
         micro_batch=row.noted(r"(?:MBS|micro-batches of|local batch) (\d+)", 1),
         trainer=trainer,
+        virtual_stages=row.noted(r"VP (\d+)", 1),
     )
 
 

@@ -35,7 +35,8 @@ from l4spec.sharding.rules import region_of
 from l4spec.sharding.sequence import passed_blocks, runs_of
 from l4spec.units import ceil_div
 from planners.collectives.collectives import LOGIT_BYTES, ForwardPass, collectives
-from planners.collectives.training_traffic import BALANCE, StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import BALANCE, stage_traffic
 from planners.counts.kv_cache import bytes_per_token
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.stages import PipelineStage

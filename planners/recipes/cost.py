@@ -142,7 +142,7 @@ def request_of(phase: Phase, recipe: Recipe, gpus: str | None) -> PlanRequest:
         "zero_stage": layout.zero_stage,
         "checkpointing": layout.checkpointing,
         "sequence_parallel": "on" if layout.sequence_parallel else "off",
-        **{axis: getattr(layout, axis) for axis in ("tp", "ep", "pp", "dp")},
+        **{axis: getattr(layout, axis) for axis in ("tp", "ep", "pp", "dp", "cp", "virtual_stages")},
     }
     return PlanRequest.model_validate({name: value for name, value in options.items() if value is not None})
 

@@ -32,5 +32,5 @@ def caution(deployment: Deployment, layout: Layout, zero_stage: int = 0) -> floa
     if deployment.setting.train is None:
         unlike = layout.pp > 1
     else:
-        unlike = zero_stage >= SHARED_GRADIENTS and layout.tp * layout.ep * layout.dp > deployment.gpus_per_host
+        unlike = zero_stage >= SHARED_GRADIENTS and layout.num_devices // layout.pp > deployment.gpus_per_host
     return 1 + errors_of(deployment)[1] if unlike else 1.0

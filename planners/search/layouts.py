@@ -9,7 +9,8 @@ from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout, candidate_layouts, divisors, products_of
 from l4spec.sharding.rules import illegal_reason
-from l4spec.sharding.sequence import short_reason
+from l4spec.sharding.sequence import short_reason, unbalanced_reason
+from l4spec.units import ceil_div
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, place
 from planners.plan_types import IllegalLayout, KeptState, LayoutRow, Objective
@@ -49,21 +50,35 @@ def max_context(placement: Placement, batch: int) -> int:
     """Tokens of the longest context, up to the model's max_seq_len, at which `batch` sequences fit; 0 if none does."""
     graph = placement.setting.graph
     longest = largest(lambda context: placement.room(context, batch), graph.model.text.stack.width.max_seq_len)
-    return 0 if short_reason(graph, placement.layout.cp, longest) else longest
+    cp = placement.layout.cp
+    if placement.setting.train is not None:
+        return longest if cp == 1 else longest - longest % (2 * cp)
+    return 0 if short_reason(graph, cp, longest) else longest
 
 
 def max_batch(placement: Placement, context: int) -> int:
     """Most sequences of `context` tokens that fit together, up to 2**20; 0 if not even one does."""
-    return largest(lambda batch: placement.room(context, batch), MAX_BATCH)
+    most = largest(lambda batch: placement.room(context, batch), MAX_BATCH)
+    return most if most == MAX_BATCH else most - most % _batch_step(placement.setting, placement.layout)
+
+
+def _batch_step(setting: Setting, layout: Layout) -> int:
+    """Sequences that a batch is a multiple of: with virtual stages, pp micro-batches of every data-parallel rank."""
+    if setting.train is None or setting.train.virtual_stages == 1:
+        return 1
+    return setting.train.micro_batch * layout.pp * layout.dp * layout.ep
 
 
 def layouts_for(
-    setting: Setting, num_devices: int, request: PlanRequest, context: int
+    setting: Setting, num_devices: int, request: PlanRequest, context: int, batch: int
 ) -> tuple[tuple[Layout, ...], tuple[IllegalLayout, ...]]:
-    """Legal layouts of `num_devices` devices that a request allows for `context` tokens, and the illegal with why."""
+    """Legal layouts of `num_devices` devices that a request allows, and the illegal with why.
+
+    They are for `batch` sequences of `context` tokens.
+    """
     legal, illegal = [], []
     for layout in request.allowed(layouts_to_try(setting.graph, num_devices, request.cp or 1)):
-        reason = why_not(setting, layout, context)
+        reason = why_not(setting, layout, context, batch)
         if reason is None:
             legal.append(layout)
         else:
@@ -92,9 +107,12 @@ def layouts_to_try(graph: LayerGraph, num_devices: int, cp: int) -> Iterable[Lay
     return chain(products_of(others, cp, *legal), forbidden)
 
 
-def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
-    """Reason why a layout cannot be used: the model's axes, too short a context, or shards that no scheme packs."""
-    reason = ruled_out(setting, layout) or short_reason(setting.graph, layout.cp, context)
+def why_not(setting: Setting, layout: Layout, context: int, batch: int = 1) -> str | None:
+    """Reason why a layout cannot be used: the model's axes, too short a context, or shards that no scheme packs.
+
+    In training also a length or a batch that ranks cannot divide as the layout requires.
+    """
+    reason = ruled_out(setting, layout) or undivided(setting, layout, context, batch)
     if reason is not None:
         return reason
     try:
@@ -104,14 +122,40 @@ def why_not(setting: Setting, layout: Layout, context: int) -> str | None:
     return None
 
 
+def undivided(setting: Setting, layout: Layout, context: int, batch: int) -> str | None:
+    """Reason why ranks cannot divide sequences of `context` tokens, or run the batch's in an interleaved pipeline."""
+    train = setting.train
+    if train is None:
+        return short_reason(setting.graph, layout.cp, context)
+    return unbalanced_reason(layout.cp, context) or _not_interleaved(train, layout, batch)
+
+
+def _not_interleaved(train: "TrainSetting", layout: Layout, batch: int) -> str | None:
+    """Reason why a pipeline cannot be interleaved: as Megatron's, it runs micro-batches pp by pp (arXiv:2104.04473)."""
+    if train.virtual_stages == 1:
+        return None
+    if layout.pp == 1:
+        return f"{train.virtual_stages} virtual stages need a pipeline, and pp=1"
+    sequences = ceil_div(batch, layout.dp * layout.ep)
+    micro_batches = ceil_div(sequences, min(train.micro_batch, sequences))
+    if micro_batches % layout.pp == 0:
+        return None
+    return (
+        f"virtual stages need a multiple of pp={layout.pp} micro-batches, and a data-parallel rank has "
+        f"{micro_batches:,}: batch {batch:,} over dp={layout.dp} x ep={layout.ep}, micro-batches of {train.micro_batch}"
+    )
+
+
 def ruled_out(setting: Setting, layout: Layout) -> str | None:
     """Reason why the model's axes, or the engine, forbid a layout; None if they allow it.
 
     vLLM (fused_moe/layer.py, `determine_expert_map`) and TensorRT-LLM give the first ranks one expert more where ep
     does not divide them; SGLang and training do not.
     """
-    uneven = setting.train is None and not setting.engine.even_experts
-    return illegal_reason(setting.graph, layout, uneven_experts=uneven)
+    trains = setting.train is not None
+    uneven = not trains and not setting.engine.even_experts
+    chunks = setting.virtual_stages
+    return illegal_reason(setting.graph, layout, uneven_experts=uneven, virtual_stages=chunks, trains=trains)
 
 
 def row_of(deployment: Deployment, layout: Layout) -> LayoutRow:

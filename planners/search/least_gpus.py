@@ -30,7 +30,7 @@ def least_gpus(deployment: Deployment) -> LeastGpus | None:
     assert setting.hardware is not None, "without hardware one device holds everything"
     first = ceil_div(weigh(setting.graph, setting.scheme).bytes, setting.hardware.usable.num_bytes)
     for num_gpus in range(max(first, 1), MAX_GPUS + 1):
-        legal, _ = layouts_for(setting, num_gpus, deployment.request, context)
+        legal, _ = layouts_for(setting, num_gpus, deployment.request, context, deployment.batch)
         for layout in sorted(legal, key=lambda layout: (layout.dp, -layout.tp, layout.pp)):
             if fits(deployment, place(setting, layout)):
                 return LeastGpus(num_gpus, layout)

@@ -27,7 +27,7 @@ def timed(deployment: Deployment, rows: tuple[LayoutRow, ...]) -> tuple[LayoutRo
         cluster is None
         or deployment.setting.host is not None
         or cluster.hardware.eager is not None
-        or (deployment.request.cp or 1) > 1
+        or ((deployment.request.cp or 1) > 1 and deployment.setting.train is None)
     ):
         return rows
     fitting = sorted((row for row in rows if row.fits), key=lambda row: _place_in_line(deployment, row.layout))

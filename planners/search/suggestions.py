@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 from l4spec.errors import UserError
 from l4spec.graph.kept import kept_with
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.sequence import short_reason
 from planners.catalog.cluster import MAX_GPUS, Cluster
 from planners.counts.kv_cache import KV_DTYPE_BYTES
 from planners.counts.weights import expert_bytes, weigh
 from planners.deployment import Deployment
 from planners.device.memory import Placement, Setting, budget_of, place
 from planners.plan_types import Suggestion
-from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, ruled_out
+from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, ruled_out, undivided
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
@@ -109,7 +108,7 @@ def _placements(deployment: Deployment, num_gpus: int, options: Mapping[str, Non
     fixed = {axis: getattr(request, axis) for axis in ("tp", "ep", "pp", "dp")} | dict(options)
     for layout in _legal(setting, num_gpus, (*fixed.values(), request.cp or 1)):
         placement = _placed(setting, layout)
-        if placement is not None and short_reason(setting.graph, layout.cp, context) is None:
+        if placement is not None and undivided(setting, layout, context, deployment.batch) is None:
             yield placement
 
 

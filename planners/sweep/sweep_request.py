@@ -10,7 +10,10 @@ from planners.request import LARGEST, LONGEST, MOST_TRAIN_TOKENS, PlanRequest
 REFUSED = {
     "mode": "a sweep plans serving, and with --tokens a training run too",
     **dict.fromkeys(
-        ("optimizer", "zero_stage", "checkpointing", "sequence_parallel", "gradient_bytes", "micro_batch", "trainer"),
+        (
+            *("optimizer", "zero_stage", "checkpointing", "sequence_parallel", "gradient_bytes", "micro_batch"),
+            *("trainer", "virtual_stages"),
+        ),
         "the training run of a sweep has the defaults of `plan --mode train`",
     ),
 }

@@ -56,7 +56,7 @@ def engine_latency(deployment: Deployment, layout: Layout, max_batch: int) -> La
     """
     setting, cluster = deployment.setting, deployment.cluster
     assert cluster is not None, "time is of GPUs"
-    if layout.cp > 1:
+    if layout.cp > 1 and setting.train is None:
         return Latency(reason=NOT_TIMED_UNDER_CP)
     if setting.train is not None:
         from planners.timing.training_report import train_latency

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from l4spec.sharding.layout import Layout
-from planners.collectives.training_traffic import StepTokens, data_collectives
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import data_collectives
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
@@ -22,6 +23,8 @@ _SLOW = "gradients and weights keep the links busy for longer than computation c
 _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
 _CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
 _OWN_MEMORY = "nobody published the memory of {}: it is planned as that of l4spec's own runtime"
+
+_NOT_RUN = "planned, and not run by l4spec.distribute: {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,9 @@ class TimedTraining:
             tp=layout.tp,
             pp=layout.pp,
             ep=layout.ep,
-            ep_span=layout.ep * layout.tp,
+            cp=layout.cp,
+            ep_span=layout.ep * layout.cp * layout.tp,
+            virtual_stages=train.virtual_stages,
             stages=tuple(stage.layers for stage in self._stages),
             micro_batch=train.micro_batch,
             recompute=1.0 if train.checkpointing == "full" else 0.0,
@@ -90,7 +95,7 @@ class TimedTraining:
     def _stages(self) -> tuple[PipelineStage, ...]:
         """The stages of the pipeline that differ."""
         setting, layout = self.deployment.setting, self.layout
-        return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp)
+        return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp, self.train.virtual_stages)
 
 
 def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
@@ -108,7 +113,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         train=time,
         step_time_bound_seconds=time.bound_seconds,
         cautions=_idle(load),
-        notes=_notes(train),
+        notes=_notes(train, layout),
     )
     if factors is None or not fitted:
         return section
@@ -124,11 +129,13 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
 
 
-def _notes(train: TrainSetting) -> tuple[str, ...]:
-    """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known."""
+def _notes(train: TrainSetting, layout: Layout) -> tuple[str, ...]:
+    """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known, and what does not run."""
     casts = (_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()
     own = () if is_known(train.trainer) else (_OWN_MEMORY.format(train.trainer),)
-    return _HIDDEN, *casts, *own
+    planned = {"context parallelism": layout.cp, "virtual stages": train.virtual_stages}
+    not_run = " and ".join(name for name, degree in planned.items() if degree > 1)
+    return _HIDDEN, *casts, *own, *((_NOT_RUN.format(not_run),) if not_run else ())
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:

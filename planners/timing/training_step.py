@@ -1,19 +1,23 @@
 """Time of a training step: forward, backward and recomputed passes, exposed communication, pipeline bubble.
 
-Tensor, context and balanced expert parallelism spread work evenly; data-parallel ranks and pipeline stages wait for the
-one that has the most. Beside that layouts differ in what they send.
+Tensor and balanced expert parallelism spread work evenly; data-parallel ranks, pipeline stages and ranks along cp wait
+for the one that has the most. Beside that layouts differ in what they send.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.sharding.layout import Layout
+from l4spec.sharding.sequence import piece_of
 from l4spec.units import ceil_div
-from planners.collectives.collectives import Collective, key_value_ring
-from planners.collectives.training_traffic import StepTokens, exchanges, reductions, shares
+from planners.collectives.collectives import Collective
+from planners.collectives.key_value_ring import key_value_ring
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import exchanges, reductions, shares
 from planners.counts.weights import Scheme
 from planners.device.activations import ACTIVATION_BYTES
 from planners.latency_types import KindLatency, StepLatency
@@ -112,6 +116,7 @@ class TrainModel:
                 scores = share * kind.count * index_flops(kind, load.length, 0)
                 matmuls.append((ATTENTION_DTYPE, scores * (1 + load.recompute)))
             pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
+            pairs *= _most_of_mean(kind, load.length, load.cp) if pairs and load.cp > 1 else 1.0
             attention = pairs * kind.pair_flops * self._attention_passes(load)
             moved = rows * kind.moved_bytes_per_token
             times.append(self._kind(kind, matmuls, attention, moved, load))
@@ -191,7 +196,7 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
 
     tp and ep: the collectives of all passes by `planners.collectives.training_traffic`, where each rank of tp sends its
     share of the routed tokens (sequence parallelism, as trainers do; our runtime's ranks send all of them). cp:
-    `planners.collectives.collectives.key_value_ring`.
+    `planners.collectives.key_value_ring`.
     """
     tokens = load.share * load.length
     seconds = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
@@ -205,9 +210,27 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
         listed = exchanges(graph, layout, _SOME, 0, recomputes=True)
         seconds["ep"] = tokens * _weighted(machine, layout, listed, load)
     if load.cp > 1:
-        ring = key_value_ring(graph, load.cp, _SOME.tokens)
-        seconds["cp"] = tokens / _SOME.tokens * link_seconds(machine, Layout(tp=load.tp, cp=load.cp), ring)
+        again, piece = load.recompute or load.attention_recompute, piece_of(load.length, load.cp)
+        some = replace(_SOME, piece=piece)
+        ring = key_value_ring(graph, Layout(cp=load.cp), range(graph.num_layers), some, recomputes=again > 0)
+        seconds["cp"] = tokens * _weighted(
+            machine, Layout(tp=load.tp, cp=load.cp), ring, replace(load, recompute=again)
+        )
     return seconds
+
+
+def _most_of_mean(kind: KindProfile, length: int, cp: int) -> float:
+    """Attended pairs of the busiest rank along cp over the mean; 1 for a causal mask without a window or chunks.
+
+    Of 2 x cp pieces the rank r has the r-th and the r-th from the end.
+    """
+    assert kind.bound is not None, "what attends has a law"
+    if kind.bound.kind == "full":
+        return 1.0
+    piece = piece_of(length, cp)
+    before = [pairs_of(kind, number * piece, 0) if number else 0.0 for number in range(2 * cp + 1)]
+    pieces = [after - start for start, after in pairwise(before)]
+    return max(pieces[rank] + pieces[-1 - rank] for rank in range(cp)) * cp / before[-1]
 
 
 _SOME = StepTokens(tokens=1024, micro_batches=1)

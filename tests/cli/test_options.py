@@ -53,6 +53,7 @@ EXAMPLES: dict[str, str] = {
     "sequence_parallel": "on",
     "gradient_bytes": "2",
     "trainer": "megatron",
+    "virtual_stages": "2",
     "micro_batch": "2",
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",
@@ -130,9 +131,9 @@ def test_the_table_of_all_models_refuses_what_is_about_one_by_name(run: Run, nam
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_training_takes_its_own_options_and_refuses_those_of_serving_by_name(name: str) -> None:
     option, value = option_of(PlanRequest, name), option_of(PlanRequest, name).parse(EXAMPLES[name])
-    beside = {"precision": "fp8"} if name == "fp8_matmuls" else {}
+    beside = {"fp8_matmuls": {"precision": "fp8"}, "virtual_stages": {"pp": 2, "batch": 2}}.get(name, {})
     request = PlanRequest(**{"mode": "train", name: value, **beside})
-    if option.mode == "serve" or name == "cp":
+    if option.mode == "serve":
         with pytest.raises(UserError, match=name):
             plan(graph("tiny/maverick"), request)
     else:

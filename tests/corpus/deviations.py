@@ -11,6 +11,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("layouts.step_time_seconds", "memory_per_device.unknown", "deployment.batch_origin", "deployment.video"),
         *("deployment.fp8_matmuls", "deployment.left_open", "layouts.training", "layouts.as_fast"),
         *("memory_per_device.gathered_bytes", "plan.host_memory", "deployment.sequence_parallel", "deployment.trainer"),
+        "deployment.virtual_stages",
         *("plan.drafts", "plan.module_params", "latency.cautions"),
         "models.about",
     }

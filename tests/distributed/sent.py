@@ -16,7 +16,8 @@ from l4spec.sharding.layout import Layout, MeshCoordinate
 from l4spec.sharding.rules import region_of, stage_of
 from planners.catalog import quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import BALANCE, StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import BALANCE, stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import PipelineStage, every_stage
 from planners.device.training_state import TrainSetting

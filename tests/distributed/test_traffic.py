@@ -13,7 +13,8 @@ from l4spec.runtime.measure.traffic import counting_traffic
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import TrainSetting

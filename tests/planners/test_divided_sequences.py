@@ -113,7 +113,6 @@ def test_latents_travel_not_the_keys_made_of_them() -> None:
         ("scout", {"cp": 4, "context": 3 * SCOUT_CHUNK}, r"need 24,577 tokens or more, found 24,576"),
         ("tiny/deepseek", {"cp": 8, "context": 7}, "cp=8 leaves ranks without tokens: a sequence has 7"),
         ("scout", {"cp": 2, "pp": 2, "context": 10**5}, "the stages of a pipeline run whole sequences"),
-        ("scout", {"cp": 2, "context": 10**5, "mode": "train"}, "training with context parallelism is not there yet"),
         ("scout", {"cp": 2, "context": 10**5, "output_tokens": 9}, "is for prefills, and decoding continues"),
         ("scout", {"cp": 0}, "expected 1 to"),
         ("scout", {"cp": 3, "gpus": "8xH100"}, "x cp=3 = 3 devices do not divide the 8 GPUs"),

@@ -58,6 +58,10 @@ class LayoutSpec(Spec):
     """Pipeline stages."""
     dp: Degree | None = None
     """Data-parallel degree."""
+    cp: Degree = 1
+    """Context-parallel degree: ranks that divide each sequence. Planned, not run."""
+    virtual_stages: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Chunks of layers of each pipeline stage (interleaved 1F1B, arXiv:2104.04473). Planned, not run."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO stage (arXiv:1910.02054)."""
     checkpointing: Checkpointing = "full"

@@ -9,9 +9,10 @@ from l4spec.layers.common.checkpointing import CHECKPOINTING, Checkpointing
 from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from planners.catalog import hardware, quantization
-from planners.collectives.collectives import key_value_ring
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.key_value_ring import key_value_ring
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import stage_traffic
 from planners.counts.kv_cache import bytes_per_token
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
@@ -192,4 +193,7 @@ def test_a_ring_passes_keys_and_values_of_every_layer_three_times(name: str) -> 
     """Against the cache of the plan, which grows by the same keys and values per token."""
     groups = [group for group in graph(name).groups if group.first.scope == "text" and group.declaration.cache]
     cached = sum(group.count * bytes_per_token(group, Layout(), 2) for group in groups)
-    assert key_value_ring(graph(name), 4, 10).payload == 3 * 4 * 10 * cached
+    model, some = graph(name), StepTokens(tokens=10, micro_batches=1, piece=1)
+    for recomputes in (False, True):
+        rings = key_value_ring(model, Layout(cp=4), range(model.num_layers), some, recomputes=recomputes)
+        assert sum(each.payload for each in rings) == (3 + recomputes) * 4 * 10 * cached

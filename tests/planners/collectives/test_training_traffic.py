@@ -7,7 +7,8 @@ import pytest
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
 from planners.collectives.communication import communication
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import TrainSetting

@@ -33,8 +33,9 @@ def added(model: LayerGraph, layout: Layout, zero_stage: int = 1) -> StageState:
     with_them, without = (states(model, layout, zero_stage=zero_stage, with_modules=on) for on in (True, False))
     assert with_them[:-1] == without[:-1]
     last, before = with_them[-1], without[-1]
-    terms = ("weights", "gradients", "optimizer", "gathered", "kept", "at_work")
-    return replace(last, **{name: getattr(last, name) - getattr(before, name) for name in terms})
+    terms = ("weights", "gradients", "optimizer", "gathered", "at_work")
+    differences = {name: getattr(last, name) - getattr(before, name) for name in terms}
+    return replace(last, chunks=(last.kept - before.kept,), **differences)
 
 
 @pytest.mark.parametrize("overrides", [(), (TWO,)])

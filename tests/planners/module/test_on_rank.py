@@ -10,7 +10,8 @@ from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout, place_of
 from l4spec.sharding.sequence import passed_blocks, runs_of, sent_tokens
 from planners.catalog import quantization
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import stage_traffic
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
 from planners.device.training_state import TrainSetting

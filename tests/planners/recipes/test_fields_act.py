@@ -61,6 +61,8 @@ CHANGED: dict[str, Any] = {
     "layout.ep": 4,
     "layout.pp": 2,
     "layout.dp": 4,
+    "layout.cp": 2,
+    "layout.virtual_stages": 2,
     "layout.zero_stage": 2,
     "layout.checkpointing": "none",
     "layout.sequence_parallel": True,
@@ -143,8 +145,11 @@ def changes_of(kind: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A phase before and after a change of one field; degrees that must follow it are left open in both."""
     part, _, name = path.partition(".")
     if part == "layout":
-        open_degrees = {"tp": "dp", "ep": "dp", "pp": "dp", "dp": "ep"}
+        open_degrees = {"tp": "dp", "ep": "dp", "pp": "dp", "dp": "ep", "cp": "dp", "virtual_stages": "dp"}
         layout = {axis: n for axis, n in COMMON["layout"].items() if axis != open_degrees.get(name)}
+        if name == "virtual_stages":  # they need a pipeline
+            layout |= {"pp": 2}
+            return {"layout": layout}, {"layout": {**layout, name: CHANGED[path]}}
         return {}, {"layout": {**layout, name: CHANGED[path]}}
     if part == "precision" and name:
         return {"precision": "fp8"}, {"precision": {"kind": "fp8", name: CHANGED[path]}}

@@ -108,6 +108,7 @@ OF_TRAINING: dict[str, Any] = {
     "sequence_parallel": "on",
     "gradient_bytes": 2,
     "trainer": "megatron",
+    "virtual_stages": 2,
     "micro_batch": 2,
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",

@@ -34,7 +34,10 @@ CHANGED: dict[str, Any] = {
     "fp8_matmuls": "fp8-experts",
     "train_tokens": "1T",
     "trainer": "torchtitan",
+    "virtual_stages": 2,
 }
+OTHERS: dict[str, dict[str, Any]] = {"fp8_matmuls": {"precision": "fp8"}, "virtual_stages": {"pp": 2}}
+"""What an option cannot stand without."""
 
 
 def launched(**options: Any) -> str:
@@ -49,7 +52,7 @@ def launched(**options: Any) -> str:
 def test_every_option_of_training_changes_the_launch() -> None:
     assert {name for name in PlanRequest.model_fields if option_of(PlanRequest, name).mode == "train"} == set(CHANGED)
     for name, value in CHANGED.items():
-        others = {"precision": "fp8"} if name == "fp8_matmuls" else {}
+        others = OTHERS.get(name, {})
         assert launched(**others, **{name: value}) != launched(**others), name
 
 

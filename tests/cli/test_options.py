@@ -131,8 +131,11 @@ def test_the_table_of_all_models_refuses_what_is_about_one_by_name(run: Run, nam
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_training_takes_its_own_options_and_refuses_those_of_serving_by_name(name: str) -> None:
     option, value = option_of(PlanRequest, name), option_of(PlanRequest, name).parse(EXAMPLES[name])
-    beside = {"fp8_matmuls": {"precision": "fp8"}, "virtual_stages": {"pp": 2, "batch": 2}}.get(name, {})
-    request = PlanRequest(**{"mode": "train", name: value, **beside})
+    beside: dict[str, dict[str, Any]] = {
+        "fp8_matmuls": {"precision": "fp8"},
+        "virtual_stages": {"pp": 2, "batch": 2},
+    }
+    request = PlanRequest(**{"mode": "train", name: value, **beside.get(name, {})})
     if option.mode == "serve":
         with pytest.raises(UserError, match=name):
             plan(graph("tiny/maverick"), request)

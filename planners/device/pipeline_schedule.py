@@ -36,7 +36,7 @@ def _most_interleaved(chunks: tuple[int, ...], pp: int, stage: int, micro_batche
 
 
 def _passes(number: int, pp: int, num_chunks: int) -> list[int]:
-    """How many of the first `number` passes each chunk has, in the order of passes."""
+    """Number of the first `number` passes that each chunk has, in the order of passes."""
     rounds, rest = divmod(number, pp * num_chunks)
     return [rounds * pp + min(max(rest - chunk * pp, 0), pp) for chunk in range(num_chunks)]
 

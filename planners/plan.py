@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from l4spec.errors import Problem, UserError
+from l4spec.graph.adapters import count_adapters
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.huggingface.opening import Model, graph_of
@@ -110,7 +111,13 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
         deployment=_deployment_info(deployment, chosen_by if len(rows) > 1 else "given"),
         cluster=_cluster_info(cluster, request.gpus),
         params=count_params(graph),
-        flops=count_flops(graph, context=context, batch=batch, prompt=deployment.prompt_tokens),
+        flops=count_flops(
+            graph,
+            context=context,
+            batch=batch,
+            prompt=deployment.prompt_tokens,
+            lora=setting.train.lora if setting.train else None,
+        ),
         weights=weigh(graph, setting.scheme),
         kv_cache=plan_cache(graph, setting.engine, dtype=request.kv_dtype, context=context, batch=batch),
         layout=chosen.layout,
@@ -259,6 +266,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
     request, setting = deployment.request, deployment.setting
     share = setting.engine.memory.fraction.value if setting.engine.memory else 1.0
     train = setting.train
+    lora = train.lora if train else None
     return DeploymentInfo(
         mode=request.mode,
         context=deployment.context,
@@ -282,6 +290,9 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         sequence_parallel=train.sequence_parallel if train else None,
         trainer=train.trainer if train else None,
         virtual_stages=train.virtual_stages if train else None,
+        lora_rank=lora.rank if lora else None,
+        lora_targets=lora.targets if lora else None,
+        lora_params=count_adapters(deployment.graph, lora) if lora else None,
         micro_batch=train.micro_batch if train else None,
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,

@@ -306,6 +306,12 @@ class DeploymentInfo(Frozen):
     trainer: str | None = None
     """The trainer whose time and memory are planned; None: memory of our own runtime, time of Megatron."""
     virtual_stages: int | None = None
+    lora_rank: int | None = None
+    """Rank of the adapters that are trained; None: all weights are trained."""
+    lora_targets: tuple[str, ...] | None = None
+    """Groups or names of the tensors that have an adapter."""
+    lora_params: int | None = None
+    """Parameters of all adapters."""
     micro_batch: int | None = None
     gradient_bytes: int | None = None
     precision: str | None = None

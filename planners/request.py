@@ -17,6 +17,8 @@ from planners.plan_types import Objective
 from planners.training_options import (
     ActivationCheckpointing,
     GradientBytes,
+    LoraRank,
+    LoraTargets,
     Optimizer,
     SequenceParallel,
     TrainerName,
@@ -213,6 +215,8 @@ class PlanRequest(Options):
     gradient_bytes: GradientBytes = 4
     trainer: TrainerName = None
     virtual_stages: VirtualStages = 1
+    lora_rank: LoraRank = None
+    lora_targets: LoraTargets = "linear"
     micro_batch: Annotated[
         int | None,
         Option(
@@ -317,6 +321,8 @@ class PlanRequest(Options):
         """
         if self.mode == "serve":
             return None
+        from l4spec.graph.adapters import lora_of
+        from planners.device.frozen_base import packed_base
         from planners.device.training_state import TrainSetting
 
         stage = 1 if self.gpus is None else LEAST_MEMORY
@@ -331,6 +337,8 @@ class PlanRequest(Options):
             sequence_parallel=self.sequence_parallel == "on",
             trainer=self.trainer,
             virtual_stages=self.virtual_stages,
+            lora=lora_of(self.lora_rank, self.lora_targets),
+            base=None if self.lora_rank is None else packed_base(self.quantization),
         )
 
     def allowed(self, layouts: Iterable[Layout]) -> list[Layout]:

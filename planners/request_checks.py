@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from l4spec.errors import Problem, UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.options import flag_of, option_of
-from l4spec.quantization.published import UNQUANTIZED
+from l4spec.quantization.published import AS_PUBLISHED, UNQUANTIZED, scheme_for
 from planners.draft_options import draft_problems
 from planners.request import BEYOND, MAX, PlanRequest, has_experts, max_seq_len
 from planners.video import video_problems
@@ -21,6 +21,7 @@ def check(request: PlanRequest, graph: LayerGraph) -> None:
         *_load(request),
         *_prefill_only(request),
         *_fp8(request, graph),
+        *_adapters(request, graph),
         *_host(request, graph),
         *draft_problems(
             request.draft_acceptance, graph, beside_host=request.host_memory is not None, cp=request.cp or 1
@@ -39,7 +40,9 @@ def _training_only(request: PlanRequest) -> Iterator[Problem]:
 def _serving_only(request: PlanRequest) -> Iterator[Problem]:
     for name, field in type(request).model_fields.items():
         unchanged = (field.default, UNQUANTIZED) if name == "quantization" else (field.default,)
-        if option_of(type(request), name).mode == "serve" and getattr(request, name) not in unchanged:
+        packed_base = name == "quantization" and request.lora_rank is not None
+        serving = option_of(type(request), name).mode == "serve" and not packed_base
+        if serving and getattr(request, name) not in unchanged:
             yield serving_only(name)
     if request.virtual_stages > 1 and request.pp == 1:
         yield Problem("needs a pipeline", path="virtual_stages", hint="leave --pp out, or give more than 1")
@@ -48,7 +51,10 @@ def _serving_only(request: PlanRequest) -> Iterator[Problem]:
 def serving_only(name: str) -> Problem:
     """The problem of an option of serving in a plan or a search of training."""
     reasons = {
-        "quantization": ("training keeps bf16 weights", "leave it out; --precision fp8 computes in fp8"),
+        "quantization": (
+            "training keeps bf16 weights",
+            "--lora-rank 16 trains adapters on packed ones; --precision fp8 computes in fp8",
+        ),
         "engine": ("training keeps no cache, so no engine plays a part", "leave it out"),
         "output_tokens": ("training has no output tokens", "leave it out"),
     }
@@ -63,6 +69,26 @@ def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
         yield from matmul_problems(graph, request.fp8_matmuls, "fp8_matmuls")
     elif request.fp8_matmuls != "fp8" and request.mode == "train":
         yield Problem("needs --precision fp8", path="fp8_matmuls")
+
+
+def _adapters(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
+    """Problems of adapters: targets that no tensor has, ranks above a tensor's, fp8, packing that is computed in."""
+    if request.lora_rank is None:
+        if request.lora_targets != type(request).model_fields["lora_targets"].default:
+            yield Problem("needs --lora-rank", path="lora_targets", hint="as --lora-rank 16")
+        return
+    from l4spec.graph.adapters import lora_of, target_problems
+
+    lora = lora_of(request.lora_rank, request.lora_targets)
+    assert lora is not None
+    yield from target_problems(graph, lora.targets, "lora_targets")
+    if request.precision == "fp8":
+        yield Problem("adapters are trained in bf16", path="precision", hint="leave it out")
+    if request.quantization not in (AS_PUBLISHED, UNQUANTIZED):
+        computed = scheme_for(graph.model.spec, request.quantization).compute_dtype
+        if computed not in ("bf16", "fp16"):
+            message = f"multiplies in {computed}, and a frozen base is unpacked to bf16"
+            yield Problem(message, path="quantization", hint="a scheme of weights alone, as --quantization nf4")
 
 
 def _tokens(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:

@@ -7,6 +7,9 @@ from pydantic import Field
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.options import Option, read_count
 
+MOST_RANK = 1 << 14
+"""A larger rank is a mistake: no tensor has so many dimensions."""
+
 Optimizer = Annotated[
     Literal["adamw", "adamw-bf16", "sgd"],
     Option("For training: adamw, adamw-bf16 or sgd.", metavar="NAME", mode="train"),
@@ -53,4 +56,22 @@ VirtualStages = Annotated[
     int,
     Option("For training: chunks of layers per pipeline stage (interleaved 1F1B).", parse=read_count, mode="train"),
     Field(ge=1, le=1024),
+]
+LoraRank = Annotated[
+    int | None,
+    Option(
+        "For training: rank of low-rank adapters (LoRA), which alone are trained.",
+        parse=read_count,
+        mode="train",
+        default="none: all weights are trained",
+    ),
+    Field(ge=1, le=MOST_RANK),
+]
+LoraTargets = Annotated[
+    str,
+    Option(
+        "With --lora-rank: tensors with an adapter, as q_proj,v_proj, or linear, attention, ffn, experts.",
+        metavar="NAMES",
+        mode="train",
+    ),
 ]

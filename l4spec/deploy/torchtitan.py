@@ -83,6 +83,11 @@ def emit_torchtitan(request: LaunchRequest) -> Emission:
         refuse(TABLE.engine, "it trains, and the plan is of serving", "give --mode train")
     if asked.trainer not in (None, TABLE.engine):
         refuse(TABLE.engine, f"the plan is of {asked.trainer}", f"give --trainer {TABLE.engine}")
+    if asked.lora_rank is not None:
+        which = f"rank {asked.lora_rank} on {', '.join(asked.lora_targets or ())}"
+        refuse(
+            TABLE.engine, f"it trains whole weights, and the plan is of adapters of {which}", "leave out --lora-rank"
+        )
     flavor = _flavor(request)
     settings = _settings(request, flavor)
     assert settings.keys() <= TABLE.flags.keys(), "a setting is not in the table"

@@ -313,12 +313,17 @@ class CacheEntry(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype."""
+    """An activation of `rows` rows with the given dims; `bytes_per_element` only where the kind fixes a dtype.
+
+    `gradient_of` names the weights whose own gradients alone need it in the backward pass: where those are frozen,
+    nothing saves it. Empty: other gradients need it too.
+    """
 
     name: str
     rows: int
     dims: tuple[Dim, ...]
     bytes_per_element: int | None = None
+    gradient_of: tuple[str, ...] = ()
 
     @property
     def elements(self) -> int:

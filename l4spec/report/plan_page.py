@@ -205,6 +205,9 @@ def _training(plan: Plan) -> str:
         state += f", {asked.virtual_stages} virtual stages"
     if asked.trainer:
         state += f", by {asked.trainer}"
+    if asked.lora_rank and asked.lora_targets:
+        params = f"{whole(asked.lora_params or 0)} parameters; l4spec's own runtime runs none"
+        state = f"LoRA of rank {asked.lora_rank} on {', '.join(asked.lora_targets)} ({params}), {state}"
     passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
     flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
     other = plan.layout.cp > 1 or (asked.virtual_stages or 1) > 1

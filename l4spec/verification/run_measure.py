@@ -23,7 +23,9 @@ from l4spec.verification.measure import ITEM_BYTES, MeasureReport, cache_lengths
 from planners.catalog import engine
 from planners.counts.kv_cache import plan_cache
 from planners.counts.params import count_params
-from planners.device.activations import activation_rates, kept_per_token, training_bytes
+from planners.counts.weights import scheme_of
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting, stage_state
 from planners.module.activation_ledger import activation_bytes
 
 if TYPE_CHECKING:
@@ -223,6 +225,7 @@ def _beside_weights(graph: LayerGraph, sample: "RunShape", dtype: str) -> int:
     bytes_needed = 2 * cache + activation_bytes(graph, work, num_tiles=sample.tiles, item_bytes=item)
     if not sample.training:
         return bytes_needed
-    tokens, rates = sample.batch * sample.prefill, activation_rates(graph, 1, 1)
-    saved = training_bytes(rates, kept_per_token(graph, 1, 1, "none"), tokens=tokens, in_flight=1, logits=1)
+    train = TrainSetting(checkpointing="none", micro_batch=sample.batch)
+    (stage,) = stages(graph, scheme_of(train.matmuls), 1, 1, 1)
+    saved = stage_state(graph, train, Layout(), stage).with_batch(sample.prefill, sample.batch).activations
     return bytes_needed + item * count_params(graph).total + saved * item // 2

@@ -42,6 +42,7 @@ VLLM_FORMATS = WeightFormats(
         "awq": "awq",
         "gptq": "gptq",
         "bnb-nf4": "bitsandbytes",
+        "bnb-nf4-fp32": "bitsandbytes",
         "mxfp4-experts": "mxfp4",
         "fp8-mixed": None,
     },

@@ -28,6 +28,8 @@ rank, over cp), and s = T x hidden_size x 2 B its stream; each row is the sum ov
   2: the reduce-scatter once a micro-batch. 3: as 2, and the all-gather twice a micro-batch, for forward and backward;
   once for what stands outside the blocks (embedding, last norm, head, vision), which is kept in between as FSDP2 keeps
   its root. Gradients are sent in the format in which they are kept.
+  With adapters (LoRA) gradients, and weights of ZeRO 1 and 2, are the adapters' alone; ZeRO 3 gathers the frozen model
+  too, packed where it is packed.
 - tp, after the backward pass: what its ranks hold whole inside a layer that they cut (a router, norms of queries) has
   a part of its gradient on each, and so have norms with sequence parallelism; once a step an all-reduce adds them up,
   of shards where ZeRO 2 or 3 has made such. KV heads that neighbours hold together are added up among these.
@@ -39,6 +41,7 @@ virtual stages too.
 from collections.abc import Iterator
 from math import prod
 
+from l4spec.graph.adapters import adapters_of
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup, LayerNode
 from l4spec.layers.declaration import Dim, Parameter, RoutedExperts, Work
@@ -58,7 +61,13 @@ from planners.collectives.link_tiers import Axis
 from planners.collectives.step_tokens import StepTokens
 from planners.device.activations import ACTIVATION_BYTES
 from planners.device.stages import PipelineStage
-from planners.device.training_state import WEIGHT_BYTES, TrainSetting, ends_on_device, params_on_device
+from planners.device.training_state import (
+    WEIGHT_BYTES,
+    TrainSetting,
+    ends_on_device,
+    gathered_parts,
+    params_on_device,
+)
 from planners.plan_types import CollectiveTraffic, TrainTraffic
 
 BALANCE_BYTES = 4
@@ -284,7 +293,8 @@ def _partial_gradients(
         is_shared = train.sequence_parallel and token_use(node) == "own"
         if not is_shared and (not is_cut(node) or node.layer is None):
             continue
-        for parameter in node.declaration.parameters:
+        trained = node.declaration.parameters if train.lora is None else adapters_of(node, train.lora)
+        for parameter in trained:
             own_elements = _gradient_elements(node, parameter, train, layout, data_place)
             cut = [dim for dim in parameter.dims if _over_tp(dim)]
             shared = next((dim for dim in cut if dim.axis == "kv_heads" and layout.tp > dim.units), None)
@@ -350,21 +360,22 @@ def data_collectives(
     graph: LayerGraph, train: TrainSetting, layout: Layout, load: StepTokens, stage: PipelineStage
 ) -> Iterator[Collective]:
     """Gradients and weights that data-parallel ranks send in one optimizer step, by ZeRO stage."""
-    dense, experts = params_on_device(graph, layout, stage)
-    ends = ends_on_device(graph, layout, stage)
-    trained, trained_experts = params_on_device(graph, layout, stage, train.trainable)
-    trained_ends = ends_on_device(graph, layout, stage, train.trainable)
+    trained, trained_experts = params_on_device(graph, layout, stage, train.trainable, train.lora)
+    trained_ends = ends_on_device(graph, layout, stage, train.trainable, train.lora)
+    moving = (trained - trained_ends, trained_ends, trained_experts)
     everywhere = dense_axis(layout)
-    shares: tuple[tuple[Axis, str, int, int, int], ...] = (
-        (everywhere, "dense weights of blocks", dense - ends, trained - trained_ends, 2),
-        (everywhere, "weights outside blocks", ends, trained_ends, 1),
-        ("dp" if layout.cp == 1 else "dp_cp", "experts", experts, trained_experts, 2),
+    shares: tuple[tuple[Axis, str, int], ...] = (
+        (everywhere, "dense weights of blocks", 2),
+        (everywhere, "weights outside blocks", 1),
+        ("dp" if layout.cp == 1 else "dp_cp", "experts", 2),
     )
-    for axis, what, every, moving, gathers in shares:
+    for (axis, what, gathers), own, every in zip(
+        shares, moving, gathered_parts(graph, train, layout, stage), strict=True
+    ):
         if (ranks := ranks_of(layout, axis)) > 1:
             for operation, tensor, calls, size in _synchronised(train, load.micro_batches, what, gathers):
-                number = every if operation == "all-gather" and train.zero_stage == 3 else moving
-                yield Collective(axis, operation, tensor, calls, calls * number * size, ranks)
+                whole = operation == "all-gather" and train.zero_stage == 3
+                yield Collective(axis, operation, tensor, calls, calls * (every if whole else own * size), ranks)
 
 
 def _synchronised(

@@ -1,28 +1,49 @@
 """FLOPs of a model's mathematics (model FLOPs)."""
 
+from l4spec.graph.adapters import Lora, adapted, has_place
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
-from l4spec.layers.declaration import AttentionPairs, Elementwise, Work
+from l4spec.layers.declaration import AttentionPairs, Elementwise, Matmul, Work
 from planners.counts.cost_sheet import CostRow, PassTokens, row_of_group
 from planners.plan_types import Flops
 
 
 @kept_with(maxsize=1024)
-def count_flops(graph: LayerGraph, *, context: int, batch: int, prompt: int | None = None) -> Flops:
+def count_flops(
+    graph: LayerGraph, *, context: int, batch: int, prompt: int | None = None, lora: Lora | None = None
+) -> Flops:
     """`model_flops` of the usual passes: multiply-adds count 2, only attended pairs and chosen experts count.
 
     Norms, softmax, rotations and activations are left out by convention. The first `prompt` tokens of the context are
-    prefilled; None: all of them.
+    prefilled; None: all of them. With `lora` the step of training is that of adapters on a frozen model.
     """
+    step = Work(batch, context, phase="train")
     forward, pair, tile = _rates(graph)
     return Flops(
         forward_per_token=forward,
         attention_per_pair=pair,
         prefill=model_flops(graph, Work(batch, prompt or context, phase="prefill", num_logits=min(1, context))),
         decode=model_flops(graph, Work(batch, 1, max(context - 1, 0), phase="decode")),
-        train_step=3 * model_flops(graph, Work(batch, context, phase="train")),
+        train_step=3 * model_flops(graph, step) if lora is None else lora_flops(graph, step, lora),
         vision_per_tile=tile,
     )
+
+
+def lora_flops(graph: LayerGraph, work: Work, lora: Lora) -> int:
+    """FLOPs of a training step of adapters: as `model_flops` three times, without gradients of frozen weights.
+
+    The gradient of the embedding's result counts, as `enable_input_require_grads` of transformers makes it.
+    """
+    rows = _rows(graph, PassTokens(work))
+    frozen = sum(row.group.count * op.flops for row in rows for op in row.operations if isinstance(op, Matmul))
+    pairs = (
+        (group.count, pair)
+        for group in _computing_groups(graph, "text")
+        if has_place(group.first)
+        for pair in adapted(group.declaration, work, lora)
+    )
+    own = sum(count * op.flops for count, pair in pairs for op in pair.matmuls)
+    return 3 * model_flops(graph, work) - frozen + 3 * own
 
 
 def model_flops(graph: LayerGraph, text: Work, num_tiles: int = 0) -> int:

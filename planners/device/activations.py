@@ -9,6 +9,7 @@ and two results, one of them in fp32. Training: the tensors that autograd saves 
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from l4spec.graph.adapters import Adapted, Lora, adapted, has_place, short_name
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerGroup
 from l4spec.layers.common.checkpointing import Checkpointing
@@ -26,6 +27,8 @@ _MANY = 1 << 20
 """Tokens of which experts that choose tokens take whole numbers, nearly."""
 ACTIVATION_BYTES = 2
 """bf16 activations; a buffer with a fixed dtype (fp32 logits) declares it."""
+_MASK_BYTES = 1
+"""Of an entry of a dropout's mask."""
 
 
 class ActivationRates(NamedTuple):
@@ -78,15 +81,17 @@ def kept_per_token(
     *,
     split: bool = False,
     unsaved: frozenset[str] = frozenset(),
+    lora: Lora | None = None,
 ) -> tuple[KeptOfLayer, ...]:
     """Activation bytes that each layer of the language model saves per token on one device.
 
     `full` saves a block's input alone, `selective` everything except the results of attention's core
     (`Declaration.recomputed`). With `split` (sequence parallelism), ranks of tp save a share of the stream, of norms
     and of the gathered inputs of cut layers, which are gathered again in the backward pass. Buffers named in `unsaved`
-    are not kept at all.
+    are not kept at all. With `lora`, a frozen product saves no input; an adapter saves its own, of which several share
+    one, and what is between its two products.
     """
-    layers = _saved_per_token(graph, tp, ep, unsaved)
+    layers = _saved_per_token(graph, tp, ep, unsaved, lora)
     stream = graph.stream_width * ACTIVATION_BYTES
     if not split:
         if checkpointing == "full":
@@ -117,14 +122,17 @@ class _Saved:
 
 
 @kept_with(maxsize=512)
-def _saved_per_token(graph: LayerGraph, tp: int, ep: int, unsaved: frozenset[str]) -> tuple[_Saved, ...]:
+def _saved_per_token(
+    graph: LayerGraph, tp: int, ep: int, unsaved: frozenset[str], lora: Lora | None
+) -> tuple[_Saved, ...]:
     layout, layers = Layout(tp=tp, ep=ep), tuple(_Saved() for _ in range(graph.num_layers))
     for group in graph.groups:
         if group.first.scope != "text":
             continue
         use, recomputed = token_use(group.first), group.declaration.recomputed
         tokens = _MANY if group.declaration.routed is not None and group.declaration.routed.experts_choose else 1
-        saved = group.declaration.saved(Work(1, tokens, phase="train"))
+        work = Work(1, tokens, phase="train")
+        saved = group.declaration.saved(work) if lora is None else _saved_beside_frozen(group, work, lora)
         buffers = tuple(b for b in saved if b.name not in unsaved)
         every = ceil_div(buffer_bytes(group, buffers, layout), tokens)
         core = ceil_div(buffer_bytes(group, tuple(b for b in buffers if b.name in recomputed), layout), tokens)
@@ -139,6 +147,26 @@ def _saved_per_token(graph: LayerGraph, tp: int, ep: int, unsaved: frozenset[str
                 of_layer.own += own
                 of_layer.gathered += gathered
     return layers
+
+
+def _saved_beside_frozen(group: LayerGroup, work: Work, lora: Lora) -> tuple[Buffer, ...]:
+    """Saved buffers of a layer with frozen weights and adapters.
+
+    With dropout each adapter saves its dropped input and a mask instead of the layer's own.
+    """
+    adapters = adapted(group.declaration, work, lora) if has_place(group.first) else ()
+    reading = frozenset[str]() if lora.dropout else frozenset(short_name(each.base) for each in adapters)
+    needed = (b for b in group.declaration.saved(work) if not b.gradient_of or reading & set(b.gradient_of))
+    return (*needed, *(buffer for each in adapters for buffer in _saved_of_adapter(each, dropout=lora.dropout)))
+
+
+def _saved_of_adapter(each: Adapted, *, dropout: bool) -> tuple[Buffer, ...]:
+    between = Buffer("lora", each.rows, (each.up.dims[-1],))
+    if not dropout:
+        return (between,)
+    dropped = Buffer("lora_dropped", each.rows, (each.down.dims[-1],))
+    mask = Buffer("lora_mask", each.rows, (each.down.dims[-1],), bytes_per_element=_MASK_BYTES)
+    return between, dropped, mask
 
 
 @kept_with(maxsize=512)
@@ -210,15 +238,3 @@ def serving_bytes(rates: ActivationRates, *, chunk_tokens: int, sequences: int, 
     """Peak bytes of a step: `chunk_tokens` tokens prefilled and `sequences` rows of logits given, or the tiles seen."""
     text = max(chunk_tokens, sequences) * rates.per_token + sequences * rates.per_logit_row
     return max(text, num_tiles * rates.per_tile)
-
-
-def training_bytes(
-    rates: ActivationRates, layers: tuple[KeptOfLayer, ...], *, tokens: int, in_flight: int, logits: int
-) -> int:
-    """Bytes of a stage's activations: those saved for `in_flight` micro-batches of `tokens` tokens.
-
-    Beside them what one layer makes again in the backward pass, and of a stage that gives `logits` rows per token (the
-    last: one, and one of each module of multi-token prediction) all of them and the gradient of one.
-    """
-    kept = in_flight * sum(layer.kept for layer in layers) + max(layer.again for layer in layers)
-    return tokens * (kept + ((logits + 1) * rates.per_logit_row if logits else 0))

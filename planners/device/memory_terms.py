@@ -89,11 +89,12 @@ def _training_terms(train: "TrainSetting", use: DeviceUse) -> tuple[MemoryTerm, 
     from planners.device.training_state import OPTIMIZER_BYTES
 
     zero, source = f"ZeRO stage {train.zero_stage}", "planners/device/training_state.py"
+    unpacked = f", and one unpacked from {train.base.name}" if train.base else ""
     gradient, state = train.gradient_bytes, OPTIMIZER_BYTES[train.optimizer]
     texts = {
         "gradients": (use.gradients, f"{gradient} B × {use.gradients // gradient:,} parameters of the device, {zero}"),
         "optimizer": (use.optimizer, f"{state} B of {train.optimizer} × {use.optimizer // state:,} parameters, {zero}"),
-        "gathered": (use.gathered, f"whole tensors of the blocks at work, {zero}"),
+        "gathered": (use.gathered, f"whole tensors of the blocks at work, {zero}{unpacked}"),
     }
     if use.reference_weights:
         texts["reference weights"] = (

@@ -15,6 +15,7 @@ buffers of communication, whatever a trainer's options change. Sources: Megatron
 
 from dataclasses import dataclass, field
 
+from l4spec.graph.adapters import Lora
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.checkpointing import Checkpointing
 from planners.device.activations import KeptOfLayer, kept_per_token, saved_per_token
@@ -46,10 +47,10 @@ class TrainerMemory:
     every_second: bool = False
 
     def layers(
-        self, graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing, *, split: bool
+        self, graph: LayerGraph, tp: int, ep: int, checkpointing: Checkpointing, *, split: bool, lora: Lora | None
     ) -> tuple[KeptOfLayer, ...]:
         """Bytes of one token that each layer's block keeps, as `kept_per_token`."""
-        kept = kept_per_token(graph, tp, ep, checkpointing, split=split, unsaved=self.unsaved)
+        kept = kept_per_token(graph, tp, ep, checkpointing, split=split, unsaved=self.unsaved, lora=lora)
         if checkpointing != "selective" or not self.every_second:
             return kept
         streams = 2 * graph.stream_width * _BF16  # the block's input, and the result of the last matmul

@@ -12,8 +12,8 @@ blocks of keys and values and two of their gradients (`RING_BLOCKS`), while no l
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import prod
 
+from l4spec.graph.adapters import Lora
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.graph.trainable import trained_names
@@ -21,9 +21,11 @@ from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.quantization.matmuls import matmul_table
 from l4spec.quantization.scheme import Quantization, scheme_named
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import is_after_blocks, shard_shape
+from l4spec.sharding.rules import is_after_blocks
 from l4spec.units import ceil_div
+from planners.counts.weights import Scheme
 from planners.device.activations import activation_rates, passed_per_token
+from planners.device.frozen_base import Measured, measure, unpacked_bytes
 from planners.device.pipeline_schedule import most_kept
 from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
@@ -65,6 +67,10 @@ class TrainSetting:
     """The trainer whose memory is planned (`planners.device.trainer_memory`); None: our own runtime."""
     virtual_stages: int = 1
     """Chunks of layers of each pipeline stage: more than one interleave the pipeline."""
+    lora: Lora | None = None
+    """Adapters, which alone are trained: the model's own tensors are frozen, and stored in bf16 or as in `base`."""
+    base: Scheme | None = None
+    """Scheme of frozen weights, which are unpacked to bf16 layer by layer (QLoRA, arXiv:2305.14314)."""
 
     @property
     def matmuls(self) -> Quantization:
@@ -128,28 +134,32 @@ def stage_state(
 ) -> StageState:
     """State of one device of a stage, by `law`; the one of the setting's trainer if none is given."""
     modules = module_kept(graph, layout.tp, layout.ep, train.checkpointing) if _has_modules(train, stage) else ()
-    every = _with_modules(graph, train, layout, stage, ())
-    trained = _with_modules(graph, train, layout, stage, train.trainable) if train.trainable else every
+    trained = trained_on_device(graph, train, layout, stage)
 
     def kept(params: tuple[int, int], level: int) -> int:
         return _over_ranks(*params, layout) if train.zero_stage >= level else sum(params)
 
     law = law or trainer_memory(train.trainer)
     split = train.sequence_parallel and layout.tp > 1
-    of_layers = law.layers(graph, layout.tp, layout.ep, train.checkpointing, split=split)
+    of_layers = law.layers(graph, layout.tp, layout.ep, train.checkpointing, split=split, lora=train.lora)
     layers = (*(of_layers[layer] for layer in stage.layers), *modules)
     chunks = [sum(of_layers[layer].kept for layer in chunk) for chunk in stage.chunks]
     chunks[-1] += sum(module.kept for module in modules)
     row = activation_rates(graph, layout.tp, layout.ep).per_logit_row
     loss = law.loss_bytes(row, 1 + len(modules)) if stage.last else 0
     workspace = law.workspace_bytes(graph, layout.tp, layout.ep, stage.layers)
-    weights = law.weight_bytes.get(train.optimizer, WEIGHT_BYTES) * kept(every, 3)
+    each = law.weight_bytes.get(train.optimizer, WEIGHT_BYTES)
+    if train.lora is None:
+        weights = each * kept(_with_modules(graph, train, layout, stage, ()), 3)
+    else:
+        weights = kept(frozen_bytes(graph, train, layout, stage), 3) + each * kept(trained, 3)
+    unpacked = unpacked_bytes(graph, train.base, layout, stage.layers) if train.base else 0
     head = _head_gradient(graph, layout, train) if stage.last and law.head_gradient else 0
     return StageState(
         weights=2 * weights if train.with_reference else weights,
         gradients=train.gradient_bytes * kept(trained, 2),
         optimizer=law.optimizer_bytes.get(train.optimizer, OPTIMIZER_BYTES[train.optimizer]) * kept(trained, 1),
-        gathered=_gathered(graph, train, layout, stage) + head,
+        gathered=_gathered(graph, train, layout, stage) + head + unpacked,
         chunks=tuple(chunks),
         at_work=max(layer.again for layer in layers) + max(loss, _ring(graph, layout, stage)) + workspace,
         pp=layout.pp,
@@ -169,6 +179,8 @@ def _ring(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> int:
 
 def _head_gradient(graph: LayerGraph, layout: Layout, train: TrainSetting) -> int:
     """Bytes of the head's gradient in bf16."""
+    if train.lora is not None:
+        return 0
     return WEIGHT_BYTES * sum(_device_params(graph, layout.tp, layout.ep, train.trainable).after_largest)
 
 
@@ -197,18 +209,28 @@ def _gathered(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: Pip
     """
     gathered = 0
     if train.zero_stage >= 3:
-        sizes = _sizes_of_blocks(graph, train, layout, stage, ())
+        of_base = 1 if train.base else WEIGHT_BYTES
+        sizes = [of_base * size for size in _sizes_of_blocks(graph, train, layout, stage, (), train.base)]
+        if train.lora is not None:
+            adapters = _sizes_of_blocks(graph, train, layout, stage, (), train.lora)
+            sizes = [size + WEIGHT_BYTES * more for size, more in zip(sizes, adapters, strict=True)]
         gathered = max((one + following for one, following in pairwise(sizes)), default=sizes[0])
     if train.zero_stage >= 2:
-        gathered += max(_sizes_of_blocks(graph, train, layout, stage, train.trainable))
-    return WEIGHT_BYTES * gathered
+        trained = _sizes_of_blocks(graph, train, layout, stage, train.trainable, train.lora)
+        gathered += WEIGHT_BYTES * max(trained)
+    return gathered
 
 
 def _sizes_of_blocks(
-    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...]
+    graph: LayerGraph,
+    train: TrainSetting,
+    layout: Layout,
+    stage: PipelineStage,
+    trainable: tuple[str, ...],
+    of: Measured,
 ) -> list[int]:
-    """Parameters that data-parallel ranks share, of each block of a stage and of the largest layer at its ends."""
-    elements = _device_params(graph, layout.tp, layout.ep, trainable)
+    """What data-parallel ranks share of each block of a stage and of the largest layer at its ends."""
+    elements = _device_params(graph, layout.tp, layout.ep, trainable, of)
     blocks = [elements.layers[layer] for layer in stage.layers]
     blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last
     if _has_modules(train, stage):
@@ -243,13 +265,13 @@ class _DeviceParams:
 
 @kept_with(maxsize=1024)
 def params_on_device(
-    graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()
+    graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = (), of: Measured = None
 ) -> tuple[int, int]:
     """(dense, routed-expert) parameters of a stage's device before ZeRO; a tied head on another stage is a copy.
 
-    With `trainable`, those that its selectors name.
+    With `trainable`, those that its selectors name. `of` a scheme counts bytes, `of` LoRA the adapters' parameters.
     """
-    elements = _device_params(graph, layout.tp, layout.ep, trainable)
+    elements = _device_params(graph, layout.tp, layout.ep, trainable, of)
     parts = [elements.layers[layer] for layer in stage.layers]
     if stage.first:
         parts.append(elements.before)
@@ -258,15 +280,47 @@ def params_on_device(
     return sum(dense for dense, _ in parts), sum(experts for _, experts in parts)
 
 
-def ends_on_device(graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = ()) -> int:
+def ends_on_device(
+    graph: LayerGraph, layout: Layout, stage: PipelineStage, trainable: tuple[str, ...] = (), of: Measured = None
+) -> int:
     """Dense parameters of a stage outside blocks: before the first one, and after the last."""
-    blocks = params_on_device(graph, layout, stage._replace(first=False, last=False), trainable)
-    return params_on_device(graph, layout, stage, trainable)[0] - blocks[0]
+    blocks = params_on_device(graph, layout, stage._replace(first=False, last=False), trainable, of)
+    return params_on_device(graph, layout, stage, trainable, of)[0] - blocks[0]
+
+
+def trained_on_device(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> tuple[int, int]:
+    """(dense, routed-expert) parameters of a stage's device that are trained, modules included, before ZeRO."""
+    if train.lora is not None:
+        return params_on_device(graph, layout, stage, (), train.lora)
+    return _with_modules(graph, train, layout, stage, train.trainable)
+
+
+def gathered_parts(
+    graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage
+) -> tuple[int, int, int]:
+    """Bytes of a device's weights in a computation: dense ones in blocks, those outside, experts; adapters included."""
+    parts: list[tuple[Measured, int]] = [(train.base, 1 if train.base else WEIGHT_BYTES)]
+    parts += [] if train.lora is None else [(train.lora, WEIGHT_BYTES)]
+    sums = [0, 0, 0]
+    for of, size in parts:
+        dense, experts = params_on_device(graph, layout, stage, (), of)
+        ends = ends_on_device(graph, layout, stage, (), of)
+        sums = [one + size * more for one, more in zip(sums, (dense - ends, ends, experts), strict=True)]
+    return sums[0], sums[1], sums[2]
+
+
+def frozen_bytes(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> tuple[int, int]:
+    """(dense, routed-expert) bytes of a stage's device that the frozen model under adapters has, before ZeRO."""
+    dense, experts = params_on_device(graph, layout, stage, (), train.base)
+    each = 1 if train.base else WEIGHT_BYTES
+    return each * dense, each * experts
 
 
 @kept_with(maxsize=512)
-def _device_params(graph: LayerGraph, tp: int, ep: int, trainable: tuple[str, ...] = ()) -> _DeviceParams:
-    """Trained parameters on a device under these degrees; equal layers are counted once."""
+def _device_params(
+    graph: LayerGraph, tp: int, ep: int, trainable: tuple[str, ...] = (), of: Measured = None
+) -> _DeviceParams:
+    """Trained parameters on a device under these degrees, or what `measure` counts; equal layers are counted once."""
     layout, trained = Layout(tp=tp, ep=ep), trained_names(graph, trainable) if trainable else None
     layers, ends = [[0, 0] for _ in range(graph.num_layers)], {"before": [0, 0], "after": [0, 0], "tied": [0, 0]}
     largest = {"before": (0, 0), "after": (0, 0), "tied": (0, 0)}
@@ -274,11 +328,13 @@ def _device_params(graph: LayerGraph, tp: int, ep: int, trainable: tuple[str, ..
         for parameter in group.declaration.parameters:
             if parameter.buffer:
                 continue
-            size = prod(shard_shape(group.first, parameter, layout))
+            size = measure(graph, group.first, parameter, layout, of)
             expert = int(parameter.is_per_expert and group.first.scope == "text")
             for node in group.nodes:
                 if trained is not None and (parameter.tied_to or f"{node.id}.{parameter.name}") not in trained:
                     continue
+                if isinstance(of, Scheme) and of.depends_on_layer:
+                    size = measure(graph, node, parameter, layout, of)
                 if _in_block(node) and node.layer is not None:
                     layers[node.layer][expert] += size
                 else:

@@ -30,7 +30,7 @@ _MODELS = (
     (r"(?i)llama-?3(\.1)?[-_]8b", "llama-3.1-8b"),
     (r"(?i)llama-?3\.1[-_]405B", "llama-3.1-405b"),
     (r"(?i)llama-?2-70b", "llama-2-70b"),
-    (r"Llama-2-7b", "llama-2-7b"),
+    (r"(?i)llama-?2-7b", "llama-2-7b"),
     (r"(?i)deepseek-?v2-lite", "deepseek-v2-lite"),
     (r"(?i)deepseek-?v2", "deepseek-v2"),
     (r"(?i)deepseek-?(r1|v3)", "deepseek-v3"),

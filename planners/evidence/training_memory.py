@@ -13,6 +13,7 @@ from planners.device.stages import stages
 from planners.device.trainer_memory import TrainerMemory, trainer_memory
 from planners.device.training_state import TrainingState, TrainSetting, stage_state
 from planners.evidence.deployments import graph_of, model_of
+from planners.evidence.litgpt_memory import litgpt_bytes
 from planners.evidence.rows import Row
 from planners.evidence.training_replay import cut_of
 
@@ -27,10 +28,14 @@ _CHECKPOINTING: tuple[tuple[str, Checkpointing], ...] = (
 
 
 def predict_training_memory(row: Row) -> float | str:
-    """GiB on the fullest device, or why there is no prediction."""
+    """GiB or GB on the fullest device, as the row has them, or why there is no prediction."""
     graph = _graph(row)
     if isinstance(graph, str):
         return graph
+    unit = 10**9 if row.unit == "GB" else GiB
+    if row.source.startswith("Lightning-AI/litgpt"):
+        peak = litgpt_bytes(row, graph)
+        return peak if isinstance(peak, str) else peak / unit
     train = _setting(row)
     if isinstance(train, str):
         return train
@@ -44,7 +49,7 @@ def predict_training_memory(row: Row) -> float | str:
     tokens, sequences = ceil_div(length, layout.cp), max(1, batch // dp)
     states = (stage_state(graph, train, layout, stage, law).with_batch(tokens, sequences) for stage in placed)
     idle = row.metric == "train_memory_allocated"
-    return max(_bytes(state, idle=idle) for state in states) / GiB
+    return max(_bytes(state, idle=idle) for state in states) / unit
 
 
 def _bytes(state: TrainingState, *, idle: bool) -> int:
@@ -54,8 +59,6 @@ def _bytes(state: TrainingState, *, idle: bool) -> int:
 
 
 def _graph(row: Row) -> LayerGraph | str:
-    if "LoRA" in row.model:
-        return "adapters (LoRA) are not planned"
     name = model_of(row)
     if name is None:
         return "model is not in the catalogue"

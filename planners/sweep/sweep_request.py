@@ -12,7 +12,7 @@ REFUSED = {
     **dict.fromkeys(
         (
             *("optimizer", "zero_stage", "checkpointing", "sequence_parallel", "gradient_bytes", "micro_batch"),
-            *("trainer", "virtual_stages"),
+            *("trainer", "virtual_stages", "lora_rank", "lora_targets"),
         ),
         "the training run of a sweep has the defaults of `plan --mode train`",
     ),

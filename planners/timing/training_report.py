@@ -12,7 +12,6 @@ from planners.device.stages import PipelineStage, stages
 from planners.device.trainer_memory import is_known
 from planners.device.training_state import TrainSetting
 from planners.latency_types import Latency
-from planners.request import PlanRequest
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
 from planners.timing.likeness import errors_like, training_conditions
 from planners.timing.machine import Machine, link_seconds
@@ -22,6 +21,8 @@ _SECONDS_PER_HOUR = 3600
 _SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
 _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
 _CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
+_ADAPTERS = "times leave out the adapters' own products: nobody published them apart"
+_UNPACKED = "times leave out unpacking {} to bf16, forward and backward: nobody published it"
 _OWN_MEMORY = "nobody published the memory of {}: it is planned as that of l4spec's own runtime"
 
 _NOT_RUN = "planned, and not run by l4spec.distribute: {}"
@@ -67,6 +68,7 @@ class TimedTraining:
             sequence_parallel=train.sequence_parallel,
             attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
             trainer=train.trainer or "megatron",
+            frozen_weights=train.lora is not None,
         )
 
     def replica_seconds(self) -> float | None:
@@ -112,7 +114,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         reason=None if fitted else f"no published {what} on {machine.hardware.name} are fitted: bounds only",
         train=time,
         step_time_bound_seconds=time.bound_seconds,
-        cautions=_idle(load),
+        cautions=(*_idle(load), *_of_adapters(train)),
         notes=_notes(train, layout),
     )
     if factors is None or not fitted:
@@ -126,16 +128,26 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         "cautions": (*((_SLOW,) if slow else ()), *section.cautions, *beyond),
         "notes": section.notes[1:] if slow else section.notes,  # links are not hidden then
     }
-    return section.model_copy(update=remarks | _trained(model, factors, load, seconds, deployment.request))
+    return section.model_copy(update=remarks | _trained(timed, factors, seconds))
 
 
 def _notes(train: TrainSetting, layout: Layout) -> tuple[str, ...]:
     """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known, and what does not run."""
     casts = (_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()
     own = () if is_known(train.trainer) else (_OWN_MEMORY.format(train.trainer),)
-    planned = {"context parallelism": layout.cp, "virtual stages": train.virtual_stages}
-    not_run = " and ".join(name for name, degree in planned.items() if degree > 1)
+    planned = {
+        "context parallelism": layout.cp > 1,
+        "virtual stages": train.virtual_stages > 1,
+        "adapters": train.lora is not None,
+    }
+    not_run = " and ".join(name for name, is_asked in planned.items() if is_asked)
     return _HIDDEN, *casts, *own, *((_NOT_RUN.format(not_run),) if not_run else ())
+
+
+def _of_adapters(train: TrainSetting) -> tuple[str, ...]:
+    """Cautions on work of adapters and packed weights that no estimate has."""
+    adapters = () if train.lora is None else (_ADAPTERS,)
+    return (*adapters, _UNPACKED.format(train.base.name)) if train.base else adapters
 
 
 def _idle(load: TrainLoad) -> tuple[str, ...]:
@@ -166,10 +178,9 @@ def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tu
     )
 
 
-def _trained(
-    model: TrainModel, factors: TrainingEfficiency, load: TrainLoad, seconds: float, request: PlanRequest
-) -> dict[str, object]:
-    flops = count_flops(model.graph, context=load.length, batch=load.sequences).train_step
+def _trained(timed: TimedTraining, factors: TrainingEfficiency, seconds: float) -> dict[str, object]:
+    model, load, request = timed.model, timed.load, timed.deployment.request
+    flops = count_flops(model.graph, context=load.length, batch=load.sequences, lora=timed.train.lora).train_step
     rate = flops / seconds / load.num_devices
     tokens_per_second = load.sequences * load.length / seconds
     hours = None

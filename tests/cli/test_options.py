@@ -54,6 +54,8 @@ EXAMPLES: dict[str, str] = {
     "gradient_bytes": "2",
     "trainer": "megatron",
     "virtual_stages": "2",
+    "lora_rank": "8",
+    "lora_targets": "q_proj,experts",
     "micro_batch": "2",
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",
@@ -69,6 +71,7 @@ EXAMPLES: dict[str, str] = {
 COMPANIONS = {"concurrency": "--output-tokens 64", "rate": "--output-tokens 64"}
 COMPANIONS |= {"video": "--frames 2", "fps": "--video 3s", "frames": "--video 3s", "frame_size": "--video 3s --fps 1"}
 COMPANIONS |= {"fp8_matmuls": "--precision fp8"}
+COMPANIONS |= {"lora_targets": "--lora-rank 8"}
 COMPANIONS |= {"host_bandwidth": "--host-memory 32GB", "on_host": "--host-memory 32GB"}
 """What an option cannot stand without."""
 

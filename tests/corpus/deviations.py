@@ -12,6 +12,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("deployment.fp8_matmuls", "deployment.left_open", "layouts.training", "layouts.as_fast"),
         *("memory_per_device.gathered_bytes", "plan.host_memory", "deployment.sequence_parallel", "deployment.trainer"),
         "deployment.virtual_stages",
+        *("deployment.lora_rank", "deployment.lora_targets", "deployment.lora_params"),
         *("plan.drafts", "plan.module_params", "latency.cautions"),
         "models.about",
     }

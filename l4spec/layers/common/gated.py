@@ -42,10 +42,13 @@ def plain_operations(rows: int, parameters: tuple[Parameter, ...], ffn_size: int
     )
 
 
-def plain_live(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
-    """Input, up and its activation, which autograd keeps too."""
-    widths = {"normed_input": hidden, "up": ffn, "activated": ffn}
-    return tuple(Buffer(name, rows, (dim,)) for name, dim in widths.items())
+def plain_live(rows: int, ffn: Dim, hidden: Dim, prefix: str = "") -> tuple[Buffer, ...]:
+    """Input, up and its activation, which autograd keeps too; `prefix` is that of the weights' names."""
+    return (
+        Buffer("normed_input", rows, (hidden,), gradient_of=(f"{prefix}up_proj",)),
+        Buffer("up", rows, (ffn,)),
+        Buffer("activated", rows, (ffn,), gradient_of=(f"{prefix}down_proj",)),
+    )
 
 
 def gated_operations(rows: int, parameters: tuple[Parameter, ...], ffn_size: int) -> tuple[Operation, ...]:
@@ -59,20 +62,20 @@ def gated_operations(rows: int, parameters: tuple[Parameter, ...], ffn_size: int
     )
 
 
-def gated_live(rows: int, ffn: Dim, hidden: Dim) -> tuple[Buffer, ...]:
+def gated_live(rows: int, ffn: Dim, hidden: Dim, prefix: str = "") -> tuple[Buffer, ...]:
     """Input, gate, up and their product: alive together before the last projection."""
     return (
-        Buffer("normed_input", rows, (hidden,)),
+        Buffer("normed_input", rows, (hidden,), gradient_of=(f"{prefix}gate_proj", f"{prefix}up_proj")),
         Buffer("gate", rows, (ffn,)),
         Buffer("up", rows, (ffn,)),
-        Buffer("product", rows, (ffn,)),
+        Buffer("product", rows, (ffn,), gradient_of=(f"{prefix}down_proj",)),
     )
 
 
-def gated_saved(rows: int, ffn: Dim, hidden: Dim, *, clamped: bool = False) -> tuple[Buffer, ...]:
+def gated_saved(rows: int, ffn: Dim, hidden: Dim, prefix: str = "", *, clamped: bool = False) -> tuple[Buffer, ...]:
     """Tensors that eager autograd saves: input, gate, act(gate), up and the product; the clamped ones too."""
     names = ("activated_gate", *(("clamped_gate", "gate_sigmoid", "shifted_up") if clamped else ()))
-    return (*gated_live(rows, ffn, hidden), *(Buffer(name, rows, (ffn,)) for name in names))
+    return (*gated_live(rows, ffn, hidden, prefix), *(Buffer(name, rows, (ffn,)) for name in names))
 
 
 def declare_gated(

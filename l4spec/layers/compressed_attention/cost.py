@@ -205,4 +205,7 @@ def _buffers(spec: CompressedAttentionSpec, hidden: Dim, work: Work) -> tuple[Bu
         widths["gated_key"] = Dim("latent", 2 * compression.num_series * spec.head_dim)
         if compression.index is not None:
             widths["index_query"] = Dim("index", compression.index.num_heads * compression.index.head_dim)
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+    readers = {"normed_input": ("q_a_proj", "kv_proj"), "rotated_back": ("o_a_proj",), "narrowed": ("o_b_proj",)}
+    return tuple(
+        Buffer(name, work.num_tokens, (dim,), gradient_of=readers.get(name, ())) for name, dim in widths.items()
+    )

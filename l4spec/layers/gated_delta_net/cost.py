@@ -92,10 +92,10 @@ def _state(spec: GatedDeltaNetSpec) -> tuple[Dim, ...]:
 def _live(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     mixed, values = _convolved(spec), _values(spec)
     widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "z": values, "read": values}
-    return per_token(work, widths)
+    return per_token(work, widths, {"normed_input": tuple(f"{name}_proj" for name in "qkvzba")})
 
 
 def _saved(spec: GatedDeltaNetSpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     """The live buffers, the gated values, and the state after each chunk."""
-    gated = per_token(work, {"gated": _values(spec)})
+    gated = per_token(work, {"gated": _values(spec)}, {"gated": ("out_proj",)})
     return (*_live(spec, work, hidden), *gated, states_of_chunks(work, _state(spec)))

@@ -102,7 +102,10 @@ def _live(spec: GQASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     widths = {"normed_input": hidden, "query": heads, "key": keys, "value": values, "attended": attended}
     if spec.output_gate is not None:
         widths |= {"gate": _gate_dim(spec, attended), "gated": attended}
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+    readers = {"normed_input": ("q_proj", "k_proj", "v_proj", "gate_proj"), "gated": ("o_proj",)}
+    return tuple(
+        Buffer(name, work.num_tokens, (dim,), gradient_of=readers.get(name, ())) for name, dim in widths.items()
+    )
 
 
 def _log_sum_exp(spec: GQASpec, work: Work) -> Buffer:

@@ -103,11 +103,13 @@ def _live(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     mixed, channels = _convolved(spec), _channels(spec)
     widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "gate": channels, "read": channels}
     decay = Buffer("decay", work.num_tokens, (channels,), bytes_per_element=STATE_BYTES)  # its logs are summed
-    return (*per_token(work, widths), decay)
+    readers = {"normed_input": ("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj", "g_a_proj")}
+    return (*per_token(work, widths, readers), decay)
 
 
 def _saved(spec: KDASpec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     """The live buffers, the gated values, the low-rank halves of both gates, and the state after each chunk."""
     rank = Dim("rank", spec.head_dim)
-    kept = per_token(work, {"gated": _channels(spec), "narrow_forget": rank, "narrow_gate": rank})
+    readers = {"gated": ("o_proj",), "narrow_forget": ("f_b_proj",), "narrow_gate": ("g_b_proj",)}
+    kept = per_token(work, {"gated": _channels(spec), "narrow_forget": rank, "narrow_gate": rank}, readers)
     return (*_live(spec, work, hidden), *kept, states_of_chunks(work, _state(spec), FUSED_CHUNK))

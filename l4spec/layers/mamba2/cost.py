@@ -87,10 +87,10 @@ def _state(spec: Mamba2Spec) -> tuple[Dim, ...]:
 def _live(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     mixed, inner = _convolved(spec), _inner(spec)
     widths = {"normed_input": hidden, "projected": mixed, "convolved": mixed, "z": inner, "read": inner}
-    return per_token(work, widths)
+    return per_token(work, widths, {"normed_input": ("x_proj", "b_proj", "c_proj", "z_proj", "dt_proj")})
 
 
 def _saved(spec: Mamba2Spec, work: Work, hidden: Dim) -> tuple[Buffer, ...]:
     """The live buffers, the gated values, and the state after each chunk."""
-    gated = per_token(work, {"gated": _inner(spec)})
+    gated = per_token(work, {"gated": _inner(spec)}, {"gated": ("out_proj",)})
     return (*_live(spec, work, hidden), *gated, states_of_chunks(work, _state(spec)))

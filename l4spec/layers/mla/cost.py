@@ -83,7 +83,8 @@ def declare(spec: MLASpec, width: Width) -> Declaration:
 
 
 def _buffers(widths: tuple[tuple[str, Dim], ...], work: Work) -> tuple[Buffer, ...]:
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths)
+    readers = {"normed_input": ("q_proj", "q_a_proj", "kv_a_proj")}
+    return tuple(Buffer(name, work.num_tokens, (dim,), gradient_of=readers.get(name, ())) for name, dim in widths)
 
 
 def _cache(spec: MLASpec) -> tuple[CacheEntry, ...]:

@@ -82,7 +82,7 @@ def declare(spec: MoESpec, width: Width) -> Declaration:
 
 def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
     rows, ffn = work.num_tokens * spec.num_experts_per_token, Dim("expert_ffn", spec.intermediate_size)
-    between = (gated_live if spec.gated else plain_live)(rows, ffn, given)
+    between = (gated_live if spec.gated else plain_live)(rows, ffn, given, "experts.")
     normed = (Buffer("normed_tokens", work.num_tokens, (hidden,)),) if spec.input_norm else ()
     return (*normed, *between, Buffer("combined", work.num_tokens, (hidden,)), Buffer("expert_output", rows, (given,)))
 
@@ -90,13 +90,17 @@ def _live(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, .
 def _saved(spec: MoESpec, work: Work, hidden: Dim, given: Dim) -> tuple[Buffer, ...]:
     """Tensors that eager autograd saves: those of the experts, the sum of latents, and the router's fp32 logits."""
     kept = partial(gated_saved, clamped=spec.clamp is not None) if spec.gated else plain_live
-    dispatched, *inside = kept(_routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size), given)
-    of_routed = (dispatched._replace(name="dispatched"), *inside)
-    of_shared = kept(work.num_tokens, Dim("ffn", spec.shared_size), hidden) if spec.num_shared_experts else ()
+    routed_rows, expert_ffn = _routed_rows(spec, work), Dim("expert_ffn", spec.intermediate_size)
+    dispatched, *inside = kept(routed_rows, expert_ffn, given, "experts.")
+    # needed with frozen experts too: the gradient of a score needs the rows that it scales, given or returned
+    of_routed = (dispatched._replace(name="dispatched", gradient_of=()), *inside)
+    shared_ffn = Dim("ffn", spec.shared_size)
+    of_shared = kept(work.num_tokens, shared_ffn, hidden, "shared_expert.") if spec.num_shared_experts else ()
     if spec.input_norm is not None:  # then what shared experts read is not the layer's own input
         of_shared = tuple(buffer._replace(name=buffer.name.replace("_input", "_tokens")) for buffer in of_shared)
     of_router = (Buffer("router_input", work.num_tokens, (hidden,), bytes_per_element=4),) if spec.router.norm else ()
-    of_latent = () if spec.latent_size is None else (Buffer("latent_sum", work.num_tokens, (given,)),)
+    latent_sum = Buffer("latent_sum", work.num_tokens, (given,), gradient_of=("latent_up_proj",))
+    of_latent = () if spec.latent_size is None else (latent_sum,)
     logits = Buffer("router_logits", work.num_tokens, (Dim("experts", spec.num_experts),), bytes_per_element=4)
     return (*of_routed, *of_latent, *of_shared, *of_router, logits)
 

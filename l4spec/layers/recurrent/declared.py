@@ -1,6 +1,7 @@
 """Declarations that all recurrent kinds share: cached states, and those saved in training."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from l4spec.layers.declaration import Bound, Buffer, CacheEntry, Dim, Work
 from l4spec.layers.recurrent.chunks import CHUNK
@@ -20,9 +21,13 @@ def cached_states(kernel_size: int, channels: Dim, state: tuple[Dim, ...]) -> tu
     )
 
 
-def per_token(work: Work, widths: Mapping[str, Dim]) -> tuple[Buffer, ...]:
-    """One buffer [tokens, width] of the model's number format for each name."""
-    return tuple(Buffer(name, work.num_tokens, (dim,)) for name, dim in widths.items())
+def per_token(
+    work: Work, widths: Mapping[str, Dim], gradient_of: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> tuple[Buffer, ...]:
+    """One buffer [tokens, width] of the model's number format for each name, and what it alone is saved for."""
+    return tuple(
+        Buffer(name, work.num_tokens, (dim,), gradient_of=gradient_of.get(name, ())) for name, dim in widths.items()
+    )
 
 
 def states_of_chunks(work: Work, state: tuple[Dim, ...], chunk: int = CHUNK) -> Buffer:

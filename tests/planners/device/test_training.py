@@ -25,7 +25,7 @@ def trained(model: LayerGraph, train: TrainSetting, **arguments: Any) -> DeviceM
     options = {
         name: value
         for name, value in asdict(train).items()
-        if name not in ("trainable", "with_modules", "with_reference")
+        if name not in ("trainable", "with_modules", "with_reference", "lora", "base")
     }
     options["sequence_parallel"] = "on" if train.sequence_parallel else "off"
     return plan(model, mode="train", **options, **arguments).memory_per_device

@@ -20,9 +20,13 @@ from l4spec.training.optimizer import make_optimizer
 from l4spec.training.recipe.job import RecipeJob
 from l4spec.training.recipe.phases import prepare
 from l4spec.training.recipe.worker import RecipeRun
+from planners.catalog import quantization
 from planners.counts.flops import model_flops
 from planners.counts.params import count_params
-from planners.device.activations import activation_rates, kept_per_token, serving_bytes, training_bytes
+from planners.counts.weights import scheme_of
+from planners.device.activations import activation_rates, serving_bytes
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting, stage_state
 from planners.module.executed import executed_flops
 from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe, planned_recipe
 
@@ -132,9 +136,10 @@ def test_a_forward_pass_takes_no_more_activations_than_an_update() -> None:
         graph = l4spec.compile(l4spec.load(name))
         rates = activation_rates(graph, 1, 1)
         forward = serving_bytes(rates, chunk_tokens=64, sequences=64, num_tiles=0)
+        (stage,) = stages(graph, scheme_of(quantization("bf16")), 1, 1, 1)
         for kind in CHECKPOINTING:
-            layers = kept_per_token(graph, 1, 1, kind)
-            assert forward <= training_bytes(rates, layers, tokens=64, in_flight=1, logits=1), (name, kind)
+            update = stage_state(graph, TrainSetting(checkpointing=kind), Layout(), stage).with_batch(64, 1)
+            assert forward <= update.activations, (name, kind)
 
 
 def test_a_report_names_the_reference(tmp_path: Path) -> None:

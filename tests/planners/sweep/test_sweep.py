@@ -109,6 +109,8 @@ OF_TRAINING: dict[str, Any] = {
     "gradient_bytes": 2,
     "trainer": "megatron",
     "virtual_stages": 2,
+    "lora_rank": 8,
+    "lora_targets": "q_proj",
     "micro_batch": 2,
     "precision": "fp8",
     "fp8_matmuls": "fp8-experts",

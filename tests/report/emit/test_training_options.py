@@ -35,8 +35,14 @@ CHANGED: dict[str, Any] = {
     "train_tokens": "1T",
     "trainer": "torchtitan",
     "virtual_stages": 2,
+    "lora_rank": 8,
+    "lora_targets": "q_proj",
 }
-OTHERS: dict[str, dict[str, Any]] = {"fp8_matmuls": {"precision": "fp8"}, "virtual_stages": {"pp": 2}}
+OTHERS: dict[str, dict[str, Any]] = {
+    "fp8_matmuls": {"precision": "fp8"},
+    "virtual_stages": {"pp": 2},
+    "lora_targets": {"lora_rank": 8},
+}
 """What an option cannot stand without."""
 
 

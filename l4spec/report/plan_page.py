@@ -206,12 +206,13 @@ def _training(plan: Plan) -> str:
     if asked.trainer:
         state += f", by {asked.trainer}"
     if asked.lora_rank and asked.lora_targets:
-        params = f"{whole(asked.lora_params or 0)} parameters; l4spec's own runtime runs none"
+        params = f"{whole(asked.lora_params or 0)} parameters"
         state = f"LoRA of rank {asked.lora_rank} on {', '.join(asked.lora_targets)} ({params}), {state}"
     passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
     flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
-    other = plan.layout.cp > 1 or (asked.virtual_stages or 1) > 1
-    not_run = "; planned, not run by l4spec.distribute" if other else ""
+    several = plan.layout.cp > 1 or (asked.virtual_stages or 1) > 1
+    runtime = "l4spec" if asked.lora_rank else "l4spec.distribute" if several else None
+    not_run = f"; planned, not run by {runtime}" if runtime else ""
     return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}{not_run}"
 
 

@@ -137,6 +137,7 @@ def test_training_takes_its_own_options_and_refuses_those_of_serving_by_name(nam
     beside: dict[str, dict[str, Any]] = {
         "fp8_matmuls": {"precision": "fp8"},
         "virtual_stages": {"pp": 2, "batch": 2},
+        "lora_targets": {"lora_rank": 8},
     }
     request = PlanRequest(**{"mode": "train", name: value, **beside.get(name, {})})
     if option.mode == "serve":

@@ -80,7 +80,7 @@ def test_published_peaks_of_training_are_met() -> None:
     """Megatron within 1 %, torchtitan within 3 %: the spread of its own runs that differ in fp8 alone is 1.3 %."""
     errors = {}
     for row in published_rows():
-        if row.metric in METRICS:
+        if row.metric in METRICS and not row.source.startswith("Lightning-AI/litgpt"):  # test_adapters
             prediction = predict(row)
             assert (prediction.predicted is None) == bool(prediction.reason)
             if prediction.error is not None:

@@ -11,7 +11,8 @@ from l4spec.graph.adapters import Lora, adapters_of, count_adapters
 from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
-from planners.collectives.training_traffic import StepTokens, stage_traffic
+from planners.collectives.step_tokens import StepTokens
+from planners.collectives.training_traffic import stage_traffic
 from planners.counts.weights import scheme_of, weigh
 from planners.device.stages import stages
 from planners.device.training_state import StageState, TrainSetting, stage_state, trained_on_device

@@ -30,6 +30,7 @@ from planners.plan_types import (
     DeviceMemory,
     DraftPlan,
     Estimates,
+    Flops,
     IllegalLayout,
     LayoutRow,
     Plan,
@@ -111,13 +112,7 @@ def plan_deployment(deployment: Deployment, *, times_without_fit: bool = True) -
         deployment=_deployment_info(deployment, chosen_by if len(rows) > 1 else "given"),
         cluster=_cluster_info(cluster, request.gpus),
         params=count_params(graph),
-        flops=count_flops(
-            graph,
-            context=context,
-            batch=batch,
-            prompt=deployment.prompt_tokens,
-            lora=setting.train.lora if setting.train else None,
-        ),
+        flops=_flops(deployment),
         weights=weigh(graph, setting.scheme),
         kv_cache=plan_cache(graph, setting.engine, dtype=request.kv_dtype, context=context, batch=batch),
         layout=chosen.layout,
@@ -153,6 +148,13 @@ def _latency(deployment: Deployment, layout: Layout, max_batch: int) -> "Latency
 
     routing = read_routing(deployment.request.routing, deployment.graph)
     return eager_latency(deployment, cluster.hardware, layout, routing)
+
+
+def _flops(deployment: Deployment) -> Flops:
+    """FLOPs of the usual passes; a training step with adapters is theirs."""
+    train, prompt = deployment.setting.train, deployment.prompt_tokens
+    lora = train.lora if train else None
+    return count_flops(deployment.graph, context=deployment.context, batch=deployment.batch, prompt=prompt, lora=lora)
 
 
 def _module_params(graph: LayerGraph) -> int | None:

@@ -19,7 +19,7 @@ from planners.counts.weights import Scheme, scheme_of, stored_size
 UNPACKED_BYTES = 2
 """bf16."""
 Measured = Lora | Scheme | None
-"""What is counted of a tensor: its adapter's parameters, its stored bytes, or its parameters."""
+"""Unit of a count: an adapter's parameters, bytes of a scheme, or the parameters of a tensor itself."""
 
 
 def measure(graph: LayerGraph, node: LayerNode, parameter: Parameter, layout: Layout, of: Measured) -> int:

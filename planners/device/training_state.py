@@ -229,7 +229,7 @@ def _sizes_of_blocks(
     trainable: tuple[str, ...],
     of: Measured,
 ) -> list[int]:
-    """What data-parallel ranks share of each block of a stage and of the largest layer at its ends."""
+    """Sizes that data-parallel ranks share, of each block of a stage and of the largest layer at its ends."""
     elements = _device_params(graph, layout.tp, layout.ep, trainable, of)
     blocks = [elements.layers[layer] for layer in stage.layers]
     blocks = [elements.before_largest] * stage.first + blocks + [elements.after_largest] * stage.last

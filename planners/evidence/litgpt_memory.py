@@ -37,7 +37,7 @@ _UNPACKED = 4
 
 @dataclass(frozen=True, slots=True)
 class LitGPTMemory(TrainerMemory):
-    """What a block of lit-gpt keeps; of a packed one also inputs."""
+    """Memory of lit-gpt beside the plan's own law; packed layers keep their inputs."""
 
     packed: bool = False
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 SECONDS_OF_THE_BEST = 5.0
 """Time limit of the simulation that runs without `--simulate`."""
 _REFUSED = {
-    "cp": "the time of passes divided among ranks (cp) is not estimated: leave it out",
     "objective": "a search ranks by price: leave it out",
 }
 

@@ -27,7 +27,7 @@ CHOSEN_HERE = {
 }
 """Options of a plan that a search of serving decides by itself, with the option to give instead."""
 _CHOICES = frozenset({"gpus", "quantization", "kv_dtype", "engine"})
-CHOSEN_IN_TRAINING = {"cp": NOT_TIMED_UNDER_CP, "objective": "a search ranks by price"}
+CHOSEN_IN_TRAINING = {"objective": "a search ranks by price"}
 """The same of a search of training."""
 MOST_SERVING, MOST_SERVING_GIVEN, MOST_TRAINING = 64, 1024, 32_768
 """GPUs of hardware that is named without a number: by default and at most in serving, and in training."""

@@ -17,6 +17,7 @@ from planners.search.layouts import fits, largest, layouts_to_try, max_batch, ma
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
 _MOST_GPUS_FACTOR = 64
 _HOST_MEMORY = ("16GB", "32GB", "64GB", "128GB", "256GB", "512GB", "1TB", "2TB")
+_DIVIDED_AMONG = (2, 4, 8, 16, 32, 64)
 _AS_ASKED: Mapping[str, None] = {}
 
 
@@ -41,13 +42,13 @@ class _Change(NamedTuple):
 def suggest(deployment: Deployment) -> tuple[Suggestion, ...]:
     """Changes after which the plan fits, each with the complete options that plan it.
 
-    First changes that keep the workload and the GPUs: one smaller format, or two if one is not enough; memory of the
-    host beside one GPU. Then less work, then more GPUs; where no format was enough, both again together with the
-    smallest one.
+    First changes that keep the workload and the GPUs: one smaller format, or two if one is not enough; in training
+    leaner states, or sequences divided among GPUs; memory of the host beside one GPU. Then less work, then more GPUs;
+    where no format was enough, both again together with the smallest one.
     """
     asked, training = _as_asked(deployment), deployment.setting.train is not None
     single = _fitting(_leaner_training(asked) if training else _smaller_formats(asked))
-    double = () if single or training else _fitting(_smaller_both(asked))
+    double = () if single else _fitting(_divided(asked) if training else _smaller_both(asked))
     more = tuple(_more_gpus(asked))
     alone = (*single, *double, *_fitting(_beside_host(asked)), *_fitting(_less_work(asked)), *_fitting(iter(more)))
     if single or double:
@@ -208,6 +209,16 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
     for what, options in leaner:
         if any(getattr(request, name) not in (None, value) for name, value in options.items()):
             yield asked.then(what, **options)
+
+
+def _divided(asked: _Change) -> Iterator[_Change]:
+    """The least degree, a power of two, by which sequences divided among GPUs fit in training."""
+    if asked.deployment.request.cp is None:
+        for cp in _DIVIDED_AMONG:
+            change = asked.then(f"sequences divided among {cp} GPUs (context parallelism)", cp=cp)
+            if asked.cluster.num_gpus % cp == 0 and _holds(change, change.cluster.num_gpus, {}):
+                yield change
+                return
 
 
 def _less_work(asked: _Change) -> Iterator[_Change]:

@@ -15,6 +15,7 @@ from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import illegal_reason
 from planners.catalog import hardware, quantization
+from planners.clusters.training_search import search_training
 from planners.collectives.step_tokens import StepTokens
 from planners.collectives.training_traffic import training_collectives
 from planners.counts.weights import scheme_of
@@ -24,6 +25,7 @@ from planners.evidence.rows import published_rows
 from planners.evidence.training_replay import predict_training
 from planners.plan import plan
 from planners.plan_types import Plan
+from planners.search.search_request import SearchRequest
 from planners.timing.machine import Machine
 from planners.timing.training_step import TrainLoad, TrainModel
 from tests.planners.models import graph
@@ -142,6 +144,54 @@ def test_a_plan_takes_as_long_as_the_replay_of_a_published_run(id_: str) -> None
     assert made.latency.step_time_seconds == pytest.approx(replayed[0], rel=1e-9)
     assert made.latency.step_time_seconds == pytest.approx(row.published, rel=0.15)
     assert any("not run by l4spec.distribute" in note for note in made.latency.notes)
+
+
+@pytest.mark.parametrize("id_", ["TRN-0027", "TRN-0034", "TRN-0039", "TRN-0055", "TRN-0101", "TRN-0109", "TRN-0137"])
+def test_published_runs_with_virtual_stages_fit(id_: str) -> None:
+    """They ran: with sequence parallelism and gradients in bf16, which are NVIDIA's defaults and not in the rows."""
+    row = next(row for row in published_rows() if row.id == id_)
+    name = {"LLAMA3.1_405B": "llama-3.1-405b", "LLAMA3_70B (SFT)": "llama-3-70b", "Qwen3_235B_a22B": "qwen3-235b-a22b"}
+    ep = min(row.number("ep") or 1, row.number("dp") or 1)  # an ep of theirs that spans tp is cut by tp here
+    made = trained(
+        name.get(row.model, row.model.lower()),
+        gpus=f"{row.n_gpus}x{'GB200' if 'GB200' in row.hardware else 'H100'}",
+        batch=row.number("batch_or_concurrency"),
+        context=row.number("isl"),
+        tp=row.number("tp"),
+        pp=row.number("pp"),
+        ep=ep,
+        dp=(row.number("dp") or 1) // ep,
+        cp=row.noted(r"CP (\d+)", 1),
+        virtual_stages=row.noted(r"VP (\d+)", 1),
+        micro_batch=1,
+        checkpointing="none",
+        zero_stage=1,
+        trainer="megatron",
+        sequence_parallel="on",
+        gradient_bytes=2,
+    )
+    assert made.fits
+
+
+def test_a_long_context_that_does_not_fit_is_suggested_to_be_divided_as_llama_3_was() -> None:
+    """Llama 3 405B took cp 16 at 131,072 tokens (arXiv:2407.21783, table 4)."""
+    whole = trained("llama-3.1-405b", gpus="512xH100", context=131_072)
+    assert not whole.fits
+    (divided,) = [each for each in whole.suggestions if "context parallelism" in each.change]
+    assert "--cp 16" in divided.command
+    assert trained("llama-3.1-405b", gpus="512xH100", context=131_072, cp=16).fits
+    assert not trained("llama-3.1-405b", gpus="512xH100", context=131_072, cp=8).fits
+
+
+def test_a_search_of_training_plans_each_candidate_with_context_parallelism() -> None:
+    asked = SearchRequest(
+        mode="train", gpus="64xH100", train_tokens=10**12, deadline=365 * 86_400.0, cp=2, precision="bf16"
+    )
+    answer = search_training(graph("scout"), asked)
+    assert answer.ranked
+    assert all(row.layout.cp == 2 for row in answer.ranked)
+    with pytest.raises(UserError, match="prefills divided among ranks"):
+        SearchRequest(cp=2, prompt_tokens=8, output_tokens=8).check_level()
 
 
 def test_what_a_device_sends_grows_with_virtual_stages_and_falls_with_context_parallelism() -> None:

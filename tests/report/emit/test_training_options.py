@@ -67,3 +67,11 @@ def test_a_run_has_the_steps_of_its_tokens(tokens: str, steps: int) -> None:
     """Of 512 x 4,096 tokens each."""
     assert f"\nsteps = {steps}\n" in launched(train_tokens=tokens)
     assert "\nsteps = " not in launched()
+
+
+def test_context_parallelism_is_torchtitan_s_and_its_ranks_share_weights_there_too() -> None:
+    """FSDP shards over data_parallel_shard x context_parallel ranks: the first degree leaves cp out."""
+    text = launched(ep=1, dp=16, cp=2)
+    assert "\ncontext_parallel_degree = 2\n" in text
+    assert "\ndata_parallel_shard_degree = 16\n" in text
+    assert "no ZeRO stage 0 with cp 2" in launched(ep=1, dp=16, cp=2, zero_stage=0)

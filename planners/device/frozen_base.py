@@ -5,8 +5,9 @@ it: at any time one tensor of a device, a stack of experts whole.
 """
 
 from math import prod
+from typing import NamedTuple
 
-from l4spec.graph.adapters import Lora, pairs_on
+from l4spec.graph.adapters import Lora, has_place, pairs_on
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph, LayerNode
 from l4spec.layers.declaration import Parameter
@@ -36,25 +37,43 @@ def packed_base(quantization: str) -> Scheme | None:
     return None if quantization in (AS_PUBLISHED, UNQUANTIZED) else scheme_of(scheme_named(quantization))
 
 
-def unpacked_bytes(graph: LayerGraph, base: Scheme, layout: Layout, layers: tuple[int, ...]) -> int:
-    """Bytes of the largest packed tensor of these blocks, unpacked."""
-    return max((_by_layer(graph, base, layout.tp, layout.ep)[layer] for layer in layers), default=0)
+class Unpacked(NamedTuple):
+    """Packed tensors of a device's blocks that are unpacked one after another.
+
+    `largest` are the bytes of the largest one in bf16, `moved` the packed bytes of all that are read and the bf16 bytes
+    that are written, once.
+    """
+
+    largest: int = 0
+    moved: int = 0
+
+
+def unpacked_of(graph: LayerGraph, base: Scheme, layout: Layout, layers: tuple[int, ...]) -> Unpacked:
+    """The packed tensors of these blocks."""
+    each = _by_layer(graph, base, layout.tp, layout.ep)
+    return Unpacked(max((each[n].largest for n in layers), default=0), sum(each[n].moved for n in layers))
 
 
 @kept_with(maxsize=256)
-def _by_layer(graph: LayerGraph, base: Scheme, tp: int, ep: int) -> tuple[int, ...]:
-    layout, widest = Layout(tp=tp, ep=ep), [0] * graph.num_layers
+def _by_layer(graph: LayerGraph, base: Scheme, tp: int, ep: int) -> tuple[Unpacked, ...]:
+    layout, layers = Layout(tp=tp, ep=ep), [Unpacked()] * graph.num_layers
     for group in graph.groups:
-        if group.first.scope == "text":
-            for node in group.nodes if base.depends_on_layer else (group.first,):
-                size = max((_unpacked(graph, node, p, layout, base) for p in node.declaration.parameters), default=0)
-                for each in (node,) if base.depends_on_layer else group.nodes:
-                    if each.layer is not None:
-                        widest[each.layer] = max(widest[each.layer], size)
-    return tuple(widest)
+        if has_place(group.first):
+            alike = _of_node(graph, group.first, layout, base)
+            for node in group.nodes:
+                own = _of_node(graph, node, layout, base) if base.depends_on_layer else alike
+                assert node.layer is not None, "it is in a block"
+                before = layers[node.layer]
+                layers[node.layer] = Unpacked(max(before.largest, own.largest), before.moved + own.moved)
+    return tuple(layers)
 
 
-def _unpacked(graph: LayerGraph, node: LayerNode, parameter: Parameter, layout: Layout, base: Scheme) -> int:
-    """Bytes of a tensor unpacked; 0 where it is not packed."""
-    plain = UNPACKED_BYTES * measure(graph, node, parameter, layout, None)
-    return plain if plain > measure(graph, node, parameter, layout, base) else 0
+def _of_node(graph: LayerGraph, node: LayerNode, layout: Layout, base: Scheme) -> Unpacked:
+    """The packed tensors of a layer."""
+    largest = moved = 0
+    for parameter in node.declaration.parameters:
+        plain = UNPACKED_BYTES * measure(graph, node, parameter, layout, None)
+        packed = measure(graph, node, parameter, layout, base)
+        if packed < plain:
+            largest, moved = max(largest, plain), moved + packed + plain
+    return Unpacked(largest, moved)

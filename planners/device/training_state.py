@@ -25,7 +25,7 @@ from l4spec.sharding.rules import is_after_blocks
 from l4spec.units import ceil_div
 from planners.counts.weights import Scheme
 from planners.device.activations import activation_rates, passed_per_token
-from planners.device.frozen_base import Measured, measure, unpacked_bytes
+from planners.device.frozen_base import Measured, measure, unpacked_of
 from planners.device.pipeline_schedule import most_kept
 from planners.device.stages import PipelineStage
 from planners.device.trained_modules import ModuleParams, module_kept, module_params
@@ -153,7 +153,7 @@ def stage_state(
         weights = each * kept(_with_modules(graph, train, layout, stage, ()), 3)
     else:
         weights = kept(frozen_bytes(graph, train, layout, stage), 3) + each * kept(trained, 3)
-    unpacked = unpacked_bytes(graph, train.base, layout, stage.layers) if train.base else 0
+    unpacked = unpacked_of(graph, train.base, layout, stage.layers).largest if train.base else 0
     head = _head_gradient(graph, layout, train) if stage.last and law.head_gradient else 0
     return StageState(
         weights=2 * weights if train.with_reference else weights,

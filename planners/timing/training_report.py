@@ -8,6 +8,7 @@ from planners.collectives.training_traffic import data_collectives
 from planners.counts.flops import count_flops
 from planners.counts.weights import scheme_of
 from planners.deployment import Deployment
+from planners.device.frozen_base import unpacked_of
 from planners.device.stages import PipelineStage, stages
 from planners.device.trainer_memory import is_known
 from planners.device.training_state import TrainSetting
@@ -22,7 +23,7 @@ _SLOW = "gradients and weights keep the links busy for longer than computation c
 _HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
 _CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
 _ADAPTERS = "times leave out the adapters' own products: nobody published them apart"
-_UNPACKED = "times leave out unpacking {} to bf16, forward and backward: nobody published it"
+_UNPACKED = "no fitted run has packed weights: unpacking {} is timed by the bytes that it moves"
 _OWN_MEMORY = "nobody published the memory of {}: it is planned as that of l4spec's own runtime"
 
 _NOT_RUN = "planned, and not run by l4spec.distribute: {}"
@@ -69,6 +70,7 @@ class TimedTraining:
             attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
             trainer=train.trainer or "megatron",
             frozen_weights=train.lora is not None,
+            unpacked_bytes=self._unpacked_bytes,
         )
 
     def replica_seconds(self) -> float | None:
@@ -92,6 +94,14 @@ class TimedTraining:
             )
             for stage in self._stages
         )
+
+    @property
+    def _unpacked_bytes(self) -> int:
+        """Bytes that one pass over packed weights moves, on the device that has the most."""
+        graph, base, layout = self.deployment.graph, self.train.base, self.layout
+        if base is None:
+            return 0
+        return max(unpacked_of(graph, base, layout, stage.layers).moved for stage in self._stages)
 
     @property
     def _stages(self) -> tuple[PipelineStage, ...]:

@@ -39,7 +39,8 @@ class TrainLoad:
     `ep` experts' groups are inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
     pipeline, and `stages` are the layers of each of its stages that differ; without any, stages are equal. `recompute`
     forward passes are done again for the backward pass; `attention_recompute` only attention's core. `frozen_weights`
-    (LoRA) saves the weights' gradients. `trainer` selects the trainer's factor.
+    (LoRA) saves the weights' gradients; where they are packed, a pass over a device's weights moves `unpacked_bytes`
+    (`planners.device.frozen_base`), once a micro-batch. `trainer` selects the trainer's factor.
     """
 
     sequences: int
@@ -55,6 +56,7 @@ class TrainLoad:
     recompute: float = 0.0
     attention_recompute: float = 0.0
     frozen_weights: bool = False
+    unpacked_bytes: int = 0
     trainer: str = "megatron"
     matmul_format: str | None = None
     sequence_parallel: bool = False
@@ -79,6 +81,11 @@ class TrainLoad:
     def passes(self) -> float:
         """Matmul work in forward passes."""
         return FORWARD_AND_BACKWARD + self.recompute - (1.0 if self.frozen_weights else 0.0)
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of the busiest data-parallel rank."""
+        return ceil_div(self.sequences_of_rank, self.micro_batch)
 
     @property
     def bubble(self) -> float:
@@ -120,10 +127,20 @@ class TrainModel:
             attention = pairs * kind.pair_flops * self._attention_passes(load)
             moved = rows * kind.moved_bytes_per_token
             times.append(self._kind(kind, matmuls, attention, moved, load))
-        busy = sum(time.estimate_seconds or 0.0 for time in times)
+        slowest = 1.0 if self.efficiency is None else self._slowest_stage(load, kinds, times)
+        if load.unpacked_bytes:
+            times.append(self._unpacking(load))
         if self.efficiency is None:
             return StepLatency.of(tuple(times), 0.0)
-        return StepLatency.of(tuple(times), self._besides(load, busy, self._slowest_stage(load, kinds, times)))
+        busy = sum(time.estimate_seconds or 0.0 for time in times)
+        return StepLatency.of(tuple(times), self._besides(load, busy, slowest))
+
+    def _unpacking(self, load: TrainLoad) -> KindLatency:
+        """Packed weights become bf16 in every pass over them: they are read and written as element-wise work is."""
+        passes = load.micro_batches * (2.0 + load.recompute)
+        seconds = passes * load.unpacked_bytes / self.machine.bandwidth
+        estimate = None if self.efficiency is None else seconds * self.efficiency.moved
+        return KindLatency.of("unpacking of weights", self.graph.num_layers, 0.0, seconds, 0.0, estimate)
 
     def _slowest_stage(self, load: TrainLoad, kinds: Sequence[KindProfile], times: Sequence[KindLatency]) -> float:
         """Time of the blocks of the slowest stage over that of a stage's equal part of all blocks; 1 where none is.
@@ -239,6 +256,6 @@ _SOME = StepTokens(tokens=1024, micro_batches=1)
 
 def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], load: TrainLoad) -> float:
     """Seconds per token of the passes, each as often as the step runs it."""
-    runs = {"forward": 1.0, "backward": 0.0 if load.frozen_weights else 1.0, "recomputed": load.recompute}
+    runs = {"forward": 1.0, "backward": 1.0, "recomputed": load.recompute}
     times = ((runs[each.tensor.rpartition(" ")[2]], link_seconds(machine, layout, each)) for each in listed)
     return sum(often * seconds for often, seconds in times) / _SOME.tokens

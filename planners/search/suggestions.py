@@ -15,6 +15,8 @@ from planners.plan_types import Suggestion
 from planners.search.layouts import fits, largest, layouts_to_try, max_batch, max_context, ruled_out, undivided
 
 _SMALLER_SCHEMES = ("fp8", "int4-mixed", "w4a16")
+_FROZEN_SCHEMES = ("bnb-nf4",)
+"""Of a model under adapters."""
 _MOST_GPUS_FACTOR = 64
 _HOST_MEMORY = ("16GB", "32GB", "64GB", "128GB", "256GB", "512GB", "1TB", "2TB")
 _DIVIDED_AMONG = (2, 4, 8, 16, 32, 64)
@@ -173,10 +175,10 @@ def _smaller_cache(asked: _Change) -> Iterator[_Change]:
         yield asked.then("KV cache in fp8", kv_dtype="fp8")
 
 
-def _smaller_weights(asked: _Change) -> Iterator[_Change]:
+def _smaller_weights(asked: _Change, schemes: tuple[str, ...] = _SMALLER_SCHEMES) -> Iterator[_Change]:
     setting = asked.deployment.setting
     weights = weigh(setting.graph, setting.scheme).bytes
-    for name in _SMALLER_SCHEMES:
+    for name in schemes:
         try:
             change = asked.then(f"{name} weights", quantization=name)
             smaller = weigh(setting.graph, change.deployment.setting.scheme).bytes < weights
@@ -209,6 +211,8 @@ def _leaner_training(asked: _Change) -> Iterator[_Change]:
     for what, options in leaner:
         if any(getattr(request, name) not in (None, value) for name, value in options.items()):
             yield asked.then(what, **options)
+    if request.lora_rank is not None:
+        yield from _smaller_weights(asked, _FROZEN_SCHEMES)
 
 
 def _divided(asked: _Change) -> Iterator[_Change]:

@@ -151,6 +151,16 @@ def test_a_plan_says_what_is_trained_and_what_times_leave_out() -> None:
     assert (made.latency.step_time_seconds or 0.0) < (whole.latency.step_time_seconds or 0.0)
 
 
+def test_a_packed_base_is_suggested_where_a_frozen_model_does_not_fit() -> None:
+    """A 70B model on 80 GB: arXiv:2305.14314 trains 65B on 48 GB."""
+    made = plan("llama-3.1-70b", gpus="1xH100", mode="train", lora_rank=16, batch=1)
+    assert not made.fits
+    suggested = {suggestion.change: suggestion for suggestion in made.suggestions}
+    packed = suggested["bnb-nf4 weights"]
+    assert "--quantization bnb-nf4" in packed.command
+    assert packed.total_bytes < 80e9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,7 +13,7 @@ from l4spec.errors import UserError
 from l4spec.graph.layer_graph import LayerGraph
 from l4spec.layers.common.checkpointing import CHECKPOINTING
 from l4spec.sharding.layout import Layout
-from l4spec.sharding.rules import illegal_reason
+from l4spec.sharding.rules import chunks_of_stages, illegal_reason
 from planners.catalog import hardware, quantization
 from planners.clusters.training_search import search_training
 from planners.collectives.step_tokens import StepTokens
@@ -111,6 +111,17 @@ def test_more_virtual_stages_never_lengthen_the_bubble_nor_keep_less(name: str) 
     assert all(made.memory_per_device.activation_bytes >= plans[0].memory_per_device.activation_bytes for made in plans)
     loads = [TrainLoad(sequences=64, length=64, num_devices=8, pp=8, virtual_stages=v) for v in range(1, 9)]
     assert [load.bubble for load in loads] == [7 / (64 * v) for v in range(1, 9)]  # arXiv:2104.04473, section 2.2.2
+
+
+def test_chunks_in_step_with_a_model_s_pattern_put_all_global_layers_on_some_stages() -> None:
+    """Every fourth layer of Maverick is global, and at 256K tokens they take most of the time."""
+    asked = {"gpus": "512xH100", "tp": 8, "ep": 4, "pp": 4, "cp": 4, "context": 262_144, "batch": 32, "micro_batch": 1}
+    of_four, of_two = (trained("maverick", virtual_stages=v, checkpointing="full", **asked) for v in (3, 6))
+    assert of_four.latency is not None
+    assert of_two.latency is not None
+    assert (of_four.latency.step_time_seconds or 0) * 1.2 < (of_two.latency.step_time_seconds or 0)
+    num_global = [[sum(layer % 4 == 3 for layer in chunk) for chunk in stage] for stage in chunks_of_stages(48, 4, 6)]
+    assert [sum(stage) for stage in num_global] == [0, 6, 0, 6]
 
 
 def test_without_degrees_above_one_nothing_changes() -> None:

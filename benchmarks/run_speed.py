@@ -2,7 +2,8 @@
 
     python -m benchmarks.run_speed [--models 16-experts 128-experts] [--dtypes fp32 bf16] [--rounds 5] [--threads 2]
                                    [--parts prefill decode-1 decode-8 train contexts] [--clock wall|cpu]
-                                   [--processes 1] [--apart] [--json RESULTS.json] [--tiny]
+                                   [--processes 1] [--apart] [--keep-freed] [--tokens 1024]
+                                   [--json RESULTS.json] [--tiny]
 
 Both sides have the same weights, and their logits are compared first. Everything is timed in turn within a round; times
 are medians over rounds, ratios are medians of the ratios within a round. Measured are: the logits of 1024 tokens
@@ -16,7 +17,8 @@ Where its memory lies is chance for each process, and changes how fast it is rea
 everything in so many, one after another, and tells of each result the process with the median share of the limit.
 
 `--apart` is for models whose training steps do not fit into memory together: in each round a process of ours and one
-of transformers take a step, one after the other, with the same weights; losses and gradients' norms are compared.
+of transformers take a step, one after the other, with the same weights; losses and gradients' norms are compared. With
+`--keep-freed` the C library keeps all freed memory on both sides (glibc).
 """
 
 import argparse
@@ -34,7 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.speed_apart import Apart, train_apart
+from benchmarks.speed_apart import USUAL_TOKENS, Apart, train_apart
 from benchmarks.speed_decode import bytes_per_step, our_steps, prefilled, reference_steps
 from benchmarks.speed_limits import plain_matmuls, streaming
 from benchmarks.speed_models import (
@@ -51,6 +53,7 @@ from benchmarks.speed_models import (
 from benchmarks.speed_report import add_to, conditions, load_average, median_results, print_report
 from benchmarks.speed_timing import Clock, Timed, Times, interleaved
 from benchmarks.speed_train import PASSES, training_steps, without_gradients
+from l4spec.layers.common.kept_memory import kept_memory
 from l4spec.runtime.compiled import CompiledStep, compile_step
 from l4spec.runtime.model import Model
 
@@ -87,6 +90,7 @@ class Options:
     clock: Clock = "wall"
     threads: int = 2
     apart: bool = False
+    keeps_freed: bool = False
     contexts_dtype: str = "fp32"
 
 
@@ -134,8 +138,9 @@ def _train(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[s
     """A training step, beside the forward pass's matmuls run alone: a step has three times their FLOPs."""
     matmuls, matmul_flops = plain_matmuls(model, options.tokens, Routing.of(model, prefix))
     things = training_steps(model, other, prefix) | {"matmuls": Timed(matmuls)}
-    times = interleaved(things, options.rounds, model.device, options.clock)
-    without_gradients(model, other)
+    with kept_memory():
+        times = interleaved(things, options.rounds, model.device, options.clock)
+    without_gradients(other)
     flops = PASSES * forward_flops(model, 1, options.tokens)
     return {
         "part": "train",
@@ -148,7 +153,7 @@ def _train(model: Model, other: Any, prefix: Tensor, options: Options) -> dict[s
 
 def _train_apart(name: str, dtype: str, options: Options) -> dict[str, Any]:
     """The same without a moment at which both sides are in memory; losses and gradients' norms are compared alone."""
-    asked = Apart(name, dtype, options.overrides, options.tokens, options.threads, options.clock)
+    asked = Apart(name, dtype, options.overrides, options.tokens, options.threads, options.clock, options.keeps_freed)
     about = {"model": name, "dtype": dtype, "load_average": load_average()}
     return about | train_apart(asked, options.rounds, lambda line: print(line, file=sys.stderr, flush=True))
 
@@ -260,6 +265,10 @@ def _options() -> tuple[Options, argparse.Namespace]:
     )
     parser.add_argument("--processes", type=int, default=1, help="run so often, and tell the median")
     parser.add_argument("--apart", action="store_true", help="a process for each side's training step, no other part")
+    parser.add_argument(
+        "--keep-freed", action="store_true", help="with --apart: no side gives memory back to the system"
+    )
+    parser.add_argument("--tokens", type=int, default=USUAL_TOKENS, help="tokens of a prefill and of a training step")
     parser.add_argument("--json", type=Path, help="add results to this file, instead of older ones of the same")
     parser.add_argument("--tiny", action="store_true", help="rehearse with tiny sizes: the numbers mean nothing")
     given = parser.parse_args()
@@ -268,13 +277,14 @@ def _options() -> tuple[Options, argparse.Namespace]:
         given.dtypes,
         ("train",) if given.apart else given.parts,
         given.rounds,
-        tokens=272 if given.tiny else 1024,
+        tokens=272 if given.tiny else given.tokens,
         contexts=(256, 512) if given.tiny else CONTEXTS,
         overrides=TINY if given.tiny else (),
         streamed_bytes=1 << 20 if given.tiny else 1 << 28,
         clock=given.clock,
         threads=given.threads,
         apart=given.apart,
+        keeps_freed=given.keep_freed,
     )
     return options, given
 

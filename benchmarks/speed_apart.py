@@ -1,5 +1,6 @@
 """A training step of each side in a process of its own, for models of which only one side fits into memory."""
 
+import ctypes
 import resource
 import statistics
 import sys
@@ -11,21 +12,32 @@ from multiprocessing import get_context
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from benchmarks.speed_limits import plain_matmuls
 from benchmarks.speed_models import Routing, forward_flops, ours, reference, spec_of, token_ids
 from benchmarks.speed_timing import Clock
-from benchmarks.speed_train import PASSES, check_alike, gradient_norm, ours_reads, theirs_reads, training_step
+from benchmarks.speed_train import PASSES, check_alike, gradient_norm, our_step, their_step
+from l4spec.layers.common.kept_memory import kept_memory
 
 Side = Literal["train", "transformers"]
-OUR_STEPS = 3
-"""Steps that a process of ours is timed for, of which the median counts; one of transformers, which takes long."""
+NUM_STEPS: dict[Side, int] = {"train": 3, "transformers": 1}
+"""Steps that a process is timed for, of which the median counts; one of transformers, which takes long."""
+WARM_STEPS = 2
+"""Steps before: the second finds the optimizer's state, and memory of the first."""
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's `mallopt`."""
+USUAL_TOKENS = 1024
+"""Tokens of a step that a result's name leaves out."""
 SIDES: tuple[Side, Side] = ("train", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """A comparison to run: model, overrides, tokens of a step, threads, clock."""
+    """A comparison to run: model, overrides, tokens of a step, threads, clock.
+
+    With `keeps_freed` the C library of both sides keeps all memory that is freed.
+    """
 
     name: str
     dtype: str
@@ -33,6 +45,7 @@ class Apart:
     tokens: int
     threads: int
     clock: Clock = "wall"
+    keeps_freed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +78,9 @@ def train_apart(asked: Apart, rounds: int, progress: Callable[[str], None]) -> d
                 progress(f"round {number + 1}, {side}: {steps[side][-1].seconds:.2f} s")
             check_alike("losses", *(steps[side][-1].loss for side in SIDES))
             check_alike("gradients' norms", *(steps[side][-1].norm for side in SIDES))
-    return {"part": "train", **_compared(steps["train"], steps["transformers"])}
+    kept = ", freed memory kept" if asked.keeps_freed else ""
+    length = "" if asked.tokens == USUAL_TOKENS else f", {asked.tokens} tokens"
+    return {"part": f"train{length}{kept}", **_compared(steps["train"], steps["transformers"])}
 
 
 def _compared(mine: Sequence[SideStep], theirs: Sequence[SideStep]) -> dict[str, Any]:
@@ -93,24 +108,35 @@ def _compared(mine: Sequence[SideStep], theirs: Sequence[SideStep]) -> dict[str,
 
 def one_side(asked: Apart, side: Side) -> SideStep:
     """Training steps of one side, in this process."""
+    if asked.keeps_freed:
+        _keep_freed()
     torch.set_num_threads(asked.threads)
     model: Any = ours(spec_of(asked.name, asked.overrides), "cpu", asked.dtype)
     ids = token_ids(model, 1, asked.tokens)
-    about: dict[str, Any] = {}
-    if side == "train":
-        matmuls, flops = plain_matmuls(model, asked.tokens, Routing.of(model, ids))
-        with torch.no_grad():
-            alone = statistics.median(_seconds(matmuls, asked.clock) for _ in range(3))
-        step_flops = PASSES * forward_flops(model, 1, asked.tokens)
-        about = {"matmul_seconds": alone, "matmul_flops": flops, "step_flops": step_flops}
-        del matmuls
-    else:
-        model = reference(model)
-    step = training_step(model, ours_reads(model) if side == "train" else theirs_reads(model), ids)
-    loss = step()
-    norm = gradient_norm(model)
-    seconds = statistics.median(_seconds(step, asked.clock) for _ in range(OUR_STEPS if side == "train" else 1))
-    return SideStep(loss, norm, seconds, _peak_bytes(), **about)
+    about = _limits(model, ids, asked) if side == "train" else {}
+    module, step = our_step(model, ids) if side == "train" else their_step(reference(model), ids)
+    del model
+    with kept_memory():
+        losses = [step() for _ in range(WARM_STEPS)]
+        norm = gradient_norm(module)
+        seconds = statistics.median(_seconds(step, asked.clock) for _ in range(NUM_STEPS[side]))
+    return SideStep(losses[0], norm, seconds, _peak_bytes(), **about)
+
+
+def _limits(model: Any, ids: Tensor, asked: Apart) -> dict[str, Any]:
+    """The forward pass's matmuls run alone, and FLOPs of a step, for `SideStep`."""
+    matmuls, flops = plain_matmuls(model, asked.tokens, Routing.of(model, ids))
+    with torch.no_grad():
+        alone = statistics.median(_seconds(matmuls, asked.clock) for _ in range(3))
+    step_flops = PASSES * forward_flops(model, 1, asked.tokens)
+    return {"matmul_seconds": alone, "matmul_flops": flops, "step_flops": step_flops}
+
+
+def _keep_freed() -> None:
+    """Let glibc keep what is freed instead of giving it back to the system."""
+    mallopt = ctypes.CDLL(None).mallopt
+    if not (mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1)):
+        raise SystemExit("mallopt refused its settings")
 
 
 def _seconds(run: Callable[[], object], clock: Clock) -> float:

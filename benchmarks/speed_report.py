@@ -24,6 +24,7 @@ TO_REACH: Mapping[tuple[str, str, str], float] = {
     ("16-experts", "fp32", "train"): 4,
     ("128-experts", "fp32", "train"): 15,
     ("128-experts-4-layers", "fp32", "train"): 15,
+    ("128-experts-4-layers", "fp32", "train, freed memory kept"): 15,
 }
 """Times faster than transformers."""
 MATMUL_SHARE, TRAIN_SHARE, STREAM_SHARE = 0.70, 0.60, 0.60
@@ -119,7 +120,7 @@ def _limit(result: Mapping[str, Any]) -> tuple[str, str]:
     """The limit that applies, and the share of it with the one to reach."""
     if "of_matmul_rate" in result:
         rate = f"{result['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s in plain matmuls"
-        goal = TRAIN_SHARE if result["part"] == "train" else MATMUL_SHARE
+        goal = TRAIN_SHARE if result["part"].startswith("train") else MATMUL_SHARE
         return rate, f"{result['of_matmul_rate']:.0%} (to reach: {goal:.0%})"
     rates = ", ".join(f"{rate / 1e9:.1f} GB/s by {name}" for name, rate in result["streamed_bytes_per_second"].items())
     return rates, f"{result['of_stream_rate']:.0%} (to reach: {STREAM_SHARE:.0%})"

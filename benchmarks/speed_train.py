@@ -1,5 +1,6 @@
 """A training step, ours beside transformers' with the same weights: forward, loss, backward and AdamW."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,39 +9,64 @@ from torch import Tensor, nn
 
 from benchmarks.speed_timing import Timed
 from l4spec.runtime.model import Model
+from l4spec.runtime.parallel.distribute import distribute
+from l4spec.runtime.parallel.loss import IGNORED
+from l4spec.runtime.parallel.step import train_step
+from l4spec.sharding.layout import Layout
+from l4spec.spec.recipe.phase import OptimizerSpec
+from l4spec.training.optimizer import make_optimizer, sum_of_squares
 
-Reader = Callable[[Tensor], Tensor]
-"""Token ids [rows, tokens] to logits [rows, tokens, vocabulary]."""
 AGREEMENT = 1e-3
 """Largest relative difference of losses and of gradients' norms at which a comparison is fair."""
 PASSES = 3
 """FLOPs of a step over those of its forward pass: gradients of inputs and of weights take as many each."""
+RATE = 0.0
+"""Learning rate: AdamW does all its work, and every round sees the same weights and routes."""
+
+Step = tuple[nn.Module, Callable[[], float]]
+"""A module and a training step of it, which returns the loss."""
 
 
 def training_steps(model: Model, other: Any, ids: Tensor) -> dict[str, Timed]:
     """A step of each on tokens [rows, tokens], by the names of a result's pair.
 
-    The learning rate is 0, so that AdamW does all its work and every round sees the same weights and routes. Exits
-    where losses or gradients differ, so that no comparison would be fair.
+    Exits where losses or gradients differ, so that no comparison would be fair.
     """
-    readers: dict[str, tuple[nn.Module, Reader]] = {
-        "train": (model, ours_reads(model)),
-        "transformers": (other, theirs_reads(other)),
-    }
-    steps = {name: training_step(module, read, ids) for name, (module, read) in readers.items()}
-    check_alike("losses", *(step() for step in steps.values()))
-    check_alike("gradients' norms", *(gradient_norm(module) for module, _ in readers.values()))
-    return {name: Timed(step, is_slow=name == "transformers") for name, step in steps.items()}
+    both = {"train": our_step(model, ids), "transformers": their_step(other, ids)}
+    check_alike("losses", *(step() for _, step in both.values()))
+    check_alike("gradients' norms", *(gradient_norm(module) for module, _ in both.values()))
+    return {name: Timed(step, is_slow=name == "transformers") for name, (_, step) in both.items()}
 
 
-def ours_reads(model: Model) -> Reader:
-    """Logits of our model."""
-    return model
+def our_step(model: Model, ids: Tensor) -> Step:
+    """The step of `l4spec train` on one rank, which has a copy of the weights, without norm, clipping and loads."""
+    rank = distribute(model, Layout(), train=True)
+    optimizer = make_optimizer(rank, OptimizerSpec(learning_rate=RATE))
+    labels = nn.functional.pad(ids[:, 1:], (0, 1), value=IGNORED)
+
+    @torch.enable_grad()
+    def run() -> float:
+        loss = train_step(rank, ids, labels, num_microbatches=1)
+        optimizer.step()
+        return float(loss)
+
+    return rank, run
 
 
-def theirs_reads(other: Any) -> Reader:
-    """Logits of the reference."""
-    return lambda tokens: other(tokens, use_cache=False).logits
+def their_step(other: Any, ids: Tensor) -> Step:
+    """The reference with its own loss, and torch's fused AdamW, the default of transformers' trainer."""
+    other.train().requires_grad_(requires_grad=True)
+    optimizer = torch.optim.AdamW(other.parameters(), lr=RATE, fused=True)
+
+    @torch.enable_grad()
+    def run() -> float:
+        optimizer.zero_grad()
+        loss = other(ids, labels=ids, use_cache=False).loss
+        torch.autograd.backward(loss)
+        optimizer.step()
+        return float(loss.detach())
+
+    return other, run
 
 
 def check_alike(what: str, mine: float, theirs: float) -> None:
@@ -49,29 +75,9 @@ def check_alike(what: str, mine: float, theirs: float) -> None:
         raise SystemExit(f"{what} are {mine:.6g} and {theirs:.6g}, so that no comparison is fair")
 
 
-def training_step(module: nn.Module, read: Reader, ids: Tensor) -> Callable[[], float]:
-    """Forward, loss, backward and AdamW on tokens [rows, tokens]; the step returns its loss.
-
-    AdamW is torch's fused one for both sides: our runs use it, and it is the default of transformers' trainer.
-    """
-    module.train().requires_grad_(requires_grad=True)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0, fused=True)
-
-    def run() -> float:
-        with torch.enable_grad():
-            optimizer.zero_grad()
-            logits = read(ids)[:, :-1].flatten(0, 1).float()
-            loss = nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
-            torch.autograd.backward(loss)
-            optimizer.step()
-            return float(loss.detach())
-
-    return run
-
-
 def gradient_norm(module: nn.Module) -> float:
     """The 2-norm of all gradients."""
-    return float(nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None]))
+    return math.sqrt(sum(float(sum_of_squares(p.grad)) for p in module.parameters() if p.grad is not None))
 
 
 def without_gradients(*modules: nn.Module) -> None:

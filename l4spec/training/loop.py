@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from l4spec.layers.common.kept_memory import kept_memory
 from l4spec.runtime.parallel.loss import Objective
 from l4spec.runtime.parallel.model import RankModel
 from l4spec.runtime.parallel.mtp import MTPLoss
@@ -114,7 +115,7 @@ def train_steps(
     and before weights change, where a loss or a gradient is not finite, naming step and layer.
     """
     goal = StepGoal(objective, mtp)
-    with in_training(model, settings.fp8) as watch:
+    with in_training(model, settings.fp8) as watch, kept_memory():
         yield from _steps(model, optimizer, batch_of, settings, range(start, settings.num_steps), goal, watch=watch)
 
 

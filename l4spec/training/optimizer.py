@@ -15,6 +15,9 @@ from l4spec.runtime.parallel.training import local_of
 from l4spec.spec.recipe.phase import OptimizerSpec, ScheduleSpec
 from l4spec.training.parametrization import TensorFactors
 
+_PIECE = 1 << 18
+"""Elements of a gradient that are squared at a time on a CPU: 2 MiB in fp64."""
+
 
 def make_optimizer(
     model: nn.Module,
@@ -83,8 +86,14 @@ class GradientNorm:
         total = torch.zeros((), dtype=torch.float64, device=self.model.device)
         for name, parameter in self.model.named_parameters():
             if parameter.grad is not None:
-                total += local_of(parameter.grad).double().square().sum() / self.copies[name]
+                total += sum_of_squares(local_of(parameter.grad)) / self.copies[name]
         return _summed(total).sqrt()
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """The sum of squares in fp64; on a CPU piece by piece, since fp64 of a whole gradient would be new memory."""
+    pieces = torch.split(x.flatten(), _PIECE) if x.is_cpu else (x,)
+    return torch.stack([piece.double().square().sum() for piece in pieces]).sum()
 
 
 def _copies(model: RankModel) -> dict[str, float]:
@@ -107,6 +116,8 @@ def _summed(x: Tensor) -> Tensor:
 def clip(parameters: Iterable[nn.Parameter], norm: Tensor, most: float) -> None:
     """Scale all gradients by most / norm where that is below 1 (Pascanu et al., arXiv:1211.5063)."""
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
+    if scale == 1.0:
+        return
     for parameter in parameters:
         if parameter.grad is not None:
             local_of(parameter.grad).mul_(scale.to(parameter.dtype))

@@ -8,6 +8,8 @@ count it. On CUDA it is `grouped_mm`; elsewhere a loop over the experts that hav
 import torch
 from torch import Tensor
 
+from l4spec.layers.common.kept_memory import empty_kept
+
 _GROUPED_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -39,7 +41,7 @@ def _(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
 @torch.library.custom_op("l4spec::grouped_outer", mutates_args=())
 def _grouped_outer(grad: Tensor, x: Tensor, offsets: Tensor) -> Tensor:
     """Per expert, grad^T x over its rows [experts, out, in]: the gradient of its matrix; zeros without rows."""
-    result = x.new_empty(offsets.shape[0], grad.shape[1], x.shape[1])
+    result = empty_kept(x, offsets.shape[0], grad.shape[1], x.shape[1])
     start = 0
     for expert, stop in enumerate(offsets.tolist()):
         if stop > start:

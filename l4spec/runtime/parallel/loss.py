@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from l4spec.layers.common.kept_memory import empty_kept
 from l4spec.layers.common.parallel import Axis, gather_last, sum_over
 
 IGNORED = -100
@@ -79,7 +80,7 @@ class _LabelLogProbs(torch.autograd.Function):
     def forward(ctx: Any, flat: Tensor, targets: Tensor, own_ids: range, tp: Axis) -> Tensor:
         counts = targets != IGNORED
         highest = flat.amax(dim=-1) if own_ids else flat.new_full((flat.shape[0],), float("-inf"))
-        shifted = flat - sum_over(highest, tp, "max")[:, None]
+        shifted = torch.sub(flat, sum_over(highest, tp, "max")[:, None], out=empty_kept(flat, *flat.shape))
         is_here = (targets >= own_ids.start) & (targets < own_ids.stop)
         column = (targets - own_ids.start).clamp(0, max(len(own_ids) - 1, 0))[:, None]
         own = shifted.gather(-1, column).squeeze(-1) if own_ids else shifted.sum(dim=-1)
@@ -94,7 +95,7 @@ class _LabelLogProbs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         probabilities, column, is_here, counts = ctx.saved_tensors
         gradient = torch.where(counts, gradients[0], 0.0)
-        result = probabilities * -gradient[:, None]
+        result = torch.mul(probabilities, -gradient[:, None], out=empty_kept(probabilities, *probabilities.shape))
         if result.shape[-1]:
             result.scatter_add_(-1, column, torch.where(is_here, gradient, 0.0)[:, None])
         return result, None, None, None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l4spec.layers.common.grouped_linear import hit
+from l4spec.layers.common.kept_memory import empty_kept
 from l4spec.layers.common.modules import wide
 from l4spec.spec.recipe.precision import Fp8Spec
 from l4spec.training.fp8.operands import FORMATS, Float8, Kind, Operand, operand
@@ -101,7 +102,7 @@ class _Grouped(torch.autograd.Function):
         products: Fp8Products = ctx.products
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = empty_kept(weight, *weight.shape).zero_() if needs_weight else None
         for expert, start, stop in hit(offsets):
             if grad_x is not None:
                 grad_x[start:stop] = products.gradient_of_rows(grad[start:stop], weight[expert])

@@ -23,8 +23,8 @@ from l4spec.layers.common.kept_memory import kept_memory
 Side = Literal["train", "transformers"]
 NUM_STEPS: dict[Side, int] = {"train": 3, "transformers": 1}
 """Steps that a process is timed for, of which the median counts; one of transformers, which takes long."""
-WARM_STEPS = 2
-"""Steps before: the second finds the optimizer's state, and memory of the first."""
+WARM_STEPS: dict[Side, int] = {"train": 2, "transformers": 1}
+"""Steps before: the optimizer makes its state in the first, and ours finds the first's memory in the second."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`."""
 USUAL_TOKENS = 1024
@@ -117,7 +117,7 @@ def one_side(asked: Apart, side: Side) -> SideStep:
     module, step = our_step(model, ids) if side == "train" else their_step(reference(model), ids)
     del model
     with kept_memory():
-        losses = [step() for _ in range(WARM_STEPS)]
+        losses = [step() for _ in range(WARM_STEPS[side])]
         norm = gradient_norm(module)
         seconds = statistics.median(_seconds(step, asked.clock) for _ in range(NUM_STEPS[side]))
     return SideStep(losses[0], norm, seconds, _peak_bytes(), **about)

@@ -9,7 +9,7 @@ from l4spec.runtime.build import build
 from l4spec.runtime.parallel.distribute import distribute
 from l4spec.sharding.layout import Layout
 from l4spec.spec.recipe.phase import OptimizerSpec, ScheduleSpec
-from l4spec.training.optimizer import GradientNorm, clip, make_optimizer, rate_at, set_rate
+from l4spec.training.optimizer import GradientNorm, clip, make_optimizer, rate_at, set_rate, sum_of_squares
 from tests.runtime.tiny import llama4_text
 
 
@@ -53,6 +53,16 @@ def test_a_clipped_gradient_has_the_largest_norm_and_a_small_one_is_left_alone()
     assert float(norm()) == pytest.approx(0.5, rel=1e-5)
     clip(model.parameters(), norm(), 1.0)
     assert float(norm()) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_the_norm_of_pieces_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 11)
+    whole = float(x.double().square().sum())
+    for piece in (1, 10, 77, 1000):
+        monkeypatch.setattr("l4spec.training.optimizer._PIECE", piece)
+        assert float(sum_of_squares(x)) == pytest.approx(whole, rel=1e-14)
+        assert float(sum_of_squares(x.t())) == pytest.approx(whole, rel=1e-14)
+    assert float(sum_of_squares(torch.empty(0))) == 0
 
 
 def test_a_fused_step_is_adamw_by_its_definition() -> None:

@@ -86,6 +86,11 @@ def is_after_blocks(node: LayerNode) -> bool:
     return node.scope == "text" and node.layer is None and node.role in ("streams_join", "norm", "head")
 
 
+_ENDS = 2
+"""Chunks of an interleaved pipeline without a block: the embedding and the head may count as one each, as in Megatron
+(`account_for_embedding_in_pipeline_split`), which ran Llama-3.1-405B's 126 blocks in 128 chunks."""
+
+
 @kept_with(maxsize=1024)
 def illegal_reason(
     graph: LayerGraph, layout: Layout, *, uneven_experts: bool = False, virtual_stages: int = 1, trains: bool = False
@@ -95,7 +100,7 @@ def illegal_reason(
     Our runtime gives every rank as many experts; with `uneven_experts` some ranks may have one more than others.
     `trains`: a sequence may be divided among ranks (cp) of several pipeline stages.
     """
-    if layout.pp * virtual_stages > graph.num_layers:
+    if layout.pp * virtual_stages > graph.num_layers + (_ENDS if virtual_stages > 1 else 0):
         chunks = f" x {virtual_stages} virtual stages" if virtual_stages > 1 else ""
         return f"pp={layout.pp}{chunks} exceeds the {graph.num_layers} layers"
     for axis, units in _text_axes(graph):

@@ -33,6 +33,7 @@ from planners.device.trainer_memory import TrainerMemory, trainer_memory
 
 OPTIMIZER_BYTES = {"adamw": 12, "adamw-bf16": 4, "sgd": 4}
 """Bytes per parameter: fp32 master and two fp32 moments; two bf16 moments without master; an fp32 master alone."""
+_WITH_MASTER = frozenset({"adamw", "sgd"})
 WEIGHT_BYTES = 2
 RING_BLOCKS = 4
 """Keys and values at work and those that arrive, and the gradients of both (Transformer Engine, context_parallel)."""
@@ -175,6 +176,21 @@ def _ring(graph: LayerGraph, layout: Layout, stage: PipelineStage) -> int:
         return 0
     passed = passed_per_token(graph, layout.tp)
     return RING_BLOCKS * max(passed[layer] for layer in stage.layers)
+
+
+def updated_bytes(graph: LayerGraph, train: TrainSetting, layout: Layout, stage: PipelineStage) -> int:
+    """Bytes that the optimizer reads and writes in a step on one device of a stage.
+
+    It reads gradients, reads and writes its state, and writes weights; where no master copy is in that state it reads
+    the weights, too. Left out: setting gradients to zero, and their norm.
+    """
+    trained = trained_on_device(graph, train, layout, stage)
+    number = _over_ranks(*trained, layout) if train.zero_stage else sum(trained)
+    law = trainer_memory(train.trainer)
+    state = law.optimizer_bytes.get(train.optimizer, OPTIMIZER_BYTES[train.optimizer])
+    weight = law.weight_bytes.get(train.optimizer, WEIGHT_BYTES)
+    has_master = train.optimizer in _WITH_MASTER and train.optimizer not in law.weight_bytes
+    return number * (train.gradient_bytes + 2 * state + weight * (1 if has_master else 2))
 
 
 def _head_gradient(graph: LayerGraph, layout: Layout, train: TrainSetting) -> int:

@@ -115,7 +115,8 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
                 f"source: {'; '.join(documents)}",
                 f"hardware: [{', '.join(members)}]",
                 _mapping("matmul", {dtype: values[f"{family}.{dtype}"] for dtype in terms.MATMULS[family]}),
-                *(_factor(term, values[term.name]) for term in _shared()),
+                *(f"{name}: {training.factor_of(values, name, family):.4g}" for name in training.SHARED),
+                _mapping("attention_of", {name: values[f"{name}.attention"] for name in terms.ATTENTION_OF}),
                 _mapping("trainers", {name: values[name] for name in terms.TRAINERS}),
                 _mapping("most_devices", training.most_devices(samples, family)),
                 *_certainty(fitted, family),
@@ -128,11 +129,6 @@ def training_texts(rows: Sequence[Row]) -> dict[str, str]:
     }
 
 
-def _shared() -> list[Term]:
-    """Terms that every family has and no trainer of its own."""
-    return [term for term in terms.TRAINING if "." not in term.name and term.name not in terms.TRAINERS]
-
-
 def _factor(term: Term, value: float) -> str:
     return f"{term.name}: {1e6 * value:.4f} us" if term.unit == "seconds" else f"{term.name}: {value:.4g}"
 
@@ -141,7 +137,7 @@ def _certainty(fitted: FittedTerms, family: str = "") -> list[str]:
     """Standard errors, and factors that the rows do not determine, as YAML; those of other families are left out."""
 
     def own(name: str) -> bool:
-        return "." not in name or name.partition(".")[0] == family
+        return name.partition(".")[0] in (family, *terms.TRAINERS) or "." not in name
 
     errors = {name: error for name, error in fitted.standard_errors.items() if own(name)}
     undetermined = ", ".join(name for name in fitted.undetermined if own(name))

@@ -6,7 +6,7 @@ from math import log
 
 from planners.evidence.least_squares import FittedTerms, fit_terms, shared_noise
 from planners.evidence.rows import Row
-from planners.evidence.terms import MATMULS, TRAINERS, TRAINING
+from planners.evidence.terms import ATTENTION_OF, MATMULS, TRAINERS, TRAINING
 from planners.evidence.training_replay import train_case
 from planners.latency_types import JudgedRow
 from planners.timing.efficiency import TrainingEfficiency
@@ -18,6 +18,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "blackwell": ("b200", "gb200"),
     "ampere": ("a100-80gb",),
 }
+SHARED = tuple(term.name for term in TRAINING if "." not in term.name and term.name not in TRAINERS)
+"""Factors that every family has."""
 NOISE = 0.03
 """Log error within which a row is as good as met."""
 
@@ -76,22 +78,26 @@ def seconds_of(row: Row, load: TrainLoad) -> float:
     return row.published / (1e3 if row.metric.endswith("ms") else 1.0)
 
 
+def factor_of(values: Mapping[str, float], name: str, family: str) -> float:
+    """A factor in a family: element-wise ones have a part of the family's own where one is fitted."""
+    own = values.get(f"{family}.moved", 1.0) if name in ("moved", "moe_moved") else 1.0
+    return values[name] * own
+
+
 def efficiencies(values: Mapping[str, float]) -> dict[str, TrainingEfficiency]:
     """The factors by family."""
     return {
-        family: TrainingEfficiency(
-            name=f"train-{family}",
-            description=f"training on {family}",
-            source="planners/evidence/published.csv",
-            hardware=members,
-            matmul={dtype: values[f"{family}.{dtype}"] for dtype in MATMULS[family]},
-            trainers={name: values[name] for name in TRAINERS},
-            attention=values["attention"],
-            moved=values["moved"],
-            moe_moved=values["moe_moved"],
-            tp=values["tp"],
-            ep=values["ep"],
-            cp=values["cp"],
+        family: TrainingEfficiency.model_validate(
+            {
+                "name": f"train-{family}",
+                "description": f"training on {family}",
+                "source": "planners/evidence/published.csv",
+                "hardware": members,
+                "matmul": {dtype: values[f"{family}.{dtype}"] for dtype in MATMULS[family]},
+                "trainers": {name: values[name] for name in TRAINERS},
+                "attention_of": {name: values[f"{name}.attention"] for name in ATTENTION_OF},
+                **{name: factor_of(values, name, family) for name in SHARED},
+            }
         )
         for family, members in FAMILIES.items()
     }

@@ -1,14 +1,20 @@
 """Published training steps as predictions."""
 
 import re
+from dataclasses import replace
 
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
 from planners.counts.flops import model_flops
 from planners.counts.weights import scheme_of
+from planners.device.stages import stages
+from planners.device.training_state import TrainSetting
 from planners.evidence.deployments import graph_of, hardware_of, machine_of, model_of
 from planners.evidence.rows import Row
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
+from planners.timing.training_report import after_passes_of
 from planners.timing.training_step import TrainLoad, TrainModel
 
 METRICS = (
@@ -41,15 +47,13 @@ def train_case(row: Row) -> tuple[TrainModel, TrainLoad] | str:
         return "global batch or parallel degrees are not published in the row"
     if row.metric not in METRICS:
         return f"{row.metric} is not predicted"
-    if re.search(r"\b\d+ layers,", row.notes):
-        return "what a step takes besides its layers weighs too much in a model cut to 4 of them: it is not planned"
     model = TrainModel(
         graph=graph_of(name, cut_of(row, name)),
         scheme=scheme_of(quantization(scheme)),
         machine=machine_of(device, "HBM2e" in row.hardware),
         efficiency=training_efficiency(device),
     )
-    return model, _load(row, batch, length, gpus)
+    return model, _with_the_rest(row, model, _load(row, batch, length, gpus))
 
 
 def cut_of(row: Row, name: str) -> tuple[str, ...]:
@@ -62,25 +66,54 @@ def cut_of(row: Row, name: str) -> tuple[str, ...]:
 
 def _load(row: Row, batch: int, length: int, gpus: int) -> TrainLoad:
     tp, ep = row.number("tp") or 1, row.number("ep") or 1
-    mxfp8 = row.precision_weights == "mxfp8"
+    mxfp8, trainer, pp = row.precision_weights == "mxfp8", _trainer(row), row.number("pp") or 1
+    cp = row.noted(r"CP (\d+)", 1)
+    whole = 1 if trainer == "megatron" else max(1, batch * tp * pp * cp // gpus)  # FSDP's default: no accumulation
     return TrainLoad(
         sequences=batch,
         length=length,
         num_devices=gpus,
         tp=tp,
-        pp=row.number("pp") or 1,
+        pp=pp,
         ep=ep,
-        cp=row.noted(r"CP (\d+)", 1),
+        cp=cp,
         ep_span=ep * row.noted(r"ETP (\d+)", 1),
-        micro_batch=row.noted(r"(?:MBS|micro-batches of) (\d+)", 1),
+        micro_batch=row.noted(r"(?:MBS|micro-batches of|local batch|per-device batch) (\d+)", whole),
         virtual_stages=row.noted(r"VP (\d+)", 1),
-        recompute=1.0 if re.search("full (AC|recompute)", row.notes) else 0.0,
-        attention_recompute=1.0 if re.search("selective (AC|recompute)|SAC", row.notes) else 0.0,
+        checkpointing=_checkpointing(row),
         sequence_parallel="seq-par" in row.notes,
+        async_tp=bool(re.search("async ?TP", row.notes, re.IGNORECASE)),
         frozen_weights="LoRA" in row.model,
-        trainer=_trainer(row),
+        trainer=trainer,
         matmul_format="mxfp8" if mxfp8 else None,
     )
+
+
+def _checkpointing(row: Row) -> Checkpointing:
+    """As the row has it; torchtitan's runs with asynchronous tensor parallelism have that of the row above them."""
+    if re.search(r"full (AC|recompute)|^same \+|^bf16 async TP$", row.notes):
+        return "full"
+    return "selective" if re.search("selective (AC|recompute)|SAC", row.notes) else "none"
+
+
+def _with_the_rest(row: Row, model: TrainModel, load: TrainLoad) -> TrainLoad:
+    """The step with what follows its passes: sharded optimizers, FSDP where the trainer is torchtitan or MaxText."""
+    if load.frozen_weights:
+        return load  # adapters alone are updated
+    copies = load.num_devices // (load.tp * load.pp)
+    ep = min(load.ep, copies)  # the rest of ep is over the ranks of tp
+    layout = Layout(tp=load.tp, pp=load.pp, ep=ep, dp=max(1, copies // (ep * load.cp)), cp=load.cp)
+    train = TrainSetting(
+        zero_stage=1 if load.trainer == "megatron" else 3,
+        checkpointing=load.checkpointing,
+        gradient_bytes=2 if row.source.startswith("NVIDIA") else 4,
+        micro_batch=load.micro_batch,
+        trainer=load.trainer,
+        virtual_stages=load.virtual_stages,
+    )
+    placed = stages(model.graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp, train.virtual_stages)
+    updated, shared = after_passes_of(model, train, layout, placed, load.length, load.sequences)
+    return replace(load, updated_bytes=updated, shared_seconds=shared)
 
 
 def _trainer(row: Row) -> str:

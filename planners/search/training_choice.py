@@ -116,37 +116,39 @@ def _fastest(deployment: Deployment, layout: Layout) -> _Tried | None:
     """The best setting, tried in the order of their bounds; None if no time is estimated."""
     cluster = deployment.cluster
     assert cluster is not None, "time is of GPUs"
-    machine = Machine(cluster.hardware, cluster.gpus_per_host)
-    inside: dict[tuple[str, int], float] = {}
+    machine, least = Machine(cluster.hardware, cluster.gpus_per_host), 0.0
+    passes: dict[tuple[str, int], float] = {}
     bounded: list[tuple[float, int, TimedTraining]] = []
     for place_in_line, train in enumerate(settings_of(deployment)):
         timed = TimedTraining(with_setting(deployment, train), machine, layout)
         key = (train.checkpointing, train.micro_batch)
-        if key not in inside:
-            seconds = timed.replica_seconds()
+        if key not in passes:
+            seconds = timed.seconds_of_passes()
             if seconds is None:
                 return None
-            inside[key] = seconds
-        bounded.append((inside[key] * caution(deployment, layout, train.zero_stage), place_in_line, timed))
+            passes[key] = seconds
+            least = timed.seconds_after_passes() if place_in_line == 0 else least  # later settings send no less
+        bound = (passes[key] + least) * caution(deployment, layout, train.zero_stage)
+        bounded.append((bound, place_in_line, timed))
     best: _Tried | None = None
     for bound, place_in_line, timed in sorted(bounded, key=lambda each: each[:2]):
         if best is not None and best.comfortable and (bound, place_in_line) > (best.compared, best.place_in_line):
             continue
         key = (timed.train.checkpointing, timed.train.micro_batch)
-        tried = _tried(timed, inside[key], place_in_line)
+        tried = _tried(timed, passes[key], place_in_line)
         if tried is not None and (best is None or tried.rank < best.rank):
             best = tried
     return best
 
 
-def _tried(timed: TimedTraining, least: float, place_in_line: int) -> _Tried | None:
-    """Result of a setting that takes `least` seconds inside a replica; None if it does not fit."""
+def _tried(timed: TimedTraining, passes: float, place_in_line: int) -> _Tried | None:
+    """Result of a setting whose passes take this many seconds; None if it does not fit."""
     deployment, train = timed.deployment, timed.train
     placement = place(deployment.setting, timed.layout)
     room, budget = placement.room(deployment.context, deployment.batch), placement.budget
     if room < 0:
         return None
-    seconds = max(least, timed.shared_seconds())
+    seconds = timed.step_seconds(passes)
     return _Tried(
         train,
         seconds,

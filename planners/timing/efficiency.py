@@ -76,20 +76,26 @@ class ServingEfficiency(Entry):
 class TrainingEfficiency(Entry):
     """Factors from the bound of a training step to its estimate, for one family of hardware and every trainer.
 
-    `matmul` is the share of the dense peak that matmuls reach by number format; `moved` and `moe_moved` multiply the
-    declared element-wise traffic of dense and of routed layers; `tp`, `ep`, `cp` are the shares of communication time
-    that computation does not hide; `trainers` the factors of trainers other than Megatron.
+    `matmul` is the share of the dense peak that matmuls reach by number format, `operands` the share of their own
+    traffic's time that comes on top; `moved` and `moe_moved` multiply the declared element-wise traffic of dense and of
+    routed layers; `tp`, `ep`, `cp`, `dp` are the shares of communication time that computation does not hide;
+    `optimizer` multiplies the time of its traffic. `trainers` are the factors of trainers other than Megatron,
+    `attention_of` their shares of the peak in attention, where they have one of their own.
     """
 
     source: Source
     hardware: Annotated[tuple[str, ...], AsTuple]
     matmul: dict[str, Share]
+    operands: float
     attention: Share
+    attention_of: dict[str, Share] = Field(default_factory=dict)
     moved: float
     moe_moved: float
     tp: float
     ep: float
     cp: float
+    dp: float
+    optimizer: float
     trainers: dict[str, float]
     most_devices: dict[str, int] = Field(default_factory=dict)
     """Devices of the largest fitted run by number format; beyond it an estimate is an extrapolation."""

@@ -200,7 +200,7 @@ def profile(
     return tuple(profiles.values())
 
 
-def _of_tokens(declaration: Declaration, *, training: bool) -> tuple[tuple[Operation, ...], int]:
+def of_tokens(declaration: Declaration, *, training: bool) -> tuple[tuple[Operation, ...], int]:
     """Operations that rates are taken from, and of how many tokens: of many where experts choose them in training."""
     routed = declaration.routed
     if not training or routed is None or routed.trained_per_token == routed.num_per_token:
@@ -212,7 +212,7 @@ def _profile_of(
     graph: LayerGraph, group: LayerGroup, scheme: Scheme, layout: Layout, kv_dtype_bytes: int, *, training: bool
 ) -> KindProfile:
     node, routed = group.first, group.declaration.routed
-    one, tokens = _of_tokens(group.declaration, training=training)
+    one, tokens = of_tokens(group.declaration, training=training)
     sharded = any(degree_of(dim, layout) > 1 for p in group.declaration.parameters for dim in p.dims)
     moved = sum(op.elements * (op.reads + op.writes) for op in one if isinstance(op, Elementwise)) // tokens
     weights, experts = _stored(graph, group, scheme, layout)

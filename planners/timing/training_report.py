@@ -1,6 +1,7 @@
 """The `latency` section of a training plan: step time, utilisation, GPU-hours and cost."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from l4spec.sharding.layout import Layout
 from planners.collectives.step_tokens import StepTokens
@@ -11,7 +12,7 @@ from planners.deployment import Deployment
 from planners.device.frozen_base import unpacked_of
 from planners.device.stages import PipelineStage, stages
 from planners.device.trainer_memory import is_known
-from planners.device.training_state import TrainSetting
+from planners.device.training_state import TrainSetting, updated_bytes
 from planners.latency_types import Latency
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
 from planners.timing.likeness import errors_like, training_conditions
@@ -20,7 +21,7 @@ from planners.timing.training_step import TrainLoad, TrainModel
 
 _SECONDS_PER_HOUR = 3600
 _SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
-_HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden behind computation"
+_HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden in computation to {:.0f} %"
 _CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
 _ADAPTERS = "times leave out the adapters' own products: nobody published them apart"
 _UNPACKED = "no fitted run has packed weights: unpacking {} is timed by the bytes that it moves"
@@ -53,6 +54,14 @@ class TimedTraining:
     def load(self) -> TrainLoad:
         """One step."""
         layout, train = self.layout, self.train
+        length, sequences = self.deployment.context, self.deployment.batch
+        updated, shared = after_passes_of(self.model, train, layout, self._placed, length, sequences)
+        return replace(self.passes, updated_bytes=updated, shared_seconds=shared)
+
+    @property
+    def passes(self) -> TrainLoad:
+        """The passes of a step, the same for every ZeRO stage."""
+        layout, train = self.layout, self.train
         return TrainLoad(
             sequences=self.deployment.batch,
             length=self.deployment.context,
@@ -63,37 +72,30 @@ class TimedTraining:
             cp=layout.cp,
             ep_span=layout.ep * layout.cp * layout.tp,
             virtual_stages=train.virtual_stages,
-            stages=tuple(stage.layers for stage in self._stages),
             micro_batch=train.micro_batch,
-            recompute=1.0 if train.checkpointing == "full" else 0.0,
+            checkpointing=train.checkpointing,
             sequence_parallel=train.sequence_parallel,
-            attention_recompute=1.0 if train.checkpointing == "selective" else 0.0,
             trainer=train.trainer or "megatron",
             frozen_weights=train.lora is not None,
             unpacked_bytes=self._unpacked_bytes,
         )
 
-    def replica_seconds(self) -> float | None:
-        """Estimated seconds of a step inside a replica: computing, its exchanges, the bubble; None without factors.
-
-        The same for every ZeRO stage.
-        """
+    def seconds_of_passes(self) -> float | None:
+        """Estimated seconds of the passes of a step: computing, its exchanges, the bubble; None without factors."""
         model = self.model
         if model.efficiency is None or self.machine.peak(self.train.precision) is None:
             return None
-        return model.time(self.load).estimate_seconds
+        return model.time(self.passes).estimate_seconds
 
-    def shared_seconds(self) -> float:
-        """Seconds that links are busy with gradients and weights: no step is shorter, however well they are hidden."""
-        layout, setting = self.layout, self.deployment.setting
-        load = StepTokens.of(self.train, layout, self.deployment.context, self.deployment.batch)
-        return max(
-            sum(
-                link_seconds(self.machine, layout, each)
-                for each in data_collectives(setting.graph, self.train, layout, load, stage)
-            )
-            for stage in self._stages
-        )
+    def seconds_after_passes(self) -> float:
+        """Estimated seconds of the optimizer, and of gradients and weights that nothing hides."""
+        return self.model.after_passes(self.load)
+
+    @property
+    def _placed(self) -> tuple[PipelineStage, ...]:
+        """The stages of the pipeline that differ."""
+        setting, layout = self.deployment.setting, self.layout
+        return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp, self.train.virtual_stages)
 
     @property
     def _unpacked_bytes(self) -> int:
@@ -101,13 +103,33 @@ class TimedTraining:
         graph, base, layout = self.deployment.graph, self.train.base, self.layout
         if base is None:
             return 0
-        return max(unpacked_of(graph, base, layout, stage.layers).moved for stage in self._stages)
+        return max(unpacked_of(graph, base, layout, stage.layers).moved for stage in self._placed)
 
-    @property
-    def _stages(self) -> tuple[PipelineStage, ...]:
-        """The stages of the pipeline that differ."""
-        setting, layout = self.deployment.setting, self.layout
-        return stages(setting.graph, setting.scheme, layout.tp, layout.ep, layout.pp, self.train.virtual_stages)
+    def step_seconds(self, passes: float) -> float:
+        """Estimated seconds of a step whose passes take this long: no step is shorter than what its links need."""
+        load = self.load
+        return max(passes + self.model.after_passes(load), load.shared_seconds)
+
+
+def after_passes_of(
+    model: TrainModel,
+    train: TrainSetting,
+    layout: Layout,
+    placed: Iterable[PipelineStage],
+    length: int,
+    sequences: int,
+) -> tuple[int, float]:
+    """(bytes that the optimizer reads and writes, seconds that links need for gradients and weights) in a step.
+
+    Each of the device with the most; no step is shorter than the links need, however well that is hidden.
+    """
+    load = StepTokens.of(train, layout, length, sequences)
+    updated, shared = 0, 0.0
+    for stage in placed:
+        updated = max(updated, updated_bytes(model.graph, train, layout, stage))
+        sent = data_collectives(model.graph, train, layout, load, stage)
+        shared = max(shared, sum(link_seconds(model.machine, layout, each) for each in sent))
+    return updated, shared
 
 
 def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
@@ -125,14 +147,13 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
         train=time,
         step_time_bound_seconds=time.bound_seconds,
         cautions=(*_idle(load), *_of_adapters(train)),
-        notes=_notes(train, layout),
+        notes=_notes(train, layout, factors),
     )
     if factors is None or not fitted:
         return section
     beyond = _beyond(factors, layout.num_devices, train.precision)
-    waited = timed.shared_seconds()
-    seconds = max(time.estimate_seconds or 0.0, waited)
-    slow = waited > (time.estimate_seconds or 0.0)
+    seconds = max(time.estimate_seconds or 0.0, load.shared_seconds)
+    slow = load.shared_seconds > (time.estimate_seconds or 0.0)
     remarks = {
         "extrapolated": bool(beyond),
         "cautions": (*((_SLOW,) if slow else ()), *section.cautions, *beyond),
@@ -141,8 +162,9 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     return section.model_copy(update=remarks | _trained(timed, factors, seconds))
 
 
-def _notes(train: TrainSetting, layout: Layout) -> tuple[str, ...]:
+def _notes(train: TrainSetting, layout: Layout, factors: TrainingEfficiency | None) -> tuple[str, ...]:
     """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known, and what does not run."""
+    hidden = _HIDDEN.format(100 * (1 - (factors.dp if factors else 0.0)))
     casts = (_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()
     own = () if is_known(train.trainer) else (_OWN_MEMORY.format(train.trainer),)
     planned = {
@@ -151,7 +173,7 @@ def _notes(train: TrainSetting, layout: Layout) -> tuple[str, ...]:
         "adapters": train.lora is not None,
     }
     not_run = " and ".join(name for name, is_asked in planned.items() if is_asked)
-    return _HIDDEN, *casts, *own, *((_NOT_RUN.format(not_run),) if not_run else ())
+    return hidden, *casts, *own, *((_NOT_RUN.format(not_run),) if not_run else ())
 
 
 def _of_adapters(train: TrainSetting) -> tuple[str, ...]:

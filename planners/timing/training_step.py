@@ -1,20 +1,27 @@
-"""Time of a training step: forward, backward and recomputed passes, exposed communication, pipeline bubble.
+"""Time of a training step: passes, exposed communication, uneven stages and the pipeline's bubble, optimizer.
 
-Tensor and balanced expert parallelism spread work evenly; data-parallel ranks, pipeline stages and ranks along cp wait
-for the one that has the most. Beside that layouts differ in what they send.
+Tensor and balanced expert parallelism spread work evenly; data-parallel ranks, ranks along cp and pipeline stages wait
+for the one that has the most, where the last stage has the head, whose matmul is in bf16 in every recipe. After the
+passes come the optimizer and what computation does not hide of gradients and weights that data-parallel ranks send.
+
+A matmul takes its FLOPs at a share of the peak and, beside them, a share of the time of its traffic
+(`planners.timing.matmul_traffic`): narrow and much divided ones are slower for a FLOP. A trainer's factor is on matmuls
+and element-wise work; attention has a share of the peak by trainer, since its kernels differ.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from l4spec.graph.kept import kept_with
 from l4spec.graph.layer_graph import LayerGraph
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.sequence import piece_of
 from l4spec.units import ceil_div
-from planners.collectives.collectives import Collective
+from planners.collectives.collectives import Collective, groups_of_stage
 from planners.collectives.key_value_ring import key_value_ring
 from planners.collectives.step_tokens import StepTokens
 from planners.collectives.training_traffic import exchanges, reductions, shares
@@ -24,12 +31,16 @@ from planners.latency_types import KindLatency, StepLatency
 from planners.timing.efficiency import TrainingEfficiency
 from planners.timing.layer_demand import KindProfile, index_flops, pairs_of, profile
 from planners.timing.machine import Machine, link_seconds
+from planners.timing.matmul_traffic import matmul_traffic
 from planners.timing.step import ATTENTION_DTYPE, kind_key
 
 FORWARD_AND_BACKWARD = 3.0
 """A backward pass costs two forward passes: gradients of inputs and of weights."""
 FLASH_RECOMPUTE = 0.5
 """Flash attention's backward pass computes the scores once more: half of a forward pass (arXiv:2205.14135)."""
+EVERY_SECOND = 0.5
+"""Share of matmuls that torchtitan's selective checkpointing runs again: it keeps the results of every second one and
+of attention (torchtitan/models/llama/parallelize_llama.py, December 2024)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +48,11 @@ class TrainLoad:
     """One optimizer step over `sequences` of `length` tokens on `num_devices` devices.
 
     `ep` experts' groups are inside the data-parallel ranks and span `ep_span` devices. `virtual_stages` interleave a
-    pipeline, and `stages` are the layers of each of its stages that differ; without any, stages are equal. `recompute`
-    forward passes are done again for the backward pass; `attention_recompute` only attention's core. `frozen_weights`
-    (LoRA) saves the weights' gradients; where they are packed, a pass over a device's weights moves `unpacked_bytes`
-    (`planners.device.frozen_base`), once a micro-batch. `trainer` selects the trainer's factor.
+    pipeline. `checkpointing` says what the backward pass computes again. `frozen_weights` (LoRA) have no gradient;
+    where they are packed, a pass over a device's weights moves `unpacked_bytes` (`planners.device.frozen_base`), once a
+    micro-batch. `trainer` selects the trainer's factors; torchtitan's tensor parallelism hides nothing unless it is
+    `async_tp`. `updated_bytes` are those that the optimizer reads and writes on one device, `shared_seconds` what its
+    links need for gradients and weights.
     """
 
     sequences: int
@@ -53,14 +65,15 @@ class TrainLoad:
     ep_span: int = 1
     micro_batch: int = 1
     virtual_stages: int = 1
-    recompute: float = 0.0
-    attention_recompute: float = 0.0
+    checkpointing: Checkpointing = "none"
     frozen_weights: bool = False
     unpacked_bytes: int = 0
     trainer: str = "megatron"
     matmul_format: str | None = None
     sequence_parallel: bool = False
-    stages: tuple[tuple[int, ...], ...] = ()
+    async_tp: bool = False
+    updated_bytes: int = 0
+    shared_seconds: float = 0.0
 
     @property
     def ranks(self) -> int:
@@ -78,9 +91,30 @@ class TrainLoad:
         return self.sequences_of_rank / (self.tp * self.pp * self.cp)
 
     @property
+    def is_full(self) -> bool:
+        """True if whole blocks are computed again."""
+        return self.checkpointing == "full"
+
+    @property
+    def again(self) -> float:
+        """Forward passes of matmuls that are computed again."""
+        by_half = self.checkpointing == "selective" and self.trainer == "torchtitan"
+        return 1.0 if self.is_full else EVERY_SECOND if by_half else 0.0
+
+    @property
+    def core_again(self) -> bool:
+        """True if attention's core alone is computed again."""
+        return self.checkpointing == "selective" and self.trainer != "torchtitan"
+
+    @property
     def passes(self) -> float:
         """Matmul work in forward passes."""
-        return FORWARD_AND_BACKWARD + self.recompute - (1.0 if self.frozen_weights else 0.0)
+        return FORWARD_AND_BACKWARD + self.again - (1.0 if self.frozen_weights else 0.0)
+
+    @property
+    def attention_passes(self) -> float:
+        """Work of attention's core in forward passes."""
+        return FORWARD_AND_BACKWARD + FLASH_RECOMPUTE + (1.0 if self.is_full or self.core_again else 0.0)
 
     @property
     def micro_batches(self) -> int:
@@ -94,7 +128,7 @@ class TrainLoad:
 
     def bubble_beside(self, slowest: float) -> float:
         """The same where a stage takes `slowest` of a stage's mean: the first micro-batch waits for all others once."""
-        micro_batches = max(1.0, self.sequences_of_rank / self.micro_batch)
+        micro_batches = max(1.0, self.sequences_of_rank / self.micro_batch)  # the last may be smaller
         return (self.pp - slowest) / (self.virtual_stages * micro_batches)
 
 
@@ -108,25 +142,10 @@ class TrainModel:
     efficiency: TrainingEfficiency | None
 
     def time(self, load: TrainLoad) -> StepLatency:
-        """Seconds of a step on one device, by kind of layer; communication and bubble are in `constant`."""
+        """Seconds of a step on one device, by kind of layer; all else that takes time is in `constant`."""
         kinds = profile(self.graph, self.scheme, Layout(), ACTIVATION_BYTES, training=True)
-        share = load.share
-        times = []
-        for kind in kinds:
-            tokens = share * kind.count * load.length
-            rows = tokens * load.passes
-            matmuls = [(dtype, rows * flops) for dtype, flops in kind.flops_per_row]
-            if load.attention_recompute:
-                again = tokens * load.attention_recompute
-                matmuls += [(dtype, again * flops) for dtype, flops in kind.core_flops_per_row]
-            if kind.has_index:  # it has no gradient
-                scores = share * kind.count * index_flops(kind, load.length, 0)
-                matmuls.append((ATTENTION_DTYPE, scores * (1 + load.recompute)))
-            pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
-            pairs *= _most_of_mean(kind, load.length, load.cp) if pairs and load.cp > 1 else 1.0
-            attention = pairs * kind.pair_flops * self._attention_passes(load)
-            moved = rows * kind.moved_bytes_per_token
-            times.append(self._kind(kind, matmuls, attention, moved, load))
+        share, micro_batches = load.share, load.micro_batches / load.pp
+        times = [self._kind(kind, load, share, micro_batches) for kind in kinds]
         slowest = 1.0 if self.efficiency is None else self._slowest_stage(load, kinds, times)
         if load.unpacked_bytes:
             times.append(self._unpacking(load))
@@ -137,46 +156,61 @@ class TrainModel:
 
     def _unpacking(self, load: TrainLoad) -> KindLatency:
         """Packed weights become bf16 in every pass over them: they are read and written as element-wise work is."""
-        passes = load.micro_batches * (2.0 + load.recompute)
+        passes = load.micro_batches * (2.0 + load.again)
         seconds = passes * load.unpacked_bytes / self.machine.bandwidth
         estimate = None if self.efficiency is None else seconds * self.efficiency.moved
         return KindLatency.of("unpacking of weights", self.graph.num_layers, 0.0, seconds, 0.0, estimate)
 
     def _slowest_stage(self, load: TrainLoad, kinds: Sequence[KindProfile], times: Sequence[KindLatency]) -> float:
-        """Time of the blocks of the slowest stage over that of a stage's equal part of all blocks; 1 where none is.
-
-        Embedding and head are left out: fitted runs have them on the end stages, so that the factors include them.
-        """
-        if load.pp == 1 or not load.stages:
+        """Time of the slowest stage over the mean of all: embedding and head are on the ends."""
+        if load.pp == 1:
             return 1.0
         of_kinds = zip(kinds, times, strict=True)
         seconds = {kind_key(kind.group): (time.estimate_seconds or 0.0) / kind.count for kind, time in of_kinds}
+        every = sum(time.estimate_seconds or 0.0 for time in times)
+        stages = kinds_of_stages(self.graph, load.pp, load.virtual_stages)
+        slowest = max(sum(count * seconds[key] for key, count in stage) for stage in stages)
+        return slowest * load.pp / every if every else 1.0
 
-        def spent(layers: tuple[int, ...]) -> float:
-            return sum(count * seconds[key] for key, count in _kinds_of(self.graph, layers))
-
-        every = spent(tuple(range(self.graph.num_layers)))
-        return max(map(spent, load.stages)) * load.pp / every if every else 1.0
-
-    def _attention_passes(self, load: TrainLoad) -> float:
-        return FORWARD_AND_BACKWARD + FLASH_RECOMPUTE + load.recompute + load.attention_recompute
-
-    def _kind(
-        self, kind: KindProfile, matmuls: list[tuple[str, float]], attention: float, moved: float, load: TrainLoad
-    ) -> KindLatency:
-        compute: dict[str, float] = {}
-        for dtype, flops in matmuls:
-            compute[dtype] = compute.get(dtype, 0.0) + flops / self._peak(dtype)
-        scores = attention / self._peak(ATTENTION_DTYPE)
-        memory = moved / self.machine.bandwidth
+    def _kind(self, kind: KindProfile, load: TrainLoad, share: float, micro_batches: float) -> KindLatency:
+        """Layers of one kind, shared among the stages: `share` of sequences and `micro_batches` of one device."""
         factors, estimate = self.efficiency, None
+        tokens = share * kind.count * load.length
+        compute = self._matmuls(kind, load, tokens)
+        pairs = share * kind.count * pairs_of(kind, load.length, 0) if kind.bound else 0.0
+        pairs *= _most_of_mean(kind, load.length, load.cp) if pairs and load.cp > 1 else 1.0
+        scores = pairs * kind.pair_flops * load.attention_passes / self._peak(ATTENTION_DTYPE)
+        elementwise = tokens * (load.passes + (load.again > 0) - load.again) * kind.moved_bytes_per_token
+        memory = elementwise / self.machine.bandwidth
         if factors is not None:
             factor = factors.moe_moved if kind.num_experts else factors.moved
             shares = [(seconds, self._share(dtype, load)) for dtype, seconds in compute.items()]
             if all(share is not None for _, share in shares):
-                estimate = sum(seconds / share for seconds, share in shares if share)
-                estimate += scores / factors.attention + memory * factor
+                matmuls = sum(seconds / share for seconds, share in shares if share)
+                matmuls += factors.operands * self._traffic(kind, load, tokens, micro_batches) / self.machine.bandwidth
+                estimate = (matmuls + memory * factor) * factors.trainers.get(load.trainer, 1.0)
+                estimate += scores / factors.attention_of.get(load.trainer, factors.attention)
         return KindLatency.of(kind.name, kind.count, sum(compute.values()) + scores, memory, 0.0, estimate)
+
+    def _matmuls(self, kind: KindProfile, load: TrainLoad, tokens: float) -> dict[str, float]:
+        """Seconds of the matmuls at the peak, by number format."""
+        flops = [(dtype, tokens * load.passes * each) for dtype, each in kind.flops_per_row]
+        if load.core_again:
+            flops += [(dtype, tokens * each) for dtype, each in kind.core_flops_per_row]
+        if kind.has_index:  # it has no gradient
+            scores = tokens / load.length * index_flops(kind, load.length, 0)
+            flops.append((ATTENTION_DTYPE, scores * (1 + load.is_full)))
+        seconds: dict[str, float] = {}
+        for dtype, each in flops:
+            seconds[dtype] = seconds.get(dtype, 0.0) + each / self._peak(dtype)
+        return seconds
+
+    def _traffic(self, kind: KindProfile, load: TrainLoad, tokens: float, micro_batches: float) -> float:
+        """Bytes that matmuls read and write on one device."""
+        expert_tp = min(load.tp, load.ep_span // load.ep) if load.ep > 1 else load.tp
+        traffic = matmul_traffic(self.graph, kind.group.first.id, load.tp, load.ep, max(expert_tp, 1))
+        of_weights = kind.count * micro_batches
+        return traffic.bytes(tokens, of_weights, again=load.again, frozen=load.frozen_weights)
 
     def _share(self, dtype: str, load: TrainLoad) -> float | None:
         """The share of the peak that matmuls of this format reach; a named format replaces that of packed weights."""
@@ -190,22 +224,35 @@ class TrainModel:
         return peak
 
     def _besides(self, load: TrainLoad, busy: float, slowest: float) -> float:
-        """Exposed communication, uneven stages, the bubble and the trainer's factor, in seconds above `busy`."""
+        """Exposed communication, uneven stages, the bubble and what follows the passes, in seconds above `busy`."""
         factors = self.efficiency
         assert factors is not None
         sent = communication_seconds(self.graph, self.machine, load)
-        exposed = busy + factors.tp * sent["tp"] + factors.ep * sent["ep"] + factors.cp * sent["cp"]
-        return exposed * (slowest + load.bubble_beside(slowest)) * factors.trainers.get(load.trainer, 1.0) - busy
+        hides_none = load.trainer == "torchtitan" and not load.async_tp
+        exposed = busy + (1.0 if hides_none else factors.tp) * sent["tp"]
+        exposed += factors.ep * sent["ep"] + factors.cp * sent["cp"]
+        return exposed * (slowest + load.bubble_beside(slowest)) - busy + self.after_passes(load)
+
+    def after_passes(self, load: TrainLoad) -> float:
+        """Seconds of the optimizer, and of gradients and weights that nothing hides; 0 without factors."""
+        if self.efficiency is None:
+            return 0.0
+        updated = load.updated_bytes / self.machine.bandwidth
+        return self.efficiency.optimizer * updated + self.efficiency.dp * load.shared_seconds
 
 
 @kept_with(maxsize=1024)
-def _kinds_of(graph: LayerGraph, layers: tuple[int, ...]) -> tuple[tuple[tuple[str, int], int], ...]:
-    """Number of layers of each kind (`kind_key`) in these blocks of the language model."""
-    inside, counts = frozenset(layers), Counter[tuple[str, int]]()
-    for group in graph.groups:
-        if group.first.scope == "text":
-            counts[kind_key(group)] += sum(node.layer in inside for node in group.nodes)
-    return tuple(counts.items())
+def kinds_of_stages(
+    graph: LayerGraph, pp: int, virtual_stages: int
+) -> tuple[tuple[tuple[tuple[str, int], int], ...], ...]:
+    """Number of layers of each kind (`kind_key`) on the stages of a pipeline, those that differ."""
+    stages = dict[tuple[tuple[tuple[str, int], int], ...], None]()
+    for stage in range(pp):
+        counts = Counter[tuple[str, int]]()
+        for group in groups_of_stage(graph, Layout(pp=pp), stage, virtual_stages):
+            counts[kind_key(group)] += group.count
+        stages[tuple(counts.items())] = None
+    return tuple(stages)
 
 
 def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) -> dict[str, float]:
@@ -215,24 +262,54 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
     share of the routed tokens (sequence parallelism, as trainers do; our runtime's ranks send all of them). cp:
     `planners.collectives.key_value_ring`.
     """
+    sent = _Sent(
+        load.tp,
+        load.ep,
+        load.ep_span,
+        load.cp,
+        piece_of(load.length, load.cp),
+        load.sequence_parallel,
+        load.is_full,
+        load.is_full or load.core_again,
+    )
     tokens = load.share * load.length
-    seconds = {"tp": 0.0, "ep": 0.0, "cp": 0.0}
-    if load.tp > 1:
-        layout = Layout(tp=load.tp)
-        of_tokens = shares if load.sequence_parallel else reductions
-        listed = of_tokens(graph, layout, _SOME, 0, recomputes=load.recompute > 0)
-        seconds["tp"] = tokens * load.tp * _weighted(machine, layout, listed, load)
-    if load.ep > 1:
-        layout = Layout(tp=max(load.ep_span // load.ep, 1), ep=load.ep)
+    return {axis: tokens * seconds for axis, seconds in _seconds_per_token(graph, machine, sent).items()}
+
+
+class _Sent(NamedTuple):
+    """What the traffic of a token depends on: degrees, pieces of a sequence, and passes."""
+
+    tp: int
+    ep: int
+    ep_span: int
+    cp: int
+    piece: int
+    sequence_parallel: bool
+    recomputed: bool
+    attention_recomputed: bool
+
+    def seconds(self, machine: Machine, layout: Layout, listed: Iterable[Collective], *, again: bool) -> float:
+        """Seconds per token of the passes, each as often as the step runs it."""
+        runs = {"forward": 1.0, "backward": 1.0, "recomputed": float(again)}
+        times = ((runs[each.tensor.rpartition(" ")[2]], link_seconds(machine, layout, each)) for each in listed)
+        return sum(often * seconds for often, seconds in times) / _SOME.tokens
+
+
+@kept_with(maxsize=1024)
+def _seconds_per_token(graph: LayerGraph, machine: Machine, sent: _Sent) -> dict[str, float]:
+    seconds, again = {"tp": 0.0, "ep": 0.0, "cp": 0.0}, sent.recomputed
+    if sent.tp > 1:
+        layout = Layout(tp=sent.tp)
+        listed = (shares if sent.sequence_parallel else reductions)(graph, layout, _SOME, 0, recomputes=again)
+        seconds["tp"] = sent.tp * sent.seconds(machine, layout, listed, again=again)
+    if sent.ep > 1:
+        layout = Layout(tp=max(sent.ep_span // sent.ep, 1), ep=sent.ep)
         listed = exchanges(graph, layout, _SOME, 0, recomputes=True)
-        seconds["ep"] = tokens * _weighted(machine, layout, listed, load)
-    if load.cp > 1:
-        again, piece = load.recompute or load.attention_recompute, piece_of(load.length, load.cp)
-        some = replace(_SOME, piece=piece)
-        ring = key_value_ring(graph, Layout(cp=load.cp), range(graph.num_layers), some, recomputes=again > 0)
-        seconds["cp"] = tokens * _weighted(
-            machine, Layout(tp=load.tp, cp=load.cp), ring, replace(load, recompute=again)
-        )
+        seconds["ep"] = sent.seconds(machine, layout, listed, again=again)
+    if sent.cp > 1:
+        again, some = sent.attention_recomputed, replace(_SOME, piece=sent.piece)
+        ring = key_value_ring(graph, Layout(cp=sent.cp), range(graph.num_layers), some, recomputes=again)
+        seconds["cp"] = sent.seconds(machine, Layout(tp=sent.tp, cp=sent.cp), ring, again=again)
     return seconds
 
 
@@ -252,10 +329,3 @@ def _most_of_mean(kind: KindProfile, length: int, cp: int) -> float:
 
 _SOME = StepTokens(tokens=1024, micro_batches=1)
 """Payloads are proportional to tokens; these are enough for fractional experts per token."""
-
-
-def _weighted(machine: Machine, layout: Layout, listed: Iterable[Collective], load: TrainLoad) -> float:
-    """Seconds per token of the passes, each as often as the step runs it."""
-    runs = {"forward": 1.0, "backward": 1.0, "recomputed": load.recompute}
-    times = ((runs[each.tensor.rpartition(" ")[2]], link_seconds(machine, layout, each)) for each in listed)
-    return sum(often * seconds for often, seconds in times) / _SOME.tokens

@@ -147,6 +147,7 @@ def test_a_plan_takes_as_long_as_the_replay_of_a_published_run(id_: str) -> None
         precision=row.precision_weights,
         trainer="megatron",
         zero_stage=1,
+        gradient_bytes=2,
         **degrees,
     )
     replayed = predict_training(row)
@@ -279,7 +280,7 @@ def attention_seconds(mask: str, length: int, cp: int) -> float:
         ("qwen3-next-80b-a3b", {"cp": 2}, "cp=2 is for attention by gqa or mla, and .* is gated_delta_net"),
         ("scout", {"virtual_stages": 2, "pp": 1}, "virtual_stages: needs a pipeline"),
         ("scout", {"virtual_stages": 2}, "2 virtual stages need a pipeline, and pp=1"),
-        ("scout", {"virtual_stages": 25, "pp": 2, "batch": 2}, "pp=2 x 25 virtual stages exceeds the 48 layers"),
+        ("scout", {"virtual_stages": 26, "pp": 2, "batch": 2}, "pp=2 x 26 virtual stages exceeds the 48 layers"),
         ("scout", {"virtual_stages": 2, "pp": 4, "batch": 6}, "need a multiple of pp=4 micro-batches, .* has 6"),
         ("scout", {"virtual_stages": 0}, "virtual_stages: expected 1 to 1,024"),
     ],
@@ -296,3 +297,13 @@ def test_limits_are_whole_numbers_of_pieces_and_of_rounds() -> None:
     assert made.max_context
     assert made.max_context % 4 == 0
     assert (made.max_batch or 0) % 4 == 0
+
+
+def test_embedding_and_head_may_be_chunks_of_their_own_where_a_pipeline_is_interleaved() -> None:
+    """NVIDIA ran Llama-3.1-405B's 126 blocks in 16 x 8 chunks (Megatron-Bridge's performance summary)."""
+    made = trained(
+        "llama-3.1-405b", gpus="256xGB200", batch=1536, tp=4, pp=16, virtual_stages=8, micro_batch=1, zero_stage=1
+    )
+    assert made.layout.pp == 16
+    with pytest.raises(UserError, match="pp=16 x 9 virtual stages exceeds the 126 layers"):
+        trained("llama-3.1-405b", gpus="256xGB200", batch=1536, tp=4, pp=16, virtual_stages=9)

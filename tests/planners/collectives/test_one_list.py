@@ -150,9 +150,8 @@ def test_a_training_step_is_timed_by_the_activations_that_are_planned(
         tp=layout.tp,
         ep=layout.ep,
         ep_span=layout.tp * layout.ep,
-        recompute=1.0 if checkpointing == "full" else 0.0,
+        checkpointing=checkpointing,
         sequence_parallel=sequence_parallel,
-        attention_recompute=1.0 if checkpointing == "selective" else 0.0,
     )
     timed = communication_seconds(graph(name), machine(8), step)
     for axis, prefix, shared in (("tp", "activations", 1), ("ep", "routed tokens", layout.tp)):

@@ -8,20 +8,26 @@ from hypothesis import strategies as st
 
 import l4spec
 from l4spec.layers.declaration import Work
+from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import split_layers
 from l4spec.units import ceil_div
 from planners.catalog import hardware, quantization
 from planners.counts.flops import model_flops
 from planners.counts.weights import scheme_of
+from planners.device.stages import every_stage
+from planners.device.training_state import TrainSetting, updated_bytes
 from planners.timing.efficiency import training_efficiency
 from planners.timing.machine import Machine
+from planners.timing.matmul_traffic import matmul_traffic
 from planners.timing.training_step import TrainLoad, TrainModel, communication_seconds
 
 LOAD = TrainLoad(sequences=128, length=8192, num_devices=64)
 
 
-def trained(spec: str = "llama-3.1-70b", device: str = "h100-sxm", scheme: str = "bf16") -> TrainModel:
-    graph = l4spec.compile(l4spec.load(spec))
+def trained(
+    spec: str = "llama-3.1-70b", device: str = "h100-sxm", scheme: str = "bf16", overrides: tuple[str, ...] = ()
+) -> TrainModel:
+    graph = l4spec.compile(l4spec.load(spec, overrides))
     return TrainModel(graph, scheme_of(quantization(scheme)), Machine(hardware(device), 8), training_efficiency(device))
 
 
@@ -48,7 +54,7 @@ def test_no_estimate_beats_its_bound(spec: str) -> None:
 
 def test_recomputation_costs_at_most_a_third_more() -> None:
     model = trained()
-    plain, full = estimate(model, LOAD), estimate(model, replace(LOAD, recompute=1.0))
+    plain, full = estimate(model, LOAD), estimate(model, replace(LOAD, checkpointing="full"))
     assert plain < full <= plain * 4 / 3
 
 
@@ -93,20 +99,92 @@ def test_a_batch_that_ranks_do_not_divide_takes_as_long_as_the_next_that_they_do
     assert estimate(trained("llama-3.1-8b"), load) == estimate(trained("llama-3.1-8b"), full)
 
 
+def blocks_and_ends(model: TrainModel, cut: TrainModel, load: TrainLoad) -> tuple[float, float, float]:
+    """Seconds of one block, by the difference to the same model with fewer, of the embedding and of all after them."""
+    whole, half = estimate(model, load), estimate(cut, load)
+    block = (whole - half) / (model.graph.num_layers - cut.graph.num_layers)
+    embedding = next(kind for kind in model.time(load).by_kind if kind.name == "embedding").estimate_seconds or 0.0
+    return block, embedding, whole - model.graph.num_layers * block - embedding
+
+
 @given(pp=st.integers(2, 32), micro_batches=st.sampled_from([1, 4, 64]))
 def test_a_pipeline_takes_one_slowest_stage_a_micro_batch_and_the_others_once(pp: int, micro_batches: int) -> None:
-    """Of equal blocks (llama-3.1-8b has 32), whose time is that of one stage's pass without head and embedding."""
-    model, blocks = trained("llama-3.1-8b"), split_layers(32, pp)
-    load = replace(LOAD, sequences=micro_batches, num_devices=pp, pp=pp, stages=blocks)
-    alone = estimate(model, replace(load, num_devices=1, pp=1, sequences=1, stages=()))
-    most = max(map(len, blocks))
-    in_turn = micro_batches * most + 32 - most  # blocks that a step waits for, one after the other
-    assert estimate(model, load) == pytest.approx(alone * in_turn / 32)
-
-
-def test_stages_that_need_as_long_as_the_slowest_of_fewer_gain_nothing() -> None:
-    model = trained()  # 80 blocks: 40 stages have two each, and of 64 the slowest two
-    forty = replace(LOAD, num_devices=40, pp=40, stages=split_layers(80, 40))
-    assert estimate(model, replace(forty, num_devices=64, pp=64, stages=split_layers(80, 64))) == pytest.approx(
-        estimate(model, forty)
+    """Of llama-3.1-8b, which has 32 equal blocks, an embedding on the first stage and a head on the last."""
+    model = trained("llama-3.1-8b")
+    alone = replace(LOAD, num_devices=1, sequences=1)
+    block, embedding, last = blocks_and_ends(
+        model, trained("llama-3.1-8b", overrides=("text.layers.0.repeat=16",)), alone
     )
+    stages = [len(layers) * block for layers in split_layers(32, pp)]
+    stages[0] += embedding
+    stages[-1] += last
+    in_turn = micro_batches * max(stages) + sum(stages) - max(stages)
+    load = replace(LOAD, sequences=micro_batches, num_devices=pp, pp=pp)
+    assert estimate(model, load) == pytest.approx(in_turn)
+
+
+def test_the_head_is_in_bf16_on_the_last_stage_so_that_fp8_pipelines_wait_for_it() -> None:
+    def over_mean(scheme: str) -> float:
+        piped = replace(LOAD, pp=8, sequences=1 << 16)  # the bubble is next to nothing
+        return estimate(trained(scheme=scheme), piped) / estimate(
+            trained(scheme=scheme), replace(LOAD, sequences=1 << 16)
+        )
+
+    assert 1.02 < over_mean("bf16") < over_mean("fp8") < 1.3
+
+
+@given(tp=st.sampled_from([1, 2, 4, 8]), rows=st.integers(1, 1 << 16))
+def test_traffic_of_dense_matmuls_is_that_of_their_shapes(tp: int, rows: int) -> None:
+    """Of a block's gate, 4,096 x 14,336 cut by columns, and of all three matmuls of its feed-forward layer."""
+    graph = trained("llama-3.1-8b").graph
+    (node,) = [group.first for group in graph.groups if group.first.role == "ffn"]
+    traffic = matmul_traffic(graph, node.id, tp, 1, tp)
+    hidden, inner = 4096, 14336 // tp
+    assert traffic.weights == 3 * hidden * inner
+    assert traffic.per_token == 3 * (hidden + inner) * tp  # over all ranks
+    passes = 3 * 2 * rows * traffic.per_token
+    assert traffic.bytes(rows, 1) == passes + (2 + 2 + 8) * traffic.weights
+    assert traffic.bytes(rows, 1, frozen=True) == passes * 2 / 3 + 4 * traffic.weights
+    assert traffic.bytes(rows, 1, again=1.0) == passes * 4 / 3 + (2 + 2 + 2 + 8) * traffic.weights
+
+
+def test_experts_weights_are_those_of_a_device_and_rows_those_that_are_routed() -> None:
+    graph = trained("qwen3-30b-a3b").graph
+    node = next(group.first for group in graph.groups if group.first.role == "ffn")
+    traffic = matmul_traffic(graph, node.id, 1, 16, 1)
+    expert, router = 3 * 2048 * 768, 2048 * 128
+    assert traffic.weights == 128 // 16 * expert + router
+    assert traffic.per_token == 8 * 3 * (2048 + 768) + 2048 + 128
+
+
+def test_an_optimizer_moves_thirty_bytes_a_parameter_and_zero_shares_them() -> None:
+    """Adam reads gradients, reads and writes a master copy and two moments, and writes bf16 weights: 4 + 24 + 2."""
+    model = trained("llama-3.1-8b")
+    (stage,) = every_stage(model.graph, model.scheme, 1, 1, 1)
+
+    def updated(zero_stage: int, dp: int, optimizer: str = "adamw", trainer: str | None = None) -> int:
+        train = TrainSetting(optimizer=optimizer, zero_stage=zero_stage, trainer=trainer)
+        return updated_bytes(model.graph, train, Layout(dp=dp), stage)
+
+    params = 8_030_261_248
+    assert updated(0, 8) == updated(1, 1) == 30 * params
+    assert updated(1, 8) == updated(3, 8) == 30 * params // 8
+    assert updated(0, 1, "adamw-bf16") == (4 + 2 * 4 + 2 * 2) * params
+    assert updated(0, 1, trainer="torchtitan") == (4 + 2 * 8 + 2 * 4) * params
+
+
+def test_what_follows_the_passes_adds_to_the_step() -> None:
+    model = trained()
+    assert model.efficiency is not None
+    more = replace(LOAD, updated_bytes=10**11, shared_seconds=0.5)
+    added = model.efficiency.optimizer * 1e11 / model.machine.bandwidth + model.efficiency.dp * 0.5
+    assert estimate(model, more) == pytest.approx(estimate(model, LOAD) + added)
+
+
+def test_torchtitan_runs_half_of_the_matmuls_again_and_hides_tensor_parallelism_only_where_it_is_asynchronous() -> None:
+    titan = replace(LOAD, trainer="torchtitan", tp=8)
+    model = trained()
+    assert titan.passes + 0.5 == replace(titan, checkpointing="selective").passes
+    assert LOAD.passes == replace(LOAD, checkpointing="selective").passes
+    assert estimate(model, replace(titan, async_tp=True)) < estimate(model, titan)
+    assert estimate(model, titan) < estimate(model, replace(titan, checkpointing="selective"))

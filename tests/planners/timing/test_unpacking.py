@@ -6,6 +6,7 @@ from math import log
 
 import pytest
 
+from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.sharding.layout import Layout
 from planners.catalog import quantization
 from planners.counts.weights import scheme_of
@@ -13,7 +14,7 @@ from planners.device.frozen_base import unpacked_of
 from planners.evidence.deployments import graph_of, machine_of
 from planners.evidence.rows import PUBLISHED, Row, read_rows
 from planners.timing.efficiency import training_efficiency
-from planners.timing.training_step import TrainLoad, TrainModel
+from planners.timing.training_step import TrainLoad, TrainModel, communication_seconds
 
 COPY = 4
 """Bytes of a weight that bitsandbytes 0.41 moved besides: it unpacked to fp16, and copied that to bf16."""
@@ -57,13 +58,13 @@ def test_unpacking_takes_about_as_long_as_packed_runs_of_lit_gpt_took_longer(siz
         assert abs(log(planned / longer)) < 2 * model.efficiency.standard_errors["moved"], (published, planned, longer)
 
 
-@pytest.mark.parametrize("recompute", [0.0, 1.0])
-def test_weights_are_unpacked_for_every_pass_of_a_micro_batch(recompute: float) -> None:
+@pytest.mark.parametrize(("checkpointing", "again"), [("none", 0), ("full", 1)])
+def test_weights_are_unpacked_for_every_pass_of_a_micro_batch(checkpointing: Checkpointing, again: int) -> None:
     model, packed = model_of("llama-3.1-8b", "h100-sxm"), 10**9
     for micro_batch in (1, 2, 8):
-        load = replace(LOAD, micro_batch=micro_batch, recompute=recompute)
+        load = replace(LOAD, micro_batch=micro_batch, checkpointing=checkpointing)
         bounds = [model.time(replace(load, unpacked_bytes=size)).bound_seconds for size in (0, packed)]
-        passes = 8 // micro_batch * (2 + recompute)
+        passes = 8 // micro_batch * (2 + again)
         assert bounds[1] - bounds[0] == pytest.approx(passes * packed / model.machine.bandwidth, rel=1e-9)
 
 
@@ -71,8 +72,7 @@ def test_gradients_of_a_frozen_model_s_inputs_are_exchanged_as_ever() -> None:
     """Adapters before a layer need the gradient of its input, so that tensor-parallel ranks add it up."""
     model = model_of("llama-3.1-8b", "h100-sxm")
     frozen, whole = (
-        seconds(model, replace(LOAD, num_devices=8, tp=8, frozen_weights=each))
-        - seconds(model, replace(LOAD, sequences=1, frozen_weights=each))
+        communication_seconds(model.graph, model.machine, replace(LOAD, num_devices=8, tp=8, frozen_weights=each))["tp"]
         for each in (True, False)
     )
-    assert frozen == pytest.approx(whole, rel=0.02)
+    assert frozen == whole > 0

@@ -162,6 +162,8 @@ class Latency(Frozen):
     tokens_per_second_per_user: float | None = None
     tokens_per_second_per_gpu: float | None = None
     step_time_seconds: float | None = None
+    after_passes_seconds: float | None = None
+    """Part of a training step: the optimizer, and gradients and weights that nothing hides."""
     step_time_bound_seconds: float | None = None
     mfu: float | None = None
     model_flops_per_second_per_gpu: float | None = None

@@ -60,6 +60,9 @@ def _training(plan: Plan, latency: Latency) -> Rows:
         return
     asked, gpus = plan.deployment, plan.layout.num_devices
     yield "step", step_sum(step, time), seconds(time)
+    if latency.after_passes_seconds is not None:
+        optimizer = "the optimizer's traffic, and gradients and weights that nothing hides"
+        yield "of it after the passes", optimizer, seconds(latency.after_passes_seconds)
     yield "tokens/s", f"{whole(asked.batch)} × {whole(asked.context)} tokens / step", f"{speed:,.0f}"
     flops = f"{plan.flops.train_step / 1e12:,.2f} TFLOP / step / {whole(gpus)} GPUs"
     yield "FLOP/s per GPU", flops, f"{rate / 1e12:,.1f} TFLOP/s"

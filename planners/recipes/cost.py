@@ -263,7 +263,8 @@ def _step_seconds(
         return flops / (peak * phase.utilization) / cluster.num_gpus, "given utilization"
     if latency.step_time_seconds is None:
         return None, None
-    return latency.step_time_seconds * (flops / answer.flops.train_step), "estimate"
+    more, after = flops / answer.flops.train_step, latency.after_passes_seconds or 0.0
+    return latency.step_time_seconds + (more - 1) * (latency.step_time_seconds - after), "estimate"
 
 
 def _checkpoint_bytes(graph: LayerGraph, phase: Phase) -> int:

@@ -1,8 +1,8 @@
-"""Traffic of matmuls in training beside their FLOPs: inputs, outputs, weights and gradients of weights.
+"""Bytes that matmuls move in training beside their FLOPs: inputs, outputs, weights and gradients of weights.
 
 A matmul of m rows, k inputs and n outputs reads and writes m (k + n) elements in each of its three passes (forward,
 gradient of the input, gradient of the weight). It reads k n weights in the first two, and in the third it adds k n
-products to an fp32 gradient. What many ranks cut, what is narrow (experts) and few rows move more bytes for a FLOP.
+products to an fp32 gradient. Matrices cut by many ranks, narrow ones (experts) and few rows move more bytes a FLOP.
 """
 
 from math import prod

@@ -152,9 +152,11 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     if factors is None or not fitted:
         return section
     beyond = _beyond(factors, layout.num_devices, train.precision)
-    seconds = max(time.estimate_seconds or 0.0, load.shared_seconds)
-    slow = load.shared_seconds > (time.estimate_seconds or 0.0)
+    estimate, after = time.estimate_seconds or 0.0, model.after_passes(load)
+    seconds = max(estimate, load.shared_seconds)
+    slow = load.shared_seconds > estimate - after
     remarks = {
+        "after_passes_seconds": after,
         "extrapolated": bool(beyond),
         "cautions": (*((_SLOW,) if slow else ()), *section.cautions, *beyond),
         "notes": section.notes[1:] if slow else section.notes,  # links are not hidden then

@@ -277,7 +277,7 @@ def communication_seconds(graph: LayerGraph, machine: Machine, load: TrainLoad) 
 
 
 class _Sent(NamedTuple):
-    """What the traffic of a token depends on: degrees, pieces of a sequence, and passes."""
+    """Settings that the traffic of a token depends on: degrees, pieces of a sequence, and passes."""
 
     tp: int
     ep: int

@@ -11,7 +11,7 @@ ADDED_KEYS: frozenset[str] = frozenset(
         *("layouts.step_time_seconds", "memory_per_device.unknown", "deployment.batch_origin", "deployment.video"),
         *("deployment.fp8_matmuls", "deployment.left_open", "layouts.training", "layouts.as_fast"),
         *("memory_per_device.gathered_bytes", "plan.host_memory", "deployment.sequence_parallel", "deployment.trainer"),
-        "deployment.virtual_stages",
+        *("deployment.virtual_stages", "latency.after_passes_seconds"),
         *("deployment.lora_rank", "deployment.lora_targets", "deployment.lora_params"),
         *("plan.drafts", "plan.module_params", "latency.cautions"),
         "models.about",

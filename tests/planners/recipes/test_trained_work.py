@@ -30,7 +30,7 @@ from planners.counts.weights import scheme_of
 from planners.device.stages import stages
 from planners.device.training_state import OPTIMIZER_BYTES, TrainSetting, stage_state
 from planners.module.executed import executed_flops
-from planners.recipes.cost import RecipeOptions, graph_of, plan_recipe, planned_recipe
+from planners.recipes.cost import PlannedRecipe, RecipeOptions, graph_of, plan_recipe, planned_recipe
 from planners.recipes.trained_work import num_trained, step_flops, tiles_of_step
 
 TWO = """\
@@ -178,16 +178,27 @@ def test_flops_and_parameters_of_modules_are_those_of_a_run(tmp_path: Path) -> N
     assert planned.module_params == in_run == num_trained(with_modules(graph), ("text.mtp",))
 
 
+def after_and_step(plan: PlannedRecipe) -> tuple[float, float]:
+    """Seconds after the passes and of the whole step of the first phase's plan."""
+    latency = plan.steps[0].latency
+    assert latency is not None
+    return latency.after_passes_seconds or 0.0, latency.step_time_seconds or 0.0
+
+
 def test_a_plan_counts_modules(tmp_path: Path) -> None:
     """FLOPs and hours in proportion; of checkpoint and GPU the state of what modules have of their own."""
     declared, options = further(tmp_path), RecipeOptions("8xH100")
     trained = further(tmp_path, mtp="{weight: 0.3}")
-    ours, without = (plan_recipe(one, options).phases[0] for one in (trained, declared))
+    plans = [planned_recipe(one, options) for one in (trained, declared)]
+    ours, without = (plan.cost.phases[0] for plan in plans)
     counts = count_mtp(graph_of(trained))
     assert counts is not None
     more = ours.model_flops / without.model_flops
     assert more > 1
-    assert ours.gpu_hours == pytest.approx((without.gpu_hours or 0) * more)
+    (our_after, our_step), (after, step) = (after_and_step(plan) for plan in plans)
+    assert our_after > after  # the optimizer of the modules' own parameters
+    assert ours.gpu_hours == pytest.approx((without.gpu_hours or 0) * ((step - after) * more + our_after) / step)
+    assert our_step == pytest.approx(step + our_after - after)  # the plan's step is of the model's passes alone
     state = OPTIMIZER_BYTES["adamw"]
     assert ours.checkpoint_bytes - without.checkpoint_bytes == (2 + state) * counts.own
     assert (ours.module_params, without.module_params, without.module_bytes) == (counts.own, 0, 0)

@@ -298,7 +298,7 @@ def _deployment_info(deployment: Deployment, chosen_by: ChosenBy) -> DeploymentI
         micro_batch=train.micro_batch if train else None,
         gradient_bytes=train.gradient_bytes if train else None,
         precision=train.precision if train else None,
-        fp8_matmuls=train.fp8_matmuls if train and train.precision == "fp8" else None,
+        fp8_matmuls=train.fp8_scheme if train else None,
         left_open=_left_open(request),
     )
 

@@ -228,13 +228,15 @@ class PlanRequest(Options):
         Field(ge=1, le=LARGEST),
     ] = None
     precision: Annotated[
-        Literal["bf16", "fp8"],
-        Option("For training: matmuls in bf16 or fp8.", metavar="FORMAT", mode="train"),
+        Literal["bf16", "fp8", "mxfp8", "nvfp4"],
+        Option("For training: matmuls in bf16, fp8, mxfp8 or nvfp4.", metavar="FORMAT", mode="train"),
     ] = "bf16"
     fp8_matmuls: Annotated[
         str,
         Option(
-            "With --precision fp8: the scheme whose rules select the matmuls in fp8.", metavar="SCHEME", mode="train"
+            "With --precision fp8 or mxfp8: the scheme whose rules select the matmuls in that format.",
+            metavar="SCHEME",
+            mode="train",
         ),
     ] = "fp8"
     train_tokens: Annotated[

@@ -63,12 +63,12 @@ def serving_only(name: str) -> Problem:
 
 
 def _fp8(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
-    if request.precision == "fp8":
+    if request.precision in ("fp8", "mxfp8"):
         from l4spec.quantization.matmuls import matmul_problems
 
         yield from matmul_problems(graph, request.fp8_matmuls, "fp8_matmuls")
     elif request.fp8_matmuls != "fp8" and request.mode == "train":
-        yield Problem("needs --precision fp8", path="fp8_matmuls")
+        yield Problem("needs --precision fp8 or mxfp8", path="fp8_matmuls")
 
 
 def _adapters(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
@@ -82,7 +82,7 @@ def _adapters(request: PlanRequest, graph: LayerGraph) -> Iterator[Problem]:
     lora = lora_of(request.lora_rank, request.lora_targets)
     assert lora is not None
     yield from target_problems(graph, lora.targets, "lora_targets")
-    if request.precision == "fp8":
+    if request.precision != "bf16":
         yield Problem("adapters are trained in bf16", path="precision", hint="leave it out")
     if request.quantization not in (AS_PUBLISHED, UNQUANTIZED):
         computed = scheme_for(graph.model.spec, request.quantization).compute_dtype

@@ -134,6 +134,8 @@ def shape_of(graph: LayerGraph) -> tuple[int | None, ...] | None:
 def _settings(request: LaunchRequest, flavor: Flavor) -> dict[str, object]:
     layout, asked = request.plan.layout, request.plan.deployment
     optimizer, ranks = asked.optimizer or "", layout.dp * layout.ep
+    if asked.precision not in (None, "bf16", "fp8"):
+        refuse(TABLE.engine, f"its settings for {asked.precision} are not written here", "--precision bf16 or fp8")
     if asked.fp8_matmuls not in (None, "fp8"):
         refuse(TABLE.engine, f"its filters do not say what {asked.fp8_matmuls} does", "leave out --fp8-matmuls")
     if optimizer not in _DTYPES:

@@ -193,6 +193,8 @@ def stored_in(plan: Plan) -> str:
 
 def _training(plan: Plan) -> str:
     """Training settings as text, with the options that would fix those that were chosen."""
+    from planners.device.training_state import RUN
+
     asked = plan.deployment
     which = "" if asked.fp8_matmuls in (None, "fp8") else f" as {asked.fp8_matmuls} says"
     matmuls = "" if asked.precision in (None, "bf16") else f", matmuls in {asked.precision}{which}"
@@ -211,7 +213,7 @@ def _training(plan: Plan) -> str:
     passes = f"micro-batches of {whole(asked.micro_batch or 1)}"
     flags = ", ".join(flag_of(PlanRequest, name) for name in asked.left_open)
     several = plan.layout.cp > 1 or (asked.virtual_stages or 1) > 1
-    runtime = "l4spec" if asked.lora_rank else "l4spec.distribute" if several else None
+    runtime = "l4spec" if asked.lora_rank or asked.precision not in RUN else "l4spec.distribute" if several else None
     not_run = f"; planned, not run by {runtime}" if runtime else ""
     return f"{state}, {passes}{matmuls}{f' (chosen; fix with {flags})' if flags else ''}{not_run}"
 

@@ -16,7 +16,7 @@ from planners.catalog.cluster import resized
 from planners.clusters.training_search_types import LostTraining, RankedTraining, TrainingSearchAnswer
 from planners.counts.flops import count_flops
 from planners.counts.params import count_params
-from planners.device.training_state import OPTIMIZER_BYTES, PRECISIONS, WEIGHT_BYTES
+from planners.device.training_state import OPTIMIZER_BYTES, PEAKS, RUN, WEIGHT_BYTES
 from planners.plan import plan
 from planners.plan_types import Plan
 from planners.request import PlanRequest
@@ -109,7 +109,7 @@ def search_training(
 
 
 def _candidates(pools: list[Pool], request: SearchRequest) -> Iterator[_Candidate]:
-    precisions = (request.precision,) if "precision" in request.model_fields_set else PRECISIONS
+    precisions = (request.precision,) if "precision" in request.model_fields_set else RUN
     for pool in pools:
         for num_gpus in pool.sizes:
             for precision in precisions:
@@ -121,7 +121,9 @@ def _ruled_out(graph: LayerGraph, candidate: _Candidate, request: SearchRequest)
     cluster = resized(candidate.pool.cluster, candidate.num_gpus)
     hardware = cluster.hardware
     factors = training_efficiency(hardware.name)
-    if factors is None or candidate.precision not in factors.matmul:
+    peak_dtype = PEAKS[candidate.precision]
+    fitted_as = peak_dtype if candidate.precision == "nvfp4" else candidate.precision
+    if factors is None or fitted_as not in factors.matmul:
         why = f"no published training runs in {candidate.precision} on {hardware.name} are fitted"
         return candidate.lost("no_time", why)
     per_parameter = WEIGHT_BYTES + request.gradient_bytes + OPTIMIZER_BYTES[request.optimizer]
@@ -130,9 +132,9 @@ def _ruled_out(graph: LayerGraph, candidate: _Candidate, request: SearchRequest)
         gib = 1 << 30
         why = f"weights, gradients and states take {state / gib:,.0f} GiB, all devices have {room / gib:,.0f} GiB"
         return candidate.lost("memory", why)
-    peak = Machine(hardware, cluster.gpus_per_host).peak(candidate.precision)
+    peak = Machine(hardware, cluster.gpus_per_host).peak(peak_dtype)
     if peak is None:
-        return candidate.lost("no_time", f"no dense {candidate.precision} peak is published for {hardware.name}")
+        return candidate.lost("no_time", f"no dense {peak_dtype} peak is published for {hardware.name}")
     context = _request(candidate, request).tokens(graph)
     flops = count_flops(graph, context=context, batch=1).train_step / context * (request.train_tokens or 0)
     least = flops / peak / candidate.num_gpus

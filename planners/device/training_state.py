@@ -37,16 +37,20 @@ _WITH_MASTER = frozenset({"adamw", "sgd"})
 WEIGHT_BYTES = 2
 RING_BLOCKS = 4
 """Keys and values at work and those that arrive, and the gradients of both (Transformer Engine, context_parallel)."""
-PRECISIONS = ("bf16", "fp8")
+PRECISIONS = ("bf16", "fp8", "mxfp8", "nvfp4")
 """Formats of matmuls in training; saved tensors have their own."""
+RUN = ("bf16", "fp8")
+"""Formats that our own runtime trains in."""
+PEAKS = {"bf16": "bf16", "fp8": "fp8", "mxfp8": "fp8", "nvfp4": "fp4"}
+"""The number format at whose peak they run; mxfp8 scales 32 elements together (OCP MX), nvfp4 16."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSetting:
     """Memory settings of training. `gradient_bytes` is 2 or 4 per parameter.
 
-    `precision` is the format of matmuls. With `fp8`, weights are stored in bf16 and those that the scheme `fp8_matmuls`
-    packs are cast layer by layer; the casts are not counted.
+    `precision` is the format of matmuls. With `fp8` and `mxfp8`, weights are stored in bf16 and those that the scheme
+    `fp8_matmuls` packs are cast layer by layer, with `nvfp4` those of the scheme nvfp4; the casts are not counted.
     """
 
     optimizer: str = "adamw"
@@ -76,7 +80,17 @@ class TrainSetting:
     @property
     def matmuls(self) -> Quantization:
         """Rule table of the matmuls' formats, which a run uses too."""
-        return matmul_table(self.fp8_matmuls) if self.precision == "fp8" else scheme_named("bf16")
+        return scheme_named(self.precision) if self.fp8_scheme is None else matmul_table(self.fp8_scheme)
+
+    @property
+    def fp8_scheme(self) -> str | None:
+        """The scheme whose rules select the matmuls; None in other formats than fp8 and mxfp8."""
+        return self.fp8_matmuls if self.peak_dtype == "fp8" else None
+
+    @property
+    def peak_dtype(self) -> str:
+        """The number format at whose peak the matmuls run."""
+        return PEAKS[self.precision]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """Published training steps as predictions."""
 
 import re
-from dataclasses import replace
 
 from l4spec.layers.common.checkpointing import Checkpointing
 from l4spec.layers.declaration import Work
@@ -14,7 +13,7 @@ from planners.device.training_state import TrainSetting
 from planners.evidence.deployments import graph_of, hardware_of, machine_of, model_of
 from planners.evidence.rows import Row
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
-from planners.timing.training_report import after_passes_of
+from planners.timing.training_report import with_the_rest
 from planners.timing.training_step import TrainLoad, TrainModel
 
 METRICS = (
@@ -112,8 +111,7 @@ def _with_the_rest(row: Row, model: TrainModel, load: TrainLoad) -> TrainLoad:
         virtual_stages=load.virtual_stages,
     )
     placed = stages(model.graph, scheme_of(quantization("bf16")), layout.tp, layout.ep, layout.pp, train.virtual_stages)
-    updated, shared = after_passes_of(model, train, layout, placed, load.length, load.sequences)
-    return replace(load, updated_bytes=updated, shared_seconds=shared)
+    return with_the_rest(load, model, train, layout, placed)
 
 
 def _trainer(row: Row) -> str:

@@ -12,7 +12,7 @@ from planners.deployment import Deployment
 from planners.device.frozen_base import unpacked_of
 from planners.device.stages import PipelineStage, stages
 from planners.device.trainer_memory import is_known
-from planners.device.training_state import TrainSetting, updated_bytes
+from planners.device.training_state import RUN, TrainSetting, updated_bytes
 from planners.latency_types import Latency
 from planners.timing.efficiency import TrainingEfficiency, training_efficiency
 from planners.timing.likeness import errors_like, training_conditions
@@ -21,8 +21,11 @@ from planners.timing.training_step import TrainLoad, TrainModel
 
 _SECONDS_PER_HOUR = 3600
 _SLOW = "gradients and weights keep the links busy for longer than computation could hide: the step waits for them"
-_HIDDEN = "gradient and weight collectives of data parallelism are taken as hidden in computation to {:.0f} %"
-_CASTS = "matmuls of what the scheme {} packs are in fp8: attention scores and the rest in bf16, as are weights kept"
+_HIDDEN = (
+    "of gradients and weights between data-parallel ranks, {:.0f} % of one exchange a step is taken as not hidden, and "
+    "none of what ZeRO 2 and 3 send in other micro-batches"
+)
+_CASTS = "matmuls of what the scheme {} packs are in {}: attention scores and the rest in bf16, as are weights kept"
 _ADAPTERS = "times leave out the adapters' own products: nobody published them apart"
 _UNPACKED = "no fitted run has packed weights: unpacking {} is timed by the bytes that it moves"
 _OWN_MEMORY = "nobody published the memory of {}: it is planned as that of l4spec's own runtime"
@@ -53,10 +56,7 @@ class TimedTraining:
     @property
     def load(self) -> TrainLoad:
         """One step."""
-        layout, train = self.layout, self.train
-        length, sequences = self.deployment.context, self.deployment.batch
-        updated, shared = after_passes_of(self.model, train, layout, self._placed, length, sequences)
-        return replace(self.passes, updated_bytes=updated, shared_seconds=shared)
+        return with_the_rest(self.passes, self.model, self.train, self.layout, self._placed)
 
     @property
     def passes(self) -> TrainLoad:
@@ -76,6 +76,7 @@ class TimedTraining:
             checkpointing=train.checkpointing,
             sequence_parallel=train.sequence_parallel,
             trainer=train.trainer or "megatron",
+            matmul_format=train.precision if train.precision == "mxfp8" else None,
             frozen_weights=train.lora is not None,
             unpacked_bytes=self._unpacked_bytes,
         )
@@ -83,7 +84,7 @@ class TimedTraining:
     def seconds_of_passes(self) -> float | None:
         """Estimated seconds of the passes of a step: computing, its exchanges, the bubble; None without factors."""
         model = self.model
-        if model.efficiency is None or self.machine.peak(self.train.precision) is None:
+        if model.efficiency is None or self.machine.peak(self.train.peak_dtype) is None:
             return None
         return model.time(self.passes).estimate_seconds
 
@@ -111,25 +112,25 @@ class TimedTraining:
         return max(passes + self.model.after_passes(load), load.shared_seconds)
 
 
-def after_passes_of(
-    model: TrainModel,
-    train: TrainSetting,
-    layout: Layout,
-    placed: Iterable[PipelineStage],
-    length: int,
-    sequences: int,
-) -> tuple[int, float]:
-    """(bytes that the optimizer reads and writes, seconds that links need for gradients and weights) in a step.
-
-    Each of the device with the most; no step is shorter than the links need, however well that is hidden.
-    """
-    load = StepTokens.of(train, layout, length, sequences)
-    updated, shared = 0, 0.0
+def with_the_rest(
+    load: TrainLoad, model: TrainModel, train: TrainSetting, layout: Layout, placed: Iterable[PipelineStage]
+) -> TrainLoad:
+    """The load of a step's passes with what follows them: each of the device with the most, of the stages `placed`."""
+    tokens, once = StepTokens.of(train, layout, load.length, load.sequences), replace(train, zero_stage=1)
+    updated, shared, sent_once = 0, 0.0, 0.0
     for stage in placed:
         updated = max(updated, updated_bytes(model.graph, train, layout, stage))
-        sent = data_collectives(model.graph, train, layout, load, stage)
-        shared = max(shared, sum(link_seconds(model.machine, layout, each) for each in sent))
-    return updated, shared
+        shared = max(shared, _seconds_of_data(model, train, layout, tokens, stage))
+        sent_once = max(sent_once, _seconds_of_data(model, once, layout, tokens, stage))
+    return replace(load, updated_bytes=updated, shared_seconds=shared, once_seconds=sent_once)
+
+
+def _seconds_of_data(
+    model: TrainModel, train: TrainSetting, layout: Layout, tokens: StepTokens, stage: PipelineStage
+) -> float:
+    """Seconds that links need for gradients and weights: no step is shorter, however well that is hidden."""
+    sent = data_collectives(model.graph, train, layout, tokens, stage)
+    return sum(link_seconds(model.machine, layout, each) for each in sent)
 
 
 def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> Latency:
@@ -137,8 +138,8 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     timed = TimedTraining(deployment, machine, layout)
     train, model, load = timed.train, timed.model, timed.load
     factors = model.efficiency
-    if machine.peak(train.precision) is None:
-        return Latency(reason=f"no dense {train.precision} peak is published for {machine.hardware.name}")
+    if machine.peak(train.peak_dtype) is None:
+        return Latency(reason=f"no dense {train.peak_dtype} peak is published for {machine.hardware.name}")
     time = model.time(load)
     fitted = factors is not None and time.estimate_seconds is not None
     what = "training runs" if factors is None else f"training runs in {train.precision}"
@@ -151,7 +152,7 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
     )
     if factors is None or not fitted:
         return section
-    beyond = _beyond(factors, layout.num_devices, train.precision)
+    beyond = _beyond(factors, layout.num_devices, train)
     estimate, after = time.estimate_seconds or 0.0, model.after_passes(load)
     seconds = max(estimate, load.shared_seconds)
     slow = load.shared_seconds > estimate - after
@@ -166,13 +167,15 @@ def train_latency(deployment: Deployment, machine: Machine, layout: Layout) -> L
 
 def _notes(train: TrainSetting, layout: Layout, factors: TrainingEfficiency | None) -> tuple[str, ...]:
     """Assumptions: hidden communication, casts of fp8, memory of a trainer that is not known, and what does not run."""
-    hidden = _HIDDEN.format(100 * (1 - (factors.dp if factors else 0.0)))
-    casts = (_CASTS.format(train.fp8_matmuls),) if train.precision == "fp8" else ()
+    hidden = _HIDDEN.format(100 * (factors.dp if factors else 0.0))
+    packed = train.fp8_scheme or train.precision
+    casts = () if train.precision == "bf16" else (_CASTS.format(packed, train.precision),)
     own = () if is_known(train.trainer) else (_OWN_MEMORY.format(train.trainer),)
     planned = {
         "context parallelism": layout.cp > 1,
         "virtual stages": train.virtual_stages > 1,
         "adapters": train.lora is not None,
+        f"matmuls in {train.precision}": train.precision not in RUN,
     }
     not_run = " and ".join(name for name, is_asked in planned.items() if is_asked)
     return hidden, *casts, *own, *((_NOT_RUN.format(not_run),) if not_run else ())
@@ -201,13 +204,13 @@ def _idle(load: TrainLoad) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _beyond(factors: TrainingEfficiency, num_devices: int, precision: str) -> tuple[str, ...]:
+def _beyond(factors: TrainingEfficiency, num_devices: int, train: TrainSetting) -> tuple[str, ...]:
     """Note on an estimate for more devices than any fitted run had."""
-    most = factors.most_devices.get(precision)
+    most = factors.most_devices.get(train.peak_dtype)
     if most is None or num_devices <= most:
         return ()
     return (
-        f"fitted on {precision} runs of at most {most:,} devices: "
+        f"fitted on {train.peak_dtype} runs of at most {most:,} devices: "
         f"{num_devices:,} are an extrapolation ({factors.name})",
     )
 

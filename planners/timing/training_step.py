@@ -52,7 +52,7 @@ class TrainLoad:
     where they are packed, a pass over a device's weights moves `unpacked_bytes` (`planners.device.frozen_base`), once a
     micro-batch. `trainer` selects the trainer's factors; torchtitan's tensor parallelism hides nothing unless it is
     `async_tp`. `updated_bytes` are those that the optimizer reads and writes on one device, `shared_seconds` what its
-    links need for gradients and weights.
+    links need for gradients and weights, `once_seconds` what they need to send each of them once.
     """
 
     sequences: int
@@ -74,6 +74,7 @@ class TrainLoad:
     async_tp: bool = False
     updated_bytes: int = 0
     shared_seconds: float = 0.0
+    once_seconds: float = 0.0
 
     @property
     def ranks(self) -> int:
@@ -234,11 +235,14 @@ class TrainModel:
         return exposed * (slowest + load.bubble_beside(slowest)) - busy + self.after_passes(load)
 
     def after_passes(self, load: TrainLoad) -> float:
-        """Seconds of the optimizer, and of gradients and weights that nothing hides; 0 without factors."""
+        """Seconds of the optimizer, and of gradients and weights that nothing hides; 0 without factors.
+
+        ZeRO 2 and 3 send them in every micro-batch, of which the others hide those before the last.
+        """
         if self.efficiency is None:
             return 0.0
         updated = load.updated_bytes / self.machine.bandwidth
-        return self.efficiency.optimizer * updated + self.efficiency.dp * load.shared_seconds
+        return self.efficiency.optimizer * updated + self.efficiency.dp * load.once_seconds
 
 
 @kept_with(maxsize=1024)

@@ -1,6 +1,7 @@
 """Training steps: laws over layouts, recomputation and pipelines."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,14 +12,18 @@ from l4spec.layers.declaration import Work
 from l4spec.sharding.layout import Layout
 from l4spec.sharding.rules import split_layers
 from l4spec.units import ceil_div
+from planners import plan
 from planners.catalog import hardware, quantization
 from planners.counts.flops import model_flops
 from planners.counts.weights import scheme_of
 from planners.device.stages import every_stage
 from planners.device.training_state import TrainSetting, updated_bytes
+from planners.evidence.rows import published_rows
+from planners.evidence.training_replay import predict_training
 from planners.timing.efficiency import training_efficiency
 from planners.timing.machine import Machine
 from planners.timing.matmul_traffic import matmul_traffic
+from planners.timing.training_report import with_the_rest
 from planners.timing.training_step import TrainLoad, TrainModel, communication_seconds
 
 LOAD = TrainLoad(sequences=128, length=8192, num_devices=64)
@@ -176,7 +181,7 @@ def test_an_optimizer_moves_thirty_bytes_a_parameter_and_zero_shares_them() -> N
 def test_what_follows_the_passes_adds_to_the_step() -> None:
     model = trained()
     assert model.efficiency is not None
-    more = replace(LOAD, updated_bytes=10**11, shared_seconds=0.5)
+    more = replace(LOAD, updated_bytes=10**11, once_seconds=0.5)
     added = model.efficiency.optimizer * 1e11 / model.machine.bandwidth + model.efficiency.dp * 0.5
     assert estimate(model, more) == pytest.approx(estimate(model, LOAD) + added)
 
@@ -188,3 +193,37 @@ def test_torchtitan_runs_half_of_the_matmuls_again_and_hides_tensor_parallelism_
     assert LOAD.passes == replace(LOAD, checkpointing="selective").passes
     assert estimate(model, replace(titan, async_tp=True)) < estimate(model, titan)
     assert estimate(model, titan) < estimate(model, replace(titan, checkpointing="selective"))
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "row"), [("mxfp8", "GB200", "TRN-0119"), ("nvfp4", "GB200", "TRN-0121")]
+)
+def test_a_plan_in_a_blackwell_format_takes_as_long_as_the_replay_of_a_published_run(
+    precision: str, device: str, row: str
+) -> None:
+    """NVIDIA's Llama-3-70B on 64 GB200 (Megatron-Bridge's performance summary)."""
+    published = next(each for each in published_rows() if each.id == row)
+    graph = l4spec.compile(l4spec.load("llama-3.1-70b"))
+    options: dict[str, Any] = {"tp": 2, "pp": 4, "virtual_stages": 5, "zero_stage": 1, "micro_batch": 1}
+    options |= {"gradient_bytes": 2, "batch": 256, "checkpointing": "none", "trainer": "megatron"}
+    planned = plan(graph, gpus="64xGB200", mode="train", precision=precision, **options)
+    assert planned.latency is not None
+    replayed = predict_training(published)
+    assert not isinstance(replayed, str)
+    assert 256 * 8192 / 64 / (planned.latency.step_time_seconds or 0) == pytest.approx(replayed[0], rel=1e-9)
+    assert any("not run by l4spec" in note and precision in note for note in planned.latency.notes)
+
+
+def test_a_format_without_published_runs_has_a_bound_alone() -> None:
+    planned = plan(l4spec.compile(l4spec.load("llama-3.1-8b")), gpus="8xH100", mode="train", precision="mxfp8")
+    assert planned.latency is not None
+    assert planned.latency.step_time_seconds is None
+    assert planned.latency.reason == "no published training runs in mxfp8 on h100-sxm are fitted: bounds only"
+
+
+def test_gradients_that_zero_sends_in_every_micro_batch_are_hidden_but_for_the_last() -> None:
+    model = trained("llama-3.1-8b")
+    layout, load = Layout(dp=64), replace(LOAD, micro_batch=1)
+    placed = [*every_stage(model.graph, model.scheme, 1, 1, 1)]
+    one, three = (with_the_rest(load, model, TrainSetting(zero_stage=stage), layout, placed) for stage in (1, 3))
+    assert three.shared_seconds > one.shared_seconds == one.once_seconds == three.once_seconds > 0

@@ -120,8 +120,11 @@ def with_the_rest(
     updated, shared, sent_once = 0, 0.0, 0.0
     for stage in placed:
         updated = max(updated, updated_bytes(model.graph, train, layout, stage))
-        shared = max(shared, _seconds_of_data(model, train, layout, tokens, stage))
-        sent_once = max(sent_once, _seconds_of_data(model, once, layout, tokens, stage))
+        of_stage = _seconds_of_data(model, train, layout, tokens, stage)
+        shared = max(shared, of_stage)
+        if train.zero_stage != once.zero_stage:
+            of_stage = _seconds_of_data(model, once, layout, tokens, stage)
+        sent_once = max(sent_once, of_stage)
     return replace(load, updated_bytes=updated, shared_seconds=shared, once_seconds=sent_once)
 
 
